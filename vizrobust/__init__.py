@@ -1,0 +1,1 @@
+"""vizrobust: what adversarial training does to an image classifier, in numbers and pictures."""

@@ -1,0 +1,40 @@
+"""Attacks: threat models (balls), losses, and the gradient attacks built from them."""
+
+from vizrobust.attacks.balls import BALLS, L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.fit import fit
+from vizrobust.attacks.gradient import ATTACKS, FGSM, ISM, PGD, Attack, Attacked
+from vizrobust.attacks.losses import LOSSES
+from vizrobust.spec import parse
+
+NAMES = {**BALLS, **ATTACKS}
+
+__all__ = [
+    "ATTACKS",
+    "BALLS",
+    "FGSM",
+    "ISM",
+    "L2",
+    "LOSSES",
+    "NAMES",
+    "PGD",
+    "Attack",
+    "Attacked",
+    "Ball",
+    "Linf",
+    "fit",
+    "parse_attack",
+    "per_image",
+    "radius",
+]
+
+
+def parse_attack(text: str) -> Attack:
+    """An attack from its text; ``ValueError`` if it is a ball or anything else.
+
+    >>> parse_attack("fgsm")
+    FGSM()
+    """
+    attack = parse(text, NAMES, "attack")
+    if not isinstance(attack, tuple(ATTACKS.values())):  # type: ignore[arg-type]
+        raise ValueError(f"{text!r} is not an attack; there are: {', '.join(ATTACKS)}")
+    return attack  # type: ignore[no-any-return]

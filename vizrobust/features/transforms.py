@@ -1,0 +1,115 @@
+"""Random transforms that a feature image must survive, each image with its own stream of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vizrobust.rng import Streams
+from vizrobust.spec import named, spec
+
+
+class Transform(Protocol):
+    """``transform(image, streams)``: (N, C, H, W) -> (N, C, H', W'); differentiable, identity at strength 0."""
+
+    def __call__(self, image: Tensor, streams: Streams) -> Tensor: ...
+
+
+@spec
+@dataclass(frozen=True)
+class Jitter:
+    """Shift by whole pixels, up to `size` of the image's side each way; what comes in is mirrored. No resampling."""
+
+    size: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        _check_share("Jitter", "size", self.size)
+
+    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
+        height, width = image.shape[2:]
+        dy, dx = round(self.size * height), round(self.size * width)
+        offsets = streams.uniform(2)
+        if dy == 0 and dx == 0:
+            return image
+        padded = F.pad(image, (dx, dx, dy, dy), mode="reflect")
+        # The streams live on the CPU, so reading the offsets costs no synchronization.
+        corners = (offsets * torch.tensor([2 * dy + 1, 2 * dx + 1])).long().tolist()
+        crops = [padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)]
+        return torch.stack(crops)
+
+
+@spec
+@dataclass(frozen=True)
+class Affine:
+    """Scale, rotation and shift in one bilinear resampling; what comes in from outside is mirrored.
+
+    `scale` is the largest relative zoom in or out, `rotate` the largest angle in degrees, `shift` the largest
+    shift as a share of the image's side.
+    """
+
+    scale: float = 0.1
+    rotate: float = 10.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("Affine", "scale", self.scale)
+        _check_share("Affine", "shift", self.shift)
+        if not 0 <= self.rotate <= 180:
+            raise ValueError(f"Affine: rotate must be between 0 and 180 degrees, got {self.rotate:g}")
+
+    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
+        draws = 2 * streams.uniform(4).to(image) - 1
+        if self.scale == self.rotate == self.shift == 0:
+            return image
+        height, width = image.shape[2:]
+        # Zooming in by z means looking at a part of the image that is z times smaller.
+        zoom = torch.exp(-draws[:, 0] * math.log1p(self.scale))
+        angle = draws[:, 1] * math.radians(self.rotate)
+        cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
+        dx, dy = 2 * self.shift * draws[:, 2], 2 * self.shift * draws[:, 3]
+        # grid_sample's coordinates run from -1 to 1 on both axes; a rotation must not squeeze an oblong image.
+        rows = (torch.stack((cos, -sin * height / width, dx), 1), torch.stack((sin * width / height, cos, dy), 1))
+        grid = F.affine_grid(torch.stack(rows, 1), list(image.shape), align_corners=False)
+        return F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+
+
+@spec
+@dataclass(frozen=True)
+class Pad:
+    """Enlarge the canvas by `size` of the image's side each way, filled with `value`, so that no edge is special.
+
+    It is the one transform that changes the shape; `transformed` crops back to the image's own.
+    """
+
+    size: float = 1 / 8
+    value: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share("Pad", "size", self.size)
+        _check_share("Pad", "value", self.value)
+
+    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
+        dy, dx = round(self.size * image.shape[2]), round(self.size * image.shape[3])
+        return F.pad(image, (dx, dx, dy, dy), value=self.value) if dy or dx else image
+
+
+TRANSFORMS = named(Jitter, Affine, Pad)
+
+
+def transformed(image: Tensor, transforms: tuple[Transform, ...], streams: Streams) -> Tensor:
+    """All transforms one after the other, then the centre at the image's own size."""
+    height, width = image.shape[2:]
+    for transform in transforms:
+        image = transform(image, streams)
+    top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
+    return image[:, :, top : top + height, left : left + width]
+
+
+def _check_share(owner: str, name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{owner}: {name} must be between 0 and 1, got {value:g}")

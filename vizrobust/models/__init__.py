@@ -1,0 +1,26 @@
+"""Networks: architectures by name, layers and activations, checkpoints in our format and in other people's."""
+
+from vizrobust.models.architectures import architecture
+from vizrobust.models.borrow import borrowed
+from vizrobust.models.checkpoints import Checkpoint, Description, save_checkpoint
+from vizrobust.models.layers import LOGITS, Layer, activations, layer, layers
+from vizrobust.models.networks import ARCHS
+from vizrobust.models.normalized import Normalized
+from vizrobust.models.references import builtin_names, load_checkpoint
+
+__all__ = [
+    "ARCHS",
+    "LOGITS",
+    "Checkpoint",
+    "Description",
+    "Layer",
+    "Normalized",
+    "activations",
+    "architecture",
+    "borrowed",
+    "builtin_names",
+    "layer",
+    "layers",
+    "load_checkpoint",
+    "save_checkpoint",
+]

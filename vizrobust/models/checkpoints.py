@@ -1,0 +1,154 @@
+"""Our checkpoint file: one .safetensors with a JSON description; loading it runs no code from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from vizrobust.models.normalized import Normalized
+from vizrobust.runs import write_atomic
+
+FORMAT = 1
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says about itself; stored as JSON in the file's metadata.
+
+    `arch` is an architecture reference, `normalization` a mean and a standard deviation per channel,
+    `training` a training spec as text (empty if unknown), `attack_steps` the K of adversarial training (None if
+    unknown), `metrics` what was measured: ``clean``, ``robust`` and the attack and images behind them.
+    """
+
+    arch: str
+    input_shape: Shape
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data: str = ""
+    training: str = ""
+    attack_steps: int | None = None
+    eps: float | None = None
+    norm: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    arch_sha256: str = ""
+
+    def to_json(self) -> str:
+        plain = dict(self.__dict__)
+        plain["normalization"] = {"mean": plain.pop("mean"), "std": plain.pop("std")}
+        return json.dumps({"format": FORMAT, **plain})
+
+    @staticmethod
+    def from_json(text: str) -> Description:
+        """Raises ``ValueError`` where the text is not a description of this format."""
+        try:
+            plain = json.loads(text)
+            if plain.pop("format") != FORMAT:
+                raise ValueError("written by a newer vizrobust")
+            normalization = plain.pop("normalization")
+            shape = tuple(int(size) for size in plain.pop("input_shape"))
+            return Description(
+                mean=tuple(normalization["mean"]),
+                std=tuple(normalization["std"]),
+                input_shape=(shape[0], shape[1], shape[2]),
+                classes=tuple(plain.pop("classes")),
+                **plain,
+            )
+        except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"its description is not in vizrobust's format ({error})") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with what is known about it. `name` is what the user called it."""
+
+    name: str
+    about: Description
+    state: Mapping[str, Tensor]
+    build: Callable[[], nn.Module]
+
+    def net(self) -> nn.Module:
+        """A new network with the checkpoint's weights, normalization inside, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
+            body = self.build()
+        load_strictly(body, self.state, f"{self.name} ({self.about.arch})")
+        return Normalized(body, self.about.mean, self.about.std).eval()
+
+    def random_net(self, seed: int = 0) -> nn.Module:
+        """The same architecture with freshly initialised weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Normalized(self.build(), self.about.mean, self.about.std).eval()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the weights alone: the same for the same network under another name or description."""
+        return weights_sha256(self.state)
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def body_state(net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network without its normalization, contiguous and on the CPU."""
+    body = net.net if isinstance(net, Normalized) else net
+    return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}
+
+
+def save_checkpoint(path: Path | str, state: Mapping[str, Tensor], about: Description) -> None:
+    """Write a checkpoint file, whole or not at all."""
+    content = save(dict(state), metadata={"vizrobust": about.to_json()})
+    write_atomic(path, lambda file: file.write(content))
+
+
+def read_checkpoint(path: Path | str) -> tuple[Description, dict[str, Tensor]]:
+    """Description and weights of a file in our format. Raises ``ValueError`` that says what is wrong with it."""
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is truncated or not a safetensors file ({error}); get it again") from error
+    if "vizrobust" not in metadata:
+        raise ValueError(f"{str(path)!r} was not written by vizrobust; convert it once with: vizrobust import {path} --arch …")
+    try:
+        return Description.from_json(metadata["vizrobust"]), state
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
+
+
+def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy weights into a network; a ``ValueError`` names the keys and shapes that do not fit."""
+    own = net.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
+        for title, keys in (("missing", missing), ("extra", extra), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"the weights do not fit {what}; {'; '.join(problems)}")
+    net.load_state_dict(dict(state))

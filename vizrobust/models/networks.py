@@ -1,0 +1,111 @@
+"""The built-in architectures: small networks whose layers have names a person can read."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizrobust.spec import named
+
+Shape = tuple[int, int, int]
+
+# Four stages from this image size on, so that the last feature map is 8 px wide at 64 px as well as at 32 px.
+FOUR_STAGES_FROM = 48
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions and two linear layers: the 166,406-parameter network of Wong et al. 2020 at 28 px."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv1 = nn.Conv2d(channels, 16, 4, stride=2, padding=1)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(16, 32, 4, stride=2, padding=1)
+        self.relu2 = nn.ReLU()
+        self.flatten = nn.Flatten()
+        self.linear1 = nn.Linear(32 * (height // 4) * (width // 4), 100)
+        self.relu3 = nn.ReLU()
+        self.linear2 = nn.Linear(100, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.conv1(x))
+        x = self.relu2(self.conv2(x))
+        x = self.relu3(self.linear1(self.flatten(x)))
+        return self.linear2(x)  # type: ignore[no-any-return]
+
+
+class BlurPool(nn.Module):
+    """Halve the image after a [1, 2, 1] blur, which is zero at the Nyquist frequency (Zhang 2019).
+
+    A strided convolution in its place leaves a two-pixel grid in every feature image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Two 2 x 2 means in a row are the [1, 2, 1] blur.
+        once = F.avg_pool2d(F.pad(x, (1, 0, 1, 0), mode="replicate"), 2, stride=1)
+        return F.avg_pool2d(once, 2)
+
+
+class Block(nn.Module):
+    """A pre-activation residual block (He et al. 2016); `halve` shrinks its input without aliasing."""
+
+    def __init__(self, inner: int, outer: int, halve: bool) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.relu1 = nn.ReLU()
+        self.pool = BlurPool() if halve else nn.Identity()
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.shortcut = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.pool(self.relu1(self.bn1(x)))
+        skip = self.shortcut(active) if isinstance(self.shortcut, nn.Conv2d) else self.pool(x)
+        return skip + self.conv2(self.relu2(self.bn2(self.conv1(active))))  # type: ignore[no-any-return]
+
+
+class ResNetSmall(nn.Module):
+    """A pre-activation residual network with anti-aliased downsampling, the stem included.
+
+    308,106 parameters below 48 px (three stages), 497,914 from there on (four stages behind a halving stem),
+    for three channels and ten classes.
+    """
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        large = min(shape[1:]) >= FOUR_STAGES_FROM
+        widths = (24, 48, 96, 144) if large else (32, 64, 128)
+        self.stem = nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False)
+        self.pool = BlurPool() if large else nn.Identity()
+        self.stages: list[str] = []
+        inner = widths[0]
+        for number, width in enumerate(widths, start=1):
+            self.add_module(f"stage{number}", Block(inner, width, halve=number > 1))
+            self.stages.append(f"stage{number}")
+            inner = width
+        self.bn = nn.BatchNorm2d(inner)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(inner, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x))
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        x = self.relu(self.bn(x)).mean((2, 3))
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+def small_cnn(shape: Shape, classes: int) -> nn.Module:
+    """Two strided convolutions (`conv1`, `conv2`) and two linear layers (`linear1`, `linear2`)."""
+    return SmallCNN(shape, classes)
+
+
+def resnet_small(shape: Shape, classes: int) -> nn.Module:
+    """Pre-activation residual network with anti-aliased downsampling (`stem`, `stage1` … `linear`)."""
+    return ResNetSmall(shape, classes)
+
+
+ARCHS = named(small_cnn, resnet_small)

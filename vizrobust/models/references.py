@@ -1,0 +1,114 @@
+"""From a model reference (a built-in name, a file, a run folder, torchvision:NAME) to a checkpoint."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vizrobust.models.architectures import Build, architecture, code_sha256, is_user_code
+from vizrobust.models.checkpoints import Checkpoint, Description, body_state, read_checkpoint
+from vizrobust.spec import unknown
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def builtin_names() -> list[str]:
+    """The checkpoints that come with the package, in the order of their attack steps."""
+    folder = files("vizrobust.models").joinpath("builtin")
+    names = [item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors")]
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts k2 before k16."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -> Checkpoint:
+    """The checkpoint that `ref` names.
+
+    A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
+    weights from torch's cache, or fetched with `download`) or ``torchvision:NAME@random``. A checkpoint whose
+    network is the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or
+    ``FileNotFoundError`` with the next step.
+    """
+    if ref.startswith("torchvision:"):
+        return _torchvision(ref, download)
+    path = _file(ref)
+    about, state = read_checkpoint(path)
+    return Checkpoint(ref, about, state, _build(ref, about, arch))
+
+
+def _file(ref: str) -> Path:
+    path = Path(ref)
+    if path.is_dir():
+        if (path / CHECKPOINT_FILE).is_file():
+            return path / CHECKPOINT_FILE
+        state = " yet; its training has not ended" if (path / "state.pt").is_file() else ""
+        raise FileNotFoundError(f"folder {ref!r} holds no {CHECKPOINT_FILE}{state}")
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise ValueError(f"{ref!r} is not in vizrobust's format; convert it once: vizrobust import {ref} --arch … --out …")
+        return path
+    if ref in builtin_names():
+        return Path(str(files("vizrobust.models").joinpath("builtin", f"{ref}.safetensors")))
+    if path.suffix or "/" in ref:
+        raise FileNotFoundError(f"no file or folder {ref!r}")
+    raise ValueError(unknown(ref, builtin_names(), "model") + " (or give a file, a run folder or torchvision:NAME)")
+
+
+def _build(ref: str, about: Description, arch: str | None) -> Build:
+    if is_user_code(about.arch):
+        if arch is None:
+            raise ValueError(f"{ref!r} needs your code: give --arch {about.arch} again (it runs that file)")
+        if code_sha256(arch) != about.arch_sha256:
+            warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=2)
+        return architecture(arch, about.input_shape, len(about.classes))
+    return architecture(about.arch, about.input_shape, len(about.classes))
+
+
+def _torchvision(ref: str, download: bool) -> Checkpoint:
+    from torchvision.models import get_model, get_model_weights, list_models
+
+    name, _, variant = ref.removeprefix("torchvision:").partition("@")
+    if name not in list_models():
+        raise ValueError(unknown(name, list_models(), "torchvision model"))
+    if variant not in ("", "random"):
+        raise ValueError(f"no variant {variant!r} of torchvision:{name}; there is only @random (untrained)")
+    weights = get_model_weights(name).DEFAULT
+    presets = weights.transforms()
+    size = getattr(presets, "crop_size", [224])[0]
+    about = Description(
+        arch=f"torchvision:{name}",
+        input_shape=(3, size, size),
+        classes=tuple(weights.meta["categories"]),
+        mean=tuple(getattr(presets, "mean", IMAGENET_MEAN)),
+        std=tuple(getattr(presets, "std", IMAGENET_STD)),
+        data="imagenet",
+        training="" if variant == "random" else f"published weights {weights}",
+    )
+
+    def build() -> nn.Module:
+        return get_model(name, weights=None)  # type: ignore[no-any-return]
+
+    if variant == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Checkpoint(ref, about, body_state(build()), build)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if not cached.is_file() and not download:
+        raise FileNotFoundError(f"the weights of {ref} are not in {cached.parent}; add --download, or use {ref}@random (untrained)")
+    state = dict(weights.get_state_dict(progress=False, check_hash=True))
+    return Checkpoint(ref, replace(about, metrics=_published(weights.meta)), state, build)
+
+
+def _published(meta: dict[str, object]) -> dict[str, object]:
+    return {"published": meta["_metrics"]} if "_metrics" in meta else {}

@@ -1,0 +1,180 @@
+"""A run: a folder with run.json, rows.jsonl and images/, written atomically and taken up where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+Row = dict[str, Any]
+
+
+class Run:
+    """A folder that holds the rows of one command and goes on where an earlier process stopped.
+
+    `identity` is everything that the rows depend on and that must not change within the folder (not the
+    checkpoints, units and seeds: those may grow); `record` is what is worth knowing besides. Opening a folder
+    with another identity raises ``ValueError`` that names the difference, and leaves the folder as it is.
+    """
+
+    def __init__(
+        self, folder: Path | str, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
+        old = read_run(self.folder)
+        if old is not None:
+            _refuse_other(self.folder, old, described)
+        elif self.folder.is_dir() and any(not item.name.startswith(".") for item in self.folder.iterdir()):
+            raise ValueError(f"folder {str(self.folder)!r} holds other files; give --out a new or empty folder")
+        make_folder(self.folder)
+        self.info: dict[str, Any] = {**(old or {}), **described, **json.loads(json.dumps(dict(record or {})))}
+        write_json(self.folder / "run.json", self.info)
+        self._rows_file = self.folder / "rows.jsonl"
+        _drop_incomplete_row(self._rows_file)
+
+    def rows(self) -> list[Row]:
+        return read_rows(self.folder)
+
+    def add(self, row: Row) -> None:
+        """Append a row; it is on disk when this returns."""
+        with self._rows_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def add_image(self, row: Row, image: np.ndarray[Any, Any], name: str) -> Row:
+        """Save the picture first and its row second, so that a row always has its picture; returns the row."""
+        full = {**row, "image": name}
+        write_png(self.folder / name, image, {"vizrobust": json.dumps(full, ensure_ascii=False)})
+        self.add(full)
+        return full
+
+
+def default_folder(command: str, identity: Mapping[str, Any], root: Path | str = "runs") -> Path:
+    """``runs/<command>-<8 hex digits of the identity>``."""
+    return Path(root) / f"{command}-{digest(identity)}"
+
+
+def digest(x: Any) -> str:
+    """8 hex digits that name a JSON value."""
+    return hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def file_sha256(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def slug(text: str) -> str:
+    """A text as a file name: letters, digits, dot, underscore and minus."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "x"
+
+
+def read_run(folder: Path | str) -> dict[str, Any] | None:
+    """The folder's run.json, or None where there is none. Raises ``ValueError`` if it cannot be read."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not readable ({error}); give --out another folder") from error
+    if not isinstance(info, dict) or not isinstance(info.get("identity"), dict):
+        raise ValueError(f"{str(path)!r} was not written by vizrobust; give --out another folder")
+    return info
+
+
+def read_rows(folder: Path | str) -> list[Row]:
+    """All complete rows of a run folder, in the order in which they were written."""
+    path = Path(folder) / "rows.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{str(folder)!r} is a file, not a folder; give --out another name") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well; otherwise nothing is left."""
+    path = Path(path)
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path | str, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path | str, rows: list[Row]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str, str]) -> None:
+    """A (H, W) or (H, W, 3) uint8 picture, with text chunks."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        chunks.add_itxt(key, text)
+    picture = Image.fromarray(image)
+    write_atomic(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks))
+
+
+def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if old.get("command") != new["command"]:
+        raise ValueError(
+            f"folder {str(folder)!r} holds a run of {old.get('command')!r}, not of {new['command']!r}; give --out another folder"
+        )
+    before, after = old["identity"], new["identity"]
+    for key in [*after, *(key for key in before if key not in after)]:
+        if before.get(key) != after.get(key):
+            raise ValueError(
+                f"folder {str(folder)!r} holds another run: {key} was {before.get(key)!r}, now {after.get(key)!r}; "
+                "give --out another folder"
+            )
+
+
+def _drop_incomplete_row(path: Path) -> None:
+    """Cut what a killed process left after the last line break."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) != len(content):
+        write_atomic(path, lambda file: file.write(complete))

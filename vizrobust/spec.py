@@ -1,0 +1,235 @@
+"""Text to frozen dataclass and back: one notation for files, labels, test ids and the command line."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import lru_cache, wraps
+from types import NoneType, UnionType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Names = Mapping[str, Callable[..., Any]]
+
+_SCALARS: tuple[type, ...] = (bool, int, float, str)
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def spec(cls: type[T]) -> type[T]:
+    """Class decorator on top of ``@dataclass(frozen=True)``: a repr that reads back, and checked fields.
+
+    Numbers are brought to the annotated type (``1`` becomes ``1.0`` in a float field), so equal specs
+    have equal texts. Raises ``ValueError`` naming class, field and value where the type is wrong.
+
+    >>> from dataclasses import dataclass
+    >>> @spec
+    ... @dataclass(frozen=True)
+    ... class Step:
+    ...     size: float = 1.0
+    ...     count: int = 1
+    >>> Step(size=8 / 255), Step(2)
+    (Step(size=8/255), Step(size=2.0))
+    """
+    init = cls.__init__
+
+    @wraps(init)
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        if len(args) > len(names):
+            raise ValueError(f"{cls.__name__} takes {len(names)} values ({', '.join(names)}), got {len(args)}")
+        values = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in names:
+                raise ValueError(unknown(name, names, f"field of {cls.__name__}"))
+            if name in values:
+                raise ValueError(f"{cls.__name__}: {name} is given twice")
+            values[name] = value
+        hints = _hints(cls)
+        missing = [f.name for f in fields(cls) if f.name not in values and not _has_default(f)]  # type: ignore[arg-type]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs {', '.join(missing)}")
+        init(self, **{name: _fit(cls.__name__, name, value, hints[name]) for name, value in values.items()})
+
+    cls.__init__ = checked_init  # type: ignore[method-assign]
+    cls.__repr__ = show  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def show(x: Any) -> str:
+    """The text of a spec: ``Name(field=value, ...)`` without the fields that have their default value."""
+    parts = [
+        f"{field.name}={_text(getattr(x, field.name))}"
+        for field in fields(x)
+        if not (_has_default(field) and getattr(x, field.name) == _default(field))
+    ]
+    return f"{type(x).__name__}({', '.join(parts)})"
+
+
+def named(*things: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """A catalogue: the things under their own names."""
+    return {thing.__name__: thing for thing in things}
+
+
+def lookup(catalogue: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry called `name`, in any case; otherwise a ``ValueError`` that suggests the nearest one."""
+    if name in catalogue:
+        return catalogue[name]
+    folded = {key.lower(): value for key, value in catalogue.items()}
+    if name.lower() in folded:
+        return folded[name.lower()]
+    raise ValueError(unknown(name, catalogue, kind))
+
+
+def unknown(name: str, known: Iterable[str], kind: str) -> str:
+    """One sentence for a name that is not there: the name, the nearest known ones or all of them."""
+    known = list(known)
+    by_lower = {key.lower(): key for key in known}
+    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none'}"
+    return f"no {kind} {name!r}; {hint}"
+
+
+def parse(text: str, names: Names, kind: str = "spec") -> Any:
+    """Read a spec from its text; ``parse(repr(x), names) == x``.
+
+    The grammar: calls, literals, tuples, ``a/b``, and ``+ - *`` between whatever supports them; a bare name is
+    a call without arguments. Nothing is evaluated: names come from `names` alone, in any case.
+    Raises ``ValueError`` for anything else.
+
+    >>> from vizrobust.attacks import NAMES
+    >>> parse("pgd(steps=7, ball=linf(eps=8/255))", NAMES)
+    PGD(steps=7, ball=Linf(eps=8/255))
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"cannot read {kind} {text!r}: write it like Name(field=value)") from error
+    return _build(tree.body, names, kind, text)
+
+
+def vary(x: T, **changes: Any) -> T:
+    """`x` with the named fields replaced wherever it, or a spec inside it, has them; other names are ignored.
+
+    >>> from vizrobust.attacks import PGD, Linf
+    >>> vary(PGD(ball=Linf(eps=0.3)), eps=0.1, steps=7)
+    PGD(steps=7, ball=Linf(eps=0.1))
+    """
+    new: dict[str, Any] = {}
+    for field in fields(x):  # type: ignore[arg-type]
+        value = getattr(x, field.name)
+        if field.name in changes:
+            new[field.name] = changes[field.name]
+        elif is_dataclass(value) and not isinstance(value, type):
+            new[field.name] = vary(value, **changes)
+    return replace(x, **new) if new else x  # type: ignore[type-var]
+
+
+def _build(node: ast.expr, names: Names, kind: str, text: str) -> Any:
+    def build(child: ast.expr) -> Any:
+        return _build(child, names, "name", text)
+
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.Name(id="inf"):
+            return math.inf
+        case ast.Name(id=name):
+            return _call(lookup(names, name, kind), name, (), {})
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(build(item) for item in items)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -build(operand)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            a, b = build(left), build(right)
+            if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
+                raise ValueError(f"in {text!r}, a/b is for two numbers with b not 0")
+            return a / b
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
+            return _arithmetic(op, build(left), build(right), text)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
+            values = {str(keyword.arg): build(keyword.value) for keyword in keywords}
+            return _call(lookup(names, name, kind), name, tuple(build(arg) for arg in args), values)
+    raise ValueError(f"cannot read {ast.unparse(node)!r} in {kind} {text!r}: write it like Name(field=value)")
+
+
+def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
+    try:
+        match op:
+            case ast.Add():
+                return a + b
+            case ast.Sub():
+                return a - b
+        return a * b
+    except TypeError as error:
+        raise ValueError(f"in {text!r}, {_text(a)} and {_text(b)} cannot be combined") from error
+
+
+def _call(thing: Callable[..., Any], name: str, args: tuple[Any, ...], values: dict[str, Any]) -> Any:
+    try:
+        return thing(*args, **values)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    match value:
+        case bool() | int() | None:
+            return repr(value)
+        case float():
+            return _float_text(value)
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case tuple():
+            inner = ", ".join(_text(item) for item in value)
+            return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
+
+
+def _float_text(value: float) -> str:
+    plain = repr(value)
+    if not math.isfinite(value):
+        return plain
+    steps = round(value * 255)
+    as_fraction = f"{steps}/255"
+    # 0.2 is exactly 51/255 too: the shorter text is what a person would write.
+    return as_fraction if steps / 255 == value and len(as_fraction) < len(plain) else plain
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _has_default(field: Any) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not MISSING else field.default_factory()
+
+
+def _fit(owner: str, name: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type, or a ValueError."""
+    allowed = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    scalars = [kind for kind in allowed if kind in _SCALARS]
+    if isinstance(value, bool):
+        fits = bool in scalars
+    elif isinstance(value, int) and int not in scalars and float in scalars:
+        return float(value)
+    elif isinstance(value, str | int | float):
+        fits = type(value) in scalars
+    elif value is None:
+        fits = NoneType in allowed
+    else:
+        fits = len(scalars) < len([kind for kind in allowed if kind is not NoneType])
+    if isinstance(value, float) and math.isnan(value):
+        fits = False
+    if not fits:
+        words = " or ".join(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in allowed if kind is not NoneType)
+        raise ValueError(f"{owner}: {name} must be {words}, got {_text(value)}")
+    return value

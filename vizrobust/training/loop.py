@@ -1,0 +1,163 @@
+"""The training loop: adversarial examples of the present weights, one weight step for each batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, first
+from vizrobust.features.transforms import Jitter
+from vizrobust.models import Normalized, architecture
+from vizrobust.rng import Streams
+from vizrobust.robustness import evaluate, gather, share
+from vizrobust.spec import vary
+from vizrobust.training.recipe import Training
+
+WATCHED_IMAGES = 200
+WATCHED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an epoch is: `batch` of `batches` done, with the mean loss so far."""
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+
+
+class Trainer:
+    """A network on its way through a recipe; its state after each epoch is all that the rest depends on.
+
+    Every random number is a function of (seed, epoch, image), so a run that is taken up again goes on bit for bit
+    as if it had never stopped, at the same thread count.
+    """
+
+    def __init__(self, recipe: Training, data: DataSet, compute: Compute) -> None:
+        self.recipe, self.data, self.compute = recipe, data, compute
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            body = architecture(recipe.arch, data.shape, len(data.classes))()
+        self.net = compute.place(Normalized(body, data.mean, data.std))
+        self.batches = math.ceil(len(data.train) / recipe.batch_size)
+        self.optimizer = _optimizer(recipe, self.net)
+        total = recipe.epochs * self.batches
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.lr, total_steps=total + 1)
+        self.metrics: list[dict[str, Any]] = []
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.metrics)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on; loads with ``weights_only=True``."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "metrics": self.metrics,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.metrics = list(state["metrics"])
+
+    def attack_now(self) -> Attack | None:
+        """The recipe's attack with this epoch's eps (and alpha, where it is fixed, in proportion)."""
+        attack = self.recipe.attack
+        if attack is None or self.epoch >= self.recipe.ramp:
+            return attack
+        part = (self.epoch + 1) / (self.recipe.ramp + 1)
+        alpha = getattr(attack, "alpha", None)
+        changes = {"eps": (attack.ball.eps or 0.0) * part}
+        return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
+
+    def run_epoch(self) -> Iterator[Progress]:
+        """One pass over the training images; afterwards `metrics` has one row more."""
+        recipe, compute, number = self.recipe, self.compute, self.epoch
+        attack = self.attack_now()
+        order = Streams(recipe.seed, [number], "order").permutation(len(self.data.train))[0]
+        total = torch.zeros((), device=compute.device, dtype=torch.float64)
+        norms = torch.zeros(2, device=compute.device, dtype=torch.float64)
+        for batch in range(self.batches):
+            index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+            streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
+            x, y = self._images(index, streams)
+            adv = self._attacked(attack, x, y, streams)
+            loss = self._step(x, adv, y, number * self.batches + batch)
+            total += loss.detach() * len(index)
+            if attack is not None:
+                delta = (adv - x).flatten(1)
+                norms += torch.stack((delta.abs().amax(1).sum(), delta.norm(dim=1).sum())).to(norms)
+            seen = min((batch + 1) * recipe.batch_size, len(order))
+            mean = float(total) / seen
+            if not math.isfinite(mean):
+                raise ValueError(
+                    f"the loss became {mean} in epoch {number + 1}, batch {batch + 1}, at learning rate "
+                    f"{self.schedule.get_last_lr()[0]:.2g}; try a lower --lr (the state after epoch {number} is kept)"
+                )
+            yield Progress(number + 1, batch + 1, self.batches, mean)
+        linf, l2 = (norms / len(order)).tolist()
+        row = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
+        if attack is not None:
+            row |= {"eps": attack.ball.eps, "delta_linf": linf, "delta_l2": l2}
+        self.metrics.append(row)
+
+    def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+        x = self.data.train.take(index)
+        if self.recipe.augment != "none":
+            x = Jitter(size=1 / 8)(x, streams.child("crop"))
+        if self.recipe.augment == "crop+flip":
+            x = torch.where(streams.child("flip").uniform(1, 1, 1) < 0.5, x.flip(3), x)
+        return self.compute.images(x), self.data.train.labels[index].to(self.compute.device)
+
+    def _attacked(self, attack: Attack | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        if attack is None:
+            return x
+        with self.compute.autocast():
+            return attack(self.net, x, y, streams.child("attack"), judge=False).x
+
+    def _step(self, x: Tensor, adv: Tensor, y: Tensor, number: int) -> Tensor:
+        """One weight step; BatchNorm sees the batch once, whatever the attack did."""
+        weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
+        self.net.train()
+        # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
+        with torch.random.fork_rng(devices=[self.compute.device] if self.compute.device.type == "cuda" else []):
+            torch.manual_seed(self.recipe.seed * 1_000_003 + number)
+            with self.compute.autocast():
+                if weight == 0:
+                    loss = F.cross_entropy(self.net(adv), y)
+                else:
+                    on_adv, on_clean = self.net(torch.cat((adv, x))).chunk(2)
+                    loss = (1 - weight) * F.cross_entropy(on_adv, y) + weight * F.cross_entropy(on_clean, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.compute.backward(loss)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss
+
+    def _watch(self) -> dict[str, float]:
+        """Clean and robust accuracy on a slice of the validation images, under a short PGD."""
+        eps = self.recipe.attack.ball.eps if self.recipe.attack else None
+        ball = self.recipe.attack.ball if self.recipe.attack else Linf(eps=self.data.eps)
+        attack = PGD(steps=WATCHED_STEPS, ball=ball if eps is not None else Linf(eps=self.data.eps))
+        found = gather(attack, list(evaluate(self.net, attack, first(self.data.val, WATCHED_IMAGES), self.compute)))
+        return {"val_clean": share(found.clean), "val_robust": share(found.robust)}
+
+
+def _optimizer(recipe: Training, net: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
