@@ -51,7 +51,7 @@ class Compute:
 
     def place(self, net: Net) -> Net:
         """The network on the device, its convolution weights channels-last."""
-        return net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self, x: Tensor) -> Tensor:
         """(N, C, H, W) on the device, channels-last."""
@@ -71,7 +71,6 @@ def versions() -> dict[str, str]:
     """What a result depends on: the versions of python, torch, torchvision and vizrobust."""
     found = {name: version(name) for name in ("vizrobust", "torch", "torchvision")}
     return {"python": platform.python_version(), **found}
-
 
 
 def full_batches(n: int, size: int) -> Iterator[tuple[Tensor, int]]:

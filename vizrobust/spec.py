@@ -9,7 +9,7 @@ import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ def spec(cls: type[T]) -> type[T]:
         init(self, **{name: _fit(cls.__name__, name, value, hints[name]) for name, value in values.items()})
 
     cls.__init__ = checked_init  # type: ignore[method-assign]
-    cls.__repr__ = show  # type: ignore[method-assign, assignment]
+    cls.__repr__ = show  # type: ignore[method-assign]
     return cls
 
 
@@ -200,7 +200,7 @@ def _float_text(value: float) -> str:
     return as_fraction if steps / 255 == value and len(as_fraction) < len(plain) else plain
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 

@@ -134,7 +134,7 @@ def stratified(labels: Tensor, shares: tuple[float, ...], streams: Streams) -> t
     """Disjoint index sets that hold `shares` (summing to 1) of every class, each in a random order of its own."""
     order = streams.permutation(len(labels))[0]
     parts: list[list[Tensor]] = [[] for _ in shares]
-    for kind in labels.unique().tolist():
+    for kind in torch.unique(labels).tolist():
         of_kind = order[labels[order] == kind]
         ends = [round(sum(shares[: k + 1]) * len(of_kind)) for k in range(len(shares))]
         for part, start, end in zip(parts, [0, *ends], ends, strict=False):

@@ -1,0 +1,39 @@
+"""Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
+
+from vizrobust.features.objectives import OBJECTIVES, Channel, Direction, Logit, Neuron, Objective, parse_objective
+from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance
+from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixels
+from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
+from vizrobust.features.render import Rendered, render
+from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
+
+__all__ = [
+    "NAMES",
+    "OBJECTIVES",
+    "OPTIMIZERS",
+    "PARAMETRIZATIONS",
+    "RECIPES",
+    "TRANSFORMS",
+    "Adam",
+    "Affine",
+    "Ascent",
+    "Channel",
+    "Direction",
+    "Fourier",
+    "Glance",
+    "Jitter",
+    "Logit",
+    "Neuron",
+    "Objective",
+    "Pad",
+    "Pixels",
+    "Recipe",
+    "Rendered",
+    "colored",
+    "fourier",
+    "gradient",
+    "parse_objective",
+    "parse_recipe",
+    "plain",
+    "render",
+]

@@ -50,7 +50,7 @@ def _torchvision(name: str, shape: Shape, classes: int) -> Build:
         raise ValueError(unknown(name, list_models(), "torchvision model"))
     if shape[0] != 3:
         raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; use small_cnn or resnet_small")
-    return lambda: get_model(name, weights=None, num_classes=classes)  # type: ignore[no-any-return]
+    return lambda: get_model(name, weights=None, num_classes=classes)
 
 
 def _timm(name: str, shape: Shape, classes: int) -> Build:
@@ -60,7 +60,7 @@ def _timm(name: str, shape: Shape, classes: int) -> Build:
         raise ValueError(f"timm:{name} needs the timm package: pip install 'vizrobust[timm]'") from error
     if not timm.is_model(name):
         raise ValueError(unknown(name, timm.list_models(), "timm model"))
-    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])  # type: ignore[no-any-return]
+    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
 
 
 def _user_code(ref: str, shape: Shape, classes: int) -> Build:

@@ -69,10 +69,7 @@ def activations(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, T
         if last:
             raise _DeepEnough
 
-    handles = [
-        there[name].register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))  # type: ignore[misc]
-        for name in wanted
-    ]
+    handles = [there[name].register_forward_hook(lambda _m, _i, output, name=name: keep(name, output)) for name in wanted]
     try:
         output = net(x)
         if needs_output:
@@ -98,7 +95,7 @@ def layers(net: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
             seen[name] = (type(module).__name__, tuple(tensor.shape[1:]))
 
     handles = [
-        module.register_forward_hook(lambda m, _i, output, name=name: note(name, m, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda m, _i, output, name=name: note(name, m, output))
         for name, module in modules(net).items()
     ]
     weight = next(iter(net.parameters()), torch.zeros(()))

@@ -32,7 +32,7 @@ class SmallCNN(nn.Module):
         x = self.relu1(self.conv1(x))
         x = self.relu2(self.conv2(x))
         x = self.relu3(self.linear1(self.flatten(x)))
-        return self.linear2(x)  # type: ignore[no-any-return]
+        return self.linear2(x)
 
 
 class BlurPool(nn.Module):
@@ -64,7 +64,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self.pool(self.relu1(self.bn1(x)))
         skip = self.shortcut(active) if isinstance(self.shortcut, nn.Conv2d) else self.pool(x)
-        return skip + self.conv2(self.relu2(self.bn2(self.conv1(active))))  # type: ignore[no-any-return]
+        return skip + self.conv2(self.relu2(self.bn2(self.conv1(active))))
 
 
 class ResNetSmall(nn.Module):
@@ -95,7 +95,7 @@ class ResNetSmall(nn.Module):
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         x = self.relu(self.bn(x)).mean((2, 3))
-        return self.linear(x)  # type: ignore[no-any-return]
+        return self.linear(x)
 
 
 def small_cnn(shape: Shape, classes: int) -> nn.Module:

@@ -97,7 +97,7 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
     )
 
     def build() -> nn.Module:
-        return get_model(name, weights=None)  # type: ignore[no-any-return]
+        return get_model(name, weights=None)
 
     if variant == "random":
         with torch.random.fork_rng(devices=[]):
@@ -105,7 +105,9 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
             return Checkpoint(ref, about, body_state(build()), build)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.is_file() and not download:
-        raise FileNotFoundError(f"the weights of {ref} are not in {cached.parent}; add --download, or use {ref}@random (untrained)")
+        raise FileNotFoundError(
+            f"the weights of {ref} are not in {cached.parent}; add --download, or use {ref}@random (untrained)"
+        )
     state = dict(weights.get_state_dict(progress=False, check_hash=True))
     return Checkpoint(ref, replace(about, metrics=_published(weights.meta)), state, build)
 

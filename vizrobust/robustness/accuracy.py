@@ -94,7 +94,7 @@ def evaluate(
         began = time.perf_counter()
         x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
         streams = Streams(seed, index.tolist(), "attack")
-        with borrowed(net), compute.autocast(), _counting(net) as passes:
+        with borrowed(net), compute.autocast(), _Passes(net) as passes:
             with torch.no_grad():
                 clean = net(x).argmax(1) == y
             found = attack(net, x, y, streams)
@@ -103,8 +103,7 @@ def evaluate(
         # The whole trajectory of a ball attack stays inside; the unprojected one is furthest out at its end.
         far = found.x if isinstance(attack, ISM) and not attack.project else found.best
         norm = attack.ball.norm(far - x)
-        forward, gradient = passes()
-        part = Part(clean, found.correct, norm, forward, gradient, time.perf_counter() - began)
+        part = Part(clean, found.correct, norm, passes.forward, passes.gradient, time.perf_counter() - began)
         yield _first(part, count)
 
 
@@ -146,21 +145,18 @@ def _first(part: Part, count: int) -> Part:
     )  # fmt: skip
 
 
-class _counting:
+class _Passes:
     """Counts the network's forward passes, and those of them that lead to an image gradient, in batches."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net, self.forward, self.gradient = net, 0, 0
 
-    def __enter__(self) -> _counting:
+    def __enter__(self) -> _Passes:
         self._handle = self.net.register_forward_pre_hook(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-
-    def __call__(self) -> tuple[int, int]:
-        return self.forward, self.gradient
 
     def _count(self, _net: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.forward += 1

@@ -110,7 +110,7 @@ class Trainer:
                 )
             yield Progress(number + 1, batch + 1, self.batches, mean)
         linf, l2 = (norms / len(order)).tolist()
-        row = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
+        row: dict[str, Any] = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
         if attack is not None:
             row |= {"eps": attack.ball.eps, "delta_linf": linf, "delta_l2": l2}
         self.metrics.append(row)

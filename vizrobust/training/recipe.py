@@ -52,7 +52,8 @@ class Training:
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"Training: clean_weight must be between 0 and 1, got {self.clean_weight:g}")
         if self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(f"Training: lr must be positive and weight_decay not negative, got {self.lr:g} and {self.weight_decay:g}")
+            got = f"got {self.lr:g} and {self.weight_decay:g}"
+            raise ValueError(f"Training: lr must be positive and weight_decay not negative, {got}")
         if self.eps_ramp is not None and self.eps_ramp < 0:
             raise ValueError(f"Training: eps_ramp must not be negative, got {self.eps_ramp}")
 
