@@ -49,7 +49,7 @@ def spec(cls: type[T]) -> type[T]:
             if name in values:
                 raise ValueError(f"{cls.__name__}: {name} is given twice")
             values[name] = value
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         missing = [f.name for f in fields(cls) if f.name not in values and not _has_default(f)]  # type: ignore[arg-type]
         if missing:
             raise ValueError(f"{cls.__name__} needs {', '.join(missing)}")
@@ -201,7 +201,7 @@ def _float_text(value: float) -> str:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

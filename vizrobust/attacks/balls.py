@@ -48,6 +48,7 @@ def radius(ball: Ball) -> float:
 class Linf:
     """No pixel changes by more than eps.
 
+    >>> import torch
     >>> Linf(eps=8 / 255).norm(torch.full((2, 1, 4, 3), -0.5))
     tensor([0.5000, 0.5000])
     """
@@ -78,6 +79,7 @@ class Linf:
 class L2:
     """The change's Euclidean length over all pixels and channels is at most eps.
 
+    >>> import torch
     >>> L2(eps=1.0).project(torch.full((1, 1, 4, 4), 1.0)).norm()
     tensor(1.)
     """
