@@ -42,6 +42,11 @@ class Run:
         self._rows_file = self.folder / "rows.jsonl"
         _drop_incomplete_row(self._rows_file)
 
+    def remember(self, key: str, entries: Mapping[str, Any]) -> None:
+        """Add entries to a table of run.json that grows with the run, such as its checkpoints."""
+        self.info[key] = {**self.info.get(key, {}), **json.loads(json.dumps(dict(entries)))}
+        write_json(self.folder / "run.json", self.info)
+
     def rows(self) -> list[Row]:
         return read_rows(self.folder)
 

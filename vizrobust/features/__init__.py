@@ -3,9 +3,12 @@
 from vizrobust.features.objectives import OBJECTIVES, Channel, Direction, Logit, Neuron, Objective, parse_objective
 from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance
 from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixels
+from vizrobust.features.pictures import start_image
 from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
 from vizrobust.features.render import Rendered, render
+from vizrobust.features.session import Request, checkpoint_id, images_of, missing, render_into
 from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
+from vizrobust.features.units import objective_for, units_from
 
 __all__ = [
     "NAMES",
@@ -29,11 +32,19 @@ __all__ = [
     "Pixels",
     "Recipe",
     "Rendered",
+    "Request",
+    "checkpoint_id",
     "colored",
     "fourier",
     "gradient",
+    "images_of",
+    "missing",
+    "objective_for",
     "parse_objective",
     "parse_recipe",
     "plain",
     "render",
+    "render_into",
+    "start_image",
+    "units_from",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from vizrobust.spec import named, spec
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """``optimizer.begin(z)`` gives a function (z, gradient) -> next z. Images of a batch never meet in it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vizrobust.spec import named, spec
 IMAGENET_COLORS = (0.26, 0.09, 0.02, 0.27, 0.00, -0.05, 0.27, -0.09, 0.03)
 
 
+@runtime_checkable
 class Parametrization(Protocol):
     """Free numbers z behind an image. Every image of a batch has its own, and its own stream."""
 

@@ -70,9 +70,26 @@ def render(
     >>> [done.unit for done in render(net, Logit(), [3, 5], plain(steps=2), shape=(1, 28, 28))]
     [3, 5]
     """
-    compute = compute or Compute()
-    compute.place(net)
     jobs = [(unit, seed) for unit in units for seed in seeds]
+    yield from render_jobs(
+        net, objective, jobs, recipe, shape=shape, compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size
+    )
+
+
+def render_jobs(
+    net: nn.Module,
+    objective: Objective,
+    jobs: Sequence[tuple[int, int]],
+    recipe: Recipe,
+    *,
+    shape: tuple[int, int, int],
+    compute: Compute,
+    sign: int = 1,
+    start: Tensor | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Rendered]:
+    """As `render`, for any list of (unit, seed) pairs."""
+    compute.place(net)
     for index, count in full_batches(len(jobs), batch_size):
         batch = [jobs[i] for i in index.tolist()]
         yield from _render_batch(net, objective, batch, recipe, shape, compute, sign, start)[:count]

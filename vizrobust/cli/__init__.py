@@ -1,0 +1,94 @@
+"""The command line: one file per command, each of them parse -> call -> print."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
+
+import click
+
+from vizrobust.cli.output import command_line, say
+
+# Name -> module; the modules are imported when they are needed and import torch only inside their functions.
+COMMANDS = {
+    "neurons": "neurons",
+    "compare": "compare",
+    "gallery": "gallery",
+    "train": "train",
+    "attack": "attack",
+    "layers": "layers",
+    "import": "import_",
+    "list": "list_",
+}
+# Commands that go on where they stopped when they are started again.
+RESUMABLE = ("neurons", "compare", "train")
+
+
+class Commands(click.Group):
+    """The commands, in the order of a person's path; errors of the library become one sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"vizrobust.cli.{COMMANDS[name]}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from vizrobust.spec import unknown
+
+            ctx.fail(unknown(args[0], COMMANDS, "command"))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = bool(os.environ.get("VIZROBUST_DEBUG"))
+        if not debug:
+            warnings.showwarning = lambda message, *_args, **_kwargs: say(f"note: {message}")
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            say("\nstopped" + (f"; go on with: {command_line()}" if ctx.invoked_subcommand in RESUMABLE else ""))
+            raise click.exceptions.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+        except Exception as error:
+            if debug:
+                raise
+            raise click.ClickException(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for a person: what went wrong, and what to do."""
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = os.strerror(error.errno)
+        where = f" {error.filename!r}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"cannot write{where}: {reason}; make room and start the same command again, what is there is kept"
+        return f"cannot open or write{where}: {reason}"
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error)
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line} (VIZROBUST_DEBUG=1 shows where)"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="vizrobust")
+def main() -> None:
+    """See and measure what adversarial training does to an image classifier.
+
+    Start with `vizrobust neurons`: it renders what excites the class units of the six built-in MNIST
+    checkpoints, trained with 0 to 16 attack steps, and says where the gallery is.
+
+    A REF is a built-in checkpoint (vizrobust list models), a file, a training run's folder, or torchvision:NAME.
+    """

@@ -1,0 +1,36 @@
+"""From references on the command line to checkpoints with their data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vizrobust.data import DataSet
+    from vizrobust.models import Checkpoint
+
+
+def load_all(refs: Sequence[str], arch: str | None, download: bool) -> list[Checkpoint]:
+    """The checkpoints, each reference once. `arch` applies to those that need the user's code."""
+    from vizrobust.models import load_checkpoint
+
+    return [load_checkpoint(ref, arch, download) for ref in dict.fromkeys(refs)]
+
+
+def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
+    """The data set `ref`, or the checkpoint's own; ``ValueError`` if shape or classes do not fit the network."""
+    from vizrobust.data import load
+
+    about = checkpoint.about
+    if ref is None and not about.data:
+        raise click.UsageError(f"{checkpoint.name!r} does not say what it was trained on; give --data (vizrobust list data)")
+    loaded = load(ref or about.data, download)
+    if loaded.shape != about.input_shape:
+        has = f"{loaded.name} has {loaded.shape}"
+        raise ValueError(f"{checkpoint.name!r} takes images of {about.input_shape}, {has}; give another --data")
+    if len(loaded.classes) != len(about.classes):
+        has = f"{loaded.name} has {len(loaded.classes)}"
+        raise ValueError(f"{checkpoint.name!r} has {len(about.classes)} classes, {has}; give another --data")
+    return loaded

@@ -1,0 +1,67 @@
+"""What a person sees: tables on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# A table that goes to a file or a pipe is not cut at a terminal's width.
+PIPE_WIDTH = 160
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
+    """Print a table; numbers are expected as finished text."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for position, name in enumerate(header):
+        drawn.add_column(escape(name), justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    console.print(drawn)
+    if note:
+        console.print(escape(note), style="dim")
+
+
+def json_row(row: dict[str, Any]) -> None:
+    click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A note for the person, on stderr."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def progress(quiet: bool, *columns: str) -> Iterator[Progress]:
+    """A progress display on stderr; `columns` are names of task fields shown behind the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    shown = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
+    fields = [TextColumn("{task.fields[" + name + "]}") for name in columns]
+    with Bars(*shown, *fields, console=Console(file=sys.stderr), disable=quiet, transient=True) as bars:
+        yield bars
+
+
+def command_line() -> str:
+    """The present command as a person would type it again."""
+    return shlex.join(["vizrobust", *sys.argv[1:]])
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

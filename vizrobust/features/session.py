@@ -1,0 +1,149 @@
+"""Feature images of several checkpoints in one run folder: what is there already is not rendered again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vizrobust.compute import Compute
+from vizrobust.features.objectives import Neuron, Objective
+from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.recipes import Recipe
+from vizrobust.features.render import BATCH_SIZE, Rendered, render_jobs
+from vizrobust.models import Checkpoint
+from vizrobust.runs import Row, Run, slug
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes."""
+
+    recipe: Recipe
+    objective: Objective
+    units: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+    sign: int = 1
+    batch_size: int = BATCH_SIZE
+    start: Tensor | None = None
+    start_sha256: str = ""
+    data_share: float = 1.0
+
+    @property
+    def layer(self) -> str:
+        return self.objective.layers[0]
+
+    @property
+    def position(self) -> list[int] | None:
+        at = self.objective
+        return [at.y, at.x] if isinstance(at, Neuron) and at.y is not None and at.x is not None else None
+
+    def identity(self, precision: str) -> dict[str, Any]:
+        """What the images depend on besides checkpoint, unit, seed and sign."""
+        return {
+            "recipe": repr(self.recipe),
+            "objective": repr(self.objective),
+            "start": self.start_sha256,
+            "batch_size": self.batch_size,
+            "precision": precision,
+        }
+
+    def key(self, checkpoint: str, unit: int, seed: int) -> tuple[Any, ...]:
+        return (checkpoint, repr(self.recipe), repr(self.objective), unit, seed, self.sign)
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """What tells one row of a run from another; the same as `Request.key`."""
+    return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
+
+
+def checkpoint_id(checkpoint: Checkpoint) -> str:
+    """A checkpoint's name in files: a slug and 8 hex digits of its weights' hash."""
+    return f"{slug(checkpoint.name)}-{checkpoint.sha256[:8]}"
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a gallery says about a checkpoint; accuracies are those of its description, never recomputed."""
+    about = checkpoint.about
+    return {
+        "name": checkpoint.name,
+        "weights_sha256": checkpoint.sha256,
+        "arch": about.arch,
+        "attack_steps": about.attack_steps,
+        "eps": about.eps,
+        "norm": about.norm,
+        "training": about.training,
+        "data": about.data,
+        "classes": list(about.classes),
+        "clean": about.metrics.get("clean"),
+        "robust": about.metrics.get("robust"),
+        "robust_attack": about.metrics.get("attack", ""),
+        "robust_n": about.metrics.get("n"),
+    }
+
+
+def missing(run: Run, checkpoint: Checkpoint, request: Request) -> list[tuple[int, int]]:
+    """The (unit, seed) pairs that the run does not hold yet."""
+    there = {row_key(row) for row in run.rows()}
+    name = checkpoint_id(checkpoint)
+    return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
+
+
+def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Compute) -> Iterator[Row]:
+    """Render what is missing of a request, save each image and then its row, and yield the rows as they come."""
+    name = checkpoint_id(checkpoint)
+    run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
+    todo = missing(run, checkpoint, request)
+    if not todo:
+        return
+    net = checkpoint.net()
+    began = time.perf_counter()
+    for done in render_jobs(
+        net, request.objective, todo, request.recipe, shape=checkpoint.about.input_shape, compute=compute,
+        sign=request.sign, start=request.start, batch_size=request.batch_size,
+    ):  # fmt: skip
+        seconds = round(time.perf_counter() - began, 3)
+        row = {**_row(name, checkpoint, request, done), "seconds": seconds}
+        yield run.add_image(row, to_uint8(done.image), _file(name, request, done))
+        began = time.perf_counter()
+
+
+def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
+    """The finished images of a request as they are on disk: unit -> (seeds, C, H, W) in [0, 1]."""
+    rows = {row_key(row): row for row in run.rows()}
+    name = checkpoint_id(checkpoint)
+    found: dict[int, Tensor] = {}
+    for unit in request.units:
+        pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"]) for seed in request.seeds]
+        found[unit] = torch.stack(pictures)
+    return found
+
+
+def _row(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) -> Row:
+    return {
+        "checkpoint": name,
+        "weights_sha256": checkpoint.sha256,
+        "layer": request.layer,
+        "unit": done.unit,
+        "position": request.position,
+        "sign": done.sign,
+        "seed": done.seed,
+        "recipe": request.recipe.name,
+        "recipe_text": repr(request.recipe),
+        "objective": repr(request.objective),
+        "score": round(done.score, 5),
+        "saturated_share": done.saturated_share,
+        "trajectory": json.loads(json.dumps(done.trajectory)),
+        "status": done.status(request.data_share),
+    }
+
+
+def _file(name: str, request: Request, done: Rendered) -> str:
+    at = "@{},{}".format(*request.position) if request.position else ""
+    negative = "-neg" if done.sign < 0 else ""
+    return f"images/{name}/{slug(request.recipe.name)}/{slug(request.layer)}/{done.unit}{at}{negative}-s{done.seed}.png"

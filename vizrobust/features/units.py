@@ -1,0 +1,50 @@
+"""Which units to render: from a layer's name and a range of numbers to an objective and units."""
+
+from __future__ import annotations
+
+from vizrobust.features.objectives import Channel, Logit, Neuron, Objective
+from vizrobust.models import LOGITS, Checkpoint, Layer, layer
+
+FEW_UNITS = 20
+FIRST_UNITS = 16
+
+
+def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | None = None) -> tuple[Objective, Layer]:
+    """The objective that renders the units of a layer (class logits, channels, or neurons at (row, column)), and the layer."""
+    chosen = layer(checkpoint.net(), checkpoint.about.input_shape, name)
+    if not chosen.visualizable:
+        shape = " x ".join(map(str, chosen.shape))
+        raise ValueError(f"layer {name!r} has output {shape}, which has no unit axis that can be rendered; choose another layer")
+    if neuron is not None:
+        if len(chosen.shape) != 3:
+            raise ValueError(f"layer {name!r} has no positions, only {chosen.units} units; leave out --neuron")
+        y, x = neuron
+        if not (0 <= y < chosen.shape[1] and 0 <= x < chosen.shape[2]):
+            raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {chosen.shape[1]} x {chosen.shape[2]}")
+        return Neuron(layer=name, y=y, x=x), chosen
+    return (Logit() if name == LOGITS else Channel(layer=name)), chosen
+
+
+def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
+    """Unit numbers from ``all``, ``0:16``, ``3,7,11`` or a mix of the last two; None is all of at most 20, else the first 16.
+
+    >>> units_from("0:3,7", 10, "layer conv1")
+    (0, 1, 2, 7)
+    """
+    if text is None:
+        return tuple(range(count if count <= FEW_UNITS else FIRST_UNITS))
+    if text.strip().lower() == "all":
+        return tuple(range(count))
+    units: list[int] = []
+    for part in text.split(","):
+        first, colon, last = (piece.strip() for piece in part.partition(":"))
+        try:
+            units += range(int(first or 0), int(last or count)) if colon else [int(first)]
+        except ValueError:
+            raise ValueError(f"--units {text!r} is not all, a range such as 0:16, or a list such as 3,7,11") from None
+    if not units:
+        raise ValueError(f"--units {text!r} names no unit; {what} has units 0 to {count - 1}")
+    for unit in units:
+        if not 0 <= unit < count:
+            raise ValueError(f"no unit {unit} in {what}, which has {count} (0 to {count - 1})")
+    return tuple(dict.fromkeys(units))
