@@ -34,3 +34,18 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
         has = f"{loaded.name} has {len(loaded.classes)}"
         raise ValueError(f"{checkpoint.name!r} has {len(about.classes)} classes, {has}; give another --data")
     return loaded
+
+
+def maybe_data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet | None:
+    """As `data_of`, but None with a note where no reference is given and the data are not to be had."""
+    from vizrobust.cli.output import say
+
+    if ref is not None:
+        return data_of(checkpoint, ref, download)
+    if not checkpoint.about.data:
+        return None
+    try:
+        return data_of(checkpoint, None, download)
+    except (ValueError, FileNotFoundError) as error:
+        say(f"note: going on without data: {error}")
+        return None

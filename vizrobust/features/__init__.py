@@ -6,7 +6,7 @@ from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixel
 from vizrobust.features.pictures import start_image
 from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
 from vizrobust.features.render import Rendered, render
-from vizrobust.features.session import Request, checkpoint_id, images_of, missing, render_into
+from vizrobust.features.session import Request, checkpoint_id, images_of, missing, render_into, row_key
 from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
 from vizrobust.features.units import objective_for, units_from
 
@@ -45,6 +45,7 @@ __all__ = [
     "plain",
     "render",
     "render_into",
+    "row_key",
     "start_image",
     "units_from",
 ]

@@ -132,8 +132,10 @@ def _vectors(path: str) -> Tensor:
         loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path!r} (the vector of Direction)") from None
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path!r} is not a .npy array of numbers ({error})") from error
+    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiu":
+        raise ValueError(f"{path!r} is not a .npy array of numbers")
     if loaded.ndim not in (1, 2) or not np.isfinite(loaded).all():
         raise ValueError(f"{path!r} must hold finite numbers, shaped (channels,) or (units, channels); it is {loaded.shape}")
     return torch.from_numpy(np.atleast_2d(loaded).astype(np.float32))

@@ -84,7 +84,8 @@ class Fourier:
         colors = IMAGENET_COLORS if self.colors is None and z.shape[1] == 3 else self.colors
         if colors:
             planes = torch.einsum("rc,nchw->nrhw", _normalized(colors, z.shape[1]).to(z), planes)
-        return torch.sigmoid(planes)
+        # Image by image: the last few numbers of a tensor are rounded by another routine than the rest of it.
+        return torch.stack([torch.sigmoid(image) for image in planes])
 
     def constrain(self, z: Tensor, start: Tensor) -> Tensor:
         return z

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
 from vizrobust.features.objectives import Objective
+from vizrobust.features.parametrizations import Pixels
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.transforms import transformed
 from vizrobust.models import activations, borrowed
@@ -110,9 +111,14 @@ def _render_batch(
     to_image, transforms = recipe.parametrization, streams.child("transforms")
     size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
     if start is None:
-        first = to_image.init(size, streams.child("start")).to(compute.device)
+        first = to_image.init(size, streams.child("start"))
+    elif not isinstance(to_image, Pixels):
+        raise ValueError(f"recipe {recipe.name!r} starts from noise, not from an image; take plain or gradient")
+    elif start.shape != size:
+        raise ValueError(f"the start image is {tuple(start.shape)}, the recipe's images are {tuple(size)}; resize it")
     else:
-        first = start.expand(len(batch), *start.shape).clone().to(compute.device)
+        first = start.expand(len(batch), *start.shape).clone()
+    first = first.to(compute.device, next((weight.dtype for weight in net.parameters()), torch.float32))
     z, step = first, recipe.optimizer.begin(first)
 
     def score(image: Tensor) -> Tensor:

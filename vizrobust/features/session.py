@@ -53,6 +53,11 @@ class Request:
             "precision": precision,
         }
 
+    def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
+        """The keys of all its rows for a checkpoint."""
+        name = checkpoint_id(checkpoint)
+        return [self.key(name, unit, seed) for unit in self.units for seed in self.seeds]
+
     def key(self, checkpoint: str, unit: int, seed: int) -> tuple[Any, ...]:
         return (checkpoint, repr(self.recipe), repr(self.objective), unit, seed, self.sign)
 

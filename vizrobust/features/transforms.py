@@ -32,7 +32,8 @@ class Jitter:
 
     def __call__(self, image: Tensor, streams: Streams) -> Tensor:
         height, width = image.shape[2:]
-        dy, dx = round(self.size * height), round(self.size * width)
+        # A mirror shows no more than the image has.
+        dy, dx = min(round(self.size * height), height - 1), min(round(self.size * width), width - 1)
         offsets = streams.uniform(2)
         if dy == 0 and dx == 0:
             return image

@@ -6,11 +6,12 @@ from vizrobust.models.checkpoints import Checkpoint, Description, save_checkpoin
 from vizrobust.models.layers import LOGITS, Layer, activations, layer, layers
 from vizrobust.models.networks import ARCHS
 from vizrobust.models.normalized import Normalized
-from vizrobust.models.references import builtin_names, load_checkpoint
+from vizrobust.models.references import SWEEP, builtin_names, load_checkpoint
 
 __all__ = [
     "ARCHS",
     "LOGITS",
+    "SWEEP",
     "Checkpoint",
     "Description",
     "Layer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,11 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Normalized(self.build(), self.about.mean, self.about.std).eval()
+
+    def untrained(self, name: str, seed: int = 0) -> Checkpoint:
+        """A checkpoint of the same architecture with fresh weights: the reference that any training must beat."""
+        about = replace(self.about, training="", attack_steps=None, eps=None, norm="", metrics={})
+        return Checkpoint(name, about, body_state(self.random_net(seed)), self.build)
 
     @property
     def sha256(self) -> str:

@@ -16,8 +16,12 @@ from vizrobust.models.checkpoints import Checkpoint, Description, body_state, re
 from vizrobust.spec import unknown
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+# What `vizrobust neurons` shows without a reference: K = 0 to 16 attack steps.
+SWEEP = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
+OWN_INPUT = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
 
 def builtin_names() -> list[str]:
@@ -76,11 +80,13 @@ def _build(ref: str, about: Description, arch: str | None) -> Build:
 
 
 def _torchvision(ref: str, download: bool) -> Checkpoint:
+    import torchvision
     from torchvision.models import get_model, get_model_weights, list_models
 
     name, _, variant = ref.removeprefix("torchvision:").partition("@")
-    if name not in list_models():
-        raise ValueError(unknown(name, list_models(), "torchvision model"))
+    classifiers = list_models(module=torchvision.models)
+    if name not in classifiers:
+        raise ValueError(unknown(name, classifiers, "torchvision model"))
     if variant not in ("", "random"):
         raise ValueError(f"no variant {variant!r} of torchvision:{name}; there is only @random (untrained)")
     weights = get_model_weights(name).DEFAULT
@@ -97,7 +103,7 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
     )
 
     def build() -> nn.Module:
-        return get_model(name, weights=None)
+        return get_model(name, weights=None, **OWN_INPUT.get(name, {}))
 
     if variant == "random":
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,56 @@
+"""Which natural images the two-alternative choice asks about: the ones that excite a unit, and hard others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.features import Objective
+from vizrobust.models import activations, borrowed
+
+BATCH_SIZE = 100
+QUERIES = 20
+# Hard distractors come from this part of the activation order (clarity.md 1.2): neither the top nor the bottom.
+HARD = (0.10, 0.50)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Natural images of one unit in falling activation: `index` (n,) into the split."""
+
+    index: Tensor
+
+    def queries(self, count: int = QUERIES) -> Tensor:
+        """The images that excite the unit most."""
+        return self.index[:count]
+
+    def distractors(self) -> Tensor:
+        """The images at ranks 10 to 50 % of the order."""
+        first, last = (round(share * len(self.index)) for share in HARD)
+        return self.index[first:last]
+
+
+def excitations(net: nn.Module, objective: Objective, units: Sequence[int], images: Split, compute: Compute) -> Tensor:
+    """(units, n): how much each natural image excites each unit."""
+    compute.place(net)
+    wanted = torch.tensor(list(units), device=compute.device)
+    columns = []
+    with borrowed(net), torch.no_grad():
+        for index, count in full_batches(len(images), BATCH_SIZE):
+            x = compute.images(images.take(index))
+            seen = activations(net, x, objective.layers)
+            scores = [objective(seen, x, unit.expand(len(x))) for unit in wanted]
+            columns.append(torch.stack(scores)[:, :count].float().cpu())
+    return torch.cat(columns, dim=1)
+
+
+def shared_orders(excited: Sequence[Tensor]) -> list[Order]:
+    """Per unit, the order by mean rank over several networks' (units, n) excitations, the same for all of them."""
+    ranks = sum(torch.from_numpy(rankdata(one.numpy(), axis=1)) for one in excited)
+    return [Order(row.argsort(descending=True, stable=True)) for row in torch.as_tensor(ranks)]

@@ -1,0 +1,81 @@
+"""`vizrobust neurons`: render what excites a network's units, for one or several checkpoints."""
+
+from __future__ import annotations
+
+import click
+
+from vizrobust.cli import options
+from vizrobust.cli.output import command_line, json_row, say, table
+
+
+@click.command()
+@options.refs
+@click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF).")
+@click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.")
+@click.option("--neuron", metavar="Y,X", help="One position of the layer's map instead of the mean over all.")
+@click.option("--negative", is_flag=True, help="Render what the units dislike.")
+@click.option("--objective", "objective_text", metavar="SPEC", help="A whole objective in place of --layer and --neuron.")
+@click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec.")
+@click.option("--steps", type=int, help="Render steps; default: the recipe's.")
+@click.option("--size", type=int, help="Picture size; default: the network's input.")
+@click.option("--start", type=click.Path(), metavar="IMAGE", help="Begin from an image instead of noise.")
+@click.option("--seeds", default=1, show_default=True, help="Pictures of each unit, from different noise.")
+@click.option("--batch-size", default=16, show_default=True, help="Part of the recipe: an image is bit-equal at one batch size.")
+@click.option("--judge", metavar="REF", help="Outside judge for the clarity difference; default: the data set's own.")
+@options.data
+@options.arch
+@options.seed
+@options.out
+@options.download
+@options.machine
+@options.as_json
+@options.quiet
+def command(
+    refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, objective_text: str | None,
+    recipe_text: str, steps: int | None, size: int | None, start: str | None, seeds: int, batch_size: int, judge: str | None,
+    data: str | None, arch: str | None, seed: int, out: str | None, download: bool, device: str, precision: str,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
+
+    Without a REF: the class units of the built-in MNIST sweep, K = 0 to 16 attack steps. What is in the run
+    folder already is not rendered again.
+
+    \b
+    vizrobust neurons
+    vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:16 --out runs/conv2
+    vizrobust neurons torchvision:resnet18 --layer layer3 --units 3,7,11 --recipe fourier
+    """
+    from vizrobust.cli.loading import load_all, maybe_data_of
+    from vizrobust.cli.rendering import Pictured, difference_table, find_judge, request_for
+    from vizrobust.compute import Compute
+    from vizrobust.models import SWEEP
+    from vizrobust.report import write_gallery
+
+    checkpoints = load_all(refs or SWEEP, arch, download)
+    loaded = maybe_data_of(checkpoints[0], data, download)
+    request, described = request_for(
+        checkpoints[0], loaded, layer=layer, units=units, neuron=neuron, negative=negative, objective_text=objective_text,
+        recipe_text=recipe_text, steps=steps, size=size, start=start, seeds=range(seed, seed + seeds), batch_size=batch_size,
+    )  # fmt: skip
+    say(f"{len(request.units)} units of {described}, {request.recipe}")
+    pictured = Pictured.open("neurons", request, Compute(device, precision), out)
+    rows = pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
+    tables = []
+    found = find_judge(checkpoints, loaded, judge, pictured.compute) if len(checkpoints) > 1 else None
+    if found is not None and loaded is not None:
+        scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)
+        tables.append(difference_table(scores, checkpoints, found.name))
+    page = write_gallery(pictured.folder, [pictured.folder], tables)
+    if as_json:
+        for row in rows:
+            json_row(row)
+        return
+    unfit = [row for row in rows if row["status"] != "ok"]
+    for status in sorted({row["status"] for row in unfit}):
+        where = ", ".join(f"{row['checkpoint']} unit {row['unit']}" for row in unfit if row["status"] == status)
+        say(f"{status}: {where}")
+    for one in tables:
+        table(one.title, one.header, one.rows, one.note)
+    say(f"made by: {command_line()}")
+    click.echo(f"gallery: {page}")

@@ -1,0 +1,192 @@
+"""What `neurons` and `compare` share: from options to a request, its pictures in a run folder, their clarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vizrobust.cli.output import command_line, progress, say
+from vizrobust.compute import Compute, versions
+from vizrobust.features import (
+    Request,
+    colored,
+    missing,
+    objective_for,
+    parse_objective,
+    parse_recipe,
+    render_into,
+    row_key,
+    start_image,
+    units_from,
+)
+from vizrobust.models import LOGITS, Layer
+from vizrobust.models import layer as layer_of
+from vizrobust.report import Table
+from vizrobust.runs import Row, Run, default_folder, file_sha256
+from vizrobust.spec import vary
+from vizrobust.study import NATURAL, RANDOM, PictureScores, clarity_scores, paired, scoring_jobs
+from vizrobust.study.paired import SCOPE
+
+if TYPE_CHECKING:
+    from vizrobust.clarity import Judge
+    from vizrobust.data import DataSet
+    from vizrobust.models import Checkpoint
+
+
+def request_for(
+    checkpoint: Checkpoint,
+    data: DataSet | None,
+    *,
+    layer: str = LOGITS,
+    units: str | None = None,
+    neuron: str | None = None,
+    negative: bool = False,
+    objective_text: str | None = None,
+    recipe_text: str = "plain",
+    steps: int | None = None,
+    size: int | None = None,
+    start: str | None = None,
+    seeds: Sequence[int] = (0,),
+    batch_size: int = 16,
+) -> tuple[Request, str]:
+    """The request that the options describe, and its layer in words."""
+    if not seeds or batch_size < 1:
+        raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
+    recipe = colored(parse_recipe(recipe_text), data)
+    recipe = vary(recipe, **{name: value for name, value in (("steps", steps), ("size", size)) if value is not None})
+    if objective_text is not None:
+        objective = parse_objective(objective_text)
+        chosen = _layer(checkpoint, objective.layers[0])
+    else:
+        objective, chosen = objective_for(checkpoint, layer, _position(neuron))
+    described = f"layer {chosen.name} of {checkpoint.name}"
+    numbers = units_from(units, chosen.units, described)
+    if units is None and len(numbers) < chosen.units:
+        say(f"{described} has {chosen.units} units; rendering the first {len(numbers)} (--units all for all of them)")
+    shape = checkpoint.about.input_shape if size is None else (checkpoint.about.input_shape[0], size, size)
+    return Request(
+        recipe=recipe,
+        objective=objective,
+        units=numbers,
+        seeds=tuple(seeds),
+        sign=-1 if negative else 1,
+        batch_size=batch_size,
+        start=None if start is None else start_image(start, shape),
+        start_sha256="" if start is None else file_sha256(start),
+        data_share=1.0 if data is None else data.saturated_share,
+    ), described
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A request with the run folder that holds its pictures."""
+
+    run: Run
+    request: Request
+    compute: Compute
+
+    @staticmethod
+    def open(command: str, request: Request, compute: Compute, out: str | None) -> Pictured:
+        identity = request.identity(compute.precision)
+        record = {"argv": command_line(), "versions": versions(), "threads": compute.threads, "device": compute.device.type}
+        return Pictured(Run(out or default_folder(command, identity), command, identity, record), request, compute)
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    def render(self, jobs: Sequence[tuple[Checkpoint, Request]], quiet: bool) -> list[Row]:
+        """Render what is missing of each job; returns all rows of the jobs, old and new."""
+        with progress(quiet) as bars:
+            for checkpoint, request in jobs:
+                _check_units(checkpoint, request)
+                todo = len(missing(self.run, checkpoint, request))
+                if todo:
+                    task = bars.add_task(checkpoint.name + (", negated" if request.sign < 0 else ""), total=todo)
+                    for _ in render_into(self.run, checkpoint, request, self.compute):
+                        bars.advance(task)
+        wanted = {key for checkpoint, request in jobs for key in request.keys(checkpoint)}
+        return [row for row in self.run.rows() if row_key(row) in wanted]
+
+    def clarity(
+        self, checkpoints: Sequence[Checkpoint], data: DataSet, judge: Judge, quiet: bool, references: Sequence[Checkpoint] = ()
+    ) -> dict[str, PictureScores]:
+        """Render what the scores need besides, and score."""
+        self.render(scoring_jobs([*checkpoints, *references], self.request), quiet)
+        return clarity_scores(self.run, checkpoints, self.request, judge, data, self.compute, references)
+
+
+def find_judge(checkpoints: Sequence[Checkpoint], data: DataSet | None, ref: str | None, compute: Compute) -> Judge | None:
+    """The judge for these checkpoints, or None with a note that says why there is none."""
+    from vizrobust.clarity import judge_for
+
+    if data is None:
+        say("clarity is not scored: it needs the data set's images (--data REF)")
+        return None
+    others = [
+        one.name for one in checkpoints if one.about.input_shape != data.shape or len(one.about.classes) != len(data.classes)
+    ]
+    if others:
+        say(f"clarity is not scored: {', '.join(others)} and {data.name} differ in image shape or classes")
+        return None
+    judge = judge_for(data.name, checkpoints, compute, ref)
+    if judge is None:
+        say(f"clarity is not scored: there is no built-in judge for {data.name}; name one with --judge REF")
+    return judge
+
+
+def difference_table(scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
+    base, *others = checkpoints
+    a = scores[base.name]
+    rows = []
+    for other in others:
+        b = scores[other.name]
+        rows.append([
+            f"{other.name} - {base.name}", str(paired(a.transfer, b.transfer)), str(paired(a.recognised, b.recognised)),
+            str(paired(a.forced_choice, b.forced_choice)), str(len(b.forced_choice)),
+        ])  # fmt: skip
+    header = ["difference", "transfer, log-odds", "recognised, share", "two-alternative AUC", "units"]
+    note = f"judge {judge}; mean paired difference with its 95 % t interval {SCOPE}"
+    return Table("Clarity: paired differences", header, rows, note)
+
+
+def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
+    """Means over units, the references last."""
+
+    def mean(values: Sequence[float | None], digits: int) -> str:
+        there = [value for value in values if value is not None]
+        return f"{sum(there) / len(there):.{digits}f}" if there else "-"
+
+    def last(name: str) -> bool:
+        return name == RANDOM or name.startswith(NATURAL)
+
+    rows = [
+        [name, mean(one.transfer, 2), mean(one.recognised, 2), mean(one.forced_choice, 3)]
+        for name, one in sorted(scores.items(), key=lambda item: last(item[0]))
+    ]
+    header = ["pictures of", "transfer, log-odds", "recognised, share", "two-alternative AUC"]
+    return Table("Clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")
+
+
+def _check_units(checkpoint: Checkpoint, request: Request) -> None:
+    chosen = _layer(checkpoint, request.layer)
+    too_far = [unit for unit in request.units if unit >= chosen.units]
+    if too_far:
+        there = f"which has {chosen.units} (0 to {chosen.units - 1})"
+        raise ValueError(f"no unit {too_far[0]} in layer {chosen.name} of {checkpoint.name}, {there}")
+
+
+def _layer(checkpoint: Checkpoint, name: str) -> Layer:
+    return layer_of(checkpoint.net(), checkpoint.about.input_shape, name)
+
+
+def _position(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        y, x = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--neuron {text!r} is not a row and a column such as 3,4") from None
+    return y, x

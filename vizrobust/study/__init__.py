@@ -1,0 +1,15 @@
+"""Comparing checkpoints: clarity of their pictures on the same units, paired differences and intervals."""
+
+from vizrobust.study.paired import Difference, paired
+from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
+
+__all__ = [
+    "NATURAL",
+    "RANDOM",
+    "Difference",
+    "PictureScores",
+    "clarity_scores",
+    "paired",
+    "score_pictures",
+    "scoring_jobs",
+]
