@@ -143,22 +143,29 @@ def _build(node: ast.expr, names: Names, kind: str, text: str) -> Any:
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(build(item) for item in items)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -build(operand)
+            return _arithmetic(ast.Mult(), -1, build(operand), text)
         case ast.BinOp(left=left, op=ast.Div(), right=right):
             a, b = build(left), build(right)
             if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
                 raise ValueError(f"in {text!r}, a/b is for two numbers with b not 0")
-            return a / b
+            try:
+                return a / b
+            except OverflowError as error:
+                raise ValueError(f"in {text!r}, a number is too large") from error
         case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
             return _arithmetic(op, build(left), build(right), text)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
             values = {str(keyword.arg): build(keyword.value) for keyword in keywords}
+            if len(values) < len(keywords):
+                raise ValueError(f"in {text!r}, a field of {name} is given twice")
             return _call(lookup(names, name, kind), name, tuple(build(arg) for arg in args), values)
     raise ValueError(f"cannot read {ast.unparse(node)!r} in {kind} {text!r}: write it like Name(field=value)")
 
 
 def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
     try:
+        if any(isinstance(x, str | tuple) for x in (a, b)):
+            raise TypeError("texts and tuples are values; repeating one could fill the memory")
         match op:
             case ast.Add():
                 return a + b
@@ -192,7 +199,8 @@ def _text(value: Any) -> str:
 
 def _float_text(value: float) -> str:
     plain = repr(value)
-    if not math.isfinite(value):
+    # Beyond this a fraction is no help to a reader, and value * 255 might overflow.
+    if not abs(value) < 1e12:
         return plain
     steps = round(value * 255)
     as_fraction = f"{steps}/255"
@@ -220,16 +228,26 @@ def _fit(owner: str, name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         fits = bool in scalars
     elif isinstance(value, int) and int not in scalars and float in scalars:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{owner}: {name} is too large a number") from None
     elif isinstance(value, str | int | float):
         fits = type(value) in scalars
     elif value is None:
         fits = NoneType in allowed
     else:
-        fits = len(scalars) < len([kind for kind in allowed if kind is not NoneType])
+        fits = any(_is_a(value, kind) for kind in allowed if kind not in _SCALARS and kind is not NoneType)
     if isinstance(value, float) and math.isnan(value):
         fits = False
     if not fits:
         words = " or ".join(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in allowed if kind is not NoneType)
         raise ValueError(f"{owner}: {name} must be {words}, got {_text(value)}")
     return value
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value that is not a scalar is of the annotated kind; a Protocol counts if it is runtime-checkable."""
+    kind = typing.get_origin(kind) or kind
+    unchecked = getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    return kind is Any or unchecked or not isinstance(kind, type) or isinstance(value, kind)

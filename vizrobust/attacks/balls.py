@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from vizrobust.spec import named, spec
 TINY = 1e-12
 
 
+@runtime_checkable
 class Ball(Protocol):
     """Perturbations (N, C, H, W) of norm at most `eps`, in units of [0, 1] pixels.
 
@@ -56,7 +58,7 @@ class Linf:
     eps: float | None = None
 
     def __post_init__(self) -> None:
-        _not_negative(self)
+        _check_eps(self)
         if self.eps is not None and self.eps > 1:
             raise ValueError(f"Linf: eps {self.eps:g} is above 1; images are in [0, 1], so write {self.eps:g}/255")
 
@@ -87,7 +89,7 @@ class L2:
     eps: float | None = None
 
     def __post_init__(self) -> None:
-        _not_negative(self)
+        _check_eps(self)
 
     def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).norm(dim=1)
@@ -110,8 +112,12 @@ def per_image(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _not_negative(ball: Ball) -> None:
-    if ball.eps is not None and ball.eps < 0:
+def _check_eps(ball: Ball) -> None:
+    if ball.eps is None:
+        return
+    if ball.eps == math.inf:
+        raise ValueError(f"{type(ball).__name__}: eps must be finite, got {ball.eps:g}")
+    if ball.eps < 0:
         raise ValueError(f"{type(ball).__name__}: eps must not be negative, got {ball.eps:g}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Attacked:
     correct: Tensor | None = None
 
 
+@runtime_checkable
 class Attack(Protocol):
     """``attack(net, x, y, streams)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `Attacked`.
 

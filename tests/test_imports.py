@@ -1,0 +1,137 @@
+"""The arrows of the package: imports point one way, and heavy things load late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import vizrobust
+
+ROOT = Path(vizrobust.__file__).parent
+LAYERS = [
+    {"spec", "rng", "compute"},
+    {"data", "runs"},
+    {"models"},
+    {"attacks"},
+    {"robustness", "features"},
+    {"training"},
+    {"clarity"},
+    {"study"},
+    {"report"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# Third-party packages that have one home each.
+HOMES = {"click": ["cli/"], "matplotlib": ["report/"], "jinja2": ["report/"], "accelerate": ["compute.py"]}
+WRITERS = ("runs.py", "models/checkpoints.py", "report/")
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+ENTRANCES = ("__init__.py", "__main__.py")
+
+
+def imported(path: str, source: str | None = None) -> Iterator[str]:
+    """Every absolute module that a file imports, anywhere in it, also inside functions."""
+    package = ["vizrobust", *Path(path).parts[:-1]]
+    for node in ast.walk(ast.parse((ROOT / path).read_text() if source is None else source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            # `from vizrobust import spec` imports the module vizrobust.spec.
+            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "vizrobust" else (base,)
+
+
+def wrong_arrows(path: str, names: Iterator[str]) -> list[str]:
+    own = Path(path).parts[0].removesuffix(".py")
+    targets = {name: name.split(".")[1] for name in names if name.startswith("vizrobust.")}
+    return [name for name, target in targets.items() if target != own and RANK.get(target, 99) >= RANK[own]]
+
+
+def is_home(path: str, homes: list[str]) -> bool:
+    return any(path == home or (home.endswith("/") and path.startswith(home)) for home in homes)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path not in ENTRANCES])
+def test_imports_point_one_way(path: str) -> None:
+    assert Path(path).parts[0].removesuffix(".py") in RANK, f"{path} belongs to no layer"
+    assert wrong_arrows(path, imported(path)) == []
+
+
+def test_a_wrong_arrow_would_be_seen() -> None:
+    for source in (
+        "import vizrobust.cli",
+        "from vizrobust import report",
+        "from ..training import loop",
+        "def f():\n    from vizrobust.features.render import render",
+    ):
+        assert wrong_arrows("attacks/balls.py", imported("attacks/balls.py", source)), source
+    for source in ("from vizrobust.models import layer", "from . import fit", "from ..spec import parse"):
+        assert not wrong_arrows("attacks/balls.py", imported("attacks/balls.py", source)), source
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_third_parties_stay_in_their_home(path: str) -> None:
+    tops = {name.split(".")[0] for name in imported(path)}
+    assert [top for top in tops & set(HOMES) if not is_home(path, HOMES[top])] == []
+
+
+def writes(path: str, source: str | None = None) -> list[str]:
+    """Calls that write a file past `runs`: open for writing, Path.write_*, savefig and the like."""
+    found = []
+    for node in ast.walk(ast.parse((ROOT / path).read_text() if source is None else source)):
+        if not isinstance(node, ast.Call):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        own = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "runs"
+        if name == "open":
+            # open(file, mode), but path.open(mode).
+            mode = [*node.args[0 if is_method else 1 :][:1], *(key.value for key in node.keywords if key.arg == "mode")]
+            is_write = any(
+                isinstance(m, ast.Constant) and set(str(m.value)) & set("wax+") and len(str(m.value)) <= 3 for m in mode
+            )
+        else:
+            is_write = is_method and not own and name in ("write_text", "write_bytes", "savefig", "savetxt", "imsave")
+        if is_write:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if not is_home(path, list(WRITERS))])
+def test_files_are_written_in_three_places(path: str) -> None:
+    assert writes(path) == []
+
+
+def test_a_write_would_be_seen() -> None:
+    for source in ("open('b', 'w')", "path.open(mode='ab')", "Path('a').write_text('b')", "figure.savefig(path)"):
+        assert writes("x.py", source), source
+    assert not writes("x.py", "open('wax')\nimage.open()\nruns.write_text(p, 'a')\nwrite_text(p, 'a')")
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_a_module_says_what_it_is_for(path: str) -> None:
+    source = (ROOT / path).read_text()
+    first = source.partition("\n")[0]
+    assert first.startswith('"""'), "the first line is the module's docstring"
+    assert first.endswith(('."""', "."))
+    assert len(source.splitlines()) <= 400
+    assert Path(path).name not in ("utils.py", "helpers.py", "base.py", "common.py")
+
+
+# Nothing that takes a second to load may be behind `import vizrobust` or `vizrobust --help`.
+SLOW = ("torch", "torchvision", "matplotlib", "scipy", "sklearn", "skimage", "accelerate", "mlxtend")
+
+
+@pytest.mark.parametrize("module", ["vizrobust", "vizrobust.spec", "vizrobust.runs", "vizrobust.cli"])
+def test_light_imports_stay_light(module: str) -> None:
+    if module == "vizrobust.cli" and find_spec("vizrobust.cli") is None:
+        pytest.skip("there is no command line yet")
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & set({SLOW!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
