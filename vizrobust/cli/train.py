@@ -66,12 +66,13 @@ def command(
 
 
 def _train(recipe: Training, loaded: object, compute: object, folder: str, as_json: bool, quiet: bool) -> None:
+    from vizrobust.report.model_card import write_card
     from vizrobust.training import Progress, train, trained
 
     say(f"{recipe}\nin {folder}")
     with progress(quiet, "loss", "clean", "robust") as bars:
         task = None
-        for event in train(recipe, loaded, compute, folder):  # type: ignore[arg-type]
+        for event in train(recipe, loaded, compute, folder, command_line()):  # type: ignore[arg-type]
             if isinstance(event, Progress):
                 if task is None:
                     task = bars.add_task("epochs", total=recipe.epochs * event.batches, loss="", clean="", robust="")
@@ -84,6 +85,7 @@ def _train(recipe: Training, loaded: object, compute: object, folder: str, as_js
                 if as_json:
                     json_row(event)
     checkpoint = trained(folder, recipe.arch)
+    write_card(folder, checkpoint)
     measured = checkpoint.about.metrics
     if as_json:
         json_row({"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **measured})

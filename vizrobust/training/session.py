@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vizrobust.attacks import PGD, Linf
+from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
 from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
@@ -33,14 +33,16 @@ def recorded_threads(folder: Path | str) -> int | None:
     return info.get("threads") if info else None
 
 
-def train(recipe: Training, data: DataSet, compute: Compute, folder: Path | str) -> Iterator[Progress | dict[str, Any]]:
+def train(
+    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = ""
+) -> Iterator[Progress | dict[str, Any]]:
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
 
     After each epoch ``state.pt`` and ``metrics.jsonl`` are written; at the end ``checkpoint.safetensors``, with
     clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description. A finished run
     yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
     """
-    record = {"threads": compute.threads, "device": compute.device.type, "versions": versions()}
+    record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = Run(folder, "train", {"training": repr(recipe)}, record)
     if (run.folder / CHECKPOINT_FILE).is_file():
         return
@@ -48,6 +50,8 @@ def train(recipe: Training, data: DataSet, compute: Compute, folder: Path | str)
     state = run.folder / STATE_FILE
     if state.is_file():
         trainer.restore(torch.load(state, map_location=compute.device, weights_only=True))
+        # A process killed between the two files leaves the metrics one epoch behind.
+        write_rows(run.folder / METRICS_FILE, trainer.metrics)
     while trainer.epoch < recipe.epochs:
         yield from trainer.run_epoch()
         write_atomic(state, lambda file: torch.save(trainer.state(), file))
@@ -82,7 +86,17 @@ def _description(trainer: Trainer) -> Description:
 
 
 def _measured(trainer: Trainer) -> dict[str, Any]:
-    attack = PGD(steps=TESTED_STEPS, ball=Linf(eps=trainer.data.eps))
+    """Accuracies on the first 1,000 test images: clean, under one step, and under PGD-50 (``robust``)."""
+    ball = Linf(eps=trainer.data.eps)
     images = first(trainer.data.test, TESTED_IMAGES)
-    found = gather(attack, list(evaluate(trainer.net, attack, images, trainer.compute)))
-    return {"clean": share(found.clean), "robust": share(found.robust), "attack": repr(attack), "n": len(images)}
+    strong = PGD(steps=TESTED_STEPS, ball=ball)
+    one_step, found = (
+        gather(attack, list(evaluate(trainer.net, attack, images, trainer.compute))) for attack in (FGSM(ball=ball), strong)
+    )
+    return {
+        "clean": share(found.clean),
+        "fgsm": share(one_step.robust),
+        "robust": share(found.robust),
+        "attack": repr(strong),
+        "n": len(images),
+    }

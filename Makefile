@@ -1,0 +1,50 @@
+# Each target makes the virtual environment it needs; the only thing fetched is packages from the index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint types check bench sweep clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/vizrobust neurons --out runs/demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m tests.benchmarks
+
+# Trains the built-in MNIST sweep again (about five minutes on two idle cores) and makes its gallery.
+sweep: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" bash gallery/mnist-sweep/make.sh
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -e '.[test,peers]'
+	@touch $@

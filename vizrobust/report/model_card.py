@@ -1,0 +1,51 @@
+"""A checkpoint's model card: recipe, accuracies with intervals, and the command that makes it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vizrobust.models import Checkpoint
+from vizrobust.robustness import wilson
+from vizrobust.runs import read_run, write_text
+
+
+def write_card(folder: Path | str, checkpoint: Checkpoint) -> Path:
+    """Write ``card.md`` beside a finished training run's checkpoint."""
+    path = Path(folder) / "card.md"
+    write_text(path, model_card(checkpoint, (read_run(folder) or {}).get("argv", "")))
+    return path
+
+
+def model_card(checkpoint: Checkpoint, command: str = "") -> str:
+    """The card as Markdown; every figure in it is from the checkpoint's description."""
+    about = checkpoint.about
+    size = sum(tensor.numel() for tensor in checkpoint.state.values())
+    steps = {None: "unknown", 0: "0 (standard training)"}.get(about.attack_steps, str(about.attack_steps))
+    lines = [
+        f"# {Path(checkpoint.name).name}",
+        "",
+        f"- network: `{about.arch}`, {size:,} numbers, input {' x '.join(map(str, about.input_shape))}",
+        f"- classes: {', '.join(about.classes[:20])}{' …' if len(about.classes) > 20 else ''}",
+        f"- data: `{about.data}`, normalized by mean {about.mean}, deviation {about.std} inside the network",
+        f"- attack steps in training (K): {steps}",
+        f"- recipe: `{about.training or 'unknown'}`",
+        f"- weights: sha256 `{checkpoint.sha256}`",
+        f"- made with: {', '.join(f'{name} {version}' for name, version in about.versions.items()) or 'unknown'}",
+    ]
+    if about.metrics.get("n"):
+        lines += ["", *_accuracies(checkpoint)]
+    if command:
+        lines += ["", "Made by", "", f"    {command}"]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracies(checkpoint: Checkpoint) -> list[str]:
+    metrics = checkpoint.about.metrics
+    n = metrics["n"]
+    named = {"clean": "clean", "fgsm": "FGSM, same ball", "robust": f"`{metrics.get('attack', '')}`"}
+    lines = [f"Accuracy on the first {n:,} test images:", "", "| attack | accuracy | 95 % interval |", "|---|---|---|"]
+    for key, label in named.items():
+        if key in metrics:
+            low, high = wilson(round(metrics[key] * n), n)
+            lines.append(f"| {label} | {100 * metrics[key]:.1f} % | {100 * low:.1f} to {100 * high:.1f} |")
+    return lines
