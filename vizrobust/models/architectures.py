@@ -44,10 +44,12 @@ def code_sha256(ref: str) -> str:
 
 
 def _torchvision(name: str, shape: Shape, classes: int) -> Build:
+    import torchvision
     from torchvision.models import get_model, list_models
 
-    if name not in list_models():
-        raise ValueError(unknown(name, list_models(), "torchvision model"))
+    classifiers = list_models(module=torchvision.models)
+    if name not in classifiers:
+        raise ValueError(unknown(name, classifiers, "torchvision model"))
     if shape[0] != 3:
         raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; use small_cnn or resnet_small")
     return lambda: get_model(name, weights=None, num_classes=classes)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.attacks import PGD, Attack, Linf, radius
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
 from vizrobust.features.transforms import Jitter
@@ -81,7 +81,7 @@ class Trainer:
             return attack
         part = (self.epoch + 1) / (self.recipe.ramp + 1)
         alpha = getattr(attack, "alpha", None)
-        changes = {"eps": (attack.ball.eps or 0.0) * part}
+        changes = {"eps": radius(attack.ball) * part}
         return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
 
     def run_epoch(self) -> Iterator[Progress]:

@@ -1,0 +1,107 @@
+"""The built-in architectures: their sizes, their names, and downsampling that leaves no two-pixel grid."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import make_net
+from vizrobust.models import ARCHS, architecture, layers
+from vizrobust.models.networks import BlurPool, ResNetSmall
+
+
+def parameters(arch, shape, classes=10):
+    return sum(weight.numel() for weight in architecture(arch, shape, classes)().parameters())
+
+
+def test_small_cnn_is_the_documented_network():
+    assert parameters("small_cnn", (1, 28, 28)) == 166_406
+    # Counted by hand: two 4 x 4 convolutions, 7 x 7 maps, two linear layers.
+    by_hand = (16 * 16 + 16) + (16 * 32 * 16 + 32) + (32 * 7 * 7 * 100 + 100) + (100 * 10 + 10)
+    assert by_hand == 166_406
+
+
+def test_resnet_small_has_the_sizes_its_docstring_states():
+    small, large = parameters("resnet_small", (3, 32, 32)), parameters("resnet_small", (3, 64, 64))
+    stated = [int(text.replace(",", "")) for text in re.findall(r"\d{3},\d{3}", ResNetSmall.__doc__)]
+    assert stated == [small, large]
+    assert 0.28e6 < small < 0.32e6
+    assert 0.48e6 < large < 0.52e6
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 16), (2, 9, 13), (4, 51, 64)])
+def test_any_channels_and_oblong_or_odd_images(arch, shape):
+    net = make_net(arch, shape, classes=6)
+    with torch.no_grad():
+        assert net(torch.rand(5, *shape)).shape == (5, 6)
+
+
+def test_layer_names_can_be_read():
+    names = [layer.name for layer in layers(make_net("small_cnn"), (3, 20, 16))]
+    assert names == ["conv1", "relu1", "conv2", "relu2", "flatten", "linear1", "relu3", "linear2", "logits"]
+    three = [layer.name for layer in layers(make_net("resnet_small"), (3, 20, 16))]
+    assert [name for name in three if name.startswith("stage") and "." not in name] == ["stage1", "stage2", "stage3"]
+    assert three[0] == "stem"
+    four = [layer.name for layer in layers(make_net("resnet_small", (3, 64, 48)), (3, 64, 48))]
+    assert "stage4.conv2" in four
+
+
+def test_no_convolution_of_resnet_small_is_strided():
+    strides = {m.stride for m in architecture("resnet_small", (3, 64, 64), 10)().modules() if isinstance(m, nn.Conv2d)}
+    assert strides == {(1, 1)}
+
+
+@pytest.mark.parametrize("pattern", ["checkerboard", "rows", "columns"])
+def test_blurpool_removes_what_two_pixels_repeat(pattern):
+    y, x = torch.meshgrid(torch.arange(12), torch.arange(10), indexing="ij")
+    sign = (-1.0) ** {"checkerboard": y + x, "rows": y, "columns": x}[pattern]
+    out = BlurPool()((0.5 + 0.5 * sign).expand(3, 2, 12, 10))
+    assert out.shape == (3, 2, 6, 5)
+    # At the first row and column there is no second neighbour to average with.
+    assert (out[:, :, 1:, 1:] - 0.5).abs().max() < 1e-7
+
+
+def test_blurpool_keeps_what_is_smooth():
+    flat = torch.full((2, 3, 9, 12), 0.3)
+    assert torch.allclose(BlurPool()(flat), torch.full((2, 3, 4, 6), 0.3))
+    ramp = torch.arange(16.0).expand(1, 1, 4, 16)
+    # [1, 2, 1] / 4 around every even position: the ramp itself, away from the mirrored edge.
+    assert torch.allclose(BlurPool()(ramp)[0, 0, 1, 1:], torch.arange(2.0, 16.0, 2.0))
+
+
+def nyquist_excess(net, size=64):
+    """Power of the input gradient on its highest-frequency rows and columns, over that of their neighbours."""
+    x = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    net.eval()
+    (grad,) = torch.autograd.grad(net(x).amax(1).sum(), x)
+    power = torch.fft.fft2(grad - grad.mean((2, 3), keepdim=True)).abs().pow(2).mean((0, 1))
+    half = size // 2
+    near = torch.cat((power[half - 3 : half], power[half + 1 : half + 4]))
+    rows = power[half, 4:-4].mean() / near[:, 4:-4].mean()
+    power = power.T
+    near = torch.cat((power[half - 3 : half], power[half + 1 : half + 4]))
+    return float(torch.maximum(rows, power[half, 4:-4].mean() / near[:, 4:-4].mean()))
+
+
+class StridedStem(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            # As small as a stride allows, where the grid is plainest.
+            self.body.stem = nn.Conv2d(3, 24, 1, stride=2, bias=False)
+        self.body.pool = nn.Identity()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_the_input_gradient_of_resnet_small_has_no_two_pixel_grid():
+    shape = (3, 64, 64)
+    anti_aliased = [nyquist_excess(make_net("resnet_small", shape, 10, seed).net) for seed in range(2)]
+    strided = [nyquist_excess(StridedStem(make_net("resnet_small", shape, 10, seed).net)) for seed in range(2)]
+    assert max(anti_aliased) < 2
+    assert min(strided) > 5 * max(anti_aliased)
