@@ -101,7 +101,7 @@ def layers(net: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
     weight = next(iter(net.parameters()), torch.zeros(()))
     try:
         with borrowed(net), torch.no_grad():
-            output = net(torch.full((1, *shape), 0.5, device=weight.device))
+            output = net(torch.full((1, *shape), 0.5, dtype=weight.dtype, device=weight.device))
     finally:
         for handle in handles:
             handle.remove()

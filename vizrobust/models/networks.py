@@ -70,7 +70,7 @@ class Block(nn.Module):
 class ResNetSmall(nn.Module):
     """A pre-activation residual network with anti-aliased downsampling, the stem included.
 
-    308,106 parameters below 48 px (three stages), 497,914 from there on (four stages behind a halving stem),
+    308,266 parameters below 48 px (three stages), 499,906 from there on (four stages behind a halving stem),
     for three channels and ten classes.
     """
 
