@@ -1,1 +1,94 @@
-"""vizrobust: what adversarial training does to an image classifier, in numbers and pictures."""
+"""vizrobust: what adversarial training does to an image classifier, in numbers and pictures.
+
+The public names are imported on first use, so that ``vizrobust --help`` never loads torch.
+
+>>> import vizrobust as vr
+>>> net = vr.load_checkpoint("mnist-k8").net()
+>>> [picture.unit for picture in vr.render(net, vr.Logit(), [3, 5], vr.plain(steps=8), shape=(1, 28, 28))]
+[3, 5]
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vizrobust.attacks import FGSM, ISM, L2, PGD, Attack, Attacked, Linf, parse_attack
+    from vizrobust.clarity import forced_choice, transfer
+    from vizrobust.compute import Compute
+    from vizrobust.data import load as load_data
+    from vizrobust.features import (
+        Channel,
+        Direction,
+        Logit,
+        Neuron,
+        Recipe,
+        Rendered,
+        fourier,
+        gradient,
+        parse_recipe,
+        plain,
+        render,
+    )
+    from vizrobust.models import Checkpoint, activations, layers, load_checkpoint
+    from vizrobust.rng import Streams
+    from vizrobust.robustness import evaluate, gather
+    from vizrobust.training import Training, train
+
+__all__ = [
+    "FGSM",
+    "ISM",
+    "L2",
+    "PGD",
+    "Attack",
+    "Attacked",
+    "Channel",
+    "Checkpoint",
+    "Compute",
+    "Direction",
+    "Linf",
+    "Logit",
+    "Neuron",
+    "Recipe",
+    "Rendered",
+    "Streams",
+    "Training",
+    "activations",
+    "evaluate",
+    "forced_choice",
+    "fourier",
+    "gather",
+    "gradient",
+    "layers",
+    "load_checkpoint",
+    "load_data",
+    "parse_attack",
+    "parse_recipe",
+    "plain",
+    "render",
+    "train",
+    "transfer",
+]
+
+# Where each public name lives; a test holds that every name of __all__ is found.
+_HOMES = {
+    "compute": "Compute",
+    "rng": "Streams",
+    "data": "load_data",
+    "models": "Checkpoint activations layers load_checkpoint",
+    "attacks": "FGSM ISM L2 PGD Attack Attacked Linf parse_attack",
+    "robustness": "evaluate gather",
+    "features": "Channel Direction Logit Neuron Recipe Rendered fourier gradient parse_recipe plain render",
+    "training": "Training train",
+    "clarity": "forced_choice transfer",
+}
+_HOME = {name: package for package, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vizrobust' has no attribute {name!r}")
+    return getattr(import_module(f"vizrobust.{_HOME[name]}"), {"load_data": "load"}.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

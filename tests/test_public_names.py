@@ -1,0 +1,29 @@
+"""The names of `import vizrobust`: all found, and none of them loads torch before it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import vizrobust
+
+
+def test_every_public_name_is_found_where_it_is_said_to_live():
+    assert set(vizrobust._HOME) == set(vizrobust.__all__)
+    for name in vizrobust.__all__:
+        assert getattr(vizrobust, name) is not None
+    assert set(vizrobust.__all__) <= set(dir(vizrobust))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'rendr'"):
+        vizrobust.rendr  # noqa: B018
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from vizrobust.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "neurons" in done.stdout
