@@ -11,7 +11,7 @@ from torch import Tensor
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec
 
-# Below this a gradient's norm counts as zero, and its direction as undefined.
+# Norms are divided by; this keeps a norm of 0 from being one.
 TINY = 1e-12
 
 
@@ -98,6 +98,9 @@ class L2:
         return delta * per_image((radius(self) / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
 
     def steepest(self, grad: Tensor) -> Tensor:
+        # Brought to size 1 first: the squares of a vanishing gradient underflow, and not to move would mask it.
+        largest = grad.abs().flatten(1).amax(1)
+        grad = grad / per_image(largest.masked_fill(largest == 0, 1), grad)
         return grad / per_image(self.norm(grad).clamp_min(TINY), grad)
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:

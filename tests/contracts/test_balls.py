@@ -1,0 +1,119 @@
+"""Contract: every ball samples inside itself, projects to the nearest point and names the steepest direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from vizrobust.attacks import BALLS, Ball
+from vizrobust.rng import Streams
+
+N, SHAPE = 6, (3, 5, 4)
+EPS = 0.3
+balls = pytest.mark.parametrize("ball", [make(EPS) for make in BALLS.values()], ids=BALLS)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@balls
+class TestBall:
+    def test_norm_is_a_norm(self, ball: Ball) -> None:
+        a, b = randn(N, *SHAPE), randn(N, *SHAPE, seed=1)
+        assert ball.norm(a).shape == (N,)
+        assert torch.allclose(ball.norm(-2.5 * a), 2.5 * ball.norm(a))
+        assert (ball.norm(a + b) <= ball.norm(a) + ball.norm(b)).all()
+        assert (ball.norm(torch.zeros(N, *SHAPE)) == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_sample_is_inside_and_like_the_images(self, ball: Ball, dtype: torch.dtype) -> None:
+        like = torch.zeros(50, *SHAPE, dtype=dtype)
+        sample = ball.sample(like, Streams(0, range(50), "ball"))
+        assert sample.shape == like.shape
+        assert sample.dtype == dtype
+        assert (ball.norm(sample) <= EPS * (1 + 1e-6)).all()
+        assert len(torch.unique(ball.norm(sample))) > 40, "each image has its own"
+
+    def test_sample_is_uniform(self, ball: Ball) -> None:
+        like = torch.zeros(3000, 1, 2, 3)
+        norm = ball.norm(ball.sample(like, Streams(0, range(3000), "ball")))
+        # The volume within radius r grows as r^d, in any norm.
+        assert stats.kstest(((norm / EPS) ** 6).numpy(), "uniform").pvalue > 0.01
+
+    def test_sample_belongs_to_the_stream(self, ball: Ball) -> None:
+        like = torch.zeros(9, *SHAPE)
+        whole = ball.sample(like, Streams(0, range(9), "ball"))
+        index = torch.tensor([8, 2, 2, 0])
+        part = ball.sample(like[:4], Streams(0, index.tolist(), "ball"))
+        assert torch.allclose(part, whole[index], rtol=0, atol=1e-7)
+
+    def test_project_lands_inside_and_stays(self, ball: Ball) -> None:
+        for scale in (0.01, 0.3, 1, 50):
+            once = ball.project(scale * randn(N, *SHAPE))
+            assert (ball.norm(once) <= EPS * (1 + 1e-12)).all()
+            assert torch.allclose(ball.project(once), once, rtol=1e-12, atol=0)
+
+    def test_nothing_in_the_ball_is_nearer_than_the_projection(self, ball: Ball) -> None:
+        for scale in (0.05, 0.2, 1, 5):
+            point = scale * randn(1, *SHAPE)
+            near = ball.project(point)
+            distance = (point - near).flatten(1).norm(dim=1)
+            # Points anywhere in the ball, and points between them and the projection.
+            elsewhere = ball.sample(torch.zeros(2000, *SHAPE, dtype=torch.float64), Streams(0, range(2000)))
+            for share in (1.0, 0.1, 0.001):
+                other = near + share * (elsewhere - near)
+                assert ((point - other).flatten(1).norm(dim=1) >= distance * (1 - 1e-12)).all()
+
+    def test_projection_agrees_with_a_general_optimizer(self, ball: Ball) -> None:
+        point = randn(1, 1, 2, 2)
+        near = ball.project(point)
+
+        def distance(flat):
+            return float((torch.from_numpy(flat) - point.flatten()).square().sum())
+
+        def inside(flat):
+            return np.array([EPS - float(ball.norm(torch.from_numpy(flat).reshape(1, 1, 2, 2)))])
+
+        found = optimize.minimize(distance, np.zeros(4), method="SLSQP", constraints={"type": "ineq", "fun": inside}, tol=1e-12)
+        assert abs(distance(near.flatten().numpy()) - found.fun) < 1e-6
+
+    def test_steepest_is_of_norm_one_and_no_direction_climbs_faster(self, ball: Ball) -> None:
+        grad = randn(N, *SHAPE)
+        steepest = ball.steepest(grad)
+        assert torch.allclose(ball.norm(steepest), torch.ones(N, dtype=torch.float64))
+        gain = (grad * steepest).flatten(1).sum(1)
+        for seed in range(300):
+            other = randn(N, *SHAPE, seed=seed + 1)
+            other = other + 3 * seed * steepest / 300  # also directions near it
+            other = other / ball.norm(other).reshape(-1, 1, 1, 1)
+            assert ((grad * other).flatten(1).sum(1) <= gain * (1 + 1e-12)).all()
+
+    def test_steepest_of_nothing_is_nothing(self, ball: Ball) -> None:
+        assert torch.equal(ball.steepest(torch.zeros(N, *SHAPE)), torch.zeros(N, *SHAPE))
+
+    def test_images_do_not_meet(self, ball: Ball) -> None:
+        x = randn(N, *SHAPE)
+        for operation in (ball.norm, ball.project, ball.steepest):
+            whole = operation(x)
+            for k in range(N):
+                assert torch.allclose(operation(x[k : k + 1])[0], whole[k], rtol=1e-14)
+
+    def test_a_radius_of_zero_allows_nothing(self, ball: Ball) -> None:
+        none = type(ball)(0)
+        assert (none.project(randn(N, *SHAPE)) == 0).all()
+        assert (none.sample(torch.zeros(N, *SHAPE), Streams(0, range(N))) == 0).all()
+
+
+@pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
+@given(eps=st.floats(0, 1), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
+def test_projection_at_any_radius(make: type, eps: float, scale: float, seed: int) -> None:
+    ball = make(eps)
+    delta = scale * randn(2, *SHAPE, seed=seed)
+    inside = ball.project(delta)
+    assert (ball.norm(inside) <= eps * (1 + 1e-12)).all()
+    assert torch.allclose(inside, delta) or (ball.norm(delta) > eps * (1 - 1e-12)).any()
