@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -78,6 +79,22 @@ class Streams:
     def integers(self, high: Tensor | int, *shape: int) -> Tensor:
         """(N, *shape) int64, uniform in 0 … high-1 (`high` may be per stream, shaped to broadcast)."""
         return (self.uniform(*shape).to(torch.float64) * high).floor().to(torch.int64)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """For code that draws from torch's global generators (dropout): seeded inside, afterwards as they were."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
 from vizrobust.features.transforms import Jitter
 from vizrobust.models import Normalized, architecture
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.spec import vary
 from vizrobust.training.recipe import Training
@@ -134,14 +134,12 @@ class Trainer:
         weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
         self.net.train()
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
-        with torch.random.fork_rng(devices=[self.compute.device] if self.compute.device.type == "cuda" else []):
-            torch.manual_seed(self.recipe.seed * 1_000_003 + number)
-            with self.compute.autocast():
-                if weight == 0:
-                    loss = F.cross_entropy(self.net(adv), y)
-                else:
-                    on_adv, on_clean = self.net(torch.cat((adv, x))).chunk(2)
-                    loss = (1 - weight) * F.cross_entropy(on_adv, y) + weight * F.cross_entropy(on_clean, y)
+        with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
+            if weight == 0:
+                loss = F.cross_entropy(self.net(adv), y)
+            else:
+                on_adv, on_clean = self.net(torch.cat((adv, x))).chunk(2)
+                loss = (1 - weight) * F.cross_entropy(on_adv, y) + weight * F.cross_entropy(on_clean, y)
         self.optimizer.zero_grad(set_to_none=True)
         self.compute.backward(loss)
         self.optimizer.step()
