@@ -50,7 +50,8 @@ def _read(file: str) -> dict[str, Array]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {file!r}; npz:FILE needs a .npz file with {', '.join(NEEDED)}")
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        # numpy leaves a file open that it opened itself and then cannot read.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
             missing = [key for key in NEEDED if key not in loaded]
             if missing:
                 there = ", ".join(loaded) or "none"

@@ -15,6 +15,7 @@ from vizrobust.data.stratify import SPLIT_SEED, stratified
 from vizrobust.rng import Streams
 
 
+@lru_cache(maxsize=1)
 def mnist_first_500() -> tuple[torch.Tensor, torch.Tensor]:
     """The first 500 images of each class of MNIST's training set: (5000, 1, 28, 28) uint8, by class, with labels."""
     with warnings.catch_warnings():

@@ -31,13 +31,13 @@ def hold_out(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Indices (training, validation) for a source without a validation split of its own.
 
     The second is a tenth of every class, at most 5,000 images in all; where the classes have fewer than ten images
-    it is one image of the largest ones. The split depends on `labels` and `name` alone. Raises ``ValueError``
+    it is one image of the largest ones. The split depends on `labels` alone; `name` is for the error: ``ValueError``
     where no class has two images.
     """
-    largest = int(torch.bincount(labels).max())
+    largest = int(torch.unique(labels, return_counts=True)[1].max())
     if largest < 2:
         raise ValueError(f"{name}: no class has two training images, so none can be set apart for validation; give more images")
     share = min(max(VALIDATION_SHARE, 1 / largest), VALIDATION_IMAGES / len(labels))
-    train, val = stratified(labels, (1 - share, share), Streams(SPLIT_SEED, [name], "validation"))
+    train, val = stratified(labels, (1 - share, share), Streams(SPLIT_SEED, ["train"], "validation"))
     # A share of each class is rounded, so the sum can be a few images above the most that is wanted.
     return torch.cat((train, val[VALIDATION_IMAGES:])), val[:VALIDATION_IMAGES]

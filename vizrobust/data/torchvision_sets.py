@@ -55,7 +55,7 @@ def data_root() -> Path:
 
 
 def mnist(download: bool = False) -> DataSet:
-    """MNIST: handwritten digits, 1 x 28 x 28, 55,000 train / 5,000 validation / 10,000 test."""
+    """MNIST: handwritten digits, 1 x 28 x 28, 60,000 training and 10,000 test images."""
     return _held_out("mnist", *_read("mnist", download))
 
 
@@ -75,27 +75,27 @@ def mnist55k(download: bool = False) -> DataSet:
 
 
 def fashion_mnist(download: bool = False) -> DataSet:
-    """Fashion-MNIST: clothes, 1 x 28 x 28, 55,000 train / 5,000 validation / 10,000 test."""
+    """Fashion-MNIST: clothes, 1 x 28 x 28, 60,000 training and 10,000 test images."""
     return _held_out("fashion-mnist", *_read("fashion-mnist", download))
 
 
 def cifar10(download: bool = False) -> DataSet:
-    """CIFAR-10: photographs of ten kinds, 3 x 32 x 32, 45,000 train / 5,000 validation / 10,000 test."""
+    """CIFAR-10: photographs of ten kinds, 3 x 32 x 32, 50,000 training and 10,000 test images."""
     return _held_out("cifar10", *_read("cifar10", download))
 
 
 def cifar100(download: bool = False) -> DataSet:
-    """CIFAR-100: photographs of a hundred kinds, 3 x 32 x 32, 45,000 train / 5,000 validation / 10,000 test."""
+    """CIFAR-100: photographs of a hundred kinds, 3 x 32 x 32, 50,000 training and 10,000 test images."""
     return _held_out("cifar100", *_read("cifar100", download))
 
 
 def svhn(download: bool = False) -> DataSet:
-    """SVHN: house numbers, 3 x 32 x 32, 68,257 train / 5,000 validation / 26,032 test."""
+    """SVHN: house numbers, 3 x 32 x 32, 73,257 training and 26,032 test images."""
     return _held_out("svhn", *_read("svhn", download))
 
 
 def imagenette(download: bool = False, size: int | None = None) -> DataSet:
-    """Imagenette: photographs of ten ImageNet classes; imagenette@SIZE, 64 pixels without: 8,522 / 947 / 3,925.
+    """Imagenette: photographs of ten ImageNet classes at 64 pixels or as imagenette@SIZE, 9,469 and 3,925 images.
 
     Read file by file from the smallest published version whose shorter side is at least `size`.
     """
@@ -157,12 +157,13 @@ def _fetching(name: str, root: Path, download: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        if not download and "not found" in str(error):
-            raise _absent(name, PUBLISHED[name].files) from error
+        why = " ".join(str(error).split())
         if download:
             again = "remove what is there of it and try again"
-            raise ValueError(f"{name} could not be fetched to {str(root)!r}, or not read there ({error}); {again}") from error
-        raise ValueError(f"the files of {name} in {str(root)!r} are damaged ({error}); remove them and add --download") from error
+            raise ValueError(f"{name} could not be fetched to {str(root)!r}, or not read there ({why}); {again}") from error
+        if "not found" in why:
+            raise _absent(name, PUBLISHED[name].files) from error
+        raise ValueError(f"the files of {name} in {str(root)!r} are damaged ({why}); remove them and add --download") from error
 
 
 def _absent(name: str, files: str) -> FileNotFoundError:

@@ -1,0 +1,233 @@
+"""imagefolder:DIR[@SIZE]: what is read, when, and what is refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vizrobust.data import FileSplit, load
+from vizrobust.data import folders as folders_module
+
+KINDS = ("bee", "Ant", "cat")
+
+
+def picture(path: Path, size: tuple[int, int] = (6, 9), mode: str = "RGB", seed: int = 0) -> None:
+    """A random image; `size` is (width, height), as Pillow has it."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.squeeze() if bands == 1 else values, mode if bands > 1 else None).convert(mode).save(path)
+
+
+def folder(root: Path, **splits: int) -> str:
+    """`splits` images of each class in each split, all different."""
+    seed = 0
+    for split, count in splits.items():
+        for kind in KINDS:
+            for number in range(count):
+                picture(root / split / kind / f"{number}.png", seed=(seed := seed + 1))
+    return f"imagefolder:{root}"
+
+
+def pixels(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path)).transpose(2, 0, 1) / np.float32(255)
+
+
+def test_images_and_labels_come_from_the_class_folders(tmp_path: Path) -> None:
+    data = load(folder(tmp_path, train=10, val=2, test=3))
+    assert data.classes == ("Ant", "bee", "cat")  # sorted as Python and torchvision sort
+    assert data.shape == (3, 9, 6)
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 6, 9)
+    for name in ("train", "val", "test"):
+        split = data.split(name)
+        assert isinstance(split, FileSplit)
+        x = split.take(torch.arange(len(split)))
+        for image, label, path in zip(x.numpy(), split.labels.tolist(), split.paths, strict=True):
+            assert Path(path).parent.name == data.classes[label]
+            assert Path(path).parent.parent.name == name
+            assert np.array_equal(image, pixels(path))
+
+
+@pytest.mark.parametrize("there", ["val", "test"])
+def test_with_one_folder_beside_train_that_is_test_and_a_tenth_of_train_is_validation(tmp_path: Path, there: str) -> None:
+    data = load(folder(tmp_path, **{"train": 10, there: 2}))
+    assert (len(data.train), len(data.val), len(data.test)) == (27, 3, 6)
+    assert sorted(data.val.labels.tolist()) == [0, 1, 2]
+    assert not set(data.train.paths) & set(data.val.paths)
+    assert all(Path(path).parent.parent.name == there for path in data.test.paths)
+
+
+def test_splits_are_in_a_fixed_mixed_order(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=4, val=8)
+    assert len(set(load(ref).test.labels[:8].tolist())) > 1
+    assert load(ref).test.paths == load(ref).test.paths
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = folder(tmp_path, train=5, val=2)
+    read: list[str] = []
+    decode = folders_module._converted
+    monkeypatch.setattr(folders_module, "_converted", lambda path, channels: read.append(path) or decode(path, channels))
+    data = load(ref)
+    assert read == []
+    data.test.take(torch.tensor([1]))
+    assert read == [data.test.paths[1]]
+
+
+def test_size_resizes_the_shorter_side_and_cuts_out_the_centre(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    wide = tmp_path / "val" / "cat" / "0.png"
+    picture(wide, (40, 20))
+    image = Image.open(wide)
+    data = load(f"{ref}@10")
+    assert data.shape == (3, 10, 10)
+    at = [Path(path).parent.name for path in data.test.paths].index("cat")
+    small = image.resize((20, 10), Image.Resampling.BILINEAR).crop((5, 0, 15, 10))
+    expected = np.asarray(small).transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(data.test.take(torch.tensor([at]))[0].numpy(), expected)
+
+
+def test_a_folder_that_is_called_like_a_size_is_found(tmp_path: Path) -> None:
+    assert load(folder(tmp_path / "set@64", train=3, val=1)).shape == (3, 9, 6)
+    assert load(f"imagefolder:{tmp_path / 'set@64'}@12").shape == (3, 12, 12)
+
+
+def test_grey_folders_have_one_channel_and_a_few_grey_photographs_change_nothing(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    picture(tmp_path / "train" / "bee" / "0.png", mode="L")
+    assert load(ref).shape == (3, 9, 6)
+    grey = tmp_path / "grey"
+    for split in ("train", "val"):
+        for kind in KINDS:
+            for number in range(3):
+                picture(grey / split / kind / f"{number}.png", mode="L", seed=number)
+    data = load(f"imagefolder:{grey}")
+    assert data.shape == (1, 9, 6)
+    first = np.asarray(Image.open(data.test.paths[0]))[None] / np.float32(255)
+    assert np.array_equal(data.test.take(torch.tensor([0]))[0].numpy(), first)
+    picture(Path(data.test.paths[0]), mode="RGB")
+    with pytest.raises(ValueError, match="it is in colour, the others are grey"):
+        data.test.take(torch.tensor([0]))
+
+
+def test_palettes_transparency_and_cmyk_are_read_as_colours(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    transparent = Image.new("P", (6, 9), 1)
+    transparent.putpalette([0, 0, 0, 255, 0, 0])
+    transparent.save(tmp_path / "val" / "bee" / "0.png", transparency=bytes([0, 255]))
+    picture(tmp_path / "val" / "Ant" / "0.png", mode="RGBA")
+    Image.new("CMYK", (6, 9)).save(tmp_path / "val" / "cat" / "1.jpg")
+    data = load(ref)
+    x = data.test.take(torch.arange(4))
+    red = x[data.test.labels == 1][0]
+    assert red.mean((1, 2)).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    (tmp_path / "train" / "notes.txt").write_text("mine")
+    (tmp_path / "train" / "bee" / "notes.txt").write_text("mine")
+    (tmp_path / "train" / "bee" / "._0.png").write_text("made by a file manager")
+    (tmp_path / "train" / ".thumbnails").mkdir()
+    data = load(ref)
+    assert data.classes == ("Ant", "bee", "cat")
+    assert len(data.train) + len(data.val) == 9
+
+
+def broken_off(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("size", ["", "@12"])
+def test_a_broken_image_is_named(tmp_path: Path, size: str) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    broken_off(tmp_path / "val" / "bee" / "0.png")
+    data = load(ref + size)
+    with pytest.raises(ValueError, match=r"cannot read image '.*val/bee/0\.png' .*replace or remove it"):
+        data.test.take(torch.arange(3))
+
+
+def test_a_file_that_is_no_image_is_named_when_the_sizes_are_looked_at(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    (tmp_path / "val" / "cat" / "0.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read image '.*val/cat/0\.png'"):
+        load(ref)
+
+
+def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    deep = Image.fromarray(np.full((9, 6), 40_000, np.uint16))
+    deep.save(tmp_path / "val" / "cat" / "0.png")
+    with pytest.raises(ValueError, match="mode 'I;16', not 8 bits a channel"):
+        load(ref).test.take(torch.arange(3))
+
+
+def test_sizes_that_differ_need_a_size(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    picture(tmp_path / "val" / "bee" / "0.png", (7, 9))
+    with pytest.raises(
+        ValueError, match=r"is 6 x 9 and '.*val/bee/0\.png' 7 x 9; give a size for all, such as imagefolder:.*@64"
+    ):
+        load(ref)
+    assert load(f"{ref}@8").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({}, "expected train/ and val/ or test/ in .*, found nothing"),
+        ({"val": 2}, "expected train/ and val/ or test/ in .*, found val"),
+        ({"train": 2}, "expected train/ and val/ or test/ in .*, found train"),
+        ({"train": 1, "val": 1}, "no class has two training images"),
+    ],
+)
+def test_folders_without_the_needed_splits_are_refused(tmp_path: Path, splits: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load(folder(tmp_path, **splits))
+
+
+def test_a_missing_folder_and_a_split_without_classes(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*none'; expected one with train/"):
+        load(f"imagefolder:{tmp_path / 'none'}@64")
+    ref = folder(tmp_path, train=2)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ValueError, match="val' holds no class folders"):
+        load(ref)
+
+
+def test_class_folders_must_agree_and_hold_images(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=2, val=1)
+    picture(tmp_path / "val" / "dog" / "0.png")
+    with pytest.raises(ValueError, match="class folder 'dog' is in val/ but not in train/"):
+        load(ref)
+    picture(tmp_path / "train" / "dog" / "0.png")
+    picture(tmp_path / "train" / "eel" / "0.png")
+    with pytest.raises(ValueError, match="class folder 'eel' is in train/ but not in val/"):
+        load(ref)
+    (tmp_path / "val" / "eel").mkdir()
+    with pytest.raises(ValueError, match=r"no images in '.*val/eel'"):
+        load(ref)
+
+
+@pytest.mark.parametrize("size", ["0", "7", "-8", "8.5", "x", ""])
+def test_sizes_that_are_none(tmp_path: Path, size: str) -> None:
+    with pytest.raises(ValueError, match="expected a whole number of pixels, at least 8"):
+        load(f"{folder(tmp_path, train=2, val=1)}@{size}")
+
+
+def test_real_imagenette(shared: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(shared / "data" / "imagenette64.zip") as archive:
+        few = [name for name in archive.namelist() if "/000" in name and ("church" in name or "tench" in name)]
+        archive.extractall(tmp_path, few)
+    data = load(f"imagefolder:{tmp_path / 'imagenette64'}")
+    assert data.classes == ("church", "tench")
+    assert data.shape == (3, 64, 64)
+    assert data.eps == 4 / 255
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 20)
+    assert all(0.1 < std < 0.4 for std in data.std)
