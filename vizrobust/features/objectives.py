@@ -55,7 +55,7 @@ class Channel:
         return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return _of_unit(activations[self.layer], unit).flatten(1).mean(1)
+        return _of_unit(activations[self.layer], unit).reshape(len(unit), -1).mean(1)
 
 
 @spec
