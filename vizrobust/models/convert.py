@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import versions
-from vizrobust.data import load
+from vizrobust.data import known, load
 from vizrobust.models.architectures import architecture, code_sha256
 from vizrobust.models.checkpoints import Checkpoint, Description, body_state, load_strictly, save_checkpoint
 from vizrobust.models.foreign import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
@@ -28,16 +28,6 @@ NORMALIZATIONS: dict[str, Normalizer] = {
 }
 # A float32 buffer and the decimals of a paper agree to this.
 SAME_NORMALIZATION = 1e-4
-
-_DIGITS = tuple(str(digit) for digit in range(10))
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Data sets that need not be on this machine for a conversion.
-KNOWN: dict[str, tuple[Shape, tuple[str, ...]]] = {
-    "mnist": ((1, 28, 28), _DIGITS),
-    "mnist5k": ((1, 28, 28), _DIGITS),
-    "svhn": ((3, 32, 32), _DIGITS),
-    "cifar10": ((3, 32, 32), _CIFAR10),
-}
 
 
 @dataclass(frozen=True)
@@ -63,16 +53,16 @@ def task(data: str = "", shape: str = "", classes: str = "", download: bool = Fa
     `shape` is ``C,H,W``, `classes` a number or names with commas between; where both are given nothing is loaded.
     """
     given_shape, given_classes = _shape(shape), _classes(classes)
-    known = KNOWN.get(data.lower())
-    if known is None:
+    about = known(data) if data else None
+    if about is None:
         if given_shape and given_classes:
             return Task(given_shape, given_classes, data)
-        known = _loaded(data, download)
-    if given_shape and given_shape != known[0]:
-        raise ValueError(f"{data} has images of {known[0]}, --shape says {given_shape}; leave out one of the two")
-    if given_classes and len(given_classes) != len(known[1]):
-        raise ValueError(f"{data} has {len(known[1])} classes, --classes says {len(given_classes)}; leave out one of the two")
-    return Task(known[0], given_classes or known[1], data)
+        about = _loaded(data, download)
+    if given_shape and given_shape != about[0]:
+        raise ValueError(f"{data} has images of {about[0]}, --shape says {given_shape}; leave out one of the two")
+    if given_classes and len(given_classes) != len(about[1]):
+        raise ValueError(f"{data} has {len(about[1])} classes, --classes says {len(given_classes)}; leave out one of the two")
+    return Task(about[0], given_classes or about[1], data)
 
 
 def normalization(text: str, channels: int) -> Normalizer:

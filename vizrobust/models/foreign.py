@@ -145,12 +145,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _why_unreadable(path: Path, start: bytes, reason: str) -> str:
     name = str(path)
     zipped = start[:4] == b"PK\x03\x04"
-    members = zipfile.ZipFile(path).namelist() if zipped and zipfile.is_zipfile(path) else []
+    members = _members(path) if zipped else []
     # 148 and 149 open a pickle of protocol 4 or 5: torch.save does not write them, pickle.dump does.
     refused = re.search(r"GLOBAL\s+([\w.]+)|Unsupported operand 14[89]|Trying to call|Can only build", reason)
     if any(member.endswith("constants.pkl") for member in members):
         return _recipe(name, "is a TorchScript program", "torch.jit.load")
-    if refused:
+    if refused and not (refused.group(1) and _ends_within(path, refused.group(1))):
         kind = f" ({refused.group(1)})" if refused.group(1) else ""
         return _recipe(name, f"holds pickled objects{kind}, which can run code when they are read", "torch.load")
     if members and not any(member.endswith("data.pkl") for member in members):
@@ -158,6 +158,22 @@ def _why_unreadable(path: Path, start: bytes, reason: str) -> str:
     if zipped or start[:1] == b"\x80":
         return f"{name!r} is truncated or damaged; get it again"
     return f"{name!r} is not a torch file; give a file written by torch.save or a .safetensors file"
+
+
+def _ends_within(path: Path, name: str) -> bool:
+    """Whether the file was cut inside the name of something that it imports, of which torch reports all but the end."""
+    last = name.rpartition(".")[2].encode()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(last) - 1))
+        return last in file.read()
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # as damaged as the file
+        return []
 
 
 def _recipe(name: str, problem: str, load: str) -> str:
