@@ -80,7 +80,8 @@ class TestBall:
             return np.array([EPS - float(ball.norm(torch.from_numpy(flat).reshape(1, 1, 2, 2)))])
 
         found = optimize.minimize(distance, np.zeros(4), method="SLSQP", constraints={"type": "ineq", "fun": inside}, tol=1e-12)
-        assert abs(distance(near.flatten().numpy()) - found.fun) < 1e-6
+        # The optimizer stops a little early where a norm has corners, so it may only be a little worse.
+        assert found.fun - 1e-3 <= distance(near.flatten().numpy()) <= found.fun + 1e-6
 
     def test_steepest_is_of_norm_one_and_no_direction_climbs_faster(self, ball: Ball) -> None:
         grad = randn(N, *SHAPE)

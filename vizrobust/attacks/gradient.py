@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -122,10 +123,12 @@ class PGD:
         eps = radius(self.ball)
         alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
         plan = _plan(self, self.steps, alpha, random_start=self.random_start)
-        found = _attack(net, x, y, streams, judge, plan)
-        for _ in range(self.restarts - 1):
-            found = _worse(found, _attack(net, x, y, streams, judge, plan))
-        return found
+        if self.restarts == 1:
+            return _attack(net, x, y, streams, judge, plan)
+        # Only verdicts tell which restart is the worst, so they are needed here in any case.
+        runs = (_attack(net, x, y, streams, True, plan) for _ in range(self.restarts))
+        found = reduce(_worse, runs)
+        return found if judge else Attacked(found.x)
 
 
 ATTACKS = named(FGSM, ISM, PGD)

@@ -1,0 +1,304 @@
+"""Contract: every attack stays in its ball and in [0, 1], borrows the network, beats noise and keeps images apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.conftest import CLASSES, SHAPE, make_net
+from vizrobust.attacks import ATTACKS, L2, LOSSES, Attack, Ball, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import load
+from vizrobust.models import Normalized, architecture, builtin_names, load_checkpoint
+from vizrobust.rng import Streams
+from vizrobust.spec import vary
+
+BALLS: dict[str, Ball] = {"Linf": Linf(8 / 255), "L2": L2(0.7)}
+STEPS = 4
+
+
+def make(name: str, ball: Ball, steps: int = STEPS) -> Attack:
+    """The attack with its defaults, this ball and so many steps, where it has a number of them."""
+    return vary(ATTACKS[name](ball=ball), steps=steps)
+
+
+# Variants of one attack that go through other code; a new attack is found through the catalogue.
+VARIANTS = {
+    "FGSM": [{"targeted": True}],
+    "PGD": [{"restarts": 2}, {"random_start": False}, {"targeted": True}, {"loss": "margin"}],
+}
+
+
+def catalogue() -> Iterator[tuple[Attack, str]]:
+    for name in ATTACKS:
+        for kind, ball in BALLS.items():
+            yield make(name, ball), f"{name}-{kind}"
+        for changes in VARIANTS.get(name, []):
+            yield vary(make(name, BALLS["Linf"]), **changes), f"{name}-{'-'.join(changes)}"
+
+
+EVERY = list(catalogue())
+every_attack = pytest.mark.parametrize("attack", [attack for attack, _ in EVERY], ids=[name for _, name in EVERY])
+every_name = pytest.mark.parametrize("name", list(ATTACKS))
+every_ball = pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
+
+
+def batch(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # A third of the pixels are saturated, as in MNIST: black and white must be attackable too.
+    x = (torch.rand(n, *SHAPE, generator=generator, dtype=dtype) * 1.5 - 0.25).clamp(0, 1)
+    return x, torch.randint(CLASSES, (n,), generator=generator)
+
+
+def streams(items) -> Streams:
+    return Streams(0, items, "attack")
+
+
+@contextmanager
+def iterates(net: nn.Module, n: int) -> Iterator[list[Tensor]]:
+    """The batches of n images that the network sees."""
+    seen: list[Tensor] = []
+    handle = net.register_forward_pre_hook(lambda _net, inputs: seen.append(inputs[0].detach().clone()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+        seen[:] = [x for x in seen if len(x) == n]
+
+
+@every_attack
+class TestWhatComesBack:
+    def test_shapes_types_and_ranges(self, attack: Attack, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+        x, y = images
+        before = x.clone(), y.clone()
+        found = attack(net, x, y, streams(range(5)))
+        steps = getattr(attack, "steps", 1)
+        assert found.best is not None
+        assert found.loss is not None
+        assert found.correct is not None
+        for image in (found.x, found.best):
+            assert image.shape == x.shape
+            assert image.dtype == x.dtype
+            assert not image.requires_grad
+            assert image.min() >= 0
+            assert image.max() <= 1
+            assert (attack.ball.norm(image - x) <= attack.ball.eps + 1e-6).all()
+        assert found.loss.shape == found.correct.shape == (steps + 1, 5)
+        assert found.correct.dtype == torch.bool
+        assert not found.loss.requires_grad
+        assert torch.equal(x, before[0]), "the images given are left alone"
+        assert torch.equal(y, before[1])
+
+    def test_without_judging_the_images_are_the_same(self, attack: Attack, net: nn.Module) -> None:
+        x, y = batch(5)
+        judged = attack(net, x, y, streams(range(5)))
+        with iterates(net, 5) as seen:
+            blind = attack(net, x, y, streams(range(5)), judge=False)
+        assert torch.equal(blind.x, judged.x)
+        assert (blind.best, blind.loss, blind.correct) == (None, None, None)
+        if getattr(attack, "restarts", 1) == 1:
+            assert len(seen) == getattr(attack, "steps", 1), "no forward pass more than gradients need"
+
+    def test_losses_and_verdicts_are_those_of_the_iterates(self, attack: Attack, net: nn.Module) -> None:
+        if getattr(attack, "restarts", 1) > 1 or getattr(attack, "targeted", False):
+            pytest.skip("several runs, or another label: see test_gradient_attacks")
+        x, y = batch(5)
+        with iterates(net, 5) as seen:
+            found = attack(net, x, y, streams(range(5)))
+        assert found.loss is not None
+        assert len(seen) == len(found.loss)
+        loss = LOSSES[getattr(attack, "loss", "ce")]
+        with torch.no_grad():
+            logits = torch.stack([net(image) for image in seen])
+        recomputed = torch.stack([loss(row, y) for row in logits])
+        assert torch.allclose(found.loss, recomputed, atol=1e-6)
+        assert torch.equal(found.correct, logits.argmax(2) == y)
+        assert torch.equal(seen[-1], found.x), "the K-th iterate is the example"
+        start = x
+        if getattr(attack, "random_start", False):
+            start = (x + attack.ball.sample(x, streams(range(5)))).clamp(0, 1)
+        assert torch.equal(seen[0], start), "row 0 is the start"
+        # The best of them, found by a loop over plain numbers.
+        for k in range(5):
+            order = [(not bool(right[k]), float(value[k])) for right, value in zip(found.correct, found.loss, strict=True)]
+            best = max(range(len(order)), key=lambda t: order[t])
+            assert torch.equal(found.best[k], seen[best][k])
+
+    def test_the_same_streams_give_the_same_images_and_others_do_not(self, attack: Attack, net: nn.Module) -> None:
+        x, y = batch(5)
+        once, again = (attack(net, x, y, streams(range(5))).x for _ in range(2))
+        assert torch.equal(once, again)
+        if getattr(attack, "random_start", False):
+            assert not torch.equal(attack(net, x, y, streams(range(5, 10))).x, once)
+
+
+class FailsLate(nn.Module):
+    """Raises at its third forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes == 3:
+            raise RuntimeError("out of memory")
+        return x
+
+
+def lived_in_net(last: nn.Module) -> nn.Module:
+    """A network in training, with a frozen BatchNorm, dropout, a frozen weight, gradients and hooks of its owner's."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU(inplace=True),
+        nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, CLASSES), last,
+    )  # fmt: skip
+    net.train()
+    net[5].eval()
+    net[4].weight.requires_grad_(False)
+    net(torch.rand(8, *SHAPE)).sum().backward()
+    net[0].bias.grad = None
+    net.register_forward_hook(lambda *_: None)
+    net[1].register_forward_pre_hook(lambda *_: None)
+    return net
+
+
+def everything_about(net: nn.Module) -> dict[str, object]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "training": [module.training for module in net.modules()],
+        "values": {key: value.tolist() for key, value in net.state_dict().items()},
+        "requires_grad": [weight.requires_grad for weight in net.parameters()],
+        "grad": [None if weight.grad is None else weight.grad.tolist() for weight in net.parameters()],
+        "hooks": [[list(getattr(module, kind)) for kind in hooks] for module in net.modules()],
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": random.getstate(),
+        "grad_enabled": torch.is_grad_enabled(),
+    }
+
+
+@every_attack
+class TestTheNetworkIsBorrowed:
+    def test_it_is_given_back_untouched(self, attack: Attack) -> None:
+        net = lived_in_net(nn.Identity())
+        before = everything_about(net)
+        for judge in (True, False):
+            attack(net, *batch(5), streams(range(5)), judge=judge)
+        assert everything_about(net) == before
+
+    def test_also_after_an_exception(self, attack: Attack) -> None:
+        fails = FailsLate()
+        net = lived_in_net(fails)
+        fails.passes = 2 - min(1, getattr(attack, "steps", 1) - 1)
+        before = everything_about(net)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            attack(net, *batch(5), streams(range(5)))
+        assert everything_about(net) == before
+
+    def test_it_runs_in_evaluation_mode(self, attack: Attack) -> None:
+        net = lived_in_net(nn.Identity())
+        x, y = batch(5)
+        in_training = attack(net, x, y, streams(range(5)))
+        in_evaluation = attack(net.eval(), x, y, streams(range(5)))
+        assert torch.equal(in_training.x, in_evaluation.x)
+        assert torch.equal(in_training.loss, in_evaluation.loss)
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> nn.Module:
+    """A network that reads scikit-learn's digits, trained here in a second."""
+    data = load("digits")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Normalized(architecture("small_cnn", data.shape, 10)(), data.mean, data.std)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for epoch in range(4):
+        for index in Streams(0, [epoch], "order").permutation(len(data.train))[0].split(64):
+            loss = F.cross_entropy(net(data.train.take(index)), data.train.labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def trained(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network that knows its task, with 100 test images and labels."""
+    if request.param == "digits":
+        net, data = request.getfixturevalue("digits_net"), load("digits")
+    elif request.param in builtin_names():
+        net, data = load_checkpoint(request.param).net(), load("mnist5k")
+    else:
+        pytest.skip(f"the built-in checkpoint {request.param} is not in this package")
+    index = torch.arange(100)
+    x, y = data.test.take(index), data.test.labels[index]
+    with torch.no_grad():
+        assert (net(x).argmax(1) == y).float().mean() > 0.85
+    return net, x, y
+
+
+# Radii at which neither the attack nor noise has it all its own way.
+RADII = {"Linf": 0.1, "L2": 1.0}
+
+
+@pytest.mark.parametrize("trained", ["digits", "mnist-k0", "mnist-k8"], indirect=True)
+@every_name
+@pytest.mark.parametrize("kind", RADII)
+def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = trained
+    ball = type(BALLS[kind])(RADII[kind])
+    found = make(name, ball, steps=10)(net, x, y, streams(range(100)))
+    noise = ball.steepest(ball.sample(x, streams(range(100)).child("noise")))
+    # As long as the attack's own change, image by image; clipping may only shorten both.
+    size = ball.norm(found.x - x).reshape(-1, 1, 1, 1)
+    noisy = (x + size * noise).clamp(0, 1)
+    with torch.no_grad():
+        attacked, disturbed, clean = (F.cross_entropy(net(image), y, reduction="none") for image in (found.x, noisy, x))
+        by_attack, by_noise = ((net(image).argmax(1) == y).float().mean() for image in (found.x, noisy))
+    assert (attacked > disturbed).float().mean() > 0.95
+    assert attacked.mean() - clean.mean() > 3 * (disturbed.mean() - clean.mean())
+    assert by_attack < by_noise
+
+
+@every_ball
+@every_name
+def test_in_float64_an_image_alone_is_the_same_as_in_a_batch_of_64(name: str, ball: Ball) -> None:
+    net = make_net().double()
+    x, y = batch(64, dtype=torch.float64)
+    attack = make(name, ball, steps=20)
+    together = attack(net, x, y, streams(range(64)))
+    assert together.x.dtype == torch.float64
+    for k in (0, 31, 63):
+        alone = attack(net, x[k : k + 1], y[k : k + 1], streams([k]))
+        assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
+        assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet_small"])
+@every_ball
+@every_name
+def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(name: str, ball: Ball, arch: str) -> None:
+    compute = Compute("cpu")
+    net = compute.place(make_net(arch))
+    x, y = batch(11)
+    attack = make(name, ball, steps=10)
+
+    def attacked(items: list[int]) -> Tensor:
+        index = torch.tensor(items)
+        return attack(net, compute.images(x[index]), y[index], streams(items)).x
+
+    first = attacked([0, 1, 2, 3, 4, 5])
+    order = [3, 0, 5, 1, 4, 2]
+    assert torch.equal(attacked(order), first[order]), "permutation"
+    mates = attacked([7, 2, 8, 0, 9, 10])
+    assert torch.equal(mates[[1, 3]], first[[2, 0]]), "other mates"
+    padded = attacked([4, 5, 5, 5, 5, 5])
+    assert torch.equal(padded, first[[4, 5, 5, 5, 5, 5]]), "padding"

@@ -1,0 +1,322 @@
+"""FGSM, ISM and PGD: what their parameters mean, against a plain loop and by counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.conftest import CLASSES, SHAPE, make_net
+from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf, fit, parse_attack
+from vizrobust.models import Normalized
+from vizrobust.rng import Streams
+
+EPS = 8 / 255
+
+
+def streams(n: int = 5) -> Streams:
+    return Streams(0, range(n), "attack")
+
+
+class Passes:
+    """Counts the backward passes through a network, one for each gradient of its images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.forward = self.gradient = 0
+
+        def count(_net: nn.Module, _inputs: object, output: Tensor) -> None:
+            self.forward += 1
+            if output.requires_grad:
+                output.register_hook(lambda _: setattr(self, "gradient", self.gradient + 1))
+
+        net.register_forward_hook(count)
+
+
+def plain_loop(net, x, y, steps, alpha, eps, norm="inf", start=None, project=True, target=None) -> list[Tensor]:
+    """The attack as a textbook writes it: one image at a time, `.backward()`, numpy-like clips."""
+    trajectories = []
+    for k in range(len(x)):
+        clean = x[k : k + 1]
+        adv = (clean if start is None else start[k : k + 1]).clone()
+        iterates = [adv]
+        for _ in range(steps):
+            adv = adv.clone().requires_grad_()
+            if target is None:
+                F.cross_entropy(net(adv), y[k : k + 1]).backward()
+                way = adv.grad
+            else:
+                F.cross_entropy(net(adv), target[k : k + 1]).backward()
+                way = -adv.grad
+            way = way.sign() if norm == "inf" else way / way.norm()
+            delta = adv.detach() + alpha * way - clean
+            if project and norm == "inf":
+                delta = torch.from_numpy(np.clip(delta.numpy(), -eps, eps))
+            elif project and delta.norm() > eps:
+                delta = delta / delta.norm() * eps
+            adv = torch.from_numpy(np.clip((clean + delta).numpy(), 0, 1))
+            iterates.append(adv)
+        trajectories.append(torch.cat(iterates))
+    net.zero_grad(set_to_none=True)
+    return torch.stack(trajectories, 1)
+
+
+@pytest.fixture
+def double() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and five images in float64, a third of the pixels black or white."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.rand(5, *SHAPE, generator=generator, dtype=torch.float64) * 1.5 - 0.25).clamp(0, 1)
+    return make_net().double(), x, torch.tensor([0, 3, 6, 2, 1])
+
+
+CASES = {
+    "FGSM": (FGSM(Linf(EPS)), {"steps": 1, "alpha": EPS}),
+    "FGSM-L2": (FGSM(L2(0.5)), {"steps": 1, "alpha": 0.5, "norm": "2", "eps": 0.5}),
+    "ISM": (ISM(steps=5, ball=Linf(EPS)), {"steps": 5, "alpha": EPS / 5}),
+    "ISM-alpha": (ISM(steps=5, ball=Linf(EPS), alpha=EPS / 2), {"steps": 5, "alpha": EPS / 2}),
+    "ISM-unprojected": (ISM(steps=5, ball=Linf(EPS), alpha=EPS, project=False), {"steps": 5, "alpha": EPS, "project": False}),
+    "PGD-7": (PGD(steps=7, ball=Linf(EPS), random_start=False), {"steps": 7, "alpha": 2.5 * EPS / 7}),
+    "PGD-2": (PGD(steps=2, ball=Linf(EPS), random_start=False), {"steps": 2, "alpha": EPS}),
+    "PGD-L2": (
+        PGD(steps=7, ball=L2(0.5), random_start=False),
+        {"steps": 7, "alpha": 2.5 * 0.5 / 7, "norm": "2", "eps": 0.5},
+    ),
+    "PGD-target": (
+        PGD(steps=5, ball=Linf(EPS), random_start=False, targeted=True, target=4),
+        {"steps": 5, "alpha": EPS / 2, "target": torch.full((5,), 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("attack", "plain"), CASES.values(), ids=CASES)
+def test_an_attack_is_its_plain_loop(attack, plain, double: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = double
+    expected = plain_loop(net, x, y, **{"eps": EPS, **plain})
+    found = attack(net, x, y, streams())
+    assert (found.x - expected[-1]).abs().max() < 1e-12
+    goal = plain.get("target", y)
+    sign = 1 if "target" not in plain else -1
+    with torch.no_grad():
+        losses = torch.stack([sign * F.cross_entropy(net(row), goal, reduction="none") for row in expected])
+    assert torch.allclose(found.loss, losses, atol=1e-9)
+
+
+def test_a_random_start_is_the_streams_own_point_of_the_ball(double: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = double
+    for ball, norm in ((Linf(EPS), "inf"), (L2(0.5), "2")):
+        start = (x + ball.sample(x, streams())).clamp(0, 1)
+        assert (start != x).any()
+        expected = plain_loop(net, x, y, 4, 2.5 * ball.eps / 4, ball.eps, norm, start)
+        assert (PGD(steps=4, ball=ball)(net, x, y, streams()).x - expected[-1]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_k_steps_are_k_gradients_and_the_kth_iterate(steps: int, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    passes = Passes(net)
+    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams())
+    assert (passes.forward, passes.gradient) == (steps + 1, steps)
+    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams(), judge=False)
+    assert (passes.forward, passes.gradient) == (2 * steps + 1, 2 * steps)
+
+
+def test_fgsm_and_restarts_count_too(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    passes = Passes(net)
+    FGSM(Linf(EPS))(net, *images, streams(), judge=False)
+    assert (passes.forward, passes.gradient) == (1, 1)
+    PGD(steps=3, restarts=4, ball=Linf(EPS))(net, *images, streams())
+    assert (passes.forward, passes.gradient) == (1 + 4 * 4, 1 + 4 * 3)
+
+
+def test_no_weight_gradient_is_computed(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    def refuse(_: Tensor) -> None:
+        raise AssertionError("a weight gradient was computed")
+
+    for weight in net.parameters():
+        weight.register_hook(refuse)
+    PGD(steps=2, ball=Linf(EPS))(net, *images, streams())
+
+
+@pytest.mark.parametrize("ball", [Linf(EPS), L2(0.5)], ids=repr)
+def test_one_step_of_eps_from_the_image_is_fgsm_exactly(ball, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    fgsm = FGSM(ball)(net, *images, streams())
+    pgd = PGD(steps=1, ball=ball, random_start=False, alpha=ball.eps)(net, *images, streams())
+    default = PGD(steps=1, ball=ball, random_start=False)(net, *images, streams())
+    ism = ISM(steps=1, ball=ball)(net, *images, streams())
+    for other in (pgd, default, ism):
+        assert torch.equal(fgsm.x, other.x)
+        assert torch.equal(fgsm.loss, other.loss)
+
+
+def test_iterates_of_a_longer_run_at_the_same_step_are_nested(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    long = PGD(steps=6, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams())
+    for steps in range(6):
+        short = PGD(steps=steps, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams())
+        assert torch.equal(short.loss, long.loss[: steps + 1])
+        assert torch.equal(short.correct, long.correct[: steps + 1])
+
+
+def test_unprojected_iteration_leaves_the_ball_only_when_it_can(net: nn.Module) -> None:
+    # Images away from 0 and 1, where clipping would keep the change small.
+    x, y = torch.full((5, *SHAPE), 0.5), torch.tensor([0, 3, 6, 2, 1])
+    far = ISM(steps=10, ball=Linf(EPS), alpha=EPS / 2, project=False)(net, x, y, streams())
+    assert (Linf(EPS).norm(far.x - x) > 2 * EPS).all()
+    inside = ISM(steps=10, ball=Linf(EPS), project=False)(net, x, y, streams())
+    assert (Linf(EPS).norm(inside.x - x) <= EPS + 1e-6).all()
+    assert torch.allclose(inside.x, ISM(steps=10, ball=Linf(EPS))(net, x, y, streams()).x, atol=1e-6)
+    assert far.x.min() >= 0
+    assert far.x.max() <= 1
+
+
+NOTHING = [FGSM(Linf(0)), ISM(ball=Linf(0)), PGD(steps=3, ball=Linf(0)), PGD(steps=3, ball=L2(0))]
+
+
+@pytest.mark.parametrize("attack", NOTHING, ids=repr)
+def test_a_radius_of_zero_changes_nothing(attack, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
+    assert torch.equal(attack(net, x, y, streams()).x, x)
+
+
+def test_black_and_white_pixels_have_a_gradient_too(net: nn.Module) -> None:
+    x = torch.randint(2, (5, *SHAPE), generator=torch.Generator().manual_seed(0)).float()
+    found = PGD(steps=5, ball=Linf(0.3))(net, x, torch.tensor([0, 3, 6, 2, 1]), streams())
+    moved = found.x - x
+    # On a pixel at its bound only one direction is open; the gradient points there about half of the time.
+    assert ((moved != 0).float().mean((1, 2, 3)) > 0.3).all()
+    assert (found.loss[-1] > found.loss[0]).all()
+
+
+def test_the_range_is_clipped_after_the_ball() -> None:
+    """On a linear network the optimum is known: every pixel goes eps along its weight, or to the bound."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False)).double()
+    x = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 4, 3)
+    weight = net[1].weight.detach()
+    up = (weight[1] - weight[0]).reshape(1, 1, 4, 3).sign()
+    found = PGD(steps=10, ball=Linf(0.25))(net, x, torch.tensor([0]), streams(1))
+    assert (found.x - (x + 0.25 * up).clamp(0, 1)).abs().max() < 1e-12
+
+
+def weak_net() -> nn.Module:
+    """Curved on the scale of the ball, so that restarts end in different places."""
+    torch.manual_seed(5)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, CLASSES))
+    with torch.no_grad():
+        body[1].weight *= 12
+    return Normalized(body, [0.5], [0.3]).eval()
+
+
+def test_restarts_count_the_worst_for_each_image() -> None:
+    net, n = weak_net(), 60
+    x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    attack = PGD(steps=3, ball=Linf(0.06), alpha=0.02, restarts=4)
+    found = attack(net, x, y, streams(n))
+    # The same four runs, one by one: a restart goes on in the image's own stream.
+    one, shared = PGD(steps=3, ball=Linf(0.06), alpha=0.02), streams(n)
+    runs: list[Attacked] = [one(net, x, y, shared) for _ in range(4)]
+    losses, corrects = torch.stack([run.loss for run in runs]), torch.stack([run.correct for run in runs])
+    assert torch.equal(found.loss, losses.amax(0))
+    assert torch.equal(found.correct, corrects.all(0))
+    by_run, together = corrects.all(1).float().mean(1), found.correct.all(0).float().mean()
+    assert together < by_run.min(), "worse than the worst single run: each image has its own worst"
+    fooled = ~corrects.all(1).all(0)
+    assert 0 < fooled.sum() < n
+    for k in range(n):
+        assert any(torch.equal(found.best[k], run.best[k]) for run in runs)
+        assert any(torch.equal(found.x[k], run.x[k]) for run in runs)
+    wrong = net(found.best).argmax(1) != y
+    assert torch.equal(wrong, fooled), "best is wrong exactly where any iterate of any restart was"
+    wrong_at_the_end = net(found.x).argmax(1) != y
+    assert torch.equal(wrong_at_the_end, ~corrects[:, -1].all(0))
+
+
+def test_best_is_wrong_if_any_iterate_was() -> None:
+    net, n = weak_net(), 60
+    x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    # Steps so long that many runs pass a wrong point and come back.
+    found = PGD(steps=6, ball=Linf(0.08), alpha=0.08)(net, x, y, streams(n))
+    met = ~found.correct.all(0)
+    assert (met & found.correct[-1]).any(), "some were met on the way and lost at the end"
+    assert torch.equal(net(found.best).argmax(1) != y, met)
+    never = ~met
+    best_loss = F.cross_entropy(net(found.best), y, reduction="none")
+    assert torch.allclose(best_loss[never], found.loss.amax(0)[never], atol=1e-5)
+
+
+def test_a_targeted_attack_drives_images_to_their_target(net: nn.Module) -> None:
+    x = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(40) % CLASSES
+    attack = PGD(steps=20, ball=Linf(0.3), targeted=True)
+    found = attack(net, x, y, streams(40))
+    reached = net(found.x).argmax(1)
+    assert (reached != y).all(), "the classes drawn are wrong ones"
+    assert len(reached.unique()) == CLASSES
+    assert torch.equal(attack(net, x, y, streams(40)).x, found.x)
+    # The draw is the image's own: it does not depend on its mates.
+    part = attack(net, x[7:12], y[7:12], Streams(0, range(7, 12), "attack"))
+    assert torch.equal(net(part.x).argmax(1), reached[7:12])
+    assert (found.loss[-1] > found.loss[0]).all(), "the loss recorded rises towards the target"
+    fixed = PGD(steps=20, ball=Linf(0.3), targeted=True, target=2)(net, x, y, streams(40))
+    assert (net(fixed.x).argmax(1) == 2).float().mean() > 0.9
+
+
+def test_a_target_that_the_network_does_not_have_is_refused(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match="target class 7 does not exist: the network has classes 0 to 6"):
+        PGD(ball=Linf(EPS), targeted=True, target=CLASSES)(net, *images, streams())
+
+
+def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> None:
+    net = make_net("resnet_small").train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    PGD(steps=3, ball=Linf(EPS))(net, *images, streams())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pgd(steps=-1)", "PGD: steps must not be negative, got -1"),
+        ("ism(steps=2.5)", "ISM: steps must be a whole number, got 2.5"),
+        ("pgd(alpha=-0.1)", "PGD: alpha must not be negative, got -0.1"),
+        ("pgd(restarts=0)", "PGD: restarts must be at least 1, got 0"),
+        ("pgd(restarts=2, random_start=False)", "2 restarts without a random start would all be the same"),
+        ("pgd(loss='cee')", "no loss 'cee'; did you mean ce?"),
+        ("fgsm(target=3)", "FGSM: target=3 needs targeted=True"),
+        ("fgsm(targeted=True, target=-3)", "FGSM: target must be a class number from 0 on, got -3"),
+        ("fgsm(steps=3)", "no field of FGSM 'steps'"),
+        ("pgd(ball=pgd)", "PGD: ball must be Ball, got PGD()"),
+        ("pgd(ball=linf(eps=8))", "write 8/255"),
+        ("pdg", "no attack 'pdg'; did you mean PGD"),
+        ("linf(eps=0.1)", "is not an attack; there are: FGSM, ISM, PGD"),
+        ("3", "is not an attack"),
+    ],
+)
+def test_a_wrong_attack_gets_one_clear_sentence(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"\S") as error:
+        parse_attack(text)
+    assert said in str(error.value)
+
+
+class TestFit:
+    def test_the_data_sets_radius_fills_an_open_one(self) -> None:
+        assert fit(PGD(), default_eps=0.3) == PGD(ball=Linf(0.3))
+        assert fit(PGD(ball=Linf(0.1)), default_eps=0.3) == PGD(ball=Linf(0.1))
+
+    def test_common_fields_apply_where_there_are_any(self) -> None:
+        assert fit(PGD(), default_eps=0.3, eps=0.2, steps=7) == PGD(steps=7, ball=Linf(0.2))
+        assert fit(FGSM(), default_eps=0.3, steps=7, alpha=None) == FGSM(ball=Linf(0.3))
+
+    def test_another_norm_needs_its_own_radius(self) -> None:
+        assert fit(PGD(ball=Linf(0.1)), norm="l2", eps=2) == PGD(ball=L2(2))
+        assert fit(PGD(ball=Linf(0.1)), norm="LINF") == PGD(ball=Linf(0.1))
+        for attack in (PGD(ball=Linf(0.1)), PGD(ball=L2())):
+            with pytest.raises(ValueError, match=r"PGD with L2 has no eps; give --eps, or L2\(eps=…\)"):
+                fit(attack, default_eps=0.3, norm="L2")
+        with pytest.raises(ValueError, match="no norm 'L3'; did you mean L2"):
+            fit(PGD(), norm="L3")
+
+    def test_no_radius_at_all_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="PGD with Linf has no eps"):
+            fit(PGD())
