@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -171,12 +172,12 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _checked(normalizer: Normalizer, what: str) -> Normalizer:
-    if not all(0 < value < float("inf") for value in normalizer.std):
-        raise ValueError(f"{what}: every standard deviation must be positive, got {_text(normalizer.std)}")
-    if not all(abs(value) <= 1 for value in normalizer.mean):
-        raise ValueError(
-            f"{what}: images are in [0, 1], so a mean of {_text(normalizer.mean)} must be divided by 255, like the std"
-        )
+    if not all(map(isfinite, normalizer.mean + normalizer.std)) or min(normalizer.std) <= 0:
+        got = f"{_text(normalizer.mean)} / {_text(normalizer.std)}"
+        raise ValueError(f"{what}: means must be finite and standard deviations positive, got {got}")
+    if max(map(abs, normalizer.mean)) > 1:
+        divide = "divide mean and standard deviation by 255"
+        raise ValueError(f"{what}: images are in [0, 1], a mean of {_text(normalizer.mean)} is not; {divide}")
     return normalizer
 
 
@@ -199,7 +200,7 @@ def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, what: str) ->
 def _without(state: Mapping[str, Tensor], drop: Sequence[str], what: str) -> dict[str, Tensor]:
     for pattern in drop:
         if not any(fnmatchcase(key, pattern) for key in state):
-            raise ValueError(f"--drop {pattern!r} fits no key of {what}; {unknown(pattern, state, 'key')}")
+            raise ValueError(f"--drop {pattern!r} fits no key of {what}; there are: {_listed(state)}")
     return {key: value for key, value in state.items() if not any(fnmatchcase(key, pattern) for pattern in drop)}
 
 
@@ -216,15 +217,14 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
     if not found.complete:
         load_strictly(body, {**{key: value for key, value in rest.items() if key not in own}, **found.weights}, into)
     if rest:
-        names = f"{', '.join(list(rest)[:6])}{f' and {len(rest) - 6} more' if len(rest) > 6 else ''}"
         example = f"--drop {next(iter(rest))!r} (* and ? work)"
-        raise ValueError(f"the weights do not fit {into}; extra: {names}; leave out what is not part of it with {example}")
+        raise ValueError(
+            f"the weights do not fit {into}; extra: {_listed(rest)}; leave out what is not part of it with {example}"
+        )
     parameters = dict(body.named_parameters())
     for name, value in found.weights.items():
         if own[name].is_floating_point() and not value.is_floating_point():
-            raise ValueError(
-                f"{name} in {what} is {str(value.dtype).removeprefix('torch.')}, not a float; save unquantized weights"
-            )
+            raise ValueError(f"{name} in {what} is {value.dtype}, not floating point; save the weights before they are quantized")
         bad = int((value.isnan() | value.isinf()).sum() if name in parameters else value.isnan().sum())
         if bad:
             raise ValueError(f"{name} in {what} is NaN or infinite in {bad} of {value.numel()} places; use an earlier checkpoint")
@@ -237,7 +237,7 @@ def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = net(torch.full((2, *task.shape), 0.5))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever a network does with images that are not for it
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{arch} cannot take images of {task.shape} ({reason}); check --data or --shape") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
@@ -263,6 +263,11 @@ def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer) -> list[str
     if agreed.keys:
         notes.append(f"normalization from {' and '.join(agreed.keys)}: {_text(agreed.mean)} / {_text(agreed.std)}")
     return notes
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _kind(x: object) -> str:
