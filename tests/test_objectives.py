@@ -92,7 +92,7 @@ def test_direction_refuses_what_does_not_fit(tmp_path):
         of(np.zeros((2, 2, 7)), "cube.npy")
     with pytest.raises(ValueError, match="must hold finite numbers"):
         of(np.array([1, np.nan, 0, 0, 0, 0, 0]), "nan.npy")
-    with pytest.raises(ValueError, match="is not a .npy array of numbers"):
+    with pytest.raises(ValueError, match=r"is not a \.npy array of numbers"):
         of(np.array(["a", "b"]), "text.npy")
     with pytest.raises(ValueError, match="power must not be negative, got -1"):
         of(np.zeros(7), "power.npy", power=-1)

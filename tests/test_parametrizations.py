@@ -101,8 +101,17 @@ def test_colors_are_those_given():
     image = Fourier(colors=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))(z)[0]
     assert (image[0] - 0.5).abs().max() > 0.01
     assert (image[1:] == 0.5).all()
-    luminance = Fourier()(z)[0]
-    assert (luminance != 0.5).any(1).any(1).all()
+
+
+def test_imagenet_s_colours_are_luminance_red_blue_and_green_magenta():
+    columns = [(0.26, 0.27, 0.27), (0.09, 0.0, -0.09), (0.02, -0.05, 0.03)]
+    for which, expected in enumerate(columns):
+        z = torch.zeros(1, 3, 4, 5, dtype=torch.float64)
+        z[0, which, 1, 2] = 1.0
+        rgb = torch.logit(Fourier()(z)[0]).flatten(1)
+        direction = rgb[:, rgb.abs().sum(0).argmax()]
+        cosine = torch.cosine_similarity(direction, torch.tensor(expected, dtype=torch.float64), dim=0)
+        assert cosine.abs() > 1 - 1e-6
 
 
 def test_colors_of_another_number_of_channels_are_refused():

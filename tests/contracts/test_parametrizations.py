@@ -36,6 +36,8 @@ def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
     assert torch.equal(start(make, shape), z)
     assert torch.equal(start(make, shape, [ITEMS[i] for i in order]), z[order])
     assert torch.equal(start(make, shape, ["c"]), z[2:3])
+    # Away from the start, where rounding has something to do.
+    z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(param(z[order]), param(z)[order])
     others = torch.cat((z[:2], torch.rand_like(z[2:])))
     assert torch.equal(param(others)[:2], param(z)[:2])
