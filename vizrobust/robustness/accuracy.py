@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from vizrobust.attacks import ISM, Attack, radius
+from vizrobust.attacks import Attack, radius
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import borrowed
@@ -100,15 +100,16 @@ def evaluate(
             found = attack(net, x, y, streams)
         if found.correct is None or found.best is None:
             raise ValueError(f"{attack} returned no verdicts")
-        # The whole trajectory of a ball attack stays inside; the unprojected one is furthest out at its end.
-        far = found.x if isinstance(attack, ISM) and not attack.project else found.best
-        norm = attack.ball.norm(far - x)
+        # What decided an image's verdict, and where its iteration ended: an unprojected one may be outside at either.
+        norm = torch.maximum(attack.ball.norm(found.best - x), attack.ball.norm(found.x - x))
         part = Part(clean, found.correct, norm, passes.forward, passes.gradient, time.perf_counter() - began)
         yield _first(part, count)
 
 
 def gather(attack: Attack, parts: list[Part]) -> Evaluation:
-    """The parts of an evaluation as one."""
+    """The parts of an evaluation as one; ``ValueError`` where there are none."""
+    if not parts:
+        raise ValueError("there are no images to attack; choose a split that has some")
     clean = torch.cat([part.clean for part in parts])
     correct = torch.cat([part.correct for part in parts], dim=1)
     return Evaluation(

@@ -1,0 +1,242 @@
+"""Accuracy under attack: who survives, counted by hand, whatever the batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+from torch import Tensor, nn
+
+from tests.conftest import CLASSES, SHAPE, make_net
+from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import ArraySplit, first
+from vizrobust.rng import Streams
+from vizrobust.robustness import Evaluation, evaluate, gather, share, wilson
+
+EPS = 8 / 255
+
+
+@pytest.fixture
+def split() -> ArraySplit:
+    """23 images: not a multiple of any batch size used. Labels are the network's own for most of them."""
+    x = torch.rand(23, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = make_net()(x).argmax(1)
+    y[::6] = (y[::6] + 1) % CLASSES
+    return ArraySplit(x, y)
+
+
+def run(net: nn.Module, attack, split, compute: Compute, **options) -> Evaluation:
+    return gather(attack, list(evaluate(net, attack, split, compute, **options)))
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """An attack that reports verdicts written down beforehand, one column for each label."""
+
+    verdicts: tuple[tuple[bool, ...], ...]
+    ball: Linf
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        correct = torch.tensor(self.verdicts)[:, y]
+        return Attacked(x, x, correct.float(), correct)
+
+
+class Says(nn.Module):
+    """Answers with the class that is written in an image's first pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot((x[:, 0, 0, 0] * 10).round().long(), 4).float()
+
+
+def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compute: Compute) -> None:
+    # One label for each story: never wrong; wrong at first; wrong in the middle and back; wrong at the end.
+    attack = Scripted(((True, False, True, True), (True, True, False, True), (True, True, True, False)), Linf(EPS))
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    x = torch.zeros(5, *SHAPE)
+    x[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 1]) / 10  # the last image is already wrong clean
+    found = run(Says(), attack, ArraySplit(x, labels), compute, batch_size=3)
+    assert found.clean.tolist() == [True, True, True, True, False]
+    expected = [[True, False, True, True, False], [True, False, False, True, False], [True, False, False, False, False]]
+    assert found.survives.tolist() == expected
+    assert found.robust.tolist() == expected[-1]
+    assert [row["accuracy"] for row in found.curve()] == [0.6, 0.4, 0.2]
+    assert [row["steps"] for row in found.curve()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [FGSM(Linf(EPS)), ISM(steps=3, ball=Linf(EPS)), PGD(steps=5, ball=Linf(EPS)), PGD(steps=3, ball=L2(0.5), restarts=2)],
+    ids=repr,
+)
+def test_the_counts_are_those_of_attacking_all_images_at_once(attack, split: ArraySplit, compute: Compute) -> None:
+    net = make_net().double()
+    x, y = split.pixels.double(), split.labels
+    whole = attack(net, x, y, Streams(0, range(23), "attack"))
+    alive, survivors = (net(x).argmax(1) == y).tolist(), []
+    for row in whole.correct.tolist():
+        alive = [before and now for before, now in zip(alive, row, strict=True)]
+        survivors.append(sum(alive))
+    found = run(make_net(), attack, split, compute, batch_size=10)
+    assert [int(row.sum()) for row in found.survives] == survivors
+    assert found.survives.shape == (len(whole.correct), 23)
+
+
+def test_a_curve_is_the_same_as_shorter_looks_at_the_same_run(split: ArraySplit, compute: Compute) -> None:
+    net = make_net()
+    long = run(net, PGD(steps=6, ball=Linf(EPS), alpha=EPS / 4), split, compute, batch_size=8)
+    accuracies = [row["accuracy"] for row in long.curve()]
+    for steps in range(7):
+        short = run(net, PGD(steps=steps, ball=Linf(EPS), alpha=EPS / 4), split, compute, batch_size=8)
+        assert share(short.robust) == accuracies[steps]
+        assert torch.equal(short.survives, long.survives[: steps + 1])
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] > accuracies[-1]
+
+
+def test_repeats_that_fill_the_last_batch_do_not_count(split: ArraySplit, compute: Compute) -> None:
+    # The last image is the one repeated: were the repeats counted, making it wrong would show in the share.
+    net, attack = make_net(), PGD(steps=2, ball=Linf(EPS))
+    parts = list(evaluate(net, attack, split, compute, batch_size=10))
+    assert [len(part.clean) for part in parts] == [10, 10, 3]
+    found = gather(attack, parts)
+    assert len(found.clean) == len(found.robust) == found.row()["n"] == 23
+    with torch.no_grad():
+        assert found.clean.tolist() == (net(split.pixels).argmax(1) == split.labels).tolist()
+
+
+def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySplit, compute: Compute) -> None:
+    net, attack = make_net(), PGD(steps=4, ball=Linf(EPS))
+    whole = run(net, attack, split, compute, batch_size=5)
+    for n in (1, 4, 5, 11, 22):
+        part = run(net, attack, first(split, n), compute, batch_size=5)
+        assert torch.equal(part.survives, whole.survives[:, :n])
+    assert len(run(net, attack, first(split, 99), compute, batch_size=5).clean) == 23
+
+
+def test_the_seed_moves_the_random_start(split: ArraySplit, compute: Compute) -> None:
+    net, attack = make_net(), PGD(steps=1, ball=Linf(0.1))
+    x, y = split.pixels[:5], split.labels[:5]
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda _net, inputs: seen.append(inputs[0].detach().clone()))
+    for seed in (0, 0, 1):
+        run(net, attack, ArraySplit(x, y), compute, seed=seed, batch_size=5)
+    clean, starts = seen[0::3], seen[1::3]
+    assert torch.equal(clean[0], x)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize(
+    ("attack", "forward", "gradient"),
+    [
+        (FGSM(Linf(EPS)), 1 + 2, 1),
+        (PGD(steps=5, ball=Linf(EPS)), 1 + 6, 5),
+        (PGD(steps=5, ball=Linf(EPS), restarts=3), 1 + 3 * 6, 3 * 5),
+        (PGD(steps=0, ball=Linf(EPS)), 1 + 1, 0),
+    ],
+    ids=repr,
+)
+def test_passes_are_counted_in_batches(attack, forward: int, gradient: int, split: ArraySplit, compute: Compute) -> None:
+    net = make_net()
+    found = run(net, attack, split, compute, batch_size=10)
+    assert (found.forward_passes, found.gradient_passes) == (3 * forward, 3 * gradient)
+    assert found.seconds > 0
+    assert not net._forward_pre_hooks, "the counter is gone"
+
+
+def test_a_row_says_what_was_done(split: ArraySplit, compute: Compute) -> None:
+    attack = PGD(steps=3, ball=Linf(EPS))
+    found = run(make_net(), attack, split, compute, batch_size=10)
+    row = found.row()
+    hits = int(found.robust.sum())
+    assert row["attack"] == "PGD(steps=3, ball=Linf(eps=8/255))"
+    assert (row["norm"], row["eps"], row["steps"], row["n"]) == ("Linf", EPS, 3, 23)
+    assert (row["clean"], row["accuracy"]) == (share(found.clean), hits / 23)
+    assert (row["ci_low"], row["ci_high"]) == wilson(hits, 23)
+    assert row["note"] == ""
+    assert row["max_norm"] == pytest.approx(EPS, abs=1e-6)
+
+
+def test_the_lectures_iteration_is_labelled_when_it_leaves_the_ball(compute: Compute) -> None:
+    x = torch.full((7, *SHAPE), 0.5)
+    images = ArraySplit(x + 0.01 * torch.rand(x.shape), torch.arange(7))
+    far = run(make_net(), ISM(steps=10, ball=Linf(EPS), alpha=EPS, project=False), images, compute, batch_size=4)
+    assert far.outside
+    assert far.row()["note"] == "outside the ball"
+    assert far.max_norm > 3 * EPS
+    assert far.row()["max_norm"] == round(far.max_norm, 6)
+    for attack in (
+        ISM(steps=10, ball=Linf(EPS), project=False),
+        ISM(steps=10, ball=Linf(EPS), alpha=EPS),
+        PGD(ball=L2(2), steps=3),
+    ):
+        inside = run(make_net(), attack, images, compute, batch_size=4)
+        assert not inside.outside, attack
+        assert inside.row()["note"] == ""
+        assert inside.max_norm <= attack.ball.eps + 1e-6
+
+
+def test_a_wrong_iterate_outside_the_ball_is_labelled_even_if_the_last_came_back(compute: Compute) -> None:
+    class Returns:
+        ball = Linf(EPS)
+
+        def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+            correct = torch.ones(2, len(x), dtype=torch.bool)
+            return Attacked(x, x + 2 * EPS, correct.float(), correct)
+
+    images = ArraySplit(torch.full((3, *SHAPE), 0.5), torch.zeros(3, dtype=torch.int64))
+    assert run(make_net(), Returns(), images, compute, batch_size=3).outside
+
+
+def test_the_network_is_given_back_also_after_an_exception(split: ArraySplit, compute: Compute) -> None:
+    net = make_net("resnet_small").train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    run(net, PGD(steps=2, ball=Linf(EPS)), split, compute, batch_size=10)
+    with pytest.raises(ValueError, match="target class 7 does not exist"):
+        run(net, FGSM(Linf(EPS), targeted=True, target=CLASSES), split, compute, batch_size=10)
+    assert all(module.training for module in net.modules())
+    assert not net._forward_pre_hooks
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_an_attack_without_verdicts_is_refused(split: ArraySplit, compute: Compute) -> None:
+    class Blind:
+        ball = Linf(EPS)
+
+        def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+            return Attacked(x)
+
+    with pytest.raises(ValueError, match="returned no verdicts"):
+        run(make_net(), Blind(), split, compute)
+
+
+def test_no_images_are_refused(compute: Compute) -> None:
+    nothing = ArraySplit(torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no images to attack"):
+        run(make_net(), FGSM(Linf(EPS)), nothing, compute)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_wilson_is_scipys_and_the_formula(n: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, n))
+    low, high = wilson(hits, n)
+    scipys = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert (low, high) == (scipys.low, scipys.high)
+    z, p = norm.ppf(0.975), hits / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert low == pytest.approx(middle - half, abs=1e-9)
+    assert high == pytest.approx(middle + half, abs=1e-9)
+    assert -1e-12 <= low <= p + 1e-12
+    assert p - 1e-12 <= high <= 1 + 1e-12
+
+
+def test_share() -> None:
+    assert share(torch.tensor([True, False, False, True, True])) == 0.6
