@@ -1,0 +1,315 @@
+"""The render loop: it finds analytic optima, keeps the images of a batch apart and gives the network back untouched."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import CLASSES, SHAPE, make_net
+from vizrobust.attacks import L2
+from vizrobust.compute import Compute
+from vizrobust.features import Affine, Channel, Jitter, Logit, Neuron, Pixels, Recipe, Rendered, fourier, gradient, plain, render
+from vizrobust.features.optimizers import Adam, Ascent
+from vizrobust.models import activations
+
+RECIPES = [plain(steps=12), fourier(steps=12), gradient(), replace(plain(steps=12), transforms=(Jitter(), Affine()))]
+IDS = ["plain", "fourier", "gradient", "transformed"]
+
+
+def rendered(net, recipe, units=range(CLASSES), objective=Logit(), shape=SHAPE, **options):  # noqa: B008
+    options.setdefault("compute", Compute("cpu"))
+    return list(render(net, objective, list(units), recipe, shape=shape, **options))
+
+
+def planted(weights):
+    """A network whose logits are the images' inner products with `weights` (units, C, H, W)."""
+    linear = nn.Linear(weights[0].numel(), len(weights), bias=False)
+    linear.weight.data = weights.flatten(1).clone()
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+@pytest.fixture
+def weights():
+    """(4, 2, 5, 6), none so small that the box would not be reached in 200 steps."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 0.8 + 0.4 * torch.rand(4, 2, 5, 6, generator=generator)
+    return sizes * torch.where(torch.rand(4, 2, 5, 6, generator=generator) < 0.5, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_with_room_in_the_box_the_optimum_is_the_direction_of_the_weights(weights, sign):
+    recipe = replace(plain(steps=20), parametrization=Pixels(deviation=0.0))
+    for found, w in zip(rendered(planted(weights), recipe, range(4), shape=(2, 5, 6), sign=sign), weights, strict=True):
+        expected = 0.5 + sign * 20 * 0.005 * (2 * 5 * 6) ** 0.5 * w / w.norm()
+        assert torch.allclose(found.image, expected, atol=1e-5)
+        assert found.score == pytest.approx(sign * float((expected * w).sum()), abs=1e-4)
+        assert found.sign == sign
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_in_the_box_the_optimum_is_the_sign_of_the_weights(weights, sign):
+    for found, w in zip(rendered(planted(weights), plain(), range(4), shape=(2, 5, 6), sign=sign), weights, strict=True):
+        assert torch.equal(found.image, (sign * w > 0).float())
+        assert found.status(0.0) == "saturated"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_in_a_ball_the_optimum_lies_on_its_border_along_the_weights(weights, sign):
+    start = torch.full((2, 5, 6), 0.5)
+    found = rendered(planted(weights), plain(ball=L2(eps=1.0)), range(4), shape=(2, 5, 6), sign=sign, start=start)
+    for one, w in zip(found, weights, strict=True):
+        assert torch.allclose(one.image, start + sign * w / w.norm(), atol=1e-5)
+
+
+def test_adam_on_a_spectrum_climbs_to_the_sign_of_a_smooth_template():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 12), torch.linspace(-1, 1, 10), indexing="ij")
+    template = torch.stack((torch.sin(2 * x + y), y - x * x))[:, None]
+    for found, w in zip(rendered(planted(template), fourier(steps=60), range(2), shape=(1, 12, 10)), template, strict=True):
+        # The jitter looks at neighbours too, so a few pixels beside a change of sign may differ.
+        agree = ((found.image > 0.5) == (w > 0)).float()
+        assert agree[w.abs() > 0.3].mean() > 0.9
+        assert found.score > 0.8 * float(w.clamp_min(0).sum())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
+def test_in_float64_an_image_alone_is_the_same_in_a_batch_of_64(recipe):
+    net = make_net().double()
+    recipe = replace(recipe, steps=1 if recipe.name == "gradient" else 20)
+    (alone,) = rendered(net, recipe, [5], seeds=[3], batch_size=1)
+    many = rendered(net, recipe, seeds=range(10), batch_size=64)[:64]
+    (mated,) = [one for one in many if (one.unit, one.seed) == (5, 3)]
+    assert alone.image.dtype == torch.float64
+    assert (alone.image - mated.image).abs().max() < 1e-9
+    assert alone.score == pytest.approx(mated.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
+@pytest.mark.parametrize(("arch", "shape"), [("small_cnn", SHAPE), ("resnet_small", (3, 9, 11)), ("small_cnn", (1, 13, 11))])
+def test_at_one_batch_size_an_image_is_the_same_bit_for_bit(arch, shape, recipe):
+    net = make_net(arch, shape)
+
+    def images(units, **options):
+        return {one.unit: one.image for one in rendered(net, recipe, units, shape=shape, batch_size=4, **options)}
+
+    expected = images([0, 1, 2, 3, 4, 5, 6])
+    for units in ([6, 3, 1, 0, 5, 2, 4], [4], [2, 4, 4], [5, 4, 3, 2, 1]):
+        for unit, image in images(units).items():
+            assert torch.equal(image, expected[unit]), (units, unit)
+
+
+def test_units_come_unit_by_unit_and_seed_by_seed(net):
+    found = rendered(net, plain(steps=2), [4, 1], seeds=[7, 0, 2], batch_size=4)
+    assert [(one.unit, one.seed) for one in found] == [(4, 7), (4, 0), (4, 2), (1, 7), (1, 0), (1, 2)]
+    assert not torch.equal(found[0].image, found[1].image)
+    assert rendered(net, plain(steps=2), []) == []
+
+
+def test_every_network_gets_the_same_start():
+    flat = planted(torch.zeros(3, *SHAPE))
+    other = planted(torch.zeros(5, *SHAPE))
+    for one, two in zip(rendered(flat, plain(steps=1), range(3)), rendered(other, plain(steps=1), range(3)), strict=True):
+        assert torch.equal(one.image, two.image)
+
+
+def signs_of(net):
+    return (
+        [module.training for module in net.modules()],
+        [weight.requires_grad for weight in net.parameters()],
+        [None if weight.grad is None else weight.grad.clone() for weight in net.parameters()],
+        [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in net.modules()],
+        {key: value.clone() for key, value in net.state_dict().items()},
+        (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()),
+    )
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Failing(nn.Module):
+    """Raises at its third run."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        if self.runs == 3:
+            raise RuntimeError("third run")
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
+def test_the_network_is_given_back_untouched(recipe, fails):
+    net = make_net("resnet_small").train()
+    net.net.bn.eval()
+    net.net.stem.weight.requires_grad_(False)
+    net.net.linear.weight.grad = torch.ones_like(net.net.linear.weight)
+    net.net.stage1.register_forward_hook(lambda *_: None)
+    if fails:
+        recipe = replace(recipe, steps=max(recipe.steps, 3))
+        net.net.add_module("relu", nn.Sequential(nn.ReLU(), Failing()))
+    before = signs_of(net)
+    if fails:
+        with pytest.raises(RuntimeError, match="third run"):
+            rendered(net, recipe, range(3))
+    else:
+        rendered(net, recipe, range(3))
+    assert same(signs_of(net), before)
+
+
+def test_between_two_images_the_network_is_already_the_caller_s():
+    net = make_net("resnet_small").train()
+    for _ in render(net, Logit(), [0, 1], plain(steps=1), shape=SHAPE, compute=Compute("cpu")):
+        assert all(module.training for module in net.modules())
+
+
+def test_no_weight_gradient_is_computed(net):
+    fired = []
+    for weight in net.parameters():
+        weight.register_hook(fired.append)
+    rendered(net, plain(steps=3), range(2))
+    assert fired == []
+    net(torch.rand(1, *SHAPE)).sum().backward()
+    assert fired  # the hooks do tell
+
+
+def count_runs(net):
+    runs = {}
+    for name, module in net.net.named_modules():
+        module.register_forward_hook(lambda _m, _i, _o, name=name: runs.update({name: runs.get(name, 0) + 1}))
+    return runs
+
+
+def test_the_forward_pass_stops_at_the_target_layer(net):
+    runs = count_runs(net)
+    rendered(net, plain(steps=4), range(3), Channel("conv2"))
+    assert runs == {"conv1": 5, "relu1": 5, "conv2": 5}  # one for each step and one for the finished image
+
+
+def test_one_neuron_sees_its_receptive_field_alone(net):
+    start = torch.full(SHAPE, 0.5)
+    (found,) = rendered(net, plain(steps=3), [4], Neuron("conv1", y=2, x=5), start=start)
+    moved = (found.image != start).any(0).nonzero()
+    assert moved.amin(0).tolist() == [3, 9]  # stride 2, kernel 4, padding 1
+    assert moved.amax(0).tolist() == [6, 12]
+
+
+def test_a_unit_without_gradient_is_dead():
+    net = make_net()
+    net.net.conv2.bias.data[:] = 10.0
+    net.net.conv2.bias.data[[1, 4]] = -1e4
+    found = rendered(net, plain(steps=3), range(6), Channel("relu2"))
+    assert [one.status(0.0) == "dead" for one in found] == [False, True, False, False, True, False]
+    assert not any(one.status(0.0) == "dead" for one in rendered(net, plain(steps=3), range(6), Channel("conv2")))
+
+
+def test_saturated_means_25_points_above_the_data():
+    def status(share, data_share, alive=True):
+        return Rendered(0, 0, 1, torch.zeros(1, 4, 3), 0.0, (), share, alive).status(data_share)
+
+    assert status(0.25, 0.0) == "ok"
+    assert status(0.26, 0.0) == "saturated"
+    assert status(1.0, 0.8) == "ok"  # as MNIST's own images are
+    assert status(1.0, 0.0, alive=False) == "dead"
+
+
+def test_the_saturated_share_is_that_of_the_image(weights):
+    for found in rendered(planted(weights), plain(steps=95), range(4), shape=(2, 5, 6)):
+        share = float(((found.image < 0.02) | (found.image > 0.98)).float().mean())
+        assert 0 < share < 1
+        assert found.saturated_share == pytest.approx(share, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 21, 100])
+def test_the_trajectory_runs_from_the_start_to_the_finished_image(net, steps):
+    start = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
+    (found,) = rendered(net, plain(steps=steps), [2], start=start)
+    at, scores = zip(*found.trajectory, strict=True)
+    assert at[0] == 0
+    assert at[-1] == steps
+    assert list(at) == sorted(set(at))
+    assert len(at) <= 22
+    with torch.no_grad():
+        assert scores[0] == pytest.approx(float(net(start[None])[0, 2]), abs=2e-5)
+        assert scores[-1] == pytest.approx(float(net(found.image[None])[0, 2]), abs=2e-5)
+    assert found.score == pytest.approx(scores[-1], abs=1e-5)
+    assert scores[-1] > scores[0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gradient_is_one_backward_pass_shown_as_it_is(net, sign):
+    start = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
+    passes = []
+    net.register_forward_hook(lambda _m, inputs, _o: passes.append(inputs[0].requires_grad))
+    (found,) = rendered(net, gradient(), [2], start=start, sign=sign, batch_size=1)
+    assert passes == [True, False]  # the gradient's, and the finished picture's score
+    x = start[None].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(sign * net(x)[0, 2], x)
+    g = grad[0].double().numpy()
+    expected = np.clip(0.5 + 0.5 * g / (3 * g.std()), 0, 1)
+    assert np.abs(found.image.numpy() - expected).max() < 1e-5
+
+
+def test_a_start_image_is_where_plain_begins(net):
+    start = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
+    for found in rendered(net, plain(steps=3, rate=1e-6), range(3), start=start):
+        assert (found.image - start).abs().max() < 1e-3
+    near = rendered(net, plain(steps=30, ball=L2(eps=0.5)), range(3), start=start)
+    assert all(float((one.image - start).norm()) <= 0.5 + 1e-5 for one in near)
+    assert any(float((one.image - start).norm()) > 0.4 for one in near)
+
+
+def test_a_start_image_that_cannot_be_taken_is_refused(net):
+    with pytest.raises(ValueError, match=r"recipe 'fourier' starts from noise, not from an image; take plain or gradient"):
+        rendered(net, fourier(steps=1), [0], start=torch.rand(SHAPE))
+    with pytest.raises(ValueError, match=r"the start image is \(1, 28, 28\), the recipe's images are \(3, 20, 16\)"):
+        rendered(net, plain(steps=1), [0], start=torch.rand(1, 28, 28))
+
+
+def test_a_recipe_s_size_is_the_size_of_its_images(net):
+    found = rendered(net, plain(steps=2, size=30), range(2), Channel("conv2"))
+    assert [one.image.shape for one in found] == [(3, 30, 30)] * 2
+
+
+def test_transforms_are_on_the_way_and_not_in_the_score(net):
+    """The score is of the finished image itself, and the transforms change how it comes about."""
+    moved = Recipe("moved", Pixels(), Ascent(), (Affine(scale=0.3, rotate=40.0),), steps=5)
+    still = replace(moved, transforms=())
+    for one, two in zip(rendered(net, moved), rendered(net, still), strict=True):
+        assert not torch.equal(one.image, two.image)
+        with torch.no_grad():
+            assert one.score == pytest.approx(float(net(one.image[None])[0, one.unit]), abs=1e-5)
+
+
+def test_adam_climbs_image_by_image(net):
+    recipe = Recipe("adam", Pixels(), Adam(lr=0.02), steps=20)
+    for one in rendered(net, recipe):
+        assert one.score > one.trajectory[0][1]
+
+
+def test_bf16_gives_float32_images_and_climbs(net):
+    for recipe in (plain(steps=10), fourier(steps=10)):
+        for one in rendered(net, recipe, range(3), compute=Compute("cpu", precision="bf16")):
+            assert one.image.dtype == torch.float32
+            with torch.no_grad():
+                assert one.score > one.trajectory[0][1]
+
+
+def test_an_unknown_layer_is_refused_before_anything_is_rendered(net):
+    with pytest.raises(ValueError, match=r"no layer 'conv3'; did you mean conv"):
+        rendered(net, plain(), [0], Channel("conv3"))
+    assert "conv2" in activations(net, torch.rand(1, *SHAPE), ["conv2"])
