@@ -13,7 +13,7 @@ from PIL import Image
 from vizrobust.data import FileSplit, load
 from vizrobust.data import folders as folders_module
 
-KINDS = ("bee", "Ant", "cat")
+KINDS = ("bee", "Ant", "Cat")
 
 
 def picture(path: Path, size: tuple[int, int] = (6, 9), mode: str = "RGB", seed: int = 0) -> None:
@@ -40,7 +40,7 @@ def pixels(path: str) -> np.ndarray:
 
 def test_images_and_labels_come_from_the_class_folders(tmp_path: Path) -> None:
     data = load(folder(tmp_path, train=10, val=2, test=3))
-    assert data.classes == ("Ant", "bee", "cat")  # sorted as Python and torchvision sort
+    assert data.classes == ("Ant", "Cat", "bee")  # sorted as Python and torchvision sort
     assert data.shape == (3, 9, 6)
     assert (len(data.train), len(data.val), len(data.test)) == (30, 6, 9)
     for name in ("train", "val", "test"):
@@ -81,12 +81,12 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: 
 
 def test_size_resizes_the_shorter_side_and_cuts_out_the_centre(tmp_path: Path) -> None:
     ref = folder(tmp_path, train=3, val=1)
-    wide = tmp_path / "val" / "cat" / "0.png"
+    wide = tmp_path / "val" / "Cat" / "0.png"
     picture(wide, (40, 20))
     image = Image.open(wide)
     data = load(f"{ref}@10")
     assert data.shape == (3, 10, 10)
-    at = [Path(path).parent.name for path in data.test.paths].index("cat")
+    at = [Path(path).parent.name for path in data.test.paths].index("Cat")
     small = image.resize((20, 10), Image.Resampling.BILINEAR).crop((5, 0, 15, 10))
     expected = np.asarray(small).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(data.test.take(torch.tensor([at]))[0].numpy(), expected)
@@ -119,12 +119,12 @@ def test_palettes_transparency_and_cmyk_are_read_as_colours(tmp_path: Path) -> N
     ref = folder(tmp_path, train=3, val=1)
     transparent = Image.new("P", (6, 9), 1)
     transparent.putpalette([0, 0, 0, 255, 0, 0])
-    transparent.save(tmp_path / "val" / "bee" / "0.png", transparency=bytes([0, 255]))
+    transparent.save(tmp_path / "val" / "bee" / "0.png", transparency=bytes([0, 128]))
     picture(tmp_path / "val" / "Ant" / "0.png", mode="RGBA")
-    Image.new("CMYK", (6, 9)).save(tmp_path / "val" / "cat" / "1.jpg")
+    Image.new("CMYK", (6, 9)).save(tmp_path / "val" / "Cat" / "1.jpg")
     data = load(ref)
     x = data.test.take(torch.arange(4))
-    red = x[data.test.labels == 1][0]
+    red = x[data.test.labels == 2][0]
     assert red.mean((1, 2)).tolist() == [1.0, 0.0, 0.0]
 
 
@@ -135,7 +135,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "train" / "bee" / "._0.png").write_text("made by a file manager")
     (tmp_path / "train" / ".thumbnails").mkdir()
     data = load(ref)
-    assert data.classes == ("Ant", "bee", "cat")
+    assert data.classes == ("Ant", "Cat", "bee")
     assert len(data.train) + len(data.val) == 9
 
 
@@ -155,15 +155,15 @@ def test_a_broken_image_is_named(tmp_path: Path, size: str) -> None:
 
 def test_a_file_that_is_no_image_is_named_when_the_sizes_are_looked_at(tmp_path: Path) -> None:
     ref = folder(tmp_path, train=3, val=1)
-    (tmp_path / "val" / "cat" / "0.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"cannot read image '.*val/cat/0\.png'"):
+    (tmp_path / "val" / "Cat" / "0.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read image '.*val/Cat/0\.png'"):
         load(ref)
 
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     ref = folder(tmp_path, train=3, val=1)
     deep = Image.fromarray(np.full((9, 6), 40_000, np.uint16))
-    deep.save(tmp_path / "val" / "cat" / "0.png")
+    deep.save(tmp_path / "val" / "Cat" / "0.png")
     with pytest.raises(ValueError, match="mode 'I;16', not 8 bits a channel"):
         load(ref).test.take(torch.arange(3))
 
