@@ -242,7 +242,7 @@ def test_names_are_read_in_any_case_and_kept_as_in_the_catalogue() -> None:
         ("mnist@32", "only imagenette takes a size; write mnist$"),
         ("imagenette@big", "size 'big' in 'imagenette@big': expected a whole number"),
         ("imagenette@4", "at least 8"),
-        ("", "no data set ''"),
+        ("", "no data set ''; there are: mnist5k"),
     ],
 )
 def test_unknown_references_say_what_was_meant(ref: str, said: str) -> None:

@@ -84,4 +84,4 @@ def _with_prefix(ref: str) -> str | None:
     path = Path(ref.rpartition(":")[2]).expanduser()
     if path.suffix == ".npz":
         return f"npz:{path}"
-    return f"imagefolder:{ref}" if path.is_dir() else None
+    return f"imagefolder:{ref}" if ref and path.is_dir() else None
