@@ -1,0 +1,239 @@
+"""Finished `neurons` runs as panels of pictures: what every report is drawn from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vizrobust.models import LOGITS
+from vizrobust.runs import Row, digest, read_rows, read_run
+
+Position = tuple[int, int]
+COMMAND = "neurons"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint as a report knows it: what run.json says about it. Unknown numbers are None, unknown texts empty."""
+
+    id: str
+    name: str
+    weights_sha256: str = ""
+    attack_steps: int | None = None
+    eps: float | None = None
+    norm: str = ""
+    training: str = ""
+    data: str = ""
+    classes: tuple[str, ...] = ()
+    clean: float | None = None
+    robust: float | None = None
+    robust_attack: str = ""
+    robust_n: int | None = None
+
+    @property
+    def training_words(self) -> str:
+        """``K = 8 attack steps``, ``standard training``, or nothing where it is unknown."""
+        if self.attack_steps is None:
+            return ""
+        if self.attack_steps == 0:
+            return "standard training"
+        return f"K = {self.attack_steps} attack step{'s' if self.attack_steps > 1 else ''}"
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """One unit of a layer, at one position (y, x) where the objective names one."""
+
+    unit: int
+    position: Position | None = None
+
+    @property
+    def place(self) -> str:
+        return "" if self.position is None else f"@{self.position[0]},{self.position[1]}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One feature image with its facts. `file` is None where there is nothing to show (a dead unit)."""
+
+    checkpoint: str
+    column: Column
+    seed: int
+    objective: str
+    status: str
+    score: float | None
+    saturated_share: float | None
+    trajectory: tuple[tuple[float, float], ...]
+    file: Path | None
+    name: str
+    origin: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one layer, recipe and sign: rows are checkpoints, columns units, a cell one picture per seed."""
+
+    layer: str
+    recipe: str
+    recipe_text: str
+    sign: int
+    objective: str
+    subjects: tuple[Subject, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, Column], tuple[Picture, ...]] = field(repr=False)
+
+    def pictures(self, subject: Subject, column: Column) -> tuple[Picture, ...]:
+        """The cell's pictures by seed; empty where there are none."""
+        return self.cells.get((subject.id, column), ())
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({picture.seed for cell in self.cells.values() for picture in cell}))
+
+    def label(self, column: Column) -> str:
+        """The class name for a class unit on which all checkpoints agree, otherwise the unit's number; ``@y,x`` behind it."""
+        names = {subject.classes[column.unit] for subject in self.subjects if column.unit < len(subject.classes)}
+        label = names.pop() if self.layer == LOGITS and len(names) == 1 else str(column.unit)
+        return f"{label} {column.place}".strip()
+
+    @property
+    def title(self) -> str:
+        what = "class units" if self.layer == LOGITS else f"units of {self.layer}"
+        return f"What excites the {what}" if self.sign > 0 else f"What the {what} dislike"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where pictures came from: a run folder, its command line and versions, and 8 hex digits of its identity."""
+
+    folder: Path
+    identity: str
+    command: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything that one report shows."""
+
+    subjects: tuple[Subject, ...]
+    panels: tuple[Panel, ...]
+    origins: tuple[Origin, ...]
+
+    @property
+    def command(self) -> str:
+        """The command lines behind it, one a line."""
+        return "\n".join(origin.command for origin in self.origins if origin.command)
+
+
+def collect(folders: Sequence[Path | str]) -> Collection:
+    """The pictures of one or more finished `neurons` runs, grouped into panels.
+
+    Checkpoints keep the order of run.json, units are sorted, later folders win where two hold the same picture.
+    Cells may be missing. Raises ``FileNotFoundError`` for a folder without a run or a picture that is gone, and
+    ``ValueError`` for a run of another command, without rows, or with a row whose checkpoint run.json lacks.
+    """
+    if not folders:
+        raise ValueError(f"no run folder given; name at least one that vizrobust {COMMAND} wrote")
+    subjects: dict[str, Subject] = {}
+    origins: list[Origin] = []
+    groups: dict[tuple[Any, ...], dict[tuple[str, Column, int], Picture]] = {}
+    for index, folder in enumerate(map(Path, folders)):
+        origin, found = _open(folder)
+        origins.append(origin)
+        subjects.update({id_: subject for id_, subject in found.items() if id_ not in subjects})
+        rows = read_rows(folder)
+        if not rows:
+            raise ValueError(f"run {str(folder)!r} holds no pictures yet; run its command again to fill it")
+        for row in rows:
+            if row.get("checkpoint") not in found:
+                raise ValueError(
+                    f"run {str(folder)!r} has a row of checkpoint {row.get('checkpoint')!r} that its run.json does not "
+                    "describe; make the run again"
+                )
+            picture = _picture(row, folder, index)
+            recipe = str(row["recipe"])
+            text = str(row.get("recipe_text") or recipe)
+            key = (str(row["layer"]), recipe, text, int(row["sign"]), _without_position(picture.objective))
+            groups.setdefault(key, {})[picture.checkpoint, picture.column, picture.seed] = picture
+    ordered = _told_apart(subjects.values())
+    return Collection(ordered, tuple(_panel(key, group, ordered) for key, group in groups.items()), tuple(origins))
+
+
+def _open(folder: Path) -> tuple[Origin, dict[str, Subject]]:
+    info = read_run(folder)
+    if info is None:
+        raise FileNotFoundError(f"folder {str(folder)!r} holds no run; give a folder that vizrobust {COMMAND} wrote")
+    described = info.get("checkpoints")
+    if info.get("command") != COMMAND or not isinstance(described, dict):
+        raise ValueError(f"folder {str(folder)!r} holds a run of {info.get('command')!r}; give one of vizrobust {COMMAND}")
+    versions = {str(name): str(version) for name, version in (info.get("versions") or {}).items()}
+    argv = info.get("argv") or ""
+    command = argv if isinstance(argv, str) else " ".join(map(str, argv))
+    origin = Origin(folder, digest(info["identity"]), command, versions)
+    return origin, {id_: _subject(id_, facts) for id_, facts in described.items()}
+
+
+def _subject(id_: str, facts: Mapping[str, Any]) -> Subject:
+    known = {name: facts[name] for name in Subject.__dataclass_fields__ if name != "id" and facts.get(name) is not None}
+    known["classes"] = tuple(map(str, known.get("classes", ())))
+    return Subject(**{"name": id_, **known, "id": id_})
+
+
+def _picture(row: Row, folder: Path, origin: int) -> Picture:
+    position = row.get("position")
+    file = folder / row["image"] if row.get("image") and row["status"] != "dead" else None
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
+    return Picture(
+        checkpoint=row["checkpoint"],
+        column=Column(int(row["unit"]), None if position is None else (int(position[0]), int(position[1]))),
+        seed=int(row["seed"]),
+        objective=str(row.get("objective", "")),
+        status=str(row["status"]),
+        score=_finite(row.get("score")),
+        saturated_share=_finite(row.get("saturated_share")),
+        trajectory=tuple((step, score) for step, score in row.get("trajectory") or () if _finite(score) is not None),
+        file=file,
+        name=str(row.get("image") or ""),
+        origin=origin,
+        weights_sha256=str(row.get("weights_sha256", "")),
+    )
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _without_position(objective: str) -> str:
+    """Neurons of one layer at different positions are columns of one panel."""
+    return re.sub(r",? *\b[yx]=\d+", "", objective)
+
+
+def _panel(key: tuple[Any, ...], group: Mapping[tuple[str, Column, int], Picture], subjects: tuple[Subject, ...]) -> Panel:
+    layer, recipe, text, sign, objective = key
+    cells: dict[tuple[str, Column], tuple[Picture, ...]] = {}
+    for checkpoint, column, seed in sorted(group):
+        cells[checkpoint, column] = (*cells.get((checkpoint, column), ()), group[checkpoint, column, seed])
+    present = {checkpoint for checkpoint, _ in cells}
+    columns = tuple(sorted({column for _, column in cells}, key=lambda column: (column.unit, column.position or (-1, -1))))
+    rows = tuple(subject for subject in subjects if subject.id in present)
+    return Panel(layer, recipe, text, sign, objective, rows, columns, cells)
+
+
+def _told_apart(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+    """Checkpoints of one name get the first digits of their hash behind it."""
+    subjects = tuple(subjects)
+    names = [subject.name for subject in subjects]
+    return tuple(
+        Subject(**{**subject.__dict__, "name": f"{subject.name} ({subject.weights_sha256[:8] or subject.id})"})
+        if names.count(subject.name) > 1
+        else subject
+        for subject in subjects
+    )

@@ -1,0 +1,43 @@
+"""How reports put numbers and facts into words, the same in pictures and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vizrobust.features.render import SATURATED_ABOVE
+from vizrobust.report.collect import Panel, Subject
+
+SATURATED = f"saturated: its share of pixels near black or white is over {100 * SATURATED_ABOVE:.0f} points above that of the data's images"
+DEAD = "dead: the unit never had a gradient, so there is no picture"
+
+
+def percent(share: float | None) -> str:
+    """A share as ``96.8 %``, or ``-`` where it is unknown."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def accuracies(subject: Subject) -> str:
+    return f"clean {percent(subject.clean)}   robust {percent(subject.robust)}"
+
+
+def meaning_of_robust(subjects: Sequence[Subject]) -> str:
+    """One sentence that says which attack on how many images is behind "robust"; empty where nothing is known."""
+    behind: dict[str, list[str]] = {}
+    for subject in subjects:
+        if subject.robust is not None:
+            attack = subject.robust_attack or "an attack that its description does not name"
+            images = f" on {subject.robust_n:,} images" if subject.robust_n else ""
+            behind.setdefault(f"{attack}{images}", []).append(subject.name)
+    if not behind:
+        return ""
+    parts = list(behind) if len(behind) == 1 else [f"{test} ({', '.join(names)})" for test, names in behind.items()]
+    return f"robust: accuracy under {'; '.join(parts)}, as stored with each checkpoint"
+
+
+def recipes(panels: Sequence[Panel]) -> dict[str, str]:
+    """Each recipe text of the panels with its name."""
+    return {panel.recipe_text: panel.recipe for panel in panels}
+
+
+def seeds_shown(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
