@@ -132,7 +132,8 @@ def _rgb(color: str) -> tuple[int, ...]:
 
 def _measure() -> Any:
     with mpl.rc_context({"text.hinting": "no_hinting"}):
-        return FigureCanvasAgg(Figure(dpi=DPI)).get_renderer()
+        canvas: Any = FigureCanvasAgg(Figure(dpi=DPI))
+        return canvas.get_renderer()
 
 
 _MEASURE = _measure()

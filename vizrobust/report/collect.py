@@ -14,7 +14,7 @@ from vizrobust.models import LOGITS
 from vizrobust.runs import Row, digest, read_rows, read_run
 
 Position = tuple[int, int]
-COMMAND = "neurons"
+COMMANDS = ("neurons", "compare")  # whose run folders hold feature images
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ class Collection:
 
 
 def collect(folders: Sequence[Path | str]) -> Collection:
-    """The pictures of one or more finished `neurons` runs, grouped into panels.
+    """The pictures of one or more finished `neurons` (or `compare`) runs, grouped into panels.
 
     Checkpoints keep the order of run.json, units are sorted, later folders win where two hold the same picture.
     Cells may be missing. Raises ``FileNotFoundError`` for a folder without a run or a picture that is gone, and
     ``ValueError`` for a run of another command, without rows, or with a row whose checkpoint run.json lacks.
     """
     if not folders:
-        raise ValueError(f"no run folder given; name at least one that vizrobust {COMMAND} wrote")
+        raise ValueError("no run folder given; name at least one that vizrobust neurons wrote")
     subjects: dict[str, Subject] = {}
     origins: list[Origin] = []
     groups: dict[tuple[Any, ...], dict[tuple[str, Column, int], Picture]] = {}
@@ -169,10 +169,10 @@ def collect(folders: Sequence[Path | str]) -> Collection:
 def _open(folder: Path) -> tuple[Origin, dict[str, Subject]]:
     info = read_run(folder)
     if info is None:
-        raise FileNotFoundError(f"folder {str(folder)!r} holds no run; give a folder that vizrobust {COMMAND} wrote")
+        raise FileNotFoundError(f"folder {str(folder)!r} holds no run; give a folder that vizrobust neurons wrote")
     described = info.get("checkpoints")
-    if info.get("command") != COMMAND or not isinstance(described, dict):
-        raise ValueError(f"folder {str(folder)!r} holds a run of {info.get('command')!r}; give one of vizrobust {COMMAND}")
+    if info.get("command") not in COMMANDS or not isinstance(described, dict):
+        raise ValueError(f"folder {str(folder)!r} holds a run of {info.get('command')!r}; give one of vizrobust neurons")
     versions = {str(name): str(version) for name, version in (info.get("versions") or {}).items()}
     argv = info.get("argv") or ""
     command = argv if isinstance(argv, str) else " ".join(map(str, argv))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def font_families() -> list[str]:
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
     """Matplotlib in the house style: text is never read as formulas, and a sign no font has is not an error."""
-    settings = {
+    settings: Any = {
         "font.family": font_families(),
         "text.parse_math": False,
         "text.color": INK,

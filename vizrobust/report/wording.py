@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import Panel, Subject
 
-SATURATED = f"saturated: its share of pixels near black or white is over {100 * SATURATED_ABOVE:.0f} points above that of the data's images"
+SATURATED = f"saturated: {100 * SATURATED_ABOVE:.0f} points more of its pixels are near black or white than in the data's images"
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
