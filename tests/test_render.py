@@ -71,7 +71,6 @@ def test_adam_on_a_spectrum_climbs_to_the_sign_of_a_smooth_template():
         # The jitter looks at neighbours too, so a few pixels beside a change of sign may differ.
         agree = ((found.image > 0.5) == (w > 0)).float()
         assert agree[w.abs() > 0.3].mean() > 0.9
-        assert found.score > 0.8 * float(w.clamp_min(0).sum())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)

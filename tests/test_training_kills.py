@@ -1,0 +1,142 @@
+"""A training run that is killed and taken up again ends with the weights of one that never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from vizrobust.models import load_checkpoint
+
+EPOCHS = 3
+# Starting Python with torch takes longer than these runs, so one process loads everything, touches nothing, and forks
+# a process for each line "PAUSE FOLDER" of its input; it prints the new process's number, and later how that ended.
+LAUNCHER = f"""
+import io, os, sys, time
+from pathlib import Path
+import torch, torch._dynamo
+from vizrobust.attacks import PGD, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import load
+from vizrobust.training import Progress, Training, loop, session, train
+
+# The watch and the closing test are kept short; one thread, since the weights are promised at the same thread count.
+loop.WATCHED_IMAGES = loop.WATCHED_STEPS = session.TESTED_IMAGES = session.TESTED_STEPS = 1
+recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), clean_weight=0.5, epochs={EPOCHS}, augment="crop")
+
+def run(pause, folder):
+    def hold(name):
+        (folder.parent / "here").write_text(name)
+        time.sleep(600)
+
+    whole, saves = torch.save, []
+    def in_halves(state, file):
+        saves.append(1)
+        if len(saves) < 2:
+            return whole(state, file)
+        content = io.BytesIO()
+        whole(state, content)
+        file.write(content.getvalue()[: content.tell() // 2])
+        file.flush()
+        hold("writing")
+    if pause == "writing":
+        torch.save = in_halves
+    for item in train(recipe, load("digits"), Compute("cpu", threads=1), folder):
+        if pause == "first" and isinstance(item, Progress) and item.batch == 5:
+            hold("first")
+        if pause == "between" and isinstance(item, dict):
+            hold("between")
+
+for line in sys.stdin:
+    pause, folder = line.rstrip("\\n").split(" ", 1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(pause, Path(folder))
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LAUNCHER]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+def start(launcher, pause, folder):
+    """The number of a new process that trains in `folder`."""
+    launcher.stdin.write(f"{pause} {folder}\n")
+    launcher.stdin.flush()
+    return int(launcher.stdout.readline())
+
+
+def ended(launcher):
+    """How the process ended: 0, or minus the signal that killed it."""
+    return int(launcher.stdout.readline())
+
+
+def kill_at(launcher, pause, folder):
+    """Start the run, wait until it says that it is at `pause`, and kill it there."""
+    pid, sign = start(launcher, pause, folder), folder.parent / "here"
+    for _ in range(1200):
+        if sign.is_file() and sign.read_text() == pause:
+            break
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    assert ended(launcher) == -signal.SIGKILL
+    assert sign.is_file(), f"the run did not get to {pause!r} in a minute"
+
+
+@pytest.fixture(scope="module")
+def expected(launcher, tmp_path_factory):
+    """The weights of a run that is never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    start(launcher, "never", folder)
+    assert ended(launcher) == 0
+    return load_checkpoint(str(folder)).state
+
+
+def check_no_half_written_file(folder):
+    """Whatever has its final name can be read as a whole."""
+    for path in folder.iterdir():
+        if path.name == "state.pt":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".safetensors":
+            with safe_open(str(path), "pt") as file:
+                assert file.keys()
+        elif path.suffix in (".json", ".jsonl"):
+            assert path.read_text().endswith("\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize(("pause", "kept"), [("first", 0), ("between", 1), ("writing", 1)])
+def test_a_killed_run_goes_on_to_the_same_weights(launcher, tmp_path, expected, pause, kept):
+    folder = tmp_path / "run"
+    kill_at(launcher, pause, folder)
+    check_no_half_written_file(folder)
+    assert not (folder / "checkpoint.safetensors").exists()
+    state = folder / "state.pt"
+    assert state.is_file() == bool(kept)
+    if kept:
+        assert len(torch.load(state, weights_only=True)["metrics"]) == kept
+    assert any(path.name.startswith(".state.pt") for path in folder.iterdir()) == (pause == "writing")
+
+    start(launcher, "never", folder)
+    assert ended(launcher) == 0
+    check_no_half_written_file(folder)
+    found = load_checkpoint(str(folder)).state
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
