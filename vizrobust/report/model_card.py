@@ -8,15 +8,19 @@ from vizrobust.models import Checkpoint
 from vizrobust.robustness import wilson
 from vizrobust.runs import read_run, write_text
 
+# Options of the command that change what is shown, not what is made.
+DISPLAY_ONLY = ("--quiet", "--json")
+
 
 def write_card(folder: Path | str, checkpoint: Checkpoint) -> Path:
     """Write ``card.md`` beside a finished training run's checkpoint."""
     path = Path(folder) / "card.md"
-    write_text(path, model_card(checkpoint, (read_run(folder) or {}).get("argv", "")))
+    info = read_run(folder) or {}
+    write_text(path, model_card(checkpoint, info.get("argv", ""), info.get("threads")))
     return path
 
 
-def model_card(checkpoint: Checkpoint, command: str = "") -> str:
+def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = None) -> str:
     """The card as Markdown; every figure in it is from the checkpoint's description."""
     about = checkpoint.about
     size = sum(tensor.numel() for tensor in checkpoint.state.values())
@@ -35,7 +39,9 @@ def model_card(checkpoint: Checkpoint, command: str = "") -> str:
     if about.metrics.get("n"):
         lines += ["", *_accuracies(checkpoint)]
     if command:
-        lines += ["", "Made by", "", f"    {command}"]
+        exactly = f" (bit for bit at {threads} threads on the same kind of machine)" if threads else ""
+        words = (word for word in command.split(" ") if word not in DISPLAY_ONLY)
+        lines += ["", f"Made by{exactly}", "", f"    {' '.join(words)}"]
     return "\n".join(lines) + "\n"
 
 
