@@ -1,0 +1,143 @@
+"""How fast PGD is: against torchattacks, foolbox and a bare loop of gradient passes, interleaved, best of five."""
+
+# ruff: noqa: T201  a script that prints its table
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizrobust.attacks import PGD, Linf
+from vizrobust.compute import Compute
+from vizrobust.models import Normalized, architecture
+from vizrobust.rng import Streams
+
+IMAGES, SHAPE, CLASSES = 128, (3, 32, 32), 10
+STEPS, EPS = 10, 8 / 255
+ALPHA = 2.5 * EPS / STEPS
+ROUNDS = 5
+THREADS = 2
+Job = Callable[[], object]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    body = architecture("resnet_small", SHAPE, CLASSES)()
+    size = sum(weight.numel() for weight in body.parameters())
+    print(f"PGD-{STEPS} on {IMAGES} images of {SHAPE}, {size:,} parameters, {THREADS} threads")
+    return Normalized(body, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]).eval()
+
+
+def bare(compute: Compute, net: nn.Module, x: Tensor, y: Tensor, judged: bool) -> Job:
+    """K gradient passes of the images and nothing else: what no attack can do without."""
+
+    def run() -> None:
+        with compute.autocast():
+            for _ in range(STEPS):
+                adv = x.detach().requires_grad_()
+                torch.autograd.grad(F.cross_entropy(net(adv), y, reduction="sum"), adv)
+            if judged:
+                with torch.no_grad():
+                    net(x)
+
+    return run
+
+
+def ours(compute: Compute, net: nn.Module, x: Tensor, y: Tensor, judged: bool) -> Job:
+    attack = PGD(steps=STEPS, ball=Linf(EPS), alpha=ALPHA)
+
+    def run() -> None:
+        with compute.autocast():
+            attack(net, x, y, Streams(0, range(IMAGES), "attack"), judge=judged)
+
+    return run
+
+
+def peers(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Job]:
+    """The peers as their users call them; none where the extra is not installed."""
+    try:
+        import foolbox
+        import torchattacks
+    except ImportError:
+        print("the peers extra is not installed: no comparison with torchattacks and foolbox")
+        return {}
+    theirs = torchattacks.PGD(net, eps=EPS, alpha=ALPHA, steps=STEPS)
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    linf = foolbox.attacks.LinfPGD(abs_stepsize=ALPHA, steps=STEPS)
+    return {"torchattacks": lambda: theirs(x, y), "foolbox": lambda: linf(model, x, y, epsilons=EPS)}
+
+
+def best_times(jobs: dict[str, Job]) -> dict[str, float]:
+    """The shortest time of each job in seconds; every round runs all of them, so noise meets all alike."""
+    times = {name: float("inf") for name in jobs}
+    for turn in range(ROUNDS + 1):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            if turn:  # the first round warms up
+                times[name] = min(times[name], time.perf_counter() - began)
+    return times
+
+
+def help_time() -> float:
+    """Seconds that `vizrobust --help` takes, from nothing to its exit; best of five."""
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vizrobust", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def verdict(name: str, value: float, wanted: float, at_least: bool, holds: str = "") -> None:
+    good = value >= wanted if at_least else value <= wanted
+    sign = "at least" if at_least else "at most"
+    print(f"  {name:<52} {value:6.2f}   wanted: {sign} {wanted:g}   {'reached' if good else 'MISSED'}{holds}")
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    plain = network()
+    x = torch.rand(IMAGES, *SHAPE, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(CLASSES, (IMAGES,), generator=torch.Generator().manual_seed(1))
+    computes = {precision: Compute("cpu", precision) for precision in ("fp32", "bf16")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jobs = peers(plain, x, y)
+        for precision, compute in computes.items():
+            net, placed = compute.place(deepcopy(plain)), compute.images(x)
+            for judged in (False, True):
+                suffix = f"{precision}{', judged' if judged else ''}"
+                jobs[f"bare loop, {suffix}"] = bare(compute, net, placed, y, judged)
+                jobs[f"vizrobust, {suffix}"] = ours(compute, net, placed, y, judged)
+        times = best_times(jobs)
+    for name, seconds in times.items():
+        print(f"  {name:<52} {seconds:6.3f} s")
+    bf16 = has_bf16()
+    print(f"this processor {'has' if bf16 else 'does not have'} bfloat16 instructions (avx512_bf16, amx_bf16)")
+    if "torchattacks" in times:
+        verdict("torchattacks / vizrobust, fp32", times["torchattacks"] / times["vizrobust, fp32"], 1.3, True)
+        note = "" if bf16 else " (holds only with bfloat16 instructions)"
+        verdict("torchattacks / vizrobust, bf16", times["torchattacks"] / times["vizrobust, bf16"], 2.5, True, note)
+    for suffix in ("fp32", "fp32, judged", "bf16", "bf16, judged"):
+        verdict(f"vizrobust / bare loop, {suffix}", times[f"vizrobust, {suffix}"] / times[f"bare loop, {suffix}"], 1.05, False)
+    verdict("vizrobust --help, seconds", help_time(), 0.4, False)
+
+
+if __name__ == "__main__":
+    main()
