@@ -96,6 +96,7 @@ class Trainer:
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
             x, y = self._images(index, streams)
             adv = self._attacked(attack, x, y, streams)
+            rate = self.schedule.get_last_lr()[0]
             loss = self._step(x, adv, y, number * self.batches + batch)
             total += loss.detach() * len(index)
             if attack is not None:
@@ -104,9 +105,10 @@ class Trainer:
             seen = min((batch + 1) * recipe.batch_size, len(order))
             mean = float(total) / seen
             if not math.isfinite(mean):
+                kept = f"the state after epoch {number} is kept" if number else "nothing was kept yet"
                 raise ValueError(
-                    f"the loss became {mean} in epoch {number + 1}, batch {batch + 1}, at learning rate "
-                    f"{self.schedule.get_last_lr()[0]:.2g}; try a lower --lr (the state after epoch {number} is kept)"
+                    f"the loss became {mean} in epoch {number + 1}, batch {batch + 1}, at learning rate {rate:.2g}; "
+                    f"try a lower --lr ({kept})"
                 )
             yield Progress(number + 1, batch + 1, self.batches, mean)
         linf, l2 = (norms / len(order)).tolist()
