@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from vizrobust.report.style import FAINT, INK, MARK, PAPER, font_families, save_figure
+from vizrobust.report.style import FAINT, INK, MARK, PAPER, font_families, format_of, png_texts, save_figure
+from vizrobust.runs import write_png
 
 DPI = 200
 LEADING = 1.3
@@ -68,6 +69,13 @@ class Canvas:
         return y
 
     def save(self, path: Path | str, command: str = "") -> Path:
+        """Write the page; a PNG is put together here, which is many times faster than matplotlib's resampling."""
+        if format_of(path) == "png":
+            agg: Any = FigureCanvasAgg(self._figure)
+            agg.draw()
+            lettering = np.asarray(agg.buffer_rgba())[..., :3]
+            write_png(path, np.minimum(self._pixels, lettering), png_texts(command))  # all text stands on white
+            return Path(path)
         self._figure.figimage(self._pixels, 0, 0, zorder=-1)
         return save_figure(self._figure, path, command)
 
@@ -79,12 +87,12 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     return float(width)
 
 
-def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
-    """The text, with an ellipsis in it where it is too wide; of a path the end stays, of other names both ends."""
+def shortened(text: str, width: float, size: float, bold: bool = False, keep: str = "ends") -> str:
+    """The text, with an ellipsis in it where it is too wide: `keep` both "ends" (of a path the last one) or the "start"."""
     if text_width(text, size, bold) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
-        left = 0 if "/" in text else (kept + 1) // 2
+        left = kept if keep == "start" else 0 if "/" in text else (kept + 1) // 2
         short = f"{text[:left]}…{text[len(text) - (kept - left) :]}" if kept > left else f"{text[:left]}…"
         if text_width(short, size, bold) <= width:
             return short

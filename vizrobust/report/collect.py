@@ -107,6 +107,11 @@ class Panel:
         what = "class units" if self.layer == LOGITS else f"units of {self.layer}"
         return f"What excites the {what}" if self.sign > 0 else f"What the {what} dislike"
 
+    @property
+    def subtitle(self) -> str:
+        parts = ["layer logits" if self.layer == LOGITS else "", f"recipe {self.recipe}", f"objective {self.objective}"]
+        return ", ".join(part for part in parts if part and not part.endswith(" "))
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -17,7 +17,7 @@ from vizrobust.report.wording import DEAD, SATURATED, accuracies, meaning_of_rob
 MOST_ACROSS, MOST_WITH_SEEDS = 32, 24
 MARGIN, MIN_WIDTH = 72, 1200
 TITLE, SECTION, LABEL, NAME, SMALL, CAPTION = 46, 36, 29, 31, 26, 23
-HEAD_MOST, HEAD_GAP = 560, 44
+HEAD_MOST, HEAD_GAP, SLANTED_MOST = 560, 44, 320
 GAP, SEED_GAP, BLOCK_GAP, HAIRLINE = 14, 8, 64, 2
 
 
@@ -149,13 +149,8 @@ def _blocks(panel: Panel) -> list[_Block]:
     tile = _tile(panel, target)
     head = max(_head_width(subject) for subject in panel.subjects) + HEAD_GAP
     cell = len(seeds) * tile[0] + (len(seeds) - 1) * SEED_GAP
-    labels = [wrapped(panel.label(column), cell + GAP - 4, LABEL) for column in panel.columns]
-    rotated = any(
-        len(lines) > 2 or _breaks_words(panel.label(column), lines) for column, lines in zip(panel.columns, labels, strict=True)
-    )
-    if rotated:
-        labels = [[shortened(panel.label(column), 420, LABEL)] for column in panel.columns]
-    title = [panel.title, f"layer {panel.layer}, recipe {panel.recipe}{_objective(panel)}"]
+    labels, rotated = _labels([panel.label(column) for column in panel.columns], cell + GAP - 4)
+    title = [panel.title, panel.subtitle]
     return [
         _Block(
             panel, panel.columns[i : i + per], seeds, tile, target, title if i == 0 else [], TITLE,
@@ -165,12 +160,14 @@ def _blocks(panel: Panel) -> list[_Block]:
     ]  # fmt: skip
 
 
-def _objective(panel: Panel) -> str:
-    return f", objective {panel.objective}" if panel.objective else ""
-
-
-def _breaks_words(label: str, lines: list[str]) -> bool:
-    return " ".join(lines) != " ".join(label.split())
+def _labels(labels: list[str], width: int) -> tuple[list[list[str]], bool]:
+    """Column heads in at most three lines each, or, where a word is too wide for that, all of them slanted."""
+    lines = [wrapped(label, width, LABEL) for label in labels]
+    if all(" ".join(parts) == " ".join(label.split()) for label, parts in zip(labels, lines, strict=True)):
+        return [
+            [*parts[:2], *([shortened(" ".join(parts[2:]), width, LABEL, keep="start")] if parts[2:] else [])] for parts in lines
+        ], False
+    return [[shortened(label, SLANTED_MOST, LABEL)] for label in labels], True
 
 
 def _tile(panel: Panel, target: int) -> tuple[int, int]:

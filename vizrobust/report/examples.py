@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, wrapped
+from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
 from vizrobust.report.style import FAINT, INK, QUIET, format_of, house_style
 
-TILE, SIGN_ROOM, ROW_GAP, MARGIN = 280, 96, 56, 72
+TILE, PITCH, ROW_GAP, MARGIN = 280, 420, 56, 96
 TITLE, HEAD, TEXT, CAPTION, SIGN = 42, 27, 26, 23, 52
-EDGE, MIN_TILE = 2, 300
+EDGE, WRONG = 2, "#b5471b"
+Line = tuple[str, str, str]  # a text that may be shortened, an end that must stay, and a colour
 HEADS = ("clean image", "perturbation", "adversarial image")
 
 
@@ -50,13 +51,13 @@ def adversarial_examples(
     texts = [
         (
             _said(clean_probs[i], int(labels[i]), classes),
-            [f"max |δ| = {float(delta[i].abs().max()):.3g}", f"L2 = {float(delta[i].norm()):.3g}"],
+            [(f"max |δ| = {float(delta[i].abs().max()):.3g}", "", INK), (f"L2 = {float(delta[i].norm()):.3g}", "", QUIET)],
             _said(adv_probs[i], int(labels[i]), classes),
         )
         for i in range(n)
     ]
     with house_style():
-        return _draw(path, tiles, texts, max(width, MIN_TILE), height, factor, name, attack_text, command)
+        return _draw(path, tiles, texts, width, height, factor, name, attack_text, command)
 
 
 def amplification(largest: float) -> float:
@@ -71,10 +72,12 @@ def amplification(largest: float) -> float:
 
 
 def _draw(
-    path: Path | str, tiles: list[list[Pixels]], texts: Sequence[tuple[list[str], ...]], column: int, height: int, factor: float,
+    path: Path | str, tiles: list[list[Pixels]], texts: Sequence[tuple[list[Line], ...]], column: int, height: int, factor: float,
     name: str, attack: str, command: str,
 ) -> Path:  # fmt: skip
-    width = 2 * MARGIN + 3 * column + 2 * SIGN_ROOM
+    room = max(96, PITCH - column)  # between two images, for + and =
+    width = 2 * MARGIN + 3 * column + 2 * room
+    widest = column + min(room - 16, 2 * (MARGIN - 12))
     line = TEXT * LEADING
     title = [shortened(f"{name} under attack", width - 2 * MARGIN, TITLE, bold=True)]
     attack_lines = wrapped(attack, width - 2 * MARGIN, TEXT)
@@ -83,7 +86,7 @@ def _draw(
     canvas = Canvas(width, math.ceil(above + len(tiles) * (row + ROW_GAP) - ROW_GAP + MARGIN))
     after = canvas.lines(title, MARGIN, MARGIN, TITLE, bold=True)
     canvas.lines(attack_lines, MARGIN, after, TEXT, color=QUIET)
-    lefts = [MARGIN + i * (column + SIGN_ROOM) for i in range(3)]
+    lefts = [MARGIN + i * (column + room) for i in range(3)]
     for left, head in zip(lefts, (HEADS[0], f"{HEADS[1]} × {factor:g}", HEADS[2]), strict=True):
         canvas.text(head, left + column / 2, above - 20, HEAD, bold=True, align="center")
     for i, (images, words) in enumerate(zip(tiles, texts, strict=True)):
@@ -92,11 +95,13 @@ def _draw(
             inset = left + (column - image.shape[1]) // 2
             canvas.frame(inset - EDGE, y - EDGE, image.shape[1] + 2 * EDGE, height + 2 * EDGE, FAINT, EDGE)
             canvas.image(image, inset, y)
-            fitted = [shortened(text, column + SIGN_ROOM - 16, TEXT) for text in lines]
-            canvas.lines(fitted[:1], left + column / 2, y + height + 14, TEXT, align="center", color=INK)
-            canvas.lines(fitted[1:], left + column / 2, y + height + 14 + line, TEXT, align="center", color=QUIET)
+            for k, (text, end, color) in enumerate(lines):
+                fitted = shortened(text, widest - text_width(end, TEXT), TEXT, keep="start") + end
+                canvas.text(
+                    fitted, left + column / 2, y + height + 14 + k * line + TEXT * 0.95, TEXT, align="center", color=color
+                )
         for sign, left in (("+", lefts[0]), ("=", lefts[1])):
-            canvas.text(sign, left + column + SIGN_ROOM / 2, y + height / 2 + SIGN * 0.35, SIGN, color=QUIET, align="center")
+            canvas.text(sign, left + column + room / 2, y + height / 2 + SIGN * 0.35, SIGN, color=QUIET, align="center")
     return canvas.save(path, command)
 
 
@@ -106,7 +111,8 @@ def _tile(image: Tensor) -> Pixels:
     return scaled(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), TILE)
 
 
-def _said(probs: Tensor, label: int, classes: Sequence[str]) -> list[str]:
-    """What the network says with which probability, and what is true."""
+def _said(probs: Tensor, label: int, classes: Sequence[str]) -> list[Line]:
+    """What the network says with which probability, in another colour where that is wrong, and what is true."""
     said = int(probs.argmax())
-    return [f"{classes[said]}, {100 * float(probs[said]):.1f} %", f"true: {classes[label]}"]
+    color = INK if said == label else WRONG
+    return [(f"predicted {classes[said]}", f", {100 * float(probs[said]):.1f} %", color), (f"true {classes[label]}", "", QUIET)]

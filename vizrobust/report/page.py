@@ -85,7 +85,7 @@ def _panel(
         "id": f"panel-{index}",
         "panel": panel,
         "button": _button(panel, collection.panels),
-        "facts": f"layer {panel.layer}, recipe {panel.recipe}{f', objective {panel.objective}' if panel.objective else ''}",
+        "facts": panel.subtitle,
         "notes": _notes(panel),
         "rows": rows,
         "labels": [(column, panel.label(column)) for column in panel.columns],

@@ -22,13 +22,18 @@ COLORS = ("#33658f", "#d1495b", "#2f8f5b", "#c08a1e", "#8a4f9e", "#3aa6b9", "#6b
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 _FAMILIES = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans")
+_EAST_ASIAN = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Micro Hei")
 
 
 @cache
 def font_families() -> list[str]:
     """A quiet sans-serif that is installed; behind it DejaVu, which matplotlib brings and which knows most scripts."""
     installed = {font.name for font in fontManager.ttflist}
-    return [*[name for name in _FAMILIES if name in installed][:1], "DejaVu Sans"]
+    return [
+        *[name for name in _FAMILIES if name in installed][:1],
+        "DejaVu Sans",
+        *[name for name in _EAST_ASIAN if name in installed],
+    ]
 
 
 @contextlib.contextmanager
@@ -64,11 +69,16 @@ def format_of(path: Path | str) -> str:
     return FORMATS[suffix]
 
 
+def png_texts(command: str) -> dict[str, str]:
+    """The text chunks of a PNG."""
+    return {"Software": "vizrobust", **({"Command": command} if command else {})}
+
+
 def save_figure(figure: Figure, path: Path | str, command: str = "") -> Path:
     """Write a figure whole or not at all, with the command that made it in the file's metadata and no date."""
     kind = format_of(path)
     if kind == "png":
-        metadata: dict[str, str | None] = {"Software": "vizrobust", **({"Command": command} if command else {})}
+        metadata: dict[str, str | None] = {**png_texts(command)}
     elif kind == "svg":
         metadata = {"Creator": "vizrobust", "Date": None, "Description": command or None}
     else:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import Panel, Subject
 
-SATURATED = f"saturated: {100 * SATURATED_ABOVE:.0f} points more of its pixels are near black or white than in the data's images"
+SATURATED = (
+    f"saturated: more of its pixels are black or white than of the data's images, by over {100 * SATURATED_ABOVE:.0f} points"
+)
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
