@@ -63,6 +63,12 @@ class Compute:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def full_precision(self) -> AbstractContextManager[object]:
+        """Inside `autocast`, for what must stay float32: an image is not rounded before the network sees it."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 

@@ -69,12 +69,12 @@ def _train(recipe: Training, loaded: object, compute: object, folder: str, as_js
     from vizrobust.report.model_card import write_card
     from vizrobust.training import Progress, train, trained
 
-    say(f"{recipe}\nin {folder}")
     with progress(quiet, "loss", "clean", "robust") as bars:
         task = None
         for event in train(recipe, loaded, compute, folder, command_line()):  # type: ignore[arg-type]
             if isinstance(event, Progress):
                 if task is None:
+                    say(f"{recipe}\nin {folder}")
                     task = bars.add_task("epochs", total=recipe.epochs * event.batches, loss="", clean="", robust="")
                 done = (event.epoch - 1) * event.batches + event.batch
                 name = f"epoch {event.epoch}/{recipe.epochs}"

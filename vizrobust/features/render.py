@@ -90,6 +90,9 @@ def render_jobs(
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Rendered]:
     """As `render`, for any list of (unit, seed) pairs."""
+    for unit, _ in jobs:
+        if unit < 0:
+            raise ValueError(f"no unit {unit}; units are counted from 0")
     compute.place(net)
     for index, count in full_batches(len(jobs), batch_size):
         batch = [jobs[i] for i in index.tolist()]
@@ -130,8 +133,9 @@ def _render_batch(
         with compute.autocast():
             for _ in range(recipe.steps):
                 z = z.detach().requires_grad_()
-                image = to_image(z)
-                climbed = score(transformed(image, recipe.transforms, transforms))
+                with compute.full_precision():
+                    image = transformed(to_image(z), recipe.transforms, transforms)
+                climbed = score(image)
                 (grad,) = torch.autograd.grad(climbed.sum(), z)
                 scores.append(climbed.detach())
                 alive |= grad.flatten(1).abs().amax(1) > 0

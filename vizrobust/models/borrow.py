@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
 @contextmanager
 def borrowed(net: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode; afterwards every module has its own training flag again.
+    """The network in evaluation mode, gradients possible also below a caller's ``no_grad``; afterwards as it was.
 
-    Nothing else needs to be given back: image gradients come from ``torch.autograd.grad``, which leaves every
+    Every module gets its own training flag back. Nothing else needs to be given back: image gradients come from ``torch.autograd.grad``, which leaves every
     ``.grad`` alone, and hooks are removed where they are set.
     """
     flags = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        yield net
+        with torch.enable_grad():
+            yield net
     finally:
         for module, training in flags:
             module.training = training

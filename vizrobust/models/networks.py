@@ -43,7 +43,7 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Two 2 x 2 means in a row are the [1, 2, 1] blur.
-        once = F.avg_pool2d(F.pad(x, (1, 0, 1, 0), mode="replicate"), 2, stride=1)
+        once = F.avg_pool2d(F.pad(x, (1, 0, 1, 0), mode="reflect"), 2, stride=1)
         return F.avg_pool2d(once, 2)
 
 

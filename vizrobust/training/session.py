@@ -12,7 +12,7 @@ import torch
 from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
-from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
+from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
@@ -42,6 +42,7 @@ def train(
     clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description. A finished run
     yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
     """
+    architecture(recipe.arch, data.shape, len(data.classes))  # a network that cannot be built leaves no folder behind
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = Run(folder, "train", {"training": repr(recipe)}, record)
     if (run.folder / CHECKPOINT_FILE).is_file():

@@ -1,0 +1,94 @@
+"""Comparing checkpoints: paired differences against scipy and by hand, and scores of planted pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tests.conftest import CLASSES, SHAPE
+from tests.test_clarity import checkpoint
+from vizrobust.clarity import Judge
+from vizrobust.data import ArraySplit, DataSet
+from vizrobust.features import Channel, Logit, Request, plain, render_into
+from vizrobust.runs import Run
+from vizrobust.study import NATURAL, RANDOM, clarity_scores, paired, score_pictures, scoring_jobs
+
+
+def test_paired_difference_is_the_t_interval_over_units():
+    a, b = [0.1, 0.4, 0.3, None, 0.9], [0.5, 0.4, 0.8, 0.7, None]
+    got = paired(a, b)
+    deltas = np.array([0.4, 0.0, 0.5])
+    half = stats.t.ppf(0.975, 2) * deltas.std(ddof=1) / np.sqrt(3)
+    assert got.n == 3
+    assert got.mean == pytest.approx(0.3)
+    assert (got.low, got.high) == pytest.approx((0.3 - half, 0.3 + half))
+
+
+def test_too_few_pairs_give_no_interval():
+    assert str(paired([0.1], [0.2])) == "-"
+    assert str(paired([None, None], [0.2, 0.1])) == "-"
+    assert str(paired([0.0, 0.0], [0.5, 0.5])) == "+0.500 [+0.500, +0.500]"
+
+
+@pytest.fixture
+def data() -> DataSet:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(70) % CLASSES
+    split = ArraySplit(torch.rand(70, *SHAPE, generator=generator), labels)
+    return DataSet("tiny", tuple("abcdefg"), SHAPE, split, split, split, 0.1)
+
+
+def test_natural_pictures_of_the_right_class_beat_those_of_a_wrong_one(compute, data):
+    """With the network itself as encoder, pictures that excite a unit must win over pictures that excite another."""
+    one = checkpoint("one")
+    judge = Judge("self", one.net(), tuple("abcdefg"), compute)
+    x = data.test.take(torch.arange(70))
+    with torch.no_grad():
+        logits = one.net()(x)
+    units = (0, 3, 5)
+    right = {unit: x[logits[:, unit].topk(4).indices] for unit in units}
+    wrong = {unit: right[units[(i + 1) % 3]] for i, unit in enumerate(units)}
+    good = score_pictures([one], {"one": right}, {}, Logit(), units, judge, data, compute)
+    bad = score_pictures([one], {"one": wrong}, {}, Logit(), units, judge, data, compute)
+    for field in ("transfer", "forced_choice"):
+        difference = paired(getattr(bad["one"], field), getattr(good["one"], field))
+        assert difference.mean is not None
+        assert difference.mean > 0
+    assert good[NATURAL] == bad[NATURAL]
+    assert all(0 <= value <= 1 for value in good["one"].recognised if value is not None)
+
+
+def test_a_single_class_unit_has_nothing_to_be_told_from(compute, data):
+    one = checkpoint("one")
+    judge = Judge("self", one.net(), tuple("abcdefg"), compute)
+    pictures = {"one": {2: data.test.take(torch.arange(2))}}
+    scores = score_pictures([one], pictures, {}, Logit(), (2,), judge, data, compute)
+    assert scores["one"].forced_choice == (None,)
+    assert scores["one"].transfer[0] is not None
+
+
+def test_hidden_units_are_scored_against_their_negated_pictures(compute, data, tmp_path):
+    one, random = checkpoint("one"), checkpoint("one").untrained(RANDOM)
+    request = Request(plain(steps=3), Channel(layer="conv2"), (4, 9), seeds=(0, 1), batch_size=4)
+    run = Run(tmp_path / "run", "compare", request.identity("fp32"))
+    jobs = scoring_jobs([one, random], request)
+    assert sorted(job.sign for _, job in jobs) == [-1, -1, 1, 1]
+    for who, job in jobs:
+        list(render_into(run, who, job, compute))
+    judge = Judge("judge", checkpoint("judge", "resnet_small", 3).net(), tuple("abcdefg"), compute)
+    scores = clarity_scores(run, [one], request, judge, data, compute, [random])
+    assert set(scores) == {"one", RANDOM, f"{NATURAL}, one"}
+    for found in scores.values():
+        assert found.transfer == (None, None)
+        assert all(value is not None and 0 <= value <= 1 for value in found.forced_choice)
+
+
+def test_an_untrained_checkpoint_differs_and_claims_nothing():
+    one = checkpoint("one")
+    random = one.untrained(RANDOM, seed=1)
+    assert random.sha256 not in (one.sha256, one.untrained(RANDOM, seed=2).sha256)
+    assert random.sha256 == one.untrained(RANDOM, seed=1).sha256
+    assert random.about.training == ""
+    assert random.about.metrics == {}
