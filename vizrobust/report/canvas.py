@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ def shortened(text: str, width: float, size: float, bold: bool = False, keep: st
     """The text, with an ellipsis in it where it is too wide: `keep` both "ends" (of a path the last one) or the "start"."""
     if text_width(text, size, bold) <= width:
         return text
-    for kept in range(len(text) - 1, 0, -1):
+
+    def short(kept: int) -> str:
         left = kept if keep == "start" else 0 if "/" in text else (kept + 1) // 2
-        short = f"{text[:left]}…{text[len(text) - (kept - left) :]}" if kept > left else f"{text[:left]}…"
-        if text_width(short, size, bold) <= width:
-            return short
-    return "…"
+        return f"{text[:left]}…{text[len(text) - (kept - left) :]}" if kept > left else f"{text[:left]}…"
+
+    too_wide = bisect(range(len(text)), width, key=lambda kept: text_width(short(kept), size, bold))
+    return short(max(0, too_wide - 1))
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
@@ -110,11 +112,16 @@ def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[st
         if lines[-1]:
             lines.append("")
         while text_width(word, size, bold) > width and len(word) > 1:
-            fits = next((n for n in range(len(word) - 1, 1, -1) if text_width(word[:n], size, bold) <= width), 1)
+            fits = _letters_that_fit(word, width, size, bold)
             lines[-1:] = [word[:fits], ""]
             word = word[fits:]
         lines[-1] = word
     return lines
+
+
+def _letters_that_fit(word: str, width: float, size: float, bold: bool) -> int:
+    """How many letters of a word fit; at least one, so that breaking it comes to an end."""
+    return max(1, bisect(range(len(word)), width, key=lambda n: text_width(word[:n], size, bold)) - 1)
 
 
 def scaled(pixels: Pixels, target: int) -> Pixels:

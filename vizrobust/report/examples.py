@@ -77,7 +77,7 @@ def _draw(
 ) -> Path:  # fmt: skip
     room = max(96, PITCH - column)  # between two images, for + and =
     width = 2 * MARGIN + 3 * column + 2 * room
-    widest = column + min(room - 16, 2 * (MARGIN - 12))
+    widest = column + min(room - 16, 2 * (MARGIN - 30))
     line = TEXT * LEADING
     title = [shortened(f"{name} under attack", width - 2 * MARGIN, TITLE, bold=True)]
     attack_lines = wrapped(attack, width - 2 * MARGIN, TEXT)

@@ -18,7 +18,7 @@ from vizrobust.runs import slug, write_atomic, write_text
 
 EMBED_BELOW = 16 * 2**20
 FEW, SOME = (4, 168), (8, 112)  # up to so many tiles in a line: so many CSS pixels each
-MANY = 96
+MANY, SEED_GAP = 96, 3
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def write_gallery(
         recipes=wording.recipes(collection.panels),
         robust=wording.meaning_of_robust(collection.subjects),
         percent=wording.percent,
+        short_name=wording.short_name,
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -75,8 +76,13 @@ def _panel(
     for subject in panel.subjects:
         cells = []
         for column in panel.columns:
-            tiles = []
-            for picture in panel.pictures(subject, column):
+            tiles: list[dict[str, Any] | None] = []
+            by_seed = {picture.seed: picture for picture in panel.pictures(subject, column)}
+            for seed in panel.seeds:
+                picture = by_seed.get(seed)
+                if picture is None:
+                    tiles.append(None)
+                    continue
                 facts.append(_facts(panel, picture, subject.name, collection))
                 tiles.append({"index": len(facts) - 1, "source": source(picture) if picture.file else "", "picture": picture})
             cells.append({"label": panel.label(column), "tiles": tiles})
@@ -90,7 +96,7 @@ def _panel(
         "rows": rows,
         "labels": [(column, panel.label(column)) for column in panel.columns],
         "tile": tile,
-        "cell": len(panel.seeds) * tile + 6 * (len(panel.seeds) - 1),
+        "cell": len(panel.seeds) * tile + SEED_GAP * (len(panel.seeds) - 1),
         "smooth": _largest_side(panel) > tile,
     }
 

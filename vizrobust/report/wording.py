@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import Panel, Subject
 
-SATURATED = (
-    f"saturated: more of its pixels are black or white than of the data's images, by over {100 * SATURATED_ABOVE:.0f} points"
-)
+SATURATED = f"saturated: its share of black or white pixels is over {100 * SATURATED_ABOVE:.0f} points above that of the data"
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
@@ -34,6 +32,13 @@ def meaning_of_robust(subjects: Sequence[Subject]) -> str:
         return ""
     parts = list(behind) if len(behind) == 1 else [f"{test} ({', '.join(names)})" for test, names in behind.items()]
     return f"robust: accuracy under {'; '.join(parts)}, as stored with each checkpoint"
+
+
+def short_name(name: str, most: int = 46) -> str:
+    """A long name by what tells it apart: the end of a path, both ends of another name."""
+    if len(name) <= most:
+        return name
+    return f"…{name[-(most - 1) :]}" if "/" in name else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
 
 
 def recipes(panels: Sequence[Panel]) -> dict[str, str]:

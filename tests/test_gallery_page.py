@@ -1,0 +1,144 @@
+"""The gallery page in a browser: nothing is fetched, everything can be looked at, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
+from vizrobust.report import Table, write_gallery
+
+SCRIPT = "<script>document.title='taken'</script>"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery") / "run"
+    checkpoints = {**CHECKPOINTS, "s": {**CHECKPOINT, "name": SCRIPT}}
+    make_run(folder, range(3), checkpoints=checkpoints, skip=[("k8-a", 1)])
+    make_run(folder, [3], checkpoints=checkpoints, status="dead", trajectory=[])
+    make_run(folder, range(12), checkpoints=checkpoints, layer="conv2", objective='Channel(layer="conv2")', seeds=(0, 1))
+    return write_gallery(folder, [folder], [Table("Clarity", ["measure", "k8"], [["AUC", "0.91"]])], title=f"Title {SCRIPT}")
+
+
+@pytest.fixture
+def page(browser: Any, gallery: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": getattr(request, "param", 1280), "height": 800})
+    opened = context.new_page()
+    opened.problems, opened.asked = [], []
+    opened.on("console", lambda message: opened.problems.append(message.text))
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.on("request", lambda asked: opened.asked.append(asked.url))
+    opened.goto(gallery.as_uri())
+    yield opened
+    assert opened.problems == []
+    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
+    context.close()
+
+
+def heads(page: Any) -> list[str]:
+    return page.locator(".head:visible").all_inner_texts()
+
+
+def test_every_picture_is_there_and_names_stay_text(page: Any) -> None:
+    widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(widths) == 8 + 72
+    assert min(widths) > 0
+    assert page.title() == f"Title {SCRIPT}"
+    assert page.locator(".who strong").nth(2).inner_text() == SCRIPT
+    assert page.locator(".numbers td").inner_text() == "0.91"
+    assert page.locator(".tile.dead:visible").count() == 3
+    assert page.locator(".origin pre").inner_text().startswith("vizrobust neurons")
+
+
+def test_buttons_choose_a_panel(page: Any) -> None:
+    assert heads(page) == ["zero", "one", "two", "3"]
+    page.get_by_role("button", name="conv2").first.click()
+    assert heads(page) == [str(unit) for unit in range(12)]
+    assert page.locator('[aria-pressed="true"]').inner_text().startswith("conv2")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [("", "zero one two 3"), ("0", "zero"), ("1:3", "one two"), ("TW, 3", "two 3"), ("o", "zero one two"), ("99", "")],
+)
+def test_the_filter_takes_numbers_ranges_and_names(page: Any, typed: str, shown: str) -> None:
+    page.fill("#filter", typed)
+    assert heads(page) == shown.split()
+    assert page.locator(".line:not(.heads) >> nth=0").locator(".cell:visible").count() == len(shown.split())
+    assert page.locator(".panel:visible .none").is_visible() == (shown == "")
+
+
+@pytest.mark.parametrize("key", ["click", "Enter"])
+def test_a_picture_enlarges_with_its_facts_and_arrows_move(page: Any, key: str) -> None:
+    tile = page.locator(".tile:visible").first
+    tile.click() if key == "click" else tile.press("Enter")
+    title, dialog = page.locator("#large-title"), page.locator("#large")
+    assert dialog.is_visible()
+    assert title.inner_text() == "k0 · zero"
+    facts = page.locator("#large-facts").inner_text()
+    assert all(fact in facts for fact in ("1.5", "plain(steps=3)", "b" * 64, "images/k0-b/0-s0.png", "Logit()", "seed"))
+    assert page.locator("#spark polyline").count() == 1
+    page.wait_for_function("document.querySelector('#large img').naturalWidth > 0")
+    for arrow, expected in [
+        ("ArrowRight", "k0 · one"),
+        ("ArrowDown", f"{SCRIPT} · one"),  # k8 has no picture of this unit
+        ("ArrowRight", f"{SCRIPT} · two"),
+        ("ArrowUp", "k8 · two"),
+        ("ArrowLeft", "k8 · zero"),
+        ("ArrowLeft", "k8 · zero"),
+    ]:
+        page.keyboard.press(arrow)
+        assert title.inner_text() == expected
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "k8, zero, seed 0"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "k8, two, seed 0"
+
+
+def test_a_dead_unit_says_so_when_enlarged(page: Any) -> None:
+    page.locator(".tile.dead:visible").first.click()
+    assert page.locator("#large-dead").is_visible()
+    assert page.locator("#large img").count() == 0
+    page.locator("#close").click()
+    assert not page.locator("#large").is_visible()
+
+
+def test_heads_stay_while_the_sheet_scrolls(page: Any) -> None:
+    page.get_by_role("button", name="conv2").first.click()
+    scroll = page.locator(".panel:visible .scroll")
+    before = page.locator(".panel:visible .who").first.bounding_box()["x"]
+    moved = scroll.evaluate("box => { box.scrollLeft = 400; return box.scrollLeft; }")
+    assert moved > 100
+    assert page.locator(".panel:visible .who").first.bounding_box()["x"] == before
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
+def test_a_phone_needs_no_sideways_scrolling_of_the_page(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    tile = page.locator(".tile:visible").first
+    assert tile.bounding_box()["x"] + tile.bounding_box()["width"] <= 390
+    tile.click()
+    box = page.locator("#large").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    page.get_by_role("button", name="unit to the right").click()
+    assert page.locator("#large-title").inner_text() == "k0 · one"
