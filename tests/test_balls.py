@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from vizrobust.attacks import L2, Ball, Linf, radius
 from vizrobust.rng import Streams
@@ -46,6 +47,13 @@ def test_a_vanishing_gradient_still_has_its_direction(size: float) -> None:
     tolerance = 0.2 if size < 1e-40 else 1e-6  # numbers that small have hardly any digits
     assert torch.allclose(L2(1.0).steepest(grad), expected, atol=tolerance)
     assert torch.equal(Linf(1.0).steepest(grad), expected.sign())
+
+
+def test_linf_samples_are_uniform_in_every_pixel() -> None:
+    sample = Linf(0.3).sample(torch.zeros(2000, 1, 2, 2), Streams(0, range(2000), "ball")).flatten(1)
+    for pixel in sample.T:
+        assert stats.kstest(pixel.numpy(), stats.uniform(-0.3, 0.6).cdf).pvalue > 0.01
+    assert (torch.corrcoef(sample.T) - torch.eye(4)).abs().max() < 4 / 2000**0.5
 
 
 def test_l2_sample_directions_have_no_preferred_axis() -> None:

@@ -244,6 +244,72 @@ def test_best_is_wrong_if_any_iterate_was() -> None:
     assert torch.allclose(best_loss[never], found.loss.amax(0)[never], atol=1e-5)
 
 
+class Scripted(nn.Module):
+    """Answers each pass with logits written down beforehand; the images' gradient is 1 everywhere."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__()
+        self.answers = iter(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = x.sum((1, 2, 3))[:, None] * torch.tensor([[-1.0, 0.0, 0.0]])
+        return torch.tensor(next(self.answers)) + rise - rise.detach()
+
+
+# For an image of class 0: right but unsure (loss 1.03), wrong yet nearly right (0.70), right and sure (0.09).
+UNSURE, WRONG, SURE = [0.1, 0.0, 0.0], [0.0, 0.01, -9.0], [3.0, 0.0, 0.0]
+
+
+def test_a_wrong_iterate_is_better_than_a_right_one_of_higher_loss() -> None:
+    x, y = torch.full((1, 1, 4, 3), 0.5), torch.tensor([0])
+    found = PGD(steps=2, ball=Linf(0.2), alpha=0.1, random_start=False)(Scripted([UNSURE, WRONG, SURE]), x, y, streams(1))
+    assert found.correct[:, 0].tolist() == [True, False, True]
+    assert found.loss[0, 0] > found.loss[1, 0] > found.loss[2, 0]
+    assert torch.allclose(found.best, x + 0.1)
+    assert torch.allclose(found.x, x + 0.2)
+
+
+@pytest.mark.parametrize("script", [[SURE, UNSURE, SURE, WRONG], [SURE, WRONG, SURE, UNSURE]], ids=["last", "first"])
+def test_a_wrong_restart_is_worse_than_a_right_one_of_higher_loss(script: list[list[float]]) -> None:
+    x, y = torch.full((1, 1, 4, 3), 0.5), torch.tensor([0])
+    single, shared = PGD(steps=1, ball=Linf(0.2), alpha=0.1), streams(1)
+    runs = [single(Scripted(script[2 * k : 2 * k + 2]), x, y, shared) for k in range(2)]
+    wrong = next(run for run in runs if not run.correct.all())
+    found = PGD(steps=1, ball=Linf(0.2), alpha=0.1, restarts=2)(Scripted(script), x, y, streams(1))
+    assert torch.equal(found.best, wrong.best)
+    assert torch.equal(found.x, wrong.x)
+    assert found.correct[:, 0].tolist() == [True, False]
+    assert torch.equal(found.loss, torch.maximum(runs[0].loss, runs[1].loss))
+
+
+class Raw:
+    """A ball that steps along the gradient as it is, so that any scaling of it shows."""
+
+    eps = 10.0
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return L2(1).norm(delta)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        return torch.zeros_like(like)
+
+
+def test_a_gradient_is_the_images_own_whatever_the_size_of_the_batch(double: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = double
+    attack = PGD(steps=3, ball=Raw(), alpha=1.0)
+    together = attack(net, x, y, streams()).x
+    assert (together - x).abs().max() > 1e-3
+    for k in range(5):
+        alone = attack(net, x[k : k + 1], y[k : k + 1], streams(1)).x
+        assert (alone[0] - together[k]).abs().max() < 1e-12
+
+
 def test_a_targeted_attack_drives_images_to_their_target(net: nn.Module) -> None:
     x = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = torch.arange(40) % CLASSES

@@ -41,9 +41,12 @@ class TestBall:
 
     def test_sample_is_uniform(self, ball: Ball) -> None:
         like = torch.zeros(3000, 1, 2, 3)
-        norm = ball.norm(ball.sample(like, Streams(0, range(3000), "ball")))
+        sample = ball.sample(like, Streams(0, range(3000), "ball"))
+        norm = ball.norm(sample)
         # The volume within radius r grows as r^d, in any norm.
         assert stats.kstest(((norm / EPS) ** 6).numpy(), "uniform").pvalue > 0.01
+        # No side is preferred: every pixel is as often below 0 as above.
+        assert all(stats.binomtest(int(above), 3000).pvalue > 0.001 for above in (sample > 0).sum(0).flatten())
 
     def test_sample_belongs_to_the_stream(self, ball: Ball) -> None:
         like = torch.zeros(9, *SHAPE)
