@@ -107,9 +107,9 @@ def _print(results: list[tuple[Checkpoint, DataSet, Evaluation]], split: str) ->
         rows.append([
             checkpoint.name, row["attack"] + (f"  ({row['note']}: {row['max_norm']:.3g})" if row["note"] else ""),
             percent(row["clean"]), percent(row["accuracy"]), interval,
-            str(row["n"]), f"{row['seconds']:.1f}", str(row["gradient_passes"]),
+            str(row["n"]), f"{row['seconds']:.1f}", f"{row['gradient_passes']:g}",
         ])  # fmt: skip
-    header = ["checkpoint", "attack", "clean", "accuracy", "95 % interval", "images", "seconds", "gradient batches"]
+    header = ["checkpoint", "attack", "clean", "accuracy", "95 % interval", "images", "seconds", "gradients per image"]
     names = ", ".join(dict.fromkeys(f"{loaded.name} {split}" for _, loaded, _ in results))
     table(f"accuracy under attack, first images of {names}", header, rows)
 

@@ -24,13 +24,13 @@ OUTSIDE = "outside the ball"
 
 @dataclass(frozen=True)
 class Part:
-    """What one batch of an evaluation found, for k images: `correct` (steps + 1, k) follows the iterates."""
+    """What one batch of an evaluation found, for k images: `correct` (steps + 1, k) follows the iterates, passes are per image."""
 
     clean: Tensor
     correct: Tensor
     norm: Tensor
-    forward_passes: int
-    gradient_passes: int
+    forward_passes: float
+    gradient_passes: float
     seconds: float
 
 
@@ -42,8 +42,8 @@ class Evaluation:
     clean: Tensor
     survives: Tensor
     max_norm: float
-    forward_passes: int
-    gradient_passes: int
+    forward_passes: float
+    gradient_passes: float
     seconds: float
 
     @property
@@ -71,8 +71,8 @@ class Evaluation:
             "ci_high": high,
             "max_norm": round(self.max_norm, 6),
             "note": OUTSIDE if self.outside else "",
-            "forward_passes": self.forward_passes,
-            "gradient_passes": self.gradient_passes,
+            "forward_passes": round(self.forward_passes, 2),
+            "gradient_passes": round(self.gradient_passes, 2),
             "seconds": round(self.seconds, 2),
         }
 
@@ -102,7 +102,7 @@ def evaluate(
             raise ValueError(f"{attack} returned no verdicts")
         # What decided an image's verdict, and where its iteration ended: an unprojected one may be outside at either.
         norm = torch.maximum(attack.ball.norm(found.best - x), attack.ball.norm(found.x - x))
-        part = Part(clean, found.correct, norm, passes.forward, passes.gradient, time.perf_counter() - began)
+        part = Part(clean, found.correct, norm, *passes.each(len(x)), time.perf_counter() - began)
         yield _first(part, count)
 
 
@@ -117,8 +117,8 @@ def gather(attack: Attack, parts: list[Part]) -> Evaluation:
         clean,
         (correct.to(torch.int8).cummin(0).values.bool()) & clean,
         float(torch.cat([part.norm for part in parts]).max()),
-        sum(part.forward_passes for part in parts),
-        sum(part.gradient_passes for part in parts),
+        sum(part.forward_passes * len(part.clean) for part in parts) / len(clean),
+        sum(part.gradient_passes * len(part.clean) for part in parts) / len(clean),
         sum(part.seconds for part in parts),
     )
 
@@ -147,7 +147,7 @@ def _first(part: Part, count: int) -> Part:
 
 
 class _Passes:
-    """Counts the network's forward passes, and those of them that lead to an image gradient, in batches."""
+    """Counts the network's forward passes, and those of them that lead to an image gradient, in images."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net, self.forward, self.gradient = net, 0, 0
@@ -159,6 +159,10 @@ class _Passes:
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
 
+    def each(self, images: int) -> tuple[float, float]:
+        """Forward and gradient passes for each of so many images."""
+        return self.forward / images, self.gradient / images
+
     def _count(self, _net: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.forward += 1
-        self.gradient += bool(inputs[0].requires_grad and torch.is_grad_enabled())
+        self.forward += len(inputs[0])
+        self.gradient += len(inputs[0]) * bool(inputs[0].requires_grad and torch.is_grad_enabled())

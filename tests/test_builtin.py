@@ -1,0 +1,82 @@
+"""The checkpoints that come with the package: small, described truly, and showing what the lecture shows."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from vizrobust.attacks import FGSM, PGD, Linf
+from vizrobust.data import first, load
+from vizrobust.models import SWEEP, builtin_names, load_checkpoint
+from vizrobust.report.model_card import model_card
+from vizrobust.robustness import evaluate, gather, share
+from vizrobust.spec import parse
+from vizrobust.training import NAMES, Training
+
+FOLDER = files("vizrobust.models").joinpath("builtin")
+TRAINED = (*SWEEP, "mnist-fgsm")
+
+
+def test_the_sweep_is_there_in_the_order_of_its_steps():
+    assert [name for name in builtin_names() if name in SWEEP] == list(SWEEP)
+    assert {"mnist-fgsm", "mnist-judge"} <= set(builtin_names())
+    assert [load_checkpoint(name).about.attack_steps for name in SWEEP] == [0, 1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_file_is_small_and_says_how_it_was_made(name):
+    assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < 700_000
+    about = load_checkpoint(name).about
+    recipe = parse(about.training, NAMES)
+    assert isinstance(recipe, Training)
+    assert recipe.attack_steps == about.attack_steps
+    assert (recipe.arch, recipe.data) == (about.arch, about.data) == ("small_cnn", "mnist5k")
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_a_card_is_that_of_the_shipped_file(name):
+    card = FOLDER.joinpath(f"{name}.md").read_text(encoding="utf-8")
+    written, _, command = card.partition("\nMade by")
+    assert model_card(load_checkpoint(name)).rstrip() == written.rstrip()
+    assert re.search(r"^    vizrobust train --data mnist\S+ ", command, re.MULTILINE)
+
+
+def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
+    """The lecture's Figure 27.3: against FGSM a few steps look as good as many, against PGD-50 they do not."""
+    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in SWEEP}
+    assert metrics[0]["fgsm"] < 0.1
+    for steps in (1, 2):
+        assert metrics[steps]["fgsm"] > 0.8
+        assert metrics[steps]["fgsm"] - metrics[steps]["robust"] > 0.5
+    for steps in (8, 16):
+        assert metrics[steps]["robust"] > 0.7
+        assert metrics[steps]["fgsm"] - metrics[steps]["robust"] < 0.15
+
+
+def test_the_judge_has_not_seen_the_images_and_is_another_network():
+    judge = load_checkpoint("mnist-judge").about
+    assert judge.data == "mnist55k"
+    assert judge.arch != load_checkpoint(SWEEP[0]).about.arch
+    assert judge.metrics["clean"] > 0.98
+
+
+@pytest.mark.parametrize("name", ["mnist-k1", "mnist-k8"])
+def test_cards_are_true_of_clean_images_and_one_step(name, compute):
+    measured(name, FGSM(ball=Linf(eps=0.3)), "fgsm", compute)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_cards_are_true_of_fifty_steps(name, compute):
+    measured(name, PGD(steps=50, ball=Linf(eps=0.3)), "robust", compute)
+
+
+def measured(name, attack, metric, compute):
+    checkpoint = load_checkpoint(name)
+    images = first(load("mnist5k").test, 1000)
+    found = gather(attack, list(evaluate(checkpoint.net(), attack, images, compute)))
+    # Kernels of another machine or thread count may flip an image or two.
+    assert share(found.clean) == pytest.approx(checkpoint.about.metrics["clean"], abs=0.003)
+    assert share(found.robust) == pytest.approx(checkpoint.about.metrics[metric], abs=0.006)
