@@ -114,7 +114,7 @@ class TestBall:
 
 
 @pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
-@given(eps=st.floats(0, 1), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
+@given(eps=st.just(0.0) | st.floats(1e-6, 1), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
 def test_projection_at_any_radius(make: type, eps: float, scale: float, seed: int) -> None:
     ball = make(eps)
     delta = scale * randn(2, *SHAPE, seed=seed)
