@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vizrobust.cli import options
-from vizrobust.cli.output import json_row, percent, progress, say, table
+from vizrobust.cli.output import command_line, json_row, percent, progress, say, table
 
 if TYPE_CHECKING:
     from vizrobust.attacks import Attack
@@ -56,11 +56,14 @@ def command(
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.compute import Compute
     from vizrobust.data import first
+    from vizrobust.report.style import format_of
 
     if (curve is None) != (plot is None):
         raise click.UsageError("--curve and --plot go together, e.g. --curve steps --plot curve.png")
     if n < 1 or batch_size < 1:
         raise ValueError(f"--images and --batch-size must be at least 1, got {n} and {batch_size}")
+    for file in filter(None, (plot, show)):
+        format_of(file)  # before minutes of attack, not after
     compute = Compute(device, precision)
     checkpoints = load_all(refs, arch, download)
     results: list[tuple[Checkpoint, DataSet, Evaluation]] = []
@@ -118,7 +121,7 @@ def _plot(path: str, curve: str, results: list[tuple[Checkpoint, DataSet, Evalua
     from vizrobust.report.figures import accuracy_over_attack_steps, accuracy_over_training_steps
 
     if curve == "steps":
-        accuracy_over_attack_steps(path, [(f"{c.name}, {r.attack}", r.curve()) for c, _, r in results])
+        accuracy_over_attack_steps(path, [(f"{c.name}, {r.attack}", r.curve()) for c, _, r in results], command=command_line())
         return
     series: dict[str, list[dict[str, Any]]] = {}
     for checkpoint, _, result in results:
@@ -126,7 +129,7 @@ def _plot(path: str, curve: str, results: list[tuple[Checkpoint, DataSet, Evalua
             raise ValueError(f"{checkpoint.name!r} does not say its number of training steps K; leave it out of the plot")
         point = {**result.row(), "steps": checkpoint.about.attack_steps, "name": checkpoint.name}
         series.setdefault(repr(result.attack), []).append(point)
-    accuracy_over_training_steps(path, list(series.items()))
+    accuracy_over_training_steps(path, list(series.items()), command=command_line())
 
 
 def _show(path: str, results: list[tuple[Checkpoint, DataSet, Evaluation]], split: str, compute: Compute, seed: int) -> None:
@@ -140,5 +143,5 @@ def _show(path: str, results: list[tuple[Checkpoint, DataSet, Evaluation]], spli
     shown = examples(checkpoint.net(), result, loaded.split(split), compute, seed)
     adversarial_examples(
         path, shown.x, shown.adv, shown.labels, shown.clean_probs, shown.adv_probs,
-        loaded.classes, repr(result.attack), checkpoint.name,
+        loaded.classes, repr(result.attack), checkpoint.name, command=command_line(),
     )  # fmt: skip

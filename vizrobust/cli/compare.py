@@ -60,9 +60,9 @@ def command(
     )  # fmt: skip
     compute = Compute(device, precision)
     pictured = Pictured.open("compare", request, compute, out)
+    found = find_judge(checkpoints, loaded, judge, compute)
     pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
     tables = [recipes(checkpoints)]
-    found = find_judge(checkpoints, loaded, judge, compute)
     if found is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json, [checkpoints[0].untrained(RANDOM)])
         tables += [score_table(scores, found.name), difference_table(scores, checkpoints, found.name)]

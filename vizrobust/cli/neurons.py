@@ -60,9 +60,9 @@ def command(
     )  # fmt: skip
     say(f"{len(request.units)} units of {described}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
+    found = find_judge(checkpoints, loaded, judge, pictured.compute) if len(checkpoints) > 1 else None
     rows = pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
     tables = []
-    found = find_judge(checkpoints, loaded, judge, pictured.compute) if len(checkpoints) > 1 else None
     if found is not None and loaded is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)
         tables.append(difference_table(scores, checkpoints, found.name))

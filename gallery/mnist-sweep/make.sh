@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The MNIST sweep from nothing: training, accuracy, pictures. Everything that is in runs/ already is not done again.
+# With --ship the trained checkpoints replace the built-in ones.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+here=gallery/mnist-sweep
+
+train() { vizrobust train --data mnist5k --arch small_cnn --eps 0.3 --epochs 20 "$@"; }
+for k in 0 1 2 4 8 16; do train --steps $k --out runs/mnist-k$k; done
+train --attack 'FGSM()' --out runs/mnist-fgsm
+
+if [ "${1:-}" = --ship ]; then
+    for name in k0 k1 k2 k4 k8 k16 fgsm; do
+        cp runs/mnist-$name/checkpoint.safetensors vizrobust/models/builtin/mnist-$name.safetensors
+        cp runs/mnist-$name/card.md vizrobust/models/builtin/mnist-$name.md
+    done
+fi
+
+vizrobust attack mnist-k0 mnist-k1 mnist-k2 mnist-k4 mnist-k8 mnist-k16 mnist-fgsm \
+    --attack fgsm --attack 'PGD(steps=50)' --curve training-steps --plot $here/accuracy-over-k.png --json > $here/accuracy.jsonl
+vizrobust attack mnist-k0 mnist-k1 mnist-k2 mnist-k4 mnist-k8 mnist-k16 --steps 50 --curve steps --plot $here/accuracy-over-steps.png
+vizrobust attack mnist-k0 --attack pgd --show $here/adversarial.png
+
+vizrobust neurons --out runs/mnist-sweep
+vizrobust neurons --recipe fourier --out runs/mnist-sweep-fourier
+cp runs/mnist-sweep/contact-sheet.png runs/mnist-sweep/run.json runs/mnist-sweep/rows.jsonl $here/
+cp runs/mnist-sweep-fourier/contact-sheet.png $here/contact-sheet-fourier.png
+cp runs/mnist-sweep-fourier/run.json $here/run-fourier.json
