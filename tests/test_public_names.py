@@ -23,7 +23,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys; from vizrobust.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from vizrobust.cli import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "neurons" in done.stdout

@@ -16,20 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.some_refs
-@click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF).")
-@click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.")
-@click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec.")
-@click.option("--seeds", default=3, show_default=True, help="Pictures of each unit, from different noise.")
-@click.option("--batch-size", default=16, show_default=True, help="Part of the recipe: an image is bit-equal at one batch size.")
-@click.option("--judge", metavar="REF", help="Outside judge; default: the data set's own.")
-@options.data
-@options.arch
-@options.seed
-@options.out
-@options.download
-@options.machine
-@options.as_json
-@options.quiet
+@options.pictures
+@options.seeds(3)
+@options.running
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, recipe_text: str, seeds: int, batch_size: int, judge: str | None,
     data: str | None, arch: str | None, seed: int, out: str | None, download: bool, device: str, precision: str,

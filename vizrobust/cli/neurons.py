@@ -10,26 +10,15 @@ from vizrobust.cli.output import command_line, json_row, say, table
 
 @click.command()
 @options.refs
-@click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF).")
-@click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.")
+@options.pictures
+@options.seeds(1)
 @click.option("--neuron", metavar="Y,X", help="One position of the layer's map instead of the mean over all.")
 @click.option("--negative", is_flag=True, help="Render what the units dislike.")
 @click.option("--objective", "objective_text", metavar="SPEC", help="A whole objective in place of --layer and --neuron.")
-@click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec.")
 @click.option("--steps", type=int, help="Render steps; default: the recipe's.")
 @click.option("--size", type=int, help="Picture size; default: the network's input.")
 @click.option("--start", type=click.Path(), metavar="IMAGE", help="Begin from an image instead of noise.")
-@click.option("--seeds", default=1, show_default=True, help="Pictures of each unit, from different noise.")
-@click.option("--batch-size", default=16, show_default=True, help="Part of the recipe: an image is bit-equal at one batch size.")
-@click.option("--judge", metavar="REF", help="Outside judge for the clarity difference; default: the data set's own.")
-@options.data
-@options.arch
-@options.seed
-@options.out
-@options.download
-@options.machine
-@options.as_json
-@options.quiet
+@options.running
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, objective_text: str | None,
     recipe_text: str, steps: int | None, size: int | None, start: str | None, seeds: int, batch_size: int, judge: str | None,

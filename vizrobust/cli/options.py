@@ -57,3 +57,20 @@ class Number(click.ParamType[float]):
 
 eps = click.option("--eps", type=Number(), help="Radius of the attack's ball in [0, 1] pixels; default: the data set's.")
 norm = click.option("--norm", metavar="NAME", help="Norm of the attack's ball: Linf or L2.")
+
+running = together(seed, out, download, machine, as_json, quiet)
+pictures = together(
+    click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF)."),
+    click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16."),
+    click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec."),
+    click.option(
+        "--batch-size", default=16, show_default=True, help="Part of the recipe: an image is bit-equal at one batch size."
+    ),
+    click.option("--judge", metavar="REF", help="Outside judge of clarity; default: the data set's own."),
+    data,
+    arch,
+)
+
+
+def seeds(default: int) -> Callable[[F], F]:
+    return click.option("--seeds", default=default, show_default=True, help="Pictures of each unit, from different noise.")

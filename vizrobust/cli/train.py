@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", default=0.0, show_default=True)
 @click.option("--eps-ramp", type=int, help="Epochs over which eps rises from 0; default: the first fifth, at most 5.")
 @click.option("--augment", default="none", show_default=True, help="none, crop or crop+flip.")
-@options.seed
-@options.out
-@options.download
-@options.machine
-@options.as_json
-@options.quiet
+@options.running
 def command(
     data: str, arch: str, steps: int | None, attack_text: str | None, eps: float | None, norm: str | None, out: str | None,
     download: bool, device: str, precision: str, as_json: bool, quiet: bool, **fields: object,

@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def borrowed(net: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode, gradients possible also below a caller's ``no_grad``; afterwards as it was.
+    """The network in evaluation mode, with gradients possible even below a caller's ``no_grad``.
 
-    Every module gets its own training flag back. Nothing else needs to be given back: image gradients come from ``torch.autograd.grad``, which leaves every
-    ``.grad`` alone, and hooks are removed where they are set.
+    Afterwards every module has its own training flag again. Nothing else needs to be given back: image gradients
+    come from ``torch.autograd.grad``, which leaves every ``.grad`` alone, and hooks are removed where they are set.
     """
     flags = [(module, module.training) for module in net.modules()]
     net.eval()

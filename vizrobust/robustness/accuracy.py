@@ -24,7 +24,7 @@ OUTSIDE = "outside the ball"
 
 @dataclass(frozen=True)
 class Part:
-    """What one batch of an evaluation found, for k images: `correct` (steps + 1, k) follows the iterates, passes are per image."""
+    """What one batch of an evaluation found, for k images: `correct` (steps + 1, k); passes are for each image."""
 
     clean: Tensor
     correct: Tensor
