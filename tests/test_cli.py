@@ -178,10 +178,11 @@ def test_list_describes_every_entry(kind):
     assert all(row["name"] and row["what"] for row in rows)
 
 
+TRAIN = ["train", "--data", "digits", "--arch", "small_cnn"]
 BAD = {
     "unknown command": (["neuron"], 2, "no command 'neuron'; did you mean neurons?"),
     "unknown layer": (["neurons", "A", "--layer", "conv9"], 1, "no layer 'conv9'; did you mean conv"),
-    "unit out of range": (["neurons", "A", "--layer", "conv1", "--units", "16"], 1, "no unit 16 in layer conv1 of A, which has 16"),
+    "unit out of range": (["neurons", "A", "--layer", "conv1", "--units", "16"], 1, "no unit 16 in layer conv1 of A, which has"),
     "units not a list": (["neurons", "A", "--units", "a:b"], 1, "--units 'a:b' is not all, a range"),
     "position outside": (["neurons", "A", "--layer", "conv1", "--neuron", "9,0"], 1, "position 9,0 is outside layer 'conv1'"),
     "position of a logit": (["neurons", "A", "--neuron", "0,0"], 1, "has no positions"),
@@ -210,11 +211,11 @@ BAD = {
     "unknown split": (["attack", "A", "--split", "tset"], 1, "no split 'tset'"),
     "other data": (["attack", "A", "--data", "mnist5k"], 1, "takes images of (1, 8, 8), mnist5k has (1, 28, 28)"),
     "other classes": (["attack", "SEVEN"], 1, "has 7 classes, digits has 10"),
-    "train says nothing": (["train", "--data", "digits", "--arch", "small_cnn"], 2, "say how to train"),
-    "negative K": (["train", "--data", "digits", "--arch", "small_cnn", "--steps", "-1"], 1, "--steps must not be negative"),
+    "train says nothing": (TRAIN, 2, "say how to train"),
+    "negative K": ([*TRAIN, "--steps", "-1"], 1, "--steps must not be negative"),
     "unknown arch": (["train", "--data", "digits", "--arch", "small_cn", "--steps", "0"], 1, "did you mean small_cnn"),
     "unknown data": (["train", "--data", "digit", "--arch", "small_cnn", "--steps", "0"], 1, "did you mean digits?"),
-    "clean weight": (["train", "--data", "digits", "--arch", "small_cnn", "--steps", "0", "--clean-weight", "2"], 1, "between 0 and 1"),
+    "clean weight": ([*TRAIN, "--steps", "0", "--clean-weight", "2"], 1, "between 0 and 1"),
     "one checkpoint to compare": (["compare", "A"], 2, "two or more different checkpoints"),
     "gallery of nothing": (["gallery", "nowhere", "--out", "g"], 1, "nowhere"),
     "unknown catalogue": (["list", "atacks"], 1, "did you mean attacks"),

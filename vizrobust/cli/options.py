@@ -63,9 +63,7 @@ pictures = together(
     click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF)."),
     click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16."),
     click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec."),
-    click.option(
-        "--batch-size", default=16, show_default=True, help="Part of the recipe: an image is bit-equal at one batch size."
-    ),
+    click.option("--batch-size", default=16, show_default=True, help="Recorded: an image is bit-equal at one batch size."),
     click.option("--judge", metavar="REF", help="Outside judge of clarity; default: the data set's own."),
     data,
     arch,
