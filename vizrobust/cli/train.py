@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--lr", default=2e-3, show_default=True, help="Peak of the one-cycle learning rate.")
 @click.option("--weight-decay", default=0.0, show_default=True)
 @click.option("--eps-ramp", type=int, help="Epochs over which eps rises from 0; default: the first fifth, at most 5.")
-@click.option("--augment", default="none", show_default=True, help="none, crop or crop+flip.")
+@click.option("--augment", default="none", show_default=True, help="none, crop, crop+flip or heavy.")
 @options.running
 def command(
     data: str, arch: str, steps: int | None, attack_text: str | None, eps: float | None, norm: str | None, out: str | None,

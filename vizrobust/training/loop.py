@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from vizrobust.attacks import PGD, Attack, Linf, radius
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
-from vizrobust.features.transforms import Jitter
 from vizrobust.models import Normalized, architecture
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.spec import vary
+from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.recipe import Training
 
 WATCHED_IMAGES = 200
@@ -118,11 +118,7 @@ class Trainer:
         self.metrics.append(row)
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
-        x = self.data.train.take(index)
-        if self.recipe.augment != "none":
-            x = Jitter(size=1 / 8)(x, streams.child("crop"))
-        if self.recipe.augment == "crop+flip":
-            x = torch.where(streams.child("flip").uniform(1, 1, 1) < 0.5, x.flip(3), x)
+        x = AUGMENTATIONS[self.recipe.augment](self.data.train.take(index), streams.child("augment"))
         return self.compute.images(x), self.data.train.labels[index].to(self.compute.device)
 
     def _attacked(self, attack: Attack | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:

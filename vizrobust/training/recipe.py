@@ -8,9 +8,9 @@ from vizrobust.attacks import NAMES as ATTACK_NAMES
 from vizrobust.attacks import Attack
 from vizrobust.compute import PRECISIONS
 from vizrobust.spec import named, spec, unknown
+from vizrobust.training.augment import AUGMENTATIONS
 
 OPTIMIZERS = ("adam", "sgd")
-AUGMENTATIONS = ("none", "crop", "crop+flip")
 RAMP_AT_MOST = 5
 
 
@@ -22,7 +22,7 @@ class Training:
     The loss is ``(1 - clean_weight) * adversarial + clean_weight * clean``. The learning rate follows one cycle
     with peak `lr` (Smith & Topin 2019; the peak after 30 % of the steps). eps rises linearly from 0 over the
     first `eps_ramp` epochs (None: the first fifth, at most 5): without it training at MNIST's 0.3 often does not
-    start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored) or ``crop+flip``.
+    start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip`` or ``heavy`` (for judges).
 
     >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
     Training(arch="small_cnn", data="mnist5k", epochs=5)
