@@ -19,7 +19,7 @@ PIPE_WIDTH = 160
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
-    """Print a table; numbers are expected as finished text."""
+    """Print a table of finished texts; columns of numbers stand to the right, words to the left."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -27,8 +27,10 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    rows = list(rows)
     for position, name in enumerate(header):
-        drawn.add_column(escape(name), justify="left" if position == 0 else "right", overflow="fold")
+        words = any(row[position][:1].isalpha() for row in rows)
+        drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
     console.print(drawn)
@@ -47,14 +49,14 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(quiet: bool, *columns: str) -> Iterator[Progress]:
-    """A progress display on stderr; `columns` are names of task fields shown behind the bar."""
+    """A progress display where stderr is a terminal; `columns` are names of task fields shown behind the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     shown = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
     fields = [TextColumn("{task.fields[" + name + "]}") for name in columns]
-    with Bars(*shown, *fields, console=Console(file=sys.stderr), disable=quiet, transient=True) as bars:
+    with Bars(*shown, *fields, console=Console(file=sys.stderr), disable=quiet or not sys.stderr.isatty(), transient=True) as bars:
         yield bars
 
 
