@@ -88,4 +88,4 @@ def _train(recipe: Training, loaded: object, compute: object, folder: str, as_js
     row = [folder, str(recipe.attack_steps), percent(measured["clean"]), percent(measured["robust"]), checkpoint.sha256[:8]]
     note = f"robust: {measured['attack']} on the first {measured['n']} test images"
     table("trained", ["run", "K", "clean", "robust", "weights"], [row], note)
-    say(f"next: vizrobust neurons {folder}    (this run: {command_line()})")
+    say(f"next: vizrobust neurons {folder}")
