@@ -33,6 +33,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
         drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
+    console.print()
     console.print(drawn)
     if note:
         console.print(escape(note), style="dim")

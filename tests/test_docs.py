@@ -1,0 +1,58 @@
+"""What the documents show is there: commands, options, files, and the Python example."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from vizrobust.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "gallery/README.md", "gallery/mnist-sweep/make.sh")
+
+
+def shown_commands() -> list[str]:
+    lines: list[str] = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        indent = " {4}" if name.endswith(".md") else ""
+        lines += re.findall(rf"^{indent}(vizrobust [a-z].*)$", text, re.MULTILINE)
+    return sorted({line.split("  #")[0].strip() for line in lines})
+
+
+def test_the_readme_shows_every_command():
+    shown = {command.split()[1] for command in shown_commands()}
+    assert shown >= set(COMMANDS)
+
+
+@pytest.mark.parametrize("shown", shown_commands())
+def test_a_shown_command_has_its_options(shown):
+    words = [word for word in shlex.split(shown) if word not in ("|", ">", "2>&1")]
+    command = main.get_command(click.Context(main), words[1])
+    assert command is not None, shown
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name.endswith(".md")])
+def test_linked_files_are_there(name):
+    document = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_python_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(example.replace("vr.plain()", "vr.plain(steps=3)"), "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[:10]] == [str(digit) for digit in range(10)]
+    assert 0.5 < float(re.search(r"0\.\d+", printed[-1]).group()) < 1
+
+
+def test_no_file_names_a_path_of_the_machine_that_made_it():
+    for path in [*ROOT.glob("gallery/**/*.json*"), *ROOT.glob("vizrobust/models/builtin/*.md"), ROOT / "README.md"]:
+        assert not re.search(r"(?<![\w.])/(home|root|work|tmp|opt|Users)/", path.read_text(encoding="utf-8")), path
