@@ -108,6 +108,14 @@ def test_compare_has_recipes_scores_and_references(two, tmp_path):
     for words in ("natural images", "random network", "transfer, log-odds", "two-alternative AUC", "25.0 %", "paired"):
         assert words in result.output, words
     assert (tmp_path / "run" / "index.html").is_file()
+    rows = [json.loads(line) for line in run(*args, "--out", tmp_path / "run", "--json").stdout.splitlines()]
+    scores = {row["pictures"]: row for row in rows if "pictures" in row}
+    assert set(scores) == {*map(str, two), "natural images", "random network"}
+    (difference,) = (row for row in rows if "difference" in row)
+    assert difference["difference"] == [str(two[1]), str(two[0])]
+    by_hand = [b - a for a, b in zip(scores[str(two[0])]["transfer"], scores[str(two[1])]["transfer"], strict=True)]
+    assert difference["transfer"]["mean"] == pytest.approx(sum(by_hand) / 10)
+    assert difference["transfer"]["low"] < difference["transfer"]["mean"] < difference["transfer"]["high"]
 
 
 def test_gallery_joins_runs(two, tmp_path):

@@ -34,8 +34,9 @@ def command(
     vizrobust compare mnist-k0 mnist-k8 --layer conv2 --seeds 2
     """
     from vizrobust.cli.loading import data_of, load_all
-    from vizrobust.cli.rendering import Pictured, difference_table, find_judge, request_for, score_table
+    from vizrobust.cli.rendering import Pictured, clarity_rows, difference_table, find_judge, request_for, score_table
     from vizrobust.compute import Compute
+    from vizrobust.features.session import checkpoint_facts
     from vizrobust.report import write_gallery
     from vizrobust.study import RANDOM
 
@@ -51,15 +52,17 @@ def command(
     pictured = Pictured.open("compare", request, compute, out)
     found = find_judge(checkpoints, loaded, judge, compute)
     pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
-    tables = [recipes(checkpoints)]
+    tables, numbers = [recipes(checkpoints)], []
     if found is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json, [checkpoints[0].untrained(RANDOM)])
+        numbers = clarity_rows(scores, checkpoints, request.units, found.name)
         tables += [score_table(scores, found.name), difference_table(scores, checkpoints, found.name)]
     page = write_gallery(pictured.folder, [pictured.folder], tables, title=" and ".join(one.name for one in checkpoints))
     if as_json:
-        for one in tables:
-            for row in one.rows:
-                json_row({"table": one.title, **dict(zip(one.header, row, strict=True))})
+        for checkpoint in checkpoints:
+            json_row({"checkpoint": checkpoint.name, **checkpoint_facts(checkpoint)})
+        for row in numbers:
+            json_row(row)
         return
     for one in tables:
         table(one.title, one.header, one.rows, one.note)

@@ -36,7 +36,7 @@ def command(
     vizrobust neurons torchvision:resnet18 --layer layer3 --units 3,7,11 --recipe fourier
     """
     from vizrobust.cli.loading import load_all, maybe_data_of
-    from vizrobust.cli.rendering import Pictured, difference_table, find_judge, request_for
+    from vizrobust.cli.rendering import Pictured, clarity_rows, difference_table, find_judge, request_for
     from vizrobust.compute import Compute
     from vizrobust.models import SWEEP
     from vizrobust.report import write_gallery
@@ -51,13 +51,14 @@ def command(
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
     found = find_judge(checkpoints, loaded, judge, pictured.compute) if len(checkpoints) > 1 else None
     rows = pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
-    tables = []
+    tables, numbers = [], []
     if found is not None and loaded is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)
+        numbers = clarity_rows(scores, checkpoints, request.units, found.name)
         tables.append(difference_table(scores, checkpoints, found.name))
     page = write_gallery(pictured.folder, [pictured.folder], tables)
     if as_json:
-        for row in rows:
+        for row in [*rows, *numbers]:
             json_row(row)
         return
     unfit = [row for row in rows if row["status"] != "ok"]

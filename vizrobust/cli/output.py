@@ -57,7 +57,9 @@ def progress(quiet: bool, *columns: str) -> Iterator[Progress]:
 
     shown = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
     fields = [TextColumn("{task.fields[" + name + "]}") for name in columns]
-    with Bars(*shown, *fields, console=Console(file=sys.stderr), disable=quiet or not sys.stderr.isatty(), transient=True) as bars:
+    with Bars(
+        *shown, *fields, console=Console(file=sys.stderr), disable=quiet or not sys.stderr.isatty(), transient=True
+    ) as bars:
         yield bars
 
 

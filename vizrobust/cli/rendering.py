@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
 from vizrobust.runs import Row, Run, default_folder, file_sha256
 from vizrobust.spec import vary
-from vizrobust.study import NATURAL, RANDOM, PictureScores, clarity_scores, paired, scoring_jobs
+from vizrobust.study import NATURAL, RANDOM, Difference, PictureScores, clarity_scores, paired, scoring_jobs
 from vizrobust.study.paired import SCOPE
 
 if TYPE_CHECKING:
@@ -137,19 +137,38 @@ def find_judge(checkpoints: Sequence[Checkpoint], data: DataSet | None, ref: str
     return judge
 
 
+def clarity_rows(
+    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], units: Sequence[int], judge: str
+) -> list[Row]:
+    """The scores and differences as numbers, for --json: one row for each set of pictures, one for each difference."""
+    rows: list[Row] = [{"pictures": name, "judge": judge, "units": list(units), **asdict(one)} for name, one in scores.items()]
+    for other, base, differences in _differences(scores, checkpoints):
+        found = {measure: asdict(difference) for measure, difference in differences.items()}
+        rows.append({"difference": [other, base], "judge": judge, "scope": SCOPE, **found})
+    return rows
+
+
 def difference_table(scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
-    base, *others = checkpoints
-    a = scores[base.name]
-    rows = []
-    for other in others:
-        b = scores[other.name]
-        rows.append([
-            f"{other.name} - {base.name}", str(paired(a.transfer, b.transfer)), str(paired(a.recognised, b.recognised)),
-            str(paired(a.forced_choice, b.forced_choice)), str(len(b.forced_choice)),
-        ])  # fmt: skip
+    """The paired difference of each checkpoint from the first."""
+    rows = [
+        [f"{other} - {base}", *map(str, differences.values()), str(len(scores[other].forced_choice))]
+        for other, base, differences in _differences(scores, checkpoints)
+    ]
     header = ["difference", "transfer, log-odds", "recognised, share", "two-alternative AUC", "units"]
     note = f"judge {judge}; mean paired difference with its 95 % t interval {SCOPE}"
     return Table("Clarity: paired differences", header, rows, note)
+
+
+def _differences(
+    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint]
+) -> list[tuple[str, str, dict[str, Difference]]]:
+    """(other, base, difference by measure) for each checkpoint behind the first."""
+    base, *others = (asdict(scores[one.name]) for one in checkpoints)
+    names = [one.name for one in checkpoints]
+    return [
+        (name, names[0], {measure: paired(base[measure], other[measure]) for measure in base})
+        for name, other in zip(names[1:], others, strict=True)
+    ]
 
 
 def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
