@@ -45,6 +45,6 @@ $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	@touch $@
 
-$(VENV)/.peers: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet -e '.[test,peers]'
+$(VENV)/.peers: $(VENV)/.test tests/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/peers.txt
 	@touch $@

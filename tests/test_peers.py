@@ -28,7 +28,7 @@ def _quiet() -> Iterator[None]:
 
 
 def peer(name: str) -> ModuleType:
-    reason = f"{name} comes with the peers extra: pip install 'vizrobust[peers]'"
+    reason = f"{name} is not here: pip install --no-deps -r tests/peers.txt"
     return pytest.importorskip(name, reason=reason, exc_type=ImportError)
 
 

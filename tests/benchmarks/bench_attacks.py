@@ -62,12 +62,12 @@ def ours(compute: Compute, net: nn.Module, x: Tensor, y: Tensor, judged: bool) -
 
 
 def peers(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Job]:
-    """The peers as their users call them; none where the extra is not installed."""
+    """The peers as their users call them; none where they are not installed."""
     try:
         import foolbox
         import torchattacks
     except ImportError:
-        print("the peers extra is not installed: no comparison with torchattacks and foolbox")
+        print("tests/peers.txt is not installed: no comparison with torchattacks and foolbox")
         return {}
     theirs = torchattacks.PGD(net, eps=EPS, alpha=ALPHA, steps=STEPS)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
