@@ -91,6 +91,27 @@ def test_neurons_of_hidden_units_and_positions(two, tmp_path):
     assert all((out / row["image"]).is_file() and "conv1/" in row["image"] and "-neg" in row["image"] for row in rows)
 
 
+def test_an_early_layer_takes_any_size(two, tmp_path):
+    args = (
+        "neurons",
+        two[0],
+        "--layer",
+        "conv2",
+        "--units",
+        "0",
+        "--steps",
+        1,
+        "--size",
+        20,
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    )
+    assert run(*args).exit_code == 0
+    with Image.open(next((tmp_path / "run").rglob("images/**/*.png"))) as picture:
+        assert picture.size == (20, 20)
+
+
 def test_neurons_from_an_image(two, tmp_path):
     Image.new("L", (20, 20), 200).save(tmp_path / "start.png")
     args = ("neurons", two[0], "--units", "0", "--steps", 1, "--start", tmp_path / "start.png", "--quiet")
@@ -199,6 +220,7 @@ BAD = {
     "recipe field": (["neurons", "A", "--recipe", "plain(stesp=3)"], 1, "stesp"),
     "no start image": (["neurons", "A", "--start", "nowhere.png"], 1, "no file 'nowhere.png' (from --start)"),
     "start is no image": (["neurons", "A", "--start", "A"], 1, "is not an image"),
+    "size it cannot take": (["neurons", "A", "--size", "32"], 1, "cannot take images of 32 x 32 as far as 'logits'"),
     "no seeds": (["neurons", "A", "--seeds", "0"], 1, "--seeds and --batch-size must be at least 1"),
     "zero steps": (["neurons", "A", "--steps", "0"], 1, "steps must be at least 1, got 0"),
     "unknown model": (["neurons", "mnist-k3"], 1, "no model 'mnist-k3'"),

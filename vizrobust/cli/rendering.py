@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.features import (
     Request,
+    accepts,
     colored,
     missing,
     objective_for,
@@ -25,7 +26,6 @@ from vizrobust.models import LOGITS, Layer
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
 from vizrobust.runs import Row, Run, default_folder, file_sha256
-from vizrobust.spec import vary
 from vizrobust.study import NATURAL, RANDOM, Difference, PictureScores, clarity_scores, paired, scoring_jobs
 from vizrobust.study.paired import SCOPE
 
@@ -55,7 +55,7 @@ def request_for(
     if not seeds or batch_size < 1:
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
     recipe = colored(parse_recipe(recipe_text), data)
-    recipe = vary(recipe, **{name: value for name, value in (("steps", steps), ("size", size)) if value is not None})
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
     if objective_text is not None:
         objective = parse_objective(objective_text)
         chosen = _layer(checkpoint, objective.layers[0])
@@ -65,7 +65,10 @@ def request_for(
     numbers = units_from(units, chosen.units, described)
     if units is None and len(numbers) < chosen.units:
         say(f"{described} has {chosen.units} units; rendering the first {len(numbers)} (--units all for all of them)")
-    shape = checkpoint.about.input_shape if size is None else (checkpoint.about.input_shape[0], size, size)
+    own = checkpoint.about.input_shape
+    shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)
+    if shape != own:
+        accepts(checkpoint, objective, shape)
     return Request(
         recipe=recipe,
         objective=objective,

@@ -8,7 +8,7 @@ from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier,
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.session import Request, checkpoint_id, images_of, missing, render_into, row_key
 from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
-from vizrobust.features.units import objective_for, units_from
+from vizrobust.features.units import accepts, objective_for, units_from
 
 __all__ = [
     "NAMES",
@@ -33,6 +33,7 @@ __all__ = [
     "Recipe",
     "Rendered",
     "Request",
+    "accepts",
     "checkpoint_id",
     "colored",
     "fourier",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ def _row(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) ->
         "objective": repr(request.objective),
         "score": round(done.score, 5),
         "saturated_share": done.saturated_share,
-        "trajectory": json.loads(json.dumps(done.trajectory)),
+        "trajectory": [list(point) for point in done.trajectory],
         "status": done.status(request.data_share),
     }
 

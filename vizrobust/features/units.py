@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from vizrobust.features.objectives import Channel, Logit, Neuron, Objective
-from vizrobust.models import LOGITS, Checkpoint, Layer, layer
+from vizrobust.models import LOGITS, Checkpoint, Layer, activations, borrowed, layer
 
 FEW_UNITS = 20
 FIRST_UNITS = 16
@@ -23,6 +25,19 @@ def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | N
             raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {chosen.shape[1]} x {chosen.shape[2]}")
         return Neuron(layer=name, y=y, x=x), chosen
     return (Logit() if name == LOGITS else Channel(layer=name)), chosen
+
+
+def accepts(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int, int]) -> None:
+    """Try images of another size than the network's own; ``ValueError`` where it cannot take them as far as needed."""
+    net = checkpoint.net()
+    try:
+        with borrowed(net), torch.no_grad():
+            activations(net, torch.full((1, *shape), 0.5), objective.layers)
+    except RuntimeError as error:
+        size = " x ".join(map(str, shape[1:]))
+        raise ValueError(
+            f"{checkpoint.name} cannot take images of {size} as far as {objective.layers[-1]!r}; leave out --size"
+        ) from error
 
 
 def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
