@@ -195,3 +195,14 @@ def test_loading_runs_no_code_from_the_file(file):
     checkpoint = load_checkpoint(str(file))
     assert isinstance(checkpoint, Checkpoint)
     assert file.read_bytes()[8:9] == b"{"  # a JSON header; nothing is pickled
+
+
+def test_the_weights_are_hashed_once(monkeypatch):
+    from vizrobust.models import checkpoints, load_checkpoint
+
+    calls = []
+    real = checkpoints.weights_sha256
+    monkeypatch.setattr(checkpoints, "weights_sha256", lambda state: calls.append(1) or real(state))
+    one = load_checkpoint("mnist-k0")
+    assert one.sha256 == one.sha256
+    assert len(calls) == 1

@@ -288,7 +288,6 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(two, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.skipif(os.name != "posix" or not hasattr(os, "geteuid"), reason="needs POSIX permissions")
 def test_an_unwritable_place_is_one_sentence(two, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     result = run("neurons", two[0], "--units", "0", "--steps", 1, "--out", tmp_path / "file" / "run", "--quiet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -68,6 +69,12 @@ class Compute:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, enabled=False)
+
+    def in_fp32(self) -> Compute:
+        """The same device without autocast: evaluation stays in float32 whatever the training's precision."""
+        other = copy.copy(self)
+        other.precision = "fp32"
+        return other
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)

@@ -16,7 +16,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.attacks import ATTACKS, L2, LOSSES, Attack, Ball, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.models import Normalized, architecture, builtin_names, load_checkpoint
+from vizrobust.models import Normalized, architecture, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.spec import vary
 
@@ -234,10 +234,8 @@ def trained(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
     """A network that knows its task, with 100 test images and labels."""
     if request.param == "digits":
         net, data = request.getfixturevalue("digits_net"), load("digits")
-    elif request.param in builtin_names():
-        net, data = load_checkpoint(request.param).net(), load("mnist5k")
     else:
-        pytest.skip(f"the built-in checkpoint {request.param} is not in this package")
+        net, data = load_checkpoint(request.param).net(), load("mnist5k")
     index = torch.arange(100)
     x, y = data.test.take(index), data.test.labels[index]
     with torch.no_grad():

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Checkpoint:
         about = replace(self.about, training="", attack_steps=None, eps=None, norm="", metrics={})
         return Checkpoint(name, about, body_state(self.random_net(seed)), self.build)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the weights alone: the same for the same network under another name or description."""
         return weights_sha256(self.state)

@@ -149,7 +149,7 @@ class Trainer:
         eps = self.recipe.attack.ball.eps if self.recipe.attack else None
         ball = self.recipe.attack.ball if self.recipe.attack else Linf(eps=self.data.eps)
         attack = PGD(steps=WATCHED_STEPS, ball=ball if eps is not None else Linf(eps=self.data.eps))
-        found = gather(attack, list(evaluate(self.net, attack, first(self.data.val, WATCHED_IMAGES), self.compute)))
+        found = gather(attack, list(evaluate(self.net, attack, first(self.data.val, WATCHED_IMAGES), self.compute.in_fp32())))
         return {"val_clean": share(found.clean), "val_robust": share(found.robust)}
 
 

@@ -92,7 +92,8 @@ def _measured(trainer: Trainer) -> dict[str, Any]:
     images = first(trainer.data.test, TESTED_IMAGES)
     strong = PGD(steps=TESTED_STEPS, ball=ball)
     one_step, found = (
-        gather(attack, list(evaluate(trainer.net, attack, images, trainer.compute))) for attack in (FGSM(ball=ball), strong)
+        gather(attack, list(evaluate(trainer.net, attack, images, trainer.compute.in_fp32())))
+        for attack in (FGSM(ball=ball), strong)
     )
     return {
         "clean": share(found.clean),
