@@ -33,6 +33,13 @@ class Streams:
         self.keys = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
         self.drawn = 0
 
+    @classmethod
+    def of(cls, keys: Tensor, place: Tensor) -> Streams:
+        """Streams with these `keys` (N,) int64, each at the beginning of the stretch that `place` (N,) names."""
+        new = object.__new__(cls)
+        new.keys, new.drawn = _mix(keys ^ _mix((place + 1) * _GOLDEN)), 0
+        return new
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -2,8 +2,10 @@
 
 from vizrobust.attacks.balls import BALLS, L2, Ball, Linf, per_image, radius
 from vizrobust.attacks.fit import fit
-from vizrobust.attacks.gradient import ATTACKS, FGSM, ISM, PGD, Attack, Attacked
+from vizrobust.attacks.gradient import ATTACKS, FGSM, ISM, PGD
 from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.threat import ball_of, is_inside, size, threat
+from vizrobust.attacks.walk import Attack, Attacked, State, Walk
 from vizrobust.spec import parse
 
 NAMES = {**BALLS, **ATTACKS}
@@ -21,10 +23,16 @@ __all__ = [
     "Attacked",
     "Ball",
     "Linf",
+    "State",
+    "Walk",
+    "ball_of",
     "fit",
+    "is_inside",
     "parse_attack",
     "per_image",
     "radius",
+    "size",
+    "threat",
 ]
 
 
@@ -35,6 +43,6 @@ def parse_attack(text: str) -> Attack:
     FGSM()
     """
     attack = parse(text, NAMES, "attack")
-    if not isinstance(attack, (FGSM, ISM, PGD)):
+    if not isinstance(attack, Attack):
         raise ValueError(f"{text!r} is not an attack; there are: {', '.join(ATTACKS)}")
     return attack

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vizrobust.attacks.balls import BALLS
-from vizrobust.attacks.gradient import Attack
+from vizrobust.attacks.walk import Attack
 from vizrobust.spec import lookup, vary
 
 

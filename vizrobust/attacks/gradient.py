@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import reduce
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.balls import Ball, Linf, per_image, radius
-from vizrobust.attacks.losses import LOSSES, Loss
-from vizrobust.models import borrowed
+from vizrobust.attacks.balls import Ball, Linf, radius
+from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.walk import Attacked, State, Walk, class_count, mark, opened, run
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What an attack found for N images.
-
-    `x` (N, C, H, W) is the K-th iterate, what training uses; `best` a wrong iterate if one was met, else the one
-    of highest loss. `loss` (K + 1, N) and `correct` (K + 1, N, bool) follow the iterates from the start point on;
-    with restarts they are the worst over them. All three are None when the attack was asked not to judge.
-    """
-
-    x: Tensor
-    best: Tensor | None = None
-    loss: Tensor | None = None
-    correct: Tensor | None = None
-
-
-@runtime_checkable
-class Attack(Protocol):
-    """``attack(net, x, y, streams)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `Attacked`.
-
-    ``judge=False`` skips the last forward pass and all bookkeeping, for training.
-    """
-
-    @property
-    def ball(self) -> Ball: ...
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked: ...
 
 
 @spec
@@ -59,8 +31,11 @@ class FGSM:
     def __post_init__(self) -> None:
         _check(self)
 
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+        return (_walk(self, steps=1, alpha=radius(self.ball)),)
+
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return _attack(net, x, y, streams, judge, _plan(self, 1, radius(self.ball)))
+        return run(self.stages(net, x), net, x, y, streams, judge)
 
 
 @spec
@@ -83,9 +58,12 @@ class ISM:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
         alpha = radius(self.ball) / max(self.steps, 1) if self.alpha is None else self.alpha
-        return _attack(net, x, y, streams, judge, _plan(self, self.steps, alpha, project=self.project))
+        return (_walk(self, steps=self.steps, alpha=alpha, project=self.project),)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
 
 
 @spec
@@ -119,123 +97,82 @@ class PGD:
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"PGD: {self.restarts} restarts without a random start would all be the same")
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
         eps = radius(self.ball)
         alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
-        plan = _plan(self, self.steps, alpha, random_start=self.random_start)
-        if self.restarts == 1:
-            return _attack(net, x, y, streams, judge, plan)
-        # Only verdicts tell which restart is the worst, so they are needed here in any case.
-        runs = (_attack(net, x, y, streams, True, plan) for _ in range(self.restarts))
-        found = reduce(_worse, runs)
-        return found if judge else Attacked(found.x)
+        one = _walk(self, steps=self.steps, alpha=alpha, random_start=self.random_start)
+        return tuple(replace(one, restart=number) for number in range(self.restarts))
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
 
 
 ATTACKS = named(FGSM, ISM, PGD)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One run of an attack: `steps` steps of length `alpha` up the loss, or down towards a target."""
+class GradientWalk:
+    """`steps` steps of length `alpha` up the loss, or down towards a target class."""
 
+    kind: str
     ball: Ball
     steps: int
     alpha: float
-    loss: Loss
-    targeted: bool
-    target: int | None
+    loss: str
+    targeted: bool = False
+    target: int | None = None
     random_start: bool = False
     project: bool = True
+    restart: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.restart + 1}" if self.restart else self.kind
+
+    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        towards = self._targets(net, x, y, streams) if self.targeted else y
+        if self.restart:
+            streams = streams.child(f"restart {self.restart}")
+        start = (x + self.ball.sample(x, streams)).clamp(0, 1) if self.random_start else x
+        return {**opened(x, y, start, streams), "towards": towards}
+
+    def step(self, net: nn.Module, state: State) -> None:
+        adv = state["adv"].detach().requires_grad_()
+        logits = net(adv)
+        climbed = self._goal(logits, state)
+        # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
+        (grad,) = torch.autograd.grad(climbed.sum(), adv)
+        mark(state, logits.detach(), climbed)
+        # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
+        adv = adv.detach() + self.alpha * self.ball.steepest(grad)
+        if self.project:
+            adv = state["x"] + self.ball.project(adv - state["x"])
+        state["adv"] = adv.clamp_(0, 1)
+
+    def judge(self, net: nn.Module, state: State) -> None:
+        logits = net(state["adv"])
+        mark(state, logits, self._goal(logits, state))
+
+    def _goal(self, logits: Tensor, state: State) -> Tensor:
+        """What is climbed: (N,)."""
+        loss = lookup(LOSSES, self.loss, "loss")(logits, state["towards"])
+        return -loss if self.targeted else loss
+
+    def _targets(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        """The class that each image is driven to: `target`, or a wrong class drawn at random."""
+        classes = class_count(net, x)
+        if self.target is not None:
+            if self.target >= classes:
+                raise ValueError(f"target class {self.target} does not exist: the network has classes 0 to {classes - 1}")
+            return torch.full_like(y, self.target)
+        return (y + 1 + streams.child("target").integers(classes - 1).to(y.device)) % classes
 
 
-def _plan(attack: FGSM | ISM | PGD, steps: int, alpha: float, random_start: bool = False, project: bool = True) -> _Plan:
-    loss = lookup(LOSSES, attack.loss, "loss")
-    return _Plan(attack.ball, steps, alpha, loss, attack.targeted, attack.target, random_start, project)
-
-
-def _attack(net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool, plan: _Plan) -> Attacked:
-    """Climb the goal from the start point; every iterate's loss comes with the gradient pass that leaves it."""
-    ball, loss = plan.ball, plan.loss
-    towards = _targets(net, x, y, streams, plan.target) if plan.targeted else y
-    sign = -1 if plan.targeted else 1
-    record = _Record(y) if judge else None
-    with borrowed(net):
-        start = x.detach()
-        adv = (start + ball.sample(start, streams)).clamp(0, 1) if plan.random_start else start
-        for _ in range(plan.steps):
-            adv = adv.detach().requires_grad_()
-            logits = net(adv)
-            climbed = sign * loss(logits, towards)
-            # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
-            (grad,) = torch.autograd.grad(climbed.sum(), adv)
-            adv = adv.detach()
-            if record:
-                record.add(adv, logits.detach(), climbed.detach())
-            # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
-            adv = adv + plan.alpha * ball.steepest(grad)
-            if plan.project:
-                adv = start + ball.project(adv - start)
-            adv = adv.clamp_(0, 1)
-        if record is None:
-            return Attacked(adv)
-        with torch.no_grad():
-            logits = net(adv)
-            record.add(adv, logits, sign * loss(logits, towards))
-    return Attacked(adv, record.best, torch.stack(record.losses), torch.stack(record.corrects))
-
-
-class _Record:
-    """The losses and verdicts met on the way, and the best iterate so far."""
-
-    def __init__(self, y: Tensor) -> None:
-        self.y = y
-        self.best: Tensor | None = None
-        self.losses: list[Tensor] = []
-        self.corrects: list[Tensor] = []
-        self._wrong = torch.zeros_like(y, dtype=torch.bool)
-        self._loss = torch.zeros(0)
-
-    def add(self, x: Tensor, logits: Tensor, loss: Tensor) -> None:
-        correct = logits.argmax(1) == self.y
-        self.losses.append(loss)
-        self.corrects.append(correct)
-        if self.best is None:
-            self.best, self._wrong, self._loss = x.clone(), ~correct, loss
-            return
-        better = _is_worse(self._wrong, self._loss, ~correct, loss)
-        self.best = torch.where(per_image(better, x), x, self.best)
-        self._wrong = self._wrong | ~correct
-        self._loss = torch.where(better, loss, self._loss)
-
-
-def _is_worse(wrong: Tensor, loss: Tensor, new_wrong: Tensor, new_loss: Tensor) -> Tensor:
-    """Whether the new point is the stronger example: a wrong one before a right one, then the higher loss."""
-    return (new_wrong & ~wrong) | ((new_wrong == wrong) & (new_loss > loss))
-
-
-def _worse(a: Attacked, b: Attacked) -> Attacked:
-    """Two restarts as one: for each image the stronger of them."""
-    if a.loss is None or b.loss is None or a.correct is None or b.correct is None or a.best is None or b.best is None:
-        return b
-    last = _is_worse(~a.correct[-1], a.loss[-1], ~b.correct[-1], b.loss[-1])
-    best = _is_worse(~a.correct.all(0), a.loss.amax(0), ~b.correct.all(0), b.loss.amax(0))
-    return Attacked(
-        torch.where(per_image(last, a.x), b.x, a.x),
-        torch.where(per_image(best, a.best), b.best, a.best),
-        torch.maximum(a.loss, b.loss),
-        a.correct & b.correct,
-    )
-
-
-def _targets(net: nn.Module, x: Tensor, y: Tensor, streams: Streams, target: int | None) -> Tensor:
-    """The class that each image is driven to: `target`, or a wrong class drawn at random."""
-    with borrowed(net), torch.no_grad():
-        classes = net(x[:1]).shape[1]
-    if target is not None:
-        if target >= classes:
-            raise ValueError(f"target class {target} does not exist: the network has classes 0 to {classes - 1}")
-        return torch.full_like(y, target)
-    return (y + 1 + streams.child("target").integers(classes - 1).to(y.device)) % classes
+def _walk(attack: FGSM | ISM | PGD, **how: Any) -> GradientWalk:
+    return GradientWalk(
+        type(attack).__name__, attack.ball, loss=attack.loss,
+        targeted=attack.targeted, target=attack.target, **how,
+    )  # fmt: skip
 
 
 def _check(attack: FGSM | ISM | PGD) -> None:
