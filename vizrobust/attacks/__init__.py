@@ -4,7 +4,7 @@ from vizrobust.attacks.balls import BALLS, L2, Ball, Linf, per_image, radius
 from vizrobust.attacks.fit import fit
 from vizrobust.attacks.gradient import ATTACKS, FGSM, ISM, PGD
 from vizrobust.attacks.losses import LOSSES
-from vizrobust.attacks.threat import ball_of, is_inside, size, threat
+from vizrobust.attacks.threat import ball_of, is_inside, measure, threat
 from vizrobust.attacks.walk import Attack, Attacked, State, Walk
 from vizrobust.spec import parse
 
@@ -28,10 +28,10 @@ __all__ = [
     "ball_of",
     "fit",
     "is_inside",
+    "measure",
     "parse_attack",
     "per_image",
     "radius",
-    "size",
     "threat",
 ]
 

@@ -129,6 +129,10 @@ class GradientWalk:
     def name(self) -> str:
         return f"{self.kind} {self.restart + 1}" if self.restart else self.kind
 
+    @property
+    def member(self) -> str:
+        return self.kind
+
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         towards = self._targets(net, x, y, streams) if self.targeted else y
         if self.restart:

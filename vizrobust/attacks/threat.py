@@ -20,7 +20,7 @@ def threat(attack: Attack) -> tuple[str, float | None]:
     return (type(ball).__name__, ball.eps) if ball else (type(attack).__name__, getattr(attack, "eps", None))
 
 
-def size(attack: Attack, delta: Tensor) -> Tensor:
+def measure(attack: Attack, delta: Tensor) -> Tensor:
     """(N, C, H, W) -> (N,): a perturbation measured in the attack's norm, in L-inf where it has none."""
     return (ball_of(attack) or Linf()).norm(delta)
 

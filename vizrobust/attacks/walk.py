@@ -42,7 +42,11 @@ class Walk(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it, such as ``APGD-T 3``."""
+        """Its own name within the attack, such as ``APGD-T 3``."""
+
+    @property
+    def member(self) -> str:
+        """The part of the attack it belongs to, such as ``APGD-T``, under which tables count."""
 
     @property
     def steps(self) -> int:

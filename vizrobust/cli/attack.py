@@ -98,7 +98,7 @@ def _evaluate(
     parts = []
     for part in evaluate(checkpoint.net(), attack, images, compute, seed, batch_size):
         parts.append(part)
-        advance(len(part.clean))
+        advance(len(part.images))
     return gather(attack, parts)
 
 

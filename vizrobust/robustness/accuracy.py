@@ -2,77 +2,126 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks import Attack, radius
-from vizrobust.compute import Compute, full_batches
-from vizrobust.data import Split
-from vizrobust.models import borrowed
-from vizrobust.rng import Streams
+from vizrobust.attacks import Attack, is_inside, threat
 
-BATCH_SIZE = 100
 CONFIDENCE = 0.95
 OUTSIDE = "outside the ball"
+# The name under which the verdicts on the unchanged images stand, beside those of an attack's walks.
+CLEAN = "clean"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one batch of an evaluation found, for k images: `correct` (steps + 1, k); passes are for each image."""
+    """What one walk of an attack (or `CLEAN`, the unchanged images) found for k images.
 
-    clean: Tensor
-    correct: Tensor
-    norm: Tensor
-    forward_passes: float
-    gradient_passes: float
+    `images` are their places in the split, `broken_at` the step of the first wrong point (-1: none), `norms` the
+    size of the perturbation that decided. `steps` is the walk's K; passes are counted in images, padding included.
+    """
+
+    walk: str
+    member: str
+    steps: int
+    images: tuple[int, ...]
+    broken_at: tuple[int, ...]
+    norms: tuple[float, ...]
+    forward_passes: int
+    gradient_passes: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An attack's outcome on n images. ``survives[t]`` says who is correct clean and at every iterate up to t."""
+    """An attack's outcome on n images, and what each of its S walks did.
+
+    `images` (n,) are their places in the split, `clean` (n,) says who is right unchanged, ``broken_at[s]`` (n,) at
+    which step walk s broke an image (-1: not), ``norms[s]`` (n,) the perturbation's size (nan: not attacked by s).
+    Passes and seconds are totals.
+    """
 
     attack: Attack
+    images: Tensor
     clean: Tensor
-    survives: Tensor
-    max_norm: float
-    forward_passes: float
-    gradient_passes: float
+    walks: tuple[str, ...]
+    members: tuple[str, ...]
+    steps: int
+    broken_at: Tensor
+    norms: Tensor
+    forward_passes: int
+    gradient_passes: int
     seconds: float
 
     @property
     def robust(self) -> Tensor:
-        """(n,) bool: correct clean and at every iterate met."""
-        return self.survives[-1]
+        """(n,) bool: right clean and at every point met."""
+        return self.clean & (self.broken_at < 0).all(0)
+
+    @property
+    def survives(self) -> Tensor:
+        """(steps + 1, n) bool: right clean and at every point up to step t; with several walks, of all of them."""
+        never = self.steps + 1
+        first = (
+            self.broken_at.masked_fill(self.broken_at < 0, never).amin(0)
+            if len(self.walks)
+            else torch.full_like(self.images, never)
+        )
+        return self.clean & (first[None] > torch.arange(self.steps + 1)[:, None])
+
+    @property
+    def norm(self) -> Tensor:
+        """(n,) float64: the size of the smallest perturbation that broke each image; 0 wrong clean, inf unbroken."""
+        broke = self.norms.masked_fill(self.broken_at < 0, torch.inf)
+        smallest = broke.amin(0) if len(self.walks) else torch.full(self.clean.shape, torch.inf, dtype=torch.float64)
+        return smallest.masked_fill(~self.clean, 0)
+
+    @property
+    def max_norm(self) -> float:
+        """The largest perturbation met."""
+        sizes = self.norms[self.norms.isfinite()]
+        return float(sizes.max()) if len(sizes) else 0.0
 
     @property
     def outside(self) -> bool:
         """Whether the attack left its ball, so that the accuracy says nothing about robustness at eps."""
-        return self.max_norm > radius(self.attack.ball) + 1e-6
+        return not is_inside(self.attack, self.max_norm)
+
+    def broken_by(self) -> dict[str, int]:
+        """How many images each member of the attack broke, those that an earlier one had broken left out."""
+        counts = dict.fromkeys(self.members, 0)
+        open_ = self.clean.clone()
+        for member, steps in zip(self.members, self.broken_at, strict=True):
+            counts[member] += int((open_ & (steps >= 0)).sum())
+            open_ &= steps < 0
+        return counts
 
     def row(self) -> dict[str, Any]:
-        """The fields of an `attack` row that do not depend on where the network came from."""
-        low, high = wilson(int(self.robust.sum()), len(self.robust))
+        """The fields of an `attack` row that do not depend on where the network came from; passes are per image."""
+        n = len(self.clean)
+        low, high = wilson(int(self.robust.sum()), n)
+        norm, eps = threat(self.attack)
         return {
-            "n": len(self.clean),
+            "n": n,
             "attack": repr(self.attack),
-            "norm": type(self.attack.ball).__name__,
-            "eps": self.attack.ball.eps,
-            "steps": len(self.survives) - 1,
+            "norm": norm,
+            "eps": eps,
+            "steps": self.steps,
             "clean": share(self.clean),
             "accuracy": share(self.robust),
             "ci_low": low,
             "ci_high": high,
             "max_norm": round(self.max_norm, 6),
             "note": OUTSIDE if self.outside else "",
-            "forward_passes": round(self.forward_passes, 2),
-            "gradient_passes": round(self.gradient_passes, 2),
+            "broken_by": self.broken_by(),
+            "forward_passes": round(self.forward_passes / n, 2),
+            "gradient_passes": round(self.gradient_passes / n, 2),
             "seconds": round(self.seconds, 2),
         }
 
@@ -85,47 +134,42 @@ class Evaluation:
         return rows
 
 
-def evaluate(
-    net: nn.Module, attack: Attack, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE
-) -> Iterator[Part]:
-    """Attack every image of a split, in batches of one size; `gather` makes one result of the parts."""
-    compute.place(net)
-    for index, count in full_batches(len(images), batch_size):
-        began = time.perf_counter()
-        x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
-        streams = Streams(seed, index.tolist(), "attack")
-        with borrowed(net), compute.autocast(), _Passes(net) as passes:
-            with torch.no_grad():
-                clean = net(x).argmax(1) == y
-            found = attack(net, x, y, streams)
-        if found.correct is None or found.best is None:
-            raise ValueError(f"{attack} returned no verdicts")
-        # What decided an image's verdict, and where its iteration ended: an unprojected one may be outside at either.
-        norm = torch.maximum(attack.ball.norm(found.best - x), attack.ball.norm(found.x - x))
-        part = Part(clean, found.correct, norm, *passes.each(len(x)), time.perf_counter() - began)
-        yield _first(part, count)
-
-
-def gather(attack: Attack, parts: list[Part]) -> Evaluation:
+def gather(attack: Attack, parts: Iterable[Part]) -> Evaluation:
     """The parts of an evaluation as one; ``ValueError`` where there are none."""
-    if not parts:
+    parts = list(parts)
+    if not any(part.walk == CLEAN for part in parts):
         raise ValueError("there are no images to attack; choose a split that has some")
-    clean = torch.cat([part.clean for part in parts])
-    correct = torch.cat([part.correct for part in parts], dim=1)
+    found = {place: at for part in parts if part.walk == CLEAN for place, at in zip(part.images, part.broken_at, strict=True)}
+    order = sorted(found)
+    column = {place: k for k, place in enumerate(order)}
+    walks = list(dict.fromkeys((part.walk, part.member) for part in parts if part.walk != CLEAN))
+    broken_at = torch.full((len(walks), len(order)), -1)
+    norms = torch.full((len(walks), len(order)), math.nan, dtype=torch.float64)
+    for part in parts:
+        if part.walk == CLEAN:
+            continue
+        s = walks.index((part.walk, part.member))
+        columns = [column[place] for place in part.images]
+        broken_at[s, columns] = torch.tensor(part.broken_at, dtype=torch.int64)
+        norms[s, columns] = torch.tensor(part.norms, dtype=torch.float64)
     return Evaluation(
         attack,
-        clean,
-        (correct.to(torch.int8).cummin(0).values.bool()) & clean,
-        float(torch.cat([part.norm for part in parts]).max()),
-        sum(part.forward_passes * len(part.clean) for part in parts) / len(clean),
-        sum(part.gradient_passes * len(part.clean) for part in parts) / len(clean),
+        torch.tensor(order),
+        torch.tensor([found[place] < 0 for place in order]),
+        tuple(name for name, _ in walks),
+        tuple(member for _, member in walks),
+        max(part.steps for part in parts),
+        broken_at,
+        norms,
+        sum(part.forward_passes for part in parts),
+        sum(part.gradient_passes for part in parts),
         sum(part.seconds for part in parts),
     )
 
 
-def share(hits: Tensor) -> float:
+def share(hits: Tensor | Sequence[bool]) -> float:
     """(n,) bool -> the fraction that is true."""
-    return float(hits.to(torch.float64).mean())
+    return float(torch.as_tensor(hits).to(torch.float64).mean())
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -136,33 +180,3 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """
     interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def _first(part: Part, count: int) -> Part:
-    """The part without the repeats that filled its batch."""
-    return Part(
-        part.clean[:count].cpu(), part.correct[:, :count].cpu(), part.norm[:count].cpu(),
-        part.forward_passes, part.gradient_passes, part.seconds,
-    )  # fmt: skip
-
-
-class _Passes:
-    """Counts the network's forward passes, and those of them that lead to an image gradient, in images."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net, self.forward, self.gradient = net, 0, 0
-
-    def __enter__(self) -> _Passes:
-        self._handle = self.net.register_forward_pre_hook(self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def each(self, images: int) -> tuple[float, float]:
-        """Forward and gradient passes for each of so many images."""
-        return self.forward / images, self.gradient / images
-
-    def _count(self, _net: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.forward += len(inputs[0])
-        self.gradient += len(inputs[0]) * bool(inputs[0].requires_grad and torch.is_grad_enabled())

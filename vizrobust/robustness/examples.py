@@ -33,7 +33,7 @@ def examples(net: nn.Module, result: Evaluation, images: Split, compute: Compute
     chosen = broken if len(broken) else result.clean.nonzero()[:, 0]
     if not len(chosen):
         raise ValueError("the network classifies no image correctly, so there is no example to show")
-    index = chosen[:count]
+    index = result.images[chosen[:count]]
     shown = Subset(images, index)
     x = compute.images(shown.take(torch.arange(len(index))))
     y = shown.labels.to(compute.device)

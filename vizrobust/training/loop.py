@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks import PGD, Attack, Linf, radius
+from vizrobust.attacks import PGD, Attack, Linf, ball_of, threat
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
 from vizrobust.models import Normalized, architecture
@@ -81,7 +81,10 @@ class Trainer:
             return attack
         part = (self.epoch + 1) / (self.recipe.ramp + 1)
         alpha = getattr(attack, "alpha", None)
-        changes = {"eps": radius(attack.ball) * part}
+        eps = threat(attack)[1]
+        if eps is None:
+            raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
+        changes = {"eps": eps * part}
         return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
 
     def run_epoch(self) -> Iterator[Progress]:
@@ -114,7 +117,7 @@ class Trainer:
         linf, l2 = (norms / len(order)).tolist()
         row: dict[str, Any] = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
         if attack is not None:
-            row |= {"eps": attack.ball.eps, "delta_linf": linf, "delta_l2": l2}
+            row |= {"eps": threat(attack)[1], "delta_linf": linf, "delta_l2": l2}
         self.metrics.append(row)
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
@@ -146,9 +149,9 @@ class Trainer:
 
     def _watch(self) -> dict[str, float]:
         """Clean and robust accuracy on a slice of the validation images, under a short PGD."""
-        eps = self.recipe.attack.ball.eps if self.recipe.attack else None
-        ball = self.recipe.attack.ball if self.recipe.attack else Linf(eps=self.data.eps)
-        attack = PGD(steps=WATCHED_STEPS, ball=ball if eps is not None else Linf(eps=self.data.eps))
+        ball = ball_of(self.recipe.attack) if self.recipe.attack else None
+        known = ball if ball is not None and ball.eps is not None else Linf(eps=self.data.eps)
+        attack = PGD(steps=WATCHED_STEPS, ball=known)
         found = gather(attack, list(evaluate(self.net, attack, first(self.data.val, WATCHED_IMAGES), self.compute.in_fp32())))
         return {"val_clean": share(found.clean), "val_robust": share(found.robust)}
 

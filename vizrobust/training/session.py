@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vizrobust.attacks import FGSM, PGD, Linf
+from vizrobust.attacks import FGSM, PGD, Linf, threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
 from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
@@ -69,7 +69,7 @@ def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
 
 def _description(trainer: Trainer) -> Description:
     recipe, data = trainer.recipe, trainer.data
-    ball = recipe.attack.ball if recipe.attack else None
+    norm, eps = threat(recipe.attack) if recipe.attack else ("", None)
     return Description(
         arch=recipe.arch,
         input_shape=data.shape,
@@ -79,8 +79,8 @@ def _description(trainer: Trainer) -> Description:
         data=recipe.data,
         training=repr(recipe),
         attack_steps=recipe.attack_steps,
-        eps=ball.eps if ball else None,
-        norm=type(ball).__name__ if ball else "",
+        eps=eps,
+        norm=norm,
         versions=versions(),
         arch_sha256=code_sha256(recipe.arch),
     )

@@ -1,0 +1,216 @@
+"""The evaluation engine: walks in a fixed number of slots, where an image that is decided makes room for the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vizrobust.attacks import Attack, State, Walk, measure
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.models import borrowed
+from vizrobust.rng import Streams
+from vizrobust.robustness.accuracy import CLEAN, Part
+
+BATCH_SIZE = 100
+# A part is handed out at the latest after so many seconds, so that an interrupted evaluation loses little.
+PATIENCE = 5.0
+
+
+def evaluate(
+    net: nn.Module,
+    attack: Attack,
+    images: Split,
+    compute: Compute,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    *,
+    only: Sequence[int] | None = None,
+    known: Iterable[Part] = (),
+    until: Literal["broken", "end"] = "broken",
+    every_walk: bool = False,
+) -> Iterator[Part]:
+    """Attack the images of a split (those at the places `only`); `gather` makes one result of the parts.
+
+    A broken image needs no further gradients, so it leaves its batch and the next image takes its slot. The batch
+    size stays the same, and with it every image's result, bit for bit, whoever its mates are. What `known` parts of
+    an earlier, interrupted evaluation say is not computed again and not yielded again.
+
+    Walks after the first attack only what is not broken yet, unless `every_walk`; ``until="end"`` lets each walk go
+    all its steps, for attacks that look for the smallest perturbation.
+    """
+    known = list(known)
+    places = list(range(len(images))) if only is None else list(only)
+    if not places:
+        return
+    compute.place(net)
+    verdicts = {place: at for part in known if part.walk == CLEAN for place, at in zip(part.images, part.broken_at, strict=True)}
+    for part in _clean(net, images, [place for place in places if place not in verdicts], compute, batch_size):
+        verdicts |= zip(part.images, part.broken_at, strict=True)
+        yield part
+    alive = [place for place in places if verdicts[place] < 0]
+    with borrowed(net), compute.autocast():
+        walks = attack.stages(net, compute.images(images.take(torch.tensor(places[:1]))))
+    for walk in walks:
+        done = {
+            place: at for part in known if part.walk == walk.name for place, at in zip(part.images, part.broken_at, strict=True)
+        }
+        todo = [place for place in alive if place not in done]
+        slots = _Slots(net, walk, images, todo, compute, seed, batch_size, until)
+        for part in slots.parts(attack):
+            done |= zip(part.images, part.broken_at, strict=True)
+            yield part
+        if not every_walk:
+            alive = [place for place in alive if done[place] < 0]
+
+
+class _Slots:
+    """A batch of images on their way through one walk, each at a step of its own."""
+
+    def __init__(
+        self, net: nn.Module, walk: Walk, images: Split, todo: Sequence[int], compute: Compute, seed: int, size: int, until: str
+    ) -> None:
+        self.net, self.walk, self.images, self.compute, self.seed, self.until = net, walk, images, compute, seed, until
+        self.todo = torch.tensor(todo, dtype=torch.int64)
+        self.size = size
+        self.begun = self._begun()
+        self.chunk: State = {}
+        self.chunk_places: list[int] = []
+        self.state: State = {}
+        # The place of each slot's image in the split; None is padding.
+        self.places: list[int | None] = [None] * size
+        # At which step each slot's image was first wrong, -1 if it was not.
+        self.first = torch.full((size,), -1, device=compute.device)
+
+    def parts(self, attack: Attack) -> Iterator[Part]:
+        while True:
+            began = time.perf_counter()
+            rows: list[tuple[int, int, float]] = []
+            with ExitStack() as stack:
+                stack.enter_context(borrowed(self.net))
+                stack.enter_context(self.compute.autocast())
+                passes = stack.enter_context(Passes(self.net))
+                self._refill()
+                while any(place is not None for place in self.places):
+                    self._advance()
+                    rows += self._retire(attack)
+                    self._refill()
+                    if len(rows) >= self.size or (rows and time.perf_counter() - began > PATIENCE):
+                        break
+            if not rows:
+                return
+            taken, broken_at, norms = zip(*rows, strict=True)
+            yield Part(
+                self.walk.name, self.walk.member, self.walk.steps, taken, broken_at, norms,
+                passes.forward, passes.gradient, time.perf_counter() - began,
+            )  # fmt: skip
+
+    def _begun(self) -> Iterator[tuple[State, list[int]]]:
+        """Fresh states in batches of the one size, each with the places of the images that count."""
+        for index, count in full_batches(len(self.todo), self.size):
+            places = self.todo[index]
+            x = self.compute.images(self.images.take(places))
+            y = self.images.labels[places].to(self.compute.device)
+            streams = Streams(self.seed, places.tolist(), "attack")
+            yield self.walk.begin(self.net, x, y, streams), places[:count].tolist()
+
+    def _refill(self) -> None:
+        """Put the next images' fresh states into the free slots."""
+        free = [slot for slot, place in enumerate(self.places) if place is None]
+        while free:
+            if not self.chunk_places:
+                found = next(self.begun, None)
+                if found is None:
+                    break
+                self.chunk, self.chunk_places = found
+                self.next = 0
+                if not self.state:
+                    self.state = {key: value.clone() for key, value in self.chunk.items()}
+            count = min(len(free), len(self.chunk_places))
+            slots, free = free[:count], free[count:]
+            for slot in slots:
+                self.places[slot] = self.chunk_places.pop(0)
+            self._put(slots, range(self.next, self.next + count))
+            self.next += count
+        # Padding that has reached its end begins again: no walk is asked for more steps than it has.
+        if self.state and (ended := [slot for slot in free if self.state["t"][slot] > self.walk.steps]):
+            self._put(ended, [0] * len(ended))
+
+    def _put(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        to = torch.tensor(slots, device=self.compute.device)
+        rows_ = torch.tensor(list(rows), device=self.compute.device)
+        for key, value in self.chunk.items():
+            # Not in place: two entries of a state may be one tensor.
+            self.state[key] = self.state[key].index_copy(0, to, value[rows_].to(self.state[key].dtype))
+        self.first[to] = -1
+
+    def _advance(self) -> None:
+        ended = self.state["t"] >= self.walk.steps
+        active = torch.tensor([place is not None for place in self.places], device=ended.device)
+        if bool((ended | ~active).all()):
+            with torch.no_grad():
+                self.walk.judge(self.net, self.state)
+        else:
+            self.walk.step(self.net, self.state)
+        newly = self.state["wrong"] & (self.first < 0)
+        self.first = torch.where(newly, self.state["t"] - 1, self.first)
+
+    def _retire(self, attack: Attack) -> list[tuple[int, int, float]]:
+        """The place, first wrong step and norm of every image that is decided; its slot is free."""
+        state = self.state
+        over = state["t"] > self.walk.steps
+        if self.until == "broken":
+            over = over | state["wrong"]
+        if "done" in state:
+            over = over | state["done"]
+        if not bool(over.any()):
+            return []
+        broken = state["wrong"]
+        # What decided an image's verdict; and where an unbroken one's walk ended, which may be outside if unprojected.
+        norms = torch.maximum(
+            measure(attack, state["best"] - state["x"]),
+            measure(attack, state["adv"] - state["x"]).masked_fill(broken, 0),
+        )
+        rows = []
+        for slot in over.nonzero()[:, 0].tolist():
+            place = self.places[slot]
+            if place is not None:
+                rows.append((place, int(self.first[slot]), float(norms[slot])))
+                self.places[slot] = None
+        return rows
+
+
+def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, batch_size: int) -> Iterator[Part]:
+    places = torch.tensor(todo, dtype=torch.int64)
+    for index, count in full_batches(len(places), batch_size):
+        began = time.perf_counter()
+        taken = places[index]
+        with borrowed(net), compute.autocast(), torch.no_grad():
+            right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
+        broken_at = tuple(-int(hit) for hit in right[:count].tolist())
+        yield Part(
+            CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), broken_at, (0.0,) * count, batch_size, 0, time.perf_counter() - began
+        )
+
+
+class Passes:
+    """Counts the network's forward passes, and those of them that lead to an image gradient, in images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.forward, self.gradient = net, 0, 0
+
+    def __enter__(self) -> Passes:
+        self._handle = self.net.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _count(self, _net: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.forward += len(inputs[0])
+        self.gradient += len(inputs[0]) * bool(inputs[0].requires_grad and torch.is_grad_enabled())
