@@ -13,11 +13,11 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
+from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf, walk
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, first
 from vizrobust.rng import Streams
-from vizrobust.robustness import Evaluation, evaluate, gather, share, wilson
+from vizrobust.robustness import CLEAN, Evaluation, evaluate, gather, share, wilson
 
 EPS = 8 / 255
 
@@ -38,14 +38,43 @@ def run(net: nn.Module, attack, split, compute: Compute, **options) -> Evaluatio
 
 @dataclass(frozen=True)
 class Scripted:
-    """An attack that reports verdicts written down beforehand, one column for each label."""
+    """An attack of several walks that report verdicts written down beforehand, one column for each label."""
 
-    verdicts: tuple[tuple[bool, ...], ...]
+    verdicts: tuple[tuple[tuple[bool, ...], ...], ...]
     ball: Linf
+    shift: float = 0.0
+
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[ScriptedWalk, ...]:
+        return tuple(ScriptedWalk(f"script {k}", rows, self.shift) for k, rows in enumerate(self.verdicts))
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        correct = torch.tensor(self.verdicts)[:, y]
-        return Attacked(x, x, correct.float(), correct)
+        return walk.run(self.stages(net, x), net, x, y, streams, judge)
+
+
+@dataclass(frozen=True)
+class ScriptedWalk:
+    name: str
+    rows: tuple[tuple[bool, ...], ...]
+    shift: float
+
+    @property
+    def member(self) -> str:
+        return self.name.split()[0]
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows) - 1
+
+    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> walk.State:
+        return walk.opened(x, y, x + self.shift, streams)
+
+    def step(self, net: nn.Module, state: walk.State) -> None:
+        self.judge(net, state)
+
+    def judge(self, net: nn.Module, state: walk.State) -> None:
+        right = torch.tensor(self.rows)[state["t"].clamp(max=self.steps), state["y"]]
+        said = torch.where(right, state["y"], (state["y"] + 1) % 4)
+        walk.mark(state, torch.nn.functional.one_hot(said, 4).float(), torch.zeros(len(said)))
 
 
 class Says(nn.Module):
@@ -57,7 +86,7 @@ class Says(nn.Module):
 
 def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compute: Compute) -> None:
     # One label for each story: never wrong; wrong at first; wrong in the middle and back; wrong at the end.
-    attack = Scripted(((True, False, True, True), (True, True, False, True), (True, True, True, False)), Linf(EPS))
+    attack = Scripted((((True, False, True, True), (True, True, False, True), (True, True, True, False)),), Linf(EPS))
     labels = torch.tensor([0, 1, 2, 3, 0])
     x = torch.zeros(5, *SHAPE)
     x[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 1]) / 10  # the last image is already wrong clean
@@ -83,7 +112,7 @@ def test_the_counts_are_those_of_attacking_all_images_at_once(attack, split: Arr
     for row in whole.correct.tolist():
         alive = [before and now for before, now in zip(alive, row, strict=True)]
         survivors.append(sum(alive))
-    found = run(make_net(), attack, split, compute, batch_size=10)
+    found = run(make_net(), attack, split, compute, batch_size=10, every_walk=True)
     assert [int(row.sum()) for row in found.survives] == survivors
     assert found.survives.shape == (len(whole.correct), 23)
 
@@ -104,11 +133,13 @@ def test_repeats_that_fill_the_last_batch_do_not_count(split: ArraySplit, comput
     # The last image is the one repeated: were the repeats counted, making it wrong would show in the share.
     net, attack = make_net(), PGD(steps=2, ball=Linf(EPS))
     parts = list(evaluate(net, attack, split, compute, batch_size=10))
-    assert [len(part.clean) for part in parts] == [10, 10, 3]
+    assert sorted(place for part in parts if part.walk == CLEAN for place in part.images) == list(range(23))
     found = gather(attack, parts)
     assert len(found.clean) == len(found.robust) == found.row()["n"] == 23
     with torch.no_grad():
         assert found.clean.tolist() == (net(split.pixels).argmax(1) == split.labels).tolist()
+    attacked = [place for part in parts if part.walk != CLEAN for place in part.images]
+    assert sorted(attacked) == found.clean.nonzero()[:, 0].tolist(), "each right image once, no wrong one"
 
 
 def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySplit, compute: Compute) -> None:
@@ -133,6 +164,13 @@ def test_the_seed_moves_the_random_start(split: ArraySplit, compute: Compute) ->
     assert not torch.equal(starts[0], starts[2])
 
 
+class Steady(nn.Module):
+    """Right on label 0 whatever the image, with a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack((x.flatten(1).mean(1) + 9, x.flatten(1).std(1)), dim=1)
+
+
 @pytest.mark.parametrize(
     ("attack", "forward", "gradient"),
     [
@@ -143,11 +181,11 @@ def test_the_seed_moves_the_random_start(split: ArraySplit, compute: Compute) ->
     ],
     ids=repr,
 )
-def test_passes_are_counted_for_each_image(attack, forward: int, gradient: int, split: ArraySplit, compute: Compute) -> None:
-    net = make_net()
-    found = run(net, attack, split, compute, batch_size=10)
-    assert (found.forward_passes, found.gradient_passes) == pytest.approx((forward, gradient))
-    assert found.seconds > 0
+def test_an_image_that_is_never_broken_costs_what_its_steps_cost(attack, forward: int, gradient: int, compute: Compute) -> None:
+    net = Steady()
+    images = ArraySplit(torch.rand(20, *SHAPE), torch.zeros(20, dtype=torch.int64))
+    row = run(net, attack, images, compute, batch_size=10).row()
+    assert (row["accuracy"], row["forward_passes"], row["gradient_passes"]) == (1, forward, gradient)
     assert not net._forward_pre_hooks, "the counter is gone"
 
 
@@ -183,16 +221,13 @@ def test_the_lectures_iteration_is_labelled_when_it_leaves_the_ball(compute: Com
         assert inside.max_norm <= attack.ball.eps + 1e-6
 
 
-def test_a_wrong_iterate_outside_the_ball_is_labelled_even_if_the_last_came_back(compute: Compute) -> None:
-    class Returns:
-        ball = Linf(EPS)
-
-        def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-            correct = torch.ones(2, len(x), dtype=torch.bool)
-            return Attacked(x, x + 2 * EPS, correct.float(), correct)
-
-    images = ArraySplit(torch.full((3, *SHAPE), 0.5), torch.zeros(3, dtype=torch.int64))
-    assert run(make_net(), Returns(), images, compute, batch_size=3).outside
+@pytest.mark.parametrize("right", [True, False])
+def test_an_attack_whose_points_are_outside_is_labelled_whether_they_are_wrong_or_not(right: bool, compute: Compute) -> None:
+    images = ArraySplit(torch.zeros(3, *SHAPE), torch.zeros(3, dtype=torch.int64))
+    attack = Scripted((((True,), (right,)),), Linf(EPS), shift=2 * EPS)
+    found = run(Says(), attack, images, compute, batch_size=3)
+    assert found.outside
+    assert found.robust.tolist() == [right] * 3
 
 
 def test_the_network_is_given_back_also_after_an_exception(split: ArraySplit, compute: Compute) -> None:
@@ -204,17 +239,6 @@ def test_the_network_is_given_back_also_after_an_exception(split: ArraySplit, co
     assert all(module.training for module in net.modules())
     assert not net._forward_pre_hooks
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-def test_an_attack_without_verdicts_is_refused(split: ArraySplit, compute: Compute) -> None:
-    class Blind:
-        ball = Linf(EPS)
-
-        def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-            return Attacked(x)
-
-    with pytest.raises(ValueError, match="returned no verdicts"):
-        run(make_net(), Blind(), split, compute)
 
 
 def test_no_images_are_refused(compute: Compute) -> None:

@@ -36,6 +36,9 @@ class Attacked:
 class Walk(Protocol):
     """One run of an attack from one start point, e.g. one restart, or one target class.
 
+    Two attributes are optional: ``minimal = True`` where it looks for the smallest perturbation, ``leaves_ball = True``
+    where it does not stay in its ball (then it is always walked to its end, to say how far it went).
+
     The three methods change the state they are given and see batches of one size; nothing in them may mix images,
     and every random number comes from `draws` (or, in `begin`, from `streams`).
     """

@@ -6,7 +6,7 @@ from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixel
 from vizrobust.features.pictures import start_image
 from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
 from vizrobust.features.render import Rendered, render
-from vizrobust.features.session import Request, checkpoint_id, images_of, missing, render_into, row_key
+from vizrobust.features.session import Request, images_of, missing, render_into, row_key
 from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
 from vizrobust.features.units import accepts, objective_for, units_from
 
@@ -34,7 +34,6 @@ __all__ = [
     "Rendered",
     "Request",
     "accepts",
-    "checkpoint_id",
     "colored",
     "fourier",
     "gradient",

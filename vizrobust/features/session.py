@@ -54,7 +54,7 @@ class Request:
 
     def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
         """The keys of all its rows for a checkpoint."""
-        name = checkpoint_id(checkpoint)
+        name = checkpoint.id
         return [self.key(name, unit, seed) for unit in self.units for seed in self.seeds]
 
     def key(self, checkpoint: str, unit: int, seed: int) -> tuple[Any, ...]:
@@ -64,11 +64,6 @@ class Request:
 def row_key(row: Row) -> tuple[Any, ...]:
     """What tells one row of a run from another; the same as `Request.key`."""
     return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
-
-
-def checkpoint_id(checkpoint: Checkpoint) -> str:
-    """A checkpoint's name in files: a slug and 8 hex digits of its weights' hash."""
-    return f"{slug(checkpoint.name)}-{checkpoint.sha256[:8]}"
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -94,13 +89,13 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 def missing(run: Run, checkpoint: Checkpoint, request: Request) -> list[tuple[int, int]]:
     """The (unit, seed) pairs that the run does not hold yet."""
     there = {row_key(row) for row in run.rows()}
-    name = checkpoint_id(checkpoint)
+    name = checkpoint.id
     return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
 
 
 def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Compute) -> Iterator[Row]:
     """Render what is missing of a request, save each image and then its row, and yield the rows as they come."""
-    name = checkpoint_id(checkpoint)
+    name = checkpoint.id
     run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
     todo = missing(run, checkpoint, request)
     if not todo:
@@ -120,7 +115,7 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
 def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
     """The finished images of a request as they are on disk: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {row_key(row): row for row in run.rows()}
-    name = checkpoint_id(checkpoint)
+    name = checkpoint.id
     found: dict[int, Tensor] = {}
     for unit in request.units:
         pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"]) for seed in request.seeds]

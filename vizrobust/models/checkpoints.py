@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vizrobust.models.normalized import Normalized
-from vizrobust.runs import write_atomic
+from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1
 Shape = tuple[int, int, int]
@@ -101,6 +101,11 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash of the weights alone: the same for the same network under another name or description."""
         return weights_sha256(self.state)
+
+    @property
+    def id(self) -> str:
+        """Its name in files and rows: a slug and 8 hex digits of the weights' hash."""
+        return f"{slug(self.name)}-{self.sha256[:8]}"
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -61,6 +61,9 @@ def evaluate(
             place: at for part in known if part.walk == walk.name for place, at in zip(part.images, part.broken_at, strict=True)
         }
         todo = [place for place in alive if place not in done]
+        if not todo and not any(part.walk == walk.name for part in known):
+            # A walk with nothing left to do is named all the same, so that a table can say that it broke nothing.
+            yield Part(walk.name, walk.member, walk.steps, (), (), (), 0, 0, 0.0)
         slots = _Slots(net, walk, images, todo, compute, seed, batch_size, until)
         for part in slots.parts(attack):
             done |= zip(part.images, part.broken_at, strict=True)
@@ -75,7 +78,9 @@ class _Slots:
     def __init__(
         self, net: nn.Module, walk: Walk, images: Split, todo: Sequence[int], compute: Compute, seed: int, size: int, until: str
     ) -> None:
-        self.net, self.walk, self.images, self.compute, self.seed, self.until = net, walk, images, compute, seed, until
+        self.net, self.walk, self.images, self.compute, self.seed = net, walk, images, compute, seed
+        self.leaves_ball = getattr(walk, "leaves_ball", False)
+        self.until = "end" if self.leaves_ball else until
         self.todo = torch.tensor(todo, dtype=torch.int64)
         self.size = size
         self.begun = self._begun()
@@ -138,8 +143,10 @@ class _Slots:
             self._put(slots, range(self.next, self.next + count))
             self.next += count
         # Padding that has reached its end begins again: no walk is asked for more steps than it has.
-        if self.state and (ended := [slot for slot in free if self.state["t"][slot] > self.walk.steps]):
-            self._put(ended, [0] * len(ended))
+        if free and self.state:
+            over = (self.state["t"] > self.walk.steps).tolist()
+            if ended := [slot for slot in free if over[slot]]:
+                self._put(ended, [0] * len(ended))
 
     def _put(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         to = torch.tensor(slots, device=self.compute.device)
@@ -171,10 +178,11 @@ class _Slots:
         if not bool(over.any()):
             return []
         broken = state["wrong"]
-        # What decided an image's verdict; and where an unbroken one's walk ended, which may be outside if unprojected.
+        # What decided an image's verdict; and where its walk ended, if it was not broken or may be outside its ball.
+        ended = measure(attack, state["adv"] - state["x"])
         norms = torch.maximum(
             measure(attack, state["best"] - state["x"]),
-            measure(attack, state["adv"] - state["x"]).masked_fill(broken, 0),
+            ended if self.leaves_ball else ended.masked_fill(broken, 0),
         )
         rows = []
         for slot in over.nonzero()[:, 0].tolist():

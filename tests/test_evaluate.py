@@ -1,0 +1,239 @@
+"""The evaluation engine: images that leave and enter a batch come out as in a plain loop, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import CLASSES, SHAPE, make_net
+from tests.test_robustness import Says, Scripted
+from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import ArraySplit, first
+from vizrobust.models import Checkpoint, Description
+from vizrobust.models.checkpoints import body_state
+from vizrobust.rng import Streams
+from vizrobust.robustness import CLEAN, Part, evaluate, gather
+from vizrobust.robustness.session import evaluate_into, evaluated, identity
+from vizrobust.runs import Run
+
+N = 37
+SIZE = 8
+ATTACKS = (
+    PGD(steps=6, ball=Linf(0.02), alpha=0.006),
+    PGD(steps=4, ball=Linf(0.03), alpha=0.01, restarts=3),
+    PGD(steps=5, ball=Linf(0.015), alpha=0.006, targeted=True, loss="margin"),
+)
+every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+
+
+@pytest.fixture
+def images() -> ArraySplit:
+    x = torch.rand(N, *SHAPE, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        y = make_net()(x).argmax(1)
+    y[::9] = (y[::9] + 1) % CLASSES
+    return ArraySplit(x, y)
+
+
+def plain_loop(net: nn.Module, attack: Attack, images: ArraySplit) -> dict[int, tuple[bool, list[int]]]:
+    """Place -> right unchanged, and for each walk the first wrong step (-1: none), one full batch after the other."""
+    found = {}
+    for start in range(0, N, SIZE):
+        index = torch.arange(start, start + SIZE).clamp(max=N - 1)
+        x, y = images.take(index), images.labels[index]
+        clean = net(x).argmax(1) == y
+        steps = []
+        for walk in attack.stages(net, x):
+            state = walk.begin(net, x, y, Streams(0, index.tolist(), "attack"))
+            rows = []
+            for _ in range(walk.steps):
+                walk.step(net, state)
+                rows.append(state["correct"])
+            walk.judge(net, state)
+            wrong = ~torch.stack([*rows, state["correct"]])
+            steps.append(torch.where(wrong.any(0), wrong.int().argmax(0), -1))
+        for k, place in enumerate(index.tolist()):
+            found[place] = bool(clean[k]), [int(row[k]) for row in steps]
+    return found
+
+
+@every_attack
+@pytest.mark.parametrize("every_walk", [True, False])
+def test_every_image_breaks_at_the_step_at_which_it_breaks_in_a_plain_loop(
+    attack: Attack, every_walk: bool, images: ArraySplit, compute: Compute
+) -> None:
+    net = make_net()
+    expected = plain_loop(net, attack, images)
+    found = gather(attack, evaluate(net, attack, images, compute, batch_size=SIZE, every_walk=every_walk))
+    assert found.clean.tolist() == [right for right, _ in expected.values()]
+    for place, (right, steps) in expected.items():
+        column = found.broken_at[:, place].tolist()
+        if not right:
+            assert column == [-1] * len(steps), "never attacked"
+        elif every_walk:
+            assert column == steps
+        else:
+            first_broken = next((k for k, at in enumerate(steps) if at >= 0), len(steps))
+            assert column == [at if k <= first_broken else -1 for k, at in enumerate(steps)]
+    outcomes = {at for _, steps in expected.values() for at in steps}
+    assert len(outcomes) > 3, "images leave at different steps, so slots are refilled in the middle"
+    assert -1 in outcomes
+
+
+def test_the_network_always_sees_batches_of_the_one_size(images: ArraySplit, compute: Compute) -> None:
+    net, sizes = make_net(), []
+    net.register_forward_pre_hook(lambda _net, inputs: sizes.append(len(inputs[0])))
+    list(evaluate(net, ATTACKS[0], images, compute, batch_size=SIZE))
+    assert set(sizes) == {SIZE}
+
+
+def test_broken_images_leave(images: ArraySplit, compute: Compute) -> None:
+    """All but one image break at the second point: the work is theirs and that one's, not 50 steps for each."""
+    right = tuple((True, True) if t < 2 else (False, True) for t in range(51))
+    attack = Scripted((right,), Linf(1.0))
+    x = torch.zeros(N, *SHAPE)
+    labels = torch.zeros(N, dtype=torch.int64)
+    labels[5], x[5, 0, 0, 0] = 1, 0.1
+    parts = list(evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=SIZE))
+    found = gather(attack, parts)
+    assert found.broken_at[0].tolist() == [2 if place != 5 else -1 for place in range(N)]
+    assert found.survives.shape == (51, N)
+    assert found.row()["steps"] == 50
+
+
+def test_who_broke_what_is_counted_once(compute: Compute) -> None:
+    first_walk = ((True, True, True), (False, True, True))
+    second = ((True, True, True), (False, False, True))
+    attack = Scripted((first_walk, second), Linf(1.0))
+    x, labels = torch.zeros(3, *SHAPE), torch.arange(3)
+    x[:, 0, 0, 0] = labels / 10
+    for every_walk in (True, False):
+        found = gather(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, every_walk=every_walk))
+        assert found.walks == ("script 0", "script 1")
+        assert found.row()["broken_by"] == {"script": 2}
+        assert found.robust.tolist() == [False, False, True]
+        assert found.broken_at.tolist() == [[1, -1, -1], [1 if every_walk else -1, 1, -1]]
+
+
+@every_attack
+def test_what_is_known_is_not_computed_again(attack: Attack, images: ArraySplit, compute: Compute) -> None:
+    whole = list(evaluate(make_net(), attack, images, compute, batch_size=SIZE))
+    expected = gather(attack, whole)
+    for kept in range(len(whole) + 1):
+        rest = list(evaluate(make_net(), attack, images, compute, batch_size=SIZE, known=whole[:kept]))
+        seen = [(part.walk, place) for part in (*whole[:kept], *rest) for place in part.images]
+        assert len(seen) == len(set(seen)), "no verdict twice"
+        found = gather(attack, [*whole[:kept], *rest])
+        assert torch.equal(found.broken_at, expected.broken_at)
+        assert torch.equal(found.clean, expected.clean)
+    assert not list(evaluate(make_net(), attack, images, compute, batch_size=SIZE, known=whole))
+
+
+def test_only_some_images(images: ArraySplit, compute: Compute) -> None:
+    attack = ATTACKS[0]
+    whole = gather(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE))
+    some = gather(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE, only=[30, 4, 17]))
+    assert some.images.tolist() == [4, 17, 30]
+    assert torch.equal(some.robust, whole.robust[some.images])
+
+
+def test_a_stopped_consumer_leaves_the_network_as_it_was(images: ArraySplit, compute: Compute) -> None:
+    net = make_net("resnet_small").train()
+    parts = evaluate(net, ATTACKS[0], images, compute, batch_size=SIZE)
+    for _ in range(6):
+        next(parts)
+        assert all(module.training for module in net.modules()), "also between two parts"
+        assert not net._forward_pre_hooks
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    net = make_net()
+    about = Description(
+        arch="small_cnn", input_shape=SHAPE, classes=tuple(f"c{k}" for k in range(CLASSES)), mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+    from vizrobust.models import architecture
+
+    return Checkpoint("tiny", about, body_state(net), architecture("small_cnn", SHAPE, CLASSES))
+
+
+def folder(path: Path) -> Run:
+    return Run(path, "attack", identity("toy", "test", 0, SIZE, "fp32"))
+
+
+HOW = {"batch_size": SIZE}
+
+
+class TestInARunFolder:
+    def test_a_stopped_evaluation_goes_on(
+        self, tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
+    ) -> None:
+        attack = ATTACKS[1]
+        expected = evaluated(folder(tmp_path / "whole"), checkpoint, attack, images, compute, **HOW)
+        for stop in range(1, 12, 2):
+            path = tmp_path / f"stopped-{stop}"
+            for _, _part in zip(
+                range(stop), evaluate_into(folder(path), checkpoint, attack, images, compute, **HOW), strict=False
+            ):
+                pass
+            with (path / "rows.jsonl").open("a") as file:
+                file.write('{"walk": "PGD", "ima')  # killed in the middle of a line
+            found = evaluated(folder(path), checkpoint, attack, images, compute, **HOW)
+            assert torch.equal(found.broken_at, expected.broken_at)
+            assert torch.equal(found.clean, expected.clean)
+            rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+            verdicts = [(row["walk"], place) for row in rows for place in row["images"]]
+            assert len(verdicts) == len(set(verdicts))
+
+    def test_a_finished_one_is_read(self, tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute) -> None:
+        first_time = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], images, compute, **HOW)
+        before = (tmp_path / "rows.jsonl").read_bytes()
+        again = evaluated(folder(tmp_path), replace(checkpoint, build=fails), ATTACKS[0], images, compute, net=make_net(), **HOW)
+        assert (tmp_path / "rows.jsonl").read_bytes() == before
+        assert again.row() == first_time.row()
+
+    def test_fewer_and_more_images_use_what_is_there(
+        self, tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
+    ) -> None:
+        expected = evaluated(folder(tmp_path / "whole"), checkpoint, ATTACKS[1], images, compute, **HOW)
+        for n in (20, 7, N):
+            found = evaluated(folder(tmp_path / "grown"), checkpoint, ATTACKS[1], first(images, n), compute, **HOW)
+            assert torch.equal(found.broken_at, expected.broken_at[:, :n])
+            assert found.row()["n"] == n
+
+    def test_attacks_and_checkpoints_do_not_meet(
+        self, tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
+    ) -> None:
+        run = folder(tmp_path)
+        other = checkpoint.untrained("other", seed=5)
+        for one in (checkpoint, other):
+            for attack in ATTACKS:
+                alone = gather(attack, evaluate(one.net(), attack, images, compute, batch_size=SIZE))
+                found = evaluated(run, one, attack, images, compute, **HOW)
+                assert torch.equal(found.broken_at, alone.broken_at)
+        rows = run.rows()
+        assert sum(len(row["images"]) for row in rows if row["walk"] == CLEAN) == 2 * N, "once for each checkpoint"
+
+
+def fails() -> nn.Module:
+    raise AssertionError("nothing is left to compute")
+
+
+def test_costs_of_a_subset_are_in_proportion(
+    tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
+) -> None:
+    whole = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], images, compute, batch_size=SIZE)
+    half = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], first(images, 16), compute, batch_size=SIZE)
+    assert 0 < half.seconds < whole.seconds
+    assert 0 < half.gradient_passes < whole.gradient_passes
+
+
+def test_a_part_is_plain_data() -> None:
+    part = Part("PGD", "PGD", 3, (1, 2), (-1, 2), (0.1, 0.2), 8, 6, 0.5)
+    assert json.loads(json.dumps(vars(part)))["images"] == [1, 2]

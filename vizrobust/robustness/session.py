@@ -1,0 +1,77 @@
+"""Evaluations in a run folder: an interrupted one goes on where it stopped, a finished one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from vizrobust.attacks import Attack
+from vizrobust.compute import Compute
+from vizrobust.data import Split
+from vizrobust.models import Checkpoint
+from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
+from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
+from vizrobust.runs import Row, Run
+
+Until = Literal["broken", "end"]
+
+
+def identity(data: str, split: str, seed: int, batch_size: int, precision: str) -> dict[str, Any]:
+    """What the verdicts depend on besides checkpoint, attack and number of images."""
+    return {"data": data, "split": split, "seed": seed, "batch_size": batch_size, "precision": precision}
+
+
+def evaluate_into(
+    run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
+    batch_size: int = BATCH_SIZE, *, net: nn.Module | None = None, only: Sequence[int] | None = None,
+    until: Until = "broken", every_walk: bool = False,
+) -> Iterator[Part]:  # fmt: skip
+    """As `evaluate`, with every part saved in the run before it is yielded; first come those that were there.
+
+    A run may hold several checkpoints and attacks, and more images than are asked for now. `net` saves building
+    the checkpoint's network again.
+    """
+    places = set(range(len(images)) if only is None else only)
+    about = {"checkpoint": checkpoint.id, "attack": repr(attack), "until": until, "every_walk": every_walk}
+    known = [
+        _among(_part(row), places)
+        for row in run.rows()
+        # The verdicts on unchanged images are the same whatever the attack.
+        if all(row.get(key) == value for key, value in about.items() if row["walk"] != CLEAN or key == "checkpoint")
+    ]
+    yield from known
+    network = checkpoint.net() if net is None else net
+    for part in evaluate(
+        network, attack, images, compute, seed, batch_size,
+        only=only, known=known, until=until, every_walk=every_walk,
+    ):  # fmt: skip
+        run.add({**about, **asdict(part)})
+        yield part
+
+
+def evaluated(run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any) -> Evaluation:
+    """`evaluate_into`, gathered."""
+    return gather(attack, evaluate_into(run, checkpoint, attack, images, compute, **how))
+
+
+def _part(row: Row) -> Part:
+    values = {field.name: row[field.name] for field in fields(Part)}
+    return Part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _among(part: Part, places: set[int]) -> Part:
+    """The part for those of its images that are asked for; its costs in proportion."""
+    kept = [k for k, place in enumerate(part.images) if place in places]
+    if len(kept) == len(part.images):
+        return part
+    if not kept:
+        return replace(part, images=(), broken_at=(), norms=(), seconds=0.0, forward_passes=0, gradient_passes=0)
+    images, broken_at, norms = (tuple(column[k] for k in kept) for column in (part.images, part.broken_at, part.norms))
+    ratio = len(kept) / len(part.images)
+    return replace(
+        part, images=images, broken_at=broken_at, norms=norms, seconds=part.seconds * ratio,
+        forward_passes=round(part.forward_passes * ratio), gradient_passes=round(part.gradient_passes * ratio),
+    )  # fmt: skip
