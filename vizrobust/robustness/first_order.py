@@ -1,0 +1,209 @@
+"""First-order analysis: the drop that the gradient at an image promises against the drop that attacks really cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from vizrobust.attacks import FGSM, L2, PGD, Attacked, Ball, Linf, radius
+from vizrobust.attacks.losses import LOSSES
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.models import borrowed
+from vizrobust.rng import Streams
+from vizrobust.robustness.accuracy import wilson
+from vizrobust.robustness.evaluate import BATCH_SIZE
+from vizrobust.spec import lookup
+
+STEPS = 20
+# A function that is linear over the ball never drops by more than the prediction, so 1 is the bound of a sound
+# network without curvature. Twice as much means that on its way PGD met slopes at least twice as steep, on average,
+# as the gradient admitted at the image. On the built-in sweep (margin loss, eps 0.05 to 0.3) no image reaches it.
+HIDDEN_BEYOND = 2.0
+# FGSM's own step is a straight line along the gradient: with less than half of what the gradient promised there,
+# the slope has on average at least halved, and did so in the one direction that one-step training looks at.
+SHORT_BELOW = 0.5
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Drops of n images that are classified correctly, in units of the loss: nats of log p ("ce") or logits ("margin").
+
+    `predicted` is eps times the dual norm of the gradient (for L-inf eps * sum |g_j|, the lecture's formula): the most
+    that a linear function could lose in the ball. `linear` is what it would lose at FGSM's point, which is less, as
+    pixels end at 0 and 1. `fgsm` and `pgd` are the drops at FGSM's point and at PGD's best one. `image` (n,) holds the
+    places of these images in the split; `n_all` counts the wrong ones too.
+    """
+
+    ball: Ball
+    loss: str
+    steps: int
+    n_all: int
+    image: Tensor
+    predicted: Tensor
+    linear: Tensor
+    fgsm: Tensor
+    pgd: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def hidden(self) -> Tensor:
+        """(n,) bool: PGD's drop exceeds the prediction by a factor of more than `HIDDEN_BEYOND`: the gradient hid it.
+
+        To be read with the margin loss: cross entropy is flat where a network is sure of itself, so with it every
+        confident network looks masked.
+        """
+        return self.pgd > HIDDEN_BEYOND * self.predicted
+
+    @property
+    def short(self) -> Tensor:
+        """(n,) bool: FGSM's drop is below `SHORT_BELOW` of what the gradient promised, though PGD's is not.
+
+        The mark of overfitting to one-step attacks: the gradient is honest, and the network bends away just there.
+        """
+        promised = SHORT_BELOW * self.linear
+        return (self.fgsm < promised) & (self.pgd >= promised)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row an image: ``image, predicted, linear, fgsm, pgd``."""
+        names = ("image", "predicted", "linear", "fgsm", "pgd")
+        for values in zip(*(getattr(self, name).tolist() for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+    def summary(self) -> dict[str, Any]:
+        """Medians of the drops and of their ratios, rank correlations with the prediction, and the two shares.
+
+        A ratio or a correlation is None where it is not defined (no gradient at all, every image alike).
+        """
+        return {
+            "loss": self.loss,
+            "norm": type(self.ball).__name__,
+            "eps": self.ball.eps,
+            "steps": self.steps,
+            "n": len(self),
+            "n_all": self.n_all,
+            **{name: _median(getattr(self, name)) for name in ("predicted", "linear", "fgsm", "pgd")},
+            "fgsm_over_linear": _median_ratio(self.fgsm, self.linear),
+            "pgd_over_predicted": _median_ratio(self.pgd, self.predicted),
+            "fgsm_over_pgd": _median_ratio(self.fgsm, self.pgd),
+            "rank_fgsm": _rank_correlation(self.predicted, self.fgsm),
+            "rank_pgd": _rank_correlation(self.predicted, self.pgd),
+            **_counted("hidden", self.hidden),
+            **_counted("short", self.short),
+            "no_gradient": float((self.predicted == 0).double().mean()),
+        }
+
+
+def first_order(
+    net: nn.Module,
+    images: Split,
+    ball: Ball,
+    compute: Compute,
+    loss: str = "margin",
+    steps: int = STEPS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> FirstOrder:
+    """Predicted and real drops of the correctly classified images of a split (Steinhardt's lecture notes, §27.4).
+
+    `loss` is "margin" or "ce", used for the gradient, for both attacks and for the drops: with "ce" the drops are those
+    of log p(true class). One gradient, one FGSM and one PGD of `steps` steps an image. Raises ``ValueError`` where the
+    network classifies no image correctly.
+    """
+    lookup(LOSSES, loss, "loss")
+    compute.place(net)
+    parts = []
+    for index, count in full_batches(len(images), batch_size):
+        x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
+        streams = Streams(seed, index.tolist(), "first order")
+        with compute.autocast():
+            drops = _drops(net, x, y, ball, streams, loss, steps)
+        parts.append({name: value[:count].cpu() for name, value in {"image": index, **drops}.items()})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    correct = whole.pop("correct", torch.zeros(0, dtype=torch.bool))
+    if not correct.any():
+        raise ValueError(f"the network classifies none of the {len(correct)} images correctly, so there is no drop to predict")
+    return FirstOrder(ball, loss, steps, len(correct), **{name: value[correct] for name, value in whole.items()})
+
+
+def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N,) float64: the most that a linear function with this gradient grows per unit of the ball's norm.
+
+    L1 of the gradient for L-inf, L2 for L2, and the largest entry for L1, whose steepest direction may be spread.
+
+    >>> dual_norm(Linf(eps=0.1), torch.tensor([[[[3.0, -4.0]]]])), dual_norm(L2(eps=1.0), torch.tensor([[[[3.0, -4.0]]]]))
+    (tensor([7.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
+    """
+    flat = _exact(gradient).flatten(1)  # vanishing gradients, squared, underflow in float32
+    match ball:
+        case Linf():
+            return flat.abs().sum(1)
+        case L2():
+            return flat.norm(dim=1)
+    if type(ball).__name__ == "L1":
+        return flat.abs().amax(1)
+    raise ValueError(f"no dual norm is known for {type(ball).__name__}; use Linf, L2 or L1")
+
+
+def input_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each image is classified correctly (N,), its loss (N,), and the loss's gradient (N, C, H, W)."""
+    with borrowed(net):
+        point = x.detach().requires_grad_()
+        logits = net(point)
+        value = lookup(LOSSES, loss, "loss")(logits, y)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    return logits.argmax(1) == y, value.detach(), gradient
+
+
+def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, loss: str, steps: int) -> dict[str, Tensor]:
+    correct, before, gradient = input_gradient(net, x, y, loss)
+    one = FGSM(ball=ball, loss=loss)(net, x, y, streams.child("fgsm"))
+    many = PGD(steps=steps, ball=ball, loss=loss)(net, x, y, streams.child("pgd"))
+    straight = (_exact(gradient) * _exact(one.x - x)).flatten(1).sum(1)
+    return {
+        "correct": correct,
+        "predicted": radius(ball) * dual_norm(ball, gradient),
+        "linear": straight,
+        "fgsm": _losses(one)[-1] - _exact(before),
+        "pgd": _losses(many).amax(0) - _exact(before),
+    }
+
+
+def _losses(found: Attacked) -> Tensor:
+    """(steps + 1, N): the loss at each point that an attack met."""
+    if found.loss is None:
+        raise ValueError("the attack returned no losses")
+    return _exact(found.loss)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64, on the CPU: not every device has it."""
+    return values.cpu().to(torch.float64)
+
+
+def _median(values: Tensor) -> float:
+    return float(values.quantile(0.5))
+
+
+def _median_ratio(of: Tensor, to: Tensor) -> float | None:
+    there = to > 0
+    return _median(of[there] / to[there]) if there.any() else None
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float | None:
+    """Spearman's."""
+    if len(a) < 3 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return None
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
+def _counted(name: str, hits: Tensor) -> dict[str, float]:
+    low, high = wilson(int(hits.sum()), len(hits))
+    return {name: float(hits.double().mean()), f"{name}_ci_low": low, f"{name}_ci_high": high}
