@@ -133,6 +133,10 @@ class GradientWalk:
     def member(self) -> str:
         return self.kind
 
+    @property
+    def leaves_ball(self) -> bool:
+        return not self.project
+
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         towards = self._targets(net, x, y, streams) if self.targeted else y
         if self.restart:
@@ -148,10 +152,9 @@ class GradientWalk:
         (grad,) = torch.autograd.grad(climbed.sum(), adv)
         mark(state, logits.detach(), climbed)
         # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
-        adv = adv.detach() + self.alpha * self.ball.steepest(grad)
-        if self.project:
-            adv = state["x"] + self.ball.project(adv - state["x"])
-        state["adv"] = adv.clamp_(0, 1)
+        adv = adv.detach()
+        adv = adv + self.alpha * self.ball.steepest(grad, adv)
+        state["adv"] = self.ball.project_image(state["x"], adv) if self.project else adv.clamp_(0, 1)
 
     def judge(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
