@@ -33,6 +33,12 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
     if len(loaded.classes) != len(about.classes):
         has = f"{loaded.name} has {len(loaded.classes)}"
         raise ValueError(f"{checkpoint.name!r} has {len(about.classes)} classes, {has}; give another --data")
+    for number, (theirs, own) in enumerate(zip(loaded.classes, about.classes, strict=True)):
+        if theirs.lower() in {name.lower() for name in about.classes} and theirs.lower() != own.lower():
+            raise ValueError(
+                f"class {number} is {own!r} for {checkpoint.name!r} and {theirs!r} in {loaded.name}: "
+                "the labels mean other things; give another --data, or bring its classes into the checkpoint's order"
+            )
     return loaded
 
 
