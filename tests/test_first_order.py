@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import L2, Linf
+from vizrobust.attacks.balls import L1, L2, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, first, load
 from vizrobust.models import load_checkpoint
@@ -52,9 +52,9 @@ def clamped(x: Tensor) -> Tensor:
     return linear(x.clamp(0, 1))
 
 
-def bent(x: Tensor) -> Tensor:
-    """Falls along the gradient for 0.6 of the way to FGSM's point of an image of mean 0.5, and rises again behind it."""
-    return 20 * (x.flatten(1).mean(1) - (0.5 - 0.6 * EPS)).abs() + 0.1
+def bent(x: Tensor, turn: float = 0.6) -> Tensor:
+    """Falls for `turn` of the way to FGSM's point of an image of mean 0.5, and rises again behind it."""
+    return 20 * (x.flatten(1).mean(1) - (0.5 - turn * EPS)).abs() + 0.1
 
 
 def inner(n: int = 9) -> ArraySplit:
@@ -129,6 +129,10 @@ def test_a_network_bent_against_one_step_is_short_and_hides_nothing(compute: Com
     assert bool((found.pgd > 0.5 * 20 * EPS).all())
     assert found.short.all()
     assert not found.hidden.any()
+    # Where many steps get no further than half the promise either, one step has not been singled out.
+    early = analysed(lambda x: bent(x, 0.4), inner(), compute)
+    assert bool((early.fgsm < 0).all())
+    assert not early.short.any()
 
 
 def test_without_any_slope_nothing_is_hidden_and_nothing_promised(compute: Compute) -> None:
@@ -170,10 +174,11 @@ def test_errors_say_what_is_wrong(compute: Compute) -> None:
         analysed(linear, inner(), compute, loss="margn")
 
 
-@pytest.mark.parametrize("ball", [Linf(eps=0.3), L2(eps=0.3)])
+@pytest.mark.parametrize("ball", [Linf(eps=0.3), L2(eps=0.3), L1(eps=0.3)])
 def test_the_dual_norm_is_the_steepest_rise_of_a_linear_function(ball) -> None:
     gradient = torch.randn(5, *SMALL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bound = dual_norm(ball, gradient)
+    # (of 24 values, L1's sparse step moves the largest alone)
     assert (gradient * ball.steepest(gradient)).flatten(1).sum(1).numpy() == pytest.approx(bound.numpy())
     for draw in range(20):
         delta = ball.sample(gradient, Streams(draw, range(5)))
@@ -210,6 +215,7 @@ def test_weights_that_shrink_as_one_over_sqrt_d_grow_as_sqrt_d(compute: Compute)
 def test_gradient_norms_are_those_of_each_image(compute: Compute) -> None:
     net, images = make_net(), ArraySplit(torch.rand(7, *SHAPE), torch.arange(7) % CLASSES)
     found = gradient_norms(net, images, compute, loss="ce", batch_size=4)
+    assert len(found.l1) == len(found.l2) == len(found.correct) == 7
     for i in range(7):
         x = images.pixels[i : i + 1].clone().requires_grad_()
         loss = nn.functional.cross_entropy(net(x), images.labels[i : i + 1])

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from vizrobust.attacks import FGSM, L2, PGD, Attacked, Ball, Linf, radius
+from vizrobust.attacks import FGSM, PGD, Attacked, Ball, radius
+from vizrobust.attacks.balls import L1, L2, Linf
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
@@ -136,7 +137,8 @@ def first_order(
 def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
     """(N, C, H, W) -> (N,) float64: the most that a linear function with this gradient grows per unit of the ball's norm.
 
-    L1 of the gradient for L-inf, L2 for L2, and the largest entry for L1, whose steepest direction may be spread.
+    L1 of the gradient for L-inf, L2 for L2, and the largest entry for L1: more than can be had from a single pixel that
+    ends at 0 and 1, so with L1 a drop is rarely found `hidden`.
 
     >>> dual_norm(Linf(eps=0.1), torch.tensor([[[[3.0, -4.0]]]])), dual_norm(L2(eps=1.0), torch.tensor([[[[3.0, -4.0]]]]))
     (tensor([7.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
@@ -147,8 +149,8 @@ def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
             return flat.abs().sum(1)
         case L2():
             return flat.norm(dim=1)
-    if type(ball).__name__ == "L1":
-        return flat.abs().amax(1)
+        case L1():
+            return flat.abs().amax(1)
     raise ValueError(f"no dual norm is known for {type(ball).__name__}; use Linf, L2 or L1")
 
 
