@@ -1,0 +1,130 @@
+"""What processing does to an image: contrast, saturation, warping, large pixels, JPEG."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d, map_coordinates
+from skimage.color import hsv2rgb, rgb2hsv
+
+from vizrobust.rng import Streams
+from vizrobust.robustness.corruptions.published import Array, eight_bit, published
+
+
+@published(
+    at32=(0.75, 0.5, 0.4, 0.3, 0.15),
+    at64=(0.4, 0.3, 0.2, 0.1, 0.05),
+    at224=(0.4, 0.3, 0.2, 0.1, 0.05),
+)
+def contrast(x: Array, streams: Streams, factor: float) -> Array:  # noqa: ARG001
+    """Draws every value towards the mean of its image and channel."""
+    mean = x.reshape(*x.shape[:2], -1).mean(2, dtype=np.float64)[..., None, None]
+    return (x - mean) * factor + mean
+
+
+@published(
+    at32=((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+    at64=((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
+    at224=((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
+)
+def saturate(x: Array, streams: Streams, factor: float, more: float) -> Array:  # noqa: ARG001
+    """Changes the saturation: severities 1 and 2 take colour away, 3 to 5 add to it.
+
+    Images of one channel have no colour and stay as they are. Grey pixels of colour images have hue 0 and turn
+    red at severities 4 and 5, as in the published sets.
+    """
+    if x.shape[1] == 1:
+        return x
+    hsv = rgb2hsv(x, channel_axis=1)
+    hsv[:, 1] = np.clip(hsv[:, 1] * factor + more, 0, 1)
+    return np.asarray(hsv2rgb(hsv, channel_axis=1))
+
+
+@published(
+    at32=((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    at64=((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+    # The published program multiplies these by 244 where the images have 224 px.
+    at224=tuple(
+        tuple(value * 244 / 224 for value in row)
+        for row in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+    ),
+)
+def elastic_transform(x: Array, streams: Streams, strength: float, smoothness: float, shear: float) -> Array:
+    """Moves three points and the image with them (affine), then every pixel by a smooth random field.
+
+    The three constants are fractions of the shorter side. Severity 1 of the two smaller sets is the affine part
+    alone; its share falls and that of the field grows with severity.
+    """
+    height, width = x.shape[2:]
+    side = min(height, width)
+    corners, field = streams.child("corners").uniform(3, 2).numpy(), streams.child("field").uniform(2, height, width).numpy()
+    field = (2 * field.astype(np.float64) - 1) * strength * side
+    if smoothness:
+        tall, wide = _smoothing(height, smoothness * side), _smoothing(width, smoothness * side)
+        field = tall @ field @ wide.T
+    grid = np.mgrid[:height, :width].astype(np.float64)
+    out = np.empty_like(x)
+    for image, target, corner, shift in zip(x, out, corners, field, strict=True):
+        places = _affine(grid, shear * side * (2 * corner.astype(np.float64) - 1))
+        moved = [map_coordinates(channel, places, order=1, mode="mirror") for channel in image]
+        for channel, source in zip(target, moved, strict=True):
+            map_coordinates(source, grid + shift, order=1, mode="reflect", output=channel)
+    return out
+
+
+@published(
+    at32=(0.95, 0.9, 0.85, 0.75, 0.65),
+    at64=(0.9, 0.8, 0.7, 0.6, 0.5),
+    at224=(0.6, 0.5, 0.4, 0.3, 0.25),
+)
+def pixelate(x: Array, streams: Streams, factor: float) -> Array:  # noqa: ARG001
+    """Reduces the image by this factor and enlarges it again, with box filters."""
+
+    def coarse(image: Image.Image) -> Image.Image:
+        small = (int(image.width * factor), int(image.height * factor))
+        return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
+
+    return np.stack([_pixels(coarse(image)) for image in _pictures(x)])
+
+
+@published(
+    at32=(80, 65, 58, 50, 40),
+    at64=(65, 58, 50, 40, 25),
+    at224=(25, 18, 15, 10, 7),
+)
+def jpeg_compression(x: Array, streams: Streams, quality: float) -> Array:  # noqa: ARG001
+    """Stores the image as JPEG of this quality and reads it back."""
+
+    def stored(image: Image.Image) -> Image.Image:
+        file = BytesIO()
+        image.save(file, "JPEG", quality=round(quality))
+        return Image.open(file)
+
+    return np.stack([_pixels(stored(image)) for image in _pictures(x)])
+
+
+def _smoothing(size: int, sigma: float) -> NDArray[np.float64]:
+    """The Gaussian filter along one axis as a matrix: a filter as wide as the image is slow otherwise."""
+    return np.asarray(gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect", truncate=3))
+
+
+def _affine(grid: NDArray[np.float64], moves: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where each place of the grid (2, H, W) came from, when three points moved by `moves` (3, 2)."""
+    height, width = grid.shape[1:]
+    centre, arm = np.array([height // 2, width // 2]), min(height, width) // 3
+    before = centre + arm * np.array([[1, 1], [1, -1], [-1, -1]])
+    to_before = np.linalg.solve(np.column_stack([before + moves, np.ones(3)]), before)
+    return np.tensordot(to_before[:2].T, grid, 1) + to_before[2][:, None, None]
+
+
+def _pictures(x: Array) -> list[Image.Image]:
+    levels = eight_bit(x)
+    return [Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))) for image in levels]
+
+
+def _pixels(image: Image.Image) -> Array:
+    pixels = np.asarray(image)
+    return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)) / 255
