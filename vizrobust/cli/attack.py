@@ -64,7 +64,7 @@ def command(
     from vizrobust.data import first
     from vizrobust.report.style import format_of
 
-    _refuse_what_excludes(minimal, curve, suite, attacks, per_class, show, plot)
+    _refuse_what_excludes(minimal, curve, suite, attacks, per_class, show, plot or as_json)
     if n < 1 or batch_size < 1:
         raise ValueError(f"--images and --batch-size must be at least 1, got {n} and {batch_size}")
     for file in filter(None, (plot, show)):
@@ -109,7 +109,7 @@ def command(
 
 def _refuse_what_excludes(
     minimal: bool, curve: str | None, suite: str | None, attacks: Sequence[str], per_class: bool,
-    show: str | None, plot: str | None,
+    show: str | None, drawn: str | bool | None,
 ) -> None:  # fmt: skip
     modes = [name for name, given in (("--minimal", minimal), (f"--curve {curve}", curve), (f"--suite {suite}", suite)) if given]
     if len(modes) > 1:
@@ -118,10 +118,10 @@ def _refuse_what_excludes(
         raise click.UsageError("--suite corruptions has no attack; leave --attack out")
     if (per_class or show) and (modes and modes != ["--curve steps"]):
         raise click.UsageError(f"--per-class and --show go with plain accuracies, not with {modes[0]}")
-    if plot and not modes:
+    if drawn and drawn is not True and not modes:
         raise click.UsageError("--plot needs something to draw: --curve eps, --curve steps, --curve training-steps or --minimal")
-    if curve and not plot:
-        raise click.UsageError(f"--curve {curve} needs --plot FILE, e.g. --plot curve.png")
+    if curve and not drawn:
+        raise click.UsageError(f"--curve {curve} needs --plot FILE, e.g. --plot curve.png, or --json")
 
 
 def _print(results: list[Result], split: str, images: dict[str, Split], per_class: bool, as_json: bool) -> None:
