@@ -14,7 +14,8 @@ from PIL import Image
 from vizrobust.report import Collection, Column, Table, collect, contact_sheet, write_gallery
 from vizrobust.report.canvas import scaled, shortened, text_width, wrapped
 from vizrobust.report.examples import adversarial_examples, amplification
-from vizrobust.report.figures import _apart, _dose_and_arms, accuracy_over_attack_steps, accuracy_over_training_steps
+from vizrobust.report.figures import _dose_and_arms, accuracy_over_attack_steps, accuracy_over_training_steps
+from vizrobust.report.labels import apart
 from vizrobust.runs import Run
 
 COMMAND = "vizrobust neurons k0 k8 --out runs/Zürich"
@@ -274,10 +275,13 @@ def test_named_arms_stand_beside_the_line() -> None:
 
 def test_labels_move_apart_as_little_as_they_can() -> None:
     heights = [4.0, 4.0, 4.0, 4.0]
-    placed = _apart([50, 90, 51, 50.5], heights)
+    placed = apart([50, 90, 51, 50.5], heights)
     assert placed[1] == 90
     assert sorted(placed[:1] + placed[2:]) == pytest.approx([46.5, 50.5, 54.5])
     assert placed[0] < placed[3] < placed[2]
+    # Lines that all end at 0 have their labels above one another from there, none below the axis.
+    assert apart([0, 0, 0, 5], heights, within=(0, 100)) == [2, 6, 10, 14]
+    assert apart([100, 99, 20], heights[:3], within=(0, 100)) == [98, 94, 20]
 
 
 def test_examples_show_clean_perturbation_and_adversarial_pixels(tmp_path: Path) -> None:
