@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ import torch
 from torch import nn
 
 from vizrobust.compute import Compute
-from vizrobust.models import Normalized, architecture
+from vizrobust.models import Description, Normalized, architecture, save_checkpoint
+from vizrobust.models.checkpoints import body_state
 
 SHAPE = (3, 20, 16)  # channels, height and width differ from each other and from every batch size used
 CLASSES = 7
@@ -32,6 +36,20 @@ def make_net(arch: str = "small_cnn", shape: tuple[int, int, int] = SHAPE, class
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Normalized(architecture(arch, shape, classes)(), [0.4] * shape[0], [0.3] * shape[0]).eval()
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="vizrobust-tests-")
+atexit.register(_FOLDER.cleanup)
+
+
+@cache
+def net_file(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, seed: int = 1) -> str:
+    """A checkpoint file that holds `make_net`'s small network; a name, so that attacks can be written down with it."""
+    path = Path(_FOLDER.name, f"{'x'.join(map(str, shape))}-{classes}-{seed}.safetensors")
+    names = tuple(f"class {k}" for k in range(classes))
+    about = Description("small_cnn", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
+    save_checkpoint(path, body_state(make_net("small_cnn", shape, classes, seed)), about)
+    return str(path)
 
 
 @pytest.fixture

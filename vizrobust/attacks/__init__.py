@@ -1,34 +1,53 @@
-"""Attacks: threat models (balls), losses, and the gradient attacks built from them."""
+"""Attacks: threat models (balls), losses, the gradient attacks built from them, and attacks without gradients."""
 
-from vizrobust.attacks.balls import BALLS, L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.apgd import APGD
+from vizrobust.attacks.balls import BALLS, L1, L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.ensemble import ENSEMBLES, AutoAttack
+from vizrobust.attacks.eot import EoT
 from vizrobust.attacks.fit import fit
-from vizrobust.attacks.gradient import ATTACKS, FGSM, ISM, PGD
-from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
+from vizrobust.attacks.gradient import FGSM, ISM, PGD
+from vizrobust.attacks.losses import LOSSES, fallback
+from vizrobust.attacks.noise import Noise
+from vizrobust.attacks.notes import notes
+from vizrobust.attacks.square import Square
 from vizrobust.attacks.threat import ball_of, is_inside, measure, threat
+from vizrobust.attacks.transfer import Transfer
 from vizrobust.attacks.walk import Attack, Attacked, State, Walk
-from vizrobust.spec import parse
+from vizrobust.spec import named, parse
 
-NAMES = {**BALLS, **ATTACKS}
+ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, Square, Noise, Transfer, EoT)}
+NAMES = {**BALLS, **ATTACKS, **ENSEMBLES}
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "BALLS",
+    "ENSEMBLES",
     "FGSM",
     "ISM",
+    "L1",
     "L2",
     "LOSSES",
     "NAMES",
     "PGD",
     "Attack",
     "Attacked",
+    "AutoAttack",
     "Ball",
+    "EoT",
     "Linf",
+    "Noise",
+    "Square",
     "State",
+    "Transfer",
     "Walk",
     "ball_of",
+    "fallback",
     "fit",
     "is_inside",
     "measure",
+    "notes",
     "parse_attack",
     "per_image",
     "radius",

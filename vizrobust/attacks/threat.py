@@ -16,8 +16,11 @@ def ball_of(attack: Attack) -> Ball | None:
 
 def threat(attack: Attack) -> tuple[str, float | None]:
     """The threat model's name and radius, such as ``("Linf", 0.3)``, or the attack's own: ``("Elastic", 2.0)``."""
-    ball = ball_of(attack)
-    return (type(ball).__name__, ball.eps) if ball else (type(attack).__name__, getattr(attack, "eps", None))
+    if ball := ball_of(attack):
+        return type(ball).__name__, ball.eps
+    # A wrapper (transfer, expectation over transformation) may do what the attack within may do.
+    inner = getattr(attack, "attack", None)
+    return threat(inner) if isinstance(inner, Attack) else (type(attack).__name__, getattr(attack, "eps", None))
 
 
 def measure(attack: Attack, delta: Tensor) -> Tensor:
