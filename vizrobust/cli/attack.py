@@ -73,16 +73,21 @@ def command(
     checkpoints = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
     images = {checkpoint.id: first(loaded.split(split), n) for checkpoint, loaded in checkpoints}
 
-    def evaluations(loaded: DataSet) -> Evaluations:
+    def evaluations(loaded: DataSet, holds: str = "attack") -> Evaluations:
         return Evaluations.open(
-            "attack", loaded, split, compute, seed=seed, batch_size=batch_size, out=out, quiet=quiet or as_json
+            holds, loaded, split, compute, seed=seed, batch_size=batch_size, out=out, quiet=quiet or as_json
         )  # fmt: skip
 
     options_ = {"norm": norm, "eps": eps, "steps": steps}
-    if suite is not None:
-        from vizrobust.cli.suites import SUITE
+    if suite == "corruptions":
+        from vizrobust.cli.corruptions import corruptions
 
-        SUITE[suite](checkpoints, images, evaluations, split, plot, as_json, **options_)
+        corruptions(checkpoints, images, lambda loaded: evaluations(loaded, "corruptions"), plot, as_json)
+        return
+    if suite == "unforeseen":
+        from vizrobust.cli.unforeseen import unforeseen
+
+        unforeseen(checkpoints, images, evaluations, attacks, split, plot, as_json, **options_)
         return
     if minimal or curve == "eps":
         from vizrobust.cli.radii import smallest_radii
