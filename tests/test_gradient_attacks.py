@@ -293,7 +293,10 @@ class Raw:
     def project(self, delta: Tensor) -> Tensor:
         return delta
 
-    def steepest(self, grad: Tensor) -> Tensor:
+    def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
+        return adv
+
+    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         return grad
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:

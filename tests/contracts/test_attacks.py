@@ -226,7 +226,7 @@ class TestTheNetworkIsBorrowed:
     def test_also_after_an_exception(self, attack: Attack) -> None:
         fails = FailsLate()
         net = lived_in_net(fails)
-        fails.passes = 2 - min(1, steps_of(attack, net, batch(5)[0]) - 1)
+        fails.passes = 2 - min(1, steps_of(attack, make_net(), batch(5)[0]) - 1)
         before = everything_about(net)
         with pytest.raises(RuntimeError, match="out of memory"):
             attack(net, *batch(5), streams(range(5)))
@@ -352,7 +352,7 @@ def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net
                 expected |= {item: verdicts(state, slot) for slot, item in enumerate(items)}
             # Slots 1 and 3 are given to the images 5 and 9 after two steps, the others to image 7 when they are done.
             state, fresh, seen = begun(range(5)), begun(range(5, 10)), {}
-            items, change = list(range(5)), {2: {1: 5, 3: 9}, walk.steps + 1: {0: 7, 2: 7, 4: 7}}
+            items, change = list(range(5)), {min(2, walk.steps): {1: 5, 3: 9}, walk.steps + 1: {0: 7, 2: 7, 4: 7}}
             for t in range(walk.steps + 3):
                 for slot, item in change.get(t, {}).items():
                     items[slot] = item
@@ -360,5 +360,5 @@ def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net
                         state[key] = state[key].index_copy(0, torch.tensor([slot]), value[item - 5 : item - 4])
                 walk.step(net, state)
                 seen |= {item: verdicts(state, slot) for slot, item in enumerate(items) if state["t"][slot] == walk.steps + 1}
-        assert seen.keys() == {0, 2, 4, 5, 9}
+        assert {0, 2, 4, 5, 9} <= seen.keys()
         assert seen == {item: expected[item] for item in seen}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks.losses import LOSSES, TARGETED_LOSSES
+from vizrobust.attacks.rivals import rivals
 from vizrobust.attacks.walk import State
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup
@@ -42,8 +43,7 @@ class Aim:
         if not self.rank:
             return y
         with torch.no_grad():
-            others = net(x).scatter(1, y[:, None], -torch.inf)
-        return others.argsort(1, descending=True, stable=True)[:, self.rank - 1]
+            return rivals(net(x), y)[:, self.rank - 1]
 
     def loss_of(self, logits: Tensor, state: State) -> Tensor:
         """(N,), larger = better for the attacker."""
