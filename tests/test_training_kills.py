@@ -19,14 +19,15 @@ LAUNCHER = f"""
 import io, os, sys, time
 from pathlib import Path
 import torch, torch._dynamo
-from vizrobust.attacks import PGD, Linf
+from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.training import Progress, Training, loop, session, train
+from vizrobust.training import Mix, Progress, Training, loop, session, train
 
 # The watch and the closing test are kept short; one thread, since the weights are promised at the same thread count.
 loop.WATCHED_IMAGES = loop.WATCHED_STEPS = session.TESTED_IMAGES = session.TESTED_STEPS = 1
-recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), clean_weight=0.5, epochs={EPOCHS}, augment="crop")
+mix = Mix((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
+recipe = Training("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop")
 
 def run(pause, folder):
     def hold(name):

@@ -39,7 +39,7 @@ def test_a_fixed_step_size_rises_with_eps():
 
 def test_an_attack_without_eps_is_refused_at_once():
     here = trainer(replace(RECIPE, attack=PGD(steps=2), epochs=20))
-    with pytest.raises(ValueError, match=r"Linf\(\) has no eps"):
+    with pytest.raises(ValueError, match=r"PGD\(steps=2\) has no eps: write eps="):
         next(here.run_epoch())
 
 

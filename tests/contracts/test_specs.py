@@ -93,7 +93,6 @@ def test_the_catalogues_are_found() -> None:
     assert {"FGSM", "ISM", "PGD", "Linf", "L2", "Logit", "Fourier", "Jitter", "Adam", "Recipe", "Training"} <= set(SPECS)
 
 
-@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a strategy, when it is drawn from again
 @pytest.mark.parametrize("name", sorted(SPECS))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(data=st.data())

@@ -1,7 +1,20 @@
 """Training: the recipe, the loop, and runs that go on where they stopped."""
 
 from vizrobust.training.loop import Progress, Trainer
-from vizrobust.training.recipe import NAMES, Training
+from vizrobust.training.mix import MIXES, Mix, members
+from vizrobust.training.recipe import NAMES, Training, seen
 from vizrobust.training.session import recorded_threads, train, trained
 
-__all__ = ["NAMES", "Progress", "Trainer", "Training", "recorded_threads", "train", "trained"]
+__all__ = [
+    "MIXES",
+    "NAMES",
+    "Mix",
+    "Progress",
+    "Trainer",
+    "Training",
+    "members",
+    "recorded_threads",
+    "seen",
+    "train",
+    "trained",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from vizrobust.attacks import PGD, Attack, Linf, ball_of, threat
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
-from vizrobust.models import Normalized, architecture
+from vizrobust.models import Normalized, architecture, borrowed
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
+from vizrobust.training.mix import Mix, examples, members
 from vizrobust.training.recipe import Training
 
 WATCHED_IMAGES = 200
@@ -74,18 +75,25 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.metrics = list(state["metrics"])
 
-    def attack_now(self) -> Attack | None:
-        """The recipe's attack with this epoch's eps (and alpha, where it is fixed, in proportion)."""
+    def attack_now(self) -> Attack | Mix | None:
+        """The recipe's attack with this epoch's eps (and alpha, where it is fixed, in proportion); of a mix, each."""
         attack = self.recipe.attack
         if attack is None or self.epoch >= self.recipe.ramp:
             return attack
         part = (self.epoch + 1) / (self.recipe.ramp + 1)
-        alpha = getattr(attack, "alpha", None)
-        eps = threat(attack)[1]
-        if eps is None:
-            raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
-        changes = {"eps": eps * part}
-        return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
+        if isinstance(attack, Mix):
+            return replace(attack, attacks=tuple(_weaker(one, part) for one in attack.attacks))
+        return _weaker(attack, part)
+
+    def rehearse(self) -> None:
+        """Begin every attack on one image: ``ValueError`` where it does not fit the network or the images."""
+        index = torch.zeros(1, dtype=torch.int64)
+        streams = Streams(self.recipe.seed, [0], "rehearsal")
+        x, y = self._images(index, streams)
+        with borrowed(self.net):
+            for attack in members(self.recipe.attack):
+                for walk in attack.stages(self.net, x):
+                    walk.begin(self.net, x, y, streams)
 
     def run_epoch(self) -> Iterator[Progress]:
         """One pass over the training images; afterwards `metrics` has one row more."""
@@ -94,6 +102,7 @@ class Trainer:
         order = Streams(recipe.seed, [number], "order").permutation(len(self.data.train))[0]
         total = torch.zeros((), device=compute.device, dtype=torch.float64)
         norms = torch.zeros(2, device=compute.device, dtype=torch.float64)
+        made = 0
         for batch in range(self.batches):
             index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
@@ -103,7 +112,8 @@ class Trainer:
             loss = self._step(x, adv, y, number * self.batches + batch)
             total += loss.detach() * len(index)
             if attack is not None:
-                delta = (adv - x).flatten(1)
+                made += len(adv)
+                delta = (adv - _copies(x, adv)).flatten(1)
                 norms += torch.stack((delta.abs().amax(1).sum(), delta.norm(dim=1).sum())).to(norms)
             seen = min((batch + 1) * recipe.batch_size, len(order))
             mean = float(total) / seen
@@ -114,46 +124,83 @@ class Trainer:
                     f"try a lower --lr ({kept})"
                 )
             yield Progress(number + 1, batch + 1, self.batches, mean)
-        linf, l2 = (norms / len(order)).tolist()
         row: dict[str, Any] = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
         if attack is not None:
-            row |= {"eps": threat(attack)[1], "delta_linf": linf, "delta_l2": l2}
+            linf, l2 = (norms / made).tolist()
+            radii = [threat(one)[1] for one in members(attack)]
+            row |= {"eps": radii if isinstance(attack, Mix) else radii[0], "delta_linf": linf, "delta_l2": l2}
         self.metrics.append(row)
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
         x = AUGMENTATIONS[self.recipe.augment](self.data.train.take(index), streams.child("augment"))
         return self.compute.images(x), self.data.train.labels[index].to(self.compute.device)
 
-    def _attacked(self, attack: Attack | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+    def _attacked(self, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         if attack is None:
             return x
         with self.compute.autocast():
-            return attack(self.net, x, y, streams.child("attack"), judge=False).x
+            return examples(attack, self.net, x, y, streams.child("attack"))
 
     def _step(self, x: Tensor, adv: Tensor, y: Tensor, number: int) -> Tensor:
-        """One weight step; BatchNorm sees the batch once, whatever the attack did."""
+        """One weight step; BatchNorm sees the batch in one pass, whatever the attacks did."""
         weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
+        truth = _copies(y, adv)
         self.net.train()
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
         with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
             if weight == 0:
-                loss = F.cross_entropy(self.net(adv), y)
+                loss = F.cross_entropy(self.net(adv), truth)
             else:
-                on_adv, on_clean = self.net(torch.cat((adv, x))).chunk(2)
-                loss = (1 - weight) * F.cross_entropy(on_adv, y) + weight * F.cross_entropy(on_clean, y)
+                on_adv, on_clean = self.net(torch.cat((adv, x))).split((len(adv), len(x)))
+                loss = (1 - weight) * F.cross_entropy(on_adv, truth) + weight * F.cross_entropy(on_clean, y)
         self.optimizer.zero_grad(set_to_none=True)
         self.compute.backward(loss)
         self.optimizer.step()
         self.schedule.step()
         return loss
 
-    def _watch(self) -> dict[str, float]:
-        """Clean and robust accuracy on a slice of the validation images, under a short PGD."""
-        ball = ball_of(self.recipe.attack) if self.recipe.attack else None
-        known = ball if ball is not None and ball.eps is not None else Linf(eps=self.data.eps)
-        attack = PGD(steps=WATCHED_STEPS, ball=known)
-        found = gather(attack, list(evaluate(self.net, attack, first(self.data.val, WATCHED_IMAGES), self.compute.in_fp32())))
-        return {"val_clean": share(found.clean), "val_robust": share(found.robust)}
+    def _watch(self) -> dict[str, Any]:
+        """Clean and robust accuracy on a slice of the validation images, under what `watched` says.
+
+        Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``.
+        """
+        images, compute = first(self.data.val, WATCHED_IMAGES), self.compute.in_fp32()
+        found = [
+            gather(attack, list(evaluate(self.net, attack, images, compute)))
+            for attack in watched(self.recipe.attack, self.data.eps)
+        ]
+        robust = torch.stack([one.robust for one in found])
+        row: dict[str, Any] = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
+        return row if len(found) == 1 else row | {"val_robust_each": [share(one) for one in robust]}
+
+
+def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
+    """What is measured while training goes on: a short PGD in each attack's ball, or a short run of one without a ball.
+
+    Standard training, and a ball without a radius, are watched in the L-inf ball of radius `eps`.
+    """
+    short = []
+    for one in members(attack) or (PGD(),):
+        ball = ball_of(one)
+        if ball is None:
+            short.append(vary(one, steps=WATCHED_STEPS))
+        else:
+            short.append(PGD(steps=WATCHED_STEPS, ball=ball if ball.eps is not None else Linf(eps=eps)))
+    return tuple(dict.fromkeys(short))
+
+
+def _weaker(attack: Attack, part: float) -> Attack:
+    alpha = getattr(attack, "alpha", None)
+    eps = threat(attack)[1]
+    if eps is None:
+        raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
+    changes = {"eps": eps * part}
+    return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
+
+
+def _copies(one: Tensor, like: Tensor) -> Tensor:
+    """As many copies of a batch's images or labels, one after the other, as there are in `like`."""
+    return one if len(one) == len(like) else torch.cat([one] * (len(like) // len(one)))
 
 
 def _optimizer(recipe: Training, net: nn.Module) -> torch.optim.Optimizer:

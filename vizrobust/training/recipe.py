@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vizrobust.attacks import NAMES as ATTACK_NAMES
 from vizrobust.attacks import Attack
 from vizrobust.compute import PRECISIONS
-from vizrobust.spec import named, spec, unknown
+from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
+from vizrobust.training.mix import Mix, members
 
 OPTIMIZERS = ("adam", "sgd")
 RAMP_AT_MOST = 5
@@ -17,12 +18,13 @@ RAMP_AT_MOST = 5
 @spec
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained; `attack` None is standard training.
+    """How a network is trained; `attack` None is standard training, a `Mix` is training against several attacks.
 
     The loss is ``(1 - clean_weight) * adversarial + clean_weight * clean``. The learning rate follows one cycle
     with peak `lr` (Smith & Topin 2019; the peak after 30 % of the steps). eps rises linearly from 0 over the
-    first `eps_ramp` epochs (None: the first fifth, at most 5): without it training at MNIST's 0.3 often does not
-    start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip`` or ``heavy`` (for judges).
+    first `eps_ramp` epochs (None: the first fifth, at most 5), of every attack in its own units: without it training
+    at MNIST's 0.3 often does not start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip``
+    or ``heavy`` (for judges).
 
     >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
     Training(arch="small_cnn", data="mnist5k", epochs=5)
@@ -30,7 +32,7 @@ class Training:
 
     arch: str
     data: str
-    attack: Attack | None = None
+    attack: Attack | Mix | None = None
     clean_weight: float = 0.0
     epochs: int = 20
     batch_size: int = 100
@@ -59,8 +61,8 @@ class Training:
 
     @property
     def attack_steps(self) -> int:
-        """K: gradient evaluations for each training example; 0 is standard training."""
-        return 0 if self.attack is None else int(getattr(self.attack, "steps", 1))
+        """K: gradient evaluations for each training example; 0 is standard training, a mix counts its longest attack."""
+        return max((int(getattr(attack, "steps", 1)) for attack in members(self.attack)), default=0)
 
     @property
     def ramp(self) -> int:
@@ -68,4 +70,20 @@ class Training:
         return min(RAMP_AT_MOST, self.epochs // 5) if self.eps_ramp is None else self.eps_ramp
 
 
-NAMES = {**ATTACK_NAMES, **named(Training)}
+NAMES = {**ATTACK_NAMES, **named(Mix, Training)}
+
+
+def seen(training: str) -> tuple[Attack, ...]:
+    """The attacks that a checkpoint has seen, from its ``about.training``: none where it is standard or unknown.
+
+    >>> seen('Training(arch="small_cnn", data="mnist5k", attack=PGD(steps=8, ball=Linf(eps=0.3)))')
+    (PGD(steps=8, ball=Linf(eps=0.3)),)
+    >>> seen("")
+    ()
+    """
+    if not training:
+        return ()
+    recipe = parse(training, NAMES, "training")
+    if not isinstance(recipe, Training):
+        raise ValueError(f"{training!r} is not a Training(...), so it does not say which attacks were seen")
+    return members(recipe.attack)

@@ -12,13 +12,14 @@ import torch
 from vizrobust.attacks import FGSM, PGD, Linf, threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
-from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
+from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.runs import Run, read_run, write_atomic, write_rows
 from vizrobust.training.loop import Progress, Trainer
+from vizrobust.training.mix import members
 from vizrobust.training.recipe import Training
 
 STATE_FILE = "state.pt"
@@ -42,12 +43,15 @@ def train(
     clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description. A finished run
     yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
     """
-    architecture(recipe.arch, data.shape, len(data.classes))  # a network that cannot be built leaves no folder behind
+    finished = (Path(folder) / CHECKPOINT_FILE).is_file()
+    if not finished:
+        # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
+        trainer = Trainer(recipe, data, compute)
+        trainer.rehearse()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = Run(folder, "train", {"training": repr(recipe)}, record)
-    if (run.folder / CHECKPOINT_FILE).is_file():
+    if finished:
         return
-    trainer = Trainer(recipe, data, compute)
     state = run.folder / STATE_FILE
     if state.is_file():
         trainer.restore(torch.load(state, map_location=compute.device, weights_only=True))
@@ -69,7 +73,9 @@ def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
 
 def _description(trainer: Trainer) -> Description:
     recipe, data = trainer.recipe, trainer.data
-    norm, eps = threat(recipe.attack) if recipe.attack else ("", None)
+    # Several attacks have no one radius; `seen` reads each from the recipe.
+    threats = list(dict.fromkeys(threat(attack) for attack in members(recipe.attack)))
+    norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
     return Description(
         arch=recipe.arch,
         input_shape=data.shape,
