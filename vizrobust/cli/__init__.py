@@ -19,13 +19,15 @@ COMMANDS = {
     "compare": "compare",
     "gallery": "gallery",
     "train": "train",
+    "calibrate": "calibrate",
     "attack": "attack",
+    "masking": "masking",
     "layers": "layers",
     "import": "import_",
     "list": "list_",
 }
 # Commands that go on where they stopped when they are started again.
-RESUMABLE = ("neurons", "compare", "train")
+RESUMABLE = ("neurons", "compare", "train", "calibrate")
 
 
 class Commands(click.Group):

@@ -1,0 +1,229 @@
+"""`vizrobust masking`: whether gradients are masked, so that a robust accuracy cannot be believed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vizrobust.cli import options
+from vizrobust.cli.output import PIPE_WIDTH, json_row, percent, progress, table
+
+if TYPE_CHECKING:
+    from vizrobust.attacks import Attack, Ball
+    from vizrobust.data import DataSet
+    from vizrobust.models import Checkpoint
+    from vizrobust.robustness.masking import Check, Context, Diagnosis
+
+MASKED_EXIT, UNDECIDED_EXIT = 3, 4
+# Below this width a check's evidence stands under its name, above it in a column of its own.
+WIDE = 110
+MARKS = {True: "YES", False: "no", None: "-"}
+
+
+@click.command()
+@options.some_refs
+@options.eps
+@options.norm
+@click.option("--images", "n", default=500, show_default=True, help="Use the first N test images.")
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option("--batch-size", default=50, show_default=True, help="Recorded: an image's result is bit-equal at one batch size.")
+@click.option("--transfer-from", "source", metavar="REF", help="Transfer attacks from this checkpoint too.")
+@click.option("--trained-with", metavar="SPEC|none", help="What a checkpoint that does not say it was trained against.")
+@click.option(
+    "--effort", "effort_text", default="Effort", show_default=True, metavar="SPEC", help="e.g. Effort(steps=100, queries=5000)."
+)
+@click.option("--thorough", is_flag=True, help="The standard ensemble (AutoAttack) counts among the attacks; slow.")
+@options.data
+@options.arch
+@options.running
+def command(
+    refs: tuple[str, ...], eps: float | None, norm: str | None, n: int, split: str, batch_size: int, source: str | None,
+    trained_with: str | None, effort_text: str, thorough: bool, data: str | None, arch: str | None, seed: int, out: str | None,
+    download: bool, device: str, precision: str, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Say whether checkpoints mask their gradients: checks with their evidence, and a verdict in one sentence.
+
+    The exit code is 0 if all are sound (also those that are not robust), 3 if any is masked, and 4 if none is but
+    some are undecided. Attacks already run are kept in the run folder.
+
+    \b
+    vizrobust masking mnist-k0 mnist-k1 mnist-k8
+    vizrobust masking mnist-k8 --images 1000 --transfer-from mnist-k4
+    vizrobust masking theirs.safetensors --eps 8/255 --trained-with 'PGD(steps=10)' --json
+    """
+    from vizrobust.cli.loading import data_of, load_all
+    from vizrobust.compute import Compute
+
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"--images and --batch-size must be at least 1, got {n} and {batch_size}")
+    compute, effort = Compute(device, precision), _effort(effort_text)
+    loaded = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
+    subjects = [_subject(*pair, split, n, eps, norm, trained_with, source, thorough) for pair in loaded]
+    diagnoses = []
+    for (checkpoint, own_data), subject in zip(loaded, subjects, strict=True):
+        from vizrobust.cli.attacking import Evaluations
+
+        kept = Evaluations.open(
+            "masking", own_data, split, compute, seed=seed, batch_size=batch_size, out=out, quiet=quiet or as_json
+        )  # fmt: skip
+        context, diagnosis = _diagnosed(checkpoint, subject, kept, effort)
+        diagnoses.append((checkpoint, context, diagnosis))
+        if as_json:
+            about = {"checkpoint": checkpoint.name, "data": own_data.name, "split": split, "n": context.n}
+            json_row({**about, "norm": type(subject.ball).__name__, **diagnosis.row()})
+        else:
+            _print(f"{checkpoint.name} on {own_data.name} {split}, {context.n} images, {subject.ball}", diagnosis)
+    if not as_json and len(diagnoses) > 1:
+        _summary(diagnoses)
+    if any(diagnosis.verdict.masked for _, _, diagnosis in diagnoses):
+        raise click.exceptions.Exit(MASKED_EXIT)
+    if any(diagnosis.verdict.undecided for _, _, diagnosis in diagnoses):
+        raise click.exceptions.Exit(UNDECIDED_EXIT)
+
+
+def _effort(text: str) -> Any:
+    from vizrobust.attacks import NAMES
+    from vizrobust.robustness.masking import Effort
+    from vizrobust.spec import named, parse
+
+    effort = parse(text, {**NAMES, **named(Effort)}, "effort")
+    if not isinstance(effort, Effort):
+        raise ValueError(f"{text!r} is not an effort; write Effort(steps=50, restarts=3, queries=1000)")
+    return effort
+
+
+def _subject(
+    checkpoint: Checkpoint, loaded: DataSet, split: str, n: int, eps: float | None, norm: str | None,
+    trained_with: str | None, source: str | None, thorough: bool,
+) -> Any:  # fmt: skip
+    from vizrobust.attacks import AutoAttack
+    from vizrobust.data import first
+    from vizrobust.robustness.masking import Subject
+
+    trained = _trained(checkpoint, trained_with)
+    ball = _ball(checkpoint, trained or (), loaded, eps, norm)
+    ensemble = AutoAttack(ball=ball) if thorough else None
+    return Subject(checkpoint.net(), first(loaded.split(split), n), ball, trained, source, ensemble)
+
+
+def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | None:
+    """The attacks of training: none for standard training, None where nobody knows."""
+    from vizrobust.attacks import PGD, parse_attack
+    from vizrobust.cli.output import say
+    from vizrobust.training import seen
+
+    about = checkpoint.about
+    if told is not None:
+        return () if told.lower() == "none" else (parse_attack(told),)
+    # torchvision publishes standardly trained classifiers only.
+    if about.attack_steps == 0 or (about.arch.startswith("torchvision:") and about.training.startswith("published")):
+        return ()
+    try:
+        attacks = seen(about.training)
+    except ValueError as error:
+        say(f"note: {checkpoint.name}: what it was trained against cannot be read ({error}); --trained-with tells it")
+        return None
+    if attacks or not about.attack_steps:
+        return attacks or None
+    return (PGD(steps=about.attack_steps),)
+
+
+def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, eps: float | None, norm: str | None) -> Ball:
+    """The evaluation's ball: as the command line says, else that of training, else the data set's."""
+    from vizrobust.attacks import BALLS, PGD, ball_of, fit
+    from vizrobust.spec import lookup
+
+    about = checkpoint.about
+    balls = [ball for attack in trained if (ball := ball_of(attack)) is not None and ball.eps is not None]
+    if not balls and about.eps and about.norm in BALLS:
+        balls = [BALLS[about.norm](eps=about.eps)]
+    wanted = type(lookup(BALLS, norm, "norm")()) if norm else None
+    own = next((ball for ball in balls if wanted is None or isinstance(ball, wanted)), None)
+    return fit(PGD() if own is None else PGD(ball=own), loaded.eps, norm, eps=eps).ball  # type: ignore[attr-defined]
+
+
+def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> tuple[Context, Diagnosis]:
+    from vizrobust.robustness.masking import CHECKS, Context, diagnose, judged
+    from vizrobust.robustness.session import evaluate_into
+
+    def evaluate(attack: Attack, only: Sequence[int] | None) -> Any:
+        return evaluate_into(
+            kept.run, checkpoint, attack, subject.images, kept.compute, kept.seed, kept.batch_size, net=context.net, only=only
+        )  # fmt: skip
+
+    kept.run.remember("checkpoints", {checkpoint.id: {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}})
+    with progress(kept.quiet) as bars:
+        task = bars.add_task(checkpoint.name, total=len(CHECKS))
+
+        def report(text: str) -> None:
+            bars.update(task, description=f"{checkpoint.name}  {text[-60:]}")
+
+        context = Context(subject, kept.compute, effort, kept.seed, kept.batch_size, report, evaluate)
+        checks: list[Check] = []
+        for check in diagnose(context):
+            checks.append(check)
+            bars.advance(task)
+        return context, judged(context, tuple(checks))
+
+
+def _print(title: str, diagnosis: Diagnosis) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from vizrobust.robustness.masking import DECIDING
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    wide = console.width >= WIDE
+    drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    drawn.add_column("check", no_wrap=wide)
+    for name in ("value", "limit"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("tripped", no_wrap=True)
+    if wide:
+        drawn.add_column("evidence")
+    for number, check in enumerate(diagnosis.checks):
+        told = escape(check.evidence) + (f"\n[bold]what to do: {escape(check.advice)}[/]" if check.advice else "")
+        name = f"[bold]{escape(check.name)}[/]" if check.tripped else escape(check.name)
+        cells = [name if wide else f"{name}\n[dim]{told}[/]", _value(check), _limit(check), MARKS[check.tripped]]
+        # The checks that decide come first.
+        last = number + 1 == len(DECIDING)
+        drawn.add_row(*cells, *([told] if wide else []), end_section=last)
+    console.print()
+    console.print(drawn)
+    console.print("above the line: what decides the verdict; below: evidence", style="dim")
+    console.print(f"verdict: [bold]{escape(diagnosis.verdict.sentence)}[/]")
+
+
+def _summary(diagnoses: Sequence[tuple[Checkpoint, Context, Diagnosis]]) -> None:
+    from vizrobust.robustness import share
+
+    rows = []
+    for checkpoint, context, diagnosis in diagnoses:
+        own = context.by_training_attacks
+        accuracies = [context.clean, own, context.by_gradients, context.by_everything]
+        tripped = sum(bool(check.tripped) for check in diagnosis.checks)
+        cells = [percent(None if alive is None else share(alive)) for alive in accuracies]
+        rows.append([checkpoint.name, diagnosis.verdict.name, *cells, str(tripped)])
+    header = ["checkpoint", "verdict", "clean", "training attack", "PGD", "strongest", "checks tripped"]
+    table("verdicts", header, rows, "training attack: one step where it is not known")
+
+
+def _value(check: Check) -> str:
+    if check.value is None:
+        return "-"
+    return _number(check.value, check.unit) + {"share": " %", "points": " pts", "number": ""}[check.unit]
+
+
+def _limit(check: Check) -> str:
+    if check.threshold is None:
+        return ""
+    return f"{'>' if check.trips == 'above' else '<'} {_number(check.threshold, check.unit)}"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.3g}" if unit == "number" else f"{100 * value:.1f}"

@@ -1,0 +1,46 @@
+"""Masked gradients: checks that look for them, and a verdict on whether a robust accuracy can be believed."""
+
+from vizrobust.robustness.masking.check import Check
+from vizrobust.robustness.masking.context import Context, Effort, Subject
+from vizrobust.robustness.masking.diagnose import CHECKS, Diagnosis, diagnose, judged
+from vizrobust.robustness.masking.symptoms import DECIDING
+from vizrobust.robustness.masking.verdict import (
+    GAP,
+    HIDDEN,
+    HIDING,
+    NOT_ROBUST,
+    OVERFITTED,
+    SOUND,
+    UNDECIDED,
+    Criterion,
+    Verdict,
+    conclude,
+    hiding,
+    overfitting,
+    unbounded,
+)
+
+__all__ = [
+    "CHECKS",
+    "DECIDING",
+    "GAP",
+    "HIDDEN",
+    "HIDING",
+    "NOT_ROBUST",
+    "OVERFITTED",
+    "SOUND",
+    "UNDECIDED",
+    "Check",
+    "Context",
+    "Criterion",
+    "Diagnosis",
+    "Effort",
+    "Subject",
+    "Verdict",
+    "conclude",
+    "diagnose",
+    "hiding",
+    "judged",
+    "overfitting",
+    "unbounded",
+]

@@ -1,0 +1,67 @@
+"""The diagnosis of one network: its checks as they are done, and then the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vizrobust.attacks import radius
+from vizrobust.rng import seeded
+from vizrobust.robustness.masking.check import Check
+from vizrobust.robustness.masking.context import Context
+from vizrobust.robustness.masking.criteria import criteria
+from vizrobust.robustness.masking.failures import FAILURES
+from vizrobust.robustness.masking.flags import FLAGS
+from vizrobust.robustness.masking.slopes import SLOPES
+from vizrobust.robustness.masking.symptoms import DECIDING, SYMPTOMS
+from vizrobust.robustness.masking.verdict import Verdict, conclude
+
+# The first ones decide the verdict; the rest is evidence.
+CHECKS: dict[str, Callable[[Context], Check]] = {**DECIDING, **SYMPTOMS, **FAILURES, **FLAGS, **SLOPES}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on one network, at one eps, with the checks behind it."""
+
+    verdict: Verdict
+    eps: float
+    checks: tuple[Check, ...]
+
+    def row(self) -> dict[str, Any]:
+        """The fields of a `masking` row that do not depend on where the network came from."""
+        return {
+            "verdict": self.verdict.name,
+            "sentence": self.verdict.sentence,
+            "images_needed": self.verdict.images,
+            "eps": self.eps,
+            "checks": [check.row() for check in self.checks],
+        }
+
+
+def diagnose(context: Context, checks: Mapping[str, Callable[[Context], Check]] = CHECKS) -> Iterator[Check]:
+    """Run the checks one after the other; attacks are shared among them and with `judged`.
+
+    Raises ``ValueError`` where the network classifies no image correctly.
+    """
+    for check in checks.values():
+        # A network that is random draws from torch's global generators; its diagnosis is to repeat all the same.
+        with seeded(context.seed, context.compute.device):
+            yield check(context)
+
+
+def judged(context: Context, checks: tuple[Check, ...] = ()) -> Diagnosis:
+    """The verdict, with the checks that were done."""
+    with seeded(context.seed, context.compute.device):
+        verdict = conclude(list(criteria(context)), context.by_everything, _caveat(context, checks))
+    return Diagnosis(verdict, radius(context.ball), checks)
+
+
+def _caveat(context: Context, checks: tuple[Check, ...]) -> str:
+    """What a reader of the one sentence must know besides."""
+    random = any(check.tripped and check.name == "randomised" for check in checks)
+    told = ["its answers are random, so attack it with EoT before you believe a number"] if random else []
+    if context.subject.trained == ():
+        told.append("it was not adversarially trained")
+    return "; ".join(told)

@@ -1,0 +1,140 @@
+"""Checks on accuracies: the symptoms of Athalye et al. 2018 (section 3.1), and overfitting to the training attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from torch import Tensor
+
+from vizrobust.robustness.accuracy import CONFIDENCE, share
+from vizrobust.robustness.masking.check import Check, Unit, held, not_run
+from vizrobust.robustness.masking.context import Context
+from vizrobust.robustness.masking.criteria import (
+    left_over,
+    missed_by_loss,
+    missed_by_noise,
+    missed_by_square,
+    missed_by_transfer,
+    training_gap,
+)
+from vizrobust.robustness.masking.verdict import Criterion
+from vizrobust.robustness.statistics import McNemar, mcnemar
+
+# The first eps below, at which one step should break less than at the whole eps (Kim et al. 2021, on networks that
+# overfit to one step: they are weaker *inside* the ball than at its edge).
+RUNGS = (0.25, 0.5, 0.75, 1.0)
+BEYOND = 2.0
+ADAPT = "attack it on the margin loss, with Square and with --thorough; quote the worst case only"
+
+
+def training_attack_gap(context: Context) -> Check:
+    """Accuracy under the attack of training minus that under the strongest attack found."""
+    name, criterion = "training attack beaten", training_gap(context)
+    if criterion is None:
+        seen = ", ".join(map(repr, context.subject.trained or ()))
+        why = f"trained against {seen}, which has no ball" if seen else "not adversarially trained"
+        return not_run(name, f"{why}, so there is no attack to have overfitted to")
+    unknown = "" if context.subject.trained is not None else " (training unknown: one step in its place)"
+    advice = "train with more steps, or with a random start and smaller steps; never quote the training attack's accuracy"
+    return _criterion(name, criterion, f"{criterion.what}{unknown}", advice, "beyond the training attack", "points")
+
+
+def one_step_beats_many(context: Context) -> Check:
+    """FGSM breaks more images than PGD of the same eps does."""
+    test = _paired(context.by_gradients, context.by_one_step)
+    evidence = f"FGSM leaves {_percent(context.by_one_step)}, PGD {_percent(context.by_gradients)}"
+    advice = "PGD gets stuck: try other losses, step sizes and restarts before believing its accuracy"
+    counts = {"images": test.n, "only FGSM breaks": test.only_a, "only PGD breaks": test.only_b}
+    return held("one step beats many", test.difference, 0, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
+
+
+def margin_loss_finds_more(context: Context) -> Check:
+    """The same PGD on another loss breaks images that cross entropy misses: its gradient had vanished."""
+    advice = 'cross entropy saturates here: attack with loss="margin" or "dlr" (vizrobust attack --attack \'APGD(loss="dlr")\')'
+    return _newly("margin loss finds more", missed_by_loss(context), advice)
+
+
+def black_box_beats_white_box(context: Context) -> Check:
+    """Square, which sees only logits, breaks images that PGD misses."""
+    criterion = missed_by_square(context)
+    if criterion is None:
+        return not_run("black box beats white box", f"Square has no windows for the {type(context.ball).__name__} ball")
+    return _newly("black box beats white box", criterion, ADAPT)
+
+
+def random_noise_finds_more(context: Context) -> Check:
+    """Points drawn blindly in the ball break images that PGD misses."""
+    return _newly("random noise finds more", missed_by_noise(context), ADAPT)
+
+
+def transfer_finds_more(context: Context) -> Check:
+    """Images made on another network break images that PGD on this one misses."""
+    criterion = missed_by_transfer(context)
+    if criterion is None:
+        return not_run("transfer finds more", "needs a second network of the same data: --transfer-from REF")
+    return _newly("transfer finds more", criterion, ADAPT)
+
+
+def unbounded_attack_fails(context: Context) -> Check:
+    """PGD that may change every pixel at will leaves images (also indicator I6 of Pintor et al. 2022)."""
+    criterion = left_over(context)
+    left = _percent(context.by_unbounded)
+    evidence = f"PGD with every pixel free leaves {left}; none should be left, and guessing gets {criterion.limit:.1%}"
+    advice = "the gradient does not lead out of the class at all: look for clamps, rounding or saturation in the forward pass"
+    return _criterion("unbounded attack fails", criterion, evidence, advice, "left", "share")
+
+
+def larger_eps_helps(context: Context) -> Check:
+    """Accuracy rises with eps, for one step up to the evaluation eps or for PGD beyond it."""
+    one_step = [(by, context.at(by, 0)) for by in RUNGS]
+    # Restarts can only break more, so one will do to see a rise.
+    many = [(1.0, context.by_gradients), (BEYOND, context.at(BEYOND, context.effort.steps))]
+    ladders = {"FGSM": one_step, "PGD": many}
+    rises = [
+        (_paired(above, below), attack, smaller, larger)
+        for attack, rungs in ladders.items()
+        for (smaller, below), (larger, above) in pairwise(rungs)
+    ]
+    test, attack, smaller, larger = max(rises, key=lambda rise: rise[0].ci_low)
+    told = "; ".join(
+        f"{attack} " + ", ".join(f"{_percent(alive)} at {by:g} eps" for by, alive in rungs) for attack, rungs in ladders.items()
+    )
+    where = f"{attack}, {smaller:g} to {larger:g} eps"
+    advice = f"the network is weaker inside the ball than at its edge ({where}): attack at smaller eps too"
+    counts = {"images": test.n, "broken only at the smaller eps": test.only_a, "broken only at the larger": test.only_b}
+    return held("larger eps helps", test.difference, 0, told, advice, counts=counts, unit="points", bound=test.ci_low)
+
+
+# These decide the verdict: each measures one of its criteria.
+DECIDING: dict[str, Callable[[Context], Check]] = {
+    check.__name__: check
+    for check in (
+        training_attack_gap, margin_loss_finds_more, black_box_beats_white_box, random_noise_finds_more,
+        transfer_finds_more, unbounded_attack_fails,
+    )
+}  # fmt: skip
+SYMPTOMS: dict[str, Callable[[Context], Check]] = {check.__name__: check for check in (one_step_beats_many, larger_eps_helps)}
+
+
+def _newly(name: str, criterion: Criterion | None, advice: str) -> Check:
+    assert criterion is not None
+    newly = round(criterion.value * criterion.n)
+    return _criterion(
+        name, criterion, f"{newly} of {criterion.n} images that PGD does not break", advice, "newly broken", "points"
+    )
+
+
+def _criterion(name: str, criterion: Criterion, evidence: str, advice: str, counted: str, unit: Unit) -> Check:
+    """A check that decides the verdict: its lower bound is what counts."""
+    counts = {"images": criterion.n, counted: round(criterion.value * criterion.n)}
+    evidence = f"{evidence} ({100 * max(0.0, criterion.low):.1f} to {100 * criterion.high:.1f})"
+    return held(name, criterion.value, criterion.limit, evidence, advice, counts=counts, unit=unit, bound=criterion.low)
+
+
+def _paired(a: Tensor, b: Tensor) -> McNemar:
+    return mcnemar(a, b, confidence=2 * CONFIDENCE - 1)
+
+
+def _percent(alive: Tensor) -> str:
+    return f"{100 * share(alive):.1f} %"

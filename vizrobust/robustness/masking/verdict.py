@@ -1,0 +1,151 @@
+"""The verdict on a network's gradients, from which images which attacks broke."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from scipy.stats import binomtest, norm
+from torch import Tensor
+
+from vizrobust.robustness.accuracy import CONFIDENCE, share
+from vizrobust.robustness.statistics import POWER, mcnemar, needed
+
+OVERFITTED = "masked: overfitted to its training attack"
+HIDDEN = "masked: gradients hide attacks"
+SOUND = "sound"
+NOT_ROBUST = "not robust, gradients sound"
+UNDECIDED = "undecided"
+
+# Our two limits, set before any network was diagnosed. Sound training loses some points from its own attack to the
+# strongest one known (MNIST 88.8 -> 82.9, Wong et al. 2020; CIFAR-10 50.0 -> 44.0, Madry et al. 2018, both under
+# AutoAttack); catastrophic overfitting loses nearly all of them.
+GAP = 0.15
+# What gradients may miss of what other attacks find: restarts alone move published figures by about as much
+# (47.0 -> 45.2 % with ten of them, Madry's CIFAR-10 network).
+HIDING = 0.02
+# "Accuracy near 0": one image in twenty.
+NEAR_ZERO = 0.05
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A difference of accuracies on n images that makes a network masked where it is certainly above `limit`.
+
+    `low` and `high` are its one-sided 95 % bounds; `images` says how many images would tell on which side of the
+    limit it lies (n where they do already; None where no number is in sight).
+    """
+
+    verdict: str
+    value: float
+    limit: float
+    low: float
+    high: float
+    n: int
+    images: int | None
+    what: str = ""
+    # Of overfitting: whether gradients alone show it too, as they do not where they hide what other attacks find.
+    plain: bool = True
+
+    @property
+    def side(self) -> Literal["above", "below", "open"]:
+        if self.low > self.limit:
+            return "above"
+        return "below" if self.high < self.limit else "open"
+
+    def __str__(self) -> str:
+        """Such as: what random noise breaks and PGD does not is 1.0 points (0.0 to 2.2; limit 2)."""
+        low, high = (f"{100 * bound:.1f}" for bound in (max(self.low, 0), self.high))
+        return f"{self.what} is {100 * self.value:.1f} points ({low} to {high}; limit {100 * self.limit:g})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of the five verdicts, with the sentence for a person; `images` is how many would settle an undecided one."""
+
+    name: str
+    sentence: str
+    images: int | None = None
+
+    @property
+    def masked(self) -> bool:
+        return self.name in (OVERFITTED, HIDDEN)
+
+    @property
+    def undecided(self) -> bool:
+        return self.name == UNDECIDED
+
+
+def overfitting(under_training: Tensor, under_gradients: Tensor, under_strongest: Tensor) -> Criterion:
+    """Accuracy under the attack of training minus that under the strongest: (n,) bool each, who survives.
+
+    `under_gradients`, who survives PGD with restarts, tells overfitting from gradients that hide attacks.
+    """
+    criterion = _paired(OVERFITTED, under_training, under_strongest, GAP)
+    return replace(criterion, plain=share(under_training) - share(under_gradients) > GAP)
+
+
+def hiding(under_gradients: Tensor, under_another: Tensor) -> Criterion:
+    """The share of images that survive PGD but not another attack: (n,) bool each, who survives."""
+    return _paired(HIDDEN, under_gradients, under_gradients & under_another, HIDING)
+
+
+def unbounded(left: Tensor, classes: int) -> Criterion:
+    """The share (n,) bool that an attack leaves which may change every pixel at will, against guessing."""
+    n, value, limit = len(left), share(left), 1 / classes
+    interval = binomtest(int(left.sum()), n).proportion_ci(2 * CONFIDENCE - 1, method="wilson")
+    criterion = Criterion(HIDDEN, value, limit, float(interval.low), float(interval.high), n, n)
+    return criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, limit, n))
+
+
+def conclude(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") -> Verdict:
+    """One verdict from all criteria and from who survives everything (n,) bool: above one limit is masked.
+
+    Sound takes every criterion to be certainly below its limit; anything else is undecided. `caveat` is appended.
+    """
+    above = [criterion for criterion in criteria if criterion.side == "above"]
+    if above:
+        # Where both hold, gradients that show the fall as well tell which comes first; the sentence says both.
+        overfitted = [criterion for criterion in above if criterion.verdict == OVERFITTED]
+        only = len(overfitted) == len(above)
+        name = OVERFITTED if overfitted and (only or overfitted[0].plain) else HIDDEN
+        found = "; ".join(map(str, above))
+        return Verdict(name, _with(f"{name}: {found}", caveat))
+    accuracy = f"{100 * share(robust):.1f} % of {len(robust)} images survive every attack that was run"
+    unsettled = [criterion for criterion in criteria if criterion.side == "open"]
+    if unsettled:
+        return _undecided(unsettled, caveat)
+    if share(robust) < NEAR_ZERO:
+        return Verdict(NOT_ROBUST, _with(f"{NOT_ROBUST}: {accuracy}, and its gradients lead there", caveat))
+    return Verdict(SOUND, _with(f"{SOUND}: {accuracy}; no attack found more than its gradients and its training did", caveat))
+
+
+def _undecided(unsettled: Sequence[Criterion], caveat: str) -> Verdict:
+    n, known = unsettled[0].n, [criterion.images for criterion in unsettled]
+    images = None if None in known else max(number for number in known if number is not None)
+    # The one that needs most images; where there are several, the reader has the table.
+    widest = max(unsettled, key=lambda criterion: criterion.images or math.inf)
+    more = f", and {len(unsettled) - 1} more like it" if len(unsettled) > 1 else ""
+    ask = f"about {images} images would tell" if images else "that is too close to the limit for any number of images"
+    return Verdict(UNDECIDED, _with(f"{UNDECIDED} with {n} images: {widest}{more}; {ask}", caveat), images)
+
+
+def _with(sentence: str, caveat: str) -> str:
+    return f"{sentence}. {caveat[0].upper()}{caveat[1:]}." if caveat else f"{sentence}."
+
+
+def _paired(verdict: str, a: Tensor, b: Tensor, limit: float) -> Criterion:
+    # The ends of a two-sided 90 % interval are one-sided 95 % bounds.
+    test = mcnemar(a, b, confidence=2 * CONFIDENCE - 1)
+    return Criterion(verdict, test.difference, limit, test.ci_low, test.ci_high, test.n, needed(a, b, limit))
+
+
+def _images_for_share(value: float, limit: float, n: int) -> int | None:
+    """How many images would tell a share from a limit, with the power of `statistics.needed`."""
+    if value == limit:
+        return None
+    z = float(norm.ppf(CONFIDENCE) + norm.ppf(POWER))
+    spread = max(value * (1 - value), limit * (1 - limit))
+    return max(n + 1, math.ceil(z * z * spread / (value - limit) ** 2))
