@@ -2,8 +2,11 @@
 
 from vizrobust.attacks.apgd import APGD
 from vizrobust.attacks.balls import BALLS, L1, L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.cw import CW
+from vizrobust.attacks.deepfool import DeepFool
 from vizrobust.attacks.ensemble import ENSEMBLES, AutoAttack
 from vizrobust.attacks.eot import EoT
+from vizrobust.attacks.fab import FAB
 from vizrobust.attacks.fit import fit
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import FGSM, ISM, PGD
@@ -13,44 +16,75 @@ from vizrobust.attacks.notes import notes
 from vizrobust.attacks.square import Square
 from vizrobust.attacks.threat import ball_of, is_inside, measure, threat
 from vizrobust.attacks.transfer import Transfer
+from vizrobust.attacks.unforeseen import (
+    JPEG,
+    UNFORESEEN,
+    Elastic,
+    Fog,
+    Gabor,
+    Glitch,
+    Kaleidoscope,
+    Pixel,
+    Snow,
+    Wood,
+    kind,
+    strengths,
+    suited,
+)
 from vizrobust.attacks.walk import Attack, Attacked, State, Walk
 from vizrobust.spec import named, parse
 
-ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, Square, Noise, Transfer, EoT)}
-NAMES = {**BALLS, **ATTACKS, **ENSEMBLES}
+ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EoT)}
+NAMES = {**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN}
 
 __all__ = [
     "APGD",
     "ATTACKS",
     "BALLS",
+    "CW",
     "ENSEMBLES",
+    "FAB",
     "FGSM",
     "ISM",
+    "JPEG",
     "L1",
     "L2",
     "LOSSES",
     "NAMES",
     "PGD",
+    "UNFORESEEN",
     "Attack",
     "Attacked",
     "AutoAttack",
     "Ball",
+    "DeepFool",
+    "Elastic",
     "EoT",
+    "Fog",
+    "Gabor",
+    "Glitch",
+    "Kaleidoscope",
     "Linf",
     "Noise",
+    "Pixel",
+    "Snow",
     "Square",
     "State",
     "Transfer",
     "Walk",
+    "Wood",
     "ball_of",
     "fallback",
     "fit",
     "is_inside",
+    "kind",
     "measure",
     "notes",
     "parse_attack",
     "per_image",
     "radius",
+    "strengths",
+    "suited",
     "threat",
 ]
 
@@ -63,5 +97,5 @@ def parse_attack(text: str) -> Attack:
     """
     attack = parse(text, NAMES, "attack")
     if not isinstance(attack, Attack):
-        raise ValueError(f"{text!r} is not an attack; there are: {', '.join(ATTACKS)}")
+        raise ValueError(f"{text!r} is not an attack; there are: {', '.join((*ATTACKS, *UNFORESEEN))}")
     return attack

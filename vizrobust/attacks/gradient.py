@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vizrobust.attacks.balls import Ball, Linf, radius
 from vizrobust.attacks.losses import LOSSES
-from vizrobust.attacks.walk import Attacked, State, Walk, class_count, mark, opened, run
+from vizrobust.attacks.targets import drawn_targets
+from vizrobust.attacks.walk import Attacked, State, Walk, mark, opened, run
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec
 
@@ -138,7 +139,7 @@ class GradientWalk:
         return not self.project
 
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        towards = self._targets(net, x, y, streams) if self.targeted else y
+        towards = drawn_targets(net, x, y, streams, self.target) if self.targeted else y
         if self.restart:
             streams = streams.child(f"restart {self.restart}")
         start = (x + self.ball.sample(x, streams)).clamp(0, 1) if self.random_start else x
@@ -164,15 +165,6 @@ class GradientWalk:
         """What is climbed: (N,)."""
         loss = lookup(LOSSES, self.loss, "loss")(logits, state["towards"])
         return -loss if self.targeted else loss
-
-    def _targets(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        """The class that each image is driven to: `target`, or a wrong class drawn at random."""
-        classes = class_count(net, x)
-        if self.target is not None:
-            if self.target >= classes:
-                raise ValueError(f"target class {self.target} does not exist: the network has classes 0 to {classes - 1}")
-            return torch.full_like(y, self.target)
-        return (y + 1 + streams.child("target").integers(classes - 1).to(y.device)) % classes
 
 
 def _walk(attack: FGSM | ISM | PGD, **how: Any) -> GradientWalk:

@@ -1,0 +1,133 @@
+"""How strong unforeseen attacks are usually made: three strengths each, for a size of image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from vizrobust.attacks.threat import ball_of
+from vizrobust.attacks.walk import Attack
+from vizrobust.spec import lookup
+
+Three = tuple[float, float, float]
+
+# The strengths that UAR calibrates to L-inf 2, 4 and 8 of 255, which are what the later paper calls low, medium and high.
+UAR_CIFAR = "Kang et al. 2019, CIFAR-10 calibration, matched to L-inf 2, 4 and 8/255"
+UAR_IMAGENET = "Kang et al. 2019, ImageNet-100 calibration, matched to L-inf 2, 4 and 8/255"
+UA_CIFAR = "Kaufmann et al. 2023, CIFAR-10"
+UA_IMAGENET = "Kaufmann et al. 2023, ImageNet"
+BY_EYE = "chosen here by eye on 64 pixels: objects stay recognisable; nothing is published for this attack at this size"
+MEASURED = (
+    "measured here: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; nothing is published for digits"
+)
+WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break next to nothing, nor do larger ones (measured on mnist-k0)"
+
+# By the size of images: "digits" have one channel and no side above 32 pixels, else "small" ones a side below 96.
+PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
+    "Elastic": {
+        "digits": ((0.25, 0.5, 1.0), MEASURED),
+        "small": ((0.25, 0.5, 1.0), UAR_CIFAR),
+        "large": ((0.5, 2.0, 4.0), UAR_IMAGENET),
+    },
+    "JPEG-Linf": {
+        "digits": ((0.5, 1.0, 2.0), MEASURED),
+        "small": ((0.0625, 0.125, 0.25), UAR_CIFAR),
+        "large": ((0.125, 0.25, 0.5), UAR_IMAGENET),
+    },
+    "JPEG-L2": {
+        "digits": ((4.0, 8.0, 16.0), MEASURED),
+        "small": ((0.5, 1.0, 2.0), UAR_CIFAR),
+        "large": ((16.0, 32.0, 64.0), UAR_IMAGENET),
+    },
+    "JPEG-L1": {
+        "digits": ((32.0, 64.0, 128.0), MEASURED),
+        "small": ((8.0, 64.0, 256.0), UAR_CIFAR),
+        "large": ((1024.0, 4096.0, 16384.0), UAR_IMAGENET),
+    },
+    "Fog": {
+        "digits": ((0.125, 0.25, 0.5), MEASURED),
+        "small": ((0.5, 1.0, 2.0), BY_EYE),
+        "large": ((256 / 255, 512 / 255, 2048 / 255), UAR_IMAGENET),
+    },
+    "Snow": {
+        "digits": ((0.125, 0.25, 0.5), MEASURED),
+        "small": ((0.125, 0.25, 0.5), BY_EYE),
+        "large": ((0.125, 0.25, 2.0), UAR_IMAGENET),
+    },
+    "Gabor": {
+        "digits": ((0.1, 0.2, 0.4), MEASURED),
+        "small": ((0.05, 0.1, 0.2), BY_EYE),
+        "large": ((12.5 / 255, 25 / 255, 400 / 255), UAR_IMAGENET),
+    },
+    "Pixel": {
+        "digits": ((0.5, 1.0, 2.0), MEASURED),
+        "small": ((1.0, 5.0, 10.0), UA_CIFAR),
+        "large": ((3.0, 5.0, 10.0), UA_IMAGENET),
+    },
+    "Glitch": {
+        "digits": ((0.05, 0.1, 0.2), MEASURED),
+        "small": ((0.03, 0.05, 0.1), UA_CIFAR),
+        "large": ((0.03, 0.05, 0.07), UA_IMAGENET),
+    },
+    "Kaleidoscope": {
+        "digits": ((0.05, 0.1, 0.15), UA_CIFAR),
+        "small": ((0.05, 0.1, 0.15), UA_CIFAR),
+        "large": ((0.05, 0.1, 0.15), UA_IMAGENET),
+    },
+    "Wood": {
+        "digits": ((0.03, 0.05, 0.1), WEAK),
+        "small": ((0.03, 0.05, 0.1), UA_CIFAR),
+        "large": ((0.03, 0.05, 0.1), UA_IMAGENET),
+    },
+}
+LEVELS = ("low", "medium", "high")
+
+
+def kind(attack: Attack) -> str:
+    """The name under which strengths and calibrations list an attack: its ball's, else its own, with JPEG's norm.
+
+    >>> from vizrobust.attacks import JPEG, PGD, Fog, L2
+    >>> kind(Fog()), kind(JPEG(norm="l1")), kind(PGD(ball=L2(eps=1)))
+    ('Fog', 'JPEG-L1', 'L2')
+    """
+    ball = ball_of(attack)
+    name = type(ball or attack).__name__
+    norm = getattr(attack, "norm", None)
+    return f"{name}-{norm.capitalize()}" if isinstance(norm, str) and ball is None else name
+
+
+def strengths(name: str, shape: tuple[int, int, int]) -> Three:
+    """Low, medium and high eps of the attack listed as `name` (see `kind`) on images of shape (C, H, W).
+
+    They are what published work uses where there is any (see `source`); low to high is not the same step for every
+    attack. Raises ``ValueError`` for a name that is not listed.
+
+    >>> strengths("Elastic", (3, 32, 32)), strengths("Pixel", (3, 224, 224))
+    ((0.25, 0.5, 1.0), (3.0, 5.0, 10.0))
+    """
+    return _preset(name, shape)[0]
+
+
+def source(name: str, shape: tuple[int, int, int]) -> str:
+    """Where these strengths come from, as a sentence."""
+    return _preset(name, shape)[1]
+
+
+def suited(attack: Any, shape: tuple[int, int, int], level: str = "medium") -> Any:
+    """The attack with the strength of that level for images of shape (C, H, W), if it names none itself.
+
+    >>> from vizrobust.attacks import Wood
+    >>> suited(Wood(steps=10), (3, 32, 32)), suited(Wood(eps=0.3), (3, 32, 32))
+    (Wood(eps=0.05, steps=10), Wood(eps=0.3))
+    """
+    if attack.eps is not None:
+        return attack
+    three = dict(zip(LEVELS, strengths(kind(attack), shape), strict=True))
+    return replace(attack, eps=lookup(three, level, "strength"))
+
+
+def _preset(name: str, shape: tuple[int, int, int]) -> tuple[Three, str]:
+    channels, height, width = shape
+    digits = channels == 1 and max(height, width) <= 32
+    size = "digits" if digits else "small" if min(height, width) < 96 else "large"
+    return lookup(PRESETS, name, "unforeseen attack")[size]
