@@ -21,6 +21,11 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def saturated(*shape: int) -> torch.Tensor:
+    """Images of which a third of the values are 0 or 1."""
+    return (torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 1.5 - 0.25).clamp(0, 1)
+
+
 @balls
 class TestBall:
     def test_norm_is_a_norm(self, ball: Ball) -> None:
@@ -86,6 +91,32 @@ class TestBall:
         # The optimizer stops a little early where a norm has corners, so it may only be a little worse.
         assert found.fun - 1e-3 <= distance(near.flatten().numpy()) <= found.fun + 1e-6
 
+    def test_an_image_is_brought_into_the_ball_and_into_range_and_stays(self, ball: Ball) -> None:
+        x = saturated(N, *SHAPE)
+        for scale in (0.01, 0.3, 1, 50):
+            once = ball.project_image(x, x + scale * randn(N, *SHAPE))
+            assert (ball.norm(once - x) <= EPS * (1 + 1e-12)).all()
+            assert once.min() >= 0
+            assert once.max() <= 1
+            assert torch.allclose(ball.project_image(x, once), once, rtol=0, atol=1e-12)
+        assert torch.equal(ball.project_image(x, x), x)
+        single = ball.project_image(x.float(), x.float() + randn(N, *SHAPE).float())
+        assert single.dtype == torch.float32
+        assert (ball.norm(single - x.float()) <= EPS + 1e-6).all()
+
+    def test_no_image_allowed_is_nearer_but_for_l2(self, ball: Ball) -> None:
+        if type(ball).__name__ == "L2":
+            pytest.skip("the ball first, then the range: not the nearest, but what everybody does")
+        x = saturated(1, *SHAPE)
+        for scale in (0.05, 0.2, 1, 5):
+            point = x + scale * randn(1, *SHAPE)
+            near = ball.project_image(x, point)
+            distance = (point - near).flatten(1).norm(dim=1)
+            elsewhere = (x + ball.sample(torch.zeros(2000, *SHAPE, dtype=torch.float64), Streams(0, range(2000)))).clamp(0, 1)
+            for share in (1.0, 0.1, 0.001):
+                other = near + share * (elsewhere - near)
+                assert ((point - other).flatten(1).norm(dim=1) >= distance * (1 - 1e-12)).all()
+
     def test_steepest_is_of_norm_one_and_no_direction_climbs_faster(self, ball: Ball) -> None:
         grad = randn(N, *SHAPE)
         steepest = ball.steepest(grad)
@@ -102,7 +133,8 @@ class TestBall:
 
     def test_images_do_not_meet(self, ball: Ball) -> None:
         x = randn(N, *SHAPE)
-        for operation in (ball.norm, ball.project, ball.steepest):
+        clean = saturated(1, *SHAPE)
+        for operation in (ball.norm, ball.project, ball.steepest, lambda adv: ball.project_image(clean.expand_as(adv), adv)):
             whole = operation(x)
             for k in range(N):
                 assert torch.allclose(operation(x[k : k + 1])[0], whole[k], rtol=1e-14)

@@ -87,7 +87,8 @@ class L1APGDWalk:
         self._mark(state, logits, self.aim.loss_of(logits, state))
 
     def _mark(self, state: State, logits: Tensor, loss: Tensor) -> None:
-        inside = self.ball.norm(state["adv"] - state["x"]) <= radius(self.ball)
+        _, third = self._turns()
+        inside = (state["t"] >= third) | (self.ball.norm(state["adv"] - state["x"]) <= radius(self.ball))
         mark(state, logits, torch.where(inside, loss.to(state["clean_loss"].dtype), state["clean_loss"]), inside)
 
     def _adapt(self, state: State, t: Tensor, opens: Tensor) -> Tensor:
