@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from vizrobust.attacks.nearest import leashed, weigh
 from vizrobust.attacks.rivals import nearest_boundary, rivals
 from vizrobust.attacks.walk import Attacked, State, Walk, class_count, opened, run
 from vizrobust.rng import Streams
-from vizrobust.spec import spec
+from vizrobust.spec import spec, vary
 
 # Distances are kept above this before they are weighed against each other, as in the authors' code.
 SHORTEST = 1e-8
@@ -103,7 +103,7 @@ class FABWalk:
         else:
             far = torch.full_like(x[:, 0, 0, 0], radius(ball))
         x = x.detach()
-        unit = replace(ball, eps=1.0).sample(x, streams.child(self.name))
+        unit = vary(ball, eps=1.0).sample(x, streams.child(self.name))
         return (x + unit * per_image(far / 2, x)).clamp_(0, 1)
 
     def step(self, net: nn.Module, state: State) -> None:

@@ -1,0 +1,40 @@
+"""A network that reads scikit-learn's digits, trained here in a second, for tests that need one that knows its task."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizrobust.data import load
+from vizrobust.models import Normalized, architecture
+from vizrobust.rng import Streams
+
+
+@cache
+def digits_net() -> nn.Module:
+    data = load("digits")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Normalized(architecture("small_cnn", data.shape, 10)(), data.mean, data.std)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for epoch in range(4):
+        for index in Streams(0, [epoch], "order").permutation(len(data.train))[0].split(64):
+            loss = F.cross_entropy(net(data.train.take(index)), data.train.labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+@cache
+def digits(n: int) -> tuple[Tensor, Tensor]:
+    """The first n test images that the network reads rightly, with their labels."""
+    data = load("digits")
+    x, y = data.test.take(torch.arange(2 * n)), data.test.labels[: 2 * n]
+    with torch.no_grad():
+        right = (digits_net()(x).argmax(1) == y).nonzero()[:n, 0]
+    assert len(right) == n
+    return x[right], y[right]
