@@ -293,7 +293,8 @@ def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: t
         by_attack, by_noise = ((net(each).argmax(1) == y).float().mean() for each in (image, noisy))
     unmoved = size.flatten() == 0  # as some attacks leave what is wrong already
     assert ((attacked > disturbed) | unmoved).float().mean() > 0.95
-    assert attacked.mean() - clean.mean() > 3 * (disturbed.mean() - clean.mean())
+    if name not in MINIMAL:  # they stop where the margin is 0
+        assert attacked.mean() - clean.mean() > 3 * (disturbed.mean() - clean.mean())
     assert by_attack < by_noise
 
 
