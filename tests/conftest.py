@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from vizrobust.attacks import Attack, State
 from vizrobust.compute import Compute
-from vizrobust.models import Description, Normalized, architecture, save_checkpoint
+from vizrobust.models import Description, Normalized, architecture, borrowed, save_checkpoint
 from vizrobust.models.checkpoints import body_state
+from vizrobust.rng import Streams
 
 SHAPE = (3, 20, 16)  # channels, height and width differ from each other and from every batch size used
 CLASSES = 7
@@ -50,6 +52,36 @@ def net_file(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, seed: 
     about = Description("small_cnn", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
     save_checkpoint(path, body_state(make_net("small_cnn", shape, classes, seed)), about)
     return str(path)
+
+
+def refilled(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> tuple[State, State]:
+    """All images after so many steps: side by side from the start, and with some that came later into the slots of others.
+
+    The engine does the latter: the second state's rows were at different steps in every pass.
+    """
+    (walk,) = attack.stages(net, x)
+
+    def begun(items: list[int]) -> State:
+        return walk.begin(net, x[items], y[items], Streams(0, items, "attack"))
+
+    def walked(state: State, count: int) -> State:
+        for _ in range(count):
+            walk.step(net, state)
+        return state
+
+    n = len(x)
+    with borrowed(net):
+        undisturbed = walked(begun(list(range(n))), steps)
+        others = [*range(1, n), 0]
+        # Rows 1 and 3 hold other images at first, which make room after two steps.
+        state = walked(begun([others[k] if k in (1, 3) else k for k in range(n)]), 2)
+        fresh = begun(list(range(n)))
+        for key, value in fresh.items():
+            state[key] = state[key].index_copy(0, torch.tensor([1, 3]), value[[1, 3]])
+        state = walked(state, steps - 2)
+        late = {key: value.clone() for key, value in walked(dict(state), 2).items()}
+    mixed = {key: value.index_copy(0, torch.tensor([1, 3]), late[key][[1, 3]]) for key, value in state.items()}
+    return undisturbed, mixed
 
 
 @pytest.fixture
