@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import make_net
 from tests.test_training import tiny
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet
+from vizrobust.data import DataSet, first, load
 from vizrobust.models import load_checkpoint
-from vizrobust.robustness.growth import gradient_norms
+from vizrobust.robustness.growth import fit_growth, gradient_norms
 from vizrobust.runs import Row
 from vizrobust.study.dimension import dimension_study, growth, resized
 from vizrobust.training import Training
@@ -50,6 +51,9 @@ def test_one_row_for_each_side_and_seed_and_none_twice(compute: Compute, tmp_pat
     by_hand = gradient_norms(net, resized(data, 4).test, compute, "ce").l1[:7].mean()
     assert first_rows[0]["l1_ce"] == pytest.approx(float(by_hand), rel=1e-5)
     assert first_rows[0]["l2_margin"] < first_rows[0]["l1_margin"]
+    fresh = load_checkpoint(str(folder / "8px-s0")).random_net(0)
+    by_hand = gradient_norms(fresh, data.test, compute, "ce").l1[:7].mean()
+    assert first_rows[1]["l1_ce_untrained"] == pytest.approx(float(by_hand), rel=1e-5)
 
     more = rows(data, compute, folder, images=7, sides=(4, 6, 8), seeds=(0, 1), recipe=replace(RECIPE, seed=5))
     assert [row for row in more if row in first_rows] == first_rows
@@ -62,6 +66,19 @@ def test_one_row_for_each_side_and_seed_and_none_twice(compute: Compute, tmp_pat
 
 
 def test_growth_is_the_fit_through_all_rows() -> None:
-    made = [{"d": d, "l1_margin": d**0.5 * 2, "l1_ce": d**0.3} for d in (49, 196, 784)]
+    made = [{"d": d, "l1_margin": d**0.5 * 2, "l1_ce": d**0.3, "l1_ce_untrained": d**0.1} for d in (49, 196, 784)]
     assert growth(made).slope == pytest.approx(0.5)
     assert growth(made, "ce").slope == pytest.approx(0.3)
+    assert growth(made, "ce", trained=False).slope == pytest.approx(0.1)
+
+
+def test_fresh_weights_grow_as_the_lecture_says(compute: Compute) -> None:
+    """The argument of §27.4, on the digits: sqrt(d), as long as nothing is trained and borders are a small part."""
+    data, found = load("digits"), []
+    for side in (14, 28, 56):
+        at = resized(data, side)
+        for seed in range(3):
+            norms = gradient_norms(make_net("small_cnn", at.shape, 10, seed), first(at.test, 50), compute)
+            found.append((side * side, float(norms.l1.mean())))
+    slope = fit_growth(*zip(*found, strict=True)).slope  # type: ignore[arg-type]
+    assert 0.45 < slope < 0.6

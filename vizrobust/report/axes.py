@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ DPI, SIZE = 200, (7.6, 4.4)
 LEGEND_WIDTH = 84  # in characters
 
 
-def blank(size: tuple[float, float] = SIZE) -> Figure:
-    """An empty figure that leaves room for whatever stands in it."""
-    return Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12))
+def blank(size: tuple[float, float] = SIZE, pad: float = 0.13) -> Figure:
+    """An empty figure that leaves room for whatever stands in it, and `pad` inches around each of its axes."""
+    return Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
 
 
 def accuracy_axes() -> tuple[Figure, Axes]:
@@ -62,6 +63,7 @@ def legend_above(figure: Figure, labels: Sequence[str], markers: bool = True, **
 def legend_of(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
     texts = [broken(label, TITLE_WIDTH) for label in labels]
     beside = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, texts)) + 6)))
+    beside = math.ceil(len(labels) / math.ceil(len(labels) / beside))  # rows of about the same length
     figure.legend(handles, texts, loc="outside upper left", ncols=beside, frameon=False, fontsize=LABEL, handlelength=2.2)
 
 

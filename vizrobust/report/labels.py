@@ -21,6 +21,8 @@ def label_ends(axes: Axes, labels: Sequence[str], ends: Sequence[float]) -> None
     texts = [broken(label, WIDTH) for label in names]
     heights = [APART * (1 + text.count("\n")) for text in texts]
     for index, y in enumerate(apart(ends, heights)):
+        if not texts[index]:
+            continue  # a single line's label is the title
         color = COLORS[index % len(COLORS)]
         axes.plot([1, 1.025], [ends[index], y], transform=axes.get_yaxis_transform(), color=color, linewidth=1.2, clip_on=False)
         axes.text(1.033, y, texts[index], transform=axes.get_yaxis_transform(), va="center", fontsize=SIZE, linespacing=1.15)

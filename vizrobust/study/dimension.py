@@ -70,9 +70,10 @@ def dimension_study(
     """Train `recipe` at every side and seed, each in a folder of its own within `folder`; one row for each network.
 
     A row has ``side, seed, d, n, clean, robust`` and, as means over the first `images` test images, the gradient's
-    norms ``l1_margin, l2_margin, l1_ce, l2_ce``; between rows come the `Progress` of training. Rows that are there are
-    yielded without being computed again, an interrupted training goes on, and sides and seeds may grow. The recipe's
-    own seed does not count. Raises ``ValueError`` for a folder that holds another study.
+    norms ``l1_margin, l2_margin, l1_ce, l2_ce``, and the same with ``_untrained`` for fresh weights: the lecture's argument
+    is about those, and training need not keep what they have. Between rows come the `Progress` of training. Rows that
+    are there are yielded without being computed again, an interrupted training goes on, and sides and seeds may grow.
+    The recipe's own seed does not count. Raises ``ValueError`` for a folder that holds another study.
     """
     same = replace(recipe, seed=0)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
@@ -87,14 +88,15 @@ def dimension_study(
                 for news in train(one, smaller, compute, cell, argv):
                     if isinstance(news, Progress):
                         yield news
-                known[side, seed] = {"side": side, "seed": seed, **_measured(cell, recipe, smaller, images, compute)}
+                known[side, seed] = {"side": side, "seed": seed, **_measured(cell, one, smaller, images, compute)}
                 run.add(known[side, seed])
             yield known[side, seed]
 
 
-def growth(rows: Sequence[Row], loss: str = "margin") -> Growth:
+def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> Growth:
     """The slope of the mean L1 norm of the gradient over d, every side and seed a point of its own."""
-    return fit_growth([row["d"] for row in rows], [row[f"l1_{loss}"] for row in rows])
+    name = f"l1_{loss}" if trained else f"l1_{loss}_untrained"
+    return fit_growth([row["d"] for row in rows], [row[name] for row in rows])
 
 
 def _measured(cell: Path, recipe: Training, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def _measured(cell: Path, recipe: Training, data: DataSet, images: int, compute:
     shown = first(data.test, images)
     row: dict[str, Any] = {"d": channels * height * width, "n": len(shown)}
     row |= {name: checkpoint.about.metrics.get(name) for name in ("clean", "robust")}
-    for loss in LOSSES:
-        norms = gradient_norms(checkpoint.net(), shown, compute, loss)
-        row |= {f"l1_{loss}": float(norms.l1.mean()), f"l2_{loss}": float(norms.l2.mean())}
+    for net, which in ((checkpoint.net(), ""), (checkpoint.random_net(recipe.seed), "_untrained")):
+        for loss in LOSSES:
+            norms = gradient_norms(net, shown, compute, loss)
+            row |= {f"l1_{loss}{which}": float(norms.l1.mean()), f"l2_{loss}{which}": float(norms.l2.mean())}
     return row

@@ -1,0 +1,189 @@
+"""Figures of the first-order analysis: promised against real drops, and the gradient's growth with the number of pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from vizrobust.report.axes import blank, check, legend_of
+from vizrobust.report.labels import SIZE, broken
+from vizrobust.report.style import COLORS, FAINT, MARKERS, QUIET, format_of, house_style, save_figure
+from vizrobust.robustness.growth import LECTURE_SLOPE, Growth
+
+Rows = Sequence[Mapping[str, Any]]
+
+UNITS = {"margin": "logit margin", "ce": "log p(true class), nats"}
+KINDS = (("pgd", "PGD"), ("fgsm", "FGSM"))
+PANELS_BESIDE, PANEL = 3, 2.55
+# Drops that differ by more than this between the fifth and the ninety-fifth percentile need logarithms.
+LOGARITHMIC_FROM = 30
+MARGIN = 0.06  # of the axis, beyond the outermost points
+
+
+def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], command: str = "", *, loss: str = "margin") -> Path:
+    """Draw each image's real drop under FGSM and PGD against the predicted one, a panel for each checkpoint.
+
+    `panels` are (label, rows) with ``predicted, fgsm, pgd`` in a row, as `FirstOrder.rows` gives them; `loss` names their
+    unit. On the line attacks find just what the gradient promises; far above it they find what it hides. All panels
+    share their axes, which are logarithmic (linear around 0) where drops span a factor of 30. PNG, SVG or PDF by the file
+    name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    """
+    format_of(path)
+    check(panels)
+    beside = min(PANELS_BESIDE, len(panels))
+    down = math.ceil(len(panels) / beside)
+    rows = [row for _, some in panels for row in some]
+    drops = np.array([[row["predicted"], row["fgsm"], row["pgd"]] for row in rows], dtype=float)
+    if not np.isfinite(drops).all():
+        raise ValueError("a drop is not a finite number; look at the network's logits")
+    side = 3.9 if beside == 1 else PANEL
+    with house_style():
+        figure = blank((0.9 + side * beside, 1.15 + (side + 0.42) * down), pad=0.08)
+        grid = figure.subplots(down, beside, sharex=True, sharey=True, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.set_axis_off()
+                continue
+            label, some = panels[place]
+            _same_scale(axes, drops)
+            for index, (key, _) in enumerate(KINDS):
+                axes.plot(
+                    [row["predicted"] for row in some], [row[key] for row in some], linestyle="none", color=COLORS[index],
+                    marker=MARKERS[index], markersize=3.4, markeredgewidth=0, alpha=0.55, zorder=3,
+                )  # fmt: skip
+            axes.set_title(f"{broken(label, 32)}\n{_medians(some)}", loc="left", fontsize=8.5, linespacing=1.4, pad=6)
+            if place + beside >= len(panels):  # also above a place that stays empty
+                axes.tick_params(labelbottom=True)
+        unit = UNITS.get(loss, loss)
+        figure.supxlabel(f"predicted drop of the {unit}: eps × dual norm of the gradient", fontsize=SIZE)
+        figure.supylabel("drop that the attack caused", fontsize=SIZE)
+        handles = [Line2D([], [], color=COLORS[i], marker=MARKERS[i], linewidth=0, markersize=6) for i in range(len(KINDS))]
+        line = Line2D([], [], color=QUIET, linewidth=1.0)
+        legend_of(figure, [*handles, line], [*(name for _, name in KINDS), "as predicted"])
+        return save_figure(figure, path, command)
+
+
+def gradient_growth(path: Path | str, series: Sequence[tuple[str, Growth]], command: str = "") -> Path:
+    """Draw the mean L1 norm of the gradient over the number of values in an image, with the fitted slopes.
+
+    `series` are (label, `Growth`); the grey line through the first series grows as sqrt(d), the lecture's prediction.
+    Both axes are logarithmic. Formats and errors as in `first_order_scatter`.
+    """
+    format_of(path)
+    check([(label, growth.d) for label, growth in series])
+    sizes = sorted({d for _, growth in series for d in growth.d})
+    ends = np.array([sizes[0] / 1.25, sizes[-1] * 1.25])
+    with house_style():
+        figure = blank((6.4, 4.6))
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        handles, labels = [], []
+        for index, (label, growth) in enumerate(series):
+            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+            look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5.5}
+            axes.plot(growth.d, growth.mean_l1, linestyle="none", alpha=0.8, zorder=3, **look)
+            axes.plot(ends, growth.factor * ends**growth.slope, color=color, linewidth=1.5, zorder=2)
+            handles.append(Line2D([], [], linewidth=1.5, **look))
+            labels.append(f"{label}: slope {_slope(growth)}" if label else f"slope {_slope(growth)}")
+        first = series[0][1]
+        middle = np.exp(np.mean(np.log(first.d))), np.exp(np.mean(np.log(first.mean_l1)))
+        lecture = middle[1] * (ends / middle[0]) ** LECTURE_SLOPE
+        axes.plot(ends, lecture, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)))
+        handles.append(Line2D([], [], color=QUIET, linewidth=1.2, linestyle=(0, (4, 3))))
+        labels.append("√d: slope 0.50")
+        axes.set_xlim(*ends)
+        _decades(axes, [*lecture, *(norm for _, growth in series for norm in growth.mean_l1)])
+        axes.xaxis.set_major_locator(FixedLocator(sizes))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0, pad=6)
+        axes.set_xlabel("d: values in an image (channels × height × width)")
+        axes.set_ylabel("mean L1 norm of the loss's gradient")
+        legend_of(figure, handles, labels)
+        return save_figure(figure, path, command)
+
+
+def _same_scale(axes: Axes, drops: np.ndarray[Any, Any]) -> None:
+    """One kind of scale for both axes and all panels, so that the line of the drops that are as predicted is straight."""
+    sizes = np.abs(drops[drops != 0])
+    low, high = np.quantile(sizes, (0.05, 0.95)) if len(sizes) else (1.0, 1.0)
+    top = max(float(drops.max()), 1e-12)
+    left, bottom = (min(0.0, float(side.min())) for side in (drops[:, 0], drops))
+    x_ticks: list[float] = []
+    y_ticks: list[float] = []
+    if high > LOGARITHMIC_FROM * low:
+        linear = 10.0 ** math.floor(math.log10(low))
+        if (drops > 0).all():
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            left, bottom = float(drops[:, 0].min()), float(drops.min())
+        else:
+            axes.set_xscale("symlog", linthresh=linear, linscale=0.4)
+            axes.set_yscale("symlog", linthresh=linear, linscale=0.4)
+            left = max(left, float(drops[:, 0].min()))
+        x_ticks, y_ticks = _decade_ticks(linear, left, top), _decade_ticks(linear, bottom, top)
+    to, back = axes.transScale, axes.transScale.inverted()
+    (x_start, y_start), (x_end, y_end) = to.transform([(left, bottom), (top, top)])
+    x_spare, y_spare = MARGIN * (x_end - x_start), MARGIN * (y_end - y_start)
+    ends = back.transform([(x_start - x_spare, y_start - y_spare), (x_end + x_spare, y_end + y_spare)])
+    axes.set_xlim(*ends[:, 0])
+    axes.set_ylim(*ends[:, 1])
+    axes.set_box_aspect(1)
+    for axis, ticks in ((axes.xaxis, x_ticks), (axes.yaxis, y_ticks)):
+        axis.set_major_locator(FixedLocator(ticks) if ticks else MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.plot(ends[:, 1], ends[:, 1], color=QUIET, linewidth=1.0, zorder=1, scalex=False, scaley=False)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=4, labelsize=8)
+
+
+def _decade_ticks(linear: float, bottom: float, top: float) -> list[float]:
+    """About five powers of ten from `linear` to `top`; 0 and negative ones where the axis has them."""
+    first, last = round(math.log10(linear)), math.floor(math.log10(top))
+    if bottom > 0:
+        first = min(first, math.ceil(math.log10(bottom)))
+    stride = max(1, math.ceil((last - first) / 4))
+    up = [10.0**power for power in range(last, first - 1, -stride)]
+    return up if bottom > 0 else [*(-value for value in up if -value >= bottom), 0.0, *up]
+
+
+def _medians(rows: Rows) -> str:
+    """How much of what was predicted each attack gets, for the median image."""
+    texts = []
+    for key, name in KINDS:
+        shares = [row[key] / row["predicted"] for row in rows if row["predicted"] > 0]
+        texts.append(f"{name} {_times(float(np.median(shares)))}" if shares else f"{name} without any prediction")
+    return "median: " + ", ".join(texts)
+
+
+def _times(ratio: float) -> str:
+    return f"× {ratio:.2f}" if ratio < 10 else f"× {ratio:.2g}" if ratio < 100 else f"× {ratio:,.0f}"
+
+
+def _slope(growth: Growth) -> str:
+    if growth.ci_low is None or growth.ci_high is None:
+        return f"{growth.slope:.2f}"
+    return f"{growth.slope:.2f} [{growth.ci_low:.2f}, {growth.ci_high:.2f}]"
+
+
+def _decades(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at 1, 2 and 5 times the powers of ten, or at the powers alone where there are many."""
+    low, high = min(values) / 1.2, max(values) * 1.2
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    axes.yaxis.set_major_locator(FixedLocator([step * 10.0**power for power in powers for step in steps]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(low, high)
