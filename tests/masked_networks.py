@@ -134,6 +134,16 @@ class Jumpy(Around):
         return logits + 40 * torch.sin(1000 * x.flatten(1)[:, :CLASSES]) * F.one_hot(logits.argmax(1), CLASSES)
 
 
+class Decoys(Around):
+    """Many classes just below the second best, whose gradient leads the other way: cross entropy follows the many."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        second = logits.topk(2, dim=1).values[:, 1:]
+        decoy = second.detach() - 0.1 - 10 * (second - second.detach())
+        return torch.cat((logits, decoy.expand(-1, 20)), dim=1)
+
+
 class _Noise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, net: nn.Module) -> Tensor:

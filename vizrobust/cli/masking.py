@@ -56,9 +56,12 @@ def command(
     """
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.compute import Compute
+    from vizrobust.models import load_checkpoint
 
     if n < 1 or batch_size < 1:
         raise ValueError(f"--images and --batch-size must be at least 1, got {n} and {batch_size}")
+    if source is not None:
+        load_checkpoint(source)  # a wrong name is told before minutes of attack, not after
     compute, effort = Compute(device, precision), _effort(effort_text)
     loaded = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
     subjects = [_subject(*pair, split, n, eps, norm, trained_with, source, thorough) for pair in loaded]
@@ -106,6 +109,8 @@ def _subject(
     trained = _trained(checkpoint, trained_with)
     ball = _ball(checkpoint, trained or (), loaded, eps, norm)
     ensemble = AutoAttack(ball=ball) if thorough else None
+    # From itself it would be an attack by its own gradients.
+    source = None if source == checkpoint.name else source
     return Subject(checkpoint.net(), first(loaded.split(split), n), ball, trained, source, ensemble)
 
 

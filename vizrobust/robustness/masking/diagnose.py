@@ -20,6 +20,13 @@ from vizrobust.robustness.masking.verdict import Verdict, conclude
 # The first ones decide the verdict; the rest is evidence.
 CHECKS: dict[str, Callable[[Context], Check]] = {**DECIDING, **SYMPTOMS, **FAILURES, **FLAGS, **SLOPES}
 
+# Signs that make the numbers themselves doubtful, whatever the verdict.
+WARNINGS = {
+    "randomised": "its answers are random, so attack it with EoT before you believe a number",
+    "attacked another network": "it answers otherwise when gradients are asked for, so the numbers are not its own",
+    "statistics of the batch": "it mixes the images of a batch, so the numbers depend on the batch",
+}
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -60,8 +67,12 @@ def judged(context: Context, checks: tuple[Check, ...] = ()) -> Diagnosis:
 
 def _caveat(context: Context, checks: tuple[Check, ...]) -> str:
     """What a reader of the one sentence must know besides."""
-    random = any(check.tripped and check.name == "randomised" for check in checks)
-    told = ["its answers are random, so attack it with EoT before you believe a number"] if random else []
+    tripped = [check.name for check in checks if check.tripped]
+    told = [sentence for name, sentence in WARNINGS.items() if name in tripped]
     if context.subject.trained == ():
         told.append("it was not adversarially trained")
+    deciding = [check.name for check in checks[: len(DECIDING)]]
+    signs = [name for name in tripped if name not in deciding]
+    if signs:
+        told.append(f"signs to look at: {', '.join(signs)}")
     return "; ".join(told)

@@ -104,8 +104,9 @@ def batch_norm_mode(context: Context) -> Check:
     if training:
         evidence += f"; handed over in training mode: {', '.join(dict.fromkeys(training))} (attacked in evaluation mode)"
     advice = "call net.eval() and use running statistics: an attack on a batch attacks its statistics, not an image"
-    value = float(len(training)) if training else moved
-    return held(name, value, 0 if training else MATES, evidence, advice, unit="number")
+    value, limit = (float(len(training)), 0) if training else (moved, MATES)
+    counts = {"images": len(x), "layers in training mode": len(training)}
+    return held(name, value, limit, evidence, advice, counts=counts, unit="number")
 
 
 FLAGS: dict[str, Callable[[Context], Check]] = {

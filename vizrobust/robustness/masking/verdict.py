@@ -119,7 +119,7 @@ def conclude(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") ->
         return _undecided(unsettled, caveat)
     if share(robust) < NEAR_ZERO:
         return Verdict(NOT_ROBUST, _with(f"{NOT_ROBUST}: {accuracy}, and its gradients lead there", caveat))
-    return Verdict(SOUND, _with(f"{SOUND}: {accuracy}; no attack found more than its gradients and its training did", caveat))
+    return Verdict(SOUND, _with(f"{SOUND}: {accuracy}, and gradients missed little", caveat))
 
 
 def _undecided(unsettled: Sequence[Criterion], caveat: str) -> Verdict:

@@ -1,0 +1,251 @@
+"""Every masking check on a network built to trip it, and on sound ones that must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from tests.masked_networks import (
+    CLASSES,
+    IMAGES,
+    SAFE,
+    WIDE,
+    Clamped,
+    Decoys,
+    Dropping,
+    Hot,
+    Jumpy,
+    OfTheBatch,
+    Purifying,
+    Quantised,
+    Rippled,
+    Shattered,
+    Softmax,
+    Sound,
+    TwoFaced,
+    Undifferentiable,
+    split,
+)
+from vizrobust.attacks import FGSM, L1, L2, PGD, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import first, load
+from vizrobust.models import load_checkpoint
+from vizrobust.robustness.masking import (
+    CHECKS,
+    DECIDING,
+    HIDDEN,
+    NOT_ROBUST,
+    OVERFITTED,
+    SOUND,
+    Check,
+    Context,
+    Effort,
+    Subject,
+    diagnose,
+    judged,
+)
+
+LITTLE = Effort(steps=10, restarts=2, queries=100, draws=10, probes=50)
+LESS = Effort(steps=20, restarts=1, queries=50, draws=5, probes=25)
+
+
+@cache
+def context(build: Callable[[], nn.Module], eps: float) -> Context:
+    """Shared, so that no attack is run twice on a network."""
+    return Context(Subject(build(), split(), Linf(eps), (PGD(steps=10),)), Compute("cpu"), LITTLE, batch_size=IMAGES)
+
+
+@cache
+def mnist(name: str, source: str | None = None) -> Context:
+    quantised = name == "quantised"
+    net = load_checkpoint("mnist-k0" if quantised else name).net()
+    subject = Subject(
+        Quantised(net) if quantised else net, first(load("mnist5k").test, 25), Linf(0.3), (PGD(steps=1),), source
+    )  # fmt: skip
+    return Context(subject, Compute("cpu"), LESS, batch_size=25)
+
+
+def trained_mode() -> nn.Module:
+    return nn.Sequential(Sound(), nn.Dropout(0.5)).train()
+
+
+TRIPPED: list[tuple[str, Callable[[], nn.Module], float]] = [
+    ("training_attack_gap", Jumpy, SAFE),
+    ("margin_loss_finds_more", Decoys, WIDE),
+    ("black_box_beats_white_box", Quantised, WIDE),
+    ("random_noise_finds_more", Jumpy, SAFE),
+    ("unbounded_attack_fails", Quantised, SAFE),
+    ("unbounded_attack_fails", Undifferentiable, SAFE),
+    ("one_step_beats_many", Rippled, WIDE),
+    ("larger_eps_helps", Jumpy, SAFE),
+    ("unavailable_gradients", Quantised, SAFE),
+    ("unavailable_gradients", Undifferentiable, SAFE),
+    ("unstable_predictions", Jumpy, SAFE),
+    ("unstable_predictions", Dropping, SAFE),
+    ("silent_success", Jumpy, SAFE),
+    ("incomplete_optimisation", Shattered, SAFE),
+    ("judged_is_differentiated", TwoFaced, SAFE),
+    ("square_beats_all_gradients", Quantised, WIDE),
+    ("randomised", Dropping, SAFE),
+    ("softmax_output", Softmax, SAFE),
+    ("optimisation_in_forward", Purifying, SAFE),
+    ("batch_norm_mode", OfTheBatch, SAFE),
+    ("batch_norm_mode", trained_mode, SAFE),
+    ("zero_gradient_coordinates", Clamped, SAFE),
+    ("cross_entropy_underflow", Hot, SAFE),
+    ("gradient_cosine", Shattered, SAFE),
+    ("local_linearity", Rippled, SAFE),
+    ("promised_too_little", Clamped, SAFE),
+]
+# One-step training is planted by training: these trip on built-in checkpoints.
+TRIPPED_ON_MNIST = [
+    ("training_attack_gap", "mnist-k1", None),
+    ("fell_short", "mnist-k1", None),
+    ("gradient_cosine", "mnist-k1", None),
+    ("local_linearity", "mnist-k1", None),
+    ("transfer_finds_more", "quantised", "mnist-k0"),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "eps"), TRIPPED, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_a_check_trips_on_the_network_built_for_it(name: str, build: Callable[[], nn.Module], eps: float) -> None:
+    _tripped(CHECKS[name](context(build, eps)))
+
+
+@pytest.mark.parametrize(("name", "net", "source"), TRIPPED_ON_MNIST)
+def test_a_check_trips_on_what_training_has_planted(name: str, net: str, source: str | None) -> None:
+    _tripped(CHECKS[name](mnist(net, source)))
+
+
+def _tripped(check: Check) -> None:
+    assert check.tripped, check
+    assert check.advice
+    assert check.value is not None
+    assert check.counts
+
+
+def test_every_check_is_tripped_by_something() -> None:
+    assert {name for name, *_ in TRIPPED + TRIPPED_ON_MNIST} == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("eps", [SAFE, WIDE])
+def test_nothing_trips_on_a_linear_network(name: str, eps: float) -> None:
+    check = CHECKS[name](context(Sound, eps))
+    assert not check.tripped, check
+    assert not check.advice
+    assert check.evidence
+    assert not any(character in check.evidence for character in "[]")
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("net", ["mnist-k0", "mnist-k8"])
+def test_nothing_trips_on_standard_and_on_sound_training(name: str, net: str) -> None:
+    own = mnist(net)
+    assert not CHECKS[name](own).tripped, CHECKS[name](own)
+
+
+VERDICTS = [
+    (Sound, SAFE, SOUND),
+    (Sound, WIDE, NOT_ROBUST),
+    (Hot, SAFE, SOUND),
+    (Hot, WIDE, NOT_ROBUST),
+    (Quantised, SAFE, HIDDEN),
+    (Quantised, WIDE, HIDDEN),
+    (Undifferentiable, WIDE, HIDDEN),
+    (Shattered, WIDE, HIDDEN),
+    (Decoys, WIDE, HIDDEN),
+    (Jumpy, SAFE, OVERFITTED),
+]
+
+
+@pytest.mark.parametrize(("build", "eps", "name"), VERDICTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_verdicts(build: Callable[[], nn.Module], eps: float, name: str) -> None:
+    assert judged(context(build, eps)).verdict.name == name
+
+
+def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:
+    """Rippled at WIDE leaves far more to its "training attack" than to the strongest; without one there is no gap."""
+    own = Context(Subject(Jumpy(), split(), Linf(SAFE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    assert own.by_training_attacks is None
+    check = CHECKS["training_attack_gap"](own)
+    assert check.tripped is None
+    assert "not adversarially trained" in check.evidence
+
+
+def test_one_step_stands_for_an_unknown_training() -> None:
+    own = Context(Subject(Sound(), split(20), Linf(SAFE)), Compute("cpu"), LITTLE, batch_size=20)
+    assert own.training_attacks == (FGSM(ball=Linf(SAFE)),)
+    assert "unknown" in CHECKS["training_attack_gap"](own).evidence
+
+
+def test_the_attack_of_training_is_taken_to_the_ball_of_evaluation() -> None:
+    def attacks(*trained) -> tuple:
+        return Context(Subject(Sound(), split(5), Linf(0.25), trained), Compute("cpu"), LITTLE).training_attacks
+
+    assert attacks(PGD(steps=7, ball=Linf(0.125), alpha=0.0625)) == (PGD(steps=7, ball=Linf(0.25), alpha=0.125),)
+    assert attacks(PGD(steps=7, ball=L2(1.0))) == (PGD(steps=7, ball=Linf(0.25)),)
+    assert attacks(PGD(steps=7, ball=L2(1.0)), FGSM(ball=Linf(0.1))) == (FGSM(ball=Linf(0.25)),)
+
+
+def test_attacks_after_pgd_meet_only_what_it_left() -> None:
+    own = context(Quantised, WIDE)
+    assert bool((own.by_everything <= own.by_gradients).all())
+    asked: list[int] = []
+    fresh = Context(Subject(Sound(), split(), Linf(WIDE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    fresh.evaluate = lambda attack, only: (asked.append(-1 if only is None else len(only)), fresh._evaluate(attack, only))[1]
+    assert not fresh.by_gradients.any()
+    assert not (fresh.by_margin & fresh.by_gradients).any()
+    assert asked == [-1, 150], "the unchanged images, PGD on all, and nothing for the margin loss to do"
+
+
+def test_the_network_is_given_back_as_it_was() -> None:
+    net = trained_mode()
+    flags = [module.training for module in net.modules()]
+    state = torch.random.get_rng_state()
+    own = Context(Subject(net, split(10), Linf(SAFE), ()), Compute("cpu"), Effort(2, 1, 5, 2, 5), batch_size=5)
+    list(diagnose(own))
+    assert [module.training for module in net.modules()] == flags
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_random_network_is_diagnosed_the_same_twice() -> None:
+    def rows() -> dict:
+        own = Context(Subject(Dropping(), split(20), Linf(WIDE), ()), Compute("cpu"), Effort(3, 1, 5, 2, 10), batch_size=10)
+        return judged(own, tuple(diagnose(own))).row()
+
+    once = rows()
+    torch.rand(3)
+    assert rows() == once
+    assert "EoT" in once["sentence"]
+
+
+@pytest.mark.parametrize("ball", [L2(2.0), L1(10.0)], ids=repr)
+def test_other_balls(ball) -> None:
+    own = Context(Subject(Sound(), split(), ball, (PGD(steps=3),)), Compute("cpu"), Effort(5, 1, 20, 3, 20), batch_size=IMAGES)
+    checks = {name: CHECKS[name](own) for name in (*DECIDING, "gradient_cosine", "local_linearity", "larger_eps_helps")}
+    assert not any(check.tripped for check in checks.values())
+    assert (checks["black_box_beats_white_box"].tripped is None) == isinstance(ball, L1)
+
+
+def test_a_network_that_is_never_right_is_refused() -> None:
+    images = split(10)
+    images = type(images)(images.pixels, (images.labels + 1) % CLASSES)
+    with pytest.raises(ValueError, match="classifies none of 10 images correctly"):
+        list(diagnose(Context(Subject(Sound(), images, Linf(SAFE)), Compute("cpu"), LITTLE)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps", "expected"),
+    [("mnist-k0", 0, NOT_ROBUST), ("mnist-k1", 1, OVERFITTED), ("mnist-k2", 2, OVERFITTED), ("mnist-fgsm", 1, OVERFITTED)],
+)
+def test_the_built_in_sweep(name: str, steps: int, expected: str) -> None:
+    trained = (PGD(steps=steps),) if steps else ()
+    subject = Subject(load_checkpoint(name).net(), first(load("mnist5k").test, 500), Linf(0.3), trained)
+    assert judged(Context(subject, Compute("cpu"), batch_size=IMAGES)).verdict.name == expected
