@@ -1,5 +1,6 @@
 """Comparing checkpoints: clarity of their pictures on the same units, paired differences and intervals."""
 
+from vizrobust.study.calibrate import Plan, Stage, Table, calibrate, matched
 from vizrobust.study.paired import Difference, paired
 from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
 
@@ -8,7 +9,12 @@ __all__ = [
     "RANDOM",
     "Difference",
     "PictureScores",
+    "Plan",
+    "Stage",
+    "Table",
+    "calibrate",
     "clarity_scores",
+    "matched",
     "paired",
     "score_pictures",
     "scoring_jobs",
