@@ -150,13 +150,16 @@ def _same_scale(axes: Axes, drops: np.ndarray[Any, Any]) -> None:
 
 
 def _decade_ticks(linear: float, bottom: float, top: float) -> list[float]:
-    """About five powers of ten from `linear` to `top`; 0 and negative ones where the axis has them."""
+    """About five powers of ten from `linear` to `top`, 1, 2 and 5 times them where they are few; 0 and negative ones too."""
     first, last = round(math.log10(linear)), math.floor(math.log10(top))
     if bottom > 0:
-        first = min(first, math.ceil(math.log10(bottom)))
+        first = min(last, math.ceil(math.log10(max(bottom, linear))))
     stride = max(1, math.ceil((last - first) / 4))
     up = [10.0**power for power in range(last, first - 1, -stride)]
-    return up if bottom > 0 else [*(-value for value in up if -value >= bottom), 0.0, *up]
+    down = [] if bottom > 0 else [*(-value for value in up if -value >= bottom), 0.0]
+    if len(up) + len(down) < 4:
+        up = [step * 10.0**power for power in range(first - 1, last + 1) for step in (1, 2, 5)]
+    return [*down, *(value for value in up if bottom <= value <= top)]
 
 
 def _medians(rows: Rows) -> str:
