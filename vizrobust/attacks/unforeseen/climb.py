@@ -78,37 +78,39 @@ class Climb:
 
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         towards = drawn_targets(net, x, y, streams) if self.attack.targeted else y
-        v = self.attack.init(x, streams)
-        with torch.no_grad():
-            start = self._image(x, v)
+        with torch.no_grad(), _full_precision(x):
+            v = self.attack.init(x, streams)
+            start = self.attack.apply(x, v)
         return {**opened(x, y, start, streams), "towards": towards, **{f"v.{name}": value for name, value in v.items()}}
 
     def step(self, net: nn.Module, state: State) -> None:
         v = {name[2:]: value for name, value in state.items() if name.startswith("v.")}
         v["z"] = v["z"].detach().requires_grad_()
-        logits = net(self._image(state["x"], v))
+        with _full_precision(state["x"]):
+            image = self.attack.apply(state["x"], v)
+        logits = net(image)
         climbed = self._goal(logits, state)
         (grad,) = torch.autograd.grad(climbed.sum(), v["z"])
         mark(state, logits.detach(), climbed)
-        with torch.no_grad():
+        with torch.no_grad(), _full_precision(state["x"]):
             v["t"] = state["t"]
             v["z"] = self.attack.step(v, grad, self.alpha)
             v["z"] = state["v.z"] = self.attack.project(v)
-            state["adv"] = self._image(state["x"], v)
+            state["adv"] = self.attack.apply(state["x"], v)
 
     def judge(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
         mark(state, logits, self._goal(logits, state))
 
-    def _image(self, x: Tensor, v: Variables) -> Tensor:
-        # The network may run in bf16; the image is made in the precision in which it came.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.attack.apply(x, v)
-
     def _goal(self, logits: Tensor, state: State) -> Tensor:
         """What is climbed: (N,)."""
         loss = lookup(LOSSES, self.attack.loss, "loss")(logits, state["towards"])
         return -loss if self.attack.targeted else loss
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """The network may run in bf16; images are made in the precision in which they came."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def strength(attack: Unforeseen) -> float:

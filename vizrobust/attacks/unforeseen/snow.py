@@ -77,9 +77,7 @@ class Snow:
 
     def project(self, v: Variables) -> Tensor:
         z = v["z"].clamp(FAINTEST, 1)
-        down, across = (_regions(length, z) for length in z.shape[-2:])
-        share = (down.T / down.sum(0)[:, None]) @ z @ (across / across.sum(0))
-        return z * (down @ (BUDGET / share.clamp_min(BUDGET)) @ across.T)
+        return z * (BUDGET / region_means(z).clamp_min(BUDGET))
 
 
 def brightness(x: Tensor) -> Tensor:
@@ -130,8 +128,14 @@ def streaks(streams: Streams, reach: int) -> Tensor:
     return (edge * blurred[..., :-2] + blurred[..., 1:-1] + edge * blurred[..., 2:]) / (1 + 2 * edge)
 
 
-def _regions(length: int, like: Tensor) -> Tensor:
-    """(length, regions): which of about length/8 equal stretches each place is in, as ones and zeros."""
-    count = max(1, round(length / REGION))
-    where = torch.arange(length, device=like.device) * count // length
-    return F.one_hot(where, count).to(like)
+def region_means(z: Tensor) -> Tensor:
+    """(N, 7, rows, columns), in each place the mean of its region: nearly equal rectangles of about 8 x 8 places."""
+    high, wide = (-(-length // max(1, round(length / REGION))) for length in z.shape[-2:])
+    rows, columns = (-(-length // size) for length, size in zip(z.shape[-2:], (high, wide), strict=True))
+    missing = (0, columns * wide - z.shape[-1], 0, rows * high - z.shape[-2])
+
+    def total(values: Tensor) -> Tensor:
+        return F.pad(values, missing).reshape(*values.shape[:-2], rows, high, columns, wide).sum((-3, -1))
+
+    means = total(z) / total(torch.ones_like(z[0, 0]))
+    return means.repeat_interleave(high, -2).repeat_interleave(wide, -1)[..., : z.shape[-2], : z.shape[-1]]
