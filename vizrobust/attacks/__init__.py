@@ -11,6 +11,7 @@ from vizrobust.attacks.fit import fit
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import FGSM, ISM, PGD
 from vizrobust.attacks.losses import LOSSES, fallback
+from vizrobust.attacks.nearest import is_minimal
 from vizrobust.attacks.noise import Noise
 from vizrobust.attacks.notes import notes
 from vizrobust.attacks.square import Square
@@ -77,6 +78,7 @@ __all__ = [
     "fallback",
     "fit",
     "is_inside",
+    "is_minimal",
     "kind",
     "measure",
     "notes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,12 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 @spec
 @dataclass(frozen=True)
 class CW:
-    """The L2 attack of Carlini & Wagner (2017): Adam on |x' - x|² + c · max(margin + confidence, 0), x' = tanh(w).
+    """The L2 attack of Carlini & Wagner (2017): Adam on |x' - x|² + c · max(confidence - lead, 0) with x' = tanh(w).
 
-    margin is the label's logit minus the largest other one. A binary search for each image finds its c: `search_steps`
-    rounds of `steps` steps each, from `initial_c`, ten times as much after a round without success until one succeeds,
-    then halving the interval. (With the paper's lr of 0.01 it takes a thousand steps a round.) With a `confidence` only points with so large a lead of the wrong class count. Without
-    eps the ball is unlimited, with one only points in it break an image.
+    The lead is the largest wrong logit minus the label's. A binary search for each image finds its c: `search_steps`
+    rounds of `steps` steps each, from `initial_c`, ten times as much after each round without success until one
+    succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
+    only points with so large a lead count. Without eps the ball is unlimited, with one only points in it break an image.
     """
 
     steps: int = 100
@@ -40,6 +41,8 @@ class CW:
     confidence: float = 0.0
     lr: float = 0.05
     initial_c: float = 0.1
+
+    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, L2):

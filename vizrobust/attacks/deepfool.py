@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class DeepFool:
     ball: Ball = L2()
     overshoot: float = 0.02
     candidates: int = 10
+
+    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class FAB:
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+
+    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
