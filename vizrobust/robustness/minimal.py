@@ -87,10 +87,10 @@ def smallest_eps(
     """The smallest radius that breaks each image, from as few attacks as bisection allows.
 
     An attack that looks for the smallest perturbation runs once, to its end, in a ball without limit. Another one is
-    tried at `radii`, which rise: each image at the middle one of those that are still open for it, since one that
-    breaks it settles all larger ones and one that does not all smaller ones. That is at most log2(len(radii) + 1)
-    attacks for an image, rounded up, and fewer where the perturbation found is shorter than the radius. Images are
-    attacked together where they ask for the same radius. ``ValueError`` where radii are needed and are none or do not
+    tried at `radii`, which rise: each image at one amid those that are still open for it, since a success settles all
+    larger ones, and a failure is taken to settle all smaller ones. That is at most log2(len(radii) + 1) attacks for an
+    image, rounded up, and fewer where the perturbation found is shorter than the radius. All images that ask for a
+    radius are attacked together. ``ValueError`` where radii are needed and are none or do not
     rise from above 0.
     """
     if is_minimal(attack):
@@ -111,17 +111,18 @@ def smallest_eps(
         norms = longest if ball_of(attack) else torch.where(found.norm > 0, longest.new_tensor(float(grid[index])), 0.0)
         return found.images, torch.where(found.norm.isfinite(), norms, torch.inf)
 
-    first = (len(grid) - 1) // 2
-    places, eps = tried(first, only)
-    low = torch.where(eps.isinf(), first, 0)
-    high = torch.searchsorted(grid, eps)
-    while bool((is_open := high - low > 1).any()):
-        middle = (low + high) // 2
-        for index in sorted(set(middle[is_open].tolist())):
-            asked = (is_open & (middle == index)).nonzero()[:, 0]
-            _, norms = tried(index, places[asked].tolist())
+    # Dyadic: at first the multiples of the largest power of 2 are tried, then those of half of it, down to 1. Then each
+    # radius is tried in one round, whatever bracket the images that ask for it come from.
+    stride = 1 << (len(radii).bit_length() - 1)
+    places, eps = tried(stride, only)
+    low, high = torch.where(eps.isinf(), stride, 0), torch.searchsorted(grid, eps)
+    while stride := stride // 2:
+        index = (low // stride + 1) * stride  # the only one left within the bracket, if any is
+        for radius in sorted(set(index[index < high].tolist())):
+            asked = ((index == radius) & (index < high)).nonzero()[:, 0]
+            _, norms = tried(radius, places[asked].tolist())
             eps[asked] = torch.minimum(eps[asked], norms)
-            low[asked] = torch.where(norms.isinf(), index, low[asked])
+            low[asked] = torch.where(norms.isinf(), radius, low[asked])
             high[asked] = torch.searchsorted(grid, eps[asked])
     runs = sum(len(found.images) for found in evaluations) / len(places)
     return SmallestEps(attack, places, eps, grid[low].minimum(eps), tuple(radii), runs, *_costs(evaluations))
