@@ -3,5 +3,32 @@
 from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather, share, wilson
 from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
 from vizrobust.robustness.examples import Examples, examples
+from vizrobust.robustness.unforeseen import (
+    Calibration,
+    calibration_for,
+    foreseen_ratio,
+    mean_accuracy,
+    mean_uar,
+    read_calibrations,
+    uar,
+)
 
-__all__ = ["BATCH_SIZE", "CLEAN", "Evaluation", "Examples", "Part", "evaluate", "examples", "gather", "share", "wilson"]
+__all__ = [
+    "BATCH_SIZE",
+    "CLEAN",
+    "Calibration",
+    "Evaluation",
+    "Examples",
+    "Part",
+    "calibration_for",
+    "evaluate",
+    "examples",
+    "foreseen_ratio",
+    "gather",
+    "mean_accuracy",
+    "mean_uar",
+    "read_calibrations",
+    "share",
+    "uar",
+    "wilson",
+]
