@@ -188,6 +188,7 @@ def test_the_command_plans_runs_and_prints(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "0.5: 90.0 %" in done.output
     assert planned[0].attacks == (PGD(steps=3, ball=L2()), Elastic(eps=2.0, steps=3))
+    assert planned[0].recipe.eps_ramp == 4
     assert planned[0].anchor == PGD(steps=3, ball=Linf())
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--arch", default="small_cnn", show_default=True, metavar="REF", help="Architecture (vizrobust list archs).")
 @click.option("--steps", default=5, show_default=True, help="K: attack steps in training; UAR takes 10.")
 @click.option("--epochs", default=8, show_default=True, help="Of each training.")
+@click.option("--eps-ramp", type=int, help="Epochs over which eps rises from 0; default: half of them.")
 @click.option("--batch-size", default=100, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True, help="Peak of the one-cycle learning rate.")
 @click.option("--candidates", default=7, show_default=True, help="Radii per attack, each twice the one before; six are chosen.")
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 @click.option("--images", "n", default=500, show_default=True, help="Test on the first N test images.")
 @options.running
 def command(
-    data: str, attacks: tuple[str, ...], anchor: str, arch: str, steps: int, epochs: int, batch_size: int, lr: float,
-    candidates: int, test_steps: int, n: int, seed: int, out: str | None, download: bool, device: str, precision: str,
-    as_json: bool, quiet: bool,
+    data: str, attacks: tuple[str, ...], anchor: str, arch: str, steps: int, epochs: int, eps_ramp: int | None,
+    batch_size: int, lr: float, candidates: int, test_steps: int, n: int, seed: int, out: str | None, download: bool,
+    device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Calibrate UAR: train a network against every attack at every size, and find six sizes that are equally hard.
 
@@ -48,7 +49,11 @@ def command(
     from vizrobust.study import Plan, Stage, calibrate
     from vizrobust.training import Training, recorded_threads
 
-    recipe = Training(arch=arch, data=data, epochs=epochs, batch_size=batch_size, lr=lr, precision=precision, seed=seed)
+    # Large radii often do not start to learn with the shorter ramp of `train`; UAR draws eps from (0, eps) instead.
+    ramp = epochs // 2 if eps_ramp is None else eps_ramp
+    recipe = Training(
+        arch=arch, data=data, epochs=epochs, eps_ramp=ramp, batch_size=batch_size, lr=lr, precision=precision, seed=seed
+    )
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     plan = Plan(recipe, tuple(_type(text, steps) for text in attacks), _type(anchor, steps), candidates, test_steps, n)
