@@ -107,6 +107,16 @@ def test_broken_images_leave(images: ArraySplit, compute: Compute) -> None:
     assert found.row()["steps"] == 50
 
 
+def test_the_last_point_alone_may_decide(compute: Compute) -> None:
+    # Wrong in the middle and back; wrong at the end; never wrong.
+    attack = Scripted((((True, True, True), (False, True, True), (True, False, True)),), Linf(1.0))
+    x, labels = torch.zeros(3, *SHAPE), torch.arange(3)
+    x[:, 0, 0, 0] = labels / 10
+    found = gather(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, until="last"))
+    assert found.robust.tolist() == [True, False, True]
+    assert found.broken_at.tolist() == [[-1, 2, -1]]
+
+
 def test_who_broke_what_is_counted_once(compute: Compute) -> None:
     first_walk = ((True, True, True), (False, True, True))
     second = ((True, True, True), (False, False, True))

@@ -18,6 +18,7 @@ from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import CLEAN, Part
 
 BATCH_SIZE = 100
+Until = Literal["broken", "end", "last"]
 # A part is handed out at the latest after so many seconds, so that an interrupted evaluation loses little.
 PATIENCE = 5.0
 
@@ -32,7 +33,7 @@ def evaluate(
     *,
     only: Sequence[int] | None = None,
     known: Iterable[Part] = (),
-    until: Literal["broken", "end"] = "broken",
+    until: Until = "broken",
     every_walk: bool = False,
 ) -> Iterator[Part]:
     """Attack the images of a split (those at the places `only`); `gather` makes one result of the parts.
@@ -41,8 +42,9 @@ def evaluate(
     size stays the same, and with it every image's result, bit for bit, whoever its mates are. What `known` parts of
     an earlier, interrupted evaluation say is not computed again and not yielded again.
 
-    Walks after the first attack only what is not broken yet, unless `every_walk`; ``until="end"`` lets each walk go
-    all its steps, for attacks that look for the smallest perturbation.
+    Walks after the first attack only what is not broken yet, unless `every_walk`. ``until="end"`` lets each walk go
+    all its steps, for attacks that look for the smallest perturbation; ``until="last"`` does so too and counts an
+    image as broken by its last point alone, as some published protocols have it.
     """
     known = list(known)
     places = list(range(len(images))) if only is None else list(only)
@@ -177,18 +179,19 @@ class _Slots:
             over = over | state["done"]
         if not bool(over.any()):
             return []
-        broken = state["wrong"]
+        broken = ~state["correct"] if self.until == "last" else state["wrong"]
         # What decided an image's verdict; and where its walk ended, if it was not broken or may be outside its ball.
         ended = measure(attack, state["adv"] - state["x"])
-        norms = torch.maximum(
-            measure(attack, state["best"] - state["x"]),
-            ended if self.leaves_ball else ended.masked_fill(broken, 0),
+        best = measure(attack, state["best"] - state["x"])
+        norms = (
+            ended if self.until == "last" else torch.maximum(best, ended if self.leaves_ball else ended.masked_fill(broken, 0))
         )
         rows = []
         for slot in over.nonzero()[:, 0].tolist():
             place = self.places[slot]
             if place is not None:
-                rows.append((place, int(self.first[slot]), float(norms[slot])))
+                at = int(self.first[slot] if self.until != "last" else state["t"][slot] - 1) if broken[slot] else -1
+                rows.append((place, at, float(norms[slot])))
                 self.places[slot] = None
         return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -13,10 +13,8 @@ from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.models import Checkpoint
 from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
-from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
+from vizrobust.robustness.evaluate import BATCH_SIZE, Until, evaluate
 from vizrobust.runs import Row, Run
-
-Until = Literal["broken", "end"]
 
 
 def identity(data: str, split: str, seed: int, batch_size: int, precision: str) -> dict[str, Any]:
