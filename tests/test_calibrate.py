@@ -14,6 +14,7 @@ from vizrobust.attacks import JPEG, L1, L2, PGD, Elastic, Linf, parse_attack
 from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.models import load_checkpoint
+from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
 from vizrobust.study import Plan, Stage, Table, calibrate, matched
@@ -66,7 +67,7 @@ def test_ata_is_the_best_network_at_each_eps():
 
 def test_a_calibration_is_what_its_networks_do(finished):
     folder, events = finished
-    stages, (result,) = [e for e in events if isinstance(e, Stage)], [e for e in events if isinstance(e, dict)]
+    stages, (anchor, result) = [e for e in events if isinstance(e, Stage)], [e for e in events if isinstance(e, dict)]
     assert [stage.done for stage in stages] == list(range(1, 2 * (6 + 36) + 1))
     assert {stage.total for stage in stages} == {len(stages)}
     assert json.loads((folder / "calibrations" / "L2.json").read_text()) == json.loads(json.dumps(result))
@@ -79,7 +80,11 @@ def test_a_calibration_is_what_its_networks_do(finished):
     assert list(candidates["eps"]) == list(ladder(4.0, 6))
     assert result["eps"] == list(candidates["eps"])  # six of six
     assert result["ata"] == [max(column) for column in zip(*candidates["accuracy"], strict=True)]
-    assert max(result["anchors"]["eps"]) == 0.4  # four times tiny's 0.1
+    assert (anchor["name"], max(anchor["eps"])) == ("Linf", 0.4)  # four times tiny's 0.1
+    assert anchor["anchors"] == result["anchors"] == anchor["candidates"]
+    read = calibration_for("tiny", "L2", folder)
+    assert (read.eps, read.ata) == (tuple(result["eps"]), tuple(result["ata"]))
+    assert [attack.ball.eps for attack in read.attacks()] == result["eps"]
 
     # Every network is one trained against the attack at that eps, and its accuracy is what the attack leaves.
     images, labels = tiny().test.take(torch.arange(9)), tiny().test.labels[:9]
@@ -162,6 +167,7 @@ def test_an_attack_that_breaks_nothing_needs_its_largest_eps_named():
         ({"attacks": (L2(1.0),)}, r"Plan: L2\(eps=1.0\) is not an attack"),
         ({"attacks": (PGD(ball=L1(1.0)), PGD(steps=3, ball=L1(2.0)))}, "L1 is given twice"),
         ({"attacks": (PGD(ball=L1(0.0)),)}, "largest eps of .* must be above 0"),
+        ({"attacks": (PGD(ball=Linf(0.1)),)}, "Linf is given twice"),
         ({"images": 0}, "images and steps must be at least 1, got 0"),
         ({"recipe": replace(RECIPE, attack=PGD())}, "recipe must be without an attack"),
     ],

@@ -57,9 +57,9 @@ class Plan:
                 raise ValueError(f"Plan: {attack!r} is not an attack")
             if threat(attack)[1] == 0:
                 raise ValueError(f"Plan: the largest eps of {attack} must be above 0")
-        names = [kind(attack) for attack in self.attacks]
+        names = [kind(attack) for attack in (self.anchor, *self.attacks)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"Plan: {twice[0]} is given twice; calibrate one variant of it at a time")
+            raise ValueError(f"Plan: {twice[0]} is given twice (the anchor counts); give each once")
         if self.candidates < SIZES:
             raise ValueError(f"Plan: candidates must be at least {SIZES}, of which {SIZES} are chosen, got {self.candidates}")
         if self.images < 1 or self.steps < 1:
@@ -115,7 +115,8 @@ def matched(anchors: Sequence[float], candidates: Sequence[float]) -> list[int]:
 def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, argv: str = "") -> Iterator[Stage | Row]:
     """Train and test in a folder, or go on where an earlier process stopped; yields stages, and each type's result.
 
-    Every network is a training run in ``networks/``, every test a row. The recipe's loss is what UAR trains with
+    Every network is a training run in ``networks/``, every test a row, every result a file in ``calibrations/``, the
+    first of them the anchor's. The recipe's loss is what UAR trains with
     if its clean_weight is 0; unlike UAR, whose eps is drawn for each example from (0, eps), it is fixed after the
     recipe's ramp. An image counts as right if it is so clean and at every iterate. Raises ``ValueError`` if the
     folder holds a run with another plan.
@@ -128,12 +129,11 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
     run = Run(folder, "calibrate", {"plan": repr(plan)}, record)
     work = _Work(plan, data, compute, run, argv)
     anchors = yield from work.table(plan.anchor, threat(plan.anchor)[1] or default, SIZES)
+    yield _kept(run, result(plan, anchors, anchors, argv))
     for attack in plan.attacks:
         largest = threat(attack)[1] or work.largest_eps(attack, anchors)
         table = yield from work.table(attack, largest, plan.candidates)
-        found = result(plan, anchors, table, argv)
-        write_json(run.folder / "calibrations" / f"{slug(found['name'])}.json", found)
-        yield found
+        yield _kept(run, result(plan, anchors, table, argv))
 
 
 def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:
@@ -156,6 +156,11 @@ def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:
         "command": argv,
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _kept(run: Run, row: Row) -> Row:
+    write_json(run.folder / "calibrations" / f"{slug(row['name'])}.json", row)
+    return row
 
 
 def _found(table: Table) -> Row:
