@@ -124,6 +124,40 @@ def test_its_loss_is_minus_the_distance_and_its_best_the_nearest_wrong_point() -
     assert torch.equal(points[0], x), "no random start"
 
 
+@pytest.mark.parametrize("targeted", [True, False])
+def test_its_steps_are_those_of_the_paper(targeted: bool) -> None:
+    """Against a loop over single images, with projections by bisection."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    net = nn.Sequential(nn.Flatten(), body).requires_grad_(False)
+    x, y = case(net)
+    walk = FAB(ball=L2(), targeted=targeted).stages(net, x)[-1]
+    state = walk.begin(net, x, y, Streams(0, range(6)))
+    plain = [image.flatten().clone() for image in x]
+    order = net(x).argsort(dim=1, descending=True)
+    shares = []
+    for _ in range(12):
+        walk.step(net, state)
+        for k, label in enumerate(y.tolist()):
+            clean, at = x[k].flatten(), plain[k]
+            if body(at).argmax() != label:
+                at = clean + 0.9 * (at - clean)
+            rows = torch.autograd.functional.jacobian(body, at)
+            planes = [
+                (float(body(at)[other] - body(at)[label]), rows[other] - rows[label])
+                for other in ([int(order[k, 2])] if targeted else [c for c in range(3) if c != label])
+            ]
+            gap, grad = min(planes, key=lambda plane: abs(plane[0]) / float(plane[1].norm()))
+            from_at = torch.from_numpy(nearest_l2(at.numpy(), gap, grad.numpy()))
+            from_clean = torch.from_numpy(nearest_l2(clean.numpy(), gap + float(grad @ (clean - at)), grad.numpy()))
+            near, far = (max(float(move.norm()), 1e-8) for move in (from_at, from_clean))
+            share = min(near / (near + far), 0.1)
+            shares.append(share)
+            plain[k] = ((1 - share) * (at + 1.05 * from_at) + share * (clean + 1.05 * from_clean)).clamp(0, 1)
+        assert torch.allclose(state["at"].flatten(1), torch.stack(plain), rtol=0, atol=1e-7)
+    assert min(shares) < 0.1 == max(shares), "both branches were met"
+
+
 @balls
 def test_restarts_begin_elsewhere_and_within_half_of_the_way(ball: Ball) -> None:
     net = linear_net(3)

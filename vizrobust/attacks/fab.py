@@ -88,12 +88,14 @@ class FABWalk:
         return self.attack.steps
 
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        clean = x.detach().requires_grad_(self.restart > 0)
-        logits = net(clean)
+        elsewhere = self.restart > 0
+        clean = x.detach().requires_grad_(elsewhere)
+        with torch.set_grad_enabled(elsewhere):
+            logits = net(clean)
         against = rivals(logits.detach(), y)
         if self.rank is not None:
             against = against[:, self.rank : self.rank + 1]
-        start = self._elsewhere(logits, clean, y, against, streams) if self.restart else x
+        start = self._elsewhere(logits, clean, y, against, streams) if elsewhere else x
         return {**opened(x, y, leashed(self.attack.ball, x, start), streams), "at": start, "against": against}
 
     def _elsewhere(self, logits: Tensor, x: Tensor, y: Tensor, against: Tensor, streams: Streams) -> Tensor:
