@@ -34,6 +34,7 @@ SUITES = ("unforeseen", "corruptions")
 @click.option("--minimal", is_flag=True, help="Each image's smallest eps that breaks it, with the median.")
 @click.option("--curve", type=click.Choice(CURVES), help="Accuracy over eps, over attack steps, or over training steps K.")
 @click.option("--suite", type=click.Choice(SUITES), help="Attacks that training has not used, or common corruptions.")
+@click.option("--calibration", type=click.Path(), metavar="DIR", help="With --suite unforeseen: a run of vizrobust calibrate.")
 @click.option("--per-class", is_flag=True, help="Accuracy for each class, the worst first.")
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the curve, or the smallest eps, to a .png, .svg or .pdf.")
 @click.option("--show", type=click.Path(), metavar="FILE", help="Draw clean image, perturbation and adversarial image.")
@@ -42,9 +43,9 @@ SUITES = ("unforeseen", "corruptions")
 @options.running
 def command(
     refs: tuple[str, ...], attacks: tuple[str, ...], steps: int | None, eps: float | None, norm: str | None, n: int, split: str,
-    batch_size: int, minimal: bool, curve: str | None, suite: str | None, per_class: bool, plot: str | None, show: str | None,
-    data: str | None, arch: str | None, seed: int, out: str | None, download: bool, device: str, precision: str,
-    as_json: bool, quiet: bool,
+    batch_size: int, minimal: bool, curve: str | None, suite: str | None, calibration: str | None, per_class: bool,
+    plot: str | None, show: str | None, data: str | None, arch: str | None, seed: int, out: str | None, download: bool,
+    device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Attack checkpoints and print their accuracy with Wilson 95 % intervals.
 
@@ -78,7 +79,7 @@ def command(
             holds, loaded, split, compute, seed=seed, batch_size=batch_size, out=out, quiet=quiet or as_json
         )  # fmt: skip
 
-    options_ = {"norm": norm, "eps": eps, "steps": steps}
+    options_: dict[str, Any] = {"norm": norm, "eps": eps, "steps": steps}
     if suite == "corruptions":
         from vizrobust.cli.corruptions import corruptions
 
@@ -87,7 +88,7 @@ def command(
     if suite == "unforeseen":
         from vizrobust.cli.unforeseen import unforeseen
 
-        unforeseen(checkpoints, images, evaluations, attacks, split, plot, as_json, **options_)
+        unforeseen(checkpoints, images, evaluations, attacks, plot, as_json, calibration, **options_)
         return
     if minimal or curve == "eps":
         from vizrobust.cli.radii import smallest_radii

@@ -56,8 +56,11 @@ def evaluated(run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, c
 
 
 def _part(row: Row) -> Part:
-    values = {field.name: row[field.name] for field in fields(Part)}
-    return Part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for field in fields(Part):
+        value = row[field.name]
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Part(**values)
 
 
 def _among(part: Part, places: set[int]) -> Part:
@@ -67,7 +70,8 @@ def _among(part: Part, places: set[int]) -> Part:
         return part
     if not kept:
         return replace(part, images=(), broken_at=(), norms=(), seconds=0.0, forward_passes=0, gradient_passes=0)
-    images, broken_at, norms = (tuple(column[k] for k in kept) for column in (part.images, part.broken_at, part.norms))
+    images, broken_at = (tuple(column[k] for k in kept) for column in (part.images, part.broken_at))
+    norms = tuple(part.norms[k] for k in kept)
     ratio = len(kept) / len(part.images)
     return replace(
         part, images=images, broken_at=broken_at, norms=norms, seconds=part.seconds * ratio,
