@@ -1,8 +1,6 @@
-"""APGD against a plain loop and against its authors' code, its schedule image by image, and what stops other attacks."""
+"""APGD against a plain loop, its schedule image by image, and what stops other attacks; see also test_apgd_peers."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 import pytest
@@ -16,8 +14,7 @@ from vizrobust.attacks import APGD, L1, L2, LOSSES, PGD, Ball, Linf, parse_attac
 from vizrobust.attacks.apgd import APGDWalk
 from vizrobust.attacks.apgd_l1 import L1APGDWalk
 from vizrobust.attacks.losses import TARGETED_LOSSES
-from vizrobust.data import load
-from vizrobust.models import Normalized, load_checkpoint
+from vizrobust.models import Normalized
 from vizrobust.rng import Streams
 
 N, EPS = 5, 1 / 16
@@ -362,55 +359,3 @@ def test_a_wrong_apgd_gets_one_clear_sentence(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=r"\S") as error:
         parse_attack(text)
     assert said in str(error.value)
-
-
-def authors(net: nn.Module, ball: Ball, steps: int, loss: str, **how: object) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        base = pytest.importorskip("pyautoattack.autopgd_base", reason="pip install --no-deps -r tests/peers.txt")
-        kind = base.APGDAttack_targeted if loss == "dlr-targeted" else base.APGDAttack
-        loss_ = {} if loss == "dlr-targeted" else {"loss": loss}
-        return kind(net, n_iter=steps, norm=type(ball).__name__, eps=ball.eps, seed=0, device="cpu", **loss_, **how)
-
-
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
-# Radii within which no image is broken: beyond the boundary DLR goes to infinity and magnifies the last digits.
-@pytest.mark.parametrize("ball", [Linf(2**-9), L2(2**-6)], ids=repr)
-def test_from_the_same_start_apgd_is_its_authors_but_for_how_their_first_step_counts(ball: Ball, loss: str) -> None:
-    net = make_net().double()
-    x = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y = net(x).argmax(1)
-    theirs = authors(net, ball, 30, loss)
-    theirs.init_hyperparam(x)
-    _, _, best, _ = theirs.attack_single_run(x, y, x_init=x)
-    (walk,) = APGD(steps=30, ball=ball, loss=loss, random_start=False).stages(net, x)
-    state = walk.begin(net, x, y, streams(12))
-    for t in range(30):
-        walk.step(net, state)
-        if t == 0:
-            state["previous_loss"] = torch.zeros_like(state["previous_loss"])
-    assert (state["stride"] < 2 * ball.eps).any()
-    walk.judge(net, state)
-    assert not state["wrong"].any()
-    assert torch.allclose(state["top"], best, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["mnist-k0", "mnist-k8"])
-@pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_apgd_breaks_as_many_images_as_its_authors(norm: str, loss: str, model: str) -> None:
-    net, data, n = load_checkpoint(model).net(), load("mnist5k"), 200
-    x, y = data.test.take(torch.arange(n)), data.test.labels[:n]
-    eps = {"Linf": {"mnist-k0": 0.04, "mnist-k8": 0.3}, "L2": dict.fromkeys(("mnist-k0", "mnist-k8"), 1.0)}
-    ball = {"Linf": Linf, "L2": L2, "L1": L1}[norm](eps.get(norm, {}).get(model, 8.0))
-    how = {"use_largereps": True} if norm == "L1" else {}
-    name, targeted = loss.partition("-")[0], loss == "dlr-targeted"
-    if targeted:
-        how["n_target_classes"] = 2
-    theirs = authors(net, ball, 100, loss, **how).perturb(x, y)
-    found = APGD(ball=ball, loss=name, targeted=targeted, targets=2)(net, x, y, streams(n))
-    mine, other = (float((net(image).argmax(1) == y).float().mean()) for image in (found.best, theirs))
-    # One of n images more or less, twice the standard error of a difference between runs from other random starts.
-    assert abs(mine - other) <= 0.02, (mine, other)
-    assert (ball.norm(found.best - x) <= ball.eps + 1e-6).all()

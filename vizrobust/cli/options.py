@@ -56,7 +56,7 @@ class Number(click.ParamType[float]):
 
 
 eps = click.option("--eps", type=Number(), help="Radius of the attack's ball in [0, 1] pixels; default: the data set's.")
-norm = click.option("--norm", metavar="NAME", help="Norm of the attack's ball: Linf or L2.")
+norm = click.option("--norm", metavar="NAME", help="Norm of the attack's ball: Linf, L2 or L1.")
 
 running = together(seed, out, download, machine, as_json, quiet)
 pictures = together(
