@@ -22,12 +22,14 @@ COMMANDS = {
     "calibrate": "calibrate",
     "attack": "attack",
     "masking": "masking",
+    "first-order": "first_order",
+    "dimension": "dimension",
     "layers": "layers",
     "import": "import_",
     "list": "list_",
 }
 # Commands that go on where they stopped when they are started again.
-RESUMABLE = ("neurons", "compare", "train", "calibrate")
+RESUMABLE = ("neurons", "compare", "train", "calibrate", "masking", "dimension")
 
 
 class Commands(click.Group):

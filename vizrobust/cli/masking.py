@@ -12,6 +12,8 @@ from vizrobust.cli import options
 from vizrobust.cli.output import PIPE_WIDTH, json_row, percent, progress, table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vizrobust.attacks import Attack, Ball
     from vizrobust.data import DataSet
     from vizrobust.models import Checkpoint
@@ -175,33 +177,65 @@ def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> 
 
 
 def _print(title: str, diagnosis: Diagnosis) -> None:
-    from rich import box
     from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console.print()
+    (_table if console.width >= WIDE else _list)(console, title, diagnosis.checks)
+    console.print("Above the line stands what decides the verdict, below it what else was seen.", style="dim")
+    console.print("A difference in points trips when even the lower bound in brackets is above its limit.", style="dim")
+    console.print(f"\nverdict: [bold]{escape(diagnosis.verdict.sentence)}[/]")
+
+
+def _table(console: Console, title: str, checks: Sequence[Check]) -> None:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     from vizrobust.robustness.masking import DECIDING
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    wide = console.width >= WIDE
     drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    drawn.add_column("check", no_wrap=wide)
+    drawn.add_column("check", no_wrap=True)
     for name in ("value", "limit"):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("tripped", no_wrap=True)
-    if wide:
-        drawn.add_column("evidence")
-    for number, check in enumerate(diagnosis.checks):
-        told = escape(check.evidence) + (f"\n[bold]what to do: {escape(check.advice)}[/]" if check.advice else "")
-        name = f"[bold]{escape(check.name)}[/]" if check.tripped else escape(check.name)
-        cells = [name if wide else f"{name}\n[dim]{told}[/]", _value(check), _limit(check), MARKS[check.tripped]]
-        # The checks that decide come first.
-        last = number + 1 == len(DECIDING)
-        drawn.add_row(*cells, *([told] if wide else []), end_section=last)
-    console.print()
+    drawn.add_column("evidence")
+    for number, check in enumerate(checks, start=1):
+        name, *told = _told(check)
+        drawn.add_row(
+            name, _value(check), _limit(check), MARKS[check.tripped], "\n".join(told), end_section=number == len(DECIDING)
+        )  # fmt: skip
     console.print(drawn)
-    console.print("above the line: what decides the verdict; below: evidence", style="dim")
-    console.print(f"verdict: [bold]{escape(diagnosis.verdict.sentence)}[/]")
+
+
+def _list(console: Console, title: str, checks: Sequence[Check]) -> None:
+    """For narrow terminals: each check's evidence below its numbers, over the whole width."""
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    from vizrobust.robustness.masking import DECIDING
+
+    console.print(f"[bold]{escape(title)}[/]\n")
+    column = max(len(check.name) for check in checks)
+    console.print(f"{'check':<{column}}  {'value':>9}  {'limit':>8}  tripped\n{'─' * (column + 30)}")
+    for number, check in enumerate(checks, start=1):
+        name, *told = _told(check)
+        blank = " " * (column - len(check.name))
+        console.print(f"{name}{blank}  {_value(check):>9}  {_limit(check):>8}  {MARKS[check.tripped]}")
+        for line in told:
+            console.print(Padding(line, (0, 0, 0, 4)), style="dim" if not check.tripped else "")
+        if number == len(DECIDING):
+            console.print("─" * (column + 30))
+
+
+def _told(check: Check) -> list[str]:
+    """The check's name, its evidence, and what to do where there is something to do; those that tripped stand out."""
+    from rich.markup import escape
+
+    lines = [check.name, check.evidence, *([f"what to do: {check.advice}"] if check.advice else [])]
+    bold = (True, False, True) if check.tripped else (False, False, False)
+    return [f"[bold]{escape(line)}[/]" if strong else escape(line) for line, strong in zip(lines, bold, strict=False)]
 
 
 def _summary(diagnoses: Sequence[tuple[Checkpoint, Context, Diagnosis]]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import APGD, FGSM, L2, PGD, Attack, Attacked, Ball, Linf, Noise, Square, Transfer, ball_of, radius
+from vizrobust.attacks import APGD, FGSM, PGD, Attack, Attacked, Ball, Noise, Square, Transfer, ball_of
 from vizrobust.attacks.square_windows import MOVES
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
@@ -19,45 +18,8 @@ from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import CLEAN, Part, gather
 from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
 from vizrobust.robustness.first_order import FirstOrder, first_order, input_gradient
-from vizrobust.spec import spec
-
-
-@spec
-@dataclass(frozen=True)
-class Effort:
-    """How hard the attacks try: PGD's `steps` and `restarts`, the `queries` of Square, the `draws` of noise.
-
-    `probes` images, those that are classified correctly first, serve the checks that look at gradients and losses.
-    """
-
-    steps: int = 50
-    restarts: int = 3
-    queries: int = 1000
-    draws: int = 100
-    probes: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "draws", "probes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Effort: {name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network under diagnosis and what is known of it.
-
-    `ball` holds the evaluation eps. `trained` are the attacks that it was trained against: none for standard
-    training, None where that is not known. `source` is another checkpoint's reference, from which attacks are
-    transferred; `ensemble` is one more attack that counts towards the strongest found.
-    """
-
-    net: nn.Module
-    images: Split
-    ball: Ball
-    trained: tuple[Attack, ...] | None = None
-    source: str | None = None
-    ensemble: Attack | None = None
-
+from vizrobust.robustness.masking.radii import in_ball, scaled, whole_range
+from vizrobust.robustness.masking.subject import Effort, Subject
 
 # Evaluates an attack on the network's images, those at the places given or all, e.g. in a run folder.
 Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[Part]]
@@ -104,11 +66,6 @@ class Context:
     def classes(self) -> int:
         with borrowed(self.net), torch.no_grad():
             return int(self.net(self.compute.images(self.subject.images.take(torch.arange(1)))).shape[1])
-
-    @cached_property
-    def chance(self) -> float:
-        """What guessing gets right."""
-        return 1 / self.classes
 
     @cached_property
     def _unchanged(self) -> list[Part]:
@@ -288,29 +245,3 @@ class ZeroGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True)
-
-
-def in_ball(attack: Attack, ball: Ball) -> Attack:
-    """The attack in another ball; a step size of its own is scaled with the radius."""
-    own = ball_of(attack)
-    if own is None or own == ball:
-        return attack
-    changes: dict[str, object] = {"ball": ball}
-    alpha = getattr(attack, "alpha", None)
-    if alpha is not None and own.eps:
-        # Where the norm changes too, the radius is all that the two have in common.
-        changes["alpha"] = alpha * radius(ball) / own.eps
-    return replace(attack, **changes)  # type: ignore[type-var]
-
-
-def scaled(ball: Ball, by: float) -> Ball:
-    """The ball with its radius times `by`; pixels have no more than [0, 1] to move in."""
-    eps = radius(ball) * by
-    return replace(ball, eps=min(eps, 1.0) if isinstance(ball, Linf) else eps)  # type: ignore[type-var]
-
-
-def whole_range(ball: Ball, images: Split) -> Ball:
-    """The ball that holds every image there is: eps = 1 in L-inf."""
-    d = math.prod(images.take(torch.arange(1)).shape[1:])
-    eps = {Linf: 1.0, L2: math.sqrt(d)}.get(type(ball), float(d))
-    return replace(ball, eps=eps)  # type: ignore[type-var]

@@ -48,7 +48,7 @@ def unstable_predictions(context: Context) -> Check:
             near = margin(context.net((x + noise).clamp(0, 1)), y).double()
             changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1)
     value = float((changes / NOISY_POINTS).mean())
-    evidence = f"noise of 4/255 changes the margin by {value:.1%} on average"
+    evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
     advice = "smooth the loss: attack its mean over noise (EoT), and look at the loss along the attack's path"
     return held("unstable predictions", value, CHANGE, evidence, advice, counts={"images": len(x)})
 
@@ -76,7 +76,9 @@ def incomplete_optimisation(context: Context) -> Check:
     last = min(LAST, steps // 5)
     whole = best[-1] - loss[:, alive].double().amin(0)
     rising = int(((best[-1] - best[-1 - last]) > STILL_RISING * whole).sum())
-    evidence = f"on {rising} of {n} unbroken images the last {last} of {steps} steps brought over {STILL_RISING:.0%} of the rise"
+    evidence = (
+        f"on {rising} of {n} unbroken images the last {last} of {steps} steps brought over {100 * STILL_RISING:.0f} % of the rise"
+    )
     advice = f"use more steps than {steps}, or APGD, until the accuracy stops falling"
     return held(name, rising / n, OF_IMAGES, evidence, advice, counts={"images": n, "still rising": rising})
 

@@ -32,7 +32,8 @@ def square_beats_all_gradients(context: Context) -> Check:
         return not_run(name, f"Square has no windows for the {type(context.ball).__name__} ball")
     gradients = context.by_gradients & context.by_margin & context.by_apgd
     test = mcnemar(gradients, gradients & context.by_square, confidence=2 * CONFIDENCE - 1)
-    evidence = f"{test.only_a} of {test.n} images, after PGD on two losses and APGD"
+    bounds = f"{100 * max(0.0, test.ci_low):.1f} to {100 * test.ci_high:.1f}"
+    evidence = f"of {test.n} images it breaks {test.only_a} that PGD on two losses and APGD do not ({bounds})"
     advice = "the gradients are not to be trusted to the last point: quote an ensemble with Square in it (--attack standard)"
     counts = {"images": test.n, "newly broken": test.only_a}
     return held(name, test.difference, SQUARE, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
@@ -82,7 +83,8 @@ def optimisation_in_forward(context: Context) -> Check:
         torch.autograd.graph.saved_tensors_hooks(keep, _same),
     ):
         context.net(x)
-    evidence = f"{len(recorded)} tensors are kept for a gradient that nobody outside the network asked for"
+    kept = f"{len(recorded)} tensors are kept for gradients" if recorded else "nothing is kept for a gradient"
+    evidence = f"{kept} when nobody outside the network asks for one"
     advice = "gradients through an inner optimisation mislead: attack the whole loop, or without gradients (Square), adaptively"
     counts = {"tensors": len(recorded)}
     return held("inner optimisation", len(recorded), 0, evidence, advice, counts=counts, unit="number")

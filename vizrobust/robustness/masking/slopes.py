@@ -38,10 +38,14 @@ def zero_gradient_coordinates(context: Context) -> Check:
     zero, saturated = gradient == 0, (x <= 0) | (x >= 1)
     lost = zero & saturated & (inside != 0)
     value = _share(lost, saturated)
-    others = f"{_share(zero, ~saturated):.1%} of the other pixels" if not bool(saturated.all()) else "there are no other pixels"
+    others = (
+        f"{100 * _share(zero, ~saturated):.1f} % of the other pixels"
+        if not bool(saturated.all())
+        else "there are no other pixels"
+    )
     evidence = (
-        f"no gradient at {_share(zero, saturated):.1%} of the black and white pixels, {others}; "
-        f"moved inside by {INSIDE:g}, {value:.1%} of the black and white ones have one"
+        f"no gradient at {100 * _share(zero, saturated):.1f} % of the black and white pixels, {others}; "
+        f"moved inside by {INSIDE:g}, {100 * value:.1f} % of the black and white ones have one"
     )
     counts = {"pixels": int(saturated.sum()), "without a gradient": int((zero & saturated).sum()), "lost": int(lost.sum())}
     advice = "clip outside the differentiated path, or pass the gradient through the clamp unchanged"
@@ -90,7 +94,7 @@ def local_linearity(context: Context) -> Check:
     done = _margin(context, x + step, y) - before
     errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
     value = float(errors.median())
-    evidence = f"at the end of one step the margin is off by {value:.0%} of what was promised and done, in the median"
+    evidence = f"at the end of one step the margin is off by {100 * value:.0f} % of what was promised and done, in the median"
     advice = "one-step attacks say nothing here: use many small steps"
     counts = {"images": len(x), "above": int((errors > BENT).sum())}
     return held("bent along one step", value, BENT, evidence, advice, counts=counts, unit="number")

@@ -43,7 +43,8 @@ def training_attack_gap(context: Context) -> Check:
 def one_step_beats_many(context: Context) -> Check:
     """FGSM breaks more images than PGD of the same eps does."""
     test = _paired(context.by_gradients, context.by_one_step)
-    evidence = f"FGSM leaves {_percent(context.by_one_step)}, PGD {_percent(context.by_gradients)}"
+    found = f"FGSM leaves {_percent(context.by_one_step)}, PGD {_percent(context.by_gradients)}"
+    evidence = f"{found} ({_bounds(test.ci_low, test.ci_high)})"
     advice = "PGD gets stuck: try other losses, step sizes and restarts before believing its accuracy"
     counts = {"images": test.n, "only FGSM breaks": test.only_a, "only PGD breaks": test.only_b}
     return held("one step beats many", test.difference, 0, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
@@ -80,7 +81,7 @@ def unbounded_attack_fails(context: Context) -> Check:
     """PGD that may change every pixel at will leaves images (also indicator I6 of Pintor et al. 2022)."""
     criterion = left_over(context)
     left = _percent(context.by_unbounded)
-    evidence = f"PGD with every pixel free leaves {left}; none should be left, and guessing gets {criterion.limit:.1%}"
+    evidence = f"PGD with every pixel free leaves {left}; none should be left, and guessing gets {100 * criterion.limit:.1f} %"
     advice = "the gradient does not lead out of the class at all: look for clamps, rounding or saturation in the forward pass"
     return _criterion("unbounded attack fails", criterion, evidence, advice, "left", "share")
 
@@ -100,6 +101,7 @@ def larger_eps_helps(context: Context) -> Check:
     told = "; ".join(
         f"{attack} " + ", ".join(f"{_percent(alive)} at {by:g} eps" for by, alive in rungs) for attack, rungs in ladders.items()
     )
+    told += f" ({attack} {smaller:g} to {larger:g}: {_bounds(test.ci_low, test.ci_high)})"
     where = f"{attack}, {smaller:g} to {larger:g} eps"
     advice = f"the network is weaker inside the ball than at its edge ({where}): attack at smaller eps too"
     counts = {"images": test.n, "broken only at the smaller eps": test.only_a, "broken only at the larger": test.only_b}
@@ -121,14 +123,14 @@ def _newly(name: str, criterion: Criterion | None, advice: str) -> Check:
     assert criterion is not None
     newly = round(criterion.value * criterion.n)
     return _criterion(
-        name, criterion, f"{newly} of {criterion.n} images that PGD does not break", advice, "newly broken", "points"
+        name, criterion, f"of {criterion.n} images it breaks {newly} that PGD does not", advice, "newly broken", "points"
     )
 
 
 def _criterion(name: str, criterion: Criterion, evidence: str, advice: str, counted: str, unit: Unit) -> Check:
     """A check that decides the verdict: its lower bound is what counts."""
     counts = {"images": criterion.n, counted: round(criterion.value * criterion.n)}
-    evidence = f"{evidence} ({100 * max(0.0, criterion.low):.1f} to {100 * criterion.high:.1f})"
+    evidence = f"{evidence} ({_bounds(max(0.0, criterion.low), criterion.high)})"
     return held(name, criterion.value, criterion.limit, evidence, advice, counts=counts, unit=unit, bound=criterion.low)
 
 
@@ -138,3 +140,7 @@ def _paired(a: Tensor, b: Tensor) -> McNemar:
 
 def _percent(alive: Tensor) -> str:
     return f"{100 * share(alive):.1f} %"
+
+
+def _bounds(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
