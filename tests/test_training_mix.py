@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.test_training import ATTACK, CODE, RECIPE, passes, run_all, same_weights, tiny, trainer
-from vizrobust.attacks import FGSM, L2, PGD, Linf
+from vizrobust.attacks import FGSM, L2, PGD, Elastic, Linf
 from vizrobust.compute import Compute
 from vizrobust.models import builtin_names, load_checkpoint
 from vizrobust.rng import Streams
@@ -153,6 +153,18 @@ def test_a_mix_is_watched_under_each_of_its_balls():
     assert row["delta_linf"] <= 0.8
     assert watched(None, 0.3) == (PGD(steps=10, ball=Linf(eps=0.3)),)
     assert watched(PGD(steps=7, ball=L2(eps=1.0), restarts=3), 0.3) == (PGD(steps=10, ball=L2(eps=1.0)),)
+
+
+def test_attacks_without_a_ball_are_trained_against_and_watched_as_they_are():
+    elastic = Elastic(eps=1.5, steps=2)
+    here = trainer(replace(RECIPE, attack=Mix((BOTH[0], elastic), "max"), epochs=2, eps_ramp=1))
+    list(here.run_epoch())
+    (row,) = here.metrics
+    assert row["eps"] == [0.025, 0.75]
+    assert len(row["val_robust_each"]) == 2
+    assert watched(here.recipe.attack, 0.3) == (PGD(steps=10, ball=BOTH[0].ball), Elastic(eps=1.5, steps=10))
+    assert here.recipe.attack_steps == 2
+    assert seen(repr(here.recipe)) == (BOTH[0], elastic)
 
 
 def test_the_norms_of_avg_are_means_over_all_examples():
