@@ -99,11 +99,14 @@ def test_each_image_searches_for_its_own_c() -> None:
     assert len({tuple(tries) for tries in rounds}) > 1
 
 
-def test_a_step_is_adams_on_the_objective() -> None:
+@pytest.mark.parametrize("confidence", [0.0, 50.0])
+def test_a_step_is_adams_on_the_objective(confidence: float) -> None:
     net, (x, y) = digits_net(), digits(5)
+    # The last two are wrong from the start, so only a confidence pushes them farther.
+    y = torch.where(torch.arange(5) < 3, y, (y + 1) % 10)
     net, x = nn.Sequential(net).double(), x.double() * 0.8 + 0.1
     try:
-        attack = CW(steps=50, initial_c=3.0)
+        attack = CW(steps=50, initial_c=3.0, confidence=confidence)
         (walk,) = attack.stages(net, x)
         state = walk.begin(net, x, y, Streams(0, range(5)))
         w = state["w"].clone().requires_grad_()
@@ -114,7 +117,7 @@ def test_a_step_is_adams_on_the_objective() -> None:
             logits = net(adv)
             own = logits.gather(1, y[:, None])[:, 0]
             other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-            loss = (adv - x).square().sum() + 3 * (own - other).clamp_min(0).sum()
+            loss = (adv - x).square().sum() + 3 * (own - other + confidence).clamp_min(0).sum()
             adam.zero_grad()
             loss.backward()
             adam.step()
