@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizrobust.cli.output import command_line, progress
+from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.robustness import BATCH_SIZE, gather
 from vizrobust.robustness.evaluate import Until
@@ -66,6 +66,10 @@ def fitted(
     default: str = "pgd", unlimited: bool = False,
 ) -> list[Attack]:  # fmt: skip
     """The attacks that `--attack`, `--norm`, `--eps` and `--steps` describe, with the data set's eps where none is named."""
-    from vizrobust.attacks import fit, parse_attack
+    from vizrobust.attacks import fit, notes, parse_attack, suited, threat
 
-    return [fit(parse_attack(text), data.eps, norm, unlimited=unlimited, eps=eps, steps=steps) for text in texts or (default,)]
+    attacks = [fit(parse_attack(text), data.eps, norm, unlimited=unlimited, eps=eps, steps=steps) for text in texts or (default,)]
+    for text in dict.fromkeys(note for attack in attacks for note in notes(attack, len(data.classes))):
+        say(f"note: {text}")
+    # An unforeseen attack has a radius in units of its own; without one it gets the medium for images of this size.
+    return [attack if unlimited or threat(attack)[1] is not None else suited(attack, data.shape) for attack in attacks]

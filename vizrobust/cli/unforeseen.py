@@ -43,7 +43,8 @@ def unforeseen(
             calibration = calibration_for(loaded.name, kind(attack), calibrations)
             rows.append({
                 "checkpoint": checkpoint.name, "data": loaded.name, "kind": kind(attack),
-                "foreseen": kind(attack) in known if known else None, **_row(attack, evaluated, calibration),
+                # Standard training has foreseen nothing; of a network whose training is unknown nobody can say.
+                "foreseen": kind(attack) in known if checkpoint.about.training else None, **_row(attack, evaluated, calibration),
             })  # fmt: skip
             if as_json:
                 json_row(rows[-1])
