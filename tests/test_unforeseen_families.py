@@ -117,6 +117,13 @@ class TestKaleidoscope:
             assert torch.allclose(pixel, expected)
         assert len(seen) > count, "most shapes are seen"
 
+    def test_rims_cannot_be_darker_than_black(self) -> None:
+        attack = Kaleidoscope(eps=0.2)
+        v = attack.init(images(1, (3, 28, 28)), streams(1))
+        back = attack.project({**v, "z": torch.full_like(v["z"], -3.0)})
+        assert (back[:, :15] == -0.2).all()
+        assert (back[:, 15:] == 0).all()
+
     def test_colours_are_those_of_hsv(self) -> None:
         found = bright(streams(4), 6, 3)
         for k, shape in np.ndindex(4, 6):

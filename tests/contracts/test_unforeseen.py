@@ -114,6 +114,8 @@ class TestEveryUnforeseenAttack:
             v = {key[2:]: value for key, value in state.items() if key.startswith("v.")}
             again = attack.project(v)
             assert torch.allclose(again, v["z"], rtol=1e-5, atol=1e-6), "projecting what is allowed changes nothing"
+            back = attack.project({**v, "z": 3 - 20 * v["z"]})
+            assert torch.allclose(attack.project({**v, "z": back}), back, rtol=1e-5, atol=1e-6)
             before = v["z"]
             walk.step(net, state)
             assert not torch.equal(state["v.z"], before)

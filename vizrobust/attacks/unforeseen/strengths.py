@@ -25,7 +25,7 @@ WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break next to nothing, no
 # By the size of images: "digits" have one channel and no side above 32 pixels, else "small" ones a side below 96.
 PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
     "Elastic": {
-        "digits": ((0.25, 0.5, 1.0), MEASURED),
+        "digits": ((0.125, 0.25, 0.5), MEASURED),
         "small": ((0.25, 0.5, 1.0), UAR_CIFAR),
         "large": ((0.5, 2.0, 4.0), UAR_IMAGENET),
     },
@@ -35,12 +35,12 @@ PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
         "large": ((0.125, 0.25, 0.5), UAR_IMAGENET),
     },
     "JPEG-L2": {
-        "digits": ((4.0, 8.0, 16.0), MEASURED),
+        "digits": ((16.0, 32.0, 64.0), MEASURED),
         "small": ((0.5, 1.0, 2.0), UAR_CIFAR),
         "large": ((16.0, 32.0, 64.0), UAR_IMAGENET),
     },
     "JPEG-L1": {
-        "digits": ((32.0, 64.0, 128.0), MEASURED),
+        "digits": ((256.0, 512.0, 1024.0), MEASURED),
         "small": ((8.0, 64.0, 256.0), UAR_CIFAR),
         "large": ((1024.0, 4096.0, 16384.0), UAR_IMAGENET),
     },
