@@ -1,0 +1,63 @@
+"""The standard ensemble beside its authors' code on checkpoints of other groups: the same 200 images, accuracy and time.
+
+It takes tens of minutes and needs the shared folder, so it runs by name: ``python -m tests.benchmarks.standard``.
+"""
+
+# ruff: noqa: T201  a script that prints its table
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.bench_attacks import THREADS
+from tests.test_convert import THEIRS, imported, test_images
+from vizrobust.attacks import AutoAttack, Linf
+from vizrobust.compute import Compute
+from vizrobust.data import first
+from vizrobust.robustness import evaluate, gather, share
+
+IMAGES = 200
+CASES = (("cifar_wide_adv.pth", 2 / 255), ("mnist_lenet5_advtrained.pt", 0.3))
+BATCH_SIZE = 100
+
+
+def main(names: list[str]) -> None:
+    from pyautoattack import AutoAttack as Theirs
+
+    torch.set_num_threads(THREADS)
+    shared = Path(__file__).resolve().parents[3] / "shared"
+    for file, eps in CASES:
+        if names and file not in names:
+            continue
+        theirs = next(one for one in THEIRS if one.file == file)
+        images = first(test_images(shared, theirs.data), IMAGES)
+        with tempfile.TemporaryDirectory() as folder:
+            net = imported(theirs, shared, Path(folder))
+        attack = AutoAttack(ball=Linf(eps))
+        began = time.perf_counter()
+        found = gather(attack, evaluate(net, attack, images, Compute("cpu"), batch_size=BATCH_SIZE))
+        ours = time.perf_counter() - began
+        print(f"{file}, {attack}, {IMAGES} images: clean {100 * share(found.clean):.1f}")
+        print(f"  vizrobust    {100 * share(found.robust):5.1f}  {ours:7.1f} s  {found.broken_by()}", flush=True)
+        x, y = images.take(torch.arange(IMAGES)), images.labels
+        began = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peer = Theirs(net, norm="Linf", eps=eps, version="standard", device="cpu", verbose=False, seed=0)
+            adv = peer.run_standard_evaluation(x, y, bs=IMAGES)
+        seconds = time.perf_counter() - began
+        with torch.no_grad():
+            robust = float((net(adv).argmax(1) == y).double().mean())
+        print(f"  pyautoattack {100 * robust:5.1f}  {seconds:7.1f} s")
+        print(
+            f"  time, vizrobust / pyautoattack {ours / seconds:.2f}; accuracy differs by {100 * abs(robust - share(found.robust)):.1f} points"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
