@@ -54,9 +54,8 @@ def main(names: list[str]) -> None:
         with torch.no_grad():
             robust = float((net(adv).argmax(1) == y).double().mean())
         print(f"  pyautoattack {100 * robust:5.1f}  {seconds:7.1f} s")
-        print(
-            f"  time, vizrobust / pyautoattack {ours / seconds:.2f}; accuracy differs by {100 * abs(robust - share(found.robust)):.1f} points"
-        )
+        apart = 100 * abs(robust - share(found.robust))
+        print(f"  time, vizrobust / pyautoattack {ours / seconds:.2f}; accuracy differs by {apart:.1f} points")
 
 
 if __name__ == "__main__":
