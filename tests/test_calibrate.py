@@ -86,6 +86,8 @@ def test_a_calibration_is_what_its_networks_do(finished):
     assert (read.eps, read.ata) == (tuple(result["eps"]), tuple(result["ata"]))
     assert [attack.ball.eps for attack in read.attacks()] == result["eps"]
 
+    assert {parse_attack(row["attack"]).steps for row in read_rows(folder)} == {2}
+
     # Every network is one trained against the attack at that eps, and its accuracy is what the attack leaves.
     images, labels = tiny().test.take(torch.arange(9)), tiny().test.labels[:9]
     nets = {load_checkpoint(str(path)).sha256: load_checkpoint(str(path)) for path in (folder / "networks").iterdir()}
