@@ -188,6 +188,7 @@ class TestWeather:
 
     def test_fog_is_a_plasma_fractal(self) -> None:
         x = pictures((2, 3, 32, 30))
+        x[1] = (x[1] * 150).round() / 255  # each image keeps a brightest value of its own
         cloud = np.stack([self.plasma(u, 2.5) for u in streams("fog", 2).uniform(32, 32).double().numpy()])[:, None, :, :30]
         assert np.abs(plasma((2, 3, 32, 30), streams("fog", 2), 2.5) - cloud).max() < 1e-9
         brightest = x.numpy().reshape(2, -1).max(1)[:, None, None, None]
