@@ -17,9 +17,8 @@ UAR_IMAGENET = "Kang et al. 2019, ImageNet-100 calibration, matched to L-inf 2, 
 UA_CIFAR = "Kaufmann et al. 2023, CIFAR-10"
 UA_IMAGENET = "Kaufmann et al. 2023, ImageNet"
 BY_EYE = "chosen here by eye on 64 pixels: objects stay recognisable; nothing is published for this attack at this size"
-MEASURED = (
-    "measured here: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; nothing is published for digits"
-)
+# Of mnist-k0's 99.5 % right at first, these leave 71 to 94, 30 to 70 and 0 to 17 at low, medium and high.
+MEASURED = "measured here with: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; none is published"
 WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break next to nothing, nor do larger ones (measured on mnist-k0)"
 
 # By the size of images: "digits" have one channel and no side above 32 pixels, else "small" ones a side below 96.
