@@ -34,7 +34,8 @@ def digits(n: int) -> tuple[Tensor, Tensor]:
     """The first n test images that the network reads rightly, with their labels."""
     data = load("digits")
     x, y = data.test.take(torch.arange(2 * n)), data.test.labels[: 2 * n]
+    net = digits_net()
     with torch.no_grad():
-        right = (digits_net()(x).argmax(1) == y).nonzero()[:n, 0]
+        right = (net(x).argmax(1) == y).nonzero()[:n, 0]
     assert len(right) == n
     return x[right], y[right]

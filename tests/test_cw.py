@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.digits import digits, digits_net
 from tests.test_fab import case, exact, linear_net, smallest
@@ -110,6 +110,8 @@ def test_a_step_is_adams_on_the_objective(confidence: float) -> None:
         (walk,) = attack.stages(net, x)
         state = walk.begin(net, x, y, Streams(0, range(5)))
         w = state["w"].clone().requires_grad_()
+        start = _image(state["w"])
+        assert torch.allclose(start, x, rtol=0, atol=1e-12)
         adam = torch.optim.Adam([w], lr=attack.lr)
         for _ in range(6):
             walk.step(net, state)
@@ -117,7 +119,7 @@ def test_a_step_is_adams_on_the_objective(confidence: float) -> None:
             logits = net(adv)
             own = logits.gather(1, y[:, None])[:, 0]
             other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-            loss = (adv - x).square().sum() + 3 * (own - other + confidence).clamp_min(0).sum()
+            loss = (adv - start).square().sum() + 3 * (own - other + confidence).clamp_min(0).sum()
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -163,6 +165,28 @@ def test_an_image_that_is_wrong_needs_no_perturbation() -> None:
         found = CW(steps=3, confidence=confidence)(net, x, wrong, Streams(0, range(6)))
         assert torch.equal(found.best, x)
         assert not found.correct[0].any()
+
+
+class LeftPart(nn.Module):
+    """The network, on the first eight columns."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x[..., :8])
+
+
+def test_pixels_that_the_network_does_not_see_stay() -> None:
+    net, (x, y) = digits_net(), digits(6)
+    # So many that tanh and atanh do not give some of them back to the last bit.
+    wide = torch.cat((x, torch.rand(6, 1, 8, 400, generator=torch.Generator().manual_seed(0))), -1)
+    found = CW(steps=15, search_steps=2, initial_c=10.0)(LeftPart(net), wide, y, Streams(0, range(6)))
+    assert not found.correct.all()
+    moved = (found.x - wide).abs()
+    assert moved[..., :8].max() > 0.01
+    assert moved[..., 8:].max() <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ class CWWalk:
         state["found"] = state["found"] | self._weigh(state, at, logits.detach(), lead)
         # The hinge has no slope once the wrong class leads by the confidence.
         push = state["c"] * (lead < self.attack.confidence)
-        slope = 2 * (at - x) - per_image(push, x) * grad
+        # Both ends from w: Adam would take the rounding between x and its w for a slope, and pixels of no use would move.
+        moved = _image(state["w"]) - _image(_variable(x))
+        slope = 2 * moved - per_image(push, x) * grad
         # Through tanh by hand: the cut at 0 and 1 is not differentiated.
         self._adam(state, slope * (0.5 + SLACK) * (1 - state["w"].tanh() ** 2))
         self._next_round(state)
