@@ -27,7 +27,7 @@ MARKS = {True: "YES", False: "no", None: "-"}
 
 @click.command()
 @options.some_refs
-@options.eps
+@click.option("--eps", type=options.Number(), help="Radius of the ball; default: that of training, else the data set's.")
 @options.norm
 @click.option("--images", "n", default=500, show_default=True, help="Use the first N test images.")
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
@@ -35,8 +35,9 @@ MARKS = {True: "YES", False: "no", None: "-"}
 @click.option("--transfer-from", "source", metavar="REF", help="Transfer attacks from this checkpoint too.")
 @click.option("--trained-with", metavar="SPEC|none", help="What a checkpoint that does not say it was trained against.")
 @click.option(
-    "--effort", "effort_text", default="Effort", show_default=True, metavar="SPEC", help="e.g. Effort(steps=100, queries=5000)."
-)
+    "--effort", "effort_text", default="Effort", metavar="SPEC",
+    help="How hard attacks try [Effort(steps=50, restarts=3, queries=1000, draws=100, probes=100)].",
+)  # fmt: skip
 @click.option("--thorough", is_flag=True, help="The standard ensemble (AutoAttack) counts among the attacks; slow.")
 @options.data
 @options.arch
