@@ -140,9 +140,14 @@ def test_in_float32_a_whole_image_stays_in_the_l1_ball_to_a_millionth(shape: tup
         exact = inside.double().abs().flatten(1).sum(1)
         assert (exact <= eps).all()
         assert (exact >= eps * (1 - 1e-5)).all()
+        assert torch.equal(L1(eps).norm(inside), exact.float())
         assert (L1(eps).norm(inside).double() <= eps + 1e-6).all()
     near = L1(eps).project_image(x, far)
     assert torch.equal(L1(eps).project_image(x, near), near)
+    # Where all values are alike they are all rounded the same way, which adds up.
+    for grey in (0.3, 0.7, 0.77):
+        flat = torch.full((1, *shape), grey)
+        assert ((L1(eps).project_image(flat, flat + 0.2) - flat).double().abs().sum() <= eps).all()
 
 
 def test_l1_moves_the_hundredth_of_the_values_that_counts_most_and_can_move() -> None:
