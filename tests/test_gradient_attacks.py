@@ -211,9 +211,11 @@ def test_restarts_count_the_worst_for_each_image() -> None:
     y = net(x).argmax(1)
     attack = PGD(steps=3, ball=Linf(0.06), alpha=0.02, restarts=4)
     found = attack(net, x, y, streams(n))
-    # The same four runs, one by one: a restart goes on in the image's own stream.
-    one, shared = PGD(steps=3, ball=Linf(0.06), alpha=0.02), streams(n)
-    runs: list[Attacked] = [one(net, x, y, shared) for _ in range(4)]
+    # The same four runs, one by one: each restart has a stream of its own, the first that of an attack without restarts.
+    one = PGD(steps=3, ball=Linf(0.06), alpha=0.02)
+    runs: list[Attacked] = [
+        one(net, x, y, begun) for begun in (streams(n), *(streams(n).child(f"restart {r}") for r in (1, 2, 3)))
+    ]
     losses, corrects = torch.stack([run.loss for run in runs]), torch.stack([run.correct for run in runs])
     assert torch.equal(found.loss, losses.amax(0))
     assert torch.equal(found.correct, corrects.all(0))
@@ -272,8 +274,9 @@ def test_a_wrong_iterate_is_better_than_a_right_one_of_higher_loss() -> None:
 @pytest.mark.parametrize("script", [[SURE, UNSURE, SURE, WRONG], [SURE, WRONG, SURE, UNSURE]], ids=["last", "first"])
 def test_a_wrong_restart_is_worse_than_a_right_one_of_higher_loss(script: list[list[float]]) -> None:
     x, y = torch.full((1, 1, 4, 3), 0.5), torch.tensor([0])
-    single, shared = PGD(steps=1, ball=Linf(0.2), alpha=0.1), streams(1)
-    runs = [single(Scripted(script[2 * k : 2 * k + 2]), x, y, shared) for k in range(2)]
+    single = PGD(steps=1, ball=Linf(0.2), alpha=0.1)
+    begun = (streams(1), streams(1).child("restart 1"))
+    runs = [single(Scripted(script[2 * k : 2 * k + 2]), x, y, begun[k]) for k in range(2)]
     wrong = next(run for run in runs if not run.correct.all())
     found = PGD(steps=1, ball=Linf(0.2), alpha=0.1, restarts=2)(Scripted(script), x, y, streams(1))
     assert torch.equal(found.best, wrong.best)

@@ -37,10 +37,12 @@ def command(kind: str | None, as_json: bool) -> None:
 
 def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
     """Catalogue name -> a function that gives its entries with their first lines."""
-    from vizrobust.attacks import ATTACKS, BALLS, LOSSES
+    from vizrobust.attacks import ATTACKS, BALLS, ENSEMBLES, LOSSES, UNFORESEEN
     from vizrobust.data import DATA
     from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
     from vizrobust.models import ARCHS
+    from vizrobust.robustness.corruptions import CORRUPTIONS
+    from vizrobust.training.mix import MIXES
 
     def described(things: Mapping[str, Any]) -> Callable[[], dict[str, str]]:
         return lambda: {name: (thing.__doc__ or "").strip().split("\n")[0] for name, thing in things.items()}
@@ -49,7 +51,10 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
         "models": _models,
         "data": described(DATA),
         "archs": described(ARCHS),
-        "attacks": described(ATTACKS),
+        "attacks": described({**ATTACKS, **ENSEMBLES}),
+        "unforeseen": described(UNFORESEEN),
+        "corruptions": described(CORRUPTIONS),
+        "mixes": described(MIXES),
         "balls": described(BALLS),
         "losses": described(LOSSES),
         "recipes": described(RECIPES),
