@@ -36,7 +36,7 @@ MARKS = {True: "YES", False: "no", None: "-"}
 @click.option("--trained-with", metavar="SPEC|none", help="What a checkpoint that does not say it was trained against.")
 @click.option(
     "--effort", "effort_text", default="Effort", metavar="SPEC",
-    help="How hard attacks try [Effort(steps=50, restarts=3, queries=1000, draws=100, probes=100)].",
+    help="How hard attacks try [Effort(steps=50, restarts=3, retries=10, queries=1000, draws=100, probes=100)].",
 )  # fmt: skip
 @click.option("--thorough", is_flag=True, help="The standard ensemble (AutoAttack) counts among the attacks; slow.")
 @options.data

@@ -166,6 +166,20 @@ class Context:
         return self.survivors(Transfer(self.subject.source, attack), self.by_gradients)
 
     @cached_property
+    def by_retries(self) -> Tensor:
+        """(n,) bool: who survives PGD with more restarts too, of those that any attack but a gradient's own broke.
+
+        All others of `by_gradients` survive; nobody claims that gradients would not have found them.
+        """
+        others = (self.by_margin, self.by_square, self.by_noise, self.by_transfer)
+        claimed = torch.zeros_like(self.by_gradients)
+        for verdicts in others:
+            if verdicts is not None:
+                claimed |= self.by_gradients & ~verdicts
+        attack = replace(self.pgd, restarts=max(self.effort.retries, self.effort.restarts))
+        return self.by_gradients & (self.survivors(attack, claimed) if attack != self.pgd else self.by_gradients)
+
+    @cached_property
     def by_apgd(self) -> Tensor:
         return self.survivors(APGD(steps=self.effort.steps, ball=self.ball, loss="dlr"), self.by_gradients)
 
@@ -185,7 +199,7 @@ class Context:
         """(n,) bool: who survives the strongest attack found, the worst case over all that were run inside the ball."""
         found = (
             self.by_gradients, self.by_one_step, self.by_training_attacks, self.by_margin, self.by_noise, self.by_square,
-            self.by_transfer, self.by_apgd, self.by_ensemble,
+            self.by_transfer, self.by_retries, self.by_apgd, self.by_ensemble,
         )  # fmt: skip
         alive = self.clean.clone()
         for verdicts in found:

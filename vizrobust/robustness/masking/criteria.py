@@ -24,10 +24,10 @@ def training_gap(context: Context) -> Criterion | None:
 
 
 def missed(context: Context, verdicts: Tensor | None, by: str) -> Criterion | None:
-    """The images that survive PGD and not another attack; None where that was not run."""
+    """The images that survive PGD, also with more restarts, and not another attack; None where that was not run."""
     if verdicts is None:
         return None
-    return replace(hiding(context.by_gradients, verdicts), what=f"the share that {by} breaks and PGD with cross entropy does not")
+    return replace(hiding(context.by_retries, verdicts), what=f"the share that {by} breaks and PGD with cross entropy does not")
 
 
 def missed_by_loss(context: Context) -> Criterion | None:

@@ -16,17 +16,20 @@ from vizrobust.spec import spec
 class Effort:
     """How hard the attacks try: PGD's `steps` and `restarts`, the `queries` of Square, the `draws` of noise.
 
+    What another attack breaks meets PGD again, with `retries` restarts, before it counts as hidden from gradients:
+    another round of any attack finds a few images more. Ten are those of PGD-50-10 (Wong et al. 2020).
     `probes` images, those that are classified correctly first, serve the checks that look at gradients and losses.
     """
 
     steps: int = 50
     restarts: int = 3
+    retries: int = 10
     queries: int = 1000
     draws: int = 100
     probes: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "draws", "probes"):
+        for name in ("steps", "restarts", "retries", "draws", "probes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Effort: {name} must be at least 1, got {getattr(self, name)}")
 

@@ -53,7 +53,7 @@ def one_step_beats_many(context: Context) -> Check:
 def margin_loss_finds_more(context: Context) -> Check:
     """The same PGD on another loss breaks images that cross entropy misses: its gradient had vanished."""
     advice = 'cross entropy saturates here: attack with loss="margin" or "dlr" (vizrobust attack --attack \'APGD(loss="dlr")\')'
-    return _newly("margin loss finds more", missed_by_loss(context), advice)
+    return _newly("margin loss finds more", context, missed_by_loss(context), advice)
 
 
 def black_box_beats_white_box(context: Context) -> Check:
@@ -61,12 +61,12 @@ def black_box_beats_white_box(context: Context) -> Check:
     criterion = missed_by_square(context)
     if criterion is None:
         return not_run("black box beats white box", f"Square has no windows for the {type(context.ball).__name__} ball")
-    return _newly("black box beats white box", criterion, ADAPT)
+    return _newly("black box beats white box", context, criterion, ADAPT)
 
 
 def random_noise_finds_more(context: Context) -> Check:
     """Points drawn blindly in the ball break images that PGD misses."""
-    return _newly("random noise finds more", missed_by_noise(context), ADAPT)
+    return _newly("random noise finds more", context, missed_by_noise(context), ADAPT)
 
 
 def transfer_finds_more(context: Context) -> Check:
@@ -74,7 +74,7 @@ def transfer_finds_more(context: Context) -> Check:
     criterion = missed_by_transfer(context)
     if criterion is None:
         return not_run("transfer finds more", "needs a second network of the same data: --transfer-from REF")
-    return _newly("transfer finds more", criterion, ADAPT)
+    return _newly("transfer finds more", context, criterion, ADAPT)
 
 
 def unbounded_attack_fails(context: Context) -> Check:
@@ -119,11 +119,16 @@ DECIDING: dict[str, Callable[[Context], Check]] = {
 SYMPTOMS: dict[str, Callable[[Context], Check]] = {check.__name__: check for check in (one_step_beats_many, larger_eps_helps)}
 
 
-def _newly(name: str, criterion: Criterion | None, advice: str) -> Check:
+def _newly(name: str, context: Context, criterion: Criterion | None, advice: str) -> Check:
     assert criterion is not None
-    newly = round(criterion.value * criterion.n)
+    newly, restarts = round(criterion.value * criterion.n), max(context.effort.retries, context.effort.restarts)
     return _criterion(
-        name, criterion, f"of {criterion.n} images it breaks {newly} that PGD does not", advice, "newly broken", "points"
+        name,
+        criterion,
+        f"of {criterion.n} images it breaks {newly} that PGD does not, with {restarts} restarts",
+        advice,
+        "newly broken",
+        "points",
     )
 
 
