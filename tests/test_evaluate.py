@@ -107,6 +107,24 @@ def test_broken_images_leave(images: ArraySplit, compute: Compute) -> None:
     assert found.row()["steps"] == 50
 
 
+class Dropping(nn.Module):
+    """Random in evaluation mode too: it draws from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.nn.functional.dropout(x, 0.3, training=True))
+
+
+def test_a_random_networks_noise_repeats_and_the_global_generator_is_left_alone(images: ArraySplit, compute: Compute) -> None:
+    before = torch.get_rng_state()
+    found = [gather(ATTACKS[0], evaluate(Dropping(), ATTACKS[0], images, compute, batch_size=SIZE)) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(found[0].broken_at, found[1].broken_at)
+
+
 def test_the_last_point_alone_may_decide(compute: Compute) -> None:
     # Wrong in the middle and back; wrong at the end; never wrong.
     attack = Scripted((((True, True, True), (False, True, True), (True, False, True)),), Linf(1.0))

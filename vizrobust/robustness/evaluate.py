@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from vizrobust.attacks import Attack, State, Walk, measure
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import borrowed
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, Part
 
 BATCH_SIZE = 100
@@ -95,12 +96,14 @@ class _Slots:
         self.first = torch.full((size,), -1, device=compute.device)
 
     def parts(self, attack: Attack) -> Iterator[Part]:
-        while True:
+        for number in itertools.count():
             began = time.perf_counter()
             rows: list[tuple[int, int, float]] = []
             with ExitStack() as stack:
                 stack.enter_context(borrowed(self.net))
                 stack.enter_context(self.compute.autocast())
+                # For networks that draw from the global generator: the user's is left as it was.
+                stack.enter_context(seeded(self.seed + number, self.compute.device))
                 passes = stack.enter_context(Passes(self.net))
                 self._refill()
                 while any(place is not None for place in self.places):
@@ -201,7 +204,7 @@ def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute,
     for index, count in full_batches(len(places), batch_size):
         began = time.perf_counter()
         taken = places[index]
-        with borrowed(net), compute.autocast(), torch.no_grad():
+        with borrowed(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
         broken_at = tuple(-int(hit) for hit in right[:count].tolist())
         yield Part(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.models import borrowed
+from vizrobust.rng import seeded
 from vizrobust.robustness.accuracy import CONFIDENCE
 from vizrobust.robustness.masking.check import Check, held, not_run
 from vizrobust.robustness.masking.context import Context
@@ -42,7 +43,7 @@ def square_beats_all_gradients(context: Context) -> Check:
 def randomised(context: Context) -> Check:
     """The same images get other logits each time."""
     x = context.probe_images[0]
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
+    with borrowed(context.net), context.compute.autocast(), torch.no_grad(), seeded(context.seed, context.compute.device):
         logits = torch.stack([context.net(x).double() for _ in range(PASSES)])
     moved = (logits - logits[0]).norm(dim=2).amax(0)
     classes = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
@@ -95,7 +96,7 @@ def batch_norm_mode(context: Context) -> Check:
     name, kinds = "statistics of the batch", (_BatchNorm, nn.modules.dropout._DropoutNd)
     training = [type(module).__name__ for module in context.net.modules() if isinstance(module, kinds) and module.training]
     x = context.probe_images[0]
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
+    with borrowed(context.net), context.compute.autocast(), torch.no_grad(), seeded(context.seed, context.compute.device):
         # At one batch size, as kernels depend on it: the first image among itself, and among others.
         alone, among = context.net(x[:1].expand_as(x)), context.net(x)
         again = context.net(x[:1].expand_as(x))
