@@ -12,7 +12,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vizrobust.attacks import FGSM, ISM, L2, PGD, Attack, Attacked, Linf, parse_attack
+    from vizrobust.attacks import (
+        APGD,
+        CW,
+        FAB,
+        FGSM,
+        ISM,
+        L1,
+        L2,
+        PGD,
+        Attack,
+        Attacked,
+        AutoAttack,
+        DeepFool,
+        EoT,
+        Linf,
+        Noise,
+        Square,
+        Transfer,
+        parse_attack,
+    )
     from vizrobust.clarity import forced_choice, transfer
     from vizrobust.compute import Compute
     from vizrobust.data import load as load_data
@@ -35,23 +54,33 @@ if TYPE_CHECKING:
     from vizrobust.training import Training, train
 
 __all__ = [
+    "APGD",
+    "CW",
+    "FAB",
     "FGSM",
     "ISM",
+    "L1",
     "L2",
     "PGD",
     "Attack",
     "Attacked",
+    "AutoAttack",
     "Channel",
     "Checkpoint",
     "Compute",
+    "DeepFool",
     "Direction",
+    "EoT",
     "Linf",
     "Logit",
     "Neuron",
+    "Noise",
     "Recipe",
     "Rendered",
+    "Square",
     "Streams",
     "Training",
+    "Transfer",
     "activations",
     "evaluate",
     "forced_choice",
@@ -75,7 +104,7 @@ _HOMES = {
     "rng": "Streams",
     "data": "load_data",
     "models": "Checkpoint activations layers load_checkpoint",
-    "attacks": "FGSM ISM L2 PGD Attack Attacked Linf parse_attack",
+    "attacks": "APGD CW FAB FGSM ISM L1 L2 PGD Attack Attacked AutoAttack DeepFool EoT Linf Noise Square Transfer parse_attack",
     "robustness": "evaluate gather",
     "features": "Channel Direction Logit Neuron Recipe Rendered fourier gradient parse_recipe plain render",
     "training": "Training train",

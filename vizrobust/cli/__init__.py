@@ -29,7 +29,7 @@ COMMANDS = {
     "list": "list_",
 }
 # Commands that go on where they stopped when they are started again.
-RESUMABLE = ("neurons", "compare", "train", "calibrate", "masking", "dimension")
+RESUMABLE = ("neurons", "compare", "train", "attack", "calibrate", "masking", "dimension")
 
 
 class Commands(click.Group):
