@@ -20,6 +20,9 @@ vizrobust attack mnist-k0 mnist-k1 mnist-k2 mnist-k4 mnist-k8 mnist-k16 mnist-fg
     --attack fgsm --attack 'PGD(steps=50)' --curve training-steps --plot $here/accuracy-over-k.png --json > $here/accuracy.jsonl
 vizrobust attack mnist-k0 mnist-k1 mnist-k2 mnist-k4 mnist-k8 mnist-k16 --steps 50 --curve steps --plot $here/accuracy-over-steps.png
 vizrobust attack mnist-k0 --attack pgd --show $here/adversarial.png
+vizrobust attack mnist-k0 mnist-k1 mnist-k8 --images 200 --minimal --attack 'fab(targeted=False)' --plot $here/smallest-eps.png
+vizrobust attack mnist-k0 mnist-k8 --images 200 --suite unforeseen --plot $here/unforeseen.png
+vizrobust first-order mnist-k0 mnist-k1 mnist-k8 --images 100 --plot $here/first-order.png
 
 vizrobust neurons --out runs/mnist-sweep
 vizrobust neurons --recipe fourier --out runs/mnist-sweep-fourier
