@@ -49,7 +49,7 @@ def main(names: list[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peer = Theirs(net, norm="Linf", eps=eps, version="standard", device="cpu", seed=0)
-            adv = peer.run_standard_evaluation(x, y, batch_size=IMAGES)
+            adv, *_ = peer.run_standard_evaluation(x, y, batch_size=IMAGES)
         seconds = time.perf_counter() - began
         with torch.no_grad():
             robust = float((net(adv).argmax(1) == y).double().mean())
