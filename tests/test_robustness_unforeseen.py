@@ -65,7 +65,7 @@ class TestPublishedCalibrations:
     def test_each_says_that_it_is_for_one_architecture_only(self, calibration: Calibration) -> None:
         arch = {"cifar10": "ResNet-56", "imagenet100": "ResNet-50"}[calibration.data]
         assert calibration.provenance.startswith(f"{arch} only. ")
-        assert "targeted at a uniformly random wrong class" in calibration.provenance
+        assert "Targeted at a uniformly random wrong class" in calibration.provenance
         assert "Kang et al. 2019" in calibration.provenance
         assert calibration_for(calibration.data, calibration.name) == calibration
 
@@ -134,7 +134,7 @@ class TestCalibrationsOfARun:
         (tmp_path / "calibrations" / "elastic.json").write_text(json.dumps(row(data="cifar10")))
         ours = calibration_for("cifar10", "Elastic", tmp_path)
         assert ours is not None
-        assert ours.provenance == "networks of architecture small_cnn. untargeted. 300 images, made 2026-01-02."
+        assert ours.provenance == "Networks of architecture small_cnn. Untargeted. 300 images, made 2026-01-02."
         assert not ours.published
         assert ours.attacks()[5] == Elastic(eps=0.6, steps=20)
         theirs = calibration_for("cifar10", "L2", tmp_path)

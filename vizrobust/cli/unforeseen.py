@@ -143,7 +143,7 @@ def _print(checkpoint: Checkpoint, data: DataSet, rows: Sequence[Row]) -> None:
         missing = ", ".join(row["kind"] for row in rows if row["uar"] is None)
         note += f"; no UAR without a calibration ({missing}: vizrobust calibrate makes one)"
     for text in dict.fromkeys(row["calibration"] for row in rows if row["calibration"]):
-        note += f"; calibration: {text}"
+        note += f". Calibration: {text}"
     table(title, header, shown, note)
     sources = dict.fromkeys(source(row["kind"], data.shape) for row in rows if row["kind"].split("-")[0] in UNFORESEEN)
     say("strengths: " + "; ".join(sources))

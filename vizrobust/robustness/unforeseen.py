@@ -174,7 +174,8 @@ def _provenance(row: dict[str, Any], published: bool) -> str:
     parts += [str(row[key]) for key in ("protocol", "source") if key in row]
     made = [f"{row['images']} images" if "images" in row else "", f"made {row['date']}" if "date" in row else ""]
     parts += [", ".join(part for part in made if part)]
-    return ". ".join(part.rstrip(".") for part in parts if part) + "."
+    sentences = [part.rstrip(".") for part in parts if part]
+    return ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences) + "."
 
 
 def _mean(scores: Mapping[str, float], seen: Collection[str]) -> tuple[float, tuple[str, ...]]:
