@@ -7,7 +7,7 @@ from vizrobust.features.pictures import start_image
 from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.session import Request, images_of, missing, render_into, row_key
-from vizrobust.features.transforms import TRANSFORMS, Affine, Jitter, Pad
+from vizrobust.features.transforms import TRANSFORMS, Affine, Crops, Jitter, Pad
 from vizrobust.features.units import accepts, objective_for, units_from
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Affine",
     "Ascent",
     "Channel",
+    "Crops",
     "Direction",
     "Fourier",
     "Glance",

@@ -99,16 +99,61 @@ class Pad:
         return F.pad(image, (dx, dx, dy, dy), value=self.value) if dy or dx else image
 
 
-TRANSFORMS = named(Jitter, Affine, Pad)
+@spec
+@dataclass(frozen=True)
+class Crops:
+    """`count` random windows of every image, each with a place and a side (a share of the image's, low ... high) of its own.
+
+    (N, C, H, W) -> (count * N, C, pixels, pixels * W / H): row j * N + i is window j of image i, so that each network
+    sees it at `pixels` rows; None is the image's own size. Windows never reach over the edge (MACO: Fel et al. 2023).
+    """
+
+    count: int = 6
+    low: float = 0.2
+    high: float = 0.25
+    pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"Crops: count must be at least 1, got {self.count}")
+        if not 0 < self.low <= self.high <= 1:
+            raise ValueError(f"Crops: low and high must be 0 < low <= high <= 1, got {self.low:g} and {self.high:g}")
+        if self.pixels is not None and self.pixels < 1:
+            raise ValueError(f"Crops: pixels must be at least 1, got {self.pixels}")
+
+    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
+        draws = streams.uniform(self.count, 3).to(torch.float64).transpose(0, 1).flatten(0, 1)
+        height, width = image.shape[2:]
+        size = (height, width) if self.pixels is None else (self.pixels, max(1, round(self.pixels * width / height)))
+        if self.low == 1 and size == (height, width):
+            return image.repeat(self.count, 1, 1, 1)
+        side = self.low + (self.high - self.low) * draws[:, 0]
+        dy, dx = ((1 - side) * (2 * draws[:, axis] - 1) for axis in (1, 2))
+        zero = torch.zeros_like(side)
+        theta = torch.stack((torch.stack((side, zero, dx), 1), torch.stack((zero, side, dy), 1)), 1)
+        grid = F.affine_grid(theta.to(image), [len(theta), image.shape[1], *size], align_corners=False)
+        return F.grid_sample(image.repeat(self.count, 1, 1, 1), grid, padding_mode="reflection", align_corners=False)
+
+
+TRANSFORMS = named(Jitter, Affine, Pad, Crops)
 
 
 def transformed(image: Tensor, transforms: tuple[Transform, ...], streams: Streams) -> Tensor:
     """All transforms one after the other, then the centre at the image's own size."""
     height, width = image.shape[2:]
     for transform in transforms:
-        image = transform(image, streams)
+        image = transform(image, streams if len(streams) == len(image) else _own(streams, len(image)))
+        if isinstance(transform, Crops):
+            height, width = image.shape[2:]
     top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
     return image[:, :, top : top + height, left : left + width]
+
+
+def _own(streams: Streams, rows: int) -> Streams:
+    """Streams for each of several crops of every image, crop by crop."""
+    crop = torch.arange(rows // len(streams)).repeat_interleave(len(streams))
+    streams.uniform(2)
+    return Streams.of(streams.keys.repeat(len(crop) // len(streams)), streams.drawn * len(crop) + crop)
 
 
 def _check_share(owner: str, name: str, value: float) -> None:
