@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
         case bool() | int() | None:
             return repr(value)
         case float():
-            return _float_text(value)
+            return number_text(value)
         case str():
             return json.dumps(value, ensure_ascii=False)
         case tuple():
@@ -197,7 +197,8 @@ def _text(value: Any) -> str:
     return repr(value)
 
 
-def _float_text(value: float) -> str:
+def number_text(value: float) -> str:
+    """A number as a spec writes it: ``8/255`` where that is exact and shorter."""
     plain = repr(value)
     # Beyond this a fraction is no help to a reader, and value * 255 might overflow.
     if not abs(value) < 1e12:

@@ -1,6 +1,24 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
-from vizrobust.features.objectives import OBJECTIVES, Channel, Direction, Logit, Neuron, Objective, parse_objective
+from vizrobust.features.objectives import (
+    OBJECTIVES,
+    AbsoluteDeviation,
+    Alignment,
+    Caricature,
+    Channel,
+    Direction,
+    Diversity,
+    Energy,
+    Inversion,
+    Logit,
+    Neuron,
+    Objective,
+    SquaredDeviation,
+    Style,
+    Sum,
+    TotalVariation,
+    parse_objective,
+)
 from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance
 from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixels
 from vizrobust.features.pictures import start_image
@@ -17,14 +35,20 @@ __all__ = [
     "PARAMETRIZATIONS",
     "RECIPES",
     "TRANSFORMS",
+    "AbsoluteDeviation",
     "Adam",
     "Affine",
+    "Alignment",
     "Ascent",
+    "Caricature",
     "Channel",
     "Crops",
     "Direction",
+    "Diversity",
+    "Energy",
     "Fourier",
     "Glance",
+    "Inversion",
     "Jitter",
     "Logit",
     "Neuron",
@@ -34,6 +58,10 @@ __all__ = [
     "Recipe",
     "Rendered",
     "Request",
+    "SquaredDeviation",
+    "Style",
+    "Sum",
+    "TotalVariation",
     "accepts",
     "colored",
     "fourier",

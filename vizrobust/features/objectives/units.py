@@ -1,31 +1,21 @@
-"""What a feature image excites: a score per image from activations, larger = more excited."""
+"""Objectives about one unit: a class logit, a channel, a neuron, a direction; larger = more excited."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vizrobust.features.objectives.objective import algebra
 from vizrobust.models import LOGITS
-from vizrobust.spec import named, parse, spec
+from vizrobust.spec import spec
 
 
-class Objective(Protocol):
-    """``objective(activations, image, unit)``: layer outputs by name, (N, C, H, W), (N,) int64 -> scores (N,).
-
-    `layers` are the layers it reads; the network runs once, to the deepest of them.
-    """
-
-    @property
-    def layers(self) -> tuple[str, ...]: ...
-    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor: ...
-
-
+@algebra
 @spec
 @dataclass(frozen=True)
 class Logit:
@@ -33,31 +23,38 @@ class Logit:
 
     >>> Logit()({"logits": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, torch.zeros(2, 1, 4, 3), torch.tensor([1, 0]))
     tensor([2., 3.])
+
+    With a `unit` of its own it is about that one, whichever the row asks for; so are `Channel` and `Neuron`.
     """
+
+    unit: int | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         return (LOGITS,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return _of_unit(activations[LOGITS], unit)
+        return of_unit(activations[LOGITS], _own(self.unit, unit), LOGITS)
 
 
+@algebra
 @spec
 @dataclass(frozen=True)
 class Channel:
     """The mean over all positions of one channel of a layer (of the unit itself, where a layer has no positions)."""
 
     layer: str
+    unit: int | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return _of_unit(activations[self.layer], unit).reshape(len(unit), -1).mean(1)
+        return of_unit(activations[self.layer], _own(self.unit, unit), self.layer).reshape(len(unit), -1).mean(1)
 
 
+@algebra
 @spec
 @dataclass(frozen=True)
 class Neuron:
@@ -66,13 +63,14 @@ class Neuron:
     layer: str
     y: int | None = None
     x: int | None = None
+    unit: int | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        maps = _of_unit(activations[self.layer], unit)
+        maps = of_unit(activations[self.layer], _own(self.unit, unit), self.layer)
         if maps.dim() != 3:
             raise ValueError(f"layer {self.layer!r} has no positions, only units; leave out --neuron")
         height, width = maps.shape[1:]
@@ -83,6 +81,7 @@ class Neuron:
         return maps[:, y, x]
 
 
+@algebra
 @spec
 @dataclass(frozen=True)
 class Direction:
@@ -103,6 +102,15 @@ class Direction:
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
+    @property
+    def rows(self) -> int:
+        """How many vectors the file holds."""
+        return len(_vectors(self.vector))
+
+    @property
+    def unit(self) -> int | None:
+        return 0 if self.rows == 1 else None
+
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         maps = activations[self.layer]
         maps = maps.reshape(*maps.shape[:2], -1)
@@ -120,9 +128,17 @@ class Direction:
         return (dot * cosine.clamp_min(0.1) ** self.power).mean(1)
 
 
-def _of_unit(activation: Tensor, unit: Tensor) -> Tensor:
-    """(N, units, ...) -> (N, ...): each image's own unit."""
+def of_unit(activation: Tensor, unit: Tensor, layer: str) -> Tensor:
+    """(N, units, ...) -> (N, ...): each image's own unit; ``ValueError`` where the layer has no such unit."""
+    count = activation.shape[1]
+    if unit.device.type == "cpu" and len(unit) and not 0 <= int(unit.min()) <= int(unit.max()) < count:
+        wrong = int(unit.max()) if int(unit.max()) >= count else int(unit.min())
+        raise ValueError(f"no unit {wrong} in layer {layer!r}, which has {count} (0 to {count - 1})")
     return activation[torch.arange(len(unit), device=activation.device), unit.to(activation.device)]
+
+
+def _own(fixed: int | None, unit: Tensor) -> Tensor:
+    return unit if fixed is None else torch.full_like(unit, fixed)
 
 
 @lru_cache(maxsize=8)
@@ -139,15 +155,3 @@ def _vectors(path: str) -> Tensor:
     if loaded.ndim not in (1, 2) or not np.isfinite(loaded).all():
         raise ValueError(f"{path!r} must hold finite numbers, shaped (channels,) or (units, channels); it is {loaded.shape}")
     return torch.from_numpy(np.atleast_2d(loaded).astype(np.float32))
-
-
-OBJECTIVES = named(Logit, Channel, Neuron, Direction)
-
-
-def parse_objective(text: str) -> Objective:
-    """An objective from its text.
-
-    >>> parse_objective("channel(layer='conv2')")
-    Channel(layer="conv2")
-    """
-    return parse(text, OBJECTIVES, "objective")

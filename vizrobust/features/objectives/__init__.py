@@ -1,0 +1,59 @@
+"""What a feature image excites: a score per image from activations, larger = more excited."""
+
+from vizrobust.features.objectives.groups import Alignment, Diversity
+from vizrobust.features.objectives.objective import (
+    Objective,
+    Sum,
+    each,
+    faces_of,
+    is_about_units,
+    of,
+    references_of,
+)
+from vizrobust.features.objectives.penalties import AbsoluteDeviation, SquaredDeviation, TotalVariation
+from vizrobust.features.objectives.references import Caricature, Energy, Inversion, Style
+from vizrobust.features.objectives.units import Channel, Direction, Logit, Neuron
+from vizrobust.spec import named, parse
+
+OBJECTIVES = named(
+    Logit, Channel, Neuron, Direction, Energy, Inversion, Caricature, Style, Diversity, Alignment,
+    TotalVariation, AbsoluteDeviation, SquaredDeviation,
+)  # fmt: skip
+
+
+def parse_objective(text: str) -> Objective:
+    """An objective from its text.
+
+    >>> parse_objective("channel(layer='conv2') - 0.01 * totalvariation")
+    Channel(layer="conv2") - 0.01 * TotalVariation()
+    """
+    found = parse(text, OBJECTIVES, "objective")
+    if not isinstance(found, Objective):
+        raise ValueError(f'{text!r} is {found!r}, not an objective; write it like Channel(layer="conv2")')
+    return found
+
+
+__all__ = [
+    "OBJECTIVES",
+    "AbsoluteDeviation",
+    "Alignment",
+    "Caricature",
+    "Channel",
+    "Direction",
+    "Diversity",
+    "Energy",
+    "Inversion",
+    "Logit",
+    "Neuron",
+    "Objective",
+    "SquaredDeviation",
+    "Style",
+    "Sum",
+    "TotalVariation",
+    "each",
+    "faces_of",
+    "is_about_units",
+    "of",
+    "parse_objective",
+    "references_of",
+]

@@ -1,0 +1,134 @@
+"""What an objective is, and how objectives add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from vizrobust.spec import number_text
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """``objective(activations, image, unit)``: layer outputs by name, (N, C, H, W), (N,) int64 -> scores (N,).
+
+    `layers` are the layers it reads; the network runs once, to the deepest of them. Activations are (N, units)
+    or (N, units, height, width). Three more attributes are for those that need them: `faces` (that many
+    consecutive rows belong together, see `faces_of`), `references` (images whose activations it compares with,
+    under the name that `of` gives) and `unit` (the unit it is about, whatever the row's).
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor: ...
+
+
+def of(layer: str, reference: str) -> str:
+    """The name under which `activations` holds a layer's answer (1, ...) to a reference image."""
+    return f"{layer} of {reference}"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Objectives with weights, added image by image; what arithmetic on objectives makes.
+
+    >>> from vizrobust.features import Channel, TotalVariation
+    >>> Channel("conv2") - 0.01 * TotalVariation()
+    Channel(layer="conv2") - 0.01 * TotalVariation()
+    """
+
+    parts: tuple[tuple[float, Any], ...]
+
+    def __post_init__(self) -> None:
+        faces_of(self)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(layer for _, part in self.parts for layer in part.layers))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(reference for _, part in self.parts for reference in references_of(part)))
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        (weight, first), *others = self.parts
+        total = weight * first(activations, image, unit)
+        for weight, part in others:
+            total = total + weight * part(activations, image, unit)
+        return total
+
+    def __repr__(self) -> str:
+        (weight, first), *others = self.parts
+        text = _times(weight, first)
+        for weight, part in others:
+            text += f" - {_times(-weight, part)}" if weight < 0 else f" + {_times(weight, part)}"
+        return text
+
+
+def algebra(cls: type[T]) -> type[T]:
+    """Class decorator: ``a + b``, ``a - b``, ``2 * a``, ``a / 2`` and ``-a`` make a new `Sum`; the operands stay as they are."""
+
+    def add(self: Any, other: Any) -> Any:
+        return _sum((*_parts(self), *_parts(other))) if isinstance(other, Objective) else NotImplemented
+
+    def multiply(self: Any, number: Any) -> Any:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return NotImplemented
+        return _sum(tuple((float(number) * weight, part) for weight, part in _parts(self)))
+
+    operators: dict[str, Callable[..., Any]] = {
+        "__add__": add,
+        "__sub__": lambda self, other: add(self, multiply(other, -1)) if isinstance(other, Objective) else NotImplemented,
+        "__mul__": multiply,
+        "__rmul__": multiply,
+        "__truediv__": lambda self, number: multiply(self, 1 / number),
+        "__neg__": lambda self: multiply(self, -1),
+    }
+    for name, operator in operators.items():
+        setattr(cls, name, operator)
+    return cls
+
+
+algebra(Sum)
+
+
+def each(objective: Objective) -> Iterator[Objective]:
+    """The objectives that a sum is made of; of any other, itself."""
+    for _, part in _parts(objective):
+        yield part
+
+
+def faces_of(objective: Objective) -> int:
+    """How many consecutive images belong together; ``ValueError`` where two parts of a sum disagree."""
+    there = {part: faces for part in each(objective) if (faces := getattr(part, "faces", 1)) > 1}
+    if len(set(there.values())) > 1:
+        raise ValueError(f"{' and '.join(map(repr, there))} group images differently; give them the same faces")
+    return next(iter(there.values()), 1)
+
+
+def references_of(objective: Objective) -> tuple[str, ...]:
+    """The images whose activations it compares with."""
+    return tuple(getattr(objective, "references", ()))
+
+
+def is_about_units(objective: Objective) -> bool:
+    """Whether the row's unit means anything to it, or to a part of it."""
+    return any(getattr(part, "unit", 0) is None for part in each(objective))
+
+
+def _parts(objective: Any) -> tuple[tuple[float, Any], ...]:
+    return objective.parts if isinstance(objective, Sum) else ((1.0, objective),)
+
+
+def _sum(parts: tuple[tuple[float, Any], ...]) -> Any:
+    """One objective taken once is itself, so that equal sums have equal texts."""
+    return parts[0][1] if len(parts) == 1 and parts[0][0] == 1 else Sum(parts)
+
+
+def _times(weight: float, part: Any) -> str:
+    return repr(part) if weight == 1 else f"-{part!r}" if weight == -1 else f"{number_text(weight)} * {part!r}"

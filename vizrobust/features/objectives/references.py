@@ -1,0 +1,118 @@
+"""Objectives about a whole layer: its energy (deep dream), and its likeness to what an image makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vizrobust.features.objectives.objective import algebra, of
+from vizrobust.spec import spec
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Energy:
+    """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015)."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return activations[self.layer].flatten(1).square().mean(1)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Inversion:
+    """Minus the squared distance to what the layer makes of `image`, relative to its own square (Mahendran & Vedaldi 2015).
+
+    0 where the layer cannot tell the two apart, -1 for silence. `image` is a file or ``DATA#index``, a test image.
+    """
+
+    layer: str
+    image: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        wanted = activations[of(self.layer, self.image)].flatten(1)
+        missed = (activations[self.layer].flatten(1) - wanted).square().sum(1)
+        return -missed / wanted.square().sum(1).clamp_min(1e-12)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Caricature:
+    """What the layer makes of `image`, and more of it: dot product times cosine^`power` (Lucid's caricatures, 2018).
+
+    In units of the image's own square: 1 is the image itself, 2 twice the activations.
+    """
+
+    layer: str
+    image: str
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.power < 0:
+            raise ValueError(f"Caricature: power must not be negative, got {self.power:g}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        wanted = activations[of(self.layer, self.image)].flatten(1)
+        found = activations[self.layer].flatten(1)
+        dot, square = (found * wanted).sum(1), wanted.square().sum(1).clamp_min(1e-12)
+        if self.power == 0:
+            return dot / square
+        cosine = dot / (found.norm(dim=1) * square.sqrt()).clamp_min(1e-8)
+        # A floor keeps the sign of the product and a gradient where the cosine is still negative.
+        return dot / square * cosine.clamp_min(0.1) ** self.power
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Style:
+    """Minus the squared distance of the layer's Gram matrix to that of `image`, relative to its square (Gatys et al. 2016)."""
+
+    layer: str
+    image: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        wanted = gram(activations[of(self.layer, self.image)]).flatten(1)
+        missed = (gram(activations[self.layer]).flatten(1) - wanted).square().sum(1)
+        return -missed / wanted.square().sum(1).clamp_min(1e-12)
+
+
+def gram(maps: Tensor) -> Tensor:
+    """(N, C, ...) -> (N, C, C): inner products of the channels, mean over positions."""
+    flat = maps.reshape(*maps.shape[:2], -1)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
