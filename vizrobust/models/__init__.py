@@ -3,9 +3,11 @@
 from vizrobust.models.architectures import architecture
 from vizrobust.models.borrow import borrowed
 from vizrobust.models.checkpoints import Checkpoint, Description, save_checkpoint
-from vizrobust.models.layers import LOGITS, Layer, activations, layer, layers
+from vizrobust.models.forward import LOGITS, activations
+from vizrobust.models.layers import Layer, layer, layers
 from vizrobust.models.networks import ARCHS
 from vizrobust.models.normalized import Normalized
+from vizrobust.models.reading import Reading
 from vizrobust.models.references import SWEEP, builtin_names, load_checkpoint
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Description",
     "Layer",
     "Normalized",
+    "Reading",
     "activations",
     "architecture",
     "borrowed",
