@@ -7,7 +7,7 @@ import torch
 from vizrobust.attacks import L2, Linf
 from vizrobust.data import saturated_share
 from vizrobust.features import Fourier, Pixels
-from vizrobust.features.parametrizations import IMAGENET_COLORS, _normalized, color_directions, hartley
+from vizrobust.features.parametrizations import IMAGENET_COLORS, color_directions, hartley, mixing
 from vizrobust.rng import Streams
 
 
@@ -88,7 +88,7 @@ def test_grey_has_one_direction_of_its_own_deviation():
 
 
 def test_imagenet_s_matrix_is_normalised_to_a_longest_column_of_1():
-    found = _normalized(IMAGENET_COLORS, 3)
+    found = mixing(IMAGENET_COLORS, 3)
     assert torch.isclose(found.norm(dim=0).max(), torch.tensor(1.0))
     raw = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
     assert torch.allclose(found, raw / (0.26**2 + 2 * 0.27**2) ** 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,12 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vizrobust.data.moments import Moments, moments
+from vizrobust.data.moments import Moments, mean_magnitude, moments
 
 SPLITS = ("train", "val", "test")
 STATISTICS_IMAGES = 10_000
 STATISTICS_PIXELS = 100_000_000
 STATISTICS_BATCH = 250
+SPECTRUM_IMAGES = 2_000
 
 
 class Split(Protocol):
@@ -114,9 +115,13 @@ class DataSet:
     @cached_property
     def _moments(self) -> Moments:
         """Over training images at even distances, at most 10,000 of them and 100 million pixels."""
-        most = min(STATISTICS_IMAGES, max(1, STATISTICS_PIXELS // (self.shape[1] * self.shape[2])))
+        return moments(self._sample(STATISTICS_IMAGES))
+
+    def _sample(self, most: int) -> Iterator[Tensor]:
+        """Training images at even distances in batches, at most so many and 100 million pixels."""
+        most = min(most, max(1, STATISTICS_PIXELS // (self.shape[1] * self.shape[2])))
         index = torch.arange(0, len(self.train), -(-len(self.train) // most))
-        return moments(self.train.take(part) for part in torch.split(index, STATISTICS_BATCH))
+        return (self.train.take(part) for part in torch.split(index, STATISTICS_BATCH))
 
     @cached_property
     def mean(self) -> tuple[float, ...]:
@@ -135,6 +140,10 @@ class DataSet:
     def color_covariance(self) -> Tensor:
         """(C, C) float64: covariance of the channels over all training pixels."""
         return self._moments.covariance
+
+    def magnitude(self, planes: Tensor) -> Tensor:
+        """(P, H, W) float64: mean magnitude spectrum of at most 2,000 training images, as planes (P, C) of their channels."""
+        return mean_magnitude(self._sample(SPECTRUM_IMAGES), planes)
 
     @property
     def saturated_share(self) -> float:

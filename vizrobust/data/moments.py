@@ -1,4 +1,4 @@
-"""What the training pixels of a data set are like: mean, colour covariance, share of saturated pixels."""
+"""What the training pixels of a data set are like: mean, colour covariance, magnitude spectrum, share of saturated pixels."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def moments(batches: Iterable[Tensor]) -> Moments:
         images += len(x)
     mean = torch.as_tensor(total) / count
     return Moments(mean, torch.as_tensor(products) / count - torch.outer(mean, mean), saturated / images)
+
+
+def mean_magnitude(batches: Iterable[Tensor], planes: Tensor) -> Tensor:
+    """(P, H, W) float64: the mean over all images of the magnitude of their orthonormal 2-D Fourier transform.
+
+    `planes` (P, C) makes planes of the channels first: a mean of magnitudes cannot be taken apart into other planes
+    afterwards. The constant term is that of the images as they are, so it says how bright they are.
+    """
+    total: Tensor | float = 0.0
+    images = 0
+    for x in batches:
+        mixed = torch.einsum("pc,nchw->nphw", planes.to(torch.float64), x.to(torch.float64))
+        total = total + torch.fft.fft2(mixed, norm="ortho").abs().sum(0)
+        images += len(x)
+    return torch.as_tensor(total) / images
 
 
 def saturated_share(x: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""Magnitude spectra: from a law, a .npy file or a data set, at the size of the image to be made."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizrobust.data import load
+from vizrobust.features.parametrizations.colors import Colors, unmixing
+from vizrobust.features.parametrizations.frequencies import falloff, mirrored
+
+
+@lru_cache(maxsize=16)
+def magnitudes(source: str | None, colors: Colors, channels: int, height: int, width: int) -> Tensor:
+    """(channels, height, width) float64: how large each coefficient of the planes is, in the order of ``fft2``.
+
+    `source` is None (1 / frequency), a ``.npy`` file of (channels, H, W//2 + 1) magnitudes as ``rfft2`` orders them,
+    or a data reference, whose images' own mean magnitudes are taken in the planes of `colors`. The planes come out
+    with a mean square of 1 over all pixels and planes, the mean of each left out, so contrast is the same at any size.
+    Raises ``ValueError`` or ``FileNotFoundError`` for a source that is no spectrum of so many channels.
+    """
+    if source is None:
+        found = torch.ones(channels, 1, 1, dtype=torch.float64)
+    elif source.lower().endswith(".npy"):
+        found = _flattened(_whole(_read(source)))
+    else:
+        found = _flattened(load(source).magnitude(_planes(source, colors, channels)))
+    if len(found) != channels:
+        raise ValueError(f"the spectrum {source!r} has {len(found)} channels, the image {channels}; name another")
+    shaped = resampled(found, height, width) * falloff(height, width, 1.0).to(torch.float64)
+    power = shaped.square().sum() - shaped[:, 0, 0].square().sum()
+    return shaped * (channels * height * width / power.clamp_min(1e-30)).sqrt()
+
+
+def resampled(flat: Tensor, height: int, width: int) -> Tensor:
+    """(C, h, w) -> (C, height, width): linear between the frequencies, which are cycles per pixel and periodic."""
+    rows, columns = (_between(length, new) for length, new in zip(flat.shape[1:], (height, width), strict=True))
+    return rows @ flat @ columns.T
+
+
+def _between(length: int, new: int) -> Tensor:
+    """(new, length): the weights of the `length` known frequencies at each of `new` ones."""
+    # Whole numbers until the division, so that an unchanged size changes nothing.
+    frequency = torch.fft.fftfreq(new, 1 / new, dtype=torch.float64).round() * length / new
+    below = frequency.floor()
+    share = frequency - below
+    weights = torch.zeros(new, length, dtype=torch.float64)
+    for offset, weight in ((0, 1 - share), (1, share)):
+        weights.scatter_add_(1, ((below.long() + offset) % length)[:, None], weight[:, None])
+    return weights
+
+
+def _flattened(magnitude: Tensor) -> Tensor:
+    """A spectrum times frequency: nearly flat, so that nothing is lost between two coefficients of a steep peak.
+
+    The constant term becomes the mean of its neighbours, as in `Fourier`. Its own says how bright the images are,
+    not how they vary, and would make pictures black or white.
+    """
+    flat = magnitude / falloff(*magnitude.shape[1:], 1.0).to(magnitude)
+    near = [flat[:, y, x] for y, x in ((0, 1), (0, -1), (1, 0), (-1, 0)) if flat.shape[1 if y else 2] > 1]
+    flat[:, 0, 0] = torch.stack(near).mean(0) if near else flat[:, 0, 0]
+    return flat
+
+
+def _whole(half: Tensor) -> Tensor:
+    """(C, H, W//2 + 1) as ``rfft2`` has it -> (C, H, W): the spectrum of a real image is the same at f and -f.
+
+    Whether W is even the half does not tell; a square image is taken for likely.
+    """
+    height, kept = half.shape[1:]
+    width = 2 * kept - 1 if height == 2 * kept - 1 else max(1, 2 * kept - 2)
+    whole = torch.zeros(len(half), height, width, dtype=half.dtype)
+    whole[:, :, :kept] = half[:, :, :width]
+    missing = torch.arange(width) >= kept
+    return torch.where(missing, mirrored(whole), whole)
+
+
+def _read(path: str) -> Tensor:
+    """(C, H, W//2 + 1) float64 from a file; ``ValueError`` for what is no array of magnitudes."""
+    try:
+        loaded = np.load(Path(path).expanduser(), allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path!r} (the spectrum of Magnitude)") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path!r} is not a .npy array of numbers ({error})") from error
+    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiu" or loaded.ndim != 3 or loaded.size == 0:
+        raise ValueError(f"{path!r} must hold magnitudes shaped (channels, H, W//2 + 1), as numpy.fft.rfft2 orders them")
+    if not np.isfinite(loaded).all() or loaded.min() < 0:
+        raise ValueError(f"{path!r} holds negative or infinite magnitudes; give the absolute values of a spectrum")
+    return torch.from_numpy(loaded.astype(np.float64))
+
+
+def _planes(source: str, colors: Colors, channels: int) -> Tensor:
+    try:
+        return unmixing(colors, channels)
+    except ValueError as error:
+        raise ValueError(f"the spectrum {source!r}: {error}") from error
