@@ -1,0 +1,164 @@
+"""Natural exemplars: the images of a data set that excite each unit of a layer most and least, in one pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.models import activations, borrowed
+
+Measure = Literal["mean", "peak"] | tuple[int | None, int | None]
+BATCH_SIZE = 32
+NOWHERE = -1
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The k images at one end of each unit's order, the most extreme first; of equal ones the lower index first.
+
+    `values` (units, k) float32 and `images` (units, k) int64, the indices in the split. `places` (units, k, 2) int64
+    is the row and column of the layer's map that did it, -1 where several cells share the extreme value (a map that
+    is zero all over has no such place), None for layers without positions.
+    """
+
+    values: Tensor = field(repr=False)
+    images: Tensor = field(repr=False)
+    places: Tensor | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Both ends of a layer's units; `size` is the height and width of its maps, None where it has none."""
+
+    most: Ranked
+    least: Ranked
+    size: tuple[int, int] | None
+
+    def end(self, sign: int) -> Ranked:
+        return self.most if sign > 0 else self.least
+
+
+def exemplars(
+    net: nn.Module,
+    layers: Sequence[str],
+    images: Split,
+    k: int = 9,
+    *,
+    shape: tuple[int, int, int],
+    measure: Measure = "mean",
+    compute: Compute | None = None,
+    batch_size: int = BATCH_SIZE,
+    seen: Callable[[int], object] | None = None,
+) -> dict[str, Exemplars]:
+    """The k images that excite every unit of the named layers most, and the k that excite it least; one pass.
+
+    `shape` (C, H, W) is what the network takes. `measure` says by what images are ranked: ``mean``, a map's mean (what
+    `Channel` climbs), ``peak``, its largest value for the most and its smallest for the least exciting, or (row,
+    column), its value there (what `Neuron` climbs; None is the middle); the three are one for layers without
+    positions. The place is that of the largest or smallest value, whatever the measure, or (row, column) itself.
+    Memory is that of one batch plus units x k numbers, however many the images. `seen` is called with the number of
+    images after each batch. Images are ranked in float32 and in batches of exactly `batch_size`, because the last
+    bits of a value depend on it.
+
+    Raises ``ValueError`` for fewer than k images, for images that the network does not take, for layers without
+    units, for positions outside the map, and for values that are not numbers.
+
+    >>> from vizrobust.data import load
+    >>> from vizrobust.models import architecture
+    >>> net = architecture("small_cnn", (1, 8, 8), 10)()
+    >>> found = exemplars(net, ["logits"], load("digits").val, 3, shape=(1, 8, 8))
+    >>> found["logits"].most.images.shape
+    torch.Size([10, 3])
+    """
+    _check(images, k, shape, measure)
+    compute = (compute or Compute()).in_fp32()
+    compute.place(net)
+    ends = {name: (_End(k, 1), _End(k, -1)) for name in layers}
+    sizes: dict[str, tuple[int, int] | None] = {}
+    with borrowed(net), torch.no_grad():
+        for index, count in full_batches(len(images), batch_size):
+            found = activations(net, compute.images(images.take(index)), layers)
+            for name in ends:
+                maps = _checked(found.pop(name)[:count].float(), name)
+                sizes[name] = _size(maps)
+                for end in ends[name]:
+                    values, places = _scored(maps, end.sign, measure, name)
+                    end.add(values, index[:count].to(maps.device), places)
+            if seen is not None:
+                seen(count)
+    return {
+        name: Exemplars(most.ranked(sizes[name]), least.ranked(sizes[name]), sizes[name]) for name, (most, least) in ends.items()
+    }
+
+
+class _End:
+    """The k most extreme images of each unit so far."""
+
+    def __init__(self, k: int, sign: int) -> None:
+        self.k, self.sign = k, sign
+        self.kept: tuple[Tensor, ...] = ()
+
+    def add(self, values: Tensor, images: Tensor, places: Tensor) -> None:
+        """Values and places (N, units) of N images, whose indices are above all those added before."""
+        new = ((self.sign * values).T, images.expand(values.shape[1], -1), places.T)
+        both = tuple(torch.cat(pair, 1) for pair in zip(self.kept, new, strict=True)) if self.kept else new
+        # Stable: those added before, which have the lower indices, win a tie. topk promises no order.
+        order = both[0].sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self.kept = tuple(part.gather(1, order) for part in both)
+
+    def ranked(self, size: tuple[int, int] | None) -> Ranked:
+        values, images, places = (part.cpu() for part in self.kept)
+        if size is None:
+            return Ranked(self.sign * values, images, None)
+        rows = places.div(size[1], rounding_mode="floor")
+        split = torch.stack((rows, places - rows * size[1]), dim=-1)
+        return Ranked(self.sign * values, images, torch.where(places[..., None] == NOWHERE, NOWHERE, split))
+
+
+def _scored(maps: Tensor, sign: int, measure: Measure, name: str) -> tuple[Tensor, Tensor]:
+    """(N, units) or (N, units, h, w) -> scores (N, units) and the places that did it, counted along the rows."""
+    if maps.dim() == 2:
+        return maps, torch.zeros_like(maps, dtype=torch.int64)
+    cells = maps.flatten(2)
+    if isinstance(measure, tuple):
+        height, width = maps.shape[2:]
+        y, x = (side // 2 if at is None else at for at, side in zip(measure, (height, width), strict=True))
+        if not (0 <= y < height and 0 <= x < width):
+            raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {height} x {width}")
+        return maps[:, :, y, x], torch.full(maps.shape[:2], y * width + x, device=maps.device)
+    extreme, places = cells.max(dim=2) if sign > 0 else cells.min(dim=2)
+    alone = (cells == extreme[..., None]).sum(2) == 1
+    return extreme if measure == "peak" else cells.mean(2), torch.where(alone, places, NOWHERE)
+
+
+def _size(maps: Tensor) -> tuple[int, int] | None:
+    """Height and width of a layer's maps; a single cell is no place."""
+    return (maps.shape[2], maps.shape[3]) if maps.dim() == 4 and maps.shape[2] * maps.shape[3] > 1 else None
+
+
+def _checked(maps: Tensor, name: str) -> Tensor:
+    if maps.dim() not in (2, 4):
+        shape = " x ".join(map(str, maps.shape[1:]))
+        raise ValueError(f"layer {name!r} has output {shape}, which has no unit axis; choose another layer for exemplars")
+    if not maps.isfinite().all():
+        raise ValueError(f"layer {name!r} gives values that are not finite numbers, so its images have no order; see its weights")
+    return maps
+
+
+def _check(images: Split, k: int, shape: tuple[int, int, int], measure: Measure) -> None:
+    if measure not in ("mean", "peak") and not isinstance(measure, tuple):
+        raise ValueError(f"exemplars: no measure {measure!r}; there are mean, peak and a position (row, column)")
+    if k < 1:
+        raise ValueError(f"exemplars: ask for at least 1 image of each unit, got {k}")
+    if len(images) < k:
+        raise ValueError(f"exemplars: {k} images asked for each unit, but there are only {len(images)}; ask for at most so many")
+    there = tuple(images.take(torch.tensor([0])).shape[1:])
+    if there != shape:
+        sizes = [" x ".join(map(str, one)) for one in (there, shape)]
+        raise ValueError(f"exemplars: the images are {sizes[0]}, the network takes {sizes[1]}; give other --data")
