@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.models import activations, borrowed
+from vizrobust.models import Reading, borrowed
 
 Measure = Literal["mean", "peak"] | tuple[int | None, int | None]
 BATCH_SIZE = 32
@@ -79,11 +79,12 @@ def exemplars(
     _check(images, k, shape, measure)
     compute = (compute or Compute()).in_fp32()
     compute.place(net)
+    reading = Reading.of(net, shape, layers)
     ends = {name: (_End(k, 1), _End(k, -1)) for name in layers}
     sizes: dict[str, tuple[int, int] | None] = {}
     with borrowed(net), torch.no_grad():
         for index, count in full_batches(len(images), batch_size):
-            found = activations(net, compute.images(images.take(index)), layers)
+            found = reading(net, compute.images(images.take(index)))
             for name in ends:
                 maps = _checked(found.pop(name)[:count].float(), name)
                 sizes[name] = _size(maps)

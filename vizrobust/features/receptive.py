@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import Compute
-from vizrobust.models import activations, borrowed
+from vizrobust.models import Reading, borrowed
 from vizrobust.rng import Streams
 
 Place = tuple[int, int]
@@ -43,7 +43,7 @@ def receptive_fields(
     columns: dict[int, Place | None] = {}
     with borrowed(net):
         x = compute.images(noise.uniform(*shape)).requires_grad_()
-        maps = activations(net, x, [layer])[layer]
+        maps = Reading.of(net, shape, [layer])(net, x)[layer]
         for i in range(max(len(ys), len(xs))):
             y, x_ = ys[min(i, len(ys) - 1)], xs[min(i, len(xs) - 1)]
             # The units' gradients could cancel out if they were added with one weight.
