@@ -218,7 +218,7 @@ BAD = {
     "position not two": (["neurons", "A", "--layer", "conv1", "--neuron", "3"], 1, "--neuron '3' is not a row and a column"),
     "unknown recipe": (["neurons", "A", "--recipe", "plane"], 1, "no recipe 'plane'; did you mean plain?"),
     "recipe field": (["neurons", "A", "--recipe", "plain(stesp=3)"], 1, "stesp"),
-    "no start image": (["neurons", "A", "--start", "nowhere.png"], 1, "no file 'nowhere.png' (from --start)"),
+    "no start image": (["neurons", "A", "--start", "nowhere.png"], 1, "no image file 'nowhere.png'"),
     "start is no image": (["neurons", "A", "--start", "A"], 1, "is not an image"),
     "size it cannot take": (["neurons", "A", "--size", "32"], 1, "cannot take images of 32 x 32 as far as 'logits'"),
     "no seeds": (["neurons", "A", "--seeds", "0"], 1, "--seeds and --batch-size must be at least 1"),

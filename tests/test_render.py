@@ -273,8 +273,11 @@ def test_a_start_image_is_where_plain_begins(net):
 
 
 def test_a_start_image_that_cannot_be_taken_is_refused(net):
-    with pytest.raises(ValueError, match=r"recipe 'fourier' starts from noise, not from an image; take plain or gradient"):
-        rendered(net, fourier(steps=1), [0], start=torch.rand(SHAPE))
+    class Noise(Pixels):
+        invert = None
+
+    with pytest.raises(ValueError, match=r"recipe 'noise' cannot start from an image; take plain, fourier or gradient"):
+        rendered(net, Recipe("noise", Noise(), Ascent()), [0], start=torch.rand(SHAPE))
     with pytest.raises(ValueError, match=r"the start image is \(1, 28, 28\), the recipe's images are \(3, 20, 16\)"):
         rendered(net, plain(steps=1), [0], start=torch.rand(1, 28, 28))
 

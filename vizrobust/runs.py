@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,9 +58,14 @@ class Run:
             os.fsync(file.fileno())
 
     def add_image(self, row: Row, image: np.ndarray[Any, Any], name: str) -> Row:
-        """Save the picture first and its row second, so that a row always has its picture; returns the row."""
+        """Save the picture first and its row second, so that a row always has its picture; returns the row.
+
+        The PNG carries both the row and what the whole run was made with, so that it can be made again by itself.
+        """
         full = {**row, "image": name}
-        write_png(self.folder / name, image, {"vizrobust": json.dumps(full, ensure_ascii=False)})
+        about = {**self.info, "checkpoints": {row.get("checkpoint"): self.info.get("checkpoints", {}).get(row.get("checkpoint"))}}
+        texts = {"vizrobust": full, "vizrobust-run": about}
+        write_png(self.folder / name, image, {key: json.dumps(text, ensure_ascii=False) for key, text in texts.items()})
         self.add(full)
         return full
 
@@ -159,6 +164,16 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str,
         chunks.add_itxt(key, text)
     picture = Image.fromarray(image)
     write_atomic(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks))
+
+
+def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], seconds: float = 3.0) -> None:
+    """Pictures of one size, (H, W, 1) or (H, W, 3) uint8, as a GIF that rests on the last and starts again."""
+    pictures = [Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame) for frame in frames]
+    each = max(20, round(1000 * seconds / len(pictures)))  # browsers slow down what is faster than 50 frames a second
+    pauses = [each] * (len(pictures) - 1) + [1500]
+    write_atomic(
+        path, lambda file: pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=pauses, loop=0)
+    )
 
 
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

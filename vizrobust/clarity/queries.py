@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.features import Objective
-from vizrobust.models import activations, borrowed
+from vizrobust.features import Objective, Scorer, subject
+from vizrobust.models import borrowed
 
 BATCH_SIZE = 100
 QUERIES = 20
@@ -37,15 +37,17 @@ class Order:
 
 
 def excitations(net: nn.Module, objective: Objective, units: Sequence[int], images: Split, compute: Compute) -> Tensor:
-    """(units, n): how much each natural image excites each unit."""
+    """(units, n): how much each natural image excites each unit; penalties in an objective have no say."""
     compute.place(net)
+    channels, height, width = images.take(torch.tensor([0])).shape[1:]
+    scorer = Scorer.of(net, subject(objective), (channels, height, width), compute)
     wanted = torch.tensor(list(units), device=compute.device)
     columns = []
     with borrowed(net), torch.no_grad():
         for index, count in full_batches(len(images), BATCH_SIZE):
             x = compute.images(images.take(index))
-            seen = activations(net, x, objective.layers)
-            scores = [objective(seen, x, unit.expand(len(x))) for unit in wanted]
+            seen = scorer.seen(x)
+            scores = [scorer.objective(seen, x, unit.expand(len(x))) for unit in wanted]
             columns.append(torch.stack(scores)[:, :count].float().cpu())
     return torch.cat(columns, dim=1)
 

@@ -44,7 +44,7 @@ def command(
     """
     from vizrobust.cli.attacking import Evaluations
     from vizrobust.cli.loading import data_of, load_all
-    from vizrobust.cli.rendering import Pictured, clarity_rows, difference_table, find_judge, request_for, score_table
+    from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for, score_table
     from vizrobust.compute import Compute
     from vizrobust.features.session import checkpoint_facts
     from vizrobust.report import write_gallery
@@ -54,8 +54,9 @@ def command(
     if len(checkpoints) < 2:
         raise click.UsageError(f"compare needs two or more different checkpoints, got {len(checkpoints)}")
     loaded = data_of(checkpoints[0], data, download)
-    request, _ = request_for(
-        checkpoints[0], loaded, layer=layer, units=units, recipe_text=recipe_text,
+    objective, numbered = asked_for(checkpoints[0], layer, units)
+    request = request_for(
+        checkpoints[0], loaded, objective, numbered, recipe_text=recipe_text,
         seeds=range(seed, seed + seeds), batch_size=batch_size,
     )  # fmt: skip
     compute = Compute(device, precision)
@@ -63,7 +64,7 @@ def command(
         raise ValueError(f"--images must not be negative, got {n}")
     evaluations = Evaluations.open("attack", loaded, "test", compute, seed=seed, quiet=quiet or as_json) if n else None
     pictured = Pictured.open("compare", request, compute, out)
-    found = find_judge(checkpoints, loaded, judge, compute)
+    found = find_judge(checkpoints, loaded, judge, compute, objective)
     pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
     tables, numbers = [recipes(checkpoints)], []
     if evaluations is not None:

@@ -14,16 +14,19 @@ from vizrobust.cli.output import command_line, json_row, say, table
 @options.seeds(1)
 @click.option("--neuron", metavar="Y,X", help="One position of the layer's map instead of the mean over all.")
 @click.option("--negative", is_flag=True, help="Render what the units dislike.")
+@click.option("--both", is_flag=True, help="Render what the units like and what they dislike.")
+@click.option("--diversity", default=1, show_default=True, metavar="N", help="Several faces of a unit that differ in style.")
 @click.option("--objective", "objective_text", metavar="SPEC", help="A whole objective in place of --layer and --neuron.")
 @click.option("--steps", type=int, help="Render steps; default: the recipe's.")
 @click.option("--size", type=int, help="Picture size; default: the network's input.")
-@click.option("--start", type=click.Path(), metavar="IMAGE", help="Begin from an image instead of noise.")
+@click.option("--start", metavar="IMAGE", help="Begin from an image, a file or DATA#index, instead of noise.")
+@click.option("--movie", is_flag=True, help="A GIF of each picture's way beside it.")
 @options.running
 def command(
-    refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, objective_text: str | None,
-    recipe_text: str, steps: int | None, size: int | None, start: str | None, seeds: int, batch_size: int, judge: str | None,
-    data: str | None, arch: str | None, seed: int, out: str | None, download: bool, device: str, precision: str,
-    as_json: bool, quiet: bool,
+    refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, both: bool, diversity: int,
+    objective_text: str | None, recipe_text: str, steps: int | None, size: int | None, start: str | None, movie: bool,
+    seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None, seed: int, out: str | None,
+    download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
 
@@ -35,22 +38,26 @@ def command(
     vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:16 --out runs/conv2
     vizrobust neurons torchvision:resnet18 --layer layer3 --units 3,7,11 --recipe fourier
     """
+    from dataclasses import replace
+
     from vizrobust.cli.loading import load_all, maybe_data_of
-    from vizrobust.cli.rendering import Pictured, clarity_rows, difference_table, find_judge, request_for
+    from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for
     from vizrobust.compute import Compute
     from vizrobust.models import SWEEP
     from vizrobust.report import write_gallery
 
     checkpoints = load_all(refs or SWEEP, arch, download)
     loaded = maybe_data_of(checkpoints[0], data, download)
-    request, described = request_for(
-        checkpoints[0], loaded, layer=layer, units=units, neuron=neuron, negative=negative, objective_text=objective_text,
-        recipe_text=recipe_text, steps=steps, size=size, start=start, seeds=range(seed, seed + seeds), batch_size=batch_size,
+    objective, numbered = asked_for(checkpoints[0], layer, units, neuron, objective_text)
+    request = request_for(
+        checkpoints[0], loaded, objective, numbered, negative=negative, recipe_text=recipe_text, steps=steps, size=size,
+        start=start, seeds=range(seed, seed + seeds), batch_size=batch_size, diversity=diversity, movie=movie,
     )  # fmt: skip
-    say(f"{len(request.units)} units of {described}, {request.recipe}")
+    say(f"{len(request.units)} units of {request.layer}, {request.objective}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
-    found = find_judge(checkpoints, loaded, judge, pictured.compute) if len(checkpoints) > 1 else None
-    rows = pictured.render([(checkpoint, request) for checkpoint in checkpoints], quiet or as_json)
+    found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if len(checkpoints) > 1 else None
+    signs = [request, replace(request, sign=-request.sign)] if both else [request]
+    rows = pictured.render([(checkpoint, one) for one in signs for checkpoint in checkpoints], quiet or as_json)
     tables, numbers = [], []
     if found is not None and loaded is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)

@@ -10,24 +10,32 @@ from typing import TYPE_CHECKING
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.features import (
+    Direction,
+    Objective,
     Request,
     accepts,
     colored,
+    diverse,
+    is_about_units,
     missing,
     objective_for,
     parse_objective,
     parse_recipe,
+    reference_image,
+    reference_sha256,
+    references_of,
     render_into,
     row_key,
-    start_image,
-    units_from,
+    subject,
+    units_of,
 )
-from vizrobust.models import LOGITS, Layer
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
-from vizrobust.runs import Row, Run, default_folder, file_sha256
+from vizrobust.runs import Row, Run, default_folder
 from vizrobust.study import NATURAL, RANDOM, Difference, PictureScores, clarity_scores, paired, scoring_jobs
 from vizrobust.study.paired import SCOPE
+
+FRAMES = 60
 
 if TYPE_CHECKING:
     from vizrobust.clarity import Judge
@@ -35,51 +43,63 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint
 
 
+def asked_for(
+    checkpoint: Checkpoint, layer: str, units: str | None, neuron: str | None = None, objective_text: str | None = None
+) -> tuple[Objective, tuple[int, ...]]:
+    """The objective and the units that the options name."""
+    if objective_text is not None:
+        objective = parse_objective(objective_text)
+        for name in objective.layers:
+            layer_of(checkpoint.net(), checkpoint.about.input_shape, name)
+    else:
+        objective, _ = objective_for(checkpoint, layer, _position(neuron))
+    numbers, count = units_of(checkpoint, objective, units)
+    if units is None and len(numbers) < count:
+        say(f"{subject(objective).layers[0]} has {count} units; rendering the first {len(numbers)} (--units all for all of them)")
+    return objective, numbers
+
+
 def request_for(
     checkpoint: Checkpoint,
     data: DataSet | None,
+    objective: Objective,
+    units: tuple[int, ...],
     *,
-    layer: str = LOGITS,
-    units: str | None = None,
-    neuron: str | None = None,
     negative: bool = False,
-    objective_text: str | None = None,
     recipe_text: str = "plain",
     steps: int | None = None,
     size: int | None = None,
     start: str | None = None,
     seeds: Sequence[int] = (0,),
     batch_size: int = 16,
-) -> tuple[Request, str]:
-    """The request that the options describe, and its layer in words."""
+    diversity: int = 1,
+    movie: bool = False,
+) -> Request:
+    """The request that the options describe."""
     if not seeds or batch_size < 1:
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
     recipe = colored(parse_recipe(recipe_text), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
-    if objective_text is not None:
-        objective = parse_objective(objective_text)
-        chosen = _layer(checkpoint, objective.layers[0])
-    else:
-        objective, chosen = objective_for(checkpoint, layer, _position(neuron))
-    described = f"layer {chosen.name} of {checkpoint.name}"
-    numbers = units_from(units, chosen.units, described)
-    if units is None and len(numbers) < chosen.units:
-        say(f"{described} has {chosen.units} units; rendering the first {len(numbers)} (--units all for all of them)")
     own = checkpoint.about.input_shape
     shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)
     if shape != own:
         accepts(checkpoint, objective, shape)
-    return Request(
+    request = Request(
         recipe=recipe,
         objective=objective,
-        units=numbers,
+        units=units,
         seeds=tuple(seeds),
         sign=-1 if negative else 1,
         batch_size=batch_size,
-        start=None if start is None else start_image(start, shape),
-        start_sha256="" if start is None else file_sha256(start),
+        start=None if start is None else reference_image(start, shape),
+        start_sha256="" if start is None else reference_sha256(start, shape),
         data_share=1.0 if data is None else data.saturated_share,
-    ), described
+        references=tuple((one, reference_sha256(one, shape)) for one in references_of(objective)),
+        film=min(FRAMES, recipe.steps + 1) if movie else 0,
+    )
+    if movie and recipe.steps >= FRAMES:
+        say(f"the GIFs show {FRAMES} of the {recipe.steps + 1} pictures on the way")
+    return diverse(request, checkpoint, diversity) if diversity > 1 else request
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,15 @@ class Pictured:
         return clarity_scores(self.run, checkpoints, self.request, judge, data, self.compute, references)
 
 
-def find_judge(checkpoints: Sequence[Checkpoint], data: DataSet | None, ref: str | None, compute: Compute) -> Judge | None:
+def find_judge(
+    checkpoints: Sequence[Checkpoint], data: DataSet | None, ref: str | None, compute: Compute, objective: Objective
+) -> Judge | None:
     """The judge for these checkpoints, or None with a note that says why there is none."""
     from vizrobust.clarity import judge_for
 
+    if not is_about_units(objective):
+        say(f"clarity is not scored: {objective} asks for no unit that pictures could show")
+        return None
     if data is None:
         say("clarity is not scored: it needs the data set's images (--data REF)")
         return None
@@ -193,15 +218,13 @@ def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
 
 
 def _check_units(checkpoint: Checkpoint, request: Request) -> None:
-    chosen = _layer(checkpoint, request.layer)
+    if not is_about_units(request.objective) or isinstance(subject(request.objective), Direction):
+        return
+    chosen = layer_of(checkpoint.net(), checkpoint.about.input_shape, request.layer)
     too_far = [unit for unit in request.units if unit >= chosen.units]
     if too_far:
         there = f"which has {chosen.units} (0 to {chosen.units - 1})"
         raise ValueError(f"no unit {too_far[0]} in layer {chosen.name} of {checkpoint.name}, {there}")
-
-
-def _layer(checkpoint: Checkpoint, name: str) -> Layer:
-    return layer_of(checkpoint.net(), checkpoint.about.input_shape, name)
 
 
 def _position(text: str | None) -> tuple[int, int] | None:

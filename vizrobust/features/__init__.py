@@ -17,16 +17,20 @@ from vizrobust.features.objectives import (
     Style,
     Sum,
     TotalVariation,
+    is_about_units,
     parse_objective,
+    references_of,
+    subject,
 )
 from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance
 from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixels
-from vizrobust.features.pictures import start_image
+from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
 from vizrobust.features.render import Rendered, render
-from vizrobust.features.session import Request, images_of, missing, render_into, row_key
+from vizrobust.features.scoring import Scorer
+from vizrobust.features.session import Request, diverse, images_of, missing, render_into, row_key
 from vizrobust.features.transforms import TRANSFORMS, Affine, Crops, Jitter, Pad
-from vizrobust.features.units import accepts, objective_for, units_from
+from vizrobust.features.units import accepts, objective_for, units_from, units_of
 
 __all__ = [
     "NAMES",
@@ -58,23 +62,30 @@ __all__ = [
     "Recipe",
     "Rendered",
     "Request",
+    "Scorer",
     "SquaredDeviation",
     "Style",
     "Sum",
     "TotalVariation",
     "accepts",
     "colored",
+    "diverse",
     "fourier",
     "gradient",
     "images_of",
+    "is_about_units",
     "missing",
     "objective_for",
     "parse_objective",
     "parse_recipe",
     "plain",
+    "reference_image",
+    "reference_sha256",
+    "references_of",
     "render",
     "render_into",
     "row_key",
-    "start_image",
+    "subject",
     "units_from",
+    "units_of",
 ]

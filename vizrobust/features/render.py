@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext as redirected
 from dataclasses import dataclass, field
 
 import torch
@@ -10,24 +11,30 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
-from vizrobust.features.objectives import Objective
-from vizrobust.features.parametrizations import Pixels
-from vizrobust.features.recipes import Recipe
+from vizrobust.features.objectives import Objective, faces_of, opposite
+from vizrobust.features.pictures import png_bytes, to_uint8
+from vizrobust.features.recipes import Recipe, plain
+from vizrobust.features.scoring import Scorer, Shape
 from vizrobust.features.transforms import transformed
-from vizrobust.models import activations, borrowed
+from vizrobust.models import Checkpoint, borrowed
 from vizrobust.rng import Streams
 
 BATCH_SIZE = 16
 TRAJECTORY_POINTS = 21
 SATURATED_ABOVE = 0.25
+# For how many steps an image without gradient gets a redirected one (16 in Lucid, whose images start livelier).
+REDIRECTED_STEPS = 32
+
+Job = tuple[int, int]  # a unit and a seed
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One feature image: `image` (C, H, W) in [0, 1] on the CPU.
+    """One feature image: `image` (C, H, W) in [0, 1] on the CPU; notebooks show it.
 
-    `score` is the objective (times `sign`) of the finished image without transforms; `trajectory` holds
-    (step, score) pairs on the way; `alive` is False where the unit never had a gradient.
+    `score` is the objective (turned round where `sign` is -1) of the finished image without transforms; `trajectory` holds
+    (step, score) pairs on the way, `film` (frames, C, H, W) uint8 pictures if any were asked for; `alive` is False
+    where the unit never had a gradient.
     """
 
     unit: int
@@ -38,6 +45,7 @@ class Rendered:
     trajectory: tuple[tuple[int, float], ...] = field(repr=False)
     saturated_share: float
     alive: bool
+    film: Tensor | None = field(default=None, repr=False)
 
     def status(self, data_share: float) -> str:
         """``dead``, ``saturated`` (over 25 points more extreme pixels than the data's own images have) or ``ok``."""
@@ -45,120 +53,191 @@ class Rendered:
             return "dead"
         return "saturated" if self.saturated_share > data_share + SATURATED_ABOVE else "ok"
 
+    def _repr_png_(self) -> bytes:
+        return png_bytes(to_uint8(self.image))
+
 
 def render(
-    net: nn.Module,
+    net: nn.Module | Checkpoint,
     objective: Objective,
-    units: Sequence[int],
-    recipe: Recipe,
+    units: Sequence[int] = (0,),
+    recipe: Recipe | None = None,
     seeds: Sequence[int] = (0,),
     *,
-    shape: tuple[int, int, int],
+    shape: Shape | None = None,
     compute: Compute | None = None,
     sign: int = 1,
     start: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
+    film: int = 0,
 ) -> Iterator[Rendered]:
-    """Optimize one image of `shape` (C, H, W) for each unit and seed, unit by unit, and yield each when it is done.
+    """Optimize one image for each unit and seed, unit by unit, and yield each when it is done.
 
-    `sign` -1 renders what the unit dislikes. `start` (C, H, W) begins from an image instead of noise. A stream
-    of random numbers belongs to (unit, seed), so every network gets the same start and the same transforms, and
-    at one `batch_size` an image is the same bit for bit whatever else is rendered with it.
+    `net` is a checkpoint, or any network of images in [0, 1], which then needs `shape` (C, H, W). `recipe` is
+    `plain()` unless told otherwise. `sign` -1 renders what the unit dislikes, `start` (C, H, W) begins from an image
+    instead of noise, `film` keeps that many pictures of the way. A stream of random numbers belongs to (unit, seed),
+    so every network gets the same start and the same transforms, and at one `batch_size` an image is the same bit for
+    bit whatever else is rendered with it. Where an objective couples faces, the seeds k·faces … k·faces + faces - 1 of
+    a unit are one group; a group is always rendered whole.
 
     >>> from vizrobust.features import Logit, plain
-    >>> from vizrobust.models import architecture
-    >>> net = architecture("small_cnn", (1, 28, 28), 10)()
-    >>> [done.unit for done in render(net, Logit(), [3, 5], plain(steps=2), shape=(1, 28, 28))]
+    >>> from vizrobust.models import load_checkpoint
+    >>> [done.unit for done in render(load_checkpoint("mnist-k8"), Logit(), [3, 5], plain(steps=2))]
     [3, 5]
     """
-    jobs = [(unit, seed) for unit in units for seed in seeds]
+    if isinstance(net, Checkpoint):
+        shape = shape or net.about.input_shape
+        net = net.net()
+    if shape is None:
+        raise ValueError("render needs the shape (C, H, W) of the network's images, unless it is given a checkpoint")
     yield from render_jobs(
-        net, objective, jobs, recipe, shape=shape, compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size
-    )
+        net, objective, [(unit, seed) for unit in units for seed in seeds], recipe or plain(), shape=shape,
+        compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size, film=film,
+    )  # fmt: skip
 
 
 def render_jobs(
     net: nn.Module,
     objective: Objective,
-    jobs: Sequence[tuple[int, int]],
+    jobs: Sequence[Job],
     recipe: Recipe,
     *,
-    shape: tuple[int, int, int],
+    shape: Shape,
     compute: Compute,
     sign: int = 1,
     start: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
+    film: int = 0,
 ) -> Iterator[Rendered]:
     """As `render`, for any list of (unit, seed) pairs."""
     for unit, _ in jobs:
         if unit < 0:
             raise ValueError(f"no unit {unit}; units are counted from 0")
+    if not jobs:
+        return
+    faces = faces_together(objective, recipe)
+    if batch_size < faces:
+        raise ValueError(
+            f"a batch of {batch_size} has no room for a group of {faces} faces; make it at least {faces}"
+        )
+    size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
+    rows = batch_size // faces * faces
     compute.place(net)
-    for index, count in full_batches(len(jobs), batch_size):
-        batch = [jobs[i] for i in index.tolist()]
-        yield from _render_batch(net, objective, batch, recipe, shape, compute, sign, start)[:count]
+    scorer = Scorer.of(net, objective if sign > 0 else opposite(objective), size, compute, rows)
+    wanted = set(jobs)
+    groups = _groups(jobs, faces)
+    for index, count in full_batches(len(groups), rows // faces):
+        batch = [job for i in index.tolist() for job in groups[i]]
+        done = _render_batch(scorer, batch, recipe, size, compute, sign, start, film)
+        yield from (one for one in done[: count * faces] if (one.unit, one.seed) in wanted)
+
+
+def faces_together(objective: Objective, recipe: Recipe) -> int:
+    """How many faces form a group: the objective's or the parametrization's; ``ValueError`` where they disagree."""
+    one, two = faces_of(objective), getattr(recipe.parametrization, "faces", 1)
+    if one > 1 and two > 1 and one != two:
+        raise ValueError(f"the objective groups {one} faces and the parametrization {two}; give them the same faces")
+    return max(one, two)
+
+
+def _groups(jobs: Sequence[Job], faces: int) -> list[list[Job]]:
+    """Each job alone, or the whole groups of faces that the jobs belong to."""
+    if faces == 1:
+        return [[job] for job in jobs]
+    there = dict.fromkeys((unit, seed // faces) for unit, seed in jobs)
+    return [[(unit, group * faces + face) for face in range(faces)] for unit, group in there]
 
 
 def _render_batch(
-    net: nn.Module,
-    objective: Objective,
-    batch: list[tuple[int, int]],
+    scorer: Scorer,
+    batch: list[Job],
     recipe: Recipe,
-    shape: tuple[int, int, int],
+    shape: Shape,
     compute: Compute,
     sign: int,
     start: Tensor | None,
+    film: int,
 ) -> list[Rendered]:
     unit = torch.tensor([unit for unit, _ in batch], device=compute.device)
     streams = Streams(0, [f"{unit}/{seed}" for unit, seed in batch], "render")
-    to_image, transforms = recipe.parametrization, streams.child("transforms")
-    size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
-    if start is None:
-        first = to_image.init(size, streams.child("start"))
-    elif not isinstance(to_image, Pixels):
-        raise ValueError(f"recipe {recipe.name!r} starts from noise, not from an image; take plain or gradient")
-    elif start.shape != size:
-        raise ValueError(f"the start image is {tuple(start.shape)}, the recipe's images are {tuple(size)}; resize it")
-    else:
-        first = start.expand(len(batch), *start.shape).clone()
-    first = first.to(compute.device, next((weight.dtype for weight in net.parameters()), torch.float32))
+    to_image, draws = recipe.parametrization, streams.child("transforms")
+    weight = next(scorer.net.parameters(), torch.zeros(()))
+    first = _first(recipe, shape, streams.child("start"), start).to(compute.device, weight.dtype)
     z, step = first, recipe.optimizer.begin(first)
+    frames, kept = [], _even(film, recipe.steps + 1)
 
-    def score(image: Tensor) -> Tensor:
-        return sign * objective(activations(net, image, objective.layers), image, unit)
+    def climb(z: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
+        """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
+        z = z.detach().requires_grad_()
+        with compute.full_precision():
+            seen = transformed(to_image(z), recipe.transforms, draws)
+        scores = scorer(seen, unit.repeat(len(seen) // len(z))).reshape(-1, len(z)).mean(0)
+        (grad,) = torch.autograd.grad(scores.sum(), z)
+        return scores.detach(), grad
 
     scores: list[Tensor] = []
     alive = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
-    with borrowed(net):
+    with borrowed(scorer.net):
         with compute.autocast():
-            for _ in range(recipe.steps):
-                z = z.detach().requires_grad_()
-                with compute.full_precision():
-                    image = transformed(to_image(z), recipe.transforms, transforms)
-                climbed = score(image)
-                (grad,) = torch.autograd.grad(climbed.sum(), z)
-                scores.append(climbed.detach())
-                alive |= grad.flatten(1).abs().amax(1) > 0
+            for t in range(recipe.steps):
+                if t in kept:
+                    frames.append(_frame(to_image, z))
+                again = draws.take(slice(None))
+                climbed, grad = climb(z, draws)
+                living = grad.flatten(1).abs().amax(1) > 0
+                if t < REDIRECTED_STEPS and not living.all():
+                    with redirected():
+                        grad = torch.where(living.reshape(-1, *[1] * (z.dim() - 1)), grad, climb(z, again)[1])
+                scores.append(climbed)
+                alive |= living
                 with torch.no_grad():
                     z = to_image.constrain(step(z.detach(), grad), first)
         with torch.no_grad():
             image = to_image(z)
-            final = score(image).float()
-    return _rendered(batch, sign, image, final, torch.stack(scores).float(), alive)
+            final = scorer(image, unit).float()
+            if recipe.steps in kept:
+                frames.append(_frame(to_image, z))
+    films = torch.stack(frames, 1) if frames else None
+    return _rendered(batch, sign, image, final, torch.stack(scores).float(), alive, films)
+
+
+def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None) -> Tensor:
+    if start is None:
+        return recipe.parametrization.init(shape, streams)
+    if start.shape != shape:
+        raise ValueError(f"the start image is {tuple(start.shape)}, the recipe's images are {tuple(shape)}; resize it")
+    invert = getattr(recipe.parametrization, "invert", None)
+    if invert is None:
+        raise ValueError(f"recipe {recipe.name!r} cannot start from an image; take plain, fourier or gradient")
+    first: Tensor = invert(start[None])
+    return first.repeat(len(streams), *[1] * (first.dim() - 1))
+
+
+def _even(count: int, steps: int) -> set[int]:
+    """At most `count` of the steps 0 … steps-1, evenly, the first and the last among them."""
+    if count < 2:
+        return {steps - 1} if count else set()
+    return {round(point * (steps - 1) / (count - 1)) for point in range(count)}
+
+
+@torch.no_grad()
+def _frame(to_image: object, z: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 on the CPU."""
+    return (to_image(z).float() * 255).round().to("cpu", torch.uint8)  # type: ignore[operator]
 
 
 def _rendered(
-    batch: list[tuple[int, int]], sign: int, image: Tensor, final: Tensor, scores: Tensor, alive: Tensor
+    batch: list[Job], sign: int, image: Tensor, final: Tensor, scores: Tensor, alive: Tensor, films: Tensor | None
 ) -> list[Rendered]:
     steps = len(scores)
-    kept = sorted({round(point * (steps - 1) / (TRAJECTORY_POINTS - 1)) for point in range(TRAJECTORY_POINTS)})
+    kept = sorted(_even(TRAJECTORY_POINTS, steps))
     images, ends, ways = image.cpu().contiguous(), final.tolist(), scores[kept].T.tolist()
     shares, living = saturated_share(image).tolist(), alive.tolist()
     return [
         Rendered(
             unit, seed, sign, images[i], ends[i],
             tuple((step, round(value, 5)) for step, value in zip([*kept, steps], [*ways[i], ends[i]], strict=True)),
-            round(shares[i], 4), living[i],
+            round(shares[i], 4), living[i], None if films is None else films[i],
         )
         for i, (unit, seed) in enumerate(batch)
     ]  # fmt: skip

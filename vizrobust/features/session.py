@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vizrobust.compute import Compute
-from vizrobust.features.objectives import Neuron, Objective
+from vizrobust.features.objectives import Diversity, Logit, Neuron, Objective, Sum, subject
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import BATCH_SIZE, Rendered, render_jobs
+from vizrobust.features.render import BATCH_SIZE, Rendered, render, render_jobs
 from vizrobust.models import Checkpoint
-from vizrobust.runs import Row, Run, slug
+from vizrobust.runs import Row, Run, slug, write_gif
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes."""
+    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
+
+    `references` are the images that the objective compares with and their hashes, `film` the frames of a picture's GIF.
+    """
 
     recipe: Recipe
     objective: Objective
@@ -32,14 +35,16 @@ class Request:
     start: Tensor | None = None
     start_sha256: str = ""
     data_share: float = 1.0
+    references: tuple[tuple[str, str], ...] = ()
+    film: int = 0
 
     @property
     def layer(self) -> str:
-        return self.objective.layers[0]
+        return subject(self.objective).layers[0]
 
     @property
     def position(self) -> list[int] | None:
-        at = self.objective
+        at = subject(self.objective)
         return [at.y, at.x] if isinstance(at, Neuron) and at.y is not None and at.x is not None else None
 
     def identity(self, precision: str) -> dict[str, Any]:
@@ -50,6 +55,8 @@ class Request:
             "start": self.start_sha256,
             "batch_size": self.batch_size,
             "precision": precision,
+            **({"references": [list(one) for one in self.references]} if self.references else {}),
+            **({"film": self.film} if self.film else {}),
         }
 
     def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
@@ -64,6 +71,24 @@ class Request:
 def row_key(row: Row) -> tuple[Any, ...]:
     """What tells one row of a run from another; the same as `Request.key`."""
     return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
+
+
+def diverse(request: Request, checkpoint: Checkpoint, faces: int) -> Request:
+    """The request with `faces` pictures of each unit and seed that are to differ in style.
+
+    Half of the score that the first unit reaches by itself is what complete likeness costs, to two digits: the
+    objective's text then carries a plain number.
+    """
+    if isinstance(request.objective, Logit):
+        raise ValueError(
+            "logits have no positions in which styles could differ; give --diversity with a --layer, or an --objective such as "
+            'Logit() - 2 * Diversity(layer="...", faces=4)'
+        )
+    alone = render(checkpoint, request.objective, request.units[:1], request.recipe, sign=request.sign, batch_size=1)
+    weight = float(f"{max(abs(next(alone).score) / 2, 1e-6):.2g}")
+    objective = Sum(((1.0, request.objective), (-weight, Diversity(request.layer, faces=faces))))
+    seeds = tuple(seed * faces + face for seed in request.seeds for face in range(faces))
+    return replace(request, objective=objective, seeds=seeds)
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -104,11 +129,15 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
     began = time.perf_counter()
     for done in render_jobs(
         net, request.objective, todo, request.recipe, shape=checkpoint.about.input_shape, compute=compute,
-        sign=request.sign, start=request.start, batch_size=request.batch_size,
+        sign=request.sign, start=request.start, batch_size=request.batch_size, film=request.film,
     ):  # fmt: skip
         seconds = round(time.perf_counter() - began, 3)
         row = {**_row(name, checkpoint, request, done), "seconds": seconds}
-        yield run.add_image(row, to_uint8(done.image), _file(name, request, done))
+        file = _file(name, request, done)
+        if done.film is not None:
+            row["film"] = file.removesuffix(".png") + ".gif"
+            write_gif(run.folder / row["film"], [frame.movedim(0, -1).numpy() for frame in done.film])
+        yield run.add_image(row, to_uint8(done.image), file)
         began = time.perf_counter()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from vizrobust.features.objectives import Channel, Logit, Neuron, Objective
-from vizrobust.models import LOGITS, Checkpoint, Layer, activations, borrowed, layer
+from vizrobust.compute import Compute
+from vizrobust.features.objectives import Channel, Direction, Logit, Neuron, Objective, is_about_units, subject
+from vizrobust.features.scoring import Scorer
+from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
 
 FEW_UNITS = 20
 FIRST_UNITS = 16
@@ -31,13 +33,29 @@ def accepts(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int,
     """Try images of another size than the network's own; ``ValueError`` where it cannot take them as far as needed."""
     net = checkpoint.net()
     try:
+        scorer = Scorer.of(net, objective, shape, Compute("cpu"))
         with borrowed(net), torch.no_grad():
-            activations(net, torch.full((1, *shape), 0.5), objective.layers)
-    except RuntimeError as error:
+            scorer.reading(net, torch.full((1, *shape), 0.5))
+    except (RuntimeError, AssertionError) as error:  # torchvision's transformers assert their size
         size = " x ".join(map(str, shape[1:]))
         raise ValueError(
-            f"{checkpoint.name} cannot take images of {size} as far as {objective.layers[-1]!r}; leave out --size"
+            f"{checkpoint.name} cannot take images of {size} as far as {subject(objective).layers[-1]!r}; leave out --size"
         ) from error
+
+
+def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> tuple[tuple[int, ...], int]:
+    """The units that `text` names (see `units_from`) for an objective, and how many there are to choose from."""
+    about = subject(objective)
+    if not is_about_units(objective):
+        if text is not None:
+            raise ValueError(f"{objective!r} asks for no unit besides its own; leave out --units")
+        return (getattr(about, "unit", 0),), 1
+    if isinstance(about, Direction):
+        count, what = about.rows, about.vector
+    else:
+        name = about.layers[0]
+        count, what = layer(checkpoint.net(), checkpoint.about.input_shape, name).units, f"layer {name} of {checkpoint.name}"
+    return units_from(text, count, what), count
 
 
 def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:

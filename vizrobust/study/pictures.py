@@ -11,7 +11,7 @@ from torch import Tensor
 from vizrobust.clarity import Judge, Opinion, Order, excitations, forced_choice, recognised, shared_orders, transfer
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
-from vizrobust.features import Logit, Objective, Request, images_of
+from vizrobust.features import Logit, Objective, Request, images_of, subject
 from vizrobust.models import Checkpoint
 from vizrobust.runs import Run
 
@@ -37,7 +37,7 @@ class PictureScores:
 def scoring_jobs(checkpoints: Sequence[Checkpoint], request: Request) -> list[tuple[Checkpoint, Request]]:
     """The pictures that `clarity_scores` needs: those asked for and, for hidden units, the same units negated."""
     asked = [(checkpoint, request) for checkpoint in checkpoints]
-    if isinstance(request.objective, Logit):
+    if isinstance(subject(request.objective), Logit):
         return asked
     return [*asked, *((checkpoint, replace(request, sign=-request.sign)) for checkpoint in checkpoints)]
 
@@ -54,7 +54,7 @@ def clarity_scores(
     """`score_pictures` for the finished pictures of a run folder."""
     everyone = [*checkpoints, *references]
     opposite = replace(request, sign=-request.sign)
-    of_class = isinstance(request.objective, Logit)
+    of_class = isinstance(subject(request.objective), Logit)
     pictures = {one.name: images_of(run, one, request) for one in everyone}
     negatives = {} if of_class else {one.name: images_of(run, one, opposite) for one in everyone}
     return score_pictures(checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references)
@@ -85,7 +85,7 @@ def score_pictures(
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
     seen, examples = judge(_all(held_out)), judge(_all(exemplars))
     scores: dict[str, PictureScores] = {}
-    of_class = isinstance(objective, Logit)
+    of_class = isinstance(subject(objective), Logit)
     for checkpoint in everyone:
         name = checkpoint.name
         own = {unit: judge(pictures[name][unit]) for unit in units}
@@ -111,7 +111,7 @@ def _orders(
     everyone: Sequence[Checkpoint], compared: int, objective: Objective, units: Sequence[int], images: Split, compute: Compute
 ) -> dict[str, list[Order]]:
     """By checkpoint name, each unit's order of the images: one for all for class units, each its own otherwise."""
-    if isinstance(objective, Logit):
+    if isinstance(subject(objective), Logit):
         excited = [excitations(one.net(), objective, units, images, compute) for one in everyone[:compared]]
         common = shared_orders(excited)
         return {one.name: common for one in everyone}

@@ -8,7 +8,9 @@ from vizrobust.features.objectives.objective import (
     faces_of,
     is_about_units,
     of,
+    opposite,
     references_of,
+    subject,
 )
 from vizrobust.features.objectives.penalties import AbsoluteDeviation, SquaredDeviation, TotalVariation
 from vizrobust.features.objectives.references import Caricature, Energy, Inversion, Style
@@ -54,6 +56,8 @@ __all__ = [
     "faces_of",
     "is_about_units",
     "of",
+    "opposite",
     "parse_objective",
     "references_of",
+    "subject",
 ]

@@ -116,6 +116,26 @@ def references_of(objective: Objective) -> tuple[str, ...]:
     return tuple(getattr(objective, "references", ()))
 
 
+def subject(objective: Objective) -> Objective:
+    """The part that a picture is named after: the first that asks for the row's unit, else the first with a layer."""
+    parts = [part for part in each(objective) if part.layers]
+    if not parts:
+        raise ValueError(
+            f"{objective!r} names no layer, so nothing in the network would be excited; add an objective that does, "
+            'such as Channel(layer="...")'
+        )
+    return next((part for part in parts if is_about_units(part)), parts[0])
+
+
+def opposite(objective: Objective) -> Objective:
+    """For what a unit dislikes: the parts about the network turn round; penalties and the coupling of faces stay."""
+
+    def turns(part: Objective) -> bool:
+        return bool(part.layers) and getattr(part, "faces", 1) == 1
+
+    return Sum(tuple((-weight if turns(part) else weight, part) for weight, part in _parts(objective)))
+
+
 def is_about_units(objective: Objective) -> bool:
     """Whether the row's unit means anything to it, or to a part of it."""
     return any(getattr(part, "unit", 0) is None for part in each(objective))
