@@ -1,63 +1,55 @@
-"""The layers of a network: their names and shapes."""
+"""The list of a network's layers: their names, shapes, units and layouts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vizrobust.models.borrow import borrowed
-from vizrobust.models.forward import LOGITS, modules
-from vizrobust.spec import unknown
+from vizrobust.models.forward import modules
+from vizrobust.models.views import View, absent, views
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module as seen by one image: `shape` is its output without the batch axis, `units` the first of it."""
+    """A layer as seen by one image: `shape` is its output without the images' axis, units first.
+
+    `layout` is the module's own in one word (vector, NCHW, NHWC, tokens); `reason` says why it cannot be
+    visualized, and is empty where it can.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    layout: str = "NCHW"
+    reason: str = ""
 
     @property
     def units(self) -> int:
-        return self.shape[0] if self.shape else 0
+        """How many units it has; 0 where that cannot be told."""
+        return self.shape[0] if self.shape and self.layout != "unknown" else 0
 
     @property
     def visualizable(self) -> bool:
-        """Whether its units are its first axis: (units,) or (units, height, width)."""
-        return len(self.shape) in (1, 3)
+        """Whether it is seen as (units,) or (units, height, width)."""
+        return not self.reason
 
 
 def layers(net: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
-    """Every layer with its output shape for one image of `shape` (C, H, W), in the order in which they run."""
-    seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+    """Every layer for images of `shape` (C, H, W), in the order in which they run.
 
-    def note(name: str, module: nn.Module, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else None
-        if tensor is not None and name not in seen:
-            seen[name] = (type(module).__name__, tuple(tensor.shape[1:]))
-
-    handles = [
-        module.register_forward_hook(lambda m, _i, output, name=name: note(name, m, output))
-        for name, module in modules(net).items()
-    ]
-    weight = next(iter(net.parameters()), torch.zeros(()))
-    try:
-        with borrowed(net), torch.no_grad():
-            output = net(torch.full((1, *shape), 0.5, dtype=weight.dtype, device=weight.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    listed = [Layer(name, kind, size) for name, (kind, size) in seen.items()]
-    return [*listed, Layer(LOGITS, "output", tuple(output.shape[1:]))]
+    A layer of tokens is followed by its ``:class`` and ``:token1`` … where it has such, an attention by ``:heads``.
+    """
+    return [_layer(view) for view in views(net, shape).values()]
 
 
 def layer(net: nn.Module, shape: tuple[int, int, int], name: str) -> Layer:
     """The layer called `name`, with its shape; ``ValueError`` that suggests the nearest where there is none."""
-    listed = {item.name: item for item in layers(net, shape)}
+    listed = views(net, shape)
     if name not in listed:
-        raise ValueError(unknown(name, listed, "layer"))
-    return listed[name]
+        raise ValueError(absent(name, modules(net), listed))
+    return _layer(listed[name])
+
+
+def _layer(view: View) -> Layer:
+    return Layer(view.name, view.kind, view.canonical_shape, view.layout.word, view.layout.reason)

@@ -1,0 +1,198 @@
+"""From what was seen of a network's modules to their layouts: by evidence, never by a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+
+from torch import nn
+
+from vizrobust.models.layouts import Layout
+from vizrobust.models.probing import Seen, Shape
+
+# Modules of these files of torch have their units on the second axis by definition.
+UNITS_SECOND = tuple(f"torch.nn.modules.{name}" for name in ("conv", "pooling", "batchnorm", "instancenorm", "pixelshuffle"))
+Grid = tuple[int, int]
+
+
+@dataclass
+class Known:
+    """What the layers before have told."""
+
+    shape: Shape
+    prefix_tokens: int | None
+    axes: dict[object, set[str]] = field(default_factory=dict)
+    grids: list[tuple[Grid, Grid | None, int]] = field(default_factory=list)
+    tokens: dict[object, Layout] = field(default_factory=dict)
+
+
+def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None) -> dict[str, Layout]:
+    """The layout of everything seen, in the order in which it ran, for images of `shape` (C, H, W).
+
+    A layer is judged by itself and by the layers before it, so that a pass that stops early tells the same. In this
+    order: the axes that grow with the image are places, not units; modules of torch that define their unit axis, and
+    weights; an earlier layer of the same shape; the earlier maps. `prefix_tokens` is what the network itself says of
+    tokens in front of its patches, and counts only where the probe cannot tell.
+    """
+    known = Known(shape, prefix_tokens)
+    return {item.name: _layout(item, known) for item in seen}
+
+
+def _layout(item: Seen, known: Known) -> Layout:
+    if item.output is None:
+        return Layout("", reason=item.problem)
+    sizes = item.output.shape
+    images = _images_axis(sizes, item.single)
+    if images is None:
+        return Layout("", reason="no axis counts the images (it works on windows, or not on images)")
+    rest = [axis for axis in range(len(sizes)) if axis != images]
+    if not rest:
+        return Layout("N", reason="one number per image")
+    if len(rest) == 1:
+        return Layout("".join("N" if axis == images else "C" for axis in range(2)))
+    if len(rest) > 3:
+        return Layout("", reason=f"{len(rest)} axes besides the images")
+    axes = next((axes for axes in _witnesses(item, images, rest, known) if axes), "")
+    if not axes:
+        return Layout("", reason="nothing tells its units from its places")
+    if item.kind != "heads":
+        known.axes.setdefault((sizes, item.single), set()).add(axes)
+    if len(rest) == 2:
+        return _tokens(item, axes, known)
+    known.grids.append(_grid_of(item, axes))
+    return Layout(axes)
+
+
+def _images_axis(two: tuple[int, ...], one: tuple[int, ...] | None) -> int | None:
+    """The axis that is 2 for two images and 1 for one."""
+    if one is None or len(one) != len(two):
+        return 0 if two[:1] == (2,) else None
+    counting = [axis for axis, (a, b) in enumerate(zip(two, one, strict=True)) if (a, b) == (2, 1)]
+    return 0 if 0 in counting else counting[0] if len(counting) == 1 else None
+
+
+def _named(images: int, units: int, places: Sequence[int]) -> str:
+    """The letters of the axes."""
+    letters = {images: "N", units: "C"} | dict(zip(places, "T" if len(places) == 1 else "HW", strict=True))
+    return "".join(letters[axis] for axis in sorted(letters))
+
+
+def _witnesses(item: Seen, images: int, rest: list[int], known: Known) -> Iterator[str]:
+    """What each kind of evidence says of the axes, the strongest first; "" where it says nothing."""
+    assert item.output is not None
+    sizes = item.output.shape
+
+    def by_units(units: int | None) -> str:
+        return "" if units is None else _named(images, units, [axis for axis in rest if axis != units])
+
+    growth = _growth(item)
+    growing = sorted((axis for axis in rest if growth[axis]), key=lambda axis: growth[axis])
+    if len(growing) == len(rest) - 1 and len({growth[axis] for axis in growing}) == len(growing):
+        units = next(axis for axis in rest if axis not in growing)
+        yield _named(images, units, growing)
+    yield by_units(_defined(item, rest))
+    same = known.axes.get((sizes, item.single), set())
+    yield next(iter(same)) if len(same) == 1 else ""
+    several = [axis for axis in rest if sizes[axis] > 1]
+    if not growing:
+        yield by_units(several[0] if len(rest) == 3 and len(several) == 1 else None)
+        matching = [axis for axis in rest if _is_grid([sizes[a] for a in rest if a != axis], sizes[axis], known)]
+        yield by_units(matching[0] if len(matching) == 1 else None)
+
+
+def _growth(item: Seen) -> list[int]:
+    """How much each axis grows where the image does; zeros where only one size was seen."""
+    assert item.output is not None
+    sizes = item.output.shape
+    if not item.larger or item.single is None or len(item.single) != len(sizes):
+        return [0] * len(sizes)
+    return [large - small for small, large in zip(sizes, item.single, strict=True)]
+
+
+def _defined(item: Seen, rest: list[int]) -> int | None:
+    """The unit axis by the definition of the module or by the size of its weights."""
+    module = item.module
+    assert item.output is not None
+    sizes = item.output.shape
+    if item.kind == "heads" or isinstance(module, nn.Linear | nn.MultiheadAttention):
+        return rest[-1]
+    if any(kind.__module__ in UNITS_SECOND for kind in type(module).__mro__) or isinstance(module, nn.GroupNorm):
+        return 1
+    normalized = getattr(module, "normalized_shape", None)
+    if isinstance(normalized, tuple | list) and len(normalized) == 1:
+        fitting = [axis for axis in rest if sizes[axis] == normalized[0]]
+        if len(fitting) == 1:
+            return fitting[0]
+        # A subclass may permute, as torchvision's LayerNorm2d does; torch's own never does.
+        return rest[-1] if type(module) in (nn.LayerNorm, nn.RMSNorm) else None
+    return None
+
+
+def _is_grid(places: list[int], units: int, known: Known) -> bool:
+    """Whether these axes can be the places of a map seen before, as a map or as tokens, or of patches cut from the image."""
+    if len(places) == 2:
+        return any(grid == tuple(places) for grid, _, _ in known.grids)
+    return any(h * w == places[0] and c == units for (h, w), _, c in known.grids) or bool(_cut(places[0], units, known.shape))
+
+
+def _cut(tokens: int, units: int, shape: Shape) -> Grid | None:
+    """The grid of square patches cut from the image, where tokens of so many units are just that."""
+    c, h, w = shape
+    side = isqrt(units // c)
+    if side < 1 or side * side * c != units or h % side or w % side or (h // side) * (w // side) != tokens:
+        return None
+    return h // side, w // side
+
+
+def _grid_of(item: Seen, axes: str) -> tuple[Grid, Grid | None, int]:
+    assert item.output is not None
+
+    def grid(sizes: tuple[int, ...]) -> Grid:
+        return sizes[axes.index("H")], sizes[axes.index("W")]
+
+    larger = grid(item.single) if item.larger and item.single is not None and len(item.single) == len(axes) else None
+    return grid(item.output.shape), larger, item.output.shape[axes.index("C")]
+
+
+def _tokens(item: Seen, axes: str, known: Known) -> Layout:
+    """The layout of tokens: which of them are the patches of which grid."""
+    assert item.output is not None
+    place = axes.index("T")
+    tokens = item.output.shape[place]
+    many = item.single[place] if item.larger and item.single is not None and len(item.single) == 3 else None
+    if (tokens, many) in known.tokens:
+        before = known.tokens[tokens, many]
+        return Layout(axes, before.grid, before.first, before.extra)
+    cut = _cut(tokens, item.output.shape[axes.index("C")], known.shape)
+    if cut is not None:
+        known.grids.append((cut, None, item.output.shape[axes.index("C")]))
+    still = _still(item, place, tokens)
+    reason = f"its {tokens} tokens are the patches of no map before it"
+    grids = [(h * w, (h, w), larger) for (h, w), larger, _ in reversed(known.grids) if h * w <= tokens]
+    for count, grid, larger in sorted(grids, key=lambda found: found[0] < tokens):
+        more = tokens - count
+        if larger is not None and many is not None and many - larger[0] * larger[1] != more:
+            continue
+        places = [rows for rows in still if len(rows) == more]
+        if not more and any(0 < len(rows) < tokens for rows in still):
+            continue
+        if more and not places and known.prefix_tokens == more:
+            places = [tuple(range(more))]
+        if more and not places:
+            reason = f"nothing tells which of its {tokens} tokens are the {grid[0]} x {grid[1]} patches"
+            continue
+        extra = places[0] if more else ()
+        first = next(token for token in range(tokens) if token not in extra)
+        if any(first <= token < first + count for token in extra):
+            reason = "its other tokens stand among the patches"
+            continue
+        known.tokens[tokens, many] = Layout(axes, grid, first, extra)
+        return known.tokens[tokens, many]
+    return Layout(axes, reason=reason)
+
+
+def _still(item: Seen, place: int, tokens: int) -> list[tuple[int, ...]]:
+    """The tokens that are the same for any image (class tokens before the first attention), in the input and output."""
+    traces = [trace for trace in (item.given, item.output) if trace is not None and len(trace.shape) == 3]
+    return [trace.still[place] for trace in traces if trace.shape[place] == tokens and place in trace.still]
