@@ -4,7 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from vizrobust.features import Channel, Direction, Logit, Neuron, parse_objective
+from vizrobust.features import (
+    AbsoluteDeviation,
+    Alignment,
+    Caricature,
+    Channel,
+    Direction,
+    Diversity,
+    Energy,
+    Inversion,
+    Logit,
+    Neuron,
+    SquaredDeviation,
+    Style,
+    TotalVariation,
+    is_about_units,
+    parse_objective,
+    subject,
+)
+from vizrobust.features.objectives import opposite
 
 N, C, H, W = 5, 7, 4, 6
 UNIT = torch.tensor([6, 0, 3, 3, 1])
@@ -111,3 +129,100 @@ def test_objectives_are_read_from_text():
         parse_objective("chanel(layer='a')")
     with pytest.raises(ValueError, match="Channel needs layer"):
         parse_objective("channel")
+
+
+def slow_gram(maps):
+    flat = maps.reshape(len(maps), -1)
+    return flat @ flat.T / flat.shape[1]
+
+
+def cosine(a, b):
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+@pytest.mark.parametrize(("make", "seen"), [(Diversity, slow_gram), (Alignment, lambda maps: maps)])
+def test_faces_are_compared_with_the_others_of_their_group(make, seen):
+    maps = torch.from_numpy(np.random.default_rng(4).normal(size=(6, C, H, W)))
+    found = make("a", faces=3)({"a": maps}, torch.zeros(6, 3, 8, 12), torch.zeros(6, dtype=torch.int64))
+    views = [seen(one) for one in maps.numpy()]
+    for i in range(6):
+        mates = [j for j in range(6) if j // 3 == i // 3 and j != i]
+        assert float(found[i]) == pytest.approx(np.mean([cosine(views[i], views[j]) for j in mates]), abs=1e-10)
+    with pytest.raises(ValueError, match="5 images are no whole number of groups of 3 faces"):
+        make("a", faces=3)({"a": MAPS}, IMAGE, UNIT)
+    with pytest.raises(ValueError, match="faces must be at least 2, got 1"):
+        make("a", faces=1)
+
+
+def test_whole_layers_against_sums_in_numpy():
+    wanted = torch.from_numpy(np.random.default_rng(5).normal(size=(1, C, H, W)))
+    there = {"a": MAPS, "a of x.png": wanted}
+    maps, target = MAPS.numpy(), wanted.numpy()[0]
+    assert np.allclose(Energy("a")(there, IMAGE, UNIT), [(one**2).mean() for one in maps])
+    missed = [((one - target) ** 2).sum() / (target**2).sum() for one in maps]
+    assert np.allclose(Inversion("a", "x.png")(there, IMAGE, UNIT), -np.array(missed))
+    dots = np.array([(one * target).sum() / (target**2).sum() for one in maps])
+    floored = np.array([max(cosine(one, target), 0.1) for one in maps])
+    for power in (0, 1, 2):
+        assert np.allclose(Caricature("a", "x.png", power=power)(there, IMAGE, UNIT), dots * floored**power)
+    grams = [((slow_gram(one) - slow_gram(target)) ** 2).sum() / (slow_gram(target) ** 2).sum() for one in maps]
+    assert np.allclose(Style("a", "x.png")(there, IMAGE, UNIT), -np.array(grams))
+
+
+def test_an_image_is_its_own_inversion_style_and_caricature():
+    there = {"a": MAPS[2:3], "a of x.png": MAPS[2:3]}
+    image, unit = IMAGE[:1], UNIT[:1]
+    assert float(Inversion("a", "x.png")(there, image, unit)) == 0
+    assert float(Style("a", "x.png")(there, image, unit)) == 0
+    assert float(Caricature("a", "x.png", power=3)(there, image, unit)) == pytest.approx(1)
+    with pytest.raises(ValueError, match="Caricature: power must not be negative, got -1"):
+        Caricature("a", "x.png", power=-1)
+
+
+def test_penalties_are_means_over_the_pixels():
+    x = torch.from_numpy(np.random.default_rng(6).random(size=(N, 3, 8, 12)))
+    y = x.numpy()
+    across, down = np.abs(np.diff(y, axis=3)).reshape(N, -1).mean(1), np.abs(np.diff(y, axis=2)).reshape(N, -1).mean(1)
+    assert np.allclose(TotalVariation()({}, x, UNIT), across + down)
+    assert np.allclose(AbsoluteDeviation()({}, x, UNIT), np.abs(y - 0.5).reshape(N, -1).mean(1))
+    assert np.allclose(SquaredDeviation(center=0.25)({}, x, UNIT), ((y - 0.25) ** 2).reshape(N, -1).mean(1))
+
+
+def test_a_unit_of_its_own_comes_before_the_row_s():
+    for make in (Channel, Neuron):
+        own = make("a", unit=3)({"a": MAPS}, IMAGE, UNIT)
+        assert torch.equal(own, make("a")({"a": MAPS}, IMAGE, torch.full_like(UNIT, 3)))
+    assert Logit(unit=2)({"logits": ROWS}, IMAGE, UNIT).tolist() == ROWS[:, 2].tolist()
+    assert is_about_units(Channel("a") + Logit(unit=2))
+    assert not is_about_units(Channel("a", unit=3) + Energy("b"))
+
+
+@pytest.mark.parametrize("unit", [7, -1])
+def test_a_unit_out_of_range_is_named(unit):
+    with pytest.raises(ValueError, match=rf"no unit {unit} in layer 'a', which has 7 \(0 to 6\)"):
+        Channel("a", unit=unit)({"a": MAPS}, IMAGE, UNIT)
+
+
+def test_a_sum_s_parts_must_group_alike():
+    with pytest.raises(ValueError, match="group images differently; give them the same faces"):
+        Channel("a") - Diversity("a", faces=2) + Alignment("b", faces=3)
+
+
+def test_the_opposite_turns_the_unit_round_and_keeps_what_guides_it():
+    made = Channel("a") + 2 * Logit() - 0.5 * Diversity("a", faces=2) - 0.1 * TotalVariation()
+    expected = -Channel("a") - 2 * Logit() - 0.5 * Diversity("a", faces=2) - 0.1 * TotalVariation()
+    assert opposite(made) == expected
+    assert opposite(Channel("a")) == -Channel("a")
+
+
+def test_an_objective_needs_a_layer_and_its_first_unit_names_the_picture():
+    with pytest.raises(ValueError, match=r"TotalVariation\(\) names no layer, so nothing in the network would be excited"):
+        subject(TotalVariation())
+    assert subject(Energy("b") + Channel("a")) == Channel("a")
+    assert subject(-0.1 * TotalVariation() + Energy("b")) == Energy("b")
+
+
+@pytest.mark.parametrize("text", ["Channel(layer='a') * Channel(layer='a')", "Channel(layer='a') + 1", "3", "'text'"])
+def test_text_that_is_no_objective_is_refused(text):
+    with pytest.raises(ValueError, match=r"cannot be combined|not an objective"):
+        parse_objective(text)
