@@ -1,4 +1,4 @@
-"""How an image climbs: normalized gradient ascent, Adam, or a single look at the gradient."""
+"""How an image climbs: normalized gradient ascent, Adam and its relative, or a single look at the gradient."""
 
 from __future__ import annotations
 
@@ -42,15 +42,19 @@ class Adam:
 
     def begin(self, z: Tensor) -> Step:
         own = z.clone()
-        adam = torch.optim.Adam([own], lr=self.lr)
+        return _climbing(own, torch.optim.Adam([own], lr=self.lr))
 
-        def step(z: Tensor, grad: Tensor) -> Tensor:
-            own.copy_(z)
-            own.grad = -grad
-            adam.step()
-            return own.clone()
 
-        return step
+@spec
+@dataclass(frozen=True)
+class NAdam:
+    """Adam that looks ahead along its momentum (Dozat 2016), as MACO uses it. Coordinate by coordinate too."""
+
+    lr: float = 1.0
+
+    def begin(self, z: Tensor) -> Step:
+        own = z.clone()
+        return _climbing(own, torch.optim.NAdam([own], lr=self.lr))
 
 
 @spec
@@ -68,8 +72,20 @@ class Glance:
         return step
 
 
+def _climbing(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
+    """torch's optimizer of the one tensor `own`, uphill."""
+
+    def step(z: Tensor, grad: Tensor) -> Tensor:
+        own.copy_(z)
+        own.grad = -grad
+        optimizer.step()
+        return own.clone()
+
+    return step
+
+
 def _unit(grad: Tensor) -> Tensor:
     return grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (grad.dim() - 1))
 
 
-OPTIMIZERS = named(Ascent, Adam, Glance)
+OPTIMIZERS = named(Ascent, Adam, NAdam, Glance)

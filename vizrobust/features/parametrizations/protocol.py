@@ -1,4 +1,4 @@
-"""What a parametrization is: free numbers behind an image, and how an image is brought back to them."""
+"""What a parametrization is: free numbers behind an image."""
 
 from __future__ import annotations
 
@@ -34,11 +34,3 @@ def sized(parametrization: Parametrization, shape: Shape) -> Parametrization:
     """The parametrization as it is used for images of `shape` (C, H, W)."""
     fit = getattr(parametrization, "sized", None)
     return parametrization if fit is None else cast(Parametrization, fit(shape))
-
-
-def inverted(parametrization: Parametrization, images: Tensor) -> Tensor:
-    """z for images (N, C, H, W) in [0, 1]; ``ValueError`` for a parametrization that has no way back."""
-    invert = getattr(parametrization, "invert", None)
-    if invert is None:
-        raise ValueError(f"{parametrization!r} cannot start from an image; take the recipe plain, gradient, fourier or maco")
-    return cast(Tensor, invert(images))
