@@ -24,7 +24,7 @@ class Known:
     prefix_tokens: int | None
     axes: dict[object, set[str]] = field(default_factory=dict)
     grids: list[tuple[Grid, Grid | None, int]] = field(default_factory=list)
-    tokens: dict[object, Layout] = field(default_factory=dict)
+    tokens: dict[tuple[int, int | None], Layout] = field(default_factory=dict)
 
 
 def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None) -> dict[str, Layout]:
@@ -45,7 +45,7 @@ def _layout(item: Seen, known: Known) -> Layout:
     sizes = item.output.shape
     images = _images_axis(sizes, item.single)
     if images is None:
-        return Layout("", reason="no axis counts the images (it works on windows, or not on images)")
+        return Layout("", reason="no axis counts the images (it works on windows, or on something else)")
     rest = [axis for axis in range(len(sizes)) if axis != images]
     if not rest:
         return Layout("N", reason="one number per image")
@@ -53,9 +53,13 @@ def _layout(item: Seen, known: Known) -> Layout:
         return Layout("".join("N" if axis == images else "C" for axis in range(2)))
     if len(rest) > 3:
         return Layout("", reason=f"{len(rest)} axes besides the images")
-    axes = next((axes for axes in _witnesses(item, images, rest, known) if axes), "")
+    axes = _grown(item, images, rest)
     if not axes:
-        return Layout("", reason="nothing tells its units from its places")
+        axes = next((axes for axes in _witnesses(item, images, rest, known) if axes), "")
+        if not axes:
+            return Layout("", reason="nothing tells its units from its places")
+        if len(rest) == 3 and not _is_map(item, axes, known):
+            return Layout("", reason="its places are no map of the image (windows, or pairs of tokens)")
     if item.kind != "heads":
         known.axes.setdefault((sizes, item.single), set()).add(axes)
     if len(rest) == 2:
@@ -78,27 +82,33 @@ def _named(images: int, units: int, places: Sequence[int]) -> str:
     return "".join(letters[axis] for axis in sorted(letters))
 
 
+def _grown(item: Seen, images: int, rest: list[int]) -> str:
+    """The axes where all but one grow with the image, each as much as it should; "" where that was not seen."""
+    growth = _growth(item)
+    growing = sorted((axis for axis in rest if growth[axis]), key=lambda axis: growth[axis])
+    if len(growing) != len(rest) - 1 or len({growth[axis] for axis in growing}) != len(growing):
+        return ""
+    # The larger image grows more in width than in height.
+    return _named(images, next(axis for axis in rest if axis not in growing), growing)
+
+
 def _witnesses(item: Seen, images: int, rest: list[int], known: Known) -> Iterator[str]:
-    """What each kind of evidence says of the axes, the strongest first; "" where it says nothing."""
+    """What each kind of evidence within one size says of the axes, the strongest first; "" where it says nothing."""
     assert item.output is not None
     sizes = item.output.shape
 
     def by_units(units: int | None) -> str:
         return "" if units is None else _named(images, units, [axis for axis in rest if axis != units])
 
-    growth = _growth(item)
-    growing = sorted((axis for axis in rest if growth[axis]), key=lambda axis: growth[axis])
-    if len(growing) == len(rest) - 1 and len({growth[axis] for axis in growing}) == len(growing):
-        units = next(axis for axis in rest if axis not in growing)
-        yield _named(images, units, growing)
     yield by_units(_defined(item, rest))
     same = known.axes.get((sizes, item.single), set())
     yield next(iter(same)) if len(same) == 1 else ""
+    if any(_growth(item)):
+        return
     several = [axis for axis in rest if sizes[axis] > 1]
-    if not growing:
-        yield by_units(several[0] if len(rest) == 3 and len(several) == 1 else None)
-        matching = [axis for axis in rest if _is_grid([sizes[a] for a in rest if a != axis], sizes[axis], known)]
-        yield by_units(matching[0] if len(matching) == 1 else None)
+    yield by_units(several[0] if len(rest) == 3 and len(several) == 1 else None)
+    matching = [axis for axis in rest if _are_places([other for other in rest if other != axis], item, sizes[axis], known)]
+    yield by_units(matching[0] if len(matching) == 1 else None)
 
 
 def _growth(item: Seen) -> list[int]:
@@ -129,11 +139,33 @@ def _defined(item: Seen, rest: list[int]) -> int | None:
     return None
 
 
-def _is_grid(places: list[int], units: int, known: Known) -> bool:
-    """Whether these axes can be the places of a map seen before, as a map or as tokens, or of patches cut from the image."""
+def _are_places(places: list[int], item: Seen, units: int, known: Known) -> bool:
+    """Whether these axes fit a map seen before, as a map, as its tokens with others of any image, or as patches of the image."""
+    assert item.output is not None
+    sizes = [item.output.shape[axis] for axis in places]
     if len(places) == 2:
-        return any(grid == tuple(places) for grid, _, _ in known.grids)
-    return any(h * w == places[0] and c == units for (h, w), _, c in known.grids) or bool(_cut(places[0], units, known.shape))
+        return any(grid == tuple(sizes) for grid, _, _ in known.grids)
+    more = len(item.output.still.get(places[0], ()))
+    counts = {sizes[0], sizes[0] - more}
+    return any(h * w in counts and c == units for (h, w), _, c in known.grids) or bool(_cut(sizes[0], units, known.shape))
+
+
+def _is_map(item: Seen, axes: str, known: Known) -> bool:
+    """Whether the two axes beside the units can be height and width, where the image's growth has not shown it.
+
+    A convolution's are; those of a linear layer may be windows and their pixels, so they must be an earlier map, or
+    one that is coarser by a whole number. Pairs of tokens make a square as wide as there are tokens.
+    """
+    (h, w), _, _ = _grid_of(item, axes)
+    maps = {grid for grid, _, _ in known.grids} | {known.shape[1:]}
+    if (h, w) in maps:
+        return True
+    if h == w and any(h == tokens for tokens, _ in known.tokens):
+        return False
+    if axes == "NCHW":
+        return True
+    coarser = ((mh, mw, k) for mh, mw in maps for k in range(2, max(mh, mw) + 1))
+    return any(h in (mh // k, -(-mh // k)) and w in (mw // k, -(-mw // k)) for mh, mw, k in coarser)
 
 
 def _cut(tokens: int, units: int, shape: Shape) -> Grid | None:
@@ -168,7 +200,7 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
     if cut is not None:
         known.grids.append((cut, None, item.output.shape[axes.index("C")]))
     still = _still(item, place, tokens)
-    reason = f"its {tokens} tokens are the patches of no map before it"
+    reason = f"its {tokens} tokens are the patches of no map before it" if tokens > 1 else "a single token, which is no patch"
     grids = [(h * w, (h, w), larger) for (h, w), larger, _ in reversed(known.grids) if h * w <= tokens]
     for count, grid, larger in sorted(grids, key=lambda found: found[0] < tokens):
         more = tokens - count
@@ -180,6 +212,8 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
         if more and not places and known.prefix_tokens == more:
             places = [tuple(range(more))]
         if more and not places:
+            if more > count:
+                continue
             reason = f"nothing tells which of its {tokens} tokens are the {grid[0]} x {grid[1]} patches"
             continue
         extra = places[0] if more else ()

@@ -40,12 +40,14 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
     """The checkpoint that `ref` names.
 
     A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
-    weights from torch's cache, or fetched with `download`) or ``torchvision:NAME@random``. A checkpoint whose
-    network is the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or
-    ``FileNotFoundError`` with the next step.
+    weights from torch's cache, or fetched with `download`), or untrained ``torchvision:NAME@random`` and
+    ``timm:NAME@random``. A checkpoint whose network is the user's own code loads only when `arch` names that code
+    again. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
     """
     if ref.startswith("torchvision:"):
         return _torchvision(ref, download)
+    if ref.startswith("timm:"):
+        return _timm(ref)
     path = _file(ref)
     about, state = read_checkpoint(path)
     return Checkpoint(ref, about, state, _build(ref, about, arch))
@@ -106,9 +108,7 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
         return get_model(name, weights=None, **OWN_INPUT.get(name, {}))
 
     if variant == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return Checkpoint(ref, about, body_state(build()), build)
+        return _untrained(ref, about, build)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.is_file() and not download:
         raise FileNotFoundError(
@@ -116,6 +116,43 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
         )
     state = dict(weights.get_state_dict(progress=False, check_hash=True))
     return Checkpoint(ref, replace(about, metrics=_published(weights.meta)), state, build)
+
+
+def _timm(ref: str) -> Checkpoint:
+    name, _, variant = ref.removeprefix("timm:").partition("@")
+    arch = f"timm:{name}"
+    architecture(arch, (3, 224, 224), 1000)
+    if variant != "random":
+        raise ValueError(f"{ref!r} has no weights here; take {arch}@random (untrained), or vizrobust import FILE --arch {arch} …")
+    from timm.models import get_pretrained_cfg
+
+    published = get_pretrained_cfg(name)
+    if published is None:
+        raise ValueError(f"timm does not say which images {name} takes; import a file of its weights: vizrobust import FILE …")
+    c, h, w = published.input_size
+    about = Description(
+        arch=arch,
+        input_shape=(c, h, w),
+        classes=_classes(published.num_classes or 1000),
+        mean=tuple(published.mean),
+        std=tuple(published.std),
+        data="imagenet",
+    )
+    return _untrained(ref, about, architecture(arch, about.input_shape, len(about.classes)))
+
+
+def _classes(count: int) -> tuple[str, ...]:
+    """ImageNet's names where there are as many, else numbers."""
+    from torchvision.models import ResNet18_Weights
+
+    names = tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+    return names if len(names) == count else tuple(map(str, range(count)))
+
+
+def _untrained(ref: str, about: Description, build: Build) -> Checkpoint:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Checkpoint(ref, about, body_state(build()), build)
 
 
 def _published(meta: dict[str, object]) -> dict[str, object]:
