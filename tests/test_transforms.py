@@ -3,10 +3,26 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
+from torchvision.transforms.functional import InterpolationMode
+from torchvision.transforms.functional import affine as torchvision_affine
 
-from vizrobust.features import Affine, Jitter, Pad
-from vizrobust.features.transforms import transformed
+from vizrobust.features.transforms import (
+    TRANSFORMS,
+    Affine,
+    Blur,
+    Crops,
+    Flip,
+    Jitter,
+    Noise,
+    Pad,
+    Rotate,
+    Scale,
+    Shift,
+    sampling,
+    transformed,
+)
 from vizrobust.rng import Streams
 
 
@@ -17,7 +33,8 @@ class Fixed:
         self.draws = draws
 
     def uniform(self, count):
-        return torch.tensor([self.draws[:count]])
+        drawn, self.draws = self.draws[:count], self.draws[count:]
+        return torch.tensor([drawn])
 
 
 def shifts(image, out, dy, dx):
@@ -54,7 +71,7 @@ def by_scipy(image, matrix, offset):
     """out(p) = in(M (p - centre) + centre + offset), p = (row, column), linear, mirrored at the edge."""
     centre = (np.array(image.shape[1:]) - 1) / 2
     return np.stack([
-        ndimage.affine_transform(plane, matrix, centre - matrix @ centre + offset, order=1, mode="reflect")
+        ndimage.affine_transform(plane, matrix, centre - matrix @ centre + offset, order=1, mode="mirror")
         for plane in image.astype(np.float64)
     ])  # fmt: skip
 
@@ -107,28 +124,192 @@ def test_affine_draws_over_its_whole_range():
     assert abs(float(centre.mean())) < 2
 
 
-def test_pad_grows_the_canvas_and_transformed_crops_it_back():
-    image = torch.rand(2, 3, 16, 24)
-    out = Pad(size=1 / 8, value=0.25)(image, Streams(0, range(2)))
-    assert out.shape == (2, 3, 20, 30)
-    assert torch.equal(out[:, :, 2:18, 3:27], image)
-    assert (out[:, :, :2] == 0.25).all()
-    assert (out[..., -3:] == 0.25).all()
-    assert torch.equal(transformed(image, (Pad(size=1 / 8),), Streams(0, range(2))), image)
+# Draws that are strong but leave a smooth picture's middle inside; and each as (matrix, offset) of out(p) = in(M p + o).
+CHAIN = (Jitter(size=0.1), Scale(size=0.2), Rotate(degrees=40.0), Shift(size=0.1), Jitter(size=0.05))
+DRAWS = (0.9, 0.1, 0.8, 0.5, 0.85, 0.2, 0.7, 0.05, 0.95)
 
 
-def test_behind_a_pad_a_jitter_shows_the_padding():
-    image = torch.ones(40, 1, 16, 16)
-    out = transformed(image, (Pad(size=1 / 4, value=0.0), Jitter(size=1 / 8)), Streams(0, range(40)))
+def by_hand(height, width):
+    """(matrix, offset) in (row, column) of each link of CHAIN at DRAWS."""
+    eye = np.eye(2)
+    dy, dx = round(0.1 * height), round(0.1 * width)
+    yield eye, np.array([int(0.9 * (2 * dy + 1)) - dy, int(0.1 * (2 * dx + 1)) - dx])
+    yield eye / (1 + 0.2 * 0.6), np.zeros(2)
+    angle = np.radians(40 * 0.7)
+    yield np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]), np.zeros(2)
+    yield eye, np.array([0.1 * height * -0.6, 0.1 * width * 0.4])
+    dy, dx = round(0.05 * height), round(0.05 * width)
+    yield eye, np.array([int(0.05 * (2 * dy + 1)) - dy, int(0.95 * (2 * dx + 1)) - dx])
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 62), (61, 45)])
+def test_a_chain_is_its_links_one_after_the_other(height, width):
+    image = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(0).random((3, height, width)), (0, 4, 4))).float()
+    out = transformed(image[None], CHAIN, Fixed(*DRAWS))[0].numpy()
+    expected, matrix, offset = image.numpy(), np.eye(2), np.zeros(2)
+    for step, shift in by_hand(height, width):
+        expected = by_scipy(expected, step, shift)
+        # p -> M p + o of the whole: the next link's map first.
+        offset, matrix = matrix @ shift + offset, matrix @ step
+    assert np.abs(out - by_scipy(image.numpy(), matrix, offset)).max() < 1e-4
+    # Behind their edges the links mirror pictures that are already turned; the chain mirrors the image.
+    middle = np.s_[:, height // 3 : -height // 3, width // 3 : -width // 3]
+    assert np.abs(out - expected)[middle].max() < 0.02 * np.ptp(image.numpy())
+    assert np.abs(out - image.numpy())[middle].max() > 0.1 * np.ptp(image.numpy())
+
+
+@pytest.mark.parametrize(
+    "transforms", [(Jitter(), Jitter()), CHAIN, (Pad(), *CHAIN), (*CHAIN, Crops()), (Crops(), *CHAIN)], ids=str
+)
+def test_a_run_is_sampled_once_at_most(transforms, monkeypatch):
+    calls = []
+    sample = F.grid_sample
+    monkeypatch.setattr(sampling.F, "grid_sample", lambda *args, **options: calls.append(1) or sample(*args, **options))
+    transformed(torch.rand(2, 3, 30, 24), transforms, Streams(0, range(2)))
+    assert len(calls) == (0 if set(map(type, transforms)) == {Jitter} else 1)
+    transformed(torch.rand(2, 3, 30, 24), (*transforms, Blur(), Scale()), Streams(0, range(2)))
+    assert len(calls) == (1 if set(map(type, transforms)) == {Jitter} else 3)
+
+
+@pytest.mark.parametrize("edge", ["reflect", "constant", "wrap"])
+@pytest.mark.parametrize(("height", "width"), [(9, 14), (12, 7)])
+def test_jitters_alone_move_pixels_exactly_and_else_to_rounding(height, width, edge):
+    """Integer shifts add up; the resampling, which a rotation of 0 degrees forces, shows the same edge."""
+    image = torch.rand(60, 2, height, width)
+    jitters = (Pad(mode=edge, value=0.3), Jitter(size=0.2), Jitter(size=0.3))
+    out = transformed(image, jitters, Streams(0, range(60)))
+    numpy_mode = {"reflect": {"mode": "reflect"}, "wrap": {"mode": "wrap"}, "constant": {"constant_values": 0.3}}[edge]
+    dy, dx = round(0.2 * height) + round(0.3 * height), round(0.2 * width) + round(0.3 * width)
+    draws = Streams(0, range(60)).uniform(4).double().numpy()
+    sizes = [round(share * side) for share in (0.2, 0.3) for side in (height, width)]
+    shift = np.floor(draws * (2 * np.array(sizes) + 1)).astype(int)
+    top, left = shift[:, 0] + shift[:, 2], shift[:, 1] + shift[:, 3]
+    padded = np.pad(image.numpy(), ((0, 0), (0, 0), (dy, dy), (dx, dx)), **numpy_mode)
+    expected = np.stack([padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(zip(top, left, strict=True))])
+    assert np.array_equal(out.numpy(), expected)
+    resampled = transformed(image, (*jitters, Rotate(degrees=1e-9)), Streams(0, range(60)))
+    assert torch.allclose(resampled, out, atol=1e-5)
+
+
+def test_jitters_that_reach_further_than_a_mirror_are_resampled():
+    image = torch.rand(40, 1, 6, 9)
+    out = transformed(image, (Jitter(size=0.8), Jitter(size=0.8)), Streams(0, range(40)))
     assert out.shape == image.shape
-    assert (out == 0).any()
+    far = np.pad(image.numpy(), ((0, 0), (0, 0), (10, 10), (14, 14)), mode="reflect")
+    for i in range(40):
+        windows = np.lib.stride_tricks.sliding_window_view(far[i, 0], (6, 9))
+        assert np.abs(windows - out[i, 0].numpy()).max((2, 3)).min() < 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 32), (31, 15)])
+def test_scale_and_rotate_are_torchvision_s(height, width):
+    image = smooth(height, width)
+    out = transformed(image[None], (Pad(value=0.0), Scale(size=0.3), Rotate(degrees=50.0)), Fixed(0.9, 0.0, 0.8))[0]
+    expected = torchvision_affine(
+        image, angle=-50 * 0.6, translate=[0, 0], scale=1 + 0.3 * 0.8, shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR
+    )
+    # torchvision leaves out the half of the outermost pixels that lies outside.
+    assert ((out - expected).abs() < 1e-4).float().mean() > 0.9
+    inside = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]
+    assert (out - expected)[inside].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("turns", [1, -1])
+def test_a_quarter_turn_of_an_oblong_image_is_rot90_of_its_middle(turns):
+    image = torch.rand(1, 3, 18, 30)
+    turned = transformed(image, (Pad(value=0.25), Rotate(degrees=90.0, choices=2)), Fixed(0.5, 0.0 if turns == 1 else 0.9))
+    middle = torch.rot90(image[..., 6:24], turns, (2, 3))
+    assert torch.allclose(turned[..., 6:24], middle, atol=1e-5)
+    assert torch.allclose(turned[..., :5], torch.tensor(0.25), atol=1e-5)
+
+
+def drawn(move, size=(24, 40), n=4000):
+    """(n, 3, 3): the maps of n images."""
+    return move.maps(Streams(0, range(n)).uniform(move.draws).double().numpy(), size)
+
+
+def spreads_evenly(values, low, high):
+    assert values.min() >= low - 1e-9
+    assert values.max() <= high + 1e-9
+    counts = np.histogram(values, bins=8, range=(low, high))[0]
+    assert np.abs(counts / len(values) - 1 / 8).max() < 0.025
+
+
+def test_every_amplitude_is_kept_and_used_evenly():
+    for size in ((24, 40), (48, 80)):
+        spreads_evenly(1 / drawn(Scale(size=0.3), size)[:, 0, 0], 0.7, 1.3)
+        maps = drawn(Rotate(degrees=25.0), size)
+        spreads_evenly(np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0])), -25, 25)
+        maps = drawn(Shift(size=0.25), size)
+        spreads_evenly(maps[:, 0, 2] / size[1], -0.25, 0.25)
+        spreads_evenly(maps[:, 1, 2] / size[0], -0.25, 0.25)
+        maps = drawn(Jitter(size=0.125), size)
+        dy, dx = size[0] // 8, size[1] // 8
+        assert set(maps[:, 1, 2]) == set(range(-dy, dy + 1))
+        assert set(maps[:, 0, 2]) == set(range(-dx, dx + 1))
+
+
+def test_lucid_s_choices():
+    zooms, counts = np.unique((1 / drawn(Scale(choices=11))[:, 0, 0]).round(6), return_counts=True)
+    assert np.allclose(zooms, np.arange(0.9, 1.11, 0.02))
+    assert np.abs(counts / 4000 - 1 / 11).max() < 0.02
+    maps = drawn(Rotate(choices=21, still_share=5 / 26))
+    angles, counts = np.unique(np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0])).round(6), return_counts=True)
+    assert np.array_equal(angles, np.arange(-10, 11))
+    assert abs(counts[10] / 4000 - 6 / 26) < 0.02
+    assert np.abs(np.delete(counts, 10) / 4000 - 1 / 26).max() < 0.02
+
+
+def test_a_flip_is_left_to_right_for_its_share_of_the_images():
+    image = torch.rand(400, 1, 5, 8)
+    out = Flip(share=0.25)(image, Streams(0, range(400)))
+    flipped = ((out - image.flip(3)).abs().amax((1, 2, 3)) < 1e-5).float()
+    assert (((out - image).abs().amax((1, 2, 3)) < 1e-5) | flipped.bool()).all()
+    assert 0.19 < flipped.mean() < 0.31
+
+
+def test_behind_a_pad_stands_its_value_without_end():
+    image = torch.ones(40, 1, 16, 12)
+    for moves in ((Jitter(size=1.0),), (Shift(size=1.0),), (Affine(shift=1.0),)):
+        out = transformed(image, (Pad(value=0.25), *moves), Streams(0, range(40)))
+        # Pixels between the picture and its frame are a mixture; all else is one of both.
+        assert out.min() >= 0.25 - 1e-6
+        assert out.max() <= 1 + 1e-6
+        assert ((out - 0.25).abs() < 1e-5).float().mean() > 0.3
+        assert (out > 0.99).float().mean() > 0.1
+
+
+def test_a_pad_holds_for_what_stands_behind_it():
+    image = torch.rand(30, 1, 16, 12)
+    assert torch.equal(transformed(image, (Pad(),), Streams(0, range(30))), image)
+    framed = transformed(image, (Jitter(size=0.5), Pad(value=0.0)), Streams(0, range(30)))
+    assert (framed > 0).float().mean() > 0.99
+    assert (transformed(image, (Pad(value=0.0), Blur(), Jitter(size=0.5)), Streams(0, range(30))) == 0).any()
+
+
+def test_no_recipe_flips():
+    from vizrobust.features import RECIPES
+
+    assert "Flip" in TRANSFORMS
+    assert not any("Flip" in repr(make()) for make in RECIPES.values())
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (lambda: Jitter(size=-0.1), "Jitter: size must be between 0 and 1, got -0.1"),
-        (lambda: Pad(size=2), "Pad: size must be between 0 and 1, got 2"),
+        (lambda: Pad(mode="zeros"), "Pad: mode must be one of reflect, constant, wrap, got 'zeros'"),
+        (lambda: Scale(size=1), "Scale: size must be at least 0 and less than 1, got 1"),
+        (lambda: Scale(choices=0), "Scale: choices must be at least 1, got 0"),
+        (lambda: Rotate(degrees=-1), "Rotate: degrees must be between 0 and 180 degrees, got -1"),
+        (lambda: Rotate(still_share=2), "Rotate: still_share must be between 0 and 1, got 2"),
+        (lambda: Shift(size=2), "Shift: size must be between 0 and 1, got 2"),
+        (lambda: Flip(share=2), "Flip: share must be between 0 and 1, got 2"),
+        (lambda: Blur(sigma=-1), "Blur: sigma must be between 0 and 1, got -1"),
+        (lambda: Noise(deviation=2), "Noise: deviation must be between 0 and 1, got 2"),
+        (lambda: Crops(count=0), "Crops: count must be at least 1, got 0"),
+        (lambda: Crops(low=0.3), "Crops: low and high must be 0 < low <= high <= 1, got 0.3 and 0.25"),
+        (lambda: Crops(pixels=0), "Crops: pixels must be at least 1, got 0"),
         (lambda: Pad(value=1.5), "Pad: value must be between 0 and 1, got 1.5"),
         (lambda: Affine(scale=-1), "Affine: scale must be between 0 and 1, got -1"),
         (lambda: Affine(shift=3), "Affine: shift must be between 0 and 1, got 3"),

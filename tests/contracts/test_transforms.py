@@ -1,23 +1,43 @@
 """What every transform of the catalogue must do: nothing at strength 0, and each image by its own stream."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vizrobust.features import NAMES, TRANSFORMS
-from vizrobust.features.transforms import transformed
+from vizrobust.features.transforms import Affine, Crops, Noise, Rotate, transformed
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 
 SHAPES = [(5, 3, 20, 16), (4, 1, 9, 13), (2, 4, 33, 28)]
-# What a transform fills in is no measure of its strength.
-NO_STRENGTH = {"value"}
+# The fields that are a transform's strength, at none. A Pad by itself shows nothing: it is what others find at the edge.
+NONE = {
+    "Jitter": {"size": 0.0},
+    "Scale": {"size": 0.0},
+    "Rotate": {"degrees": 0.0},
+    "Shift": {"size": 0.0},
+    "Affine": {"scale": 0.0, "rotate": 0.0, "shift": 0.0},
+    "Flip": {"share": 0.0},
+    "Crops": {"count": 1, "low": 1.0, "high": 1.0},
+    "Pad": {"mode": "reflect"},
+    "Blur": {"sigma": 0.0},
+    "Noise": {"deviation": 0.0},
+}
 
 pytestmark = [
     pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS),
     pytest.mark.parametrize("shape", SHAPES, ids=str),
 ]
+STRONG = {"Flip": {"share": 1.0}, "Blur": {"sigma": 0.1}}
+
+
+def still(make):
+    return replace(make(), **NONE[make.__name__])
+
+
+def copies(make):
+    return getattr(make(), "count", 1)
 
 
 def picture(shape):
@@ -25,41 +45,50 @@ def picture(shape):
 
 
 def test_zero_strength_is_the_identity(make, shape):
-    still = replace(make(), **{field.name: 0.0 for field in fields(make) if field.name not in NO_STRENGTH})
     x = picture(shape)
-    assert torch.equal(still(x, Streams(0, range(shape[0]))), x)
+    assert torch.equal(still(make)(x, Streams(0, range(shape[0]))), x)
+    assert torch.equal(transformed(x, (still(make),), Streams(0, range(shape[0]))), x)
 
 
 def test_its_strength_can_be_seen(make, shape):
     x = picture(shape)
-    out = make()(x, Streams(0, range(shape[0])))
-    assert out.shape != x.shape or not torch.equal(out, x)
+    out = transformed(x, (replace(make(), **STRONG.get(make.__name__, {})), Rotate(degrees=90.0)), Streams(0, range(shape[0])))
+    plain = transformed(x, (still(make), Rotate(degrees=90.0)), Streams(0, range(shape[0])))
+    assert out.shape != plain.shape or not torch.equal(out, plain)
 
 
-def test_the_network_sees_the_image_s_own_shape_in_0_1(make, shape):
+def test_shape_and_range_are_kept(make, shape):
     out = transformed(picture(shape), (make(),), Streams(0, range(shape[0])))
-    assert out.shape == shape
-    assert out.min() >= 0
-    assert out.max() <= 1 + 1e-6
+    assert out.shape == (copies(make) * shape[0], *shape[1:])
+    if make.__name__ != "Noise":
+        assert out.min() >= -1e-6
+        assert out.max() <= 1 + 1e-6
 
 
-def test_every_image_has_its_own_stream(make, shape):
-    x = picture(shape)
-    items = list(range(shape[0]))
-    order = items[::-1]
-    out = make()(x, Streams(0, items))
-    assert torch.equal(make()(x[order], Streams(0, order)), out[order])
+@pytest.mark.parametrize("behind", [(), (Affine(), Noise())], ids=["alone", "before others"])
+def test_every_image_has_its_own_stream(make, shape, behind):
+    """Bit for bit, whoever its mates are and whatever their order; also in the second step."""
+    x, n = picture(shape), shape[0]
+    order = list(range(n))[::-1]
+
+    def second(x, items):
+        streams = Streams(0, items)
+        transformed(x, (make(), *behind), streams)
+        return transformed(x, (make(), *behind), streams).reshape(copies(make), n, *shape[1:])
+
+    out = second(x, range(n))
+    assert torch.equal(second(x[order], order), out[:, order])
     mates = torch.cat((x[:1], torch.rand_like(x[1:])))
-    assert torch.equal(make()(mates, Streams(0, [0, *range(50, 50 + len(items) - 1)]))[0], out[0])
+    assert torch.equal(second(mates, [0, *range(50, 49 + n)])[:, 0], out[:, 0])
 
 
 def test_as_many_numbers_are_drawn_whatever_the_strength(make, shape):
     """Otherwise the transforms behind it would change with it."""
-    still = replace(make(), **{field.name: 0.0 for field in fields(make) if field.name not in NO_STRENGTH})
     one, two = Streams(0, range(shape[0])), Streams(0, range(shape[0]))
     make()(picture(shape), one)
-    still(picture(shape), two)
-    assert one.drawn == two.drawn
+    still(make)(picture(shape), two)
+    if make is not Crops:  # whose crops each draw their own
+        assert one.drawn == two.drawn
 
 
 def test_is_differentiable(make, shape):
@@ -68,6 +97,27 @@ def test_is_differentiable(make, shape):
     (grad,) = torch.autograd.grad(out[1].sum(), x)
     assert (grad[1] != 0).any()
     assert (grad[0] == 0).all()
+
+
+def test_its_gradient_is_that_of_finite_differences(make, shape):
+    x = picture(shape).double()
+    inner = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.rand(copies(make) * shape[0], *shape[1:], generator=torch.Generator().manual_seed(2)).double()
+
+    def value(x):
+        return (make()(x, Streams(0, range(shape[0]))) * weights).sum()
+
+    (grad,) = torch.autograd.grad(value(x.requires_grad_()), x)
+    with torch.no_grad():
+        difference = (value(x + 1e-4 * inner) - value(x - 1e-4 * inner)) / 2e-4
+    assert float(difference) == pytest.approx(float((grad * inner).sum()), rel=1e-6)
+
+
+def test_channels_last_is_the_same(make, shape):
+    x = picture(shape)
+    out = make()(x, Streams(0, range(shape[0])))
+    other = make()(x.contiguous(memory_format=torch.channels_last), Streams(0, range(shape[0])))
+    assert torch.allclose(out, other, atol=1e-6)
 
 
 def test_float64_stays_float64(make, shape):

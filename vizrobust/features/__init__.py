@@ -22,17 +22,41 @@ from vizrobust.features.objectives import (
     references_of,
     subject,
 )
-from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance
-from vizrobust.features.parametrizations import PARAMETRIZATIONS, Fourier, Pixels
+from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, NAdam
+from vizrobust.features.parametrizations import CPPN, PARAMETRIZATIONS, Fourier, Magnitude, Parametrization, Pixels, Shared, sized
 from vizrobust.features.pictures import reference_image, reference_sha256
-from vizrobust.features.recipes import NAMES, RECIPES, Recipe, colored, fourier, gradient, parse_recipe, plain
+from vizrobust.features.recipes import (
+    NAMES,
+    RECIPES,
+    Recipe,
+    fourier,
+    gradient,
+    lucid,
+    maco,
+    parse_recipe,
+    plain,
+    with_priors,
+)
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.scoring import Scorer
 from vizrobust.features.session import Request, diverse, images_of, missing, render_into, row_key
-from vizrobust.features.transforms import TRANSFORMS, Affine, Crops, Jitter, Pad
+from vizrobust.features.transforms import (
+    TRANSFORMS,
+    Affine,
+    Blur,
+    Crops,
+    Flip,
+    Jitter,
+    Noise,
+    Pad,
+    Rotate,
+    Scale,
+    Shift,
+)
 from vizrobust.features.units import accepts, objective_for, units_from, units_of
 
 __all__ = [
+    "CPPN",
     "NAMES",
     "OBJECTIVES",
     "OPTIMIZERS",
@@ -44,36 +68,47 @@ __all__ = [
     "Affine",
     "Alignment",
     "Ascent",
+    "Blur",
     "Caricature",
     "Channel",
     "Crops",
     "Direction",
     "Diversity",
     "Energy",
+    "Flip",
     "Fourier",
     "Glance",
     "Inversion",
     "Jitter",
     "Logit",
+    "Magnitude",
+    "NAdam",
     "Neuron",
+    "Noise",
     "Objective",
     "Pad",
+    "Parametrization",
     "Pixels",
     "Recipe",
     "Rendered",
     "Request",
+    "Rotate",
+    "Scale",
     "Scorer",
+    "Shared",
+    "Shift",
     "SquaredDeviation",
     "Style",
     "Sum",
     "TotalVariation",
     "accepts",
-    "colored",
     "diverse",
     "fourier",
     "gradient",
     "images_of",
     "is_about_units",
+    "lucid",
+    "maco",
     "missing",
     "objective_for",
     "parse_objective",
@@ -85,7 +120,9 @@ __all__ = [
     "render",
     "render_into",
     "row_key",
+    "sized",
     "subject",
     "units_from",
     "units_of",
+    "with_priors",
 ]
