@@ -19,8 +19,11 @@ def load_all(refs: Sequence[str], arch: str | None, download: bool) -> list[Chec
     return [load_checkpoint(ref, arch, download) for ref in dict.fromkeys(refs)]
 
 
-def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
-    """The data set `ref`, or the checkpoint's own; ``ValueError`` if shape or classes do not fit the network."""
+def data_of(checkpoint: Checkpoint, ref: str | None, download: bool, images_alone: bool = False) -> DataSet:
+    """The data set `ref`, or the checkpoint's own; ``ValueError`` if shape or classes do not fit the network.
+
+    With `images_alone` nothing depends on the labels, and the data set may have another number of classes.
+    """
     from vizrobust.data import load
 
     about = checkpoint.about
@@ -31,6 +34,8 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
         has = f"{loaded.name} has {loaded.shape}"
         raise ValueError(f"{checkpoint.name!r} takes images of {about.input_shape}, {has}; give another --data")
     if len(loaded.classes) != len(about.classes):
+        if images_alone:
+            return loaded
         has = f"{loaded.name} has {len(loaded.classes)}"
         raise ValueError(f"{checkpoint.name!r} has {len(about.classes)} classes, {has}; give another --data")
     for number, (theirs, own) in enumerate(zip(loaded.classes, about.classes, strict=True)):
@@ -43,15 +48,15 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet:
 
 
 def maybe_data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> DataSet | None:
-    """As `data_of`, but None with a note where no reference is given and the data are not to be had."""
+    """As `data_of` for images alone, but None with a note where no reference is given and the data are not to be had."""
     from vizrobust.cli.output import say
 
     if ref is not None:
-        return data_of(checkpoint, ref, download)
+        return data_of(checkpoint, ref, download, images_alone=True)
     if not checkpoint.about.data:
         return None
     try:
-        return data_of(checkpoint, None, download)
+        return data_of(checkpoint, None, download, images_alone=True)
     except (ValueError, FileNotFoundError) as error:
         say(f"note: going on without data: {error}")
         return None

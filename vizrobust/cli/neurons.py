@@ -21,12 +21,15 @@ from vizrobust.cli.output import command_line, json_row, say, table
 @click.option("--size", type=int, help="Picture size; default: the network's input.")
 @click.option("--start", metavar="IMAGE", help="Begin from an image, a file or DATA#index, instead of noise.")
 @click.option("--movie", is_flag=True, help="A GIF of each picture's way beside it.")
+@click.option(
+    "--exemplars", type=click.IntRange(min=1), metavar="N", help="Natural images too: N that excite a unit most, N least."
+)
 @options.running
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, both: bool, diversity: int,
     objective_text: str | None, recipe_text: str, steps: int | None, size: int | None, start: str | None, movie: bool,
-    seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None, seed: int, out: str | None,
-    download: bool, device: str, precision: str, as_json: bool, quiet: bool,
+    exemplars: int | None, seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None, seed: int,
+    out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
 
@@ -36,11 +39,13 @@ def command(
     \b
     vizrobust neurons
     vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:16 --out runs/conv2
+    vizrobust neurons mnist-k8 --layer conv2 --units 3,7 --exemplars 9
     vizrobust neurons torchvision:resnet18 --layer layer3 --units 3,7,11 --recipe fourier
     """
     from dataclasses import replace
 
     from vizrobust.cli.loading import load_all, maybe_data_of
+    from vizrobust.cli.natural import add_exemplars, exemplar_source, with_exemplars
     from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for
     from vizrobust.compute import Compute
     from vizrobust.models import SWEEP
@@ -53,11 +58,14 @@ def command(
         checkpoints[0], loaded, objective, numbered, negative=negative, recipe_text=recipe_text, steps=steps, size=size,
         start=start, seeds=range(seed, seed + seeds), batch_size=batch_size, diversity=diversity, movie=movie,
     )  # fmt: skip
+    natural = None if exemplars is None else exemplar_source(loaded, request.objective, checkpoints, exemplars)
     say(f"{len(request.units)} units of {request.layer}, {request.objective}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
     found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if len(checkpoints) > 1 else None
     signs = [request, replace(request, sign=-request.sign)] if both else [request]
     rows = pictured.render([(checkpoint, one) for one in signs for checkpoint in checkpoints], quiet or as_json)
+    if natural is not None and exemplars is not None:
+        rows = with_exemplars(rows, add_exemplars(pictured, checkpoints, natural, exemplars, quiet or as_json))
     tables, numbers = [], []
     if found is not None and loaded is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)

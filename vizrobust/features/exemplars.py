@@ -76,7 +76,9 @@ def exemplars(
     >>> found["logits"].most.images.shape
     torch.Size([10, 3])
     """
-    _check(images, k, shape, measure)
+    if measure not in ("mean", "peak") and not isinstance(measure, tuple):
+        raise ValueError(f"exemplars: no measure {measure!r}; there are mean, peak and a position (row, column)")
+    check_images(images, k, shape)
     compute = (compute or Compute()).in_fp32()
     compute.place(net)
     reading = Reading.of(net, shape, layers)
@@ -152,9 +154,8 @@ def _checked(maps: Tensor, name: str) -> Tensor:
     return maps
 
 
-def _check(images: Split, k: int, shape: tuple[int, int, int], measure: Measure) -> None:
-    if measure not in ("mean", "peak") and not isinstance(measure, tuple):
-        raise ValueError(f"exemplars: no measure {measure!r}; there are mean, peak and a position (row, column)")
+def check_images(images: Split, k: int, shape: tuple[int, int, int]) -> None:
+    """``ValueError`` where there are fewer than k images, or images of another shape (C, H, W)."""
     if k < 1:
         raise ValueError(f"exemplars: ask for at least 1 image of each unit, got {k}")
     if len(images) < k:

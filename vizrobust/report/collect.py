@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vizrobust.models import LOGITS
+from vizrobust.report.naturals import Key, Naturals, read_naturals
 from vizrobust.runs import Row, digest, read_rows, read_run
 
 Position = tuple[int, int]
@@ -77,7 +78,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Panel:
-    """The pictures of one layer, recipe and sign: rows are checkpoints, columns units, a cell one picture per seed."""
+    """The pictures of one layer, recipe and sign: rows are checkpoints, columns units, a cell one picture per seed.
+
+    `naturals` holds the natural exemplars of those cells that have some.
+    """
 
     layer: str
     recipe: str
@@ -87,10 +91,14 @@ class Panel:
     subjects: tuple[Subject, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, Column], tuple[Picture, ...]] = field(repr=False)
+    naturals: Mapping[tuple[str, Column], Naturals] = field(repr=False, default_factory=dict)
 
     def pictures(self, subject: Subject, column: Column) -> tuple[Picture, ...]:
         """The cell's pictures by seed; empty where there are none."""
         return self.cells.get((subject.id, column), ())
+
+    def naturals_of(self, subject: Subject, column: Column) -> Naturals | None:
+        return self.naturals.get((subject.id, column))
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -149,10 +157,12 @@ def collect(folders: Sequence[Path | str]) -> Collection:
     subjects: dict[str, Subject] = {}
     origins: list[Origin] = []
     groups: dict[tuple[Any, ...], dict[tuple[str, Column, int], Picture]] = {}
+    naturals: dict[Key, Naturals] = {}
     for index, folder in enumerate(map(Path, folders)):
         origin, found = _open(folder)
         origins.append(origin)
         subjects.update({id_: subject for id_, subject in found.items() if id_ not in subjects})
+        naturals |= read_naturals(folder, index)
         rows = read_rows(folder)
         if not rows:
             raise ValueError(f"run {str(folder)!r} holds no pictures yet; run its command again to fill it")
@@ -168,7 +178,8 @@ def collect(folders: Sequence[Path | str]) -> Collection:
             key = (str(row["layer"]), recipe, text, int(row["sign"]), _without_position(picture.objective))
             groups.setdefault(key, {})[picture.checkpoint, picture.column, picture.seed] = picture
     ordered = _told_apart(subjects.values())
-    return Collection(ordered, tuple(_panel(key, group, ordered) for key, group in groups.items()), tuple(origins))
+    panels = tuple(_panel(key, group, ordered, naturals) for key, group in groups.items())
+    return Collection(ordered, panels, tuple(origins))
 
 
 def _open(folder: Path) -> tuple[Origin, dict[str, Subject]]:
@@ -221,7 +232,12 @@ def _without_position(objective: str) -> str:
     return re.sub(r",? *\b[yx]=\d+", "", objective)
 
 
-def _panel(key: tuple[Any, ...], group: Mapping[tuple[str, Column, int], Picture], subjects: tuple[Subject, ...]) -> Panel:
+def _panel(
+    key: tuple[Any, ...],
+    group: Mapping[tuple[str, Column, int], Picture],
+    subjects: tuple[Subject, ...],
+    naturals: Mapping[Key, Naturals],
+) -> Panel:
     layer, recipe, text, sign, objective = key
     cells: dict[tuple[str, Column], tuple[Picture, ...]] = {}
     for checkpoint, column, seed in sorted(group):
@@ -229,7 +245,9 @@ def _panel(key: tuple[Any, ...], group: Mapping[tuple[str, Column, int], Picture
     present = {checkpoint for checkpoint, _ in cells}
     columns = tuple(sorted({column for _, column in cells}, key=lambda column: (column.unit, column.position or (-1, -1))))
     rows = tuple(subject for subject in subjects if subject.id in present)
-    return Panel(layer, recipe, text, sign, objective, rows, columns, cells)
+    found = {cell: naturals.get((cell[0], pictures[0].objective, cell[1].unit)) for cell, pictures in cells.items()}
+    shown = {cell: one for cell, one in found.items() if one is not None}
+    return Panel(layer, recipe, text, sign, objective, rows, columns, cells, shown)
 
 
 def _told_apart(subjects: Iterable[Subject]) -> tuple[Subject, ...]:

@@ -11,14 +11,17 @@ from PIL import Image
 
 from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
 from vizrobust.report.collect import Collection, Column, Panel, Picture, Subject
+from vizrobust.report.natural_grid import Grid
+from vizrobust.report.naturals import Naturals
 from vizrobust.report.style import FAINT, QUIET, house_style
-from vizrobust.report.wording import DEAD, SATURATED, accuracies, meaning_of_robust, seeds_shown
+from vizrobust.report.wording import DEAD, ENDS, SATURATED, accuracies, ends, exemplars_shown, meaning_of_robust, seeds_shown
 
 MOST_ACROSS, MOST_WITH_SEEDS = 32, 24
 MARGIN, MIN_WIDTH = 72, 1200
 TITLE, SECTION, LABEL, NAME, SMALL, CAPTION = 46, 36, 29, 31, 26, 23
 HEAD_MOST, HEAD_GAP, SLANTED_MOST = 560, 44, 320
 GAP, SEED_GAP, BLOCK_GAP, HAIRLINE = 14, 8, 64, 2
+NATURAL_GAP = 16  # above a grid of natural images
 
 
 def contact_sheet(path: Path | str, collection: Collection) -> Path:
@@ -58,18 +61,29 @@ class _Block:
     labels: list[list[str]] = field(repr=False)
     rotated: bool = False
     head: int = 0
+    grid: Grid | None = None
 
     @property
-    def cell(self) -> int:
+    def pictures(self) -> int:
         return len(self.seeds) * self.tile[0] + (len(self.seeds) - 1) * SEED_GAP
 
     @property
+    def cell(self) -> int:
+        return max(self.pictures, self.grid.width if self.grid else 0)
+
+    @property
     def gap(self) -> int:
-        return GAP if len(self.seeds) == 1 else 2 * GAP
+        return GAP if len(self.seeds) == 1 and self.grid is None else 2 * GAP
+
+    @property
+    def top_row(self) -> int:
+        """The pictures' own height; those of natural images come below."""
+        return max(self.tile[1], round(NAME * LEADING + 2 * SMALL * LEADING))
 
     @property
     def row(self) -> int:
-        return max(self.tile[1], round(NAME * LEADING + 2 * SMALL * LEADING))
+        below = 2 * (self.grid.height + NATURAL_GAP) + 2 * GAP if self.grid else 0
+        return self.top_row + below
 
     @property
     def overhang(self) -> int:
@@ -107,11 +121,30 @@ class _Block:
             above = first + i * (self.row + GAP)
             self._draw_head(canvas, subject, x, above)
             for left, column in zip(lefts, self.columns, strict=True):
-                self._draw_cell(canvas, self.panel.pictures(subject, column), left, above + (self.row - self.tile[1]) // 2)
+                inset, drop = (self.cell - self.pictures) // 2, (self.top_row - self.tile[1]) // 2
+                self._draw_cell(canvas, self.panel.pictures(subject, column), left + inset, above + drop)
+                self._draw_naturals(canvas, self.panel.naturals_of(subject, column), left, above + self.top_row)
+            self._draw_ends(canvas, x, above + self.top_row)
+
+    def _draw_naturals(self, canvas: Canvas, naturals: Naturals | None, x: int, y: int) -> None:
+        if self.grid is None or naturals is None:
+            return
+        x += (self.cell - self.grid.width) // 2
+        for sign in ends(self.panel):
+            self.grid.draw(canvas, naturals.ends.get(sign, ()), x, y + NATURAL_GAP)
+            y += NATURAL_GAP + self.grid.height
+
+    def _draw_ends(self, canvas: Canvas, x: int, y: int) -> None:
+        """What the two grids are, at the head of their rows."""
+        for sign in ends(self.panel) if self.grid else ():
+            assert self.grid is not None
+            middle = y + NATURAL_GAP + self.grid.height / 2
+            canvas.text(f"{ENDS[sign]} exciting images", x, middle + SMALL * 0.35, SMALL, color=QUIET)
+            y += NATURAL_GAP + self.grid.height
 
     def _draw_head(self, canvas: Canvas, subject: Subject, x: int, y: int) -> None:
         lines = _head_lines(subject)
-        y += round((self.row - NAME * LEADING - SMALL * LEADING * (len(lines) - 1)) / 2)
+        y += round((self.top_row - NAME * LEADING - SMALL * LEADING * (len(lines) - 1)) / 2)
         after = canvas.lines([shortened(lines[0], HEAD_MOST, NAME, bold=True)], x, y, NAME, bold=True)
         canvas.lines(lines[1:], x, after, SMALL, color=QUIET)
 
@@ -145,16 +178,19 @@ def _blocks(panel: Panel) -> list[_Block]:
     count = math.ceil(len(panel.columns) / MOST_ACROSS)
     per = math.ceil(len(panel.columns) / count)
     across = per * len(seeds)
-    target = 280 if across <= 3 else 168 if across <= 16 else 112
+    target = 280 if across <= 3 else 168 if across <= 16 or panel.naturals else 112
     tile = _tile(panel, target)
+    grid = Grid.of(panel.naturals.values(), tile[0])
     head = max(_head_width(subject) for subject in panel.subjects) + HEAD_GAP
-    cell = len(seeds) * tile[0] + (len(seeds) - 1) * SEED_GAP
+    if grid is not None:
+        head = max(head, text_width(f"{ENDS[-1]} exciting images", SMALL) + HEAD_GAP)
+    cell = max(len(seeds) * tile[0] + (len(seeds) - 1) * SEED_GAP, grid.width if grid else 0)
     labels, rotated = _labels([panel.label(column) for column in panel.columns], cell + GAP - 4)
     title = [panel.title, panel.subtitle]
     return [
         _Block(
             panel, panel.columns[i : i + per], seeds, tile, target, title if i == 0 else [], TITLE,
-            labels[i : i + per], rotated, round(head),
+            labels[i : i + per], rotated, round(head), grid,
         )
         for i in range(0, len(panel.columns), per)
     ]  # fmt: skip
@@ -202,6 +238,7 @@ def _caption(collection: Collection, blocks: list[_Block]) -> list[str]:
             texts.append(f"{panel.title}: the pictures of a unit have, from left to right, the seeds {seeds_shown(shown)}")
         elif len(panel.seeds) > 1:
             texts.append(f"{panel.title}: seed {shown[0]} is shown, of {seeds_shown(panel.seeds)}")
+    texts += dict.fromkeys(exemplars_shown(panel) for panel in collection.panels)
     statuses = {picture.status for panel in collection.panels for cell in panel.cells.values() for picture in cell}
     if "saturated" in statuses:
         texts.append(f"orange corner, {SATURATED}")

@@ -14,6 +14,8 @@ from PIL import Image
 from vizrobust.report import wording
 from vizrobust.report.collect import Collection, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
+from vizrobust.report.natural_cells import NaturalCells
+from vizrobust.report.naturals import Natural
 from vizrobust.runs import slug, write_atomic, write_text
 
 EMBED_BELOW = 16 * 2**20
@@ -68,10 +70,11 @@ def write_gallery(
 
 
 def _panel(
-    panel: Panel, index: int, collection: Collection, source: Callable[[Picture], str], facts: list[dict[str, Any]]
+    panel: Panel, index: int, collection: Collection, source: Callable[[Picture | Natural], str], facts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A panel as the template wants it; `facts` grows by one entry per picture, which the tile names by its index."""
-    tile = _tile_width(panel)
+    naturals = NaturalCells.of(panel)
+    tile = _tile_width(panel, naturals.width)
     rows = []
     for subject in panel.subjects:
         cells = []
@@ -85,7 +88,8 @@ def _panel(
                     continue
                 facts.append(_facts(panel, picture, subject.name, collection))
                 tiles.append({"index": len(facts) - 1, "source": source(picture) if picture.file else "", "picture": picture})
-            cells.append({"label": panel.label(column), "tiles": tiles})
+            ends = naturals.ends(subject, column, source, facts)
+            cells.append({"label": panel.label(column), "tiles": tiles, "ends": ends})
         rows.append({"subject": subject, "cells": cells})
     return {
         "id": f"panel-{index}",
@@ -96,7 +100,8 @@ def _panel(
         "rows": rows,
         "labels": [(column, panel.label(column)) for column in panel.columns],
         "tile": tile,
-        "cell": len(panel.seeds) * tile + SEED_GAP * (len(panel.seeds) - 1),
+        "cell": max(len(panel.seeds) * tile + SEED_GAP * (len(panel.seeds) - 1), naturals.width),
+        "naturals": naturals,
         "smooth": _largest_side(panel) > tile,
     }
 
@@ -135,11 +140,11 @@ def _button(panel: Panel, panels: Sequence[Panel]) -> str:
     return f"{short(panel)} · {more}"
 
 
-def _tile_width(panel: Panel) -> int:
-    """CSS pixels: a whole multiple of small pictures, so that every pixel is a square."""
+def _tile_width(panel: Panel, least: int) -> int:
+    """CSS pixels, about `least` at least: a whole multiple of small pictures, so that every pixel is a square."""
     side = _largest_side(panel)
     across = len(panel.columns) * len(panel.seeds)
-    aim = next((aim for most, aim in (FEW, SOME) if across <= most), MANY)
+    aim = max(least, next((aim for most, aim in (FEW, SOME) if across <= most), MANY))
     return aim // side * side if side <= aim else aim
 
 
@@ -153,22 +158,26 @@ def _largest_side(panel: Panel) -> int:
 
 
 def _bytes(collection: Collection) -> int:
-    return sum(picture.file.stat().st_size for picture in _pictures(collection) if picture.file is not None)
+    files = [picture.file for picture in _pictures(collection)]
+    files += [
+        image.file for panel in collection.panels for one in panel.naturals.values() for end in one.ends.values() for image in end
+    ]
+    return sum(file.stat().st_size for file in files if file is not None)
 
 
 def _pictures(collection: Collection) -> list[Picture]:
     return [picture for panel in collection.panels for cell in panel.cells.values() for picture in cell]
 
 
-def _embedded(picture: Picture) -> str:
+def _embedded(picture: Picture | Natural) -> str:
     assert picture.file is not None
     return "data:image/png;base64," + base64.b64encode(picture.file.read_bytes()).decode()
 
 
-def _linked(folder: Path, collection: Collection) -> Callable[[Picture], str]:
+def _linked(folder: Path, collection: Collection) -> Callable[[Picture | Natural], str]:
     """Pictures below `folder` by their relative path, others as copies."""
 
-    def source(picture: Picture) -> str:
+    def source(picture: Picture | Natural) -> str:
         assert picture.file is not None
         if picture.file.resolve().is_relative_to(folder.resolve()):
             return _url(picture.file.resolve().relative_to(folder.resolve()))
@@ -200,4 +209,6 @@ def _summary(collection: Collection) -> str:
 def _notes(panel: Panel) -> list[str]:
     statuses = {picture.status for cell in panel.cells.values() for picture in cell}
     known = {"saturated": f"Orange corner, {wording.SATURATED}.", "dead": f"{wording.DEAD.capitalize()}."}
-    return [text for status, text in known.items() if status in statuses]
+    shown = wording.exemplars_shown(panel)
+    natural = [f"{shown[0].upper()}{shown[1:]}."] if shown else []
+    return [*natural, *(text for status, text in known.items() if status in statuses)]

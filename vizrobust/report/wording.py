@@ -8,6 +8,7 @@ from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import Panel, Subject
 
 SATURATED = f"saturated: its share of black or white pixels is over {100 * SATURATED_ABOVE:.0f} points above that of the data"
+ENDS = {1: "most", -1: "least"}
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
@@ -44,6 +45,27 @@ def short_name(name: str, most: int = 46) -> str:
 def recipes(panels: Sequence[Panel]) -> dict[str, str]:
     """Each recipe text of the panels with its name."""
     return {panel.recipe_text: panel.recipe for panel in panels}
+
+
+def exemplars_shown(panel: Panel) -> str:
+    """What the natural images beside a panel's pictures are; empty where there are none. Several sources are all named."""
+    shown = list(panel.naturals.values())
+    if not shown:
+        return ""
+    sources = " or ".join(dict.fromkeys(one.source for one in shown))
+    count = max(one.count for one in shown)
+    text = f"natural images: for each unit, the {count} most and the {count} least exciting of {sources}"
+    images = [image for one in shown for end in one.ends.values() for image in end]
+    if any(image.box for image in images):
+        text += "; outlined is the part seen by the place of the map with the largest (below least: smallest) activation"
+    if any(image.place and not image.box for image in images):
+        text += "; a cross marks that place where it sees the whole image"
+    return text
+
+
+def ends(panel: Panel) -> tuple[int, int]:
+    """The end of a unit's images that belongs to the panel's pictures, and the other one."""
+    return panel.sign, -panel.sign
 
 
 def seeds_shown(seeds: Sequence[int]) -> str:

@@ -6,6 +6,7 @@
   const filter = document.getElementById("filter");
   const dialog = document.getElementById("large");
   const frame = document.getElementById("large-picture");
+  const holder = document.getElementById("large-image");
   const image = new Image();
   let current = null;
 
@@ -50,14 +51,14 @@
     document.getElementById("matches").textContent = left === heads.length ? "" : `${left} of ${heads.length} units`;
   }
 
-  // The tiles of the shown panel as rows; a missing cell keeps its place.
-  function grid() {
+  // The tiles (or the natural images) of the shown panel as rows; a missing cell keeps its place.
+  function grid(kind) {
     const lines = document.querySelectorAll(".panel:not([hidden]) .line:not(.heads)");
-    return [...lines].map(line => [...line.querySelectorAll(".cell:not([hidden])")].map(cell => [...cell.querySelectorAll(".tile")]));
+    return [...lines].map(line => [...line.querySelectorAll(".cell:not([hidden])")].map(cell => [...cell.querySelectorAll(kind)]));
   }
 
   function neighbour(tile, direction) {
-    const rows = grid();
+    const rows = grid(tile.matches(".natural") ? ".natural" : ".tile");
     for (let r = 0; r < rows.length; r++) for (let c = 0; c < rows[r].length; c++) {
       const s = rows[r][c].indexOf(tile);
       if (s < 0) continue;
@@ -114,11 +115,12 @@
     const small = tile.querySelector("img");
     document.getElementById("large-title").textContent = title;
     document.getElementById("large-dead").hidden = Boolean(small);
-    image.remove();
+    holder.replaceChildren();
     if (small) {
+      const mark = tile.querySelector(".mark");
       image.src = small.src;
       image.alt = title;
-      frame.prepend(image);
+      holder.append(image, ...(mark ? [mark.cloneNode()] : []));
     }
     const list = document.getElementById("large-facts");
     list.replaceChildren(...pairs.flatMap(([key, value]) => {
@@ -141,7 +143,7 @@
   }
 
   document.addEventListener("click", event => {
-    const tile = event.target.closest(".tile");
+    const tile = event.target.closest(".tile, .natural");
     if (tile) show(tile);
     const button = event.target.closest("[data-move]");
     if (button) move(button.dataset.move);
@@ -149,7 +151,7 @@
   });
   document.addEventListener("keydown", event => {
     const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
-    const tile = document.activeElement.closest(".tile");
+    const tile = document.activeElement.closest(".tile, .natural");
     if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile)) return;
     if (!dialog.open) current = tile;
     event.preventDefault();
