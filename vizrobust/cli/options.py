@@ -59,11 +59,20 @@ eps = click.option("--eps", type=Number(), help="Radius of the attack's ball in 
 norm = click.option("--norm", metavar="NAME", help="Norm of the attack's ball: Linf, L2 or L1.")
 
 running = together(seed, out, download, machine, as_json, quiet)
+layer = click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF).")
+recipe = click.option(
+    "--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec."
+)
+batch_size = click.option(
+    "--batch-size", default=16, show_default=True, help="Recorded: an image is bit-equal at one batch size."
+)
+render_steps = click.option("--steps", type=int, help="Render steps; default: the recipe's.")
+size = click.option("--size", type=int, help="Picture size; default: the network's input.")
 pictures = together(
-    click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF)."),
+    layer,
     click.option("--units", metavar="LIST", help="all, 0:16 or 3,7,11; default: all of at most 20, else 0:16."),
-    click.option("--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec."),
-    click.option("--batch-size", default=16, show_default=True, help="Recorded: an image is bit-equal at one batch size."),
+    recipe,
+    batch_size,
     click.option("--judge", metavar="REF", help="Outside judge of clarity; default: the data set's own."),
     data,
     arch,

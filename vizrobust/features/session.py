@@ -132,7 +132,7 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
         sign=request.sign, start=request.start, batch_size=request.batch_size, film=request.film,
     ):  # fmt: skip
         seconds = round(time.perf_counter() - began, 3)
-        row = {**_row(name, checkpoint, request, done), "seconds": seconds}
+        row = {**row_of(name, checkpoint, request, done), "seconds": seconds}
         file = _file(name, request, done)
         if done.film is not None:
             row["film"] = file.removesuffix(".png") + ".gif"
@@ -152,7 +152,8 @@ def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, T
     return found
 
 
-def _row(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) -> Row:
+def row_of(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) -> Row:
+    """The facts of a finished picture, without the file's name and the seconds it took."""
     return {
         "checkpoint": name,
         "weights_sha256": checkpoint.sha256,
