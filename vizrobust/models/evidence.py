@@ -26,6 +26,11 @@ class Known:
     grids: list[tuple[Grid, Grid | None, int]] = field(default_factory=list)
     tokens: dict[tuple[int, int | None], Layout] = field(default_factory=dict)
 
+    def note(self, grid: Grid, larger: Grid | None, units: int) -> None:
+        """A map of so many units; `larger` is its grid for the larger image."""
+        if (grid, larger, units) not in self.grids:
+            self.grids.append((grid, larger, units))
+
 
 def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None) -> dict[str, Layout]:
     """The layout of everything seen, in the order in which it ran, for images of `shape` (C, H, W).
@@ -42,10 +47,11 @@ def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None
 def _layout(item: Seen, known: Known) -> Layout:
     if item.output is None:
         return Layout("", reason=item.problem)
+    _note_patches_cut(item, known)
     sizes = item.output.shape
     images = _images_axis(sizes, item.single)
     if images is None:
-        return Layout("", reason="no axis counts the images (it works on windows, or on something else)")
+        return Layout("", reason="its output has no axis of images (it works on windows of them, or on something else)")
     rest = [axis for axis in range(len(sizes)) if axis != images]
     if not rest:
         return Layout("N", reason="one number per image")
@@ -64,7 +70,7 @@ def _layout(item: Seen, known: Known) -> Layout:
         known.axes.setdefault((sizes, item.single), set()).add(axes)
     if len(rest) == 2:
         return _tokens(item, axes, known)
-    known.grids.append(_grid_of(item, axes))
+    known.note(*_grid_of(item, axes))
     return Layout(axes)
 
 
@@ -177,6 +183,16 @@ def _cut(tokens: int, units: int, shape: Shape) -> Grid | None:
     return h // side, w // side
 
 
+def _note_patches_cut(item: Seen, known: Known) -> None:
+    """A linear layer's (or a normalization's) input may be the image cut into patches by reshaping alone."""
+    if item.given is None or len(item.given.shape) != 3 or not isinstance(item.module, nn.Linear | nn.LayerNorm):
+        return
+    _, tokens, units = item.given.shape
+    cut = _cut(tokens, units, known.shape)
+    if cut is not None:
+        known.note(cut, None, units)
+
+
 def _grid_of(item: Seen, axes: str) -> tuple[Grid, Grid | None, int]:
     assert item.output is not None
 
@@ -196,9 +212,10 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
     if (tokens, many) in known.tokens:
         before = known.tokens[tokens, many]
         return Layout(axes, before.grid, before.first, before.extra)
-    cut = _cut(tokens, item.output.shape[axes.index("C")], known.shape)
+    units = item.output.shape[axes.index("C")]
+    cut = _cut(tokens, units, known.shape)
     if cut is not None:
-        known.grids.append((cut, None, item.output.shape[axes.index("C")]))
+        known.note(cut, None, units)
     still = _still(item, place, tokens)
     reason = f"its {tokens} tokens are the patches of no map before it" if tokens > 1 else "a single token, which is no patch"
     grids = [(h * w, (h, w), larger) for (h, w), larger, _ in reversed(known.grids) if h * w <= tokens]
@@ -221,6 +238,7 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
         if any(first <= token < first + count for token in extra):
             reason = "its other tokens stand among the patches"
             continue
+        known.note(grid, larger, units)
         known.tokens[tokens, many] = Layout(axes, grid, first, extra)
         return known.tokens[tokens, many]
     return Layout(axes, reason=reason)
