@@ -5,7 +5,7 @@ import torch
 
 from vizrobust.attacks import L2
 from vizrobust.data import ArraySplit, DataSet
-from vizrobust.features import RECIPES, Affine, Fourier, Jitter, Pad, Pixels, colored, fourier, gradient, parse_recipe, plain
+from vizrobust.features import RECIPES, Affine, Fourier, Jitter, Pad, Pixels, with_priors, fourier, gradient, parse_recipe, plain
 from vizrobust.features.parametrizations import IMAGENET_COLORS
 
 
@@ -81,7 +81,7 @@ def data_set(name="npz:x.npz", channels=3):
 
 def test_fourier_takes_the_data_set_s_own_colours():
     data = data_set()
-    recipe = colored(fourier(steps=7), data)
+    recipe = with_priors(fourier(steps=7), data)
     directions = torch.tensor(recipe.parametrization.colors).reshape(3, 3).double()
     assert torch.allclose(directions @ directions.T, data.color_covariance, atol=1e-4)
     assert recipe.steps == 7
@@ -89,18 +89,18 @@ def test_fourier_takes_the_data_set_s_own_colours():
 
 
 def test_four_channels_have_colours_of_their_own():
-    assert len(colored(fourier(), data_set(channels=4)).parametrization.colors) == 16
+    assert len(with_priors(fourier(), data_set(channels=4)).parametrization.colors) == 16
 
 
 def test_imagenet_keeps_the_published_colours():
-    assert colored(fourier(), data_set("imagenette")).parametrization.colors == IMAGENET_COLORS
+    assert with_priors(fourier(), data_set("imagenette")).parametrization.colors == IMAGENET_COLORS
 
 
 @pytest.mark.parametrize("recipe", [plain(), gradient(), fourier(colors=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))], ids=lambda r: r.name)
 def test_other_recipes_and_chosen_colours_stay_as_they_are(recipe):
-    assert colored(recipe, data_set()) == recipe
+    assert with_priors(recipe, data_set()) == recipe
 
 
 def test_grey_or_unknown_data_changes_nothing():
-    assert colored(fourier(), data_set(channels=1)) == fourier()
-    assert colored(fourier(), None) == fourier()
+    assert with_priors(fourier(), data_set(channels=1)) == fourier()
+    assert with_priors(fourier(), None) == fourier()

@@ -1,14 +1,17 @@
-"""What every parametrization of the catalogue must do, for one, three and four channels at odd and even sizes."""
+"""What every parametrization of the catalogue must do, for one, three and four channels at odd and even sizes.
+
+One with `faces` couples the rows of each group of so many images; for it, a group stands for an image.
+"""
 
 import pytest
 import torch
 
-from vizrobust.features import NAMES, PARAMETRIZATIONS
+from vizrobust.features import NAMES, PARAMETRIZATIONS, Parametrization, sized
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 
 SHAPES = [(1, 8, 6), (3, 9, 13), (4, 7, 10), (3, 12, 5)]
-ITEMS = ["a", "b", "c", "d", "e"]
+GROUPS = 5
 
 pytestmark = [
     pytest.mark.parametrize("make", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS),
@@ -16,48 +19,101 @@ pytestmark = [
 ]
 
 
-def start(make, shape, items=ITEMS):
-    return make().init(shape, Streams(0, items, "start"))
+def faces_of(make):
+    return getattr(make(), "faces", 1)
+
+
+def begun(make, shape, groups=range(GROUPS)):
+    """The parametrization for this shape, and where the z of these groups start."""
+    param, faces = sized(make(), shape), faces_of(make)
+    assert isinstance(param, Parametrization)
+    return param, param.init(shape, Streams(0, [g * faces + k for g in groups for k in range(faces)], "start"))
+
+
+def rows(make, groups):
+    faces = faces_of(make)
+    return [g * faces + k for g in groups for k in range(faces)]
 
 
 def test_images_are_in_0_1_wherever_z_goes(make, shape):
-    param, z = make(), start(make, shape)
+    param, z = begun(make, shape)
     for moved in (z, z + 0.3, z - 5 * torch.randn_like(z), 100 * z):
         image = param(param.constrain(moved, z))
-        assert image.shape == (5, *shape)
+        assert image.shape == (len(z), *shape)
         assert image.dtype == torch.float32
         assert image.min() >= 0
         assert image.max() <= 1
 
 
 def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
-    param, z = make(), start(make, shape)
+    param, z = begun(make, shape)
     order = [3, 0, 4, 1, 2]
-    assert torch.equal(start(make, shape), z)
-    assert torch.equal(start(make, shape, [ITEMS[i] for i in order]), z[order])
-    assert torch.equal(start(make, shape, ["c"]), z[2:3])
+    assert torch.equal(begun(make, shape)[1], z)
+    assert torch.equal(begun(make, shape, order)[1], z[rows(make, order)])
+    assert torch.equal(begun(make, shape, [2])[1], z[rows(make, [2])])
     # Away from the start, where rounding has something to do.
     z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(param(z[order]), param(z)[order])
-    others = torch.cat((z[:2], torch.rand_like(z[2:])))
-    assert torch.equal(param(others)[:2], param(z)[:2])
+    assert torch.equal(param(z[rows(make, order)]), param(z)[rows(make, order)])
+    kept = rows(make, [0, 1])
+    others = torch.cat((z[kept], torch.rand_like(z[len(kept) :])))
+    assert torch.equal(param(others)[kept], param(z)[kept])
     assert not torch.equal(param(z)[0], param(z)[1])
 
 
+def test_the_gradient_too_is_the_same_whoever_its_mates(make, shape):
+    param, z = begun(make, shape)
+    z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(len(z), *shape, generator=torch.Generator().manual_seed(1))
+    order = rows(make, [3, 0, 4, 1, 2])
+
+    def gradient(z, weights):
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad((param(z) * weights).sum(), z)[0]
+
+    assert torch.equal(gradient(z[order], weights[order]), gradient(z, weights)[order])
+
+
+def test_alone_is_as_in_a_batch_in_float64(make, shape):
+    param, z = begun(make, shape)
+    z = z.to(torch.float64)
+    kept = rows(make, [3])
+    assert torch.allclose(param(z[kept]), param(z)[kept], atol=1e-12, rtol=0)
+
+
 def test_a_gradient_reaches_every_number_and_only_the_image_s_own(make, shape):
-    param = make()
-    z = start(make, shape).requires_grad_()
-    image = param(z)
-    weights = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(1))
-    (grad,) = torch.autograd.grad((image[1] * weights).sum(), z)
+    param, z = begun(make, shape)
+    z.requires_grad_()
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    (grad,) = torch.autograd.grad((param(z)[1] * weights).sum(), z)
+    own = rows(make, [1 // faces_of(make)])
     assert (grad[1] != 0).all()
-    assert (grad[[0, 2, 3, 4]] == 0).all()
+    for row in range(len(z)):
+        if row not in own:
+            assert (grad[row] == 0).all()
+        elif row != 1:
+            # Some numbers of a group are shared, the others each image's own.
+            assert 0 < (grad[row] != 0).float().mean() < 1
 
 
 def test_float64_stays_float64(make, shape):
-    param, z = make(), start(make, shape).to(torch.float64)
+    param, z = begun(make, shape)
+    z = z.to(torch.float64)
     assert param(param.constrain(z, z)).dtype == torch.float64
 
 
 def test_is_written_as_it_is_read(make, shape):
     assert parse(repr(make()), NAMES) == make()
+    assert parse(repr(sized(make(), shape)), NAMES) == sized(make(), shape)
+
+
+def test_an_image_can_be_started_from_where_there_is_a_way_back(make, shape):
+    param = sized(make(), shape)
+    if not hasattr(param, "invert"):
+        pytest.skip("it has none")
+    images = torch.rand(2 * faces_of(make), *shape, generator=torch.Generator().manual_seed(3))
+    z = param.invert(images)
+    assert z.shape == param.init(shape, Streams(0, range(len(images)))).shape
+    assert z.dtype == images.dtype
+    assert param.invert(images.double()).dtype == torch.float64
+    assert torch.isfinite(param.invert((images > 0.5).float())).all()
+    assert torch.isfinite(param(param.invert(torch.full_like(images, 0.5)))).all()

@@ -7,17 +7,19 @@ from typing import Any
 
 from vizrobust.attacks import BALLS, Ball
 from vizrobust.data import DataSet
-from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, Optimizer
+from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, NAdam, Optimizer
 from vizrobust.features.parametrizations import (
     IMAGENET_COLORS,
     PARAMETRIZATIONS,
     Fourier,
+    Magnitude,
     Parametrization,
     Pixels,
+    Shared,
     color_directions,
 )
-from vizrobust.features.transforms import TRANSFORMS, Jitter, Transform
-from vizrobust.spec import lookup, named, parse, spec
+from vizrobust.features.transforms import TRANSFORMS, Crops, Jitter, Noise, Pad, Rotate, Scale, Transform
+from vizrobust.spec import lookup, named, parse, spec, vary
 
 IMAGENET_LIKE = ("imagenet", "imagenette")
 
@@ -62,7 +64,37 @@ def fourier(
     return Recipe("fourier", Fourier(decay=decay, colors=colors), Adam(lr=lr), transforms, steps, size)
 
 
-RECIPES = named(gradient, plain, fourier)
+def lucid(steps: int = 512, lr: float = 0.05, colors: tuple[float, ...] | None = None, size: int | None = None) -> Recipe:
+    """Lucid's published defaults: its spectrum and its transforms, made for 128 pixels, as shares of the image's side."""
+    transforms: tuple[Transform, ...] = (
+        Pad(value=0.5),
+        Jitter(size=4 / 128),
+        Scale(size=0.1, choices=11),
+        Rotate(degrees=10.0, choices=21, still_share=5 / 26),
+        Jitter(size=2 / 128),
+    )
+    return Recipe("lucid", Fourier(colors=colors), Adam(lr=lr), transforms, steps, size)
+
+
+def maco(
+    steps: int = 256,
+    lr: float = 1.0,
+    crops: int = 6,
+    low: float = 0.5,
+    high: float = 0.75,
+    noise: float = 0.01,
+    spectrum: str | None = None,
+    contrast: float = 1.0,
+    colors: tuple[float, ...] | None = None,
+    size: int | None = None,
+) -> Recipe:
+    """NAdam on phases alone under a fixed magnitude spectrum, seen through noisy random crops (Fel et al. 2023)."""
+    parametrization = Magnitude(spectrum=spectrum, contrast=contrast, colors=colors)
+    transforms: tuple[Transform, ...] = (Crops(count=crops, low=low, high=high), Noise(deviation=noise))
+    return Recipe("maco", parametrization, NAdam(lr=lr), transforms, steps, size)
+
+
+RECIPES = named(gradient, plain, fourier, lucid, maco)
 NAMES = {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}
 
 
@@ -72,15 +104,28 @@ def parse_recipe(text: str) -> Recipe:
     >>> parse_recipe("plain(steps=64)")
     Recipe(name="plain", parametrization=Pixels(), optimizer=Ascent(), steps=64)
     """
-    lookup({**RECIPES, "Recipe": Recipe}, text.strip().partition("(")[0].strip(), "recipe")
-    return parse(text, NAMES, "recipe")
+    name = text.strip().partition("(")[0].strip()
+    found = lookup({**RECIPES, "Recipe": Recipe}, name, "recipe")
+    # The catalogue's own spelling: Fourier is the recipe here, not the parametrization of that name.
+    recipe: Recipe = parse(found.__name__ + text.strip()[len(name) :], NAMES, "recipe")
+    return recipe
 
 
-def colored(recipe: Recipe, data: DataSet | None) -> Recipe:
-    """The recipe with the data set's own colour directions, where it is a Fourier recipe that names none."""
-    prior = recipe.parametrization
-    if not isinstance(prior, Fourier) or prior.colors is not None or data is None or data.shape[0] == 1:
+def with_priors(recipe: Recipe, data: DataSet | None) -> Recipe:
+    """The recipe with what `data` knows about its images, wherever the recipe names nothing of its own.
+
+    Decorrelated colours become the data set's (the published ones for ImageNet's relatives), the magnitudes of
+    `Magnitude` those of its training images, by reference. Without data both stay general: ImageNet's colours, 1/f.
+    """
+    if data is None:
         return recipe
-    known = data.name.startswith(IMAGENET_LIKE) and data.shape[0] == 3
-    colors = IMAGENET_COLORS if known else color_directions(data.color_covariance)
-    return replace(recipe, parametrization=replace(prior, colors=colors))
+    prior = recipe.parametrization
+    own = prior.inner if isinstance(prior, Shared) else prior
+    known: dict[str, Any] = {}
+    if getattr(own, "spectrum", "") is None:
+        known["spectrum"] = data.name
+    # One channel has one direction.
+    if getattr(own, "colors", ()) is None and data.shape[0] > 1:
+        published = data.name.startswith(IMAGENET_LIKE) and data.shape[0] == 3
+        known["colors"] = IMAGENET_COLORS if published else color_directions(data.color_covariance)
+    return replace(recipe, parametrization=vary(prior, **known))
