@@ -14,7 +14,6 @@ from vizrobust.features import (
     Objective,
     Request,
     accepts,
-    colored,
     diverse,
     is_about_units,
     missing,
@@ -28,6 +27,7 @@ from vizrobust.features import (
     row_key,
     subject,
     units_of,
+    with_priors,
 )
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
@@ -78,7 +78,7 @@ def request_for(
     """The request that the options describe."""
     if not seeds or batch_size < 1:
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
-    recipe = colored(parse_recipe(recipe_text), data)
+    recipe = with_priors(parse_recipe(recipe_text), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
     own = checkpoint.about.input_shape
     shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
 from vizrobust.features.objectives import Objective, faces_of, opposite
+from vizrobust.features.parametrizations import sized
 from vizrobust.features.pictures import png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.scoring import Scorer, Shape
@@ -160,7 +161,7 @@ def _render_batch(
 ) -> list[Rendered]:
     unit = torch.tensor([unit for unit, _ in batch], device=compute.device)
     streams = Streams(0, [f"{unit}/{seed}" for unit, seed in batch], "render")
-    to_image, draws = recipe.parametrization, streams.child("transforms")
+    to_image, draws = sized(recipe.parametrization, shape), streams.child("transforms")
     weight = next(scorer.net.parameters(), torch.zeros(()))
     first = _first(recipe, shape, streams.child("start"), start).to(compute.device, weight.dtype)
     z, step = first, recipe.optimizer.begin(first)
