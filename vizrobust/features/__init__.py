@@ -37,6 +37,7 @@ from vizrobust.features.recipes import (
     plain,
     with_priors,
 )
+from vizrobust.features.redirect import redirected
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.scoring import Scorer
 from vizrobust.features.session import Request, diverse, images_of, missing, render_into, row_key
@@ -114,6 +115,7 @@ __all__ = [
     "parse_objective",
     "parse_recipe",
     "plain",
+    "redirected",
     "reference_image",
     "reference_sha256",
     "references_of",
