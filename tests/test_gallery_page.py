@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
+from tests.test_report import CHECKPOINT, CHECKPOINTS, add_naturals, make_run
 from vizrobust.report import Table, write_gallery
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -36,6 +36,14 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(folder, [3], checkpoints=checkpoints, status="dead", trajectory=[])
     make_run(folder, range(12), checkpoints=checkpoints, layer="conv2", objective='Channel(layer="conv2")', seeds=(0, 1))
     return write_gallery(folder, [folder], [Table("Clarity", ["measure", "k8"], [["AUC", "0.91"]])], title=f"Title {SCRIPT}")
+
+
+@pytest.fixture(scope="module")
+def natural_gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("natural") / "run"
+    make_run(folder, range(3), seeds=(0, 1))
+    add_naturals(folder, [0, 1])
+    return write_gallery(folder, [folder])
 
 
 @pytest.fixture
@@ -109,7 +117,8 @@ def test_a_picture_enlarges_with_its_facts_and_arrows_move(page: Any, key: str) 
         assert title.inner_text() == expected
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "k8, zero, seed 0"
+    # The browser tells of the closing a moment after it.
+    page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'k8, zero, seed 0'")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "k8, two, seed 0"
 
@@ -142,3 +151,52 @@ def test_a_phone_needs_no_sideways_scrolling_of_the_page(page: Any) -> None:
     assert box["x"] + box["width"] <= 390
     page.get_by_role("button", name="unit to the right").click()
     assert page.locator("#large-title").inner_text() == "k0 · one"
+
+
+@pytest.fixture
+def naturals(browser: Any, natural_gallery: Path) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(natural_gallery.as_uri())
+    yield opened
+    assert problems == []
+    context.close()
+
+
+def test_exemplars_stand_below_their_picture_with_the_place_marked(naturals: Any) -> None:
+    assert naturals.locator(".natural").count() == 2 * 2 * 2 * 5
+    assert min(naturals.evaluate("[...document.images].map(image => image.naturalWidth)")) > 0
+    assert naturals.locator(".cell").first.locator(".end").all_inner_texts() == ["most exciting", "least exciting"]
+    cell = naturals.locator(".cell").first
+    picture, first = cell.locator(".tile").first.bounding_box(), cell.locator(".natural").first.bounding_box()
+    assert picture["y"] + picture["height"] <= first["y"]
+    assert cell.bounding_box()["x"] <= first["x"] < cell.bounding_box()["x"] + cell.bounding_box()["width"]
+    assert len({round(grid.bounding_box()["y"]) for grid in cell.locator(".naturals").all()}) == 1  # side by side below two seeds
+    image, mark = (cell.locator(f".natural {what}").first.bounding_box() for what in ("img", ".mark"))
+    assert mark["y"] - image["y"] == pytest.approx(image["height"] * 2 / 6, abs=1)
+    assert mark["x"] - image["x"] == pytest.approx(image["width"] * 1 / 4, abs=1)
+    assert mark["height"] == pytest.approx(image["height"] * 3 / 6, abs=1)
+    assert mark["width"] == pytest.approx(image["width"] * 2 / 4, abs=1)
+
+
+def test_an_exemplar_enlarges_with_its_place_and_arrows_move_among_exemplars(naturals: Any) -> None:
+    naturals.locator(".natural").nth(1).click()
+    facts, title = naturals.locator("#large-facts"), naturals.locator("#large-title")
+    assert title.inner_text() == "k0 · zero · most exciting"
+    found = dict(zip(facts.locator("dt").all_inner_texts(), facts.locator("dd").all_inner_texts(), strict=True))
+    assert found["rank"] == "2 from the top of 500 validation images of mnist5k"
+    assert (found["index"], found["label"], found["activation"]) == ("10", "two", "2.5")
+    assert found["place"] == "row 1, column 0 of 2 x 2"
+    assert naturals.locator("#large-image .mark.box").count() == 1
+    naturals.keyboard.press("ArrowDown")
+    assert title.inner_text() == "k8 · zero · most exciting"
+    for _ in range(4):
+        naturals.keyboard.press("ArrowRight")
+    assert title.inner_text() == "k8 · zero · least exciting"
+    naturals.keyboard.press("Escape")
+    naturals.locator(".tile").first.click()
+    assert title.inner_text() == "k0 · zero"
+    assert naturals.locator("#large-image .mark").count() == 0

@@ -25,7 +25,8 @@ def receptive_fields(
     A box is (top, left, height, width) in pixels, cut at the image's edge: what bounds the non-zero gradients of all
     units at that place on images of noise. None where it is the whole image, or where nothing has a gradient. Rows
     are taken to depend on the place's row alone and columns on its column, as in any layer of a grid, so the cost is
-    one backward pass for each row or column of the map that is asked for, whichever are more.
+    one backward pass for each row or column of the map that is asked for, whichever are more. Raises ``ValueError``
+    for a layer without positions.
 
     >>> from vizrobust.models import architecture
     >>> net = architecture("small_cnn", (1, 28, 28), 10)()
@@ -44,6 +45,8 @@ def receptive_fields(
     with borrowed(net):
         x = compute.images(noise.uniform(*shape)).requires_grad_()
         maps = Reading.of(net, shape, [layer])(net, x)[layer]
+        if maps.dim() != 4:
+            raise ValueError(f"layer {layer!r} has no positions, only units, so it has no receptive fields")
         for i in range(max(len(ys), len(xs))):
             y, x_ = ys[min(i, len(ys) - 1)], xs[min(i, len(xs) - 1)]
             # The units' gradients could cancel out if they were added with one weight.

@@ -16,7 +16,7 @@ from vizrobust.report.naturals import Naturals
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.wording import DEAD, ENDS, SATURATED, accuracies, ends, exemplars_shown, meaning_of_robust, seeds_shown
 
-MOST_ACROSS, MOST_WITH_SEEDS = 32, 24
+MOST_ACROSS, MOST_WITH_SEEDS, MOST_WITH_NATURALS = 32, 24, 12
 MARGIN, MIN_WIDTH = 72, 1200
 TITLE, SECTION, LABEL, NAME, SMALL, CAPTION = 46, 36, 29, 31, 26, 23
 HEAD_MOST, HEAD_GAP, SLANTED_MOST = 560, 44, 320
@@ -49,7 +49,7 @@ def contact_sheet(path: Path | str, collection: Collection) -> Path:
 
 @dataclass(frozen=True)
 class _Block:
-    """At most `MOST_ACROSS` columns of a panel, laid out; all lengths in pixels."""
+    """Some columns of a panel, laid out; all lengths in pixels."""
 
     panel: Panel
     columns: tuple[Column, ...]
@@ -175,7 +175,7 @@ class _Block:
 def _blocks(panel: Panel) -> list[_Block]:
     """A panel as blocks of about equal width."""
     seeds = panel.seeds if len(panel.columns) * len(panel.seeds) <= MOST_WITH_SEEDS else panel.seeds[:1]
-    count = math.ceil(len(panel.columns) / MOST_ACROSS)
+    count = math.ceil(len(panel.columns) / (MOST_WITH_NATURALS if panel.naturals else MOST_ACROSS))
     per = math.ceil(len(panel.columns) / count)
     across = per * len(seeds)
     target = 280 if across <= 3 else 168 if across <= 16 or panel.naturals else 112

@@ -100,7 +100,7 @@ def _panel(
         "rows": rows,
         "labels": [(column, panel.label(column)) for column in panel.columns],
         "tile": tile,
-        "cell": max(len(panel.seeds) * tile + SEED_GAP * (len(panel.seeds) - 1), naturals.width),
+        "cell": max(_across(len(panel.seeds), tile), _across(min(2, len(panel.seeds)), naturals.width)),
         "naturals": naturals,
         "smooth": _largest_side(panel) > tile,
     }
@@ -138,6 +138,10 @@ def _button(panel: Panel, panels: Sequence[Panel]) -> str:
         return short(panel)
     more = panel.objective if len({other.objective for other in alike}) > 1 else panel.recipe_text
     return f"{short(panel)} · {more}"
+
+
+def _across(count: int, width: int) -> int:
+    return count * width + SEED_GAP * (count - 1)
 
 
 def _tile_width(panel: Panel, least: int) -> int:

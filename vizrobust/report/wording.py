@@ -56,10 +56,18 @@ def exemplars_shown(panel: Panel) -> str:
     count = max(one.count for one in shown)
     text = f"natural images: for each unit, the {count} most and the {count} least exciting of {sources}"
     images = [image for one in shown for end in one.ends.values() for image in end]
-    if any(image.box for image in images):
-        text += "; outlined is the part seen by the place of the map with the largest (below least: smallest) activation"
-    if any(image.place and not image.box for image in images):
-        text += "; a cross marks that place where it sees the whole image"
+    how = [
+        *(["outlined as what it sees"] if any(image.box for image in images) else []),
+        *(["marked by a cross where that is the whole image"] if any(image.place and not image.box for image in images) else []),
+    ]
+    if how:
+        neuron = any(column.position for column in panel.columns)
+        place = (
+            "the neuron's place" if neuron else "the place of the largest activation (of the smallest, among the least exciting)"
+        )
+        text += f"; {place} is {' or '.join(how)}"
+    if any(image.map and not image.place for image in images):
+        text += "; nothing is marked where several places share that value, such as the zeros of a ReLU"
     return text
 
 
