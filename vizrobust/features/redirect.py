@@ -66,6 +66,11 @@ class _Redirecting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.masks = masks
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: hiding this from a compiler would load one, which takes seconds, and nothing is compiled inside."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
