@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vizrobust.cli.output import progress
@@ -40,7 +41,7 @@ def add_exemplars(pictured: Pictured, checkpoints: Sequence[Checkpoint], source:
             task = bars.add_task(f"{checkpoint.name}, natural images", total=len(source.images))
             rows += exemplars_into(
                 pictured.run, checkpoint, request.objective, request.units, source, k, pictured.compute,
-                lambda count, task=task: bars.advance(task, count),
+                partial(bars.advance, task),
             )  # fmt: skip
     return rows
 
