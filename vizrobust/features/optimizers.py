@@ -66,8 +66,9 @@ class Glance:
 
     def begin(self, z: Tensor) -> Step:
         def step(z: Tensor, grad: Tensor) -> Tensor:
-            spread = (grad - grad.mean((1, 2, 3), keepdim=True)).flatten(1).norm(dim=1) / z[0].numel() ** 0.5
-            return 0.5 + 0.5 * grad / (self.deviations * spread.clamp_min(1e-12)).reshape(-1, 1, 1, 1)
+            flat = grad.flatten(1)
+            spread = (flat - flat.mean(1, keepdim=True)).norm(dim=1) / z[0].numel() ** 0.5
+            return 0.5 + 0.5 * grad / _as_rows(self.deviations * spread.clamp_min(1e-12), grad)
 
         return step
 
@@ -85,7 +86,12 @@ def _climbing(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
 
 
 def _unit(grad: Tensor) -> Tensor:
-    return grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (grad.dim() - 1))
+    return grad / _as_rows(grad.flatten(1).norm(dim=1).clamp_min(1e-12), grad)
+
+
+def _as_rows(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, …), one value for each row of `like`."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 OPTIMIZERS = named(Ascent, Adam, NAdam, Glance)

@@ -27,8 +27,8 @@ class CPPN:
 
     `depth` hidden layers of `width` units, each followed by atan and its square, as in Lucid (Mordvintsev et al. 2018);
     weights are z / sqrt(inputs), so that one step size suits all layers. The longer side runs from -sqrt(3) to sqrt(3).
-    Pictures are smooth and may be made at any size. `colors` as in `Fourier`. `shape` (C, H, W) is that of the images,
-    which z does not tell; `render` fills it in.
+    Pictures are smooth and may be made at any size. Adam(lr=0.01) suits them; larger steps end in black and white.
+    `colors` as in `Fourier`. `shape` (C, H, W) is that of the images, which z does not tell; `render` fills it in.
 
     >>> param = CPPN(width=5, depth=2).sized((3, 5, 4))
     >>> param(param.init((3, 5, 4), Streams(0, range(2)))).shape

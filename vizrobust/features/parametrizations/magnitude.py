@@ -50,16 +50,16 @@ class Magnitude:
 
     def init(self, shape: Shape, streams: Streams) -> Tensor:
         # Half the difference of two numbers uniform over two turns is, as an angle, uniform over one.
-        return 4 * math.pi * (streams.uniform(*shape) - 0.5)
+        phase = _phase(4 * math.pi * (streams.uniform(*shape) - 0.5))
+        return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
 
     def __call__(self, z: Tensor) -> Tensor:
         channels, height, width = z.shape[1:]
         # The other half of a real image's spectrum follows from this one.
         half = slice(width // 2 + 1)
         magnitude = self.contrast * magnitudes(self.spectrum, self.colors, channels, height, width)[..., half].to(z)
-        phase = (z[..., half] - mirrored(z)[..., half]) / 2 + own_mirrors(height, width)[..., half].to(z) * z[..., half]
         # Image by image, as in `to_colors`.
-        spectrum = torch.stack([torch.polar(magnitude, _spread(one)) for one in phase])
+        spectrum = torch.stack([torch.polar(magnitude, _spread(one)) for one in _phase(z)[..., half]])
         return to_colors(torch.fft.irfft2(spectrum, s=(height, width), norm="ortho"), self.colors)
 
     def constrain(self, z: Tensor, start: Tensor) -> Tensor:
@@ -69,6 +69,11 @@ class Magnitude:
         """The image's phases: its magnitudes give way to the fixed ones."""
         planes = from_colors(image, self.colors)
         return torch.fft.fft2(planes).angle().to(image.dtype)
+
+
+def _phase(z: Tensor) -> Tensor:
+    """(N, C, H, W): odd in frequency, but z itself where a frequency is its own mirror."""
+    return (z - mirrored(z)) / 2 + own_mirrors(z.shape[2], z.shape[3]).to(z) * z
 
 
 def _spread(phase: Tensor) -> Tensor:

@@ -28,12 +28,18 @@ def magnitudes(source: str | None, colors: Colors, channels: int, height: int, w
     elif source.lower().endswith(".npy"):
         found = _flattened(_whole(_read(source)))
     else:
-        found = _flattened(load(source).magnitude(_planes(source, colors, channels)))
-    if len(found) != channels:
-        raise ValueError(f"the spectrum {source!r} has {len(found)} channels, the image {channels}; name another")
+        data = load(source)
+        _check(source, data.shape[0], channels)
+        found = _flattened(data.magnitude(unmixing(colors, channels)))
+    _check(source, len(found), channels)
     shaped = resampled(found, height, width) * falloff(height, width, 1.0).to(torch.float64)
     power = shaped.square().sum() - shaped[:, 0, 0].square().sum()
     return shaped * (channels * height * width / power.clamp_min(1e-30)).sqrt()
+
+
+def _check(source: str | None, known: int, channels: int) -> None:
+    if known != channels:
+        raise ValueError(f"the spectrum {source!r} has {known} channels, the image {channels}; name another")
 
 
 def resampled(flat: Tensor, height: int, width: int) -> Tensor:
@@ -92,10 +98,3 @@ def _read(path: str) -> Tensor:
     if not np.isfinite(loaded).all() or loaded.min() < 0:
         raise ValueError(f"{path!r} holds negative or infinite magnitudes; give the absolute values of a spectrum")
     return torch.from_numpy(loaded.astype(np.float64))
-
-
-def _planes(source: str, colors: Colors, channels: int) -> Tensor:
-    try:
-        return unmixing(colors, channels)
-    except ValueError as error:
-        raise ValueError(f"the spectrum {source!r}: {error}") from error
