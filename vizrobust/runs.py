@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 Row = dict[str, Any]
+ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
 
 
 class Run:
@@ -64,8 +65,7 @@ class Run:
         """
         full = {**row, "image": name}
         about = {**self.info, "checkpoints": {row.get("checkpoint"): self.info.get("checkpoints", {}).get(row.get("checkpoint"))}}
-        texts = {"vizrobust": full, "vizrobust-run": about}
-        write_png(self.folder / name, image, {key: json.dumps(text, ensure_ascii=False) for key, text in texts.items()})
+        write_png(self.folder / name, image, picture_texts(full, about))
         self.add(full)
         return full
 
@@ -164,6 +164,11 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str,
         chunks.add_itxt(key, text)
     picture = Image.fromarray(image)
     write_atomic(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks))
+
+
+def picture_texts(row: Row, run: Mapping[str, Any]) -> dict[str, str]:
+    """The text chunks of a picture: its row, and the run.json that it was made with."""
+    return {key: json.dumps(text, ensure_ascii=False) for key, text in ((ROW_TEXT, row), (RUN_TEXT, run))}
 
 
 def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], seconds: float = 3.0) -> None:

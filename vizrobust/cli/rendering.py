@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
@@ -22,9 +22,9 @@ from vizrobust.features import (
     parse_recipe,
     reference_image,
     reference_sha256,
-    references_of,
     render_into,
     row_key,
+    sources,
     subject,
     units_of,
     with_priors,
@@ -92,14 +92,21 @@ def request_for(
         sign=-1 if negative else 1,
         batch_size=batch_size,
         start=None if start is None else reference_image(start, shape),
-        start_sha256="" if start is None else reference_sha256(start, shape),
+        start_reference=start or "",
+        start_sha256="" if start is None else reference_sha256(start),
         data_share=1.0 if data is None else data.saturated_share,
-        references=tuple((one, reference_sha256(one, shape)) for one in references_of(objective)),
+        references=sources(objective, recipe),
         film=min(FRAMES, recipe.steps + 1) if movie else 0,
     )
     if movie and recipe.steps >= FRAMES:
         say(f"the GIFs show {FRAMES} of the {recipe.steps + 1} pictures on the way")
     return diverse(request, checkpoint, diversity) if diversity > 1 else request
+
+
+def made_with(compute: Compute, request: Request) -> dict[str, Any]:
+    """What run.json and every picture record besides the identity."""
+    record = {"argv": command_line(), "versions": versions(), "threads": compute.threads, "device": compute.device.type}
+    return {**record, "start": request.start_reference} if request.start_reference else record
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,9 @@ class Pictured:
     @staticmethod
     def open(command: str, request: Request, compute: Compute, out: str | None) -> Pictured:
         identity = request.identity(compute.precision)
-        record = {"argv": command_line(), "versions": versions(), "threads": compute.threads, "device": compute.device.type}
-        return Pictured(Run(out or default_folder(command, identity), command, identity, record), request, compute)
+        return Pictured(
+            Run(out or default_folder(command, identity), command, identity, made_with(compute, request)), request, compute
+        )
 
     @property
     def folder(self) -> Path:

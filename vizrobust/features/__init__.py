@@ -1,5 +1,6 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
+from vizrobust.features.exemplars import Exemplars, Ranked, exemplars
 from vizrobust.features.objectives import (
     OBJECTIVES,
     AbsoluteDeviation,
@@ -25,6 +26,8 @@ from vizrobust.features.objectives import (
 from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, NAdam
 from vizrobust.features.parametrizations import CPPN, PARAMETRIZATIONS, Fourier, Magnitude, Parametrization, Pixels, Shared, sized
 from vizrobust.features.pictures import reference_image, reference_sha256
+from vizrobust.features.provenance import PixelDifference, Provenance, rerender
+from vizrobust.features.receptive import receptive_fields
 from vizrobust.features.recipes import (
     NAMES,
     RECIPES,
@@ -41,6 +44,7 @@ from vizrobust.features.redirect import redirected
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.scoring import Scorer
 from vizrobust.features.session import Request, diverse, images_of, missing, render_into, row_key
+from vizrobust.features.sources import sources
 from vizrobust.features.transforms import (
     TRANSFORMS,
     Affine,
@@ -76,6 +80,7 @@ __all__ = [
     "Direction",
     "Diversity",
     "Energy",
+    "Exemplars",
     "Flip",
     "Fourier",
     "Glance",
@@ -89,7 +94,10 @@ __all__ = [
     "Objective",
     "Pad",
     "Parametrization",
+    "PixelDifference",
     "Pixels",
+    "Provenance",
+    "Ranked",
     "Recipe",
     "Rendered",
     "Request",
@@ -104,6 +112,7 @@ __all__ = [
     "TotalVariation",
     "accepts",
     "diverse",
+    "exemplars",
     "fourier",
     "gradient",
     "images_of",
@@ -115,14 +124,17 @@ __all__ = [
     "parse_objective",
     "parse_recipe",
     "plain",
+    "receptive_fields",
     "redirected",
     "reference_image",
     "reference_sha256",
     "references_of",
     "render",
     "render_into",
+    "rerender",
     "row_key",
     "sized",
+    "sources",
     "subject",
     "units_from",
     "units_of",

@@ -18,6 +18,7 @@ from vizrobust.runs import file_sha256
 
 Shape = tuple[int, int, int]
 TEST_IMAGE = re.compile(r"(.+)#(\d+)")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def reference_image(reference: str, shape: Shape) -> Tensor:
@@ -26,39 +27,65 @@ def reference_image(reference: str, shape: Shape) -> Tensor:
     >>> reference_image("mnist5k#3", (1, 28, 28)).shape
     torch.Size([1, 28, 28])
     """
-    named = TEST_IMAGE.fullmatch(reference)
-    if named is None or Path(reference).exists():
+    image = _test_image(reference)
+    if image is None:
         return _file_image(reference, shape)
-    images = load(named[1]).test
-    if int(named[2]) >= len(images):
-        raise ValueError(f"no image {named[2]} in {named[1]}, whose test images are 0 to {len(images) - 1}")
-    image = images.take(torch.tensor([int(named[2])]))[0]
-    if image.shape[0] != shape[0]:
-        raise ValueError(f"{reference!r} has {image.shape[0]} channels, the network takes {shape[0]}")
+    image = _with_channels(image, shape[0], reference)
     if image.shape == shape:
         return image
     return torch.nn.functional.interpolate(image[None], shape[1:], mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
-def reference_sha256(reference: str, shape: Shape) -> str:
+def reference_sha256(reference: str) -> str:
     """The hash of the file that `reference` names, or of the test image's own numbers."""
-    if Path(reference).is_file():
-        return file_sha256(reference)
-    return hashlib.sha256(reference_image(reference, shape).contiguous().numpy().tobytes()).hexdigest()
+    image = _test_image(reference)
+    if image is not None:
+        return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+    if not Path(reference).is_file():
+        raise _no_file(reference)
+    return file_sha256(reference)
+
+
+def _test_image(reference: str) -> Tensor | None:
+    """(C, H, W) as the data set has it, or None where the text names a file."""
+    named = TEST_IMAGE.fullmatch(reference)
+    if named is None or Path(reference).exists():
+        return None
+    images = load(named[1]).test
+    if int(named[2]) >= len(images):
+        raise ValueError(f"no image {named[2]} in {named[1]}, whose test images are 0 to {len(images) - 1}")
+    return images.take(torch.tensor([int(named[2])]))[0]
+
+
+def _with_channels(image: Tensor, channels: int, reference: str) -> Tensor:
+    """(C, H, W) -> (channels, H, W): grey in all channels, or the luma of colours, as Pillow has it for files."""
+    if len(image) == channels:
+        return image
+    if len(image) == 1:
+        return image.repeat(channels, 1, 1)
+    if len(image) == 3 and channels == 1:
+        return (image * torch.tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+    raise ValueError(f"{reference!r} has {len(image)} channels, the network takes {channels}; give an image of as many")
 
 
 def _file_image(path: str, shape: Shape) -> Tensor:
     """An image file, scaled to the network's input."""
+    if shape[0] not in (1, 3):
+        raise ValueError(f"{path!r} is grey or has three colours, the network takes {shape[0]} channels; give DATA#index")
     try:
         with Image.open(path) as picture:
             mode = "L" if shape[0] == 1 else "RGB"
             scaled = picture.convert(mode).resize((shape[2], shape[1]), Image.Resampling.LANCZOS)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path!r}; give a file, or DATA#index for a test image (mnist5k#3)") from None
+        raise _no_file(path) from None
     except OSError as error:
         raise ValueError(f"{path!r} is not an image that Pillow can read ({error})") from error
     pixels = torch.from_numpy(np.asarray(scaled).copy()).reshape(shape[1], shape[2], -1).movedim(-1, 0)
     return pixels.to(torch.float32) / 255
+
+
+def _no_file(path: str) -> FileNotFoundError:
+    return FileNotFoundError(f"no image file {path!r}; give a file, or DATA#index for a test image (mnist5k#3)")
 
 
 def to_uint8(image: Tensor) -> np.ndarray[Any, Any]:

@@ -23,7 +23,8 @@ from vizrobust.runs import Row, Run, slug, write_gif
 class Request:
     """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
 
-    `references` are the images that the objective compares with and their hashes, `film` the frames of a picture's GIF.
+    `references` are the files and data sets that objective and recipe read, with their hashes (see `sources`),
+    `start_reference` is what names the start image, `film` the number of frames of a picture's GIF.
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class Request:
     sign: int = 1
     batch_size: int = BATCH_SIZE
     start: Tensor | None = None
+    start_reference: str = ""
     start_sha256: str = ""
     data_share: float = 1.0
     references: tuple[tuple[str, str], ...] = ()
@@ -96,6 +98,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     about = checkpoint.about
     return {
         "name": checkpoint.name,
+        "ref": checkpoint.reference,
         "weights_sha256": checkpoint.sha256,
         "arch": about.arch,
         "attack_steps": about.attack_steps,

@@ -19,6 +19,7 @@ from vizrobust.models.normalized import Normalized
 from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1
+UNTRAINED = "@random"  # behind a reference: its network with fresh weights
 Shape = tuple[int, int, int]
 
 
@@ -72,12 +73,13 @@ class Description:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network with what is known about it. `name` is what the user called it."""
+    """A network with what is known about it. `name` is what the user called it, `ref` what loads it, where that differs."""
 
     name: str
     about: Description
     state: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
+    ref: str = ""
 
     def net(self) -> nn.Module:
         """A new network with the checkpoint's weights, normalization inside, in evaluation mode."""
@@ -92,10 +94,16 @@ class Checkpoint:
             torch.manual_seed(seed)
             return Normalized(self.build(), self.about.mean, self.about.std).eval()
 
-    def untrained(self, name: str, seed: int = 0) -> Checkpoint:
+    @property
+    def reference(self) -> str:
+        """What loads it again."""
+        return self.ref or self.name
+
+    def untrained(self, name: str) -> Checkpoint:
         """A checkpoint of the same architecture with fresh weights: the reference that any training must beat."""
         about = replace(self.about, training="", attack_steps=None, eps=None, norm="", metrics={})
-        return Checkpoint(name, about, body_state(self.random_net(seed)), self.build)
+        ref = f"{self.reference.removesuffix(UNTRAINED)}{UNTRAINED}"
+        return Checkpoint(name, about, body_state(self.random_net()), self.build, ref)
 
     @cached_property
     def sha256(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vizrobust.models.architectures import Build, architecture, code_sha256, is_user_code
-from vizrobust.models.checkpoints import Checkpoint, Description, body_state, read_checkpoint
+from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, Description, body_state, read_checkpoint
 from vizrobust.spec import unknown
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -41,13 +41,15 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
 
     A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
     weights from torch's cache, or fetched with `download`), or untrained ``torchvision:NAME@random`` and
-    ``timm:NAME@random``. A checkpoint whose network is the user's own code loads only when `arch` names that code
-    again. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
+    ``timm:NAME@random``; ``@random`` behind any other reference is its network untrained. A checkpoint whose network is
+    the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
     """
     if ref.startswith("torchvision:"):
         return _torchvision(ref, download)
     if ref.startswith("timm:"):
         return _timm(ref)
+    if ref.endswith(UNTRAINED) and not Path(ref).exists():
+        return load_checkpoint(ref.removesuffix(UNTRAINED), arch).untrained(ref)
     path = _file(ref)
     about, state = read_checkpoint(path)
     return Checkpoint(ref, about, state, _build(ref, about, arch))

@@ -1,0 +1,211 @@
+"""The way back from a picture to how it was made: what its PNG says, and the same picture again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vizrobust.compute import Compute, versions
+from vizrobust.features.objectives import Objective, parse_objective
+from vizrobust.features.pictures import reference_image, reference_sha256
+from vizrobust.features.recipes import Recipe, parse_recipe
+from vizrobust.features.render import Rendered, render_jobs
+from vizrobust.features.sources import sources
+from vizrobust.models import Checkpoint
+from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, picture_texts
+
+Pixels = np.ndarray[Any, Any]
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a PNG says about how it was made.
+
+    `reference` named its checkpoint; `start` is what named its start image and the hash, empty for noise; `sources` are
+    the hashes of the files and data sets that objective and recipe read. `row` and `run` are its lines of rows.jsonl
+    and run.json as they stand there, `pixels` (H, W) or (H, W, 3) uint8.
+    """
+
+    file: str
+    reference: str
+    weights_sha256: str
+    objective: Objective
+    recipe: Recipe
+    unit: int
+    seed: int
+    sign: int
+    batch_size: int
+    precision: str
+    start: tuple[str, str]
+    sources: Mapping[str, str]
+    threads: int
+    device: str
+    versions: Mapping[str, str]
+    row: Row = field(repr=False)
+    run: Mapping[str, Any] = field(repr=False)
+    pixels: Pixels = field(repr=False)
+
+    @staticmethod
+    def read(path: Path | str) -> Provenance:
+        """From a PNG that a command of vizrobust wrote. Raises ``ValueError`` or ``FileNotFoundError`` for any other file."""
+        file = str(path)
+        pixels, texts = _png(file)
+        if ROW_TEXT not in texts:
+            sheet = texts.get("Software") == "vizrobust"
+            raise ValueError(
+                f"{file!r} is a sheet or figure; each picture on it is a file of its own in a run folder's images"
+                if sheet
+                else f"{file!r} does not say how it was made: vizrobust did not render it, or another program saved it again"
+            )
+        if RUN_TEXT not in texts:
+            raise ValueError(f"{file!r} is from a vizrobust that did not yet record enough; render it once more")
+        try:
+            return Provenance._parsed(file, json.loads(texts[ROW_TEXT]), json.loads(texts[RUN_TEXT]), pixels)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"what {file!r} says about how it was made cannot be read ({reason})") from error
+
+    @staticmethod
+    def _parsed(file: str, row: Row, run: Mapping[str, Any], pixels: Pixels) -> Provenance:
+        identity, facts = run["identity"], run["checkpoints"][row["checkpoint"]]
+        return Provenance(
+            file=file,
+            reference=str(facts["ref"] if "ref" in facts else facts["name"]),
+            weights_sha256=str(row["weights_sha256"]),
+            objective=parse_objective(row["objective"]),
+            recipe=parse_recipe(row["recipe_text"]),
+            unit=_whole(row["unit"], 0),
+            seed=_whole(row["seed"]),
+            sign=-1 if _whole(row["sign"]) < 0 else 1,
+            batch_size=_whole(identity["batch_size"], 1),
+            precision=str(identity["precision"]),
+            start=(str(run["start"]), str(identity["start"])) if identity["start"] else ("", ""),
+            sources={str(name): str(sha256) for name, sha256 in identity.get("references", [])},
+            threads=min(_whole(run["threads"], 1), MOST_THREADS),
+            device=str(run["device"]),
+            versions={str(name): str(version) for name, version in run["versions"].items()},
+            row=row,
+            run=run,
+            pixels=pixels,
+        )
+
+    def texts(self, done: Rendered, device: str | None, argv: str, checkpoint: Checkpoint) -> dict[str, str]:
+        """The text chunks for the picture made once more: score, command, device and versions are those of now."""
+        facts = {**self.run["checkpoints"][self.row["checkpoint"]], "ref": checkpoint.reference}
+        now = {"argv": argv, "versions": versions(), "device": device or self.device}
+        run = {**self.run, **now, "checkpoints": {self.row["checkpoint"]: facts}}
+        trajectory = [list(point) for point in done.trajectory]
+        return picture_texts({**self.row, "score": round(done.score, 5), "trajectory": trajectory}, run)
+
+    def differences(self, device: str | None = None) -> list[str]:
+        """One sentence for each thing that differs from when it was made and that may change pixels."""
+        now = {**versions(), "device": device or self.device}
+        then = {**self.versions, "device": self.device}
+        changed = [f"{name} was {then[name]}, is now {now[name]}" for name in now if name in then and then[name] != now[name]]
+        if torch.get_num_threads() != self.threads:
+            changed.append(f"number of threads was {self.threads} and is so again; usual here: {torch.get_num_threads()}")
+        return changed
+
+
+def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None) -> Rendered:
+    """The picture once more: the same weights, objective, recipe, batch size, precision and number of threads.
+
+    `device` is the recorded one unless named. Raises ``ValueError`` where the weights, the start image or another
+    file behind the picture are not the same as then, ``FileNotFoundError`` where one is gone.
+    """
+    if checkpoint.sha256 != made.weights_sha256:
+        raise ValueError(
+            f"{checkpoint.name!r} has the weights {checkpoint.sha256[:8]}, and {made.file!r} was made with "
+            f"{made.weights_sha256[:8]}; name that checkpoint as REF"
+        )
+    for name, sha256 in sources(made.objective, made.recipe):
+        _same(name, sha256, made.sources.get(name), made.file)
+    own, size = checkpoint.about.input_shape, made.recipe.size
+    start = _start(made, own if size is None else (own[0], size, size))
+    with _threads(made.threads):
+        (done,) = render_jobs(
+            checkpoint.net(), made.objective, [(made.unit, made.seed)], made.recipe, shape=own, sign=made.sign, start=start,
+            batch_size=made.batch_size, compute=Compute(device or made.device, made.precision),
+        )  # fmt: skip
+    return done
+
+
+@dataclass(frozen=True)
+class PixelDifference:
+    """How two pictures differ: `differing` of `pixels` pixels, by at most `largest` and on average `mean` of 255."""
+
+    pixels: int
+    differing: int
+    largest: int
+    mean: float
+
+    @staticmethod
+    def between(before: Pixels, after: Pixels) -> PixelDifference:
+        """For (H, W) or (H, W, 3) uint8; ``ValueError`` where the sizes differ."""
+        if before.shape != after.shape:
+            sizes = " and ".join(" x ".join(map(str, pixels.shape)) for pixels in (before, after))
+            raise ValueError(f"the pictures are {sizes} (height, width, colours): one of them was changed after it was made")
+        apart = np.abs(before.astype(int) - after.astype(int)).reshape(*before.shape[:2], -1)
+        differing = (apart > 0).any(2)
+        return PixelDifference(differing.size, int(differing.sum()), int(apart.max()), round(float(apart.mean()), 4))
+
+    def __bool__(self) -> bool:
+        return self.differing > 0
+
+    def __str__(self) -> str:
+        if not self:
+            return "same pixels"
+        return f"{self.differing} of {self.pixels} pixels differ, by at most {self.largest} and on average {self.mean:.3g} of 255"
+
+
+def _png(path: str) -> tuple[Pixels, dict[str, str]]:
+    try:
+        with Image.open(path) as picture:
+            if picture.format != "PNG":
+                raise ValueError(f"{path!r} is a {picture.format}, not a PNG: how a picture was made is kept in PNGs alone")
+            picture.load()
+            texts = {str(key): str(value) for key, value in getattr(picture, "text", {}).items()}
+            return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")), texts
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path!r}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path!r} is truncated or not a picture ({error})") from error
+
+
+def _start(made: Provenance, shape: tuple[int, int, int]) -> Tensor | None:
+    name, sha256 = made.start
+    if not sha256:
+        return None
+    _same(name, reference_sha256(name), sha256, made.file)
+    return reference_image(name, shape)
+
+
+def _same(name: str, now: str, then: str | None, file: str) -> None:
+    if now != then:
+        raise ValueError(f"{name!r} is not what it was when {file!r} was made ({now[:8]}, then {(then or 'unknown')[:8]})")
+
+
+def _whole(value: Any, least: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise ValueError(f"{value!r} where a whole number{'' if least is None else f' of at least {least}'} belongs")
+    return value
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
