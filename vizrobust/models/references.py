@@ -41,8 +41,9 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
 
     A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
     weights from torch's cache, or fetched with `download`), or untrained ``torchvision:NAME@random`` and
-    ``timm:NAME@random``; ``@random`` behind any other reference is its network untrained. A checkpoint whose network is
-    the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
+    ``timm:NAME@random``; ``@random`` behind any other reference is its network untrained. A checkpoint whose network
+    is the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or
+    ``FileNotFoundError`` with the next step.
     """
     if ref.startswith("torchvision:"):
         return _torchvision(ref, download)
