@@ -16,8 +16,11 @@ from vizrobust.cli.output import command_line, say
 # Name -> module; the modules are imported when they are needed and import torch only inside their functions.
 COMMANDS = {
     "neurons": "neurons",
+    "spritemap": "spritemap",
+    "atlas": "atlas",
     "compare": "compare",
     "gallery": "gallery",
+    "rerender": "rerender",
     "train": "train",
     "calibrate": "calibrate",
     "attack": "attack",
@@ -29,7 +32,7 @@ COMMANDS = {
     "list": "list_",
 }
 # Commands that go on where they stopped when they are started again.
-RESUMABLE = ("neurons", "compare", "train", "attack", "calibrate", "masking", "dimension")
+RESUMABLE = ("neurons", "spritemap", "atlas", "compare", "train", "attack", "calibrate", "masking", "dimension")
 
 
 class Commands(click.Group):

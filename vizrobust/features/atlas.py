@@ -1,0 +1,191 @@
+"""Activation atlas: what a layer makes of many images, laid out in two dimensions and averaged cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.models import Reading, borrowed
+from vizrobust.rng import Streams
+from vizrobust.spec import spec
+
+Array = np.ndarray[Any, Any]
+LAYOUTS = ("tsne", "pca")
+BATCH_SIZE = 32
+FEWEST = 10  # a layout of fewer points shows nothing
+PERPLEXITY = 30.0
+COMPONENTS = 50  # t-SNE sees the leading principal components, as its authors have it (van der Maaten & Hinton 2008)
+EDGES = (1.0, 99.0)  # percentiles of the layout at which the grid ends; what lies outside belongs to the border's cells
+
+
+@spec
+@dataclass(frozen=True)
+class Atlas:
+    """How an activation atlas is made (Carter et al. 2019).
+
+    One activation vector of `layer` from each of `images` images, at a random place where the layer has places; laid
+    out in two dimensions by `layout` (``tsne`` or ``pca``) and cut into `grid` x `grid` cells. A cell with at least
+    `fewest` vectors becomes a direction: their mean, multiplied with the inverse of all vectors' second moments where
+    `whiten`. Pictures climb dot product times cosine^`power` along it. `seed` fixes images, places, layout and noise.
+
+    >>> Atlas("conv2", grid=6)
+    Atlas(layer="conv2", grid=6)
+    """
+
+    layer: str
+    grid: int = 8
+    images: int = 2000
+    fewest: int = 5
+    layout: str = "tsne"
+    whiten: bool = False
+    power: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"Atlas: no layout {self.layout!r}; there are: {', '.join(LAYOUTS)}")
+        for name, value, least in (("grid", self.grid, 1), ("images", self.images, FEWEST), ("fewest", self.fewest, 1)):
+            if value < least:
+                raise ValueError(f"Atlas: {name} must be at least {least}, got {value}")
+        if self.power < 0:
+            raise ValueError(f"Atlas: power must not be negative, got {self.power:g}")
+
+    def chosen(self, labels: Tensor) -> Tensor:
+        """(images,) int64, ascending: which images of a split with these labels (n,), the same share of every class.
+
+        More images contain those of fewer. ``ValueError`` where there are not so many.
+        """
+        if self.images > len(labels):
+            raise ValueError(
+                f"an atlas of {self.images} images was asked for, but there are only {len(labels)}; ask for at most so many"
+            )
+        order = Streams(self.seed, ["atlas"], "images").permutation(len(labels))[0]
+        place = torch.empty(len(labels), dtype=torch.float64)
+        for kind in torch.unique(labels).tolist():
+            own = order[labels[order] == kind]
+            place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
+        return order[place[order].argsort(stable=True)[: self.images]].sort().values
+
+    def gathered(
+        self,
+        net: nn.Module,
+        images: Split,
+        index: Tensor,
+        *,
+        shape: tuple[int, int, int],
+        compute: Compute | None = None,
+        seen: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """(n, channels) float32: the layer's vector for each image at `index` (n,), at one random place of its map.
+
+        The place depends on the seed and the image's number alone, so networks with equal maps are seen at the same.
+        In float32, in batches of one size; `seen` is called with the number of images after each. ``ValueError`` for
+        a layer without units, for images that the network does not take, and for values that are not finite.
+        """
+        there = tuple(images.take(index[:1]).shape[1:])
+        if there != shape:
+            sizes = [" x ".join(map(str, one)) for one in (there, shape)]
+            raise ValueError(f"the images are {sizes[0]}, the network takes {sizes[1]}; give other --data")
+        compute = (compute or Compute()).in_fp32()
+        compute.place(net)
+        reading = Reading.of(net, shape, [self.layer])
+        places = Streams(self.seed, index.tolist(), "place").uniform().double()
+        found = []
+        with borrowed(net), torch.no_grad():
+            for batch, count in full_batches(len(index), BATCH_SIZE):
+                maps = reading(net, compute.images(images.take(index[batch])))[self.layer].float().cpu()
+                maps = maps.reshape(*maps.shape[:2], -1)
+                at = (places[batch] * maps.shape[2]).long().flatten()
+                found.append(maps[torch.arange(len(maps)), :, at][:count])
+                if seen is not None:
+                    seen(count)
+        vectors = torch.cat(found)
+        if not vectors.isfinite().all():
+            raise ValueError(
+                f"layer {self.layer!r} gives values that are not finite numbers, so it has no atlas; see its weights"
+            )
+        return vectors
+
+    def laid_out(self, vectors: Array) -> Array:
+        """(n, channels) -> (n, 2) float64: vectors that point alike come close, whatever their lengths.
+
+        t-SNE runs in one thread: sums over several come out in the order in which these end. ``ValueError`` for
+        fewer than 10 vectors, and where all of them are one.
+        """
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        if len(vectors) < FEWEST:
+            raise ValueError(f"an atlas needs at least {FEWEST} images, got {len(vectors)}; give more of them")
+        x = np.asarray(vectors, np.float64)
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        if np.ptp(x, axis=0).max(initial=0.0) < 1e-9:
+            raise ValueError(
+                f"layer {self.layer!r} answers all images alike, so there is nothing to lay out; choose another layer"
+            )
+        most = 2 if self.layout == "pca" else COMPONENTS
+        with threadpool_limits(1):
+            x = PCA(min(most, *x.shape), svd_solver="full").fit_transform(x)
+            if self.layout == "tsne":
+                perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
+                start = x[:, :2] / max(x[:, 0].std(), 1e-12) * 1e-4
+                start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))
+                x = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), random_state=self.seed).fit_transform(x)
+        return np.pad(x, ((0, 0), (0, 2 - x.shape[1]))).astype(np.float64)
+
+    def cells(self, places: Array) -> Cells:
+        """The cells of vectors that lie at places (n, 2). ``ValueError`` where every cell is left empty."""
+        cell = self.cell_of(places)
+        counts = np.bincount(cell, minlength=self.grid**2)
+        if counts.max() < self.fewest:
+            raise ValueError(
+                f"a grid of {self.grid} x {self.grid} leaves fewer than {self.fewest} of {len(cell)} images in every cell; "
+                "make it coarser or take more images"
+            )
+        return Cells(cell, counts, counts >= self.fewest)
+
+    def cell_of(self, places: Array) -> Array:
+        """(n, 2) -> (n,) int64: row * grid + column; the first coordinate runs right, the second down."""
+        low, high = np.percentile(places, EDGES, axis=0)
+        share = (places - low) / np.where(high > low, high - low, 1.0)
+        column, row = np.clip(np.floor(share * self.grid), 0, self.grid - 1).astype(np.int64).T
+        return row * self.grid + column
+
+    def directions(self, vectors: Array, cells: Cells) -> Array:
+        """(cells, channels) float32 of length 1: what the pictures climb; zeros for cells that are not full."""
+        x = np.asarray(vectors, np.float64)
+        wanted = cells.means(x)
+        if self.whiten:
+            from sklearn.covariance import ledoit_wolf
+
+            # Second moments about zero, as Lucid has them; shrunk, since few images cannot tell those of many channels.
+            moments, _ = ledoit_wolf(x, assume_centered=True)
+            wanted = np.linalg.lstsq(moments, wanted.T, rcond=None)[0].T
+        return (wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """`cell` (n,): each vector's cell; `counts` and `full` (cells,): how many vectors it has, and whether these are enough."""
+
+    cell: Array = field(repr=False)
+    counts: Array
+    full: Array = field(repr=False)
+
+    def means(self, vectors: Array) -> Array:
+        """(n, channels) -> (cells, channels) float64; zeros for cells that are not full."""
+        sums = np.zeros((len(self.counts), vectors.shape[1]))
+        np.add.at(sums, self.cell, np.asarray(vectors, np.float64))
+        return np.where(self.full[:, None], sums / np.maximum(self.counts, 1)[:, None], 0.0)
+
+    def members(self, number: int) -> Array:
+        """Which vectors lie in a cell."""
+        return np.flatnonzero(self.cell == number)
