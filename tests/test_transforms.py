@@ -23,6 +23,7 @@ from vizrobust.features.transforms import (
     sampling,
     transformed,
 )
+from vizrobust.features.transforms.windows import windows
 from vizrobust.rng import Streams
 
 
@@ -189,6 +190,21 @@ def test_jitters_alone_move_pixels_exactly_and_else_to_rounding(height, width, e
     assert np.array_equal(out.numpy(), expected)
     resampled = transformed(image, (*jitters, Rotate(degrees=1e-9)), Streams(0, range(60)))
     assert torch.allclose(resampled, out, atol=1e-5)
+
+
+@pytest.mark.parametrize("edge", ["reflect", "constant", "wrap"])
+def test_the_gradient_of_shifted_windows_is_that_of_padding_and_cutting(edge):
+    image = torch.rand(12, 2, 7, 10, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(12, 2, 7, 10, dtype=torch.float64)
+    corners = [(y, x) for y in (-3, 0, 1, 3) for x in (-4, -1, 4)]
+    mode = "circular" if edge == "wrap" else edge
+    padded = F.pad(image, (5, 5, 4, 4), mode=mode)
+    plain = torch.stack([padded[i, :, 4 + y : 11 + y, 5 + x : 15 + x] for i, (y, x) in enumerate(corners)])
+    out = windows(image, corners, (4, 5), edge, 0.0)
+    assert torch.equal(out, plain)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), image)
+    (grad,) = torch.autograd.grad((out * weights).sum(), image)
+    assert torch.allclose(grad, expected, rtol=1e-12)
 
 
 def test_jitters_that_reach_further_than_a_mirror_are_resampled():
