@@ -182,6 +182,41 @@ def test_a_token_whose_place_cannot_be_told_is_not_guessed():
     assert "among the patches" in between["norm1"].reason
 
 
+class OtherMapFirst(TinyViT):
+    """An earlier map has as many places, 7 x 3, as there are patches and class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(3, 12, 14)
+
+    def forward(self, x):
+        self.other(x)
+        return super().forward(x)
+
+
+def test_a_map_that_happens_to_have_as_many_places_does_not_mislead():
+    listed = by_name(seeded(OtherMapFirst))
+    assert listed["norm1"].shape == (12, 5, 4)
+    assert "norm1:class" in listed
+
+
+class Talking(Qkv):
+    """Heads that are mixed by a convolution over their tables of pairs of tokens (Shazeer et al. 2020)."""
+
+    def __init__(self):
+        super().__init__(12, 3)
+        self.match = nn.Sequential(nn.Softmax(-1), nn.Conv2d(3, 3, 1))
+
+
+def test_a_table_of_pairs_of_tokens_is_no_map():
+    net = seeded(TinyViT)
+    net.attn = seeded(Talking)
+    mixed = by_name(net)["attn.match.1"]
+    assert mixed.shape == (3, 21, 21)
+    assert not mixed.visualizable
+    assert "pairs of tokens" in mixed.reason
+
+
 def test_the_deepest_layer_alone_is_seen_as_in_the_whole_list():
     net = Normalized(seeded(TinyViT, extra=2, attention="qkv"), [0.4] * 3, [0.3] * 3).eval()
     for item in layers(net, SHAPE):
