@@ -23,7 +23,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import Run
 
 N, K = 23, 5
-LAYERS = ["conv1", "conv2", "logits"]
+LAYERS = ["conv1", "conv2", "relu2", "logits"]
 
 
 @pytest.fixture(scope="module")
