@@ -46,8 +46,8 @@ def command(
     from functools import partial
 
     from vizrobust.cli.loading import load_all
-    from vizrobust.cli.rendering import request_for
-    from vizrobust.compute import Compute, versions
+    from vizrobust.cli.rendering import made_with, request_for
+    from vizrobust.compute import Compute
     from vizrobust.data import load
     from vizrobust.features import objective_for
     from vizrobust.features.atlas import Atlas
@@ -68,14 +68,13 @@ def command(
     atlas = Atlas(layer, grid, n, fewest, layout, whiten, seed=seed)
     atlas.chosen(source.whole.labels)
     objectives = [objective_for(checkpoint, layer)[0] for checkpoint in checkpoints]
-    recipe = request_for(
+    request = request_for(
         first, loaded, objectives[0], (0,), recipe_text=recipe_text, steps=steps, size=size, batch_size=batch_size
-    ).recipe
-    plan, compute = Plan(atlas, source, recipe, batch_size), Compute(device, precision)
-    say(f"{n} images of {loaded.name} ({split}), {atlas}, {recipe}")
+    )
+    plan, compute = Plan(atlas, source, request.recipe, batch_size), Compute(device, precision)
+    say(f"{n} images of {loaded.name} ({split}), {atlas}, {plan.recipe}")
     identity = plan.identity(compute.precision)
-    record = {"argv": command_line(), "versions": versions(), "threads": compute.threads, "device": compute.device.type}
-    run = Run(out or default_folder("atlas", identity), "atlas", identity, record)
+    run = Run(out or default_folder("atlas", identity), "atlas", identity, made_with(compute, request))
     with progress(quiet or as_json) as bars:
         for checkpoint in checkpoints:
             looking = bars.add_task(f"{checkpoint.name}, activations", total=n)

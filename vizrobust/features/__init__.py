@@ -1,5 +1,6 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
+from vizrobust.features.atlas import Atlas
 from vizrobust.features.exemplars import Exemplars, Ranked, exemplars
 from vizrobust.features.objectives import (
     OBJECTIVES,
@@ -32,6 +33,7 @@ from vizrobust.features.recipes import (
     NAMES,
     RECIPES,
     Recipe,
+    direct,
     fourier,
     gradient,
     lucid,
@@ -40,6 +42,7 @@ from vizrobust.features.recipes import (
     plain,
     with_priors,
 )
+from vizrobust.features.reconstructions import Likeness, Original, spread_layers
 from vizrobust.features.redirect import redirected
 from vizrobust.features.render import Rendered, render
 from vizrobust.features.scoring import Scorer
@@ -73,6 +76,7 @@ __all__ = [
     "Affine",
     "Alignment",
     "Ascent",
+    "Atlas",
     "Blur",
     "Caricature",
     "Channel",
@@ -86,12 +90,14 @@ __all__ = [
     "Glance",
     "Inversion",
     "Jitter",
+    "Likeness",
     "Logit",
     "Magnitude",
     "NAdam",
     "Neuron",
     "Noise",
     "Objective",
+    "Original",
     "Pad",
     "Parametrization",
     "PixelDifference",
@@ -111,6 +117,7 @@ __all__ = [
     "Sum",
     "TotalVariation",
     "accepts",
+    "direct",
     "diverse",
     "exemplars",
     "fourier",
@@ -135,6 +142,7 @@ __all__ = [
     "row_key",
     "sized",
     "sources",
+    "spread_layers",
     "subject",
     "units_from",
     "units_of",

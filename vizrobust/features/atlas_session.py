@@ -20,6 +20,7 @@ from vizrobust.features.pictures import to_uint8
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import BATCH_SIZE, Job, render_jobs
 from vizrobust.features.session import Request, checkpoint_facts, row_of
+from vizrobust.features.sources import sources
 from vizrobust.models import Checkpoint
 from vizrobust.runs import Row, Run, file_sha256, slug, write_atomic
 
@@ -36,9 +37,10 @@ class Plan:
     def identity(self, precision: str) -> dict[str, Any]:
         """What the pictures depend on besides the checkpoint."""
         images = {key: self.source.identity[key] for key in ("data", "split", "of", "sha256")}
+        references = [list(one) for one in sources(self.recipe)]
         return {
-            "atlas": repr(self.atlas), "images": images, "recipe": repr(self.recipe), "batch_size": self.batch_size,
-            "precision": precision,
+            "atlas": repr(self.atlas), "images": images, "recipe": repr(self.recipe), "start": "", "batch_size": self.batch_size,
+            "precision": precision, **({"references": references} if references else {}),
         }  # fmt: skip
 
 
@@ -84,8 +86,9 @@ def mapped(run: Run, checkpoint: Checkpoint, plan: Plan, compute: Compute, seen:
     classes = {number: _frequent(names[label] for label in labels[cells.members(number)]) for number in full}
     objective = Direction(atlas.layer, str(directions), atlas.power)
     request = Request(
-        plan.recipe, objective, full, (atlas.seed,), batch_size=plan.batch_size, data_share=plan.source.data.saturated_share
-    )
+        plan.recipe, objective, full, (atlas.seed,), batch_size=plan.batch_size, data_share=plan.source.data.saturated_share,
+        references=((objective.vector, sha256),),
+    )  # fmt: skip
     return Mapped(cells, classes, request)
 
 
@@ -98,7 +101,8 @@ def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: Mapped, comp
     """Render the cells that the run does not hold yet, save each picture and then its row, and yield the rows.
 
     A row is that of a feature image (`unit` is row * grid + column) with `row`, `column`, `count`, the number of
-    activations in the cell, and `classes`, how many of their images are of which class, the most frequent first.
+    activations in the cell, `classes`, how many of their images are of which class, the most frequent first, and
+    `references`, the file of directions with its hash.
     """
     request, grid = there.request, plan.atlas.grid
     todo = missing_cells(run, checkpoint, there)
@@ -111,6 +115,7 @@ def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: Mapped, comp
         facts = {
             **row_of(checkpoint.id, checkpoint, request, done),
             "row": row, "column": column, "count": int(there.cells.counts[done.unit]), "classes": there.classes[done.unit],
+            "references": [list(one) for one in request.references],
             "seconds": round(time.perf_counter() - began, 3),
         }  # fmt: skip
         name = f"images/{checkpoint.id}/{slug(request.recipe.name)}/{slug(request.layer)}/{row}-{column}.png"

@@ -90,7 +90,7 @@ class Provenance:
             batch_size=_whole(identity["batch_size"], 1),
             precision=str(identity["precision"]),
             start=(str(run["start"]), str(identity["start"])) if identity["start"] else ("", ""),
-            sources={str(name): str(sha256) for name, sha256 in identity.get("references", [])},
+            sources={str(name): str(sha256) for about in (identity, row) for name, sha256 in about.get("references", [])},
             threads=min(_whole(run["threads"], 1), MOST_THREADS),
             device=str(run["device"]),
             versions={str(name): str(version) for name, version in run["versions"].items()},
