@@ -18,7 +18,7 @@ def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | N
     chosen = layer(checkpoint.net(), checkpoint.about.input_shape, name)
     if not chosen.visualizable:
         shape = " x ".join(map(str, chosen.shape))
-        raise ValueError(f"layer {name!r} has output {shape}, which has no unit axis that can be rendered; choose another layer")
+        raise ValueError(f"layer {name!r} (output {shape}) cannot be rendered: {chosen.reason}; choose another layer")
     if neuron is not None:
         if len(chosen.shape) != 3:
             raise ValueError(f"layer {name!r} has no positions, only {chosen.units} units; leave out --neuron")
