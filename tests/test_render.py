@@ -1,19 +1,41 @@
 """The render loop: it finds analytic optima, keeps the images of a batch apart and gives the network back untouched."""
 
+import contextlib
+import importlib
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.attacks import L2
 from vizrobust.compute import Compute
-from vizrobust.features import Affine, Channel, Jitter, Logit, Neuron, Pixels, Recipe, Rendered, fourier, gradient, plain, render
+from vizrobust.features import (
+    Affine,
+    Alignment,
+    Channel,
+    Crops,
+    Diversity,
+    Inversion,
+    Jitter,
+    Logit,
+    Neuron,
+    Pixels,
+    Recipe,
+    Rendered,
+    TotalVariation,
+    fourier,
+    gradient,
+    plain,
+    render,
+)
 from vizrobust.features.optimizers import Adam, Ascent
-from vizrobust.models import activations
+from vizrobust.models import activations, load_checkpoint
+from vizrobust.rng import Streams
 
 RECIPES = [plain(steps=12), fourier(steps=12), gradient(), replace(plain(steps=12), transforms=(Jitter(), Affine()))]
 IDS = ["plain", "fourier", "gradient", "transformed"]
@@ -196,7 +218,11 @@ def count_runs(net):
 def test_the_forward_pass_stops_at_the_target_layer(net):
     runs = count_runs(net)
     rendered(net, plain(steps=4), range(3), Channel("conv2"))
-    assert runs == {"conv1": 5, "relu1": 5, "conv2": 5}  # one for each step and one for the finished image
+    looked = dict(runs)  # with the passes that find out how the layer is laid out
+    rendered(net, plain(steps=9), range(3), Channel("conv2"))
+    more = {name: count - 2 * looked[name] for name, count in runs.items()}
+    assert {name for name, count in more.items() if count} == {"conv1", "relu1", "conv2"}
+    assert set(more.values()) <= {0, 5}
 
 
 def test_one_neuron_sees_its_receptive_field_alone(net):
@@ -255,7 +281,7 @@ def test_gradient_is_one_backward_pass_shown_as_it_is(net, sign):
     passes = []
     net.register_forward_hook(lambda _m, inputs, _o: passes.append(inputs[0].requires_grad))
     (found,) = rendered(net, gradient(), [2], start=start, sign=sign, batch_size=1)
-    assert passes == [True, False]  # the gradient's, and the finished picture's score
+    assert passes[passes.index(True) :] == [True, False]  # the gradient's, and the finished picture's score
     x = start[None].clone().requires_grad_()
     (grad,) = torch.autograd.grad(sign * net(x)[0, 2], x)
     g = grad[0].double().numpy()
@@ -315,3 +341,124 @@ def test_an_unknown_layer_is_refused_before_anything_is_rendered(net):
     with pytest.raises(ValueError, match=r"no layer 'conv3'; did you mean conv"):
         rendered(net, plain(), [0], Channel("conv3"))
     assert "conv2" in activations(net, torch.rand(1, *SHAPE), ["conv2"])
+
+
+def asleep():
+    """A network of which a ReLU lets nothing of unit 1 through at the start, though a better image would wake it."""
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 4, 3, bias=True), nn.Conv2d(4, 3, 1, bias=False)
+    nn.init.constant_(conv.bias, 0.3)
+    head.weight.data = torch.eye(4)[:3].reshape(3, 4, 1, 1).clone()
+    conv.weight.data[1] = 0.1
+    conv.bias.data[1] = -0.15 - 0.5 * float(conv.weight.data[1].sum())
+    return nn.Sequential(conv, nn.ReLU(inplace=True), head).eval()
+
+
+@pytest.mark.parametrize("recipe", [plain(steps=40), fourier(steps=60)], ids=["plain", "fourier"])
+def test_a_sleeping_unit_is_woken_and_its_mates_keep_every_bit(recipe):
+    net = asleep()
+    shape = (3, 9, 11)
+    found = rendered(net, recipe, range(3), Channel("2"), shape=shape, batch_size=3)
+    assert found[1].trajectory[0][1] == 0
+    assert found[1].score > 0.05
+    assert found[1].status(1.0) == "ok"
+    lively = rendered(net, recipe, [0, 2, 0], Channel("2"), shape=shape, batch_size=3)
+    assert torch.equal(lively[0].image, found[0].image)
+    assert torch.equal(lively[1].image, found[2].image)
+
+
+def test_without_redirection_a_sleeping_unit_would_stay_asleep(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("vizrobust.features.render"), "redirected", contextlib.nullcontext)
+    (_, found, _) = rendered(asleep(), plain(steps=40), range(3), Channel("2"), shape=(3, 9, 11))
+    assert found.status(1.0) == "dead"
+
+
+def test_faces_of_a_group_come_out_alike_whatever_is_asked_with_them(net):
+    objective = Channel("conv2") - 2 * Diversity("conv2", faces=3)
+    whole = {(one.unit, one.seed): one for one in rendered(net, plain(steps=8), [1, 4], objective, seeds=range(6), batch_size=7)}
+    assert len(whole) == 12
+    part = rendered(net, plain(steps=8), [4], objective, seeds=[5, 1], batch_size=7)
+    assert sorted((one.unit, one.seed) for one in part) == [(4, 1), (4, 5)]
+    for one in part:
+        assert torch.equal(one.image, whole[4, one.seed].image)
+    with pytest.raises(ValueError, match="a batch of 2 has no room for a group of 3 faces; make it at least 3"):
+        rendered(net, plain(steps=1), [0], objective, batch_size=2)
+
+
+def test_diversity_makes_faces_differ_and_alignment_makes_them_alike(net):
+    def likeness(objective):
+        found = rendered(net, plain(steps=40), [0, 3], objective, seeds=range(4), batch_size=8)
+        images = torch.stack([one.image for one in found])
+        seen = activations(net, images, ["conv2"])
+        return float(Alignment("conv2", faces=4)(seen, images, torch.zeros(8)).mean()), float(
+            Diversity("conv2", faces=4)(seen, images, torch.zeros(8)).mean()
+        )
+
+    with torch.no_grad():
+        alone = likeness(Channel("conv2"))
+        diverse = likeness(Channel("conv2") - 5 * Diversity("conv2", faces=4))
+        aligned = likeness(Channel("conv2") + 5 * Alignment("conv2", faces=4))
+    assert diverse[1] < alone[1] - 0.02
+    assert aligned[0] > alone[0] + 0.02
+
+
+def test_negative_keeps_penalties_as_they_are(net):
+    (smooth,) = rendered(net, plain(steps=30), [2], Channel("conv2") - 30 * TotalVariation(), sign=-1)
+    (rough,) = rendered(net, plain(steps=30), [2], Channel("conv2"), sign=-1)
+
+    def variation(image):
+        return float(TotalVariation()({}, image[None], torch.zeros(1)))
+
+    assert variation(smooth.image) < variation(rough.image)
+    with torch.no_grad():
+        disliked = activations(net, rough.image[None], ["conv2"])["conv2"][0, 2].mean()
+    assert rough.score == pytest.approx(-float(disliked), abs=1e-5)
+
+
+def test_an_inversion_brings_back_what_a_linear_layer_can_tell(tmp_path):
+    """With as many outputs as pixels nothing is lost, so the image itself comes back."""
+    torch.manual_seed(1)
+    pixels = (255 * torch.rand(5, 6, 3)).to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    linear = nn.Linear(90, 90)
+    nn.init.orthogonal_(linear.weight)
+    net = nn.Sequential(nn.Flatten(), linear).eval()
+    recipe = Recipe("adam", Pixels(), Adam(lr=0.05), steps=150)
+    (found,) = rendered(net, recipe, [0], Inversion("1", str(tmp_path / "a.png")), shape=(3, 5, 6))
+    assert np.abs(found.image.movedim(0, -1).numpy() - pixels / 255).max() < 0.03
+    assert found.score > -1e-3
+
+
+def test_a_film_shows_the_way_from_the_start_to_the_picture(net):
+    (found,) = rendered(net, plain(steps=10), [2], film=4)
+    assert found.film.dtype == torch.uint8
+    assert found.film.shape == (4, *SHAPE)
+    (short,) = rendered(net, plain(steps=3), [2], film=4)
+    assert torch.equal(
+        found.film[0], (Pixels().init(SHAPE, Streams(0, ["2/0"], "render").child("start"))[0] * 255).round().byte()
+    )
+    assert torch.equal(found.film[-1], (found.image * 255).round().byte())
+    assert torch.equal(short.film[3], found.film[1])
+    (none,) = rendered(net, plain(steps=3), [2])
+    assert none.film is None
+
+
+def test_random_crops_are_scored_together(net):
+    recipe = replace(plain(steps=30), transforms=(Crops(count=3, low=0.8, high=0.9),))
+    found = rendered(net, recipe, range(3), Channel("conv2"), batch_size=3)
+    assert all(one.score > one.trajectory[0][1] for one in found)
+    again = rendered(net, recipe, [2, 0, 1], Channel("conv2"), batch_size=3)
+    assert torch.equal(again[1].image, found[0].image)
+
+
+def test_a_checkpoint_is_enough_to_render():
+    checkpoint = load_checkpoint("mnist-k8")
+    (found,) = render(checkpoint, Logit(), [3], plain(steps=2))
+    assert found.image.shape == (1, 28, 28)
+    assert found._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="render needs the shape"):
+        next(render(checkpoint.net(), Logit()))
+    with pytest.raises(ValueError, match=r"TotalVariation\(\) names no layer"):
+        next(render(checkpoint, TotalVariation()))
+    with pytest.raises(ValueError, match=r"no unit 10 in layer 'logits', which has 10 \(0 to 9\)"):
+        next(render(checkpoint, Logit(), [10]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext as redirected
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +14,7 @@ from vizrobust.features.objectives import Objective, faces_of, opposite
 from vizrobust.features.parametrizations import sized
 from vizrobust.features.pictures import png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
+from vizrobust.features.redirect import redirected
 from vizrobust.features.scoring import Scorer, Shape
 from vizrobust.features.transforms import transformed
 from vizrobust.models import Checkpoint, borrowed
@@ -23,8 +23,6 @@ from vizrobust.rng import Streams
 BATCH_SIZE = 16
 TRAJECTORY_POINTS = 21
 SATURATED_ABOVE = 0.25
-# For how many steps an image without gradient gets a redirected one (16 in Lucid, whose images start livelier).
-REDIRECTED_STEPS = 32
 
 Job = tuple[int, int]  # a unit and a seed
 
@@ -118,9 +116,7 @@ def render_jobs(
         return
     faces = faces_together(objective, recipe)
     if batch_size < faces:
-        raise ValueError(
-            f"a batch of {batch_size} has no room for a group of {faces} faces; make it at least {faces}"
-        )
+        raise ValueError(f"a batch of {batch_size} has no room for a group of {faces} faces; make it at least {faces}")
     size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
     rows = batch_size // faces * faces
     compute.place(net)
@@ -186,7 +182,7 @@ def _render_batch(
                 again = draws.take(slice(None))
                 climbed, grad = climb(z, draws)
                 living = grad.flatten(1).abs().amax(1) > 0
-                if t < REDIRECTED_STEPS and not living.all():
+                if not living.all():
                     with redirected():
                         grad = torch.where(living.reshape(-1, *[1] * (z.dim() - 1)), grad, climb(z, again)[1])
                 scores.append(climbed)
