@@ -21,6 +21,8 @@ COMMANDS = {
     "compare": "compare",
     "gallery": "gallery",
     "rerender": "rerender",
+    "invert": "invert",
+    "caricature": "caricature",
     "train": "train",
     "calibrate": "calibrate",
     "attack": "attack",
@@ -32,7 +34,9 @@ COMMANDS = {
     "list": "list_",
 }
 # Commands that go on where they stopped when they are started again.
-RESUMABLE = ("neurons", "spritemap", "atlas", "compare", "train", "attack", "calibrate", "masking", "dimension")
+RESUMABLE = (
+    "neurons", "spritemap", "atlas", "invert", "caricature", "compare", "train", "attack", "calibrate", "masking", "dimension",
+)  # fmt: skip
 
 
 class Commands(click.Group):

@@ -79,5 +79,21 @@ pictures = together(
 )
 
 
+def reconstruction(recipe: str) -> Callable[[F], F]:
+    """What `invert` and `caricature` share, in the order of help."""
+    return together(
+        click.argument("refs", nargs=-1, required=True, metavar="REF..."),
+        click.argument("image"),
+        click.option("--layer", "layers", multiple=True, metavar="NAME", help="Several allowed; default: up to six of them."),
+        click.option("--recipe", "recipe_text", default=recipe, show_default=True, help="A recipe's name, or a whole spec."),
+        click.option("--steps", type=int, help="Render steps; default: the recipe's."),
+        click.option("--size", type=int, help="Picture size; default: the network's input."),
+        seeds(1),
+        click.option("--batch-size", default=1, show_default=True, help="Seeds rendered at once; recorded, as it is part of it."),
+        data,
+        arch,
+    )
+
+
 def seeds(default: int) -> Callable[[F], F]:
     return click.option("--seeds", default=default, show_default=True, help="Pictures of each unit, from different noise.")

@@ -56,6 +56,11 @@ def plain(steps: int = 200, rate: float = 0.005, ball: Ball | None = None, size:
     return Recipe("plain", Pixels(ball=ball), Ascent(rate=rate), steps=steps, size=size)
 
 
+def direct(steps: int = 500, lr: float = 0.05, size: int | None = None) -> Recipe:
+    """Adam on the pixels themselves, without transforms: for objectives that fit one image, as `invert` does."""
+    return Recipe("direct", Pixels(), Adam(lr=lr), steps=steps, size=size)
+
+
 def fourier(
     steps: int = 200, lr: float = 0.05, decay: float = 1.0, colors: tuple[float, ...] | None = None, size: int | None = None
 ) -> Recipe:
@@ -94,7 +99,7 @@ def maco(
     return Recipe("maco", parametrization, NAdam(lr=lr), transforms, steps, size)
 
 
-RECIPES = named(gradient, plain, fourier, lucid, maco)
+RECIPES = named(gradient, plain, direct, fourier, lucid, maco)
 NAMES = {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}
 
 
