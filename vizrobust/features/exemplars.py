@@ -91,8 +91,7 @@ def exemplars(
                 maps = _checked(found.pop(name)[:count].float(), name)
                 sizes[name] = _size(maps)
                 for end in ends[name]:
-                    values, places = _scored(maps, end.sign, measure, name)
-                    end.add(values, index[:count].to(maps.device), places)
+                    end.add(_scores(maps, end.sign, measure, name), index[:count].to(maps.device), maps, measure)
             if seen is not None:
                 seen(count)
     return {
@@ -107,13 +106,18 @@ class _End:
         self.k, self.sign = k, sign
         self.kept: tuple[Tensor, ...] = ()
 
-    def add(self, values: Tensor, images: Tensor, places: Tensor) -> None:
-        """Values and places (N, units) of N images, whose indices are above all those added before."""
-        new = ((self.sign * values).T, images.expand(values.shape[1], -1), places.T)
+    def add(self, values: Tensor, images: Tensor, maps: Tensor, measure: Measure) -> None:
+        """Scores (N, units) and maps of N images, whose indices are above all those added before."""
+        new = ((self.sign * values).T, images.expand(values.shape[1], -1), torch.full_like(values.T, NOWHERE, dtype=torch.int64))
         both = tuple(torch.cat(pair, 1) for pair in zip(self.kept, new, strict=True)) if self.kept else new
         # Stable: those added before, which have the lower indices, win a tie. topk promises no order.
         order = both[0].sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        before = both[0].shape[1] - len(values)
         self.kept = tuple(part.gather(1, order) for part in both)
+        if maps.dim() == 4:
+            # Places are sought for the few that are kept: in every map of a batch that would cost as much as the network.
+            unit, slot = (order >= before).nonzero(as_tuple=True)
+            self.kept[2][unit, slot] = _places(maps[order[unit, slot] - before, unit], self.sign, measure)
 
     def ranked(self, size: tuple[int, int] | None) -> Ranked:
         values, images, places = (part.cpu() for part in self.kept)
@@ -124,20 +128,38 @@ class _End:
         return Ranked(self.sign * values, images, torch.where(places[..., None] == NOWHERE, NOWHERE, split))
 
 
-def _scored(maps: Tensor, sign: int, measure: Measure, name: str) -> tuple[Tensor, Tensor]:
-    """(N, units) or (N, units, h, w) -> scores (N, units) and the places that did it, counted along the rows."""
+def _scores(maps: Tensor, sign: int, measure: Measure, name: str) -> Tensor:
+    """(N, units) or (N, units, h, w) -> (N, units)."""
     if maps.dim() == 2:
-        return maps, torch.zeros_like(maps, dtype=torch.int64)
-    cells = maps.flatten(2)
-    if isinstance(measure, tuple):
+        scores = maps
+    elif isinstance(measure, tuple):
         height, width = maps.shape[2:]
-        y, x = (side // 2 if at is None else at for at, side in zip(measure, (height, width), strict=True))
+        y, x = _position(measure, height, width)
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {height} x {width}")
-        return maps[:, :, y, x], torch.full(maps.shape[:2], y * width + x, device=maps.device)
-    extreme, places = cells.max(dim=2) if sign > 0 else cells.min(dim=2)
-    alone = (cells == extreme[..., None]).sum(2) == 1
-    return extreme if measure == "peak" else cells.mean(2), torch.where(alone, places, NOWHERE)
+        scores = maps[:, :, y, x]
+    elif measure == "mean":
+        scores = maps.mean((2, 3))
+    else:
+        scores = maps.amax((2, 3)) if sign > 0 else maps.amin((2, 3))
+    if not scores.isfinite().all():
+        raise ValueError(f"layer {name!r} gives values that are not finite numbers, so its images have no order; see its weights")
+    return scores
+
+
+def _places(maps: Tensor, sign: int, measure: Measure) -> Tensor:
+    """(P, h, w) -> (P,): the place that did it in each map, counted along the rows."""
+    if isinstance(measure, tuple):
+        y, x = _position(measure, *maps.shape[1:])
+        return torch.full((len(maps),), y * maps.shape[2] + x, device=maps.device)
+    cells = maps.flatten(1)
+    extreme, places = cells.max(dim=1) if sign > 0 else cells.min(dim=1)
+    return torch.where((cells == extreme[:, None]).sum(1) == 1, places, NOWHERE)
+
+
+def _position(measure: tuple[int | None, int | None], height: int, width: int) -> tuple[int, int]:
+    y, x = measure
+    return height // 2 if y is None else y, width // 2 if x is None else x
 
 
 def _size(maps: Tensor) -> tuple[int, int] | None:
@@ -149,8 +171,6 @@ def _checked(maps: Tensor, name: str) -> Tensor:
     if maps.dim() not in (2, 4):
         shape = " x ".join(map(str, maps.shape[1:]))
         raise ValueError(f"layer {name!r} has output {shape}, which has no unit axis; choose another layer for exemplars")
-    if not maps.isfinite().all():
-        raise ValueError(f"layer {name!r} gives values that are not finite numbers, so its images have no order; see its weights")
     return maps
 
 
