@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_report import CHECKPOINT, CHECKPOINTS, add_naturals, make_run
+from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
+from tests.test_report_naturals import add_naturals
 from vizrobust.report import Table, write_gallery
 
 SCRIPT = "<script>document.title='taken'</script>"
