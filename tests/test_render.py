@@ -30,6 +30,8 @@ from vizrobust.features import (
     TotalVariation,
     fourier,
     gradient,
+    lucid,
+    maco,
     plain,
     render,
 )
@@ -37,8 +39,15 @@ from vizrobust.features.optimizers import Adam, Ascent
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.rng import Streams
 
-RECIPES = [plain(steps=12), fourier(steps=12), gradient(), replace(plain(steps=12), transforms=(Jitter(), Affine()))]
-IDS = ["plain", "fourier", "gradient", "transformed"]
+RECIPES = [
+    plain(steps=12),
+    fourier(steps=12),
+    gradient(),
+    replace(plain(steps=12), transforms=(Jitter(), Affine())),
+    lucid(steps=12),
+    maco(steps=12, crops=2),
+]
+IDS = ["plain", "fourier", "gradient", "transformed", "lucid", "maco"]
 
 
 def rendered(net, recipe, units=range(CLASSES), objective=Logit(), shape=SHAPE, **options):  # noqa: B008
