@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.reconstruction("direct")
-@click.option("--smooth", default=0.05, show_default=True, help="Weight of the total variation that is subtracted.")
+# Of 0.003 to 0.3, this gave the largest mean SSIM over four networks of digits and CIFAR-10, two of them robust.
+@click.option("--smooth", default=0.1, show_default=True, help="Weight of the total variation that is subtracted.")
 @options.running
 def command(
     refs: tuple[str, ...], image: str, layers: tuple[str, ...], recipe_text: str, steps: int | None, size: int | None,
