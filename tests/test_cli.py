@@ -209,7 +209,7 @@ def test_list_describes_every_entry(kind):
 
 TRAIN = ["train", "--data", "digits", "--arch", "small_cnn"]
 BAD = {
-    "unknown command": (["neuron"], 2, "no command 'neuron'; did you mean neurons?"),
+    "unknown command": (["neuron"], 2, "no command 'neuron'; did you mean neurons"),
     "unknown layer": (["neurons", "A", "--layer", "conv9"], 1, "no layer 'conv9'; did you mean conv"),
     "unit out of range": (["neurons", "A", "--layer", "conv1", "--units", "16"], 1, "no unit 16 in layer conv1 of A, which has"),
     "units not a list": (["neurons", "A", "--units", "a:b"], 1, "--units 'a:b' is not all, a range"),
