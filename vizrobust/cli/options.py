@@ -61,7 +61,7 @@ norm = click.option("--norm", metavar="NAME", help="Norm of the attack's ball: L
 running = together(seed, out, download, machine, as_json, quiet)
 layer = click.option("--layer", default="logits", show_default=True, help="Layer by name (vizrobust layers REF).")
 recipe = click.option(
-    "--recipe", "recipe_text", default="plain", show_default=True, help="gradient, plain, fourier or a whole spec."
+    "--recipe", "recipe_text", default="plain", show_default=True, help="By name (vizrobust list recipes) or a whole spec."
 )
 batch_size = click.option(
     "--batch-size", default=16, show_default=True, help="Recorded: an image is bit-equal at one batch size."

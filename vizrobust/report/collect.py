@@ -59,6 +59,15 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Film:
+    """A picture's way from its start, as a GIF beside it."""
+
+    file: Path
+    name: str
+    origin: int
+
+
+@dataclass(frozen=True)
 class Picture:
     """One feature image with its facts. `file` is None where there is nothing to show (a dead unit)."""
 
@@ -74,6 +83,7 @@ class Picture:
     name: str
     origin: int
     weights_sha256: str
+    film: Film | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,7 @@ def _picture(row: Row, folder: Path, origin: int) -> Picture:
     file = folder / row["image"] if row.get("image") and row["status"] != "dead" else None
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
+    film = row.get("film")
     return Picture(
         checkpoint=row["checkpoint"],
         column=Column(int(row["unit"]), None if position is None else (int(position[0]), int(position[1]))),
@@ -220,6 +231,7 @@ def _picture(row: Row, folder: Path, origin: int) -> Picture:
         name=str(row.get("image") or ""),
         origin=origin,
         weights_sha256=str(row.get("weights_sha256", "")),
+        film=Film(folder / film, film, origin) if film and file is not None and (folder / film).is_file() else None,
     )
 
 

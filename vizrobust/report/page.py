@@ -12,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vizrobust.report import wording
-from vizrobust.report.collect import Collection, Panel, Picture, collect
+from vizrobust.report.collect import Collection, Film, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
 from vizrobust.report.natural_cells import NaturalCells
 from vizrobust.report.naturals import Natural
 from vizrobust.runs import slug, write_atomic, write_text
 
+Shown = Picture | Film | Natural
 EMBED_BELOW = 16 * 2**20
 FEW, SOME = (4, 168), (8, 112)  # up to so many tiles in a line: so many CSS pixels each
 MANY, SEED_GAP = 96, 3
@@ -38,7 +39,7 @@ def write_gallery(
 ) -> Path:
     """Write index.html and contact-sheet.png into `folder`, and return the page's path.
 
-    Pictures of together less than 16 MB are inside the page. More of them are linked: those below `folder` where
+    Pictures and films of together less than 16 MB are inside the page. More of them are linked: those below `folder` where
     they are, others as copies under ``folder/images``. Raises what `collect` raises.
     """
     folder = Path(folder)
@@ -70,7 +71,7 @@ def write_gallery(
 
 
 def _panel(
-    panel: Panel, index: int, collection: Collection, source: Callable[[Picture | Natural], str], facts: list[dict[str, Any]]
+    panel: Panel, index: int, collection: Collection, source: Callable[[Shown], str], facts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A panel as the template wants it; `facts` grows by one entry per picture, which the tile names by its index."""
     naturals = NaturalCells.of(panel)
@@ -86,7 +87,8 @@ def _panel(
                 if picture is None:
                     tiles.append(None)
                     continue
-                facts.append(_facts(panel, picture, subject.name, collection))
+                film = source(picture.film) if picture.film else ""
+                facts.append({**_facts(panel, picture, subject.name, collection), "film": film})
                 tiles.append({"index": len(facts) - 1, "source": source(picture) if picture.file else "", "picture": picture})
             ends = naturals.ends(subject, column, source, facts)
             cells.append({"label": panel.label(column), "tiles": tiles, "ends": ends})
@@ -163,6 +165,7 @@ def _largest_side(panel: Panel) -> int:
 
 def _bytes(collection: Collection) -> int:
     files = [picture.file for picture in _pictures(collection)]
+    files += [picture.film.file for picture in _pictures(collection) if picture.film]
     files += [
         image.file for panel in collection.panels for one in panel.naturals.values() for end in one.ends.values() for image in end
     ]
@@ -173,15 +176,15 @@ def _pictures(collection: Collection) -> list[Picture]:
     return [picture for panel in collection.panels for cell in panel.cells.values() for picture in cell]
 
 
-def _embedded(picture: Picture | Natural) -> str:
+def _embedded(picture: Shown) -> str:
     assert picture.file is not None
-    return "data:image/png;base64," + base64.b64encode(picture.file.read_bytes()).decode()
+    return f"data:image/{picture.file.suffix[1:]};base64," + base64.b64encode(picture.file.read_bytes()).decode()
 
 
-def _linked(folder: Path, collection: Collection) -> Callable[[Picture | Natural], str]:
+def _linked(folder: Path, collection: Collection) -> Callable[[Shown], str]:
     """Pictures below `folder` by their relative path, others as copies."""
 
-    def source(picture: Picture | Natural) -> str:
+    def source(picture: Shown) -> str:
         assert picture.file is not None
         if picture.file.resolve().is_relative_to(folder.resolve()):
             return _url(picture.file.resolve().relative_to(folder.resolve()))

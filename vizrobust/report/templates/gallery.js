@@ -8,6 +8,7 @@
   const frame = document.getElementById("large-picture");
   const holder = document.getElementById("large-image");
   const image = new Image();
+  const way = document.getElementById("film");
   let current = null;
 
   // One panel at a time; without this script all of them are on the page.
@@ -111,7 +112,7 @@
 
   function show(tile) {
     current = tile;
-    const { title, pairs, trajectory } = facts[Number(tile.dataset.facts)];
+    const { title, pairs, trajectory, film } = facts[Number(tile.dataset.facts)];
     const small = tile.querySelector("img");
     document.getElementById("large-title").textContent = title;
     document.getElementById("large-dead").hidden = Boolean(small);
@@ -130,9 +131,18 @@
       return [dt, dd];
     }));
     sparkline(trajectory);
+    way.hidden = !film;
+    way.setAttribute("aria-pressed", "false");
     for (const button of dialog.querySelectorAll("[data-move]")) button.disabled = !neighbour(tile, button.dataset.move);
     if (!dialog.open) dialog.showModal();
     if (small) image.decode().then(fit, () => {});
+  }
+
+  // The GIF takes the picture's place, and gives it back.
+  function play() {
+    const playing = way.getAttribute("aria-pressed") === "true";
+    image.src = playing ? current.querySelector("img").src : facts[Number(current.dataset.facts)].film;
+    way.setAttribute("aria-pressed", String(!playing));
   }
 
   function move(direction) {
@@ -147,6 +157,7 @@
     if (tile) show(tile);
     const button = event.target.closest("[data-move]");
     if (button) move(button.dataset.move);
+    if (event.target === way) play();
     if (event.target === dialog || event.target.id === "close") dialog.close();
   });
   document.addEventListener("keydown", event => {

@@ -1,0 +1,108 @@
+"""What `neurons` can be asked for: both signs, faces, films, whole objectives, a start; and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import checkpoint, run
+from vizrobust.features import parse_objective
+
+
+@pytest.fixture
+def ref(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    checkpoint(tmp_path / "A")
+    monkeypatch.chdir(tmp_path)
+    return "A"
+
+
+def rendered(*args: object) -> list[dict]:
+    result = run("neurons", "--steps", "2", "--out", "out", "--json", *args)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_both_renders_what_a_unit_likes_and_what_it_dislikes(ref):
+    rows = rendered(ref, "--units", "0:3", "--both")
+    assert [(row["sign"], row["unit"]) for row in rows] == [(1, 0), (1, 1), (1, 2), (-1, 0), (-1, 1), (-1, 2)]
+    assert "What the class units dislike" in Path("out/index.html").read_text()
+
+
+def test_diversity_gives_several_faces_whose_weight_is_written_down(ref):
+    rows = rendered(ref, "--layer", "conv1", "--units", "2,5", "--diversity", "3", "--seeds", "2")
+    assert [(row["unit"], row["seed"]) for row in rows] == [(unit, seed) for unit in (2, 5) for seed in range(6)]
+    objective = parse_objective(rows[0]["objective"])
+    (one, about), (weight, diversity) = objective.parts
+    assert (one, about.layer, diversity.layer, diversity.faces) == (1, "conv1", "conv1", 3)
+    assert weight < 0
+    assert {row["objective"] for row in rows} == {repr(objective)}
+
+
+def test_a_movie_runs_from_the_start_to_the_picture(ref):
+    (row,) = rendered(ref, "--units", "4", "--movie")
+    with Image.open(Path("out", row["film"])) as film, Image.open(Path("out", row["image"])) as picture:
+        assert film.n_frames == 3  # two steps and the start
+        film.seek(2)
+        assert np.abs(np.asarray(film.convert("L"), dtype=int) - np.asarray(picture, dtype=int)).max() <= 1
+    assert "data:image/gif;base64," in Path("out/index.html").read_text()
+
+
+def test_a_long_way_is_thinned_and_that_is_said(ref):
+    result = run("neurons", ref, "--units", "4", "--movie", "--steps", "90", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert "the GIFs show 60 of the 91 pictures on the way" in result.output
+    (film,) = Path("out").glob("images/**/*.gif")
+    with Image.open(film) as frames:
+        assert frames.n_frames <= 60
+
+
+def test_a_whole_objective_may_be_about_several_layers_and_units(ref):
+    text = "2 * Channel(layer='conv1') + Logit(unit=3) - 0.1 * TotalVariation"
+    rows = rendered(ref, "--objective", text, "--units", "1,2")
+    assert [(row["layer"], row["unit"]) for row in rows] == [("conv1", 1), ("conv1", 2)]
+    assert parse_objective(rows[0]["objective"]) == parse_objective(text)
+
+
+def test_an_objective_without_a_free_unit_is_one_picture(ref):
+    (row,) = rendered(ref, "--objective", "Channel(layer='conv1', unit=7)")
+    assert row["unit"] == 7
+
+
+def test_a_picture_may_start_from_a_test_image_or_a_file(ref):
+    Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save("grey.png")
+    for start in ("digits#5", "grey.png"):
+        (row,) = rendered(
+            ref, "--units", "1", "--start", start, "--recipe", "plain(rate=0.0001)", "--out", re.sub(r"\W", "", start)
+        )
+        assert row["status"] in ("ok", "saturated")
+
+
+BAD = {
+    "no layer": (["--objective", "TotalVariation"], r"TotalVariation\(\) names no layer"),
+    "no such layer": (["--objective", "Channel(layer='conv9')"], "no layer 'conv9'; did you mean conv"),
+    "no such unit": (["--objective", "Channel(layer='conv1', unit=99)"], "no unit 99 in layer 'conv1', which has"),
+    "units of their own": (["--objective", "Energy(layer='conv1')", "--units", "3"], "asks for no unit besides its own"),
+    "faces of logits": (["--diversity", "4"], "logits have no positions in which styles could differ"),
+    "faces and batch": (["--layer", "conv1", "--diversity", "5", "--batch-size", "4"], "has no room for a group of 5 faces"),
+    "faces at odds": (["--objective", "Diversity(layer='conv1', faces=2) + Alignment(layer='conv1', faces=3)"], "the same faces"),
+    "no test image": (["--start", "digits#99999"], "no image 99999 in digits, whose test images are 0 to"),
+    "no image": (["--objective", "Inversion(layer='conv1', image='gone.png')"], "no image file 'gone.png'"),
+    "not an objective": (["--objective", "3"], "not an objective"),
+    "position of a vector": (["--objective", "Neuron(layer='linear1')"], "has no positions"),
+    "size": (["--size", "5"], "cannot take images of 5 x 5"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_one_sentence_and_leaves_no_picture(case, ref):
+    args, words = BAD[case]
+    result = run("neurons", ref, "--steps", "2", "--out", "out", *args)
+    assert result.exit_code == 1, result.output
+    assert re.search(words, result.output.replace("\n", " ")), result.output
+    assert result.output.strip().splitlines()[-1].startswith("Error: ")
+    assert not list(Path().glob("out/**/*.png"))
