@@ -11,6 +11,7 @@ from tests.test_cli import checkpoint, run
 from tests.user_networks import __file__ as CODE
 from tests.user_networks import sequential
 from vizrobust.features import Channel, Diversity, Inversion, PixelDifference, Provenance, plain, rerender, sources
+from vizrobust.features import provenance
 from vizrobust.features import recipes as made_by
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import write_png
@@ -226,15 +227,19 @@ def test_sources_are_those_of_all_parts():
     assert sources(plain(), Channel("a")) == ()
 
 
-def test_the_number_of_threads_is_that_of_then_and_put_back(picture, tmp_path, monkeypatch):
+def test_batch_size_precision_and_threads_are_those_of_then_and_threads_put_back(picture, tmp_path, monkeypatch):
     seen = []
-    from vizrobust.features import provenance
 
-    monkeypatch.setattr(provenance, "render_jobs", lambda *_, **__: seen.append(torch.get_num_threads()) or iter(["done"]))
-    made = Provenance.read(changed(picture, tmp_path / "other.png", about={"threads": 3}))
+    def rendered(*_, batch_size, compute, **__):
+        seen.append((torch.get_num_threads(), batch_size, compute.precision))
+        return iter(["done"])
+
+    monkeypatch.setattr(provenance, "render_jobs", rendered)
+    identity = {"batch_size": 7, "precision": "bf16", "start": ""}
+    made = Provenance.read(changed(picture, tmp_path / "other.png", about={"threads": 3, "identity": identity}))
     before = torch.get_num_threads()
     assert rerender(made, load_checkpoint(made.reference)) == "done"
-    assert (seen, torch.get_num_threads()) == ([3], before)
+    assert (seen, torch.get_num_threads()) == ([(3, 7, "bf16")], before)
 
 
 def test_what_is_not_as_it_was_is_said(picture, tmp_path):
