@@ -10,8 +10,7 @@ from PIL import Image, PngImagePlugin
 from tests.test_cli import checkpoint, run
 from tests.user_networks import __file__ as CODE
 from tests.user_networks import sequential
-from vizrobust.features import Channel, Diversity, Inversion, PixelDifference, Provenance, plain, rerender, sources
-from vizrobust.features import provenance
+from vizrobust.features import Channel, Diversity, Inversion, PixelDifference, Provenance, plain, provenance, rerender, sources
 from vizrobust.features import recipes as made_by
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import write_png
