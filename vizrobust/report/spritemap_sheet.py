@@ -23,7 +23,7 @@ MARGIN, MIN_WIDTH, MOST_PIXELS = 48, 900, 60_000
 TITLE, SMALL, CAPTION, LABEL = 34, 20, 18, 15
 GAP = 6
 # Up to so many tiles are drawn about so large.
-TARGETS = ((36, 168), (100, 112), (300, 84))
+TARGETS = ((36, 168), (160, 112), (300, 84))
 SMALLEST = 64
 
 
