@@ -147,7 +147,7 @@ def test_a_second_call_renders_only_what_is_new(two, tmp_path):
     before = first.stat().st_mtime_ns
     result = run(*args, "--layer", "conv1", "--layer", "conv2")
     assert result.exit_code == 0, result.output
-    assert "1 pictures" in result.stderr
+    assert "to render: 1, " in result.stderr
     assert first.stat().st_mtime_ns == before
     assert f"sheet: {tmp_path / 'run' / 'invert.png'}" in result.stdout
     other = run("invert", two[0], "digits#6", "--steps", 2, "--out", tmp_path / "run")

@@ -134,7 +134,7 @@ def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
 def _render(run: Run, jobs: Sequence[tuple[Checkpoint, str, Request]], compute: Compute, quiet: bool) -> None:
     todo = sum(len(missing(run, checkpoint, request)) for checkpoint, _, request in jobs)
     if todo:
-        say(f"{todo} pictures, {jobs[0][2].recipe}")
+        say(f"to render: {todo}, {jobs[0][2].recipe}")
     with progress(quiet) as bars:
         task = bars.add_task("", total=todo)
         for checkpoint, name, request in jobs:
