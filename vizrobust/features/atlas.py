@@ -35,6 +35,10 @@ class Atlas:
     `fewest` vectors becomes a direction: their mean, multiplied with the inverse of all vectors' second moments where
     `whiten`. Pictures climb dot product times cosine^`power` along it. `seed` fixes images, places, layout and noise.
 
+    Whitening, which Carter et al. use on a million images of a large network, brings out in what cells differ. It is
+    off here because of what it did to the pictures of small networks and a few thousand images: digits that plain
+    means show are lost in noise, and neighbours on the sheet no longer look alike.
+
     >>> Atlas("conv2", grid=6)
     Atlas(layer="conv2", grid=6)
     """
