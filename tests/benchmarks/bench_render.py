@@ -17,7 +17,7 @@ from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, render
 from vizrobust.models import Checkpoint, Reading, load_checkpoint
 
-SIZE, STEPS, UNITS = 128, 8, 8
+SIZE, STEPS, UNITS = 128, 16, 8
 LAYER = "layer2.1.conv2"
 
 

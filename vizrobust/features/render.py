@@ -167,7 +167,7 @@ def _render_batch(
         """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
         z = z.detach().requires_grad_()
         with compute.full_precision():
-            seen = transformed(to_image(z), recipe.transforms, draws)
+            seen = compute.images(transformed(to_image(z), recipe.transforms, draws))
         scores = scorer(seen, unit.repeat(len(seen) // len(z))).reshape(-1, len(z)).mean(0)
         (grad,) = torch.autograd.grad(scores.sum(), z)
         return scores.detach(), grad
@@ -191,7 +191,7 @@ def _render_batch(
                     z = to_image.constrain(step(z.detach(), grad), first)
         with torch.no_grad():
             image = to_image(z)
-            final = scorer(image, unit).float()
+            final = scorer(compute.images(image), unit).float()
             if recipe.steps in kept:
                 frames.append(_frame(to_image, z))
     films = torch.stack(frames, 1) if frames else None
