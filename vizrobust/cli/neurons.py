@@ -59,7 +59,8 @@ def command(
         start=start, seeds=range(seed, seed + seeds), batch_size=batch_size, diversity=diversity, movie=movie,
     )  # fmt: skip
     natural = None if exemplars is None else exemplar_source(loaded, request.objective, checkpoints, exemplars)
-    say(f"{len(request.units)} unit{'s' if len(request.units) > 1 else ''} of {request.layer}, {request.objective}, {request.recipe}")
+    count = len(request.units)
+    say(f"{count} unit{'s' if count > 1 else ''} of {request.layer}, {request.objective}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
     found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if len(checkpoints) > 1 else None
     signs = [request, replace(request, sign=-request.sign)] if both else [request]
