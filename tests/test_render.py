@@ -170,18 +170,18 @@ def same(a, b):
 class Failing(nn.Module):
     """Raises at its third run."""
 
-    def __init__(self):
+    def __init__(self, error):
         super().__init__()
-        self.runs = 0
+        self.runs, self.error = 0, error
 
     def forward(self, x):
         self.runs += 1
         if self.runs == 3:
-            raise RuntimeError("third run")
+            raise self.error("third run")
         return x
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, RuntimeError, KeyboardInterrupt], ids=["ends well", "error", "Ctrl-C"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_the_network_is_given_back_untouched(recipe, fails):
     net = make_net("resnet_small").train()
@@ -191,10 +191,10 @@ def test_the_network_is_given_back_untouched(recipe, fails):
     net.net.stage1.register_forward_hook(lambda *_: None)
     if fails:
         recipe = replace(recipe, steps=max(recipe.steps, 3))
-        net.net.add_module("relu", nn.Sequential(nn.ReLU(), Failing()))
+        net.net.add_module("relu", nn.Sequential(nn.ReLU(), Failing(fails)))
     before = signs_of(net)
     if fails:
-        with pytest.raises(RuntimeError, match="third run"):
+        with pytest.raises(fails, match="third run"):
             rendered(net, recipe, range(3))
     else:
         rendered(net, recipe, range(3))
