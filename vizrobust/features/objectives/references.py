@@ -48,9 +48,7 @@ class Inversion:
         return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        wanted = activations[of(self.layer, self.image)].flatten(1)
-        missed = (activations[self.layer].flatten(1) - wanted).square().sum(1)
-        return -missed / wanted.square().sum(1).clamp_min(1e-12)
+        return -_missed(activations[self.layer], activations[of(self.layer, self.image)])
 
 
 @algebra
@@ -107,12 +105,16 @@ class Style:
         return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        wanted = gram(activations[of(self.layer, self.image)]).flatten(1)
-        missed = (gram(activations[self.layer]).flatten(1) - wanted).square().sum(1)
-        return -missed / wanted.square().sum(1).clamp_min(1e-12)
+        return -_missed(gram(activations[self.layer]), gram(activations[of(self.layer, self.image)]))
 
 
 def gram(maps: Tensor) -> Tensor:
     """(N, C, ...) -> (N, C, C): inner products of the channels, mean over positions."""
     flat = maps.reshape(*maps.shape[:2], -1)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def _missed(found: Tensor, wanted: Tensor) -> Tensor:
+    """(N, ...), (1, ...) -> (N,): the squared distance from what is wanted, over its own square."""
+    wanted = wanted.flatten(1)
+    return (found.flatten(1) - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12)
