@@ -21,11 +21,11 @@ vizrobust gallery runs/im-{gradient,plain,fourier,lucid,maco} --out runs/im-reci
 cp runs/im-recipes/contact-sheet.png "$here/recipes.png"
 cp runs/im-plain/run.json "$here/run.json"
 
-# Hidden units: beside natural images, in several faces, both signs.
-pictures $robust --data "$data" --layer stage4 --units 0:6 --recipe fourier --exemplars 9 --out runs/im-exemplars
-pictures $robust --data "$data" --layer stage3 --units 0:4 --recipe fourier --diversity 4 --batch-size 16 --out runs/im-faces
+# Hidden units: in several faces, both signs, and a whole layer at once (deep dream, from noise).
+pictures $robust --data "$data" --layer stage3 --units 0:4 --recipe fourier --diversity 4 --out runs/im-faces
 pictures $robust --data "$data" --layer stage4 --units 0:8 --recipe fourier --both --out runs/im-both
-for name in exemplars faces both; do cp runs/im-$name/contact-sheet.png "$here/$name.png"; done
+pictures $standard $robust --data "$data" --objective 'Energy(layer="stage3")' --recipe fourier --out runs/im-dream
+for name in faces both dream; do cp runs/im-$name/contact-sheet.png "$here/$name.png"; done
 
 # Whole layers.
 vizrobust spritemap $robust --data "$data" --layer stage4 --recipe fourier --steps 64 --quiet --out runs/im-sprites
@@ -33,14 +33,13 @@ cp runs/im-sprites/*.png "$here/spritemap.png"
 vizrobust atlas $robust --data "$data" --layer stage4 --images 2000 --grid 8 --recipe fourier --steps 64 --quiet --out runs/im-atlas
 cp runs/im-atlas/*.png "$here/atlas.png"
 
-# One image: what layers keep of it, more of it, and deep dream from it.
-image=$(find "${IMAGENETTE}/val/church" -type f | sort | head -1)
+# What shows photographs stays in runs/: the data set is not part of this repository.
+pictures $robust --data "$data" --layer stage4 --units 0:6 --recipe fourier --exemplars 9 --out runs/im-exemplars
+image=$(find -L "$IMAGENETTE/val/church" -type f | sort | head -1)
 vizrobust invert $standard $robust "$image" --data "$data" --quiet --out runs/im-invert
 vizrobust caricature $standard $robust "$image" --data "$data" --layer stage3 --layer stage4 --quiet --out runs/im-caricature
-cp runs/im-invert/invert.png runs/im-caricature/caricature.png "$here/"
-pictures $standard $robust --data "$data" --objective 'Energy(layer="stage3")' --start "$image" --steps 100 --out runs/im-dream
-cp runs/im-dream/contact-sheet.png "$here/dream.png"
 
 # A picture's way, and one of them rendered again.
 pictures $robust --data "$data" --units 2,7,8 --recipe fourier --movie --out runs/im-movie
+cp "$(find runs/im-movie/images -name '7-s0.gif' | head -1)" "$here/golf-ball.gif"
 vizrobust rerender "$(find runs/im-fourier/images -name '7-s0.png' | sort | head -1)"

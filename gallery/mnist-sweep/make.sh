@@ -29,3 +29,11 @@ vizrobust neurons --recipe fourier --out runs/mnist-sweep-fourier
 cp runs/mnist-sweep/contact-sheet.png runs/mnist-sweep/run.json runs/mnist-sweep/rows.jsonl $here/
 cp runs/mnist-sweep-fourier/contact-sheet.png $here/contact-sheet-fourier.png
 cp runs/mnist-sweep-fourier/run.json $here/run-fourier.json
+
+vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:6 --exemplars 9 --out runs/mnist-exemplars
+cp runs/mnist-exemplars/contact-sheet.png $here/exemplars.png
+vizrobust invert mnist-k0 mnist-k8 'mnist5k#3' --out runs/mnist-invert
+vizrobust caricature mnist-k0 mnist-k8 'mnist5k#3' --layer conv2 --layer linear1 --out runs/mnist-caricature
+cp runs/mnist-invert/invert.png runs/mnist-caricature/caricature.png $here/
+vizrobust atlas mnist-k8 --layer linear1 --images 1000 --grid 6 --steps 100 --out runs/mnist-atlas
+cp runs/mnist-atlas/*.png $here/atlas.png
