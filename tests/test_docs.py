@@ -12,7 +12,14 @@ import pytest
 from vizrobust.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "gallery/README.md", "gallery/mnist-sweep/make.sh")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "gallery/README.md",
+    "gallery/mnist-sweep/make.sh",
+    "gallery/imagenette/make.sh",
+)
 
 
 def shown_commands() -> list[str]:
