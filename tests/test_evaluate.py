@@ -239,7 +239,7 @@ class TestInARunFolder:
         self, tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
     ) -> None:
         run = folder(tmp_path)
-        other = checkpoint.untrained("other", seed=5)
+        other = checkpoint.untrained("other")
         for one in (checkpoint, other):
             for attack in ATTACKS:
                 alone = gather(attack, evaluate(one.net(), attack, images, compute, batch_size=SIZE))

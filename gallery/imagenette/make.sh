@@ -13,10 +13,11 @@ for k in 0 4; do
 done
 
 # The same ten class units of both networks under each recipe.
-for recipe in gradient plain fourier lucid maco; do
-    steps=200; [ $recipe = gradient ] && steps=1
-    pictures $standard $robust --data "$data" --recipe $recipe --steps $steps --out runs/im-$recipe
+pictures $standard $robust --data "$data" --recipe gradient --out runs/im-gradient
+for recipe in plain fourier lucid; do
+    pictures $standard $robust --data "$data" --recipe $recipe --steps 200 --out runs/im-$recipe
 done
+pictures $standard $robust --data "$data" --recipe 'maco(crops=2)' --steps 100 --out runs/im-maco
 vizrobust gallery runs/im-{gradient,plain,fourier,lucid,maco} --out runs/im-recipes --title "Ten classes, five recipes"
 cp runs/im-recipes/contact-sheet.png "$here/recipes.png"
 cp runs/im-plain/run.json "$here/run.json"
@@ -30,7 +31,7 @@ for name in faces both dream; do cp runs/im-$name/contact-sheet.png "$here/$name
 # Whole layers.
 vizrobust spritemap $robust --data "$data" --layer stage4 --recipe fourier --steps 64 --quiet --out runs/im-sprites
 cp runs/im-sprites/*.png "$here/spritemap.png"
-vizrobust atlas $robust --data "$data" --layer stage4 --images 2000 --grid 8 --recipe fourier --steps 64 --quiet --out runs/im-atlas
+vizrobust atlas $robust --data "$data" --layer stage4 --images 1000 --grid 6 --recipe fourier --steps 64 --quiet --out runs/im-atlas
 cp runs/im-atlas/*.png "$here/atlas.png"
 
 # What shows photographs stays in runs/: the data set is not part of this repository.
