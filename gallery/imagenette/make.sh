@@ -20,6 +20,7 @@ done
 pictures $standard $robust --data "$data" --recipe 'maco(crops=2)' --steps 100 --out runs/im-maco
 vizrobust gallery runs/im-{gradient,plain,fourier,lucid,maco} --out runs/im-recipes --title "Ten classes, five recipes"
 cp runs/im-recipes/contact-sheet.png "$here/recipes.png"
+cp runs/im-plain/contact-sheet.png "$here/plain.png"
 cp runs/im-plain/run.json "$here/run.json"
 
 # Hidden units: in several faces, both signs, and a whole layer at once (deep dream, from noise).
