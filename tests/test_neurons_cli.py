@@ -71,6 +71,15 @@ def test_a_whole_objective_may_be_about_several_layers_and_units(ref):
 def test_an_objective_without_a_free_unit_is_one_picture(ref):
     (row,) = rendered(ref, "--objective", "Channel(layer='conv1', unit=7)")
     assert row["unit"] == 7
+    assert "What excites the units of conv1" in Path("out/index.html").read_text()
+
+
+def test_an_objective_about_a_whole_layer_is_called_so(ref):
+    (row,) = rendered(ref, "--objective", "Energy(layer='conv1') - 0.1 * TotalVariation")
+    assert (row["layer"], row["unit"]) == ("conv1", 0)
+    page = Path("out/index.html").read_text()
+    assert "conv1 as a whole" in page
+    assert "What excites" not in page.split("<main>")[1]
 
 
 def test_a_picture_may_start_from_a_test_image_or_a_file(ref):

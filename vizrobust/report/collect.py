@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vizrobust.features import parse_objective, subject
 from vizrobust.models import LOGITS
 from vizrobust.report.naturals import Key, Naturals, read_naturals
 from vizrobust.runs import Row, digest, read_rows, read_run
@@ -114,14 +115,27 @@ class Panel:
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({picture.seed for cell in self.cells.values() for picture in cell}))
 
+    @cached_property
+    def whole(self) -> str:
+        """What an objective that is about no unit is called, such as Energy; empty where columns are units."""
+        try:
+            about = subject(parse_objective(self.objective))
+            return "" if hasattr(about, "unit") else type(about).__name__
+        except (ValueError, FileNotFoundError):  # a Direction whose vectors have moved
+            return ""
+
     def label(self, column: Column) -> str:
         """The class name for a class unit on which all checkpoints agree, otherwise the unit's number; ``@y,x`` behind it."""
+        if self.whole:
+            return self.whole
         names = {subject.classes[column.unit] for subject in self.subjects if column.unit < len(subject.classes)}
         label = names.pop() if self.layer == LOGITS and len(names) == 1 else str(column.unit)
         return f"{label} {column.place}".strip()
 
     @property
     def title(self) -> str:
+        if self.whole:
+            return f"{self.layer} as a whole" if self.sign > 0 else f"The opposite for {self.layer} as a whole"
         what = "class units" if self.layer == LOGITS else f"units of {self.layer}"
         return f"What excites the {what}" if self.sign > 0 else f"What the {what} dislike"
 
