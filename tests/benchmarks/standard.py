@@ -23,7 +23,7 @@ from vizrobust.robustness import evaluate, gather, share
 
 IMAGES = 200
 CASES = (("cifar_wide_adv.pth", 2 / 255), ("mnist_lenet5_advtrained.pt", 0.3))
-BATCH_SIZE = 100
+BATCH_SIZE = 25
 
 
 def main(names: list[str]) -> None:
