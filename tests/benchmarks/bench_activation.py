@@ -1,6 +1,7 @@
 """How far pictures excite their units after equal steps: ours beside Lucent's and Horama's, scored by one forward pass.
 
-``python -m tests.benchmarks.bench_activation [REF [LAYER]]``; REF is any model reference for colour images.
+``python -m tests.benchmarks.bench_activation [REF [LAYER [SIZE [BOX]]]]``; REF is any model reference for colour images, BOX
+the side of MACO's crops as a share of the image's.
 """
 
 # ruff: noqa: T201  a script that prints its table
@@ -25,9 +26,9 @@ from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, maco, render
 from vizrobust.models import Reading, load_checkpoint
 
-UNITS, SEEDS, SIZE = range(8), range(2), 128
+UNITS, SEEDS = range(8), range(2)
 LUCENT_STEPS, HORAMA_STEPS, HORAMA_UNITS = 64, 64, range(4)
-CROPS, BOX = 6, (0.25, 0.30)  # Horama's boxes come out .25 to .30 whatever lies between .20 and .25
+CROPS = 6
 
 
 def scores(net: nn.Module, layer: str, images: Tensor, units: list[int]) -> Tensor:
@@ -60,48 +61,53 @@ def in_folder_with(spectrum: np.ndarray) -> Iterator[str]:
             os.chdir(here)
 
 
-def against_lucent(net: nn.Module, layer: str, compute: Compute) -> None:
-    units, shape = list(UNITS), (3, SIZE, SIZE)
+def against_lucent(net: nn.Module, layer: str, size: int, compute: Compute) -> None:
+    units, shape = list(UNITS), (3, size, size)
     theirs, ours = [], []
     for seed in SEEDS:
-        batch, _ = lucent_renders(net, f"net.{layer}", units, SIZE, LUCENT_STEPS, preprocess=False, seed=seed)
+        batch, _ = lucent_renders(net, f"net.{layer}", units, size, LUCENT_STEPS, preprocess=False, seed=seed)
         if batch is None:
             return
         theirs.append(scores(net, layer, batch(), units))
         done = render(net, Channel(layer), units, lucid(steps=LUCENT_STEPS), [seed], shape=shape, compute=compute)
         ours.append(scores(net, layer, torch.stack([one.image for one in done]), units))
-    report(f"Lucent, {LUCENT_STEPS} steps of Adam .05 on a spectrum, {SIZE} px", torch.stack(ours, 1), torch.stack(theirs, 1))
+    report(f"Lucent, {LUCENT_STEPS} steps of Adam .05 on a spectrum, {size} px", torch.stack(ours, 1), torch.stack(theirs, 1))
 
 
-def against_horama(net: nn.Module, layer: str, compute: Compute) -> None:
+def against_horama(net: nn.Module, layer: str, size: int, box: float, compute: Compute) -> None:
     try:
         from horama import maco as theirs_maco
     except ImportError:
         print("tests/peers.txt is not installed: no comparison with Horama")
         return
-    units, shape = list(HORAMA_UNITS), (3, SIZE, SIZE)
+    units, shape = list(HORAMA_UNITS), (3, size, size)
     reading = Reading.of(net, shape, [layer])
-    frequency = np.sqrt(np.fft.fftfreq(SIZE)[:, None] ** 2 + np.fft.rfftfreq(SIZE)[None] ** 2)
-    law = np.broadcast_to(1 / np.maximum(frequency, 1 / SIZE), (3, SIZE, SIZE // 2 + 1)).astype(np.float32)
+    frequency = np.sqrt(np.fft.fftfreq(size)[:, None] ** 2 + np.fft.rfftfreq(size)[None] ** 2)
+    law = np.broadcast_to(1 / np.maximum(frequency, 1 / size), (3, size, size // 2 + 1)).astype(np.float32)
     theirs, ours = [], []
     with in_folder_with(law) as spectrum:
-        recipe = maco(steps=HORAMA_STEPS, crops=CROPS, low=BOX[0], high=BOX[1], spectrum=spectrum, noise=0.05)
+        recipe = maco(steps=HORAMA_STEPS, crops=CROPS, low=box, high=box, spectrum=spectrum, noise=0.05)
         for seed in SEEDS:
             torch.manual_seed(seed)
             images = []
             for unit in units:
                 image, _ = theirs_maco(
-                    lambda x, unit=unit: reading(net, x)[layer][:, unit].mean(), total_steps=HORAMA_STEPS, image_size=SIZE,
-                    model_input_size=SIZE, noise=0.05, values_range=(0.0, 1.0), crops_per_iteration=CROPS, device="cpu",
+                    lambda x, unit=unit: reading(net, x)[layer][:, unit].mean(), total_steps=HORAMA_STEPS, image_size=size,
+                    model_input_size=size, noise=0.05, values_range=(0.0, 1.0), crops_per_iteration=CROPS,
+                    box_size=(box, box), device="cpu",
                 )  # fmt: skip
                 images.append(image.detach())
             theirs.append(scores(net, layer, torch.stack(images), units))
             done = render(net, Channel(layer), units, recipe, [seed], shape=shape, compute=compute, batch_size=4)
             ours.append(scores(net, layer, torch.stack([one.image for one in done]), units))
-    report(f"Horama, {HORAMA_STEPS} steps of NAdam 1.0 on phases, {SIZE} px", torch.stack(ours, 1), torch.stack(theirs, 1))
+    report(
+        f"Horama, {HORAMA_STEPS} steps of NAdam 1.0 on phases, {size} px, crops of {box:g}",
+        torch.stack(ours, 1),
+        torch.stack(theirs, 1),
+    )
 
 
-def main(ref: str = "torchvision:resnet18@random", layer: str = "layer2.1.conv2") -> None:
+def main(ref: str = "torchvision:resnet18@random", layer: str = "layer2.1.conv2", size: str = "128", box: str = "0.75") -> None:
     torch.set_num_threads(THREADS)
     compute = Compute("cpu")
     net = compute.place(load_checkpoint(ref).net())
@@ -110,8 +116,8 @@ def main(ref: str = "torchvision:resnet18@random", layer: str = "layer2.1.conv2"
     print(f"{ref}, channels of {layer}, seeds {len(SEEDS)}; images scored alike, without transforms")
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # their progress bars
         warnings.simplefilter("ignore")
-        against_lucent(net, layer, compute)
-        against_horama(net, layer, compute)
+        against_lucent(net, layer, int(size), compute)
+        against_horama(net, layer, int(size), float(box), compute)
 
 
 if __name__ == "__main__":
