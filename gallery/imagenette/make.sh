@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pictures of two networks on natural images, from nothing: IMAGENETTE=folder with train/ and val/ (64 px) bash make.sh
-# Training takes about half an hour on one core. Everything that is in runs/ already is not done again.
+# Training takes the better part of an hour on one core. Everything that is in runs/ already is not done again.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 data="imagefolder:${IMAGENETTE:?a folder with train/ and val/}"
