@@ -1,6 +1,6 @@
 """Data sets by name: images in [0, 1], labels, and what a data set knows about itself."""
 
-from vizrobust.data.dataset import ArraySplit, DataSet, FileSplit, Split, Subset, first
+from vizrobust.data.dataset import ArraySplit, DataSet, FileSplit, Split, Subset, first, kept
 from vizrobust.data.moments import saturated_share
 from vizrobust.data.references import DATA, known, load
 from vizrobust.data.stratify import stratified
@@ -13,6 +13,7 @@ __all__ = [
     "Split",
     "Subset",
     "first",
+    "kept",
     "known",
     "load",
     "saturated_share",

@@ -17,6 +17,7 @@ STATISTICS_IMAGES = 10_000
 STATISTICS_PIXELS = 100_000_000
 STATISTICS_BATCH = 250
 SPECTRUM_IMAGES = 2_000
+KEPT_BYTES = 500_000_000
 
 
 class Split(Protocol):
@@ -74,6 +75,13 @@ class Subset:
 
     def take(self, index: Tensor) -> Tensor:
         return self.whole.take(self.index[index])
+
+
+def kept(split: Split) -> Split:
+    """A split of files read once and held in memory, if it takes at most 500 MB there; any other split as it is."""
+    if not isinstance(split, FileSplit) or len(split) * split.read(split.paths[0]).numel() > KEPT_BYTES:
+        return split
+    return ArraySplit(torch.stack([split.read(path) for path in split.paths]), split.labels)
 
 
 def first(split: Split, n: int) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,11 +68,11 @@ def read_folder(root: Path, name: str, size: int | None) -> DataSet:
     classes = _same_classes(listed, name)
     read = ReadImage(_channels(listed["train"]), size)
     height, width = (size, size) if size else _one_size(listed, name)
-    splits = {split: _split(files, split, read) for split, files in listed.items()}
+    splits = {split: shuffled(files, split, read) for split, files in listed.items()}
     if len(present) == 2:
         whole, test = splits["train"], splits[present[1]]
         kept, held = hold_out(whole.labels, name)
-        splits = {"train": _part(whole, kept), "val": _part(whole, held), "test": test}
+        splits = {"train": part(whole, kept), "val": part(whole, held), "test": test}
     shape = (read.channels, height, width)
     return DataSet(name, classes, shape, **splits, eps=usual_eps(shape))
 
@@ -124,7 +125,7 @@ def _list(folder: Path, name: str) -> dict[str, list[str]]:
     kinds = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not kinds:
         raise ValueError(f"{name}: {str(folder)!r} holds no class folders; expected one folder of images for each class")
-    files = {kind: _images(folder / kind) for kind in kinds}
+    files = {kind: image_files(folder / kind) for kind in kinds}
     empty = [kind for kind, paths in files.items() if not paths]
     if empty:
         raise ValueError(
@@ -133,7 +134,8 @@ def _list(folder: Path, name: str) -> dict[str, list[str]]:
     return files
 
 
-def _images(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
+    """The image files anywhere below a folder, sorted; none where there is no folder."""
     found = os.walk(folder, followlinks=True)
     return sorted(str(Path(below, file)) for below, _, files in found for file in files if _is_image(file))
 
@@ -167,12 +169,14 @@ def _one_size(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[int, 
     return size
 
 
-def _split(files: dict[str, list[str]], split: str, read: ReadImage) -> FileSplit:
+def shuffled(files: Mapping[str, Sequence[str]], split: str, read: ReadImage) -> FileSplit:
+    """The images of class -> files, classes numbered in their order, all in a random order fixed by the split's name."""
     paths = [path for of_kind in files.values() for path in of_kind]
     labels = torch.repeat_interleave(torch.tensor([len(of_kind) for of_kind in files.values()]))
     whole = FileSplit(tuple(paths), labels, read)
-    return _part(whole, Streams(SPLIT_SEED, [split], "order").permutation(len(paths))[0])
+    return part(whole, Streams(SPLIT_SEED, [split], "order").permutation(len(paths))[0])
 
 
-def _part(whole: FileSplit, index: Tensor) -> FileSplit:
+def part(whole: FileSplit, index: Tensor) -> FileSplit:
+    """Some images of a split, in the order of `index` (n,)."""
     return FileSplit(tuple(whole.paths[i] for i in index.tolist()), whole.labels[index], whole.read)

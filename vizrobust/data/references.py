@@ -11,6 +11,7 @@ from vizrobust.data.arrays import npz
 from vizrobust.data.dataset import DataSet
 from vizrobust.data.embedded import digits, mnist5k
 from vizrobust.data.folders import imagefolder, split_size
+from vizrobust.data.imagenette64 import CLASSES, SHAPE, imagenette64, imagenette64_rest
 from vizrobust.spec import named, unknown
 
 EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
@@ -23,6 +24,8 @@ FETCHED: dict[str, Callable[[bool], DataSet]] = {
     "cifar100": published.cifar100,
     "svhn": published.svhn,
     "imagenette": published.imagenette,
+    "imagenette64": imagenette64,
+    "imagenette64-rest": imagenette64_rest,
 }
 
 OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder}
@@ -64,6 +67,8 @@ def known(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None:
     if name == "imagenette":
         side = _name(ref)[1] or published.IMAGENETTE_SIZE
         return (3, side, side), tuple(class_names.IMAGENETTE.values())
+    if name in ("imagenette64", "imagenette64-rest"):
+        return SHAPE, CLASSES
     about = published.PUBLISHED.get(ref.lower())
     return (about.shape, about.classes) if about else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from vizrobust.data.dataset import ArraySplit, DataSet, Subset
 from vizrobust.data.embedded import mnist_first_500
 from vizrobust.data.folders import read_folder
 from vizrobust.data.radii import CIFAR_EPS, IMAGENET_EPS, MNIST_EPS
+from vizrobust.data.roots import absent, data_root
 from vizrobust.data.stratify import hold_out
 
 IMAGENETTE_SIZE = 64
@@ -47,11 +47,6 @@ PUBLISHED = {
     "cifar100": Published("CIFAR100", "cifar-100-python/", (3, 32, 32), class_names.CIFAR100, CIFAR_EPS),
     "svhn": Published("SVHN", "{train,test}_32x32.mat", (3, 32, 32), class_names.DIGITS, CIFAR_EPS),
 }
-
-
-def data_root() -> Path:
-    """The folder of downloaded data: ``$VIZROBUST_DATA``, else ``~/.cache/vizrobust/data``."""
-    return Path(os.environ.get("VIZROBUST_DATA") or Path.home() / ".cache" / "vizrobust" / "data").expanduser()
 
 
 def mnist(download: bool = False) -> DataSet:
@@ -106,7 +101,7 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
     root = data_root()
     if not (root / folder).is_dir():
         if not download:
-            raise _absent(name, f"{folder}/")
+            raise absent(name, f"{folder}/")
         from torchvision.datasets import Imagenette
 
         with _fetching(name, root, download):
@@ -162,13 +157,5 @@ def _fetching(name: str, root: Path, download: bool) -> Iterator[None]:
             again = "remove what is there of it and try again"
             raise ValueError(f"{name} could not be fetched to {str(root)!r}, or not read there ({why}); {again}") from error
         if "not found" in why:
-            raise _absent(name, PUBLISHED[name].files) from error
+            raise absent(name, PUBLISHED[name].files) from error
         raise ValueError(f"the files of {name} in {str(root)!r} are damaged ({why}); remove them and add --download") from error
-
-
-def _absent(name: str, files: str) -> FileNotFoundError:
-    there = str(data_root() / files)
-    return FileNotFoundError(
-        f"{name} is not on this machine, or not whole; add --download, or put its files at {there!r} "
-        "(VIZROBUST_DATA names another root)"
-    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import PGD, Attack, Linf, ball_of, threat
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet, first, kept
 from vizrobust.models import Normalized, architecture, borrowed
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness import evaluate, gather, share
@@ -45,6 +45,8 @@ class Trainer:
 
     def __init__(self, recipe: Training, data: DataSet, compute: Compute) -> None:
         self.recipe, self.data, self.compute = recipe, data, compute
+        # Every epoch reads all training images: small files are decoded once.
+        self.train_images = kept(data.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             body = architecture(recipe.arch, data.shape, len(data.classes))()
@@ -132,7 +134,7 @@ class Trainer:
         self.metrics.append(row)
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
-        x = AUGMENTATIONS[self.recipe.augment](self.data.train.take(index), streams.child("augment"))
+        x = AUGMENTATIONS[self.recipe.augment](self.train_images.take(index), streams.child("augment"))
         return self.compute.images(x), self.data.train.labels[index].to(self.compute.device)
 
     def _attacked(self, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
