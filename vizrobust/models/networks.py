@@ -130,7 +130,7 @@ class VGGSmall(nn.Module):
     def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
         large = min(shape[1:]) >= FOUR_STAGES_FROM
-        widths = (32, 64, 96, 128) if large else (32, 64, 128)
+        widths = (32, 64, 96, 128) if large else (16, 32, 64)
         inner = shape[0]
         layers: list[nn.Module] = []
         for number, width in enumerate(widths):
