@@ -20,6 +20,9 @@ from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1
 UNTRAINED = "@random"  # behind a reference: its network with fresh weights
+HALF = "float16"
+# What rounding to float16 takes at most from a number in its normal range: half a unit of eleven binary digits.
+HALF_ERROR = 2.0**-11
 Shape = tuple[int, int, int]
 
 
@@ -29,7 +32,8 @@ class Description:
 
     `arch` is an architecture reference, `normalization` a mean and a standard deviation per channel,
     `training` a training spec as text (empty if unknown), `attack_steps` the K of adversarial training (None if
-    unknown), `metrics` what was measured: ``clean``, ``robust`` and the attack and images behind them.
+    unknown), `metrics` what was measured: ``clean``, ``robust`` and the attack and images behind them. `stored` is
+    ``float16`` where the file holds its weights in half precision (see `halved`), else empty.
     """
 
     arch: str
@@ -45,10 +49,13 @@ class Description:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     arch_sha256: str = ""
+    stored: str = ""
 
     def to_json(self) -> str:
         plain = dict(self.__dict__)
         plain["normalization"] = {"mean": plain.pop("mean"), "std": plain.pop("std")}
+        if not self.stored:
+            del plain["stored"]  # files in full precision stay what they were before there was another
         return json.dumps({"format": FORMAT, **plain})
 
     @staticmethod
@@ -131,14 +138,40 @@ def body_state(net: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}
 
 
-def save_checkpoint(path: Path | str, state: Mapping[str, Tensor], about: Description) -> None:
-    """Write a checkpoint file, whole or not at all."""
-    content = save(dict(state), metadata={"vizrobust": about.to_json()})
+def save_checkpoint(path: Path | str, state: Mapping[str, Tensor], about: Description, half: bool = False) -> None:
+    """Write a checkpoint file, whole or not at all; with `half` what `halved` names is in float16."""
+    stored = halved(state) if half else dict(state)
+    content = save(stored, metadata={"vizrobust": replace(about, stored=HALF if half else "").to_json()})
     write_atomic(path, lambda file: file.write(content))
 
 
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as a half-precision file holds them: kernels and matrices in float16, the rest as it is.
+
+    What has one axis (biases, gains, BatchNorm's running statistics) stays float32: it is about one number in a
+    hundred, and a small variance would lose digits. So does a tensor that float16 cannot hold: one with a value
+    above 65504, or whose rounding error is more than 2^-11 of its largest value.
+
+    >>> state = {"weight": torch.rand(3, 4), "bias": torch.rand(3), "tiny": torch.full((3, 4), 1e-7)}
+    >>> [str(tensor.dtype) for tensor in halved(state).values()]
+    ['torch.float16', 'torch.float32', 'torch.float32']
+    """
+    return {key: tensor.half() if _fits_half(tensor) else tensor for key, tensor in state.items()}
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    if tensor.dtype != torch.float32 or tensor.dim() < 2 or tensor.numel() == 0:
+        return False
+    # An overflow or a NaN makes the error no number, which is not below anything.
+    error = (tensor.half().float() - tensor).abs().amax()
+    return bool(error <= HALF_ERROR * tensor.abs().amax())
+
+
 def read_checkpoint(path: Path | str) -> tuple[Description, dict[str, Tensor]]:
-    """Description and weights of a file in our format. Raises ``ValueError`` that says what is wrong with it."""
+    """Description and weights of a file in our format. Raises ``ValueError`` that says what is wrong with it.
+
+    Weights that are stored in half precision come back as float32, so a file has one hash whoever reads it.
+    """
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -148,9 +181,12 @@ def read_checkpoint(path: Path | str) -> tuple[Description, dict[str, Tensor]]:
     if "vizrobust" not in metadata:
         raise ValueError(f"{str(path)!r} was not written by vizrobust; convert it once with: vizrobust import {path} --arch …")
     try:
-        return Description.from_json(metadata["vizrobust"]), state
+        about = Description.from_json(metadata["vizrobust"])
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
+    if about.stored == HALF:
+        state = {key: tensor.float() if tensor.dtype == torch.float16 else tensor for key, tensor in state.items()}
+    return about, state
 
 
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vizrobust.models import Checkpoint
+from vizrobust.models.checkpoints import HALF
 from vizrobust.robustness import wilson
 from vizrobust.runs import read_run, write_text
 
@@ -15,8 +16,14 @@ DISPLAY_ONLY = ("--quiet", "--json")
 def write_card(folder: Path | str, checkpoint: Checkpoint) -> Path:
     """Write ``card.md`` beside a finished training run's checkpoint."""
     path = Path(folder) / "card.md"
-    info = read_run(folder) or {}
-    write_text(path, model_card(checkpoint, info.get("argv", ""), info.get("threads")))
+    _write(path, checkpoint, folder)
+    return path
+
+
+def write_card_beside(file: Path | str, checkpoint: Checkpoint, run: Path | str | None = None) -> Path:
+    """Write ``NAME.md`` beside a checkpoint file ``NAME.safetensors``; `run` is the folder it was trained in, if known."""
+    path = Path(file).with_suffix(".md")
+    _write(path, checkpoint, run)
     return path
 
 
@@ -25,8 +32,9 @@ def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = 
     about = checkpoint.about
     size = sum(tensor.numel() for tensor in checkpoint.state.values())
     steps = {None: "unknown", 0: "0 (standard training)"}.get(about.attack_steps, str(about.attack_steps))
+    half = about.stored == HALF
     lines = [
-        f"# {Path(checkpoint.name).name}",
+        f"# {Path(checkpoint.name).name.removesuffix('.safetensors')}",
         "",
         f"- network: `{about.arch}`, {size:,} numbers, input {' x '.join(map(str, about.input_shape))}",
         f"- classes: {', '.join(about.classes[:20])}{' …' if len(about.classes) > 20 else ''}",
@@ -34,6 +42,7 @@ def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = 
         f"- attack steps in training (K): {steps}",
         f"- recipe: `{about.training or 'unknown'}`",
         f"- weights: sha256 `{checkpoint.sha256}`",
+        *(["- the file holds its weights in half precision (float16); the accuracies are those of these weights"] * half),
         f"- made with: {', '.join(f'{name} {version}' for name, version in about.versions.items()) or 'unknown'}",
     ]
     if about.metrics.get("n"):
@@ -45,11 +54,18 @@ def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = 
     return "\n".join(lines) + "\n"
 
 
+def _write(path: Path, checkpoint: Checkpoint, run: Path | str | None) -> None:
+    info = (read_run(run) if run is not None else None) or {}
+    made = info if info.get("command") == "train" else {}
+    write_text(path, model_card(checkpoint, made.get("argv", ""), made.get("threads")))
+
+
 def _accuracies(checkpoint: Checkpoint) -> list[str]:
     metrics = checkpoint.about.metrics
     n = metrics["n"]
     named = {"clean": "clean", "fgsm": "FGSM, same ball", "robust": f"`{metrics.get('attack', '')}`"}
-    lines = [f"Accuracy on the first {n:,} test images:", "", "| attack | accuracy | 95 % interval |", "|---|---|---|"]
+    where = f" of `{metrics['data']}`" if "data" in metrics else ""
+    lines = [f"Accuracy on the first {n:,} test images{where}:", "", "| attack | accuracy | 95 % interval |", "|---|---|---|"]
     for key, label in named.items():
         if key in metrics:
             low, high = wilson(round(metrics[key] * n), n)

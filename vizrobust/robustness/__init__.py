@@ -3,6 +3,7 @@
 from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather, share, wilson
 from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
 from vizrobust.robustness.examples import Examples, examples
+from vizrobust.robustness.headline import headline
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
@@ -25,6 +26,7 @@ __all__ = [
     "examples",
     "foreseen_ratio",
     "gather",
+    "headline",
     "mean_accuracy",
     "mean_uar",
     "read_calibrations",

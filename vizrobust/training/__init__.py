@@ -4,6 +4,7 @@ from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.mix import MIXES, Mix, members
 from vizrobust.training.recipe import NAMES, Training, seen
 from vizrobust.training.session import recorded_threads, train, trained
+from vizrobust.training.shipping import ship
 
 __all__ = [
     "MIXES",
@@ -15,6 +16,7 @@ __all__ = [
     "members",
     "recorded_threads",
     "seen",
+    "ship",
     "train",
     "trained",
 ]

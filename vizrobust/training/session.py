@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from vizrobust.attacks import FGSM, PGD, Linf, threat
+from vizrobust.attacks import threat
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.robustness import headline
+from vizrobust.robustness.headline import HEADLINE_IMAGES as TESTED_IMAGES
+from vizrobust.robustness.headline import HEADLINE_STEPS as TESTED_STEPS
 from vizrobust.runs import Run, read_run, write_atomic, write_rows
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.mix import members
@@ -24,8 +26,6 @@ from vizrobust.training.recipe import Training
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
-TESTED_IMAGES = 1000
-TESTED_STEPS = 50
 
 
 def recorded_threads(folder: Path | str) -> int | None:
@@ -57,7 +57,7 @@ def train(
         trainer.restore(torch.load(state, map_location=compute.device, weights_only=True))
         # A process killed between the two files leaves the metrics one epoch behind.
         write_rows(run.folder / METRICS_FILE, trainer.metrics)
-    while trainer.epoch < recipe.epochs:
+    while not trainer.finished:
         yield from trainer.run_epoch()
         write_atomic(state, lambda file: torch.save(trainer.state(), file))
         write_rows(run.folder / METRICS_FILE, trainer.metrics)
@@ -94,17 +94,4 @@ def _description(trainer: Trainer) -> Description:
 
 def _measured(trainer: Trainer) -> dict[str, Any]:
     """Accuracies on the first 1,000 test images: clean, under one step, and under PGD-50 (``robust``)."""
-    ball = Linf(eps=trainer.data.eps)
-    images = first(trainer.data.test, TESTED_IMAGES)
-    strong = PGD(steps=TESTED_STEPS, ball=ball)
-    one_step, found = (
-        gather(attack, list(evaluate(trainer.net, attack, images, trainer.compute.in_fp32())))
-        for attack in (FGSM(ball=ball), strong)
-    )
-    return {
-        "clean": share(found.clean),
-        "fgsm": share(one_step.robust),
-        "robust": share(found.robust),
-        "attack": repr(strong),
-        "n": len(images),
-    }
+    return headline(trainer.net, trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
