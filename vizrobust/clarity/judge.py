@@ -4,78 +4,106 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from vizrobust.clarity.class_columns import class_columns
+from vizrobust.clarity.encoder import Judge, Kind, Opinion, fitted, last_linear
+from vizrobust.clarity.overlap import shares_images, taken_from_imagenet
+from vizrobust.compute import Compute
+from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 
-from vizrobust.compute import Compute, full_batches
-from vizrobust.models import Checkpoint, borrowed, load_checkpoint
+__all__ = ["BUILTIN", "Judge", "Opinion", "fitted", "judge_for", "judges_for", "last_linear"]
 
-# Trained on MNIST images outside the 5,000 of mnist5k, with another architecture than the built-in sweep's.
-BUILTIN = {"mnist5k": "mnist-judge"}
-BATCH_SIZE = 100
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What a judge says of N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
-
-    logits: Tensor
-    features: Tensor
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A checkpoint in the role of judge and encoder."""
-
-    name: str
-    net: nn.Module
-    classes: tuple[str, ...]
-    compute: Compute
-
-    def __call__(self, x: Tensor) -> Opinion:
-        """(N, C, H, W) in [0, 1] -> opinion, on the CPU in float32, in batches of one size."""
-        head = last_linear(self.net)
-        logits: list[Tensor] = []
-        features: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _m, inputs: features.append(inputs[0].flatten(1)))
-        self.compute.place(self.net)
-        try:
-            with borrowed(self.net), torch.no_grad():
-                for index, count in full_batches(len(x), BATCH_SIZE):
-                    logits.append(self.net(self.compute.images(x[index]))[:count].float().cpu())
-                    features[-1] = features[-1][:count].float().cpu()
-        finally:
-            handle.remove()
-        return Opinion(torch.cat(logits), torch.cat(features))
+KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
+# By data set, in the order of KINDS; of another architecture than the compared sweep, trained on images outside of it.
+BUILTIN = {
+    "mnist5k": ("mnist-judge-standard", "mnist-judge-robust", "mnist-judge-heavy"),
+    "imagenette64": ("imagenette-judge-standard", "imagenette-judge-robust", "imagenette-judge-heavy"),
+}
+# The one judge of before there were three.
+ALONE = {"mnist5k": "mnist-judge"}
 
 
 def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None) -> Judge | None:
-    """The judge `ref`, or the built-in one for a data set; None where there is none.
+    """The one judge of `neurons` and `compare`: `ref`, or the built-in one for a data set (heavy augmentation first).
 
-    Raises ``ValueError`` where the judge is one of the compared checkpoints or takes other images or classes, and
-    warns where it was trained on the same data as one of them: such a judge saturates.
+    None where there is none. Raises ``ValueError`` where the judge is one of the compared checkpoints, lacks one of
+    their classes or takes other channels, and warns where it was trained on images of theirs: such a judge saturates.
     """
-    ref = ref or BUILTIN.get(data)
-    if ref is None:
+    there = builtin_names()
+    own = [name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there]
+    old = [name for name in (ALONE.get(data.lower(), ""),) if name in there]
+    chosen = [ref] if ref else (own or old)
+    if not chosen:
         return None
+    kind = _kind(data, chosen[0])
+    judge, checkpoint = _judge(chosen[0], compared, compute, kind)
+    for other in compared:
+        if shares_images(checkpoint.about.data, other.about.data):
+            warnings.warn(_seen(judge, checkpoint, other, other.about.data), stacklevel=2)
+    return judge
+
+
+def judges_for(
+    data_name: str, compared: Sequence[Checkpoint], compute: Compute, refs: Sequence[str] = (), *, builtin: bool = True
+) -> list[Judge]:
+    """All judges of a study on a data set: its built-in ones that are there, in the order of `KINDS`, and then `refs`.
+
+    A network named twice judges once; without `builtin` only `refs` judge. Their opinions are in the order of the
+    compared checkpoints' classes, of images of any size, grey or in colour. Raises ``ValueError`` where a judge is one
+    of the compared checkpoints, was trained on images that one of them was trained on (on `data_name`, where a
+    checkpoint does not say), lacks one of their classes, or takes other channels. Warns of a judge trained on ImageNet
+    for checkpoints trained on Imagenette, whose images are taken from there.
+    """
+    there = builtin_names()
+    own = [name for name in BUILTIN.get(data_name.lower(), ()) if builtin and name in there]
+    judges: dict[str, Judge] = {}
+    for ref in (*own, *refs):
+        judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref))
+        for other in compared:
+            trained_on = other.about.data or data_name
+            if shares_images(checkpoint.about.data, trained_on):
+                raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a --judge trained on other images")
+        if any(taken_from_imagenet(checkpoint.about.data, other.about.data or data_name) for other in compared):
+            warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
+        judges.setdefault(judge.sha256, judge)
+    return list(judges.values())
+
+
+def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind) -> tuple[Judge, Checkpoint]:
+    """The judge with its checkpoint, if it can judge the compared ones."""
     checkpoint = load_checkpoint(ref)
+    about = checkpoint.about
+    columns: set[tuple[int, ...] | None] = set()
     for other in compared:
         if checkpoint.sha256 == other.sha256:
             raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another --judge")
-        if checkpoint.about.input_shape != other.about.input_shape or len(checkpoint.about.classes) != len(other.about.classes):
-            takes = f"{checkpoint.about.input_shape} and {len(checkpoint.about.classes)} classes"
-            has = f"{other.about.input_shape} and {len(other.about.classes)}"
-            raise ValueError(f"the judge {ref!r} takes {takes}, {other.name} {has}; name another --judge")
-        if checkpoint.about.data and checkpoint.about.data == other.about.data:
-            warnings.warn(f"the judge {ref!r} was trained on {other.about.data}, as {other.name} was", stacklevel=2)
-    return Judge(ref, checkpoint.net(), checkpoint.about.classes, compute)
+        channels = other.about.input_shape[0]
+        if channels != about.input_shape[0] and 1 not in (channels, about.input_shape[0]):
+            takes = f"takes images of {about.input_shape[0]} channels, {other.name} of {channels}"
+            raise ValueError(f"the judge {ref!r} {takes}; name another --judge")
+        columns.add(class_columns(ref, about.classes, other.about.classes))
+    if len(columns) > 1:
+        raise ValueError("the compared checkpoints have their classes in different orders; compare those with the same classes")
+    chosen = next(iter(columns), None)
+    names = about.classes if chosen is None else compared[0].about.classes
+    net = checkpoint.net()
+    try:
+        last_linear(net)
+    except ValueError as error:
+        raise ValueError(f"{ref!r} cannot judge: {error}") from error
+    clean = about.metrics.get("clean")
+    judge = Judge(ref, net, names, compute, kind, about.input_shape, chosen, clean, checkpoint.sha256)
+    return judge, checkpoint
 
 
-def last_linear(net: nn.Module) -> nn.Linear:
-    """The network's last linear layer: what stands before it is its view of an image."""
-    found = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise ValueError("a judge needs a linear layer at its end")
-    return found[-1]
+def _kind(data: str, ref: str) -> Kind:
+    return dict(zip(BUILTIN.get(data.lower(), ()), KINDS, strict=False)).get(ref, "given")
+
+
+def _seen(judge: Judge, checkpoint: Checkpoint, other: Checkpoint, trained_on: str) -> str:
+    where = checkpoint.about.data
+    same = where == trained_on
+    return (
+        f"the judge {judge.name!r} was trained on {where}, {'as' if same else 'which shares images with that of'} {other.name}"
+        + (" was" if same else f" ({trained_on})")
+    )

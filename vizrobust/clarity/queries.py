@@ -1,9 +1,10 @@
-"""Which natural images the two-alternative choice asks about: the ones that excite a unit, and hard others."""
+"""Which natural images the two-alternative choice asks about: the ones that excite a unit, and hard or easy others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.stats import rankdata
@@ -22,7 +23,11 @@ HARD = (0.10, 0.50)
 
 @dataclass(frozen=True)
 class Order:
-    """Natural images of one unit in falling activation: `index` (n,) into the split."""
+    """Natural images of one unit in falling activation: `index` (n,) into the split.
+
+    The questions must be images that were not shown as exemplars, or the natural reference would be told from
+    itself: keeping the two apart (two splits, for example) is up to the caller.
+    """
 
     index: Tensor
 
@@ -31,9 +36,28 @@ class Order:
         return self.index[:count]
 
     def distractors(self) -> Tensor:
-        """The images at ranks 10 to 50 % of the order."""
+        """The hard variant's others: the images at ranks 10 to 50 % of the order."""
         first, last = (round(share * len(self.index)) for share in HARD)
         return self.index[first:last]
+
+    def easy(self, count: int = QUERIES) -> Tensor:
+        """The easy variant's others: the images that excite the unit least."""
+        return self.index[max(0, len(self.index) - count) :]
+
+    def questions(self, variant: Literal["hard", "easy"] = "hard", count: int = QUERIES) -> tuple[Tensor, Tensor]:
+        """(queries, distractors), no image among both. Raises ``ValueError`` where there are too few images for that.
+
+        >>> [part.tolist() for part in Order(torch.arange(10)).questions("easy", count=2)]
+        [[0, 1], [8, 9]]
+        """
+        hard = variant == "hard"
+        queries, others = self.queries(count), self.distractors() if hard else self.easy(count)
+        needed = round(count / HARD[0]) if hard else 2 * count
+        if len(self.index) < needed:
+            raise ValueError(
+                f"the {variant} two-alternative choice needs at least {needed} images for {count} queries, got {len(self.index)}"
+            )
+        return queries, others
 
 
 def excitations(net: nn.Module, objective: Objective, units: Sequence[int], images: Split, compute: Compute) -> Tensor:
