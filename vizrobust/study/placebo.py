@@ -1,0 +1,93 @@
+"""The placebo: runs that differ in nothing but the seed, relabelled as a sweep, must not support anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vizrobust.rng import Streams
+from vizrobust.robustness import wilson
+from vizrobust.study.contrasts import Cells
+from vizrobust.study.verdicts import PRIMARY, SUPPORTED, Series, trends
+
+DOSES = (0, 1, 2, 4, 8, 16)
+RELABELLINGS = 200
+# How often a true null may be called supported (clarity.md §3).
+MOST = 0.05
+
+
+@dataclass(frozen=True)
+class Placebo:
+    """How often `relabellings` of runs of one K support a contrast for at least one primary metric.
+
+    `supported` counts by contrast; `replaced` says whether runs had to be drawn more than once to fill a sweep.
+    """
+
+    relabellings: int
+    runs: int
+    replaced: bool
+    supported: Mapping[str, int]
+
+    def rate(self, contrast: str) -> float:
+        return self.supported[contrast] / self.relabellings
+
+    def interval(self, contrast: str) -> tuple[float, float]:
+        """The Wilson interval of the rate, 95 %."""
+        return wilson(self.supported[contrast], self.relabellings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no contrast is supported more than 5 % of the time, within sampling error."""
+        return all(self.interval(contrast)[0] <= MOST for contrast in self.supported)
+
+
+def placebo(
+    runs: Mapping[str, Sequence[float]],
+    doses: Sequence[int] = DOSES,
+    seeds: int = 5,
+    relabellings: int = RELABELLINGS,
+    seed: int = 0,
+    accuracy: Sequence[float] | None = None,
+    smallest: Mapping[str, float] | None = None,
+) -> Placebo:
+    """Relabel training runs of one K as sweeps over `doses` and `seeds`, and put each through the study's verdict.
+
+    `runs` maps each primary metric (larger = clearer) to its values, one for each run; a run keeps its values of all
+    metrics, and its `accuracy`, when it gets another label. `smallest` are smallest differences of interest. A sweep
+    takes doses x seeds runs, drawn without replacement where there are as many, else with it: no cell then differs
+    from another in anything but chance either, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
+
+    >>> found = placebo({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, doses=(0, 1, 4), seeds=3, relabellings=20)
+    >>> found.runs, found.replaced, found.passed
+    (6, True, True)
+    """
+    counts = {len(values) for values in [*runs.values(), *([] if accuracy is None else [accuracy])]}
+    if len(counts) != 1 or min(counts) < 3:
+        raise ValueError(f"a placebo needs the same three or more runs for each metric, got {sorted(counts)}")
+    (count,) = counts
+    places = [(k, run) for k in doses for run in range(seeds)]
+    replaced = count < len(places)
+    streams = Streams(seed, range(relabellings), "placebo")
+    drawn = streams.integers(count, len(places)) if replaced else streams.permutation(count)[:, : len(places)]
+    contrasts = ("H1", "H2") if accuracy is None else ("H1", "H2", "H3")
+    supported = dict.fromkeys(contrasts, 0)
+    for labels in drawn:
+        sweep = [_series(name, _relabelled(values, labels, places), (smallest or {}).get(name)) for name, values in runs.items()]
+        found = trends(sweep, None if accuracy is None else _relabelled(accuracy, labels, places), describe=False)
+        for contrast in {trend.contrast.name for trend in found if trend.verdict == SUPPORTED}:
+            supported[contrast] += 1
+    return Placebo(relabellings, count, replaced, supported)
+
+
+def _relabelled(values: Sequence[float], labels: Tensor, places: Sequence[tuple[int, int]]) -> Cells:
+    taken = torch.tensor(values, dtype=torch.float64)[labels].tolist()
+    return dict(zip(places, taken, strict=True))
+
+
+def _series(metric: str, values: Cells, smallest: float | None) -> Series:
+    # References ten smallest effects apart give that smallest effect back.
+    natural, random = (None, None) if smallest is None else (10 * smallest, 0.0)
+    return Series(metric, PRIMARY, 1, "placebo", None, "logits", values, natural, random)

@@ -1,0 +1,190 @@
+"""The verdict of a study in plain sentences: it lists what was found and picks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vizrobust.study.contrasts import CONTRASTS
+from vizrobust.study.verdicts import DESCRIPTIVE, INCONCLUSIVE, NOT_SUPPORTED, PRIMARY, SUPPORTED, Trend
+from vizrobust.study.wording import counted, explained, joined, listed
+
+PRIOR, METRIC = "depends on the prior", "depends on the metric"
+LOGITS = "logits"
+# What each contrast claims: a sentence, and the same behind "that" or "whether".
+CLAIMS = {
+    "H1": "adversarially trained networks' pictures are clearer than the standard network's",
+    "H2": "clarity grows with the number of attack steps among K >= 1",
+    "H3": "clarity goes with accuracy under the strongest attack among K >= 1",
+}
+# What a sign means where nothing can be inferred.
+SIGNS = {
+    "H1": ("adversarial against standard training", "clearer", "less clear"),
+    "H2": ("over the number of attack steps among K >= 1", "rising", "falling"),
+    "H3": ("over accuracy under the strongest attack among K >= 1", "rising", "falling"),
+}
+CONTROLS = {"contrast": "with contrast matched", "blur": "after a blur of 1 pixel", "equal-excitation": "at equal excitation"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader sees first: `sentences`, and `overall` in one line.
+
+    `by_contrast` maps a layer and a contrast to the verdict over all recipes and primary metrics, `by_metric` holds
+    the trends it was read from: those of the mean over judges, secondary metrics included.
+    """
+
+    sentences: tuple[str, ...]
+    overall: str
+    by_contrast: Mapping[tuple[str, str], str]
+    by_metric: tuple[Trend, ...]
+
+    def row(self) -> dict[str, Any]:
+        """The `verdict` of report.json."""
+        return {
+            "sentences": list(self.sentences),
+            "overall": self.overall,
+            "by_contrast": [
+                {"layer": layer, "contrast": contrast, "verdict": found}
+                for (layer, contrast), found in self.by_contrast.items()
+            ],
+            "by_metric": [
+                {"metric": one.series.metric, "role": one.series.role, "recipe": one.series.recipe,
+                 "layer": one.series.layer, "contrast": one.contrast.name, "verdict": one.verdict, "why": explained(one)}
+                for one in self.by_metric
+            ],
+        }  # fmt: skip
+
+
+def verdict(trends: Sequence[Trend], left_out: Mapping[str, str] | None = None) -> Verdict:
+    """The verdict from all trends of a study; `left_out` maps disqualified judges to the reason.
+
+    For each layer and contrast, over both recipes and all primary metrics: the one verdict they share; else *depends
+    on the prior* if a metric is supported under one recipe and not supported under another; else *depends on the
+    metric* if one metric is supported and another is not; else *inconclusive*.
+    """
+    over_judges = [trend for trend in trends if trend.series.judge is None]
+    plain = [trend for trend in over_judges if trend.series.control is None]
+    primary = [trend for trend in plain if trend.series.role == PRIMARY]
+    layers = sorted(dict.fromkeys(trend.series.layer for trend in primary), key=lambda layer: layer != LOGITS)
+    found: dict[tuple[str, str], str] = {}
+    sentences: list[str] = []
+    for layer in layers:
+        about = "" if layers == [LOGITS] else ("Class units: " if layer == LOGITS else f"Units of {layer}: ")
+        for contrast in CONTRASTS:
+            entries = [trend for trend in primary if (trend.series.layer, trend.contrast.name) == (layer, contrast)]
+            if entries:
+                found[layer, contrast] = together(entries)
+                sentences += [about + text for text in _sentences(contrast, found[layer, contrast], entries)]
+    sentences += _controls([trend for trend in over_judges if trend.series.role == PRIMARY], found)
+    sentences += [f"The judge {name} is left out: {why}." for name, why in (left_out or {}).items()]
+    if not primary:
+        return Verdict(("There is no verdict: no primary metric has values to compare.",), "no verdict", {}, tuple(plain))
+    scoped = _scope(primary)
+    descriptive = set(found.values()) == {DESCRIPTIVE}
+    sentences = [*scoped, *sentences] if descriptive else [*sentences, *scoped]
+    return Verdict(tuple(sentences), _overall(found), found, tuple(plain))
+
+
+def together(entries: Sequence[Trend]) -> str:
+    """One verdict from those of several recipes and metrics (see `verdict`)."""
+    verdicts = {trend.verdict for trend in entries}
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    if not {SUPPORTED, NOT_SUPPORTED} <= verdicts:
+        return INCONCLUSIVE
+    for metric in {trend.series.metric for trend in entries}:
+        if {SUPPORTED, NOT_SUPPORTED} <= {trend.verdict for trend in entries if trend.series.metric == metric}:
+            return PRIOR
+    return METRIC
+
+
+def _sentences(contrast: str, found: str, entries: Sequence[Trend]) -> list[str]:
+    claim = CLAIMS[contrast]
+    if found == DESCRIPTIVE:
+        about, more, less = SIGNS[contrast]
+        said = listed(entries, lambda one: "judges differ" if not one.agree else (more if _positive(one) else less))
+        return [f"{about[0].upper()}{about[1:]} ({contrast}): {said}."]
+    if found == SUPPORTED:
+        sentence = f"{claim[0].upper()}{claim[1:]} ({contrast}): {listed(entries, _verdict_of)}."
+    elif found in (PRIOR, METRIC):
+        sentence = f"Whether {claim} ({contrast}) {found}: {listed(entries, _verdict_of)}."
+    elif found == NOT_SUPPORTED:
+        sentence = f"That {claim} ({contrast}) is not supported: {listed(entries, lambda one: one.why)}."
+    else:
+        sentence = f"That {claim} ({contrast}) is not shown: {listed(entries, _reason_of)}."
+    shapes = [trend for trend in entries if trend.shape is not None]
+    return [sentence, f"Over K >= 1 the values form: {listed(shapes, lambda one: one.shape or '')}."] if shapes else [sentence]
+
+
+def _verdict_of(trend: Trend) -> str:
+    return trend.verdict
+
+
+def _reason_of(trend: Trend) -> str:
+    """Supported as it is, everything else with its reason."""
+    return f"{trend.verdict}, {trend.why}" if trend.why else trend.verdict
+
+
+def _positive(trend: Trend) -> bool:
+    return (trend.contrast.estimate or 0) > 0
+
+
+def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) -> list[str]:
+    """How the verdicts change when what is not meant by clarity is taken away."""
+    same, sentences = [], []
+    for control in dict.fromkeys(trend.series.control for trend in primary):
+        if control is None or set(found.values()) == {DESCRIPTIVE}:
+            continue
+        changed = []
+        for (layer, contrast), before in found.items():
+            entries = [
+                one for one in primary if (one.series.control, one.series.layer, one.contrast.name) == (control, layer, contrast)
+            ]
+            if entries and (now := together(entries)) != before:
+                changed.append(f"{contrast} is {now}" if layer == LOGITS else f"{contrast} of units of {layer} is {now}")
+        name = CONTROLS.get(control, control)
+        if changed:
+            sentences.append(f"{name[0].upper()}{name[1:]} {joined(changed)}.")
+        else:
+            same.append(name)
+    return [*([f"The verdicts are the same {joined(same)}."] if same else []), *sentences]
+
+
+def _scope(primary: Sequence[Trend]) -> list[str]:
+    """Over how many training seeds this is said, and which of them are missing where."""
+    counts = sorted({len(trend.contrast.per_seed) for trend in primary})
+    said = joined([str(count) for count in counts])
+    plural = "" if counts == [1] else "s"
+    metrics = len({trend.series.metric for trend in primary})
+    corrected = f", Holm over {counted(metrics)} primary metrics" if metrics > 1 else ""
+    if all(trend.verdict == DESCRIPTIVE for trend in primary):
+        sentences = [f"Descriptive: these checkpoints only ({said} training seed{plural})."]
+    else:
+        sentences = [f"Inference is over {said} training seed{plural}: t intervals of 95 %{corrected}."]
+    missing: dict[str, set[int]] = {}
+    for trend in primary:
+        missing.setdefault(trend.contrast.name, set()).update(trend.contrast.left_out)
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for contrast, seeds in missing.items():
+        if seeds:
+            by_seeds.setdefault(tuple(sorted(seeds)), []).append(contrast)
+    sentences += [
+        f"Left out of {joined(names)} for a missing cell: training seed{'s' if len(seeds) > 1 else ''} {joined(map(str, seeds))}."
+        for seeds, names in by_seeds.items()
+    ]
+    if any(trend.smallest is None and trend.verdict != DESCRIPTIVE for trend in primary):
+        sentences.append("Where a reference is missing no smallest effect is known, so its absence cannot be shown.")
+    return sentences
+
+
+def _overall(found: Mapping[tuple[str, str], str]) -> str:
+    if set(found.values()) == {DESCRIPTIVE}:
+        return "descriptive: these checkpoints only"
+    layers = list(dict.fromkeys(layer for layer, _ in found))
+    parts = []
+    for layer in layers:
+        said = ", ".join(f"{contrast} {text}" for (where, contrast), text in found.items() if where == layer)
+        parts.append(said if layers == [LOGITS] else f"{'class units' if layer == LOGITS else f'units of {layer}'}: {said}")
+    return "; ".join(parts)

@@ -1,0 +1,215 @@
+"""The verdict on each metric, recipe, judge and contrast: supported, not supported, inconclusive or descriptive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from vizrobust.study.contrasts import (
+    CONFIDENCE,
+    Cells,
+    Contrast,
+    contrasts,
+    page_trend,
+)
+from vizrobust.study.shape import shape
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, DESCRIPTIVE = "supported", "not supported", "inconclusive", "descriptive"
+PRIMARY, SECONDARY, DIAGNOSTIC = "primary", "secondary", "diagnostic"
+# Share of (natural reference - random network) that a difference over the range of K must reach (clarity.md §3).
+SMALLEST_SHARE = 0.1
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one metric under one recipe, judge, control and layer: one for each (K, training seed).
+
+    `direction` is 1 where larger is clearer, else -1. `natural` and `random` are the references: natural images and
+    the randomly initialised network. `judge` is None where the metric needs none, and for the mean over judges.
+    """
+
+    metric: str
+    role: str
+    direction: int
+    recipe: str
+    judge: str | None
+    layer: str
+    values: Cells
+    natural: float | None = None
+    random: float | None = None
+    control: str | None = None
+
+    def turned(self) -> Series:
+        """The same with larger = clearer.
+
+        >>> Series("kid", "secondary", -1, "plain", None, "logits", {(0, 0): 0.5}, 0.1, 0.9).turned().values
+        {(0, 0): -0.5}
+        """
+        if self.direction > 0:
+            return self
+        values = {cell: None if value is None else -value for cell, value in self.values.items()}
+        natural, random = (None if one is None else -one for one in (self.natural, self.random))
+        return replace(self, direction=1, values=values, natural=natural, random=random)
+
+    @property
+    def smallest(self) -> float | None:
+        """The smallest difference of interest over the range of K; None without both references in the right order."""
+        if self.natural is None or self.random is None:
+            return None
+        found = SMALLEST_SHARE * self.direction * (self.natural - self.random)
+        return found if found > 0 else None
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What one contrast says about one series; all its numbers are turned so that positive means clearer.
+
+    `judges` holds each judge's own estimate where the series is the mean over several. `p_holm` is None for metrics
+    that are not primary. `shape` is that over K >= 1, of H2 alone; `page_p`, beside it, is a description.
+    """
+
+    series: Series
+    contrast: Contrast
+    smallest: float | None
+    judges: Mapping[str, float]
+    p_holm: float | None
+    verdict: str
+    why: str
+    shape: str | None = None
+    page_p: float | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether all judges have the same sign as the estimate."""
+        sign = (self.contrast.estimate or 0) > 0
+        return all((estimate > 0) == sign for estimate in self.judges.values())
+
+    def row(self) -> dict[str, Any]:
+        """A row of `trends` in report.json."""
+        series, found = self.series, self.contrast
+        return {
+            "metric": series.metric, "role": series.role, "recipe": series.recipe, "judge": series.judge,
+            "layer": series.layer, "contrast": found.name, "per_seed": list(found.per_seed), "estimate": found.estimate,
+            "ci_low": found.ci_low, "ci_high": found.ci_high, "p": found.p, "p_holm": self.p_holm,
+            "smallest_effect": self.smallest, "verdict": self.verdict, "shape": self.shape, "why": self.why,
+            "training_seeds": len(found.per_seed), "seeds": list(found.seeds), "left_out_seeds": list(found.left_out),
+            "judges": dict(self.judges), "spearman": found.spearman, "page_p": self.page_p,
+        }  # fmt: skip
+
+
+def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bool = True) -> list[Trend]:
+    """H1, H2 and, with `accuracy` (fractions by cell), H3 for every series and for the mean over judges.
+
+    The mean over judges has ``judge=None``; it is what the verdict of a metric rests on, and it is *supported* only
+    where all judges agree in sign. Hand in qualified judges alone. Holm's correction goes over the primary metrics
+    of one recipe, judge, layer, control and contrast. Diagnostics get no trend: they do not measure clarity.
+    Without `describe` shape and Page's test are left away, which take most of the time.
+    """
+    turned = [one.turned() for one in series if one.role != DIAGNOSTIC]
+    found: list[Trend] = []
+    for one in turned:
+        found += _undecided(one, {}, accuracy, describe)
+    for same in _grouped(turned, lambda one: (one.metric, one.recipe, one.layer, one.control)):
+        judged = [one for one in same if one.judge is not None]
+        if judged:
+            found += _undecided(_mean(judged), {str(one.judge): one for one in judged}, accuracy, describe)
+    decided: list[Trend] = []
+    for same in _grouped(found, _family):
+        family = [trend for trend in same if trend.series.role == PRIMARY]
+        corrected = holm([trend.contrast.p for trend in family])
+        by_metric = {trend.series.metric: p for trend, p in zip(family, corrected, strict=True)}
+        for trend in same:
+            p_holm = by_metric.get(trend.series.metric) if trend.series.role == PRIMARY else None
+            decided.append(_decided(replace(trend, p_holm=p_holm)))
+    return decided
+
+
+def decide(contrast: Contrast, smallest: float | None, p: float | None = None, agree: bool = True) -> tuple[str, str]:
+    """The verdict on a contrast whose positive values speak for the claim, and why.
+
+    `smallest` is the smallest effect of interest in units of the estimate, `p` the two-sided p after Holm's
+    correction (the contrast's own where there is none). *Not supported* comes first: an interval that leaves out
+    the smallest effect decides, also where it lies above 0.
+
+    >>> from vizrobust.study.contrasts import interval
+    >>> decide(interval("H1", {0: 1.0, 1: 1.2, 2: 1.1}, [], 1.0), smallest=0.3)[0]
+    'supported'
+    """
+    low, high = contrast.ci_low, contrast.ci_high
+    if low is None or high is None:
+        return DESCRIPTIVE, "these checkpoints only"
+    if high < (0.0 if smallest is None else smallest):
+        if high < 0:
+            return NOT_SUPPORTED, "it goes the other way"
+        return NOT_SUPPORTED, "smaller than the smallest effect of interest"
+    p = contrast.p if p is None else p
+    if low > 0 and p is not None and p < 1 - CONFIDENCE:
+        return (SUPPORTED, "") if agree else (INCONCLUSIVE, "the judges disagree in sign")
+    return INCONCLUSIVE, "not after Holm's correction" if low > 0 else "the interval holds 0 and effects of interest"
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for their number (Holm 1979); None stays None and does not count.
+
+    >>> holm([0.03, None, 0.01])
+    [0.03, None, 0.02]
+    """
+    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * value))
+        corrected[i] = largest
+    return corrected
+
+
+def _undecided(series: Series, judges: Mapping[str, Series], accuracy: Cells | None, describe: bool) -> list[Trend]:
+    found = []
+    for contrast in contrasts(series.values, accuracy):
+        own = {name: _estimate(contrast.name, one.values, accuracy) for name, one in judges.items()}
+        estimates = {name: value for name, value in own.items() if value is not None}
+        smallest = series.smallest
+        scaled = smallest / contrast.span if smallest is not None and contrast.span else None
+        described = describe and contrast.name == "H2"
+        form = shape(series.values, smallest) if described else None
+        page = page_trend(series.values) if described else None
+        found.append(Trend(series, contrast, scaled, estimates, None, "", "", form, page))
+    return found
+
+
+def _decided(trend: Trend) -> Trend:
+    verdict, why = decide(trend.contrast, trend.smallest, trend.p_holm, trend.agree)
+    return replace(trend, verdict=verdict, why=why)
+
+
+def _estimate(name: str, values: Cells, accuracy: Cells | None) -> float | None:
+    return next((one.estimate for one in contrasts(values, accuracy) if one.name == name), None)
+
+
+def _mean(judged: Sequence[Series]) -> Series:
+    """The mean over judges, cell by cell; None where one of them has no value."""
+    keys = sorted({cell for one in judged for cell in one.values})
+    values = {cell: _average([one.values.get(cell) for one in judged]) for cell in keys}
+    natural, random = _average([one.natural for one in judged]), _average([one.random for one in judged])
+    return replace(judged[0], judge=None, values=values, natural=natural, random=random)
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
+
+
+def _family(trend: Trend) -> Hashable:
+    series = trend.series
+    # Metrics without a judge stand beside the mean over judges of those that have one.
+    return series.recipe, series.judge, series.layer, series.control, trend.contrast.name
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
