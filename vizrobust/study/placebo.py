@@ -57,8 +57,8 @@ def placebo(
 
     `runs` maps each primary metric (larger = clearer) to its values, one for each run; a run keeps its values of all
     metrics, and its `accuracy`, when it gets another label. `smallest` are smallest differences of interest. A sweep
-    takes doses x seeds runs, drawn without replacement where there are as many, else with it: no cell then differs
-    from another in anything but chance either, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
+    takes doses x seeds runs, drawn without replacement where there are as many, else with it: then, too, cells differ
+    by chance alone, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
 
     >>> found = placebo({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, doses=(0, 1, 4), seeds=3, relabellings=20)
     >>> found.runs, found.replaced, found.passed

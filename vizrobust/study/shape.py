@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from vizrobust.study.contrasts import CONFIDENCE, FEWEST_SEEDS, Cells, complete, doses_of
+from vizrobust.study.contrasts import CONFIDENCE, FEWEST_SEEDS, Cells, complete, dose_slope, doses_of
 
 RISING, FALLING, PLATEAU, INVERTED_U, IRREGULAR, UNCLEAR = (
     "rising", "falling", "plateau", "inverted U", "irregular", "no clear shape",
@@ -26,8 +26,8 @@ def shape(values: Cells, smallest: float | None = None) -> str | None:
     - ``rising``: there are steps, all of them up; ``falling``: all of them down;
     - ``inverted U``: steps up to the highest group and down from it, none down before it and none up behind it;
     - ``irregular``: any other mixture of steps;
-    - ``plateau``: no steps, and the intervals of all pairs are within +-`smallest`;
-    - ``no clear shape``: no steps, and the intervals are wider than that (or `smallest` is not known).
+    - ``plateau``: no steps, and the interval of H2's slope over the whole range of K is within +-`smallest`;
+    - ``no clear shape``: no steps, and that interval is wider (or `smallest` is not known).
 
     >>> from vizrobust.study.contrasts import tabulated
     >>> shape(tabulated([[1, 5, 1.1], [2, 6.1, 2], [3, 7, 3.1]], doses=[1, 4, 16]))
@@ -49,8 +49,10 @@ def shape(values: Cells, smallest: float | None = None) -> str | None:
         return INVERTED_U if _one_hill(up, down, int(np.argmax(means))) else IRREGULAR
     if up or down:
         return RISING if up else FALLING
-    within = smallest is not None and max(map(abs, steps.values())) + half <= smallest
-    return PLATEAU if within else UNCLEAR
+    trend = dose_slope(values)
+    if smallest is None or trend.ci_low is None or trend.ci_high is None or trend.span is None:
+        return UNCLEAR
+    return PLATEAU if max(-trend.ci_low, trend.ci_high) * trend.span <= smallest else UNCLEAR
 
 
 def _one_hill(up: list[tuple[int, int]], down: list[tuple[int, int]], peak: int) -> bool:

@@ -8,21 +8,21 @@ from typing import Any
 
 from vizrobust.study.contrasts import CONTRASTS
 from vizrobust.study.verdicts import DESCRIPTIVE, INCONCLUSIVE, NOT_SUPPORTED, PRIMARY, SUPPORTED, Trend
-from vizrobust.study.wording import counted, explained, joined, listed
+from vizrobust.study.wording import counted, every, explained, joined, judges_of, listed, metrics_of
 
 PRIOR, METRIC = "depends on the prior", "depends on the metric"
 LOGITS = "logits"
 # What each contrast claims: a sentence, and the same behind "that" or "whether".
 CLAIMS = {
     "H1": "adversarially trained networks' pictures are clearer than the standard network's",
-    "H2": "clarity grows with the number of attack steps among K >= 1",
-    "H3": "clarity goes with accuracy under the strongest attack among K >= 1",
+    "H2": "clarity grows with the number of attack steps among K ≥ 1",
+    "H3": "clarity goes with accuracy under the strongest attack among K ≥ 1",
 }
 # What a sign means where nothing can be inferred.
 SIGNS = {
     "H1": ("adversarial against standard training", "clearer", "less clear"),
-    "H2": ("over the number of attack steps among K >= 1", "rising", "falling"),
-    "H3": ("over accuracy under the strongest attack among K >= 1", "rising", "falling"),
+    "H2": ("over the number of attack steps among K ≥ 1", "rising", "falling"),
+    "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
 }
 CONTROLS = {"contrast": "with contrast matched", "blur": "after a blur of 1 pixel", "equal-excitation": "at equal excitation"}
 
@@ -101,21 +101,22 @@ def together(entries: Sequence[Trend]) -> str:
 
 
 def _sentences(contrast: str, found: str, entries: Sequence[Trend]) -> list[str]:
-    claim = CLAIMS[contrast]
+    claim, judges = CLAIMS[contrast], len(judges_of(entries))
+    judged = f", {every(judges)} judges" if judges > 1 else ", one judge" if judges else ""
     if found == DESCRIPTIVE:
         about, more, less = SIGNS[contrast]
-        said = listed(entries, lambda one: "judges differ" if not one.agree else (more if _positive(one) else less))
-        return [f"{about[0].upper()}{about[1:]} ({contrast}): {said}."]
+        said = listed(entries, lambda one: _sign(one, more, less), judged)
+        return [f"{_capital(about)} ({contrast}): {said}."]
     if found == SUPPORTED:
-        sentence = f"{claim[0].upper()}{claim[1:]} ({contrast}): {listed(entries, _verdict_of)}."
+        sentence = f"{_capital(claim)} ({contrast}): {listed(entries, _verdict_of, judged)}."
     elif found in (PRIOR, METRIC):
-        sentence = f"Whether {claim} ({contrast}) {found}: {listed(entries, _verdict_of)}."
+        sentence = f"Whether {claim} ({contrast}) {found}: {listed(entries, _reason_of)}."
     elif found == NOT_SUPPORTED:
         sentence = f"That {claim} ({contrast}) is not supported: {listed(entries, lambda one: one.why)}."
     else:
         sentence = f"That {claim} ({contrast}) is not shown: {listed(entries, _reason_of)}."
     shapes = [trend for trend in entries if trend.shape is not None]
-    return [sentence, f"Over K >= 1 the values form: {listed(shapes, lambda one: one.shape or '')}."] if shapes else [sentence]
+    return [sentence, f"Form over K ≥ 1: {listed(shapes, lambda one: one.shape or '')}."] if shapes else [sentence]
 
 
 def _verdict_of(trend: Trend) -> str:
@@ -123,12 +124,14 @@ def _verdict_of(trend: Trend) -> str:
 
 
 def _reason_of(trend: Trend) -> str:
-    """Supported as it is, everything else with its reason."""
-    return f"{trend.verdict}, {trend.why}" if trend.why else trend.verdict
+    return f"{trend.verdict} ({trend.why})" if trend.why else trend.verdict
 
 
-def _positive(trend: Trend) -> bool:
-    return (trend.contrast.estimate or 0) > 0
+def _sign(trend: Trend, more: str, less: str) -> str:
+    estimate = trend.contrast.estimate or 0.0
+    if not trend.agree:
+        return "judges differ"
+    return "no difference" if estimate == 0 else (more if estimate > 0 else less)
 
 
 def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) -> list[str]:
@@ -146,7 +149,7 @@ def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) ->
                 changed.append(f"{contrast} is {now}" if layer == LOGITS else f"{contrast} of units of {layer} is {now}")
         name = CONTROLS.get(control, control)
         if changed:
-            sentences.append(f"{name[0].upper()}{name[1:]} {joined(changed)}.")
+            sentences.append(f"{_capital(name)} {joined(changed)}.")
         else:
             same.append(name)
     return [*([f"The verdicts are the same {joined(same)}."] if same else []), *sentences]
@@ -157,12 +160,15 @@ def _scope(primary: Sequence[Trend]) -> list[str]:
     counts = sorted({len(trend.contrast.per_seed) for trend in primary})
     said = joined([str(count) for count in counts])
     plural = "" if counts == [1] else "s"
-    metrics = len({trend.series.metric for trend in primary})
+    judges, metrics = len(judges_of(primary)), len(metrics_of(primary))
+    mean = f", of the mean over {counted(judges)} judges" if judges > 1 else ""
     corrected = f", Holm over {counted(metrics)} primary metrics" if metrics > 1 else ""
     if all(trend.verdict == DESCRIPTIVE for trend in primary):
-        sentences = [f"Descriptive: these checkpoints only ({said} training seed{plural})."]
+        sentences = [
+            f"Descriptive: these checkpoints only ({said} training seed{plural}). What follows are signs of differences."
+        ]
     else:
-        sentences = [f"Inference is over {said} training seed{plural}: t intervals of 95 %{corrected}."]
+        sentences = [f"Inference is over {said} training seed{plural}: t intervals of 95 %{mean}{corrected}."]
     missing: dict[str, set[int]] = {}
     for trend in primary:
         missing.setdefault(trend.contrast.name, set()).update(trend.contrast.left_out)
@@ -188,3 +194,7 @@ def _overall(found: Mapping[tuple[str, str], str]) -> str:
         said = ", ".join(f"{contrast} {text}" for (where, contrast), text in found.items() if where == layer)
         parts.append(said if layers == [LOGITS] else f"{'class units' if layer == LOGITS else f'units of {layer}'}: {said}")
     return "; ".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

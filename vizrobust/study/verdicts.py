@@ -112,8 +112,8 @@ def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bo
     found: list[Trend] = []
     for one in turned:
         found += _undecided(one, {}, accuracy, describe)
-    for same in _grouped(turned, lambda one: (one.metric, one.recipe, one.layer, one.control)):
-        judged = [one for one in same if one.judge is not None]
+    for views in _grouped(turned, lambda one: (one.metric, one.recipe, one.layer, one.control)):
+        judged = [one for one in views if one.judge is not None]
         if judged:
             found += _undecided(_mean(judged), {str(one.judge): one for one in judged}, accuracy, describe)
     decided: list[Trend] = []

@@ -26,36 +26,56 @@ def explained(trend: Trend) -> str:
     return "; ".join([*parts, trend.why] if trend.why else parts)
 
 
-def listed(entries: Sequence[Trend], say: Callable[[Trend], str]) -> str:
-    """What is said of each entry and where it holds: what is the same for several is said once."""
+def listed(entries: Sequence[Trend], say: Callable[[Trend], str], judges: str = "") -> str:
+    """What is said of each entry and where it holds: what is the same for several is said once.
+
+    `judges` is put behind what is the same everywhere.
+    """
     groups: dict[str, list[Trend]] = {}
     for trend in entries:
         groups.setdefault(say(trend), []).append(trend)
     if len(groups) == 1:
-        return f"{next(iter(groups))} {everywhere(entries)}"
-    return "; ".join(f"{text} for {where(group)}" for text, group in groups.items())
+        return f"{next(iter(groups))} {everywhere(entries)}{judges}"
+    return "; ".join(f"{text} for {where(group, entries)}" for text, group in groups.items())
 
 
 def everywhere(entries: Sequence[Trend]) -> str:
-    recipes = list(dict.fromkeys(trend.series.recipe for trend in entries))
-    metrics = list(dict.fromkeys(trend.series.metric for trend in entries))
-    judges = {name for trend in entries for name in trend.judges}
+    """Under which recipes and by which metrics, where it is all of them."""
+    recipes, metrics = recipes_of(entries), metrics_of(entries)
     under = f"under {joined(recipes)}" if len(recipes) > 1 else f"under {recipes[0]} alone"
-    by = {1: f"by {named(metrics[0])}", 2: "both primary metrics"}.get(
-        len(metrics), f"all {counted(len(metrics))} primary metrics"
-    )
-    judged = {0: "", 1: ", one judge", 2: ", both judges"}.get(len(judges), f", all {counted(len(judges))} judges")
-    return f"{under}, {by}{judged}"
+    return f"{under}, {'by ' + named(metrics[0]) if len(metrics) == 1 else f'{every(len(metrics))} primary metrics'}"
 
 
-def where(entries: Sequence[Trend]) -> str:
+def where(part: Sequence[Trend], whole: Sequence[Trend]) -> str:
+    """Some of the entries: which metric under which recipe."""
     by_metric: dict[str, list[str]] = {}
-    for trend in entries:
+    for trend in part:
         by_metric.setdefault(trend.series.metric, []).append(trend.series.recipe)
     by_recipes: dict[tuple[str, ...], list[str]] = {}
     for metric, recipes in by_metric.items():
-        by_recipes.setdefault(tuple(recipes), []).append(named(metric))
-    return " and ".join(f"{joined(metrics)} under {joined(recipes)}" for recipes, metrics in by_recipes.items())
+        by_recipes.setdefault(tuple(recipes), []).append(metric)
+    metrics = len(metrics_of(whole))
+    return ", ".join(
+        f"{every(metrics) + ' metrics' if len(names) == metrics > 1 else joined(map(named, names))} under {joined(recipes)}"
+        for recipes, names in by_recipes.items()
+    )
+
+
+def recipes_of(entries: Sequence[Trend]) -> list[str]:
+    return list(dict.fromkeys(trend.series.recipe for trend in entries))
+
+
+def metrics_of(entries: Sequence[Trend]) -> list[str]:
+    return list(dict.fromkeys(trend.series.metric for trend in entries))
+
+
+def judges_of(entries: Sequence[Trend]) -> list[str]:
+    return list(dict.fromkeys(name for trend in entries for name in trend.judges))
+
+
+def every(count: int) -> str:
+    """``both`` of two, else all of them: behind it stands what there is more than one of."""
+    return "both" if count == 2 else f"all {counted(count)}"
 
 
 def named(metric: str) -> str:
