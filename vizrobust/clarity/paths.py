@@ -111,9 +111,9 @@ def _interval(values: Tensor) -> tuple[float, float | None, float | None]:
 
 def _refusal(mean: float, low: float | None) -> str:
     if not mean > SMALLEST_DENOMINATOR:
-        return f"the mean denominator {mean:.3f} is not above {SMALLEST_DENOMINATOR}"
+        return f"the mean denominator {mean:z.3f} is not above {SMALLEST_DENOMINATOR}"
     if low is None:
         return "one unit gives no interval for the denominator"
     if not low > 0:
-        return f"the interval of the denominator begins at {low:.3f}, not above 0"
+        return f"the interval of the denominator begins at {low:z.3f}, not above 0"
     return ""
