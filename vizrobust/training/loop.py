@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,20 +100,26 @@ class Trainer:
                     walk.begin(self.net, x, y, streams)
 
     def run_epoch(self) -> Iterator[Progress]:
-        """One pass over the training images; afterwards `metrics` has one row more."""
+        """One pass over the training images; afterwards `metrics` has one row more.
+
+        Its ``gradient_passes`` are forward and backward passes for each training image: K of the attack and one of the
+        weight step, or as many of the latter as examples of the image are learnt from.
+        """
         recipe, compute, number = self.recipe, self.compute, self.epoch
         attack = self.attack_now()
         order = Streams(recipe.seed, [number], "order").permutation(len(self.data.train))[0]
         total = torch.zeros((), device=compute.device, dtype=torch.float64)
         norms = torch.zeros(2, device=compute.device, dtype=torch.float64)
-        made = 0
+        made = passed = 0
         for batch in range(self.batches):
             index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
             x, y = self._images(index, streams)
-            adv = self._attacked(attack, x, y, streams)
             rate = self.schedule.get_last_lr()[0]
-            loss = self._step(x, adv, y, number * self.batches + batch)
+            with counting(self.net) as passes:
+                adv = self._attacked(attack, x, y, streams)
+                loss = self._step(x, adv, y, number * self.batches + batch)
+            passed += passes["gradient"]
             total += loss.detach() * len(index)
             if attack is not None:
                 made += len(adv)
@@ -127,6 +135,7 @@ class Trainer:
                 )
             yield Progress(number + 1, batch + 1, self.batches, mean)
         row: dict[str, Any] = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
+        row["gradient_passes"] = round(passed / len(order), 4)
         if attack is not None:
             linf, l2 = (norms / made).tolist()
             radii = [threat(one)[1] for one in members(attack)]
@@ -174,6 +183,22 @@ class Trainer:
         robust = torch.stack([one.robust for one in found])
         row: dict[str, Any] = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
         return row if len(found) == 1 else row | {"val_robust_each": [share(one) for one in robust]}
+
+
+@contextmanager
+def counting(net: nn.Module) -> Iterator[Counter[str]]:
+    """Counts under ``gradient`` the images that go through `net` for a gradient: an attack's, or that of the weights."""
+    passes: Counter[str] = Counter()
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training or inputs[0].requires_grad:
+            passes["gradient"] += len(inputs[0])
+
+    handle = net.register_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
