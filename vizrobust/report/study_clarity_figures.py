@@ -1,0 +1,228 @@
+"""A study's figures of clarity: over K for each metric, under its controls, over the distance, against robust accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from vizrobust.report.axes import blank
+from vizrobust.report.labels import broken
+from vizrobust.report.study_axes import K_AXIS, Steps, label_lines
+from vizrobust.report.study_numbers import Entry, Group, Study
+from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, house_style
+
+BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
+REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
+CONTROLS = {None: "as rendered", "contrast": "contrast matched", "blur": "blurred", "equal-excitation": "equal excitation"}
+
+
+def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
+    """Every metric of a role over K: a panel per judge, a line per recipe, references as straight lines; None without any.
+
+    Bands are t intervals over training seeds (the range of two, none of one).
+    """
+    panels = [(metric, judge) for metric in study.metrics(role, layer) for judge in study.judges(metric["name"], layer)]
+    if not panels or not study.doses:
+        return None
+    steps = Steps.of(study, arms=False)
+    with house_style():
+        figure, grid = _panels(len(panels), _beside(panels))
+        for place, ((metric, judge), axes) in enumerate(zip(panels, grid, strict=False)):
+            labels: list[tuple[float, str, str]] = []
+            for index, recipe in enumerate(study.recipes):
+                series = study.clarity(metric["name"], recipe, judge, layer)
+                look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+                steps.draw(axes, series, markersize=4.5, linewidth=1.6, **look)
+                last = steps.last(series)
+                labels += [(last, recipe, look["color"])] if last is not None else []
+            labels += _references(axes, study, metric, judge, layer)
+            _finish(axes, steps, place, len(panels), _beside(panels))
+            if place % _beside(panels) == _beside(panels) - 1 or place == len(panels) - 1:
+                label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25)
+            struck = " (disqualified)" if judge in study.disqualified else ""
+            _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
+        return figure
+
+
+def controls_over_k(study: Study, layer: str) -> Figure | None:
+    """Primary metrics over K as rendered, contrast matched, blurred and at equal excitation: the mean of the judges."""
+    panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
+    drawn = [[(c, study.spreads(study.over_judges(m["name"], r, layer, c))) for c in CONTROLS] for m, r in panels]
+    if not study.doses or not any(series for panel in drawn for control, series in panel if control):
+        return None
+    steps, beside = Steps.of(study, arms=False), len(study.recipes)
+    with house_style():
+        figure, grid = _panels(len(panels), beside)
+        for place, ((metric, recipe), lines, axes) in enumerate(zip(panels, drawn, grid, strict=False)):
+            labels = []
+            for index, (control, series) in enumerate(lines):
+                look = {"color": INK if control is None else COLORS[index % len(COLORS)], "marker": MARKERS[index]}
+                steps.draw(axes, series, thin=control is not None, markersize=4.5, linewidth=1.6, **look)
+                last = steps.last(series)
+                labels += [(last, CONTROLS[control], look["color"])] if last is not None else []
+            _finish(axes, steps, place, len(panels), beside)
+            if place % beside == beside - 1:
+                label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=8, width=20)
+            _title(axes, study.title(metric["name"]), recipe, metric)
+        return figure
+
+
+def clarity_distance(study: Study) -> Figure | None:
+    """Clarity of the pictures on their way, over their mean L2 distance from the start, a line per K."""
+    curves = {recipe: _curves(study, recipe) for recipe in study.recipes}
+    curves = {recipe: lines for recipe, lines in curves.items() if lines}
+    if not curves:
+        return None
+    with house_style():
+        figure = blank((WIDE, 3.9), pad=0.1)
+        for axes, (recipe, lines) in zip(
+            figure.subplots(1, len(curves), sharey=True, squeeze=False).flat, curves.items(), strict=True
+        ):
+            colors = dict(zip([group.name for group, _ in lines], shades(len(lines)), strict=True))
+            for index, (group, points) in enumerate(lines):
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, color=colors[group.name], marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=1.7)
+            _quiet(axes)
+            axes.set_xlim(0, None)
+            axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
+            axes.set_xlabel("mean L2 distance from the start image")
+            ends = [(points[-1][1], group.label, colors[group.name]) for group, points in lines]
+            right = axes.get_xlim()[1]
+            for (y, _, color), (_, points) in zip(ends, lines, strict=True):
+                axes.plot(
+                    [points[-1][0], right], [y, y], color=color, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, scalex=False
+                )
+            label_lines(axes, right, ends, 3.0, size=9, leader=0.03 * right)
+        figure.axes[0].set_ylabel("hard two-alternative AUC")
+        return figure
+
+
+def clarity_against_accuracy(study: Study, layer: str) -> Figure | None:
+    """Primary metrics against accuracy under the strongest attack, a mark per checkpoint; full marks are K of at least 1."""
+    robust = study.accuracy_of("strongest")
+    panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
+    found = [study.over_judges(metric["name"], recipe, layer) for metric, recipe in panels]
+    if not robust or not any(name in robust for values in found for name in values):
+        return None
+    beside = len(study.recipes)
+    colors = dict(zip([group.name for group in study.doses], shades(len(study.doses)), strict=True))
+    with house_style():
+        figure, grid = _panels(len(panels), beside)
+        for (metric, recipe), values, axes in zip(panels, found, grid, strict=False):
+            labels = []
+            for group in (*study.doses, *study.arms):
+                points = [(100 * robust[name], values[name]) for name in group.checkpoints if name in robust and name in values]
+                if not points:
+                    continue
+                color = colors.get(group.name, QUIET)
+                xs, ys = zip(*points, strict=True)
+                face = "none" if group.is_dose and not group.k else color
+                axes.scatter(
+                    xs,
+                    ys,
+                    s=24,
+                    marker="o" if group.is_dose else "D",
+                    color=color,
+                    facecolor=face,
+                    linewidth=1.3,
+                    zorder=3,
+                    clip_on=False,
+                )
+                at = (sum(xs) / len(xs), max(ys)) if group.is_dose else (max(xs), sum(ys) / len(ys))
+                labels.append((*at, str(group.k) if group.is_dose and group.label[:1] == "K" else group.label, color))
+            _quiet(axes)
+            axes.margins(y=0.16)
+            axes.set_xlim(-4, 104)
+            for x, y, text, color in labels:  # numbers above their marks, names of arms beside them
+                place = {"xytext": (0, 5), "ha": "center"} if color != QUIET else {"xytext": (6, -3), "ha": "left"}
+                axes.annotate(text, (x, y), textcoords="offset points", fontsize=8, color=color, **place)
+            _title(axes, study.title(metric["name"]), recipe, metric)
+        figure.supxlabel("accuracy under the strongest attack found (%); numbers are K", fontsize=9.5)
+        return figure
+
+
+def shades(count: int) -> list[str]:
+    """`count` colours from light to dark for more and more steps, in an order that any colour vision sees."""
+    palette = mpl.colormaps["viridis_r"]
+    return [to_hex(palette(0.4 + 0.55 * index / max(1, count - 1))) for index in range(count)]
+
+
+def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, float]]]]:
+    """Group -> (distance, value) by step, each the mean over its training seeds and the judges that count."""
+    found = []
+    for group in study.doses:
+        by_step: dict[int, list[Entry]] = {}
+        for row in study.entries("distance"):
+            if row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.disqualified:
+                if row.get("value") is not None and row.get("distance") is not None:
+                    by_step.setdefault(int(row["step"]), []).append(row)
+        points = [
+            (_mean([row["distance"] for row in rows]), _mean([row["value"] for row in rows]))
+            for _, rows in sorted(by_step.items())
+        ]
+        if points:
+            found.append((group, points))
+    return found
+
+
+def _references(axes: Axes, study: Study, metric: Entry, judge: str | None, layer: str) -> list[tuple[float, str, str]]:
+    """Straight lines: grey ones that hold for every recipe, in a recipe's colour those that belong to it."""
+    labels = []
+    for name, dashes in REFERENCES.items():
+        values = {recipe: study.reference(name, metric["name"], recipe, judge, layer) for recipe in study.recipes}
+        one = len(set(values.values())) == 1
+        for index, (recipe, value) in enumerate(values.items()):
+            if value is None or (one and index):
+                continue
+            color = QUIET if one else COLORS[index % len(COLORS)]
+            axes.axhline(value, color=color, linewidth=1.1, linestyle=dashes, zorder=1)
+            labels.append((value, name if one else f"{name}, {recipe}", color))
+    if metric.get("chance") is not None:
+        axes.axhline(metric["chance"], color="#b9bec5", linewidth=0.9, zorder=0)
+        axes.text(-0.3, metric["chance"], "chance", fontsize=7, color=QUIET, va="bottom")
+    return labels
+
+
+def _beside(panels: Sequence[tuple[Entry, str | None]]) -> int:
+    """As many panels in a row as every metric has judges, if that is at most three."""
+    counts = {sum(other is metric for other, _ in panels) for metric, _ in panels}
+    own = counts.pop()
+    return own if not counts and 1 < own <= BESIDE else min(BESIDE, len(panels))
+
+
+def _panels(count: int, beside: int) -> tuple[Figure, Sequence[Axes]]:
+    down = math.ceil(count / beside)
+    figure = blank((max(5.2, WIDE * min(1.0, beside / 2)), 0.35 + (PANEL + MARGIN) * down), pad=0.09)
+    grid = list(figure.subplots(down, beside, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return figure, grid
+
+
+def _finish(axes: Axes, steps: Steps, place: int, count: int, beside: int) -> None:
+    _quiet(axes)
+    steps.dress(axes, size=8.5)
+    if place + beside >= count:
+        axes.set_xlabel("attack steps K" if beside > 1 else K_AXIS, fontsize=8.5)
+
+
+def _quiet(axes: Axes) -> None:
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5, labelsize=8.5)
+    axes.spines["left"].set_visible(False)
+
+
+def _title(axes: Axes, title: str, below: str, metric: Entry) -> None:
+    notes = [below, "" if metric.get("direction", 1) > 0 else "lower is clearer"]
+    second = broken(", ".join(note for note in notes if note), 44)
+    axes.set_title(f"{broken(title, 44)}\n{second or ' '}", loc="left", fontsize=8.5, linespacing=1.3, pad=7)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

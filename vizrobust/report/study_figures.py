@@ -1,0 +1,182 @@
+"""A study's figures of accuracy over K: under attacks of all lengths, foreseen against unforeseen, under corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from vizrobust.report.axes import accuracy_axes, blank, percent_upwards
+from vizrobust.report.study_axes import K_AXIS, Steps, label_lines
+from vizrobust.report.study_numbers import AccuracySeries, Series, Study
+from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, house_style
+
+BLUE, RED, GREEN, AMBER = COLORS[:4]
+LECTURE_RATIO = 0.5  # "roughly half" of the robust accuracy is left under an attack that was not foreseen
+LEAST_FORESEEN = 0.1  # below this a ratio of accuracies is one of chance
+RATIO_AXIS = 1.6
+NAMED_UP_TO = 8
+PALEST, TALL = 0.42, 3.4
+
+
+def accuracy_over_k(study: Study) -> Figure | None:
+    """Accuracy over K, clean, under FGSM, PGD of several lengths and the strongest attack found; None where unmeasured.
+
+    Bands are the Wilson interval of one training seed or the range of several; masked checkpoints stand on a tinted ground.
+    """
+    series = study.accuracies("clean", "fgsm", "pgd", "strongest")
+    if not series or not (study.doses or study.arms):
+        return None
+    lengths = [one.label for one in series if one.kind == "pgd"]
+    with house_style():
+        figure, axes = accuracy_axes()
+        steps = Steps.of(study, gap=1.7)
+        for index, one in enumerate(series):
+            shift = 0.09 * (index - (len(series) - 1) / 2)
+            steps.draw(axes, one.spreads, scale=100, shift=shift, color=_color(one, lengths), marker=_marker(one, lengths))
+        steps.dress(axes, marked=True)
+        axes.set_xlabel(K_AXIS)
+        ends = [(steps.last(one.spreads), one.label, _color(one, lengths)) for one in series]
+        label_lines(
+            axes, steps.end + 0.12, [(100 * y, label, color) for y, label, color in ends if y is not None], TALL, width=18
+        )
+        return figure
+
+
+def unforeseen_over_k(study: Study) -> Figure | None:
+    """Accuracy under foreseen and unforeseen attacks over K, and its ratio beside the lecture's "roughly half"."""
+    attacks = study.accuracies("unforeseen")
+    foreseen = study.accuracy_of("strongest")
+    if not attacks or not foreseen or not study.doses:
+        return None
+    with house_style():
+        figure = blank((9.0, 4.0), pad=0.1)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+        steps = Steps.of(study, arms=False)
+        percent_upwards(left)
+        for one in attacks:
+            steps.draw(left, one.spreads, scale=100, thin=True, color=_pale(AMBER, 0.5), linewidth=0.9)
+        lines = ((foreseen, "strongest foreseen", BLUE, "o"), (unforeseen_mean(study), "mean of unforeseen", AMBER, "s"))
+        labels = []
+        for values, label, color, marker in lines:
+            spreads = study.ranges(values)
+            steps.draw(left, spreads, scale=100, color=color, marker=marker)
+            labels.append((100 * (steps.last(spreads) or 0.0), label, color))
+        steps.dress(left)
+        labels += _named(steps, attacks, AMBER)
+        label_lines(left, left.get_xlim()[1], labels, 2.9, size=8.5, width=16)
+        left.set_ylabel("accuracy (%)")
+        left.set_title("accuracy", loc="left", fontsize=10.5, pad=10)
+        _ratio(right, steps, study)
+        figure.supxlabel(K_AXIS, fontsize=10)
+        return figure
+
+
+def corruptions_over_k(study: Study) -> Figure | None:
+    """Accuracy under each common corruption over K, their mean, and clean accuracy."""
+    corruptions = study.accuracies("corruption")
+    if not corruptions or not study.doses:
+        return None
+    means = study.ranges(corrupted_mean(study))
+    with house_style():
+        figure, axes = accuracy_axes()
+        steps = Steps.of(study, gap=2.2)
+        for one in corruptions:
+            steps.draw(axes, one.spreads, scale=100, thin=True, color=_pale(GREEN, 0.45), linewidth=0.9, markersize=0)
+        labels = _named(steps, corruptions, GREEN)
+        for spreads, label, color, marker in [
+            *((one.spreads, "clean", QUIET, "o") for one in study.accuracies("clean")),
+            (means, f"mean of {len(corruptions)} corruptions", GREEN, "s"),
+        ]:
+            steps.draw(axes, spreads, scale=100, color=color, marker=marker)
+            labels.append((100 * (steps.last(spreads) or 0.0), label, color))
+        steps.dress(axes)
+        axes.set_xlabel(K_AXIS)
+        label_lines(axes, steps.end + 0.12, labels, TALL, size=8.5, width=22)
+        return figure
+
+
+def ratios(study: Study) -> Series:
+    """Unforeseen over foreseen accuracy: the mean accuracy of the unforeseen attacks by that under the strongest foreseen.
+
+    One value per training seed; checkpoints below 10 % under the foreseen attack have none.
+    """
+    foreseen, mean = study.accuracy_of("strongest"), unforeseen_mean(study)
+    shares = {name: mean[name] / foreseen[name] for name in mean if foreseen.get(name, 0.0) >= LEAST_FORESEEN}
+    return study.ranges(shares)
+
+
+def unforeseen_mean(study: Study) -> dict[str, float]:
+    """Checkpoint -> its mean accuracy over the unforeseen attacks."""
+    return _mean_over_rows(study, "unforeseen")
+
+
+def corrupted_mean(study: Study) -> dict[str, float]:
+    """Checkpoint -> its mean accuracy over the corruptions."""
+    return _mean_over_rows(study, "corruption")
+
+
+def _mean_over_rows(study: Study, kind: str) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for row in study.entries("accuracy"):
+        if row["kind"] == kind and row.get("accuracy") is not None:
+            found.setdefault(str(row["checkpoint"]), []).append(float(row["accuracy"]))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _ratio(axes: Axes, steps: Steps, study: Study) -> None:
+    found = ratios(study)
+    axes.axhline(LECTURE_RATIO, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    steps.draw(axes, found, color=INK, marker="D", clip_on=True)
+    steps.dress(axes)
+    top = min(RATIO_AXIS, max([1.0, *(spread.high or spread.mean for spread in found.values())]))
+    axes.set_ylim(0, 1.08 * top)
+    for group in steps.doses:
+        if group.name in found and found[group.name].mean > 1.08 * top:
+            axes.text(
+                steps.places[group.name], 1.05 * top, f"↑ {found[group.name].mean:.1f}", fontsize=8.5, ha="center", va="top"
+            )
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=6)
+    axes.spines["left"].set_visible(False)
+    axes.text(-0.3, LECTURE_RATIO + 0.02, "the lecture: “roughly half”", fontsize=8.5, color=QUIET, va="bottom")
+    axes.set_title("unforeseen : foreseen", loc="left", fontsize=10.5, pad=10)
+    left_out = [group.label for group in steps.doses if group.name not in found]
+    if left_out:
+        axes.text(
+            0.02, 0.03, f"no ratio below {100 * LEAST_FORESEEN:.0f} % foreseen accuracy: {', '.join(left_out)}",
+            transform=axes.transAxes, fontsize=7.5, color=QUIET,
+        )  # fmt: skip
+
+
+def _named(steps: Steps, series: Sequence[AccuracySeries], color: str) -> list[tuple[float, str, str]]:
+    """The thin lines' labels, where they are few enough to be told apart."""
+    if len(series) > NAMED_UP_TO:
+        return []
+    ends = [(steps.last(one.spreads), one.label) for one in series]
+    return [(100 * y, label, _pale(color, 0.25)) for y, label in ends if y is not None]
+
+
+def _color(one: AccuracySeries, lengths: Sequence[str]) -> str:
+    """Attacks of more steps in a darker blue."""
+    fixed: Mapping[str, str] = {"clean": QUIET, "fgsm": AMBER, "strongest": RED}
+    if one.kind != "pgd":
+        return fixed[one.kind]
+    return _pale(BLUE, PALEST * (1 - (lengths.index(one.label) + 1) / len(lengths)))
+
+
+def _marker(one: AccuracySeries, lengths: Sequence[str]) -> str:
+    fixed = {"clean": "o", "fgsm": "s", "strongest": "X"}
+    return fixed.get(one.kind) or ("^", "v", "D", "P", *MARKERS)[lengths.index(one.label) % 8]
+
+
+def _pale(color: str, share: float) -> str:
+    """The colour with so much white in it.
+
+    >>> _pale("#000000", 0.5)
+    '#808080'
+    """
+    return to_hex([part + (1 - part) * share for part in to_rgb(color)])

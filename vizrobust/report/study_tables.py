@@ -1,0 +1,220 @@
+"""The tables of a study's page: verdicts, accuracies, clarity of every group, effort, judges, what else varies with K."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vizrobust.report.study_figures import ratios, unforeseen_mean
+from vizrobust.report.study_numbers import METRIC_ROLES, Entry, Series, Spread, Study
+from vizrobust.report.wording import percent
+
+CONTRASTS = {
+    "H1": "H1: adversarial against standard training (mean of K ≥ 1 minus K = 0)",
+    "H2": "H2: the dose (slope over log2 K among K ≥ 1)",
+    "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A header, rows of texts, and a note below; the last column of `worded` tables is a sentence that may wrap."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    worded: bool = False
+
+
+def verdicts(study: Study) -> Numbers | None:
+    """Metric, recipe and contrast with the verdict over all judges, and why."""
+    rows = [
+        [
+            study.title(entry["metric"]),
+            str(entry["recipe"]),
+            str(entry["contrast"]),
+            str(entry["verdict"]),
+            str(entry.get("why") or ""),
+        ]
+        for entry in study.table("verdict").get("by_metric") or ()
+    ]
+    note = ". ".join(CONTRASTS.values()) + "."
+    return Numbers("Verdicts", ("metric", "recipe", "contrast", "verdict", "why"), rows, note, worded=True) if rows else None
+
+
+def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
+    """Every estimate with its interval, a row per judge."""
+    rows = []
+    for entry in sorted((e for e in study.entries("trends") if e["role"] in roles), key=lambda e: METRIC_ROLES.index(e["role"])):
+        bounds = entry.get("ci_low"), entry.get("ci_high")
+        interval = "-" if None in bounds else f"{_short(bounds[0])} to {_short(bounds[1])}"
+        estimate, smallest, p = entry.get("estimate"), entry.get("smallest_effect"), entry.get("p_holm")
+        rows.append([
+            study.title(entry["metric"]), str(entry["recipe"]), str(entry.get("judge") or "-"), str(entry["layer"]), str(entry["contrast"]),
+            _short(estimate), interval, _short(smallest), _short(p if p is not None else entry.get("p")), str(len(entry.get("per_seed") or ())),
+            str(entry["verdict"]), str(entry.get("shape") or "-"),
+        ])  # fmt: skip
+    header = (
+        "metric",
+        "recipe",
+        "judge",
+        "layer",
+        "contrast",
+        "estimate",
+        "95 % interval",
+        "smallest effect",
+        "p (Holm)",
+        "seeds",
+        "verdict",
+        "shape",
+    )
+    note = (
+        "t intervals over training seeds; smallest effect of interest: 10 % of natural minus random network over the range of K."
+    )
+    return Numbers(f"Estimates: {', '.join(roles)} metrics", header, rows, note) if rows else None
+
+
+def accuracies(study: Study) -> Numbers | None:
+    """Groups by attacks."""
+    series = study.accuracies("clean", "fgsm", "pgd", "strongest", "unforeseen", "corruption")
+    rows = [[group.label, *(_share(one.spreads.get(group.name)) for one in series)] for group in study.groups]
+    note = "Percent; in brackets the Wilson 95 % interval of one training seed, or the range of several."
+    return Numbers("Accuracies", ("", *(one.label for one in series)), rows, note) if series else None
+
+
+def masked(study: Study) -> list[str]:
+    """One sentence for each checkpoint whose gradients are diagnosed, other than sound."""
+    found = []
+    for checkpoint in study.entries("checkpoints"):
+        diagnosis = checkpoint.get("masked") or {}
+        if diagnosis.get("verdict") not in (None, "sound"):
+            why = f" ({diagnosis['why']})" if diagnosis.get("why") else ""
+            found.append(f"{checkpoint.get('label') or checkpoint['name']}: {diagnosis['verdict']}{why}")
+    return found
+
+
+def clarity(study: Study) -> Numbers | None:
+    """Every mean over units: metric, recipe, judge, control and layer by groups and references."""
+    keys = dict.fromkeys(
+        (row["metric"], row["recipe"], row.get("judge"), row.get("control"), row["layer"]) for row in study.entries("clarity")
+    )
+    names = ("natural", "random network", "before optimization")
+    rows = []
+    for metric, recipe, judge, control, layer in keys:
+        series = study.clarity(metric, recipe, judge, layer, control)
+        lines = [_short(study.reference(name, metric, recipe, judge, layer, control)) for name in names]
+        rows.append(
+            [
+                study.title(metric),
+                recipe,
+                judge or "-",
+                control or "-",
+                layer,
+                *(_mean(series, g.name) for g in study.groups),
+                *lines,
+            ]
+        )
+    header = ("metric", "recipe", "judge", "control", "layer", *(group.label for group in study.groups), *names)
+    return Numbers("Clarity of every group", header, rows, "Means over units, image seeds and training seeds.") if rows else None
+
+
+def effort(study: Study) -> Numbers | None:
+    """How excited the units got, and how far from the start that took."""
+    rows = []
+    for recipe, layer in dict.fromkeys((row["recipe"], row["layer"]) for row in study.entries("excitation")):
+        mine = [row for row in study.entries("excitation") if (row["recipe"], row["layer"]) == (recipe, layer)]
+        columns = [
+            study.spreads({row["checkpoint"]: row[key] for row in mine if row.get(key) is not None})
+            for key in ("ratio", "radius")
+        ]
+        rows += [
+            [group.label, recipe, layer, *(_mean(series, group.name) for series in columns)]
+            for group in study.groups
+            if any(group.name in series for series in columns)
+        ]
+    header = ("", "recipe", "layer", "activation / largest natural", "excitation radius (L2)")
+    note = "The excitation radius is mechanically linked to L2 robustness: it says little about clarity by itself."
+    return Numbers("Effort", header, rows, note) if rows else None
+
+
+def unforeseen(study: Study) -> Numbers | None:
+    """Foreseen and unforeseen accuracy and their ratio by group."""
+    columns = (study.ranges(study.accuracy_of("strongest")), study.ranges(unforeseen_mean(study)))
+    share = ratios(study)
+    rows = [
+        [group.label, *(_share(series.get(group.name)) for series in columns), _mean(share, group.name)]
+        for group in study.groups
+        if all(group.name in series for series in columns)
+    ]
+    header = ("", "strongest foreseen", "mean of unforeseen", "ratio")
+    return (
+        Numbers("Foreseen and unforeseen attacks", header, rows, "Percent, with the range over training seeds.") if rows else None
+    )
+
+
+def confounds(study: Study) -> Numbers | None:
+    """What else varies with K."""
+    labels = {group.name: group.label for group in study.groups}
+    rows = [
+        [labels.get(row["group"], str(row["group"])), percent(row.get("clean")), _short(row.get("delta_linf")), _short(row.get("delta_l2")),
+         _count(row.get("gradient_passes")), _count(row.get("steps"))]
+        for row in study.entries("confounds")
+    ]  # fmt: skip
+    header = ("", "clean accuracy", "mean |δ|∞ / eps", "mean |δ|₂", "gradient passes", "attack steps")
+    return Numbers("What else varies with K", header, rows) if rows else None
+
+
+def judges(study: Study) -> Numbers | None:
+    rows = [
+        [str(row["name"]), str(row.get("kind") or "-"), percent(row.get("clean")), percent(row.get("natural_identification")), str(row.get("disqualified") or "-")]
+        for row in study.entries("judges")
+    ]  # fmt: skip
+    header = ("judge", "kind", "clean accuracy", "identifies natural exemplars", "disqualified")
+    return Numbers("Judges", header, rows, worded=True) if rows else None
+
+
+def checkpoints(study: Study) -> list[Mapping[str, Any]]:
+    """Each checkpoint's name with pairs of texts."""
+    found = []
+    for entry in study.entries("checkpoints"):
+        pairs = {
+            "name": entry["name"], "role": entry.get("role"), "training": entry.get("training"), "epochs": entry.get("epochs"),
+            "gradients": _diagnosis(entry), "weights (sha256)": entry.get("weights_sha256"),
+        }  # fmt: skip
+        label = str(entry.get("label") or entry["name"])
+        found.append({"label": label, "pairs": [(key, str(value)) for key, value in pairs.items() if value not in (None, "")]})
+    return found
+
+
+def _diagnosis(entry: Entry) -> str:
+    diagnosis = entry.get("masked") or {}
+    return ": ".join(str(diagnosis[key]) for key in ("verdict", "why") if diagnosis.get(key))
+
+
+def _share(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    interval = "" if spread.low is None or spread.high is None else f" ({100 * spread.low:.1f}–{100 * spread.high:.1f})"
+    return f"{100 * spread.mean:.1f}{interval}"
+
+
+def _mean(series: Series, group: str) -> str:
+    return _short(series[group].mean) if group in series else "-"
+
+
+def _short(value: float | None) -> str:
+    """Three figures, or ``-``.
+
+    >>> _short(0.12345), _short(None), _short(12345.6), _short(-0.5)
+    ('0.123', '-', '12,346', '−0.5')
+    """
+    if value is None:
+        return "-"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

@@ -1,0 +1,157 @@
+"""A study's pictures as units by checkpoints, for the page that filters and sorts them, and for the contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vizrobust.report.study_numbers import Entry, Group, Study
+from vizrobust.report.wording import percent
+
+AIM = 128  # CSS pixels of a tile
+EXEMPLARS_SHOWN = 4
+ACTIVATION = "activation"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture; `file` is None where it is missing or the unit is dead."""
+
+    row: Entry
+    group: Group
+    training_seed: int | None
+    file: Path | None
+
+    @property
+    def checkpoint(self) -> str:
+        return str(self.row["checkpoint"])
+
+    @property
+    def status(self) -> str:
+        return str(self.row.get("status") or "ok")
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The unit's activation and what each metric said of this picture."""
+        named = {ACTIVATION: self.row.get("score"), **(self.row.get("scores") or {})}
+        return {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
+
+
+def units(study: Study, recipe: str, layer: str) -> list[tuple[int, str]]:
+    """The units of a layer that were rendered, with their names, in order."""
+    names = {int(row["unit"]): str(row.get("unit_name") or row["unit"]) for row in _rows(study, recipe, layer)}
+    return sorted(names.items())
+
+
+def cells(study: Study, folder: Path, recipe: str, layer: str) -> dict[tuple[str, int], list[Cell]]:
+    """(group, unit) -> its pictures by training seed, then by image seed."""
+    groups = {name: group for group in study.groups for name in group.checkpoints}
+    seeds = {entry["name"]: entry.get("seed") for entry in study.entries("checkpoints")}
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for row in _rows(study, recipe, layer):
+        if row["checkpoint"] in groups:
+            group = groups[row["checkpoint"]]
+            file = inside(folder, row.get("image"))
+            found.setdefault((group.name, int(row["unit"])), []).append(Cell(row, group, seeds[row["checkpoint"]], file))
+    return {
+        key: sorted(some, key=lambda cell: (cell.training_seed or 0, cell.row.get("seed") or 0)) for key, some in found.items()
+    }
+
+
+def inside(folder: Path, name: Any) -> Path | None:
+    """A picture of the study by its relative path; None where there is none, or it is outside the folder."""
+    if not name:
+        return None
+    path = (folder / str(name)).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def panels(study: Study, folder: Path, source: Callable[[Path], str], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every layer and recipe as the template wants it; `facts` grows by one entry per picture and exemplar."""
+    found = []
+    for layer in study.layers:
+        for recipe in study.recipes:
+            by_place = cells(study, folder, recipe, layer)
+            if by_place:
+                found.append(_panel(study, folder, layer, recipe, by_place, source, facts))
+    for index, panel in enumerate(found):
+        panel["id"] = f"panel-{index}"
+    return found
+
+
+def _panel(
+    study: Study, folder: Path, layer: str, recipe: str, by_place: Mapping[tuple[str, int], list[Cell]], source: Callable[[Path], str],
+    facts: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    columns = [group for group in study.groups if any(name == group.name for name, _ in by_place)]
+    natural = {int(row["unit"]): row["images"] for row in study.entries("exemplars") if row["layer"] == layer}
+    about = {entry["name"]: entry for entry in study.entries("checkpoints")}
+    robust = study.accuracy_of("strongest")
+    lines = []
+    for unit, name in units(study, recipe, layer):
+        tiles = []
+        for group in columns:
+            some = []
+            for cell in by_place.get((group.name, unit), []):
+                facts.append(_facts(study, cell, name, recipe, about[cell.checkpoint], robust.get(cell.checkpoint)))
+                some.append({"index": len(facts) - 1, "cell": cell, "source": source(cell.file) if cell.file else ""})
+            tiles.append({"group": group, "tiles": some})
+        exemplars = []
+        for rank, image in enumerate(natural.get(unit, [])):
+            file = inside(folder, image)
+            if file is not None:
+                exemplars.append({"rank": rank + 1, "source": source(file), "more": rank >= EXEMPLARS_SHOWN})
+        lines.append({"unit": unit, "name": name, "cells": tiles, "exemplars": exemplars})
+    side = _side(by_place)
+    pictures = [cell for some in by_place.values() for cell in some]
+    return {
+        "layer": layer, "recipe": recipe, "columns": columns, "lines": lines,
+        "tile": AIM // side * side if side <= AIM else AIM, "smooth": side > AIM,
+        "naturals": any(line["exemplars"] for line in lines),
+        "training_seeds": sorted({cell.training_seed for cell in pictures if cell.training_seed is not None}),
+        "image_seeds": sorted({int(cell.row.get("seed") or 0) for cell in pictures}),
+        "saturated": any(cell.status == "saturated" for cell in pictures),
+    }  # fmt: skip
+
+
+def measures(study: Study, facts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What units can be sorted by: their activation, and every metric that has a value for some picture."""
+    names = dict.fromkeys(name for fact in facts for name in fact["scores"])
+    return [(name, "activation" if name == ACTIVATION else study.title(name)) for name in names]
+
+
+def _facts(study: Study, cell: Cell, name: str, recipe: str, entry: Entry, robust: float | None) -> dict[str, Any]:
+    """What the enlarged picture says about itself."""
+    pairs = {
+        "activation": f"{cell.scores[ACTIVATION]:.4g}" if ACTIVATION in cell.scores else "-",
+        **{study.title(metric): f"{value:.3g}" for metric, value in cell.scores.items() if metric != ACTIVATION},
+        "status": cell.status,
+        "near black or white": percent(cell.row.get("saturated_share")),
+        "checkpoint": str(entry.get("label") or entry["name"]),
+        "accuracy": f"clean {percent(entry.get('clean'))}, strongest attack {percent(robust)}",
+        "recipe": str(study.table("recipes").get(recipe) or recipe),
+        "layer and unit": f"{cell.row['layer']}, unit {cell.row['unit']}, seed {cell.row.get('seed')}",
+        "file": str(cell.row.get("image") or ""),
+    }
+    return {
+        "title": f"{name} · {cell.group.label}",
+        "pairs": [[key, text] for key, text in pairs.items() if text],
+        "scores": cell.scores,
+    }
+
+
+def _rows(study: Study, recipe: str, layer: str) -> list[Entry]:
+    return [row for row in study.entries("pictures") if (row["recipe"], row["layer"]) == (recipe, layer)]
+
+
+def _side(by_place: Mapping[tuple[str, int], list[Cell]]) -> int:
+    for some in by_place.values():
+        for cell in some:
+            if cell.file is not None:
+                with Image.open(cell.file) as image:
+                    return max(image.size)
+    return AIM
