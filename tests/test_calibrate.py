@@ -17,7 +17,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
-from vizrobust.study import Plan, Stage, Table, calibrate, matched
+from vizrobust.study.calibrate import Plan, Stage, Table, calibrate, matched
 from vizrobust.study.calibrate import _Work, ladder
 from vizrobust.training import NAMES, loop, session
 

@@ -104,9 +104,9 @@ def read_run(folder: Path | str) -> dict[str, Any] | None:
     return info
 
 
-def read_rows(folder: Path | str) -> list[Row]:
-    """All complete rows of a run folder, in the order in which they were written."""
-    path = Path(folder) / "rows.jsonl"
+def read_rows(folder: Path | str, name: str = "rows.jsonl") -> list[Row]:
+    """All complete rows of a run folder's file, in the order in which they were written."""
+    path = Path(folder) / name
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]

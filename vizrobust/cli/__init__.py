@@ -19,6 +19,7 @@ COMMANDS = {
     "spritemap": "spritemap",
     "atlas": "atlas",
     "compare": "compare",
+    "study": "study",
     "gallery": "gallery",
     "rerender": "rerender",
     "invert": "invert",
@@ -36,6 +37,7 @@ COMMANDS = {
 # Commands that go on where they stopped when they are started again.
 RESUMABLE = (
     "neurons", "spritemap", "atlas", "invert", "caricature", "compare", "train", "attack", "calibrate", "masking", "dimension",
+    "study",
 )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def _render_batch(
     weight = next(scorer.net.parameters(), torch.zeros(()))
     first = _first(recipe, shape, streams.child("start"), start).to(compute.device, weight.dtype)
     z, step = first, recipe.optimizer.begin(first)
-    frames, kept = [], _even(film, recipe.steps + 1)
+    frames, kept = [], even(film, recipe.steps + 1)
 
     def climb(z: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
         """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
@@ -210,7 +210,7 @@ def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None)
     return first.repeat(len(streams), *[1] * (first.dim() - 1))
 
 
-def _even(count: int, steps: int) -> set[int]:
+def even(count: int, steps: int) -> set[int]:
     """At most `count` of the steps 0 … steps-1, evenly, the first and the last among them."""
     if count < 2:
         return {steps - 1} if count else set()
@@ -227,7 +227,7 @@ def _rendered(
     batch: list[Job], sign: int, image: Tensor, final: Tensor, scores: Tensor, alive: Tensor, films: Tensor | None
 ) -> list[Rendered]:
     steps = len(scores)
-    kept = sorted(_even(TRAJECTORY_POINTS, steps))
+    kept = sorted(even(TRAJECTORY_POINTS, steps))
     images, ends, ways = image.cpu().contiguous(), final.tolist(), scores[kept].T.tolist()
     shares, living = saturated_share(image).tolist(), alive.tolist()
     return [

@@ -16,7 +16,7 @@ from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import BATCH_SIZE, Rendered, render, render_jobs
 from vizrobust.models import Checkpoint
-from vizrobust.runs import Row, Run, slug, write_gif
+from vizrobust.runs import Row, Run, slug, write_gif, write_png
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Request:
     """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
 
     `references` are the files and data sets that objective and recipe read, with their hashes (see `sources`),
-    `start_reference` is what names the start image, `film` the number of frames of a picture's GIF.
+    `start_reference` is what names the start image, `film` the number of frames that are kept of a picture's way: as a
+    GIF to look at, or with `strip` as one PNG, side by side and without loss, to measure.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Request:
     data_share: float = 1.0
     references: tuple[tuple[str, str], ...] = ()
     film: int = 0
+    strip: bool = False
 
     @property
     def layer(self) -> str:
@@ -59,6 +61,7 @@ class Request:
             "precision": precision,
             **({"references": [list(one) for one in self.references]} if self.references else {}),
             **({"film": self.film} if self.film else {}),
+            **({"strip": True} if self.strip else {}),
         }
 
     def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
@@ -137,7 +140,10 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
         seconds = round(time.perf_counter() - began, 3)
         row = {**row_of(name, checkpoint, request, done), "seconds": seconds}
         file = _file(name, request, done)
-        if done.film is not None:
+        if done.film is not None and request.strip:
+            row["strip"] = file.removesuffix(".png") + "-way.png"
+            write_png(run.folder / row["strip"], to_uint8(torch.cat(list(done.film), dim=2).float() / 255), {})
+        elif done.film is not None:
             row["film"] = file.removesuffix(".png") + ".gif"
             write_gif(run.folder / row["film"], [frame.movedim(0, -1).numpy() for frame in done.film])
         yield run.add_image(row, to_uint8(done.image), file)
@@ -152,6 +158,17 @@ def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, T
     for unit in request.units:
         pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"]) for seed in request.seeds]
         found[unit] = torch.stack(pictures)
+    return found
+
+
+def ways_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
+    """The frames on the way of a request with `strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
+    rows = {row_key(row): row for row in run.rows()}
+    name = checkpoint.id
+    found: dict[int, Tensor] = {}
+    for unit in request.units:
+        strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"]) for seed in request.seeds]
+        found[unit] = torch.stack([torch.stack(strip.chunk(request.film, dim=2)) for strip in strips])
     return found
 
 

@@ -1,23 +1,37 @@
-"""Comparing checkpoints: clarity of their pictures on the same units, paired differences and intervals."""
+"""Comparing checkpoints: clarity of their pictures on the same units, paired differences, and the study of attack steps."""
 
-from vizrobust.study.calibrate import Plan, Stage, Table, calibrate, matched
+from vizrobust.study.calibrate import calibrate
+from vizrobust.study.cells import Cell, cells
+from vizrobust.study.compared import Compared, brought
 from vizrobust.study.dimension import dimension_study
+from vizrobust.study.outcome import conclude, report_of, write_report
 from vizrobust.study.paired import Difference, paired
 from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
+from vizrobust.study.plan import TRAININGS, Plan, plan_for, quick
+from vizrobust.study.session import Stage, Study
 
 __all__ = [
     "NATURAL",
     "RANDOM",
+    "TRAININGS",
+    "Cell",
+    "Compared",
     "Difference",
     "PictureScores",
     "Plan",
     "Stage",
-    "Table",
+    "Study",
+    "brought",
     "calibrate",
+    "cells",
     "clarity_scores",
+    "conclude",
     "dimension_study",
-    "matched",
     "paired",
+    "plan_for",
+    "quick",
+    "report_of",
     "score_pictures",
     "scoring_jobs",
+    "write_report",
 ]

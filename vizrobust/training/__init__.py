@@ -3,10 +3,11 @@
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.mix import MIXES, Mix, members
 from vizrobust.training.recipe import NAMES, Training, seen
-from vizrobust.training.session import recorded_threads, train, trained
+from vizrobust.training.session import METRICS_FILE, recorded_threads, train, trained
 from vizrobust.training.shipping import ship
 
 __all__ = [
+    "METRICS_FILE",
     "MIXES",
     "NAMES",
     "Mix",

@@ -64,6 +64,14 @@ class Trainer:
         """How many epochs are done."""
         return len(self.metrics)
 
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or the accuracy is reached that ends training early."""
+        until = self.recipe.until_clean
+        return self.epoch >= self.recipe.epochs or (
+            until is not None and bool(self.metrics) and self.metrics[-1]["val_clean"] >= until
+        )
+
     def state(self) -> dict[str, Any]:
         """All that is needed to go on; loads with ``weights_only=True``."""
         return {

@@ -24,7 +24,8 @@ class Training:
     with peak `lr` (Smith & Topin 2019; the peak after 30 % of the steps). eps rises linearly from 0 over the
     first `eps_ramp` epochs (None: the first fifth, at most 5), of every attack in its own units: without it training
     at MNIST's 0.3 often does not start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip``
-    or ``heavy`` (for judges).
+    or ``heavy`` (for judges). With `until_clean` training ends early, after the epoch in which the clean accuracy on the
+    watched validation images reaches it.
 
     >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
     Training(arch="small_cnn", data="mnist5k", epochs=5)
@@ -43,6 +44,7 @@ class Training:
     augment: str = "none"
     precision: str = "fp32"
     seed: int = 0
+    until_clean: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("optimizer", OPTIMIZERS), ("augment", AUGMENTATIONS), ("precision", PRECISIONS)):
@@ -56,6 +58,8 @@ class Training:
         if self.lr <= 0 or self.weight_decay < 0:
             got = f"got {self.lr:g} and {self.weight_decay:g}"
             raise ValueError(f"Training: lr must be positive and weight_decay not negative, {got}")
+        if self.until_clean is not None and not 0 <= self.until_clean <= 1:
+            raise ValueError(f"Training: until_clean must be between 0 and 1, got {self.until_clean:g}")
         if self.eps_ramp is not None and self.eps_ramp < 0:
             raise ValueError(f"Training: eps_ramp must not be negative, got {self.eps_ramp}")
 

@@ -1,0 +1,51 @@
+"""Which eps a study uses: the smallest at which one-step training fails, chosen on robust accuracy before any picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# The fgsm arm's accuracy under PGD-50 must be below this part of that of K = 8.
+PART = 0.5
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured at one eps; `strong` is None where K = 8 was not trained, because nothing could be twice `fgsm`."""
+
+    eps: float
+    fgsm: float
+    strong: float | None
+    fulfilled: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The radius, whether by the rule, and all that was tried on the way."""
+
+    eps: float
+    tried: tuple[Tried, ...]
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        return {"eps": self.eps, "reason": self.reason, "tried": [asdict(one) for one in self.tried]}
+
+
+def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:
+    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
+
+    Both are accuracies under PGD-50 and are asked for only where they can decide. Where no radius fulfils the rule it
+    is the data set's `usual` one.
+
+    >>> choose([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
+    0.3
+    """
+    tried = []
+    for eps in sorted(radii):
+        fgsm = accuracy("fgsm", eps)
+        strong = accuracy("strong", eps) if fgsm < PART else None
+        tried.append(Tried(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
+        if tried[-1].fulfilled:
+            return Chosen(eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps")
+    return Chosen(usual, tuple(tried), "no radius fulfils the rule, so the data set's usual one: one-step training did not fail")
