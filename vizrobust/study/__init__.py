@@ -9,6 +9,7 @@ from vizrobust.study.paired import Difference, paired
 from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
 from vizrobust.study.plan import TRAININGS, Plan, plan_for, quick
 from vizrobust.study.session import Stage, Study
+from vizrobust.study.verify import Finding, read_report, verify
 
 __all__ = [
     "NATURAL",
@@ -17,6 +18,7 @@ __all__ = [
     "Cell",
     "Compared",
     "Difference",
+    "Finding",
     "PictureScores",
     "Plan",
     "Stage",
@@ -30,8 +32,10 @@ __all__ = [
     "paired",
     "plan_for",
     "quick",
+    "read_report",
     "report_of",
     "score_pictures",
     "scoring_jobs",
+    "verify",
     "write_report",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, suited
@@ -20,6 +19,7 @@ from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
 from vizrobust.robustness.session import evaluate_into
 from vizrobust.runs import Row, Run
 from vizrobust.study.plan import Plan
+from vizrobust.study.survivors import packed
 from vizrobust.training import seen
 
 SHORT_STEPS = 10
@@ -129,7 +129,9 @@ class Accuracies:
         low, high = wilson(int(alive.sum()), len(alive))
         known = found.row()
         about = self._about(kind, label, known["attack"] if kind != "clean" else "", known["eps"], known["steps"])
-        return {**about, "n": len(alive), "accuracy": share(alive), "ci_low": low, "ci_high": high}
+        numbers = {"n": len(alive), "accuracy": share(alive), "ci_low": low, "ci_high": high}
+        # Who survives, so that it can be verified image by image; the strongest is the worst over several attacks.
+        return {**about, **numbers} | ({} if kind == "strongest" else {"right": packed(alive)})
 
     def _about(self, kind: str, label: str, attack: str, eps: float | None, steps: int | None) -> Row:
         named = {"checkpoint": self.checkpoint.name, "kind": kind, "label": label, "attack": attack}
@@ -150,8 +152,3 @@ def _in(attack: FGSM | PGD, ball: Linf) -> Attack:
 def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: Run) -> float:
     """Accuracy under one attack, kept in a run folder."""
     return share(gather(attack, evaluate_into(run, checkpoint, attack, images, compute)).robust)
-
-
-def everything(images: Split) -> Tensor:
-    """(n, C, H, W): all images of a split."""
-    return images.take(torch.arange(len(images)))

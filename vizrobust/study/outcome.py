@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from vizrobust.clarity import METRICS, disqualified
@@ -63,7 +64,7 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
         "batch_size": study.plan.batch_size,
     }
     conclude(report)
-    report["rows_sha256"] = _sha256(report["clarity"], report["accuracy"], report["references"])
+    report["rows_sha256"] = rows_sha256(report)
     return report
 
 
@@ -190,16 +191,16 @@ def _pictures(study: Study, found: Sequence[Measured]) -> Iterable[Row]:
                 yield {
                     "checkpoint": one.checkpoint.name, "recipe": job.recipe.name, "layer": job.layer, "unit": unit,
                     "unit_name": study.data.classes[unit] if of_class else f"unit {unit}", "seed": row["seed"],
-                    "image": str(file.relative_to(study.folder)), "pixels_sha256": pixels_sha256(file),
+                    "image": str(file.relative_to(study.folder)), "pixels_sha256": sha256_of(to_uint8(read_png(file))),
                     "score": row["score"], "saturated_share": row["saturated_share"], "status": row["status"],
                     "objective": row["objective"],
                     "scores": scores.get((one.checkpoint.name, job.recipe.name, job.layer, unit), {}),
                 }  # fmt: skip
 
 
-def pixels_sha256(file: Path) -> str:
+def sha256_of(pixels: np.ndarray[Any, Any]) -> str:
     """The hash of a picture's pixels, whatever text its file carries."""
-    return hashlib.sha256(to_uint8(read_png(file)).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def _unit_scores(found: Sequence[Measured], judges: set[str]) -> dict[tuple[str, str, str, int], dict[str, float]]:
@@ -232,8 +233,10 @@ def _seeds(compared: Sequence[Compared]) -> int:
     return len({one.seed for one in compared if one.role == "dose"})
 
 
-def _sha256(*parts: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def rows_sha256(report: Mapping[str, Any]) -> str:
+    """The hash of the rows from which everything else of a report follows."""
+    rows = [report[name] for name in ("checkpoints", "clarity", "accuracy", "references", "judges")]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def write_report(study: Study, report: Mapping[str, Any]) -> Path:

@@ -1,0 +1,49 @@
+"""`vizrobust verify`: does a study's report hold?"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vizrobust.cli import options
+from vizrobust.cli.output import json_row, say
+
+MARKS = {True: "fine", False: "WRONG", None: "not looked at"}
+
+
+@click.command()
+@click.argument("path", metavar="REPORT.json")
+@options.seed
+@options.download
+@options.machine
+@options.as_json
+def command(path: str, seed: int, download: bool, device: str, precision: str, as_json: bool) -> None:
+    """Render five pictures of a study again, attack fifty images again, and compute its verdict again from its rows.
+
+    Exit code 0 where everything holds, 1 where something differs; each line says what. `--seed` draws others.
+
+    \b
+    vizrobust verify runs/study
+    vizrobust verify gallery/mnist-study/report.json --seed 7
+    """
+    from pathlib import Path
+
+    from vizrobust.compute import Compute
+    from vizrobust.data import load
+    from vizrobust.study import read_report, verify
+
+    report = read_report(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    data = load(report["data"]["name"], download)
+    wrong = 0
+    compute = Compute(device, precision, report["threads"])
+    for finding in verify(report, folder, data, compute, seed):
+        wrong += finding.fine is False
+        if as_json:
+            json_row({"what": finding.what, "fine": finding.fine, "told": finding.told})
+        else:
+            click.echo(f"{MARKS[finding.fine]:14} {finding.what}: {finding.told}")
+    if wrong:
+        say(f"{wrong} finding{'s' if wrong > 1 else ''} differ from the report")
+        sys.exit(1)
