@@ -1,0 +1,232 @@
+"""Blind two-alternative trials for a person, chosen from a finished study: the human version of the machine's forced choice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizrobust.clarity import Order, excitations, shared_orders
+from vizrobust.clarity.queries import QUERIES
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, Subset
+from vizrobust.features import Channel, Logit, Objective
+from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.models import LOGITS, Checkpoint
+from vizrobust.rng import Streams
+from vizrobust.runs import Row, digest
+from vizrobust.study.trial_sources import Faces, checkpoints_of, exemplars_of, faces_of
+
+TRIALS = 60
+REFERENCES = 9  # on each side, as Borowski et al. 2021 and Zimmermann et al. 2021 show them
+QUERY_IMAGES = 1000
+CATCH_SHARE, LEAST_CATCH = 0.1, 2
+SIDES = ("left", "right")
+CATCH = ""  # the checkpoint of a trial whose references are natural images
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question. `exciting` and `other` are picture files of the study's folder, the queries places in its test split.
+
+    `exciting_side` is where the pictures of the unit stand, `answer` the side of the natural image that excites it.
+    """
+
+    id: str
+    checkpoint: str
+    layer: str
+    unit: int
+    exciting: tuple[str, ...]
+    other: tuple[str, ...]
+    query: int
+    distractor: int
+    exciting_side: str
+    answer: str
+
+    @property
+    def catch(self) -> bool:
+        """Whether it asks about natural exemplars and has an easy right answer."""
+        return self.checkpoint == CATCH
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """The trials of one page in the order in which they are asked; `natural` are its query images, (H, W[, 3]) uint8."""
+
+    token: str
+    about: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    natural: Mapping[int, np.ndarray[Any, Any]]
+
+    def key(self) -> dict[str, Any]:
+        """What the page must not hold: every trial with its right answer."""
+        return {**self.about, "trials": [asdict(trial) for trial in self.trials]}
+
+
+def choose(
+    folder: Path | str, report: Mapping[str, Any], data: DataSet, compute: Compute, names: Sequence[str] = (),
+    count: int = TRIALS, recipe: str = "plain", layer: str = LOGITS, seed: int = 0, arch: str | None = None,
+) -> TrialSet:  # fmt: skip
+    """`count` trials over the checkpoints `names` (none: one of each dose), and about a tenth as many catch trials.
+
+    After Borowski et al. 2021 and Zimmermann et al. 2021: a trial shows as many pictures of a unit as there are (at
+    most 9, different seeds) and as many of other units of the same checkpoint (of the negated unit, where a hidden
+    layer's were rendered), and two natural test images: one of the 20 that excite the unit most, one from ranks 10 to
+    50 %. Class units are asked about images in the order of the mean rank over the chosen checkpoints, hidden units
+    about the checkpoint's own. No image is both exemplar and query. Every checkpoint gets the same units; order and
+    sides are random, a function of `seed`. Raises ``ValueError`` or ``FileNotFoundError`` for what is not there.
+    """
+    folder = Path(folder)
+    if count < 1:
+        raise ValueError(f"--trials must be at least 1, got {count}")
+    pictures = faces_of(folder, report, recipe, layer, names)
+    shown = min(REFERENCES, mode(len(face.own) for faces in pictures.values() for face in faces.values()))
+    pictures = {name: {unit: face for unit, face in faces.items() if len(face.own) >= shown} for name, faces in pictures.items()}
+    units = sorted(set.intersection(*(set(faces) for faces in pictures.values())))
+    if len(units) < 2:
+        what = f"{len(units)} unit{'s' * (len(units) != 1)} of {layer} under {recipe}"
+        raise ValueError(f"trials need pictures of two or more units that all chosen checkpoints have, there are {what}")
+    pictures = {name: {unit: faces[unit] for unit in units} for name, faces in pictures.items()}
+    exemplars = exemplars_of(folder, report)
+    asked = _not_shown(data, [folder / name for images in exemplars.values() for name in images])
+    nets = checkpoints_of(folder, report, list(pictures), arch)
+    orders = _orders(nets, Logit() if layer == LOGITS else Channel(layer=layer), units, data, asked, compute)
+
+    identity = {
+        "data": data.name, "recipe": recipe, "layer": layer, "seed": seed, "count": count, "references": shown,
+        "checkpoints": {net.name: net.sha256 for net in nets},
+    }  # fmt: skip
+    drawn = _trials(pictures, units, orders, shown, count, seed)
+    classes = sorted(exemplars)
+    if len(classes) > 1:
+        by_class = _orders(nets, Logit(), classes, data, asked, compute)[nets[0].name]
+        easy = {unit: _easy(order, unit, data.test.labels) for unit, order in zip(classes, by_class, strict=True)}
+        drawn += _catch({u: exemplars[u] for u in classes if min(map(len, easy[u]))}, easy, shown, _catch_count(count), seed)
+    shuffled = Streams(seed, ["trials"], "order of trials").permutation(len(drawn))[0].tolist()
+    trials = tuple(_placed(drawn[old], digest({"page": identity, "place": k}), seed) for k, old in enumerate(shuffled))
+    needed = sorted({place for trial in trials for place in (trial.query, trial.distractor)})
+    natural = {place: to_uint8(data.test.take(torch.tensor([place]))[0]) for place in needed}
+    return TrialSet(digest(identity), identity, trials, natural)
+
+
+def _orders(
+    nets: Sequence[Checkpoint], objective: Objective, units: Sequence[int], data: DataSet, asked: Tensor, compute: Compute
+) -> dict[str, list[Order]]:
+    """By checkpoint name, each unit's test images in falling activation; one order for all for class units."""
+    images = Subset(data.test, asked)
+    excited = [excitations(net.net(), objective, units, images, compute) for net in nets]
+    of_class = isinstance(objective, Logit)
+    found = {net.name: shared_orders(excited if of_class else [one]) for net, one in zip(nets, excited, strict=True)}
+    return {name: [Order(asked[order.index]) for order in orders] for name, orders in found.items()}
+
+
+def _trials(
+    pictures: Mapping[str, Mapping[int, Faces]], units: Sequence[int], orders: Mapping[str, list[Order]], shown: int, count: int,
+    seed: int,
+) -> list[Row]:  # fmt: skip
+    """As many trials for every checkpoint, about the same units; a unit's queries differ from trial to trial."""
+    turn = [units[k] for k in Streams(seed, ["units"], "order of units").permutation(len(units))[0].tolist()]
+    found: list[Row] = []
+    for number in range(count):
+        unit, name = turn[number // len(pictures) % len(units)], list(pictures)[number % len(pictures)]
+        streams = Streams(seed, [f"{name}/{unit}/{number}"], "pictures")
+        faces, order = pictures[name], orders[name][list(units).index(unit)]
+        queries, distractors = order.questions(count=_queries(order))
+        # The n-th time that the unit is asked about, whichever the checkpoint.
+        time = number // (len(pictures) * len(units)) * len(pictures) + number % len(pictures)
+        if len(faces[unit].negated) >= shown:
+            other = _drawn(faces[unit].negated, shown, streams)
+        else:
+            other = _of_others({u: face.own for u, face in faces.items()}, unit, shown, streams)
+        found.append({
+            "checkpoint": name, "unit": unit, "exciting": _drawn(faces[unit].own, shown, streams), "other": other,
+            "layer": faces[unit].layer, "query": _nth(queries, time, f"queries of {unit}", seed),
+            "distractor": _nth(distractors, time, f"distractors of {unit}", seed),
+        })  # fmt: skip
+    return found
+
+
+def _catch(
+    exemplars: Mapping[int, Sequence[str]], easy: Mapping[int, tuple[Tensor, Tensor]], shown: int, count: int, seed: int
+) -> list[Row]:
+    """Natural exemplars as references; the queries are images of the class and images as far from it as there are."""
+    shown = min(shown, *(len(images) for images in exemplars.values())) if len(exemplars) > 1 else 0
+    if not shown:
+        return []
+    turn = [list(exemplars)[k] for k in Streams(seed, ["catch"], "order of units").permutation(len(exemplars))[0].tolist()]
+    found: list[Row] = []
+    for number in range(count):
+        unit = turn[number % len(turn)]
+        streams = Streams(seed, [f"{unit}/{number}"], "catch")
+        queries, distractors = easy[unit]
+        found.append({
+            "checkpoint": CATCH, "unit": unit, "exciting": _drawn(exemplars[unit], shown, streams),
+            "other": _of_others(exemplars, unit, shown, streams), "layer": LOGITS,
+            "query": _nth(queries, number // len(turn), f"catch queries of {unit}", seed),
+            "distractor": _nth(distractors, number // len(turn), f"catch distractors of {unit}", seed),
+        })  # fmt: skip
+    return found
+
+
+def _placed(row: Row, name: str, seed: int) -> Trial:
+    """A trial with its name and its sides, from a stream of its own."""
+    exciting, answer = (SIDES[side] for side in Streams(seed, [name], "sides").integers(2, 2)[0].tolist())
+    return Trial(id=name, exciting_side=exciting, answer=answer, **row)
+
+
+def _easy(order: Order, unit: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The class's own images that excite it most, and others' that excite it least."""
+    own = labels[order.index] == unit
+    return order.index[own][:QUERIES], order.index[~own][-QUERIES:]
+
+
+def _queries(order: Order) -> int:
+    """How many top images are asked about: 20, of few images the top tenth, so that no rank is on both sides."""
+    count = min(QUERIES, len(order.index) // 10)
+    if count < 1:
+        raise ValueError(f"trials need at least 10 test images that are no exemplars, there are {len(order.index)}")
+    return count
+
+
+def _catch_count(count: int) -> int:
+    return max(LEAST_CATCH, round(CATCH_SHARE * count))
+
+
+def _drawn(items: Sequence[str], count: int, streams: Streams) -> tuple[str, ...]:
+    """So many different items, in random order."""
+    return tuple(items[k] for k in streams.permutation(len(items))[0].tolist()[:count])
+
+
+def _of_others(faces: Mapping[int, Sequence[str]], unit: int, count: int, streams: Streams) -> tuple[str, ...]:
+    """Pictures of as many different other units as there are, one after the other, until there are `count`."""
+    pools = [list(_drawn(images, len(images), streams)) for other, images in faces.items() if other != unit]
+    turn = [pools[k] for k in streams.permutation(len(pools))[0].tolist()]
+    found: list[str] = []
+    while len(found) < count:
+        found += [pool.pop() for pool in turn if pool]
+    return tuple(found[:count])
+
+
+def _nth(items: Tensor, number: int, purpose: str, seed: int) -> int:
+    """The number-th of the items in a random order; from the front again after the last."""
+    order = Streams(seed, [purpose], "questions").permutation(len(items))[0]
+    return int(items[order[number % len(items)]])
+
+
+def _not_shown(data: DataSet, shown: Sequence[Path]) -> Tensor:
+    """Places of the first 1,000 test images that are none of the pictures `shown`, pixel by pixel."""
+    known = {_pixels(to_uint8(read_png(path))) for path in shown}
+    places = range(min(QUERY_IMAGES, len(data.test)))
+    images = data.test.take(torch.arange(len(places)))
+    return torch.tensor([k for k in places if _pixels(to_uint8(images[k])) not in known], dtype=torch.int64)
+
+
+def _pixels(image: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
