@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 # With fewer training runs of each kind nothing can be said beyond these checkpoints (clarity.md §3).
@@ -28,7 +29,6 @@ class Contrast:
     probability of so large a mean if there were nothing; interval and p are None below three seeds, all four are
     None without any. `span` is how far the estimate's own axis goes: estimate * span is a difference in units of the
     metric (H1: 1; H2: doublings of K; H3: accuracies, as fractions). `left_out` are seeds that lack a cell.
-    `spearman`, the mean rank correlation over seeds, is a description.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Contrast:
     ci_low: float | None
     ci_high: float | None
     p: float | None
-    spearman: float | None = None
 
     @property
     def p_greater(self) -> float | None:
@@ -76,7 +75,7 @@ def adversarial_against_standard(values: Cells) -> Contrast:
     doses = doses_of(values)
     if 0 not in doses or len(doses) < 2:
         return _nothing("H1", values)
-    return _over_seeds("H1", values, doses, lambda row, _seed: (float(row[1:].mean() - row[0]), 1.0, None))
+    return _over_seeds("H1", values, doses, lambda row, _seed: (float(row[1:].mean() - row[0]), 1.0))
 
 
 def dose_slope(values: Cells) -> Contrast:
@@ -90,7 +89,7 @@ def dose_slope(values: Cells) -> Contrast:
         return _nothing("H2", values)
     doublings = np.log2(doses)
     span = float(np.ptp(doublings))
-    return _over_seeds("H2", values, doses, lambda row, _seed: (slope(doublings, row), span, _spearman(doublings, row)))
+    return _over_seeds("H2", values, doses, lambda row, _seed: (slope(doublings, row), span))
 
 
 def accuracy_slope(values: Cells, accuracy: Cells) -> Contrast:
@@ -103,12 +102,12 @@ def accuracy_slope(values: Cells, accuracy: Cells) -> Contrast:
     if len(doses) < 2:
         return _nothing("H3", values)
 
-    def of(row: Values, seed: int) -> tuple[float, float, float | None] | None:
+    def of(row: Values, seed: int) -> tuple[float, float] | None:
         found = [accuracy.get((k, seed)) for k in doses]
         if any(one is None for one in found):
             return None
         x = np.array(found, dtype=np.float64)
-        return (slope(x, row), float(np.ptp(x)), _spearman(x, row)) if np.ptp(x) else None
+        return (slope(x, row), float(np.ptp(x))) if np.ptp(x) else None
 
     return _over_seeds("H3", values, doses, of)
 
@@ -133,9 +132,9 @@ def interval(name: str, per_seed: Mapping[int, float], left_out: Sequence[int], 
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
     if error == 0:
         return Contrast(*start, mean, mean, mean, 0.0 if mean else 1.0)
-    low, high = stats.t.interval(CONFIDENCE, len(x) - 1, loc=mean, scale=error)
-    p = 2 * float(stats.t.sf(abs(mean) / error, len(x) - 1))
-    return Contrast(*start, mean, float(low), float(high), p)
+    half = float(stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2)) * error
+    p = 2 * float(stdtr(len(x) - 1, -abs(mean) / error))
+    return Contrast(*start, mean, mean - half, mean + half, p)
 
 
 def page_trend(values: Cells) -> float | None:
@@ -148,6 +147,21 @@ def page_trend(values: Cells) -> float | None:
     if len(rows) < 2 or len(doses) < 3:
         return None
     return float(stats.page_trend_test(np.array(rows)).pvalue)
+
+
+def rank_correlation(values: Cells, accuracy: Cells | None = None) -> float | None:
+    """Spearman's correlation with K, or with `accuracy`, among K >= 1: the mean over seeds. A description only.
+
+    None where no seed is complete, or where nothing varies.
+    """
+    doses = _positive(values)
+    found = []
+    for seed in _seeds(values):
+        y = _row(values, doses, seed)
+        x = np.array(doses) if accuracy is None else _row(accuracy, doses, seed)
+        if x is not None and y is not None and len(y) > 1 and np.ptp(x) and np.ptp(y):
+            found.append(float(stats.spearmanr(x, y).statistic))
+    return float(np.mean(found)) if found else None
 
 
 def doses_of(values: Cells) -> tuple[int, ...]:
@@ -171,9 +185,9 @@ def _over_seeds(
     name: str,
     values: Cells,
     doses: Sequence[int],
-    of: Callable[[Values, int], tuple[float, float, float | None] | None],
+    of: Callable[[Values, int], tuple[float, float] | None],
 ) -> Contrast:
-    """`of` gives (value, span, rank correlation) from one seed's complete row, or None."""
+    """`of` gives (value, span) from one seed's complete row, or None."""
     found, left_out = {}, []
     for seed in _seeds(values):
         row = _row(values, doses, seed)
@@ -183,9 +197,7 @@ def _over_seeds(
         else:
             found[seed] = one
     span = float(np.mean([one[1] for one in found.values()])) if found else None
-    ranks = [one[2] for one in found.values() if one[2] is not None]
-    contrast = interval(name, {seed: one[0] for seed, one in found.items()}, left_out, span)
-    return contrast if not ranks else replace(contrast, spearman=float(np.mean(ranks)))
+    return interval(name, {seed: one[0] for seed, one in found.items()}, left_out, span)
 
 
 def _nothing(name: str, values: Cells) -> Contrast:
@@ -203,9 +215,3 @@ def _positive(values: Cells) -> tuple[int, ...]:
 def _row(values: Cells, doses: Sequence[int], seed: int) -> Values | None:
     found = [values.get((k, seed)) for k in doses]
     return None if any(one is None for one in found) else np.array(found, dtype=np.float64)
-
-
-def _spearman(x: Values, y: Values) -> float | None:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(stats.spearmanr(x, y).statistic)

@@ -56,7 +56,8 @@ def placebo(
     """Relabel training runs of one K as sweeps over `doses` and `seeds`, and put each through the study's verdict.
 
     `runs` maps each primary metric (larger = clearer) to its values, one for each run; a run keeps its values of all
-    metrics, and its `accuracy`, when it gets another label. `smallest` are smallest differences of interest. A sweep
+    metrics when it gets another label. Its `accuracy` gets a label of its own, because clarity and accuracy of runs of
+    one K may well go together, and nothing may be left of that here. `smallest` are smallest differences of interest. A sweep
     takes doses x seeds runs, drawn without replacement where there are as many, else with it: then, too, cells differ
     by chance alone, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
 
@@ -71,15 +72,20 @@ def placebo(
     places = [(k, run) for k in doses for run in range(seeds)]
     replaced = count < len(places)
     streams = Streams(seed, range(relabellings), "placebo")
-    drawn = streams.integers(count, len(places)) if replaced else streams.permutation(count)[:, : len(places)]
+    drawn = _drawn(streams, count, len(places))
     contrasts = ("H1", "H2") if accuracy is None else ("H1", "H2", "H3")
     supported = dict.fromkeys(contrasts, 0)
-    for labels in drawn:
+    for labels, other in zip(drawn, _drawn(streams.child("accuracy"), count, len(places)), strict=True):
         sweep = [_series(name, _relabelled(values, labels, places), (smallest or {}).get(name)) for name, values in runs.items()]
-        found = trends(sweep, None if accuracy is None else _relabelled(accuracy, labels, places), describe=False)
+        found = trends(sweep, None if accuracy is None else _relabelled(accuracy, other, places), describe=False)
         for contrast in {trend.contrast.name for trend in found if trend.verdict == SUPPORTED}:
             supported[contrast] += 1
     return Placebo(relabellings, count, replaced, supported)
+
+
+def _drawn(streams: Streams, count: int, places: int) -> Tensor:
+    """(relabellings, places): which of `count` runs takes each place."""
+    return streams.integers(count, places) if count < places else streams.permutation(count)[:, :places]
 
 
 def _relabelled(values: Sequence[float], labels: Tensor, places: Sequence[tuple[int, int]]) -> Cells:

@@ -164,9 +164,7 @@ def _scope(primary: Sequence[Trend]) -> list[str]:
     mean = f", of the mean over {counted(judges)} judges" if judges > 1 else ""
     corrected = f", Holm over {counted(metrics)} primary metrics" if metrics > 1 else ""
     if all(trend.verdict == DESCRIPTIVE for trend in primary):
-        sentences = [
-            f"Descriptive: these checkpoints only ({said} training seed{plural}). What follows are signs of differences."
-        ]
+        sentences = [f"Descriptive: these checkpoints only ({said} training seed{plural}); what follows are mere signs."]
     else:
         sentences = [f"Inference is over {said} training seed{plural}: t intervals of 95 %{mean}{corrected}."]
     missing: dict[str, set[int]] = {}

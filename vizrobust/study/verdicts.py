@@ -12,6 +12,7 @@ from vizrobust.study.contrasts import (
     Contrast,
     contrasts,
     page_trend,
+    rank_correlation,
 )
 from vizrobust.study.shape import shape
 
@@ -68,18 +69,20 @@ class Trend:
     """What one contrast says about one series; all its numbers are turned so that positive means clearer.
 
     `judges` holds each judge's own estimate where the series is the mean over several. `p_holm` is None for metrics
-    that are not primary. `shape` is that over K >= 1, of H2 alone; `page_p`, beside it, is a description.
+    that are not primary. `shape` is that over K >= 1, of H2 alone. `page_p` (Page's test) and `spearman` (the mean rank
+    correlation over seeds, with K or with accuracy) are descriptions.
     """
 
     series: Series
     contrast: Contrast
     smallest: float | None
     judges: Mapping[str, float]
-    p_holm: float | None
-    verdict: str
-    why: str
+    p_holm: float | None = None
+    verdict: str = ""
+    why: str = ""
     shape: str | None = None
     page_p: float | None = None
+    spearman: float | None = None
 
     @property
     def agree(self) -> bool:
@@ -96,7 +99,7 @@ class Trend:
             "ci_low": found.ci_low, "ci_high": found.ci_high, "p": found.p, "p_holm": self.p_holm,
             "smallest_effect": self.smallest, "verdict": self.verdict, "shape": self.shape, "why": self.why,
             "training_seeds": len(found.per_seed), "seeds": list(found.seeds), "left_out_seeds": list(found.left_out),
-            "judges": dict(self.judges), "spearman": found.spearman, "page_p": self.page_p,
+            "judges": dict(self.judges), "spearman": self.spearman, "page_p": self.page_p,
         }  # fmt: skip
 
 
@@ -106,16 +109,16 @@ def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bo
     The mean over judges has ``judge=None``; it is what the verdict of a metric rests on, and it is *supported* only
     where all judges agree in sign. Hand in qualified judges alone. Holm's correction goes over the primary metrics
     of one recipe, judge, layer, control and contrast. Diagnostics get no trend: they do not measure clarity.
-    Without `describe` shape and Page's test are left away, which take most of the time.
+    Without `describe` the descriptions are left away, which take most of the time.
     """
     turned = [one.turned() for one in series if one.role != DIAGNOSTIC]
-    found: list[Trend] = []
-    for one in turned:
-        found += _undecided(one, {}, accuracy, describe)
-    for views in _grouped(turned, lambda one: (one.metric, one.recipe, one.layer, one.control)):
-        judged = [one for one in views if one.judge is not None]
+    measured = [(one, contrasts(one.values, accuracy)) for one in turned]
+    found = [trend for one, own in measured for trend in _undecided(one, own, {}, accuracy, describe)]
+    for views in _grouped(measured, lambda view: (view[0].metric, view[0].recipe, view[0].layer, view[0].control)):
+        judged = {one.judge: own for one, own in views if one.judge is not None}
         if judged:
-            found += _undecided(_mean(judged), {str(one.judge): one for one in judged}, accuracy, describe)
+            mean = _mean([one for one, _ in views if one.judge is not None])
+            found += _undecided(mean, contrasts(mean.values, accuracy), judged, accuracy, describe)
     decided: list[Trend] = []
     for same in _grouped(found, _family):
         family = [trend for trend in same if trend.series.role == PRIMARY]
@@ -166,27 +169,34 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _undecided(series: Series, judges: Mapping[str, Series], accuracy: Cells | None, describe: bool) -> list[Trend]:
+def _undecided(
+    series: Series,
+    own: Sequence[Contrast],
+    judged: Mapping[str, Sequence[Contrast]],
+    accuracy: Cells | None,
+    describe: bool,
+) -> list[Trend]:
     found = []
-    for contrast in contrasts(series.values, accuracy):
-        own = {name: _estimate(contrast.name, one.values, accuracy) for name, one in judges.items()}
-        estimates = {name: value for name, value in own.items() if value is not None}
-        smallest = series.smallest
-        scaled = smallest / contrast.span if smallest is not None and contrast.span else None
-        described = describe and contrast.name == "H2"
-        form = shape(series.values, smallest) if described else None
-        page = page_trend(series.values) if described else None
-        found.append(Trend(series, contrast, scaled, estimates, None, "", "", form, page))
+    for contrast in own:
+        name, smallest = contrast.name, series.smallest
+        judges = {judge: one.estimate for judge, seen in judged.items() for one in seen if one.name == name}
+        trend = Trend(
+            series,
+            contrast,
+            smallest / contrast.span if smallest is not None and contrast.span else None,
+            {judge: estimate for judge, estimate in judges.items() if estimate is not None},
+        )
+        if describe and name == "H2":
+            trend = replace(trend, shape=shape(series.values, smallest), page_p=page_trend(series.values))
+        if describe and name != "H1":
+            trend = replace(trend, spearman=rank_correlation(series.values, accuracy if name == "H3" else None))
+        found.append(trend)
     return found
 
 
 def _decided(trend: Trend) -> Trend:
     verdict, why = decide(trend.contrast, trend.smallest, trend.p_holm, trend.agree)
     return replace(trend, verdict=verdict, why=why)
-
-
-def _estimate(name: str, values: Cells, accuracy: Cells | None) -> float | None:
-    return next((one.estimate for one in contrasts(values, accuracy) if one.name == name), None)
 
 
 def _mean(judged: Sequence[Series]) -> Series:
