@@ -151,7 +151,7 @@ def test_the_unit_s_pictures_stand_where_the_title_says(page, key):
     for trial in key["trials"]:
         own = page.locator(".side.own")
         assert own.get_attribute("id") == trial["exciting_side"]
-        assert own.locator("h2").inner_text() == "These excite the unit"
+        assert own.locator("h2").inner_text() == "These excite it"
         assert page.locator(".side:not(.own) h2").inner_text() == "These do not"
         assert page.locator(".side img").count() == len(trial["exciting"]) + len(trial["other"])
         until(page, "[...document.querySelectorAll('#trial img')].every(image => image.naturalWidth > 0)")

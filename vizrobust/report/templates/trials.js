@@ -6,7 +6,7 @@
   const part = id => document.getElementById(id);
   const queries = [...document.querySelectorAll(".query")], sure = [...document.querySelectorAll("[data-sure]")];
   const layouts = { 1: "one", 2: "four", 4: "four" };  // how many pictures a side has: 1, 2 or otherwise 3 in a line
-  const titles = { true: "These excite the unit", false: "These do not" };
+  const titles = { true: "These excite it", false: "These do not" };
   let answers = remembered();
   let choice = null, shownAt = 0;
 
