@@ -14,6 +14,7 @@ from vizrobust.data import DataSet, Split, first
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import Evaluation, Part, gather, share, wilson
 from vizrobust.robustness.corrupted import corrupted
+from vizrobust.robustness.corruptions.published import SMALLEST
 from vizrobust.robustness.masking import Context, Effort, Subject, judged
 from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
 from vizrobust.robustness.session import evaluate_into
@@ -112,7 +113,7 @@ class Accuracies:
 
     def _corrupted(self) -> Iterator[Row]:
         images = first(self.data.test, self.plan.corruption_images)
-        if not len(images):
+        if not len(images) or min(self.data.shape[1:]) < SMALLEST:
             return
         mine = [row for row in self.corruptions.rows() if row["checkpoint"] == self.checkpoint.id]
         done = {(row["corruption"], row["severity"]) for row in mine}

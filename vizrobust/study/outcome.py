@@ -16,6 +16,7 @@ from vizrobust.clarity import METRICS, disqualified
 from vizrobust.compute import versions
 from vizrobust.features import Logit, row_key
 from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.robustness.corruptions.published import SMALLEST
 from vizrobust.runs import Row, write_json, write_png
 from vizrobust.study import series
 from vizrobust.study.compared import Compared
@@ -47,7 +48,7 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
         "data": _data(study),
         "scope": "inferential" if _seeds(study.compared) >= 3 and not study.plan.quick else "descriptive",
         "quick": study.plan.quick,
-        "left_out": study.plan.left_out(given=bool(study.given)),
+        "left_out": _left_out(study),
         "checkpoints": [_checkpoint(study, one) for one in [*study.compared, *references]],
         "accuracy": study.facts["accuracy"],
         "metrics": _metrics(len(study.data.classes)),
@@ -73,6 +74,11 @@ def conclude(report: dict[str, Any]) -> None:
     trends, verdict = series.judged(report)
     report["trends"] = [one.row() for one in trends if one.series.control is None]
     report["verdict"] = verdict.row()
+
+
+def _left_out(study: Study) -> list[str]:
+    small = study.plan.corruption_images and min(study.data.shape[1:]) < SMALLEST
+    return study.plan.left_out(given=bool(study.given)) + ([f"no corruptions of images below {SMALLEST} px"] if small else [])
 
 
 def _metrics(classes: int) -> list[Row]:

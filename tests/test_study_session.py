@@ -1,0 +1,227 @@
+"""A whole study on 8 x 8 digits: what it does first, that it can be stopped anywhere, and that its report verifies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vizrobust.compute import Compute
+from vizrobust.data import load
+from vizrobust.features.recipes import fourier, plain
+from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
+from vizrobust.models.checkpoints import body_state
+from vizrobust.study import Plan, Stage, Study, brought, cells, read_report, report_of, verify, write_report
+from vizrobust.study.eps_rule import choose
+from vizrobust.study.measured import first_reach
+from vizrobust.training import Training
+
+DIGITS = load("digits")
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An outside network of another family, as a file; what it says of pictures is not the point here."""
+    torch.manual_seed(5)
+    net = architecture("vgg_small", (1, 8, 8), 10)()
+    path = tmp_path_factory.mktemp("judge") / "outside.safetensors"
+    about = Description("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz", training="")
+    save_checkpoint(path, body_state(net), about)
+    return str(path)
+
+
+@pytest.fixture
+def small(judge: str) -> Plan:
+    return smallest(judge)
+
+
+def smallest(judge: str) -> Plan:
+    """Every stage, as small as it can be."""
+    return Plan(
+        Training(arch="small_cnn", data="digits", epochs=2, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1, 0.3),
+        arms=("fgsm",), controls=("k0-early", "k8-eps/2"), recipes=(plain(steps=4), fourier(steps=4)), image_seeds=2,
+        layer="linear1", hidden=3, hidden_seeds=2, frames=3, batch_size=20, judges=(judge,), images=20, pgd_steps=3,
+        restarts=1, targets=1, masking_images=0, unforeseen=("Fog",), unforeseen_images=10, corruption_images=4,
+        query_images=300, exemplar_images=100,
+    )  # fmt: skip
+
+
+def ran(folder: Path, plan: Plan, stop: Callable[[int, Stage], bool] = lambda _n, _stage: False) -> dict[str, Any] | None:
+    """The report of a study, or None where `stop` ended it."""
+    study = Study(folder, plan, DIGITS, Compute("cpu", threads=1))
+    for number, stage in enumerate(study.run()):
+        if stop(number, stage):
+            return None
+    report = report_of(study, "vizrobust study")
+    write_report(study, report)
+    return report
+
+
+@pytest.fixture(scope="module")
+def finished(judge: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Plan]:
+    plan = smallest(judge)
+    folder = tmp_path_factory.mktemp("study") / "one"
+    report = ran(folder, plan)
+    assert report is not None
+    return folder, report, plan
+
+
+def test_every_cell_is_trained_and_evaluated(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+    _folder, report, plan = finished
+    names = [one["name"] for one in report["checkpoints"]]
+    assert names == ["k0-s0", "k1-s0", "k2-s0", "fgsm-s0", "k0-early-s0", "k8-eps-2-s0", "random network"]
+    kinds = {row["kind"] for row in report["accuracy"] if row["checkpoint"] == "k2-s0"}
+    assert kinds == {"clean", "fgsm", "pgd", "strongest", "unforeseen"}
+    assert "no corruptions of images below 28 px" in report["left_out"]
+    for name in names[:-1]:
+        of = {row["label"]: row["accuracy"] for row in report["accuracy"] if row["checkpoint"] == name}
+        assert of["strongest attack found"] <= min(of["FGSM"], of["PGD-10"], of["PGD-3"]) <= of["clean"]
+    assert {row["recipe"] for row in report["clarity"]} == {recipe.name for recipe in plan.recipes}
+    assert {row["layer"] for row in report["clarity"]} == {"logits", "linear1"}
+
+
+def test_the_same_questions_are_asked_of_all(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+    """Every checkpoint has the same rows of metrics, and the references answer the same ones."""
+    _folder, report, _plan = finished
+    asked: dict[str, set[tuple[Any, ...]]] = {}
+    for row in report["clarity"]:
+        key = tuple(row[name] for name in ("recipe", "metric", "judge", "control", "layer"))
+        asked.setdefault(row["checkpoint"], set()).add((*key, tuple(row["units"])))
+    assert len({frozenset(of) for of in asked.values()}) == 1
+    natural = {row["metric"] for row in report["references"] if row["reference"] == "natural" and row["layer"] == "logits"}
+    assert natural == {row["metric"] for row in report["clarity"] if row["layer"] == "logits"}
+
+
+def test_the_preregistration_is_there_before_the_first_picture_and_the_first_attack(small: Plan, tmp_path: Path) -> None:
+    plan = replace(small, hidden=0)
+
+    def stop(_number: int, stage: Stage) -> bool:
+        return stage.what.startswith("attacking")
+
+    assert ran(tmp_path / "study", plan, stop) is None
+    written = json.loads((tmp_path / "study" / "prereg.json").read_text())
+    assert written["plan"] == repr(plan)
+    assert set(written["checkpoints"]) >= {"k0-s0", "k1-s0", "fgsm-s0"}
+    assert not list((tmp_path / "study").glob("pictures/*/images"))
+
+
+def test_stopped_five_times_it_gives_the_same_report(finished: tuple[Path, dict[str, Any], Plan], tmp_path: Path) -> None:
+    """In another folder, ended at five places of different stages: equal but for the folder's command."""
+    _folder, whole, plan = finished
+    places = iter((3, 40, 55, 90, 130))
+    for place in places:
+        ran(tmp_path / "again", plan, lambda number, _stage, place=place: number >= place)
+    again = ran(tmp_path / "again", plan)
+    assert again is not None
+    assert json.dumps(again, sort_keys=True) == json.dumps(whole, sort_keys=True)
+
+
+def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+    folder, _report, _plan = finished
+    report = read_report(folder)
+    compute = Compute("cpu", threads=1)
+    findings = list(verify(report, folder, DIGITS, compute))
+    assert [one for one in findings if one.fine is not True] == []
+    assert len([one for one in findings if one.what.startswith("picture")]) == 5
+    report["clarity"][0]["values"][0] = 0.123
+    report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
+    report["accuracy"] = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
+    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, DIGITS, compute) if one.fine is False}
+    assert wrong >= {"rows", "picture"}
+
+
+def test_another_study_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+    folder, _report, plan = finished
+    with pytest.raises(ValueError, match="holds another run: plan was"):
+        ran(folder, replace(plan, images=21))
+
+
+def test_a_sweep_needs_two_doses(small: Plan) -> None:
+    with pytest.raises(ValueError, match="two or more K, got --steps 4"):
+        replace(small, steps=(4,))
+    with pytest.raises(ValueError, match="two or more K, got K = 8"):
+        brought([load_checkpoint("mnist-k8"), load_checkpoint("mnist-fgsm")], load("mnist5k"))
+
+
+def test_checkpoints_of_other_data_or_classes_are_refused() -> None:
+    one = load_checkpoint("mnist-k0")
+    other = replace(one, name="shirts", about=replace(one.about, classes=tuple("abcdefghij")))
+    with pytest.raises(ValueError, match="class 0 is 'a' for shirts and '0' in mnist5k"):
+        brought([one, other], load("mnist5k"))
+    with pytest.raises(ValueError, match=r"mnist-k0 takes \(1, 28, 28\) and 10 classes, digits has"):
+        brought([one], DIGITS)
+    elsewhere = replace(one, name="elsewhere", about=replace(one.about, data="npz:mine.npz"))
+    with pytest.raises(ValueError, match=r"elsewhere was trained on npz:mine.npz, the others on mnist5k"):
+        brought([one, elsewhere], load("mnist5k"))
+
+
+def test_brought_checkpoints_find_their_place() -> None:
+    given = brought([load_checkpoint(name) for name in ("mnist-k0", "mnist-fgsm", "mnist-k8")], load("mnist5k"))
+    assert [(one.group, one.role, one.k, one.seed) for one in given] == [
+        ("k0", "dose", 0, 0), ("fgsm", "arm", None, 0), ("k8", "dose", 8, 0)
+    ]  # fmt: skip
+
+
+def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> None:
+    given = brought([load_checkpoint("mnist-k0"), load_checkpoint("mnist-k8")], load("mnist5k"))
+    plan = replace(small, judges=("mnist-k8",), steps=(), arms=(), controls=())
+    with pytest.raises(ValueError, match="mnist-k8"):
+        Study(tmp_path / "study", plan, load("mnist5k"), Compute("cpu"), given=given)
+    assert not (tmp_path / "study").exists()
+
+
+def test_too_few_images_for_a_metric_is_said(small: Plan, tmp_path: Path) -> None:
+    plan = replace(small, query_images=50, hidden=0, arms=(), controls=(), eps=0.1)
+    with pytest.raises(ValueError, match="needs at least 200 images for 20 queries, got 50"):
+        ran(tmp_path / "study", plan)
+
+
+def test_cells_follow_the_protocol(small: Plan) -> None:
+    plan = replace(small, steps=(0, 1, 8), arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long", "k8-eps/4"))
+    by_name = {cell.name: cell for cell in cells(plan, 0.2)}
+    assert str(by_name["k8-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.2))"
+    assert by_name["k0-s0"].training.attack is None
+    assert str(by_name["fast-s0"].training.attack) == "PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25)"
+    assert str(by_name["noise-s0"].training.attack) == "Noise(draws=1, ball=Linf(eps=0.2))"
+    assert str(by_name["k8-eps-4-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.05))"
+    # As many gradient passes: (1 + 1) x 9 epochs = (8 + 1) x 2 epochs.
+    assert by_name["k1-long-s0"].training.epochs == 9
+    assert by_name["k0-early-s0"].until == "k8-s0"
+
+
+def test_the_eps_rule_takes_the_smallest_radius_at_which_fgsm_fails() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def accuracy(who: str, eps: float) -> float:
+        asked.append((who, eps))
+        return {"fgsm": {0.1: 0.9, 0.2: 0.4, 0.3: 0.1}[eps], "strong": 0.7}[who] if who == "fgsm" else 0.7
+
+    chosen = choose((0.3, 0.1, 0.2), 0.3, accuracy)
+    assert chosen.eps == 0.3
+    # At 0.1 nothing could be twice .9, so K = 8 is not trained; at 0.2 it is, and .4 is not below half of .7.
+    assert asked == [("fgsm", 0.1), ("fgsm", 0.2), ("strong", 0.2), ("fgsm", 0.3), ("strong", 0.3)]
+    assert choose((0.1,), 0.25, accuracy).eps == 0.25
+
+
+def test_first_reach_against_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(3)
+    grown, largest = torch.randn(3, 4, 6, generator=generator).cumsum(2), torch.tensor([0.5, 1.0, 9.0])
+    away = torch.rand(3, 4, 6, generator=generator).cumsum(2)
+    at, radius = first_reach(grown, away, largest)
+    for u in range(3):
+        for r in range(4):
+            reached = [f for f in range(6) if grown[u, r, f] >= largest[u]]
+            frame = reached[0] if reached else 5
+            assert at[u, r] == frame
+            if not reached:
+                assert radius[u, r] == torch.inf
+            elif frame:
+                low, high = grown[u, r, frame - 1], grown[u, r, frame]
+                share = (largest[u] - low) / (high - low)
+                expected = away[u, r, frame - 1] + share * (away[u, r, frame] - away[u, r, frame - 1])
+                torch.testing.assert_close(radius[u, r], expected)
