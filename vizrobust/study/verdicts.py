@@ -120,7 +120,7 @@ def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bo
             mean = _mean([one for one, _ in views if one.judge is not None])
             found += _undecided(mean, contrasts(mean.values, accuracy), judged, accuracy, describe)
     decided: list[Trend] = []
-    for same in [[t] for t in found]:
+    for same in _grouped(found, _family):
         family = [trend for trend in same if trend.series.role == PRIMARY]
         corrected = holm([trend.contrast.p for trend in family])
         by_metric = {trend.series.metric: p for trend, p in zip(family, corrected, strict=True)}
