@@ -92,3 +92,11 @@ def test_an_effect_is_found_by_the_same_procedure() -> None:
         found = trends([Series("m", "primary", 1, "plain", None, "logits", tabulated(table, DOSES), 1.0, 0.0)], describe=False)
         hits += {t.contrast.name for t in found if t.verdict == "supported"} == {"H1", "H2"}
     assert hits / 60 > 0.8
+
+
+def test_many_metrics_do_not_make_it_likelier() -> None:
+    """Eight metrics that have nothing to do with each other: without Holm's correction one in six would pass."""
+    generator = np.random.default_rng(11)
+    found = placebo({f"metric {i}": generator.normal(0, 0.5, 40).tolist() for i in range(8)}, DOSES, seeds=5)
+    assert found.relabellings == 200
+    assert found.passed
