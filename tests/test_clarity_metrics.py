@@ -84,7 +84,8 @@ def test_identification_orders_clear_and_unclear_and_does_not_care_where_a_pool_
 def test_pictures_that_say_nothing_are_identified_by_chance():
     """All units tie, so every order of them is as likely: the oracle goes through all orders."""
     queries = units_apart(1, (4, 2, 3, 5), 0.1, 0.0)
-    same = [draws(5, 3, 6)] * 4
+    # The same pictures, so that only the order of the sums tells one unit from another.
+    same = [draws(5, 7, 6)[torch.randperm(7, generator=torch.Generator().manual_seed(k))] for k in range(4)]
     got = identification(queries, same)
     orders = list(permutations(range(4)))
     chance = np.mean([1 / (1 + order.index(0)) for order in orders])
@@ -315,6 +316,12 @@ def test_a_layer_that_does_not_tell_classes_apart_gives_no_similarity():
     assert got.denominator > 0.05
     assert got.similarity is None
     assert "interval" in got.why
+    # Above 0 for certain, but so little that a ratio means nothing.
+    slight = [0.35 * one.double() + draws(60 + k, 60, 12) for k, one in enumerate(paths(1, (60,) * 9, 0.0))]
+    faint = path_similarity(slight, slight)
+    assert 0 < faint.denominator < 0.05
+    assert faint.denominator_low > 0
+    assert faint.similarity is None
     dead = path_similarity([torch.zeros(3, 12)] * 2, [torch.zeros(2, 12)] * 2)
     assert dead.similarity is None
     assert dead.denominator == 0
