@@ -1,4 +1,4 @@
-"""Synthetic studies: folders with pictures and the report.json that the page of a study reads, full, quick, partial or hostile."""
+"""Synthetic studies: folders with pictures and the report.json that a page reads: full, quick, partial or hostile."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ UNIT_NAMES = ("tench", "English springer", "cassette player", "chain saw", "chur
 
 
 def full_report(
-    folder: Path, *, seeds: int = 3, doses: tuple[int, ...] = DOSES, names: tuple[str, ...] = UNIT_NAMES, side: int = 16,
-    channels: int = 3, image_seeds: int = 1, recipes: tuple[str, ...] = RECIPES,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path,
+    *,
+    seeds: int = 3,
+    doses: tuple[int, ...] = DOSES,
+    names: tuple[str, ...] = UNIT_NAMES,
+    side: int = 16,
+    channels: int = 3,
+    image_seeds: int = 1,
+    recipes: tuple[str, ...] = RECIPES,
+) -> dict[str, Any]:
     """A whole study whose numbers are functions of K, unit and seed alone; its pictures are in `folder`.
 
     Unit u's score at K is ``(1 + rank of K) * (1 + u % 3) + u / 100``, so every order by score is known.
@@ -53,19 +60,30 @@ def full_report(
                 )
                 report["distance"] += [
                     {
-                        "checkpoint": name, "recipe": recipe, "judge": judge, "step": step, "distance": step**0.5 * (1 + amount),
+                        "checkpoint": name,
+                        "recipe": recipe,
+                        "judge": judge,
+                        "step": step,
+                        "distance": step**0.5 * (1 + amount),
                         "value": 0.5 + (0.1 + 0.3 * amount) * (1 - math.exp(-step / 30)) + noise / 5,
                     }
-                    for judge in JUDGES for step in (0, 8, 32, 128)
-                ]  # fmt: skip
+                    for judge in JUDGES
+                    for step in (0, 8, 32, 128)
+                ]
                 if role != "control" and seed == 0:
                     report["pictures"] += _pictures(folder, name, recipe, names, image_seeds, amount, k, (channels, side))
     report["exemplars"] = [_exemplars(folder, unit, (channels, side)) for unit in range(len(names))]
     report["confounds"] = [
-        {"group": group, "clean": 0.97 - 0.02 * _amount(group, k), "delta_linf": None if k == 0 else 0.9, "delta_l2": 2.5,
-         "gradient_passes": 1000.0 * (k or 1), "steps": k}
+        {
+            "group": group,
+            "clean": 0.97 - 0.02 * _amount(group, k),
+            "delta_linf": None if k == 0 else 0.9,
+            "delta_l2": 2.5,
+            "gradient_passes": 1000.0 * (k or 1),
+            "steps": k,
+        }
         for group, _, _, k in cells
-    ]  # fmt: skip
+    ]
     return report
 
 
@@ -83,9 +101,14 @@ def partial_report(folder: Path) -> dict[str, Any]:
     """A study that was stopped early: every list is empty, every text that may be null is null."""
     report = {key: type(value)() if isinstance(value, list) else value for key, value in _frame(1, (), (1, 4, 4), ()).items()}
     return report | {
-        "checkpoints": [_checkpoint("k0-s0", "K = 0, seed 0", "dose", "k0", 0, 0, 0.0) | {"delta_linf": None, "gradient_passes": None}],
-        "verdict": None, "recipes": {}, "prereg": None, "quick": True,
-    }  # fmt: skip
+        "checkpoints": [
+            _checkpoint("k0-s0", "K = 0, seed 0", "dose", "k0", 0, 0, 0.0) | {"delta_linf": None, "gradient_passes": None}
+        ],
+        "verdict": None,
+        "recipes": {},
+        "prereg": None,
+        "quick": True,
+    }
 
 
 def hostile_report(folder: Path) -> dict[str, Any]:
@@ -120,37 +143,83 @@ def hostile_report(folder: Path) -> dict[str, Any]:
 def _frame(seeds: int, names: tuple[str, ...], shape: tuple[int, int, int], recipes: tuple[str, ...]) -> dict[str, Any]:
     trends = [
         {
-            "metric": metric["name"], "role": metric["role"], "recipe": recipe, "judge": judge, "layer": "logits", "contrast": contrast,
-            "per_seed": [0.3] * seeds, "estimate": 0.31, "ci_low": 0.12, "ci_high": 0.5, "p": 0.01, "p_holm": 0.02,
-            "smallest_effect": 0.05, "verdict": "supported" if contrast == "H1" else "inconclusive",
+            "metric": metric["name"],
+            "role": metric["role"],
+            "recipe": recipe,
+            "judge": judge,
+            "layer": "logits",
+            "contrast": contrast,
+            "per_seed": [0.3] * seeds,
+            "estimate": 0.31,
+            "ci_low": 0.12,
+            "ci_high": 0.5,
+            "p": 0.01,
+            "p_holm": 0.02,
+            "smallest_effect": 0.05,
+            "verdict": "supported" if contrast == "H1" else "inconclusive",
             "shape": "plateau" if contrast == "H2" else None,
         }
-        for metric in METRICS if metric["role"] != "diagnostic" for recipe in recipes for judge in _judges(metric) for contrast in ("H1", "H2", "H3")
-    ]  # fmt: skip
+        for metric in METRICS
+        if metric["role"] != "diagnostic"
+        for recipe in recipes
+        for judge in _judges(metric)
+        for contrast in ("H1", "H2", "H3")
+    ]
     by_metric = [
-        {"metric": metric["name"], "recipe": recipe, "contrast": contrast, "verdict": "supported" if contrast == "H1" else "inconclusive",
-         "why": "all three judges agree" if contrast == "H1" else "the interval holds 0 and the smallest effect"}
-        for metric in METRICS[:2] for recipe in recipes for contrast in ("H1", "H2", "H3")
-    ]  # fmt: skip
+        {
+            "metric": metric["name"],
+            "recipe": recipe,
+            "contrast": contrast,
+            "verdict": "supported" if contrast == "H1" else "inconclusive",
+            "why": "all three judges agree" if contrast == "H1" else "the interval holds 0 and the smallest effect",
+        }
+        for metric in METRICS[:2]
+        for recipe in recipes
+        for contrast in ("H1", "H2", "H3")
+    ]
     return {
-        "format": 1, "command": "vizrobust study --data imagenette64 --steps 0,1,2,4,8,16 --seeds 3 --out runs/study",
-        "versions": {"vizrobust": "0.1.0", "torch": "2.15.0"}, "threads": 2, "device": "cpu",
+        "format": 1,
+        "command": "vizrobust study --data imagenette64 --steps 0,1,2,4,8,16 --seeds 3 --out runs/study",
+        "versions": {"vizrobust": "0.1.0", "torch": "2.15.0"},
+        "threads": 2,
+        "device": "cpu",
         "prereg": {"sha256": "c" * 64, "content": {"steps": [0, 1]}, "departures": ["seed 2 of K = 16 was trained twice"]},
         "data": {"name": "imagenette64", "classes": list(names), "shape": list(shape), "eps": 4 / 255, "test_images": 1000},
-        "scope": "inferential", "quick": False, "left_out": [], "checkpoints": [], "accuracy": [], "metrics": METRICS, "clarity": [],
-        "references": _references(recipes), "distance": [], "excitation": [], "trends": trends,
+        "scope": "inferential",
+        "quick": False,
+        "left_out": [],
+        "checkpoints": [],
+        "accuracy": [],
+        "metrics": METRICS,
+        "clarity": [],
+        "references": _references(recipes),
+        "distance": [],
+        "excitation": [],
+        "trends": trends,
         "judges": [
-            {"name": name, "kind": name.removeprefix("judge-"), "disqualified": None, "natural_identification": 0.8, "clean": 0.75}
+            {
+                "name": name,
+                "kind": name.removeprefix("judge-"),
+                "disqualified": None,
+                "natural_identification": 0.8,
+                "clean": 0.75,
+            }
             for name in JUDGES
         ],
         "verdict": {
-            "sentences": ["Pictures of adversarially trained networks are clearer than those of the standard one.",
-                          "From one step on clarity does not grow further with K: a plateau."],
-            "overall": "H1 supported, H2 inconclusive, H3 inconclusive", "by_metric": by_metric,
+            "sentences": [
+                "Pictures of adversarially trained networks are clearer than those of the standard one.",
+                "From one step on clarity does not grow further with K: a plateau.",
+            ],
+            "overall": "H1 supported, H2 inconclusive, H3 inconclusive",
+            "by_metric": by_metric,
         },
-        "confounds": [], "pictures": [], "exemplars": [],
-        "recipes": {name: f"{name}(steps=256, size={shape[1]}, transforms=())" for name in recipes}, "rows_sha256": "d" * 64,
-    }  # fmt: skip
+        "confounds": [],
+        "pictures": [],
+        "exemplars": [],
+        "recipes": {name: f"{name}(steps=256, size={shape[1]}, transforms=())" for name in recipes},
+        "rows_sha256": "d" * 64,
+    }
 
 
 def _amount(group: str, k: int | None) -> float:
@@ -161,12 +230,23 @@ def _amount(group: str, k: int | None) -> float:
 def _checkpoint(name: str, label: str, role: str, group: str, k: int | None, seed: int, amount: float) -> dict[str, Any]:
     masked = k in (1, 2) and seed < 2
     return {
-        "name": name, "label": label, "role": role, "group": group, "k": k, "seed": seed, "weights_sha256": f"{hash_of(name):064x}",
-        "training": f"Training(attack=PGD(steps={k}), seed={seed})", "clean": 0.97 - 0.02 * amount, "delta_linf": 0.9, "delta_l2": 2.5,
-        "gradient_passes": 1000 * (k or 1), "epochs": 25,
-        "masked": {"verdict": "masked: overfitted to its training attack", "why": "PGD-50 finds 60 points more"} if masked
+        "name": name,
+        "label": label,
+        "role": role,
+        "group": group,
+        "k": k,
+        "seed": seed,
+        "weights_sha256": f"{hash_of(name):064x}",
+        "training": f"Training(attack=PGD(steps={k}), seed={seed})",
+        "clean": 0.97 - 0.02 * amount,
+        "delta_linf": 0.9,
+        "delta_l2": 2.5,
+        "gradient_passes": 1000 * (k or 1),
+        "epochs": 25,
+        "masked": {"verdict": "masked: overfitted to its training attack", "why": "PGD-50 finds 60 points more"}
+        if masked
         else {"verdict": "sound", "why": ""},
-    }  # fmt: skip
+    }
 
 
 def hash_of(name: str) -> int:
@@ -186,8 +266,20 @@ def _accuracies(name: str, amount: float, masked: bool, noise: float) -> list[di
     for kind, label, share, steps in rows:
         right = round(1000 * min(1.0, max(0.0, share + noise / 2)))
         low, high = wilson(right, 1000)
-        found.append({"checkpoint": name, "kind": kind, "label": label, "attack": f"{label}()", "eps": None if kind == "corruption" else 4 / 255,
-                      "steps": steps, "n": 1000, "accuracy": right / 1000, "ci_low": low, "ci_high": high})  # fmt: skip
+        found.append(
+            {
+                "checkpoint": name,
+                "kind": kind,
+                "label": label,
+                "attack": f"{label}()",
+                "eps": None if kind == "corruption" else 4 / 255,
+                "steps": steps,
+                "n": 1000,
+                "accuracy": right / 1000,
+                "ci_low": low,
+                "ci_high": high,
+            }
+        )
     return found
 
 
@@ -206,8 +298,18 @@ def _clarity(name: str, amount: float, units: int, noise: float, recipes: tuple[
                     )
                     level += 0.03 * (recipe == "fourier") + (1.5 if metric["direction"] < 0 else 0)
                     values: list[float | None] = [level + 0.02 * (unit - (units - 1) / 2) for unit in range(units)]
-                    rows.append({"checkpoint": name, "recipe": recipe, "metric": metric["name"], "judge": judge, "control": control,
-                                 "layer": "logits", "units": list(range(units)), "values": values})  # fmt: skip
+                    rows.append(
+                        {
+                            "checkpoint": name,
+                            "recipe": recipe,
+                            "metric": metric["name"],
+                            "judge": judge,
+                            "control": control,
+                            "layer": "logits",
+                            "units": list(range(units)),
+                            "values": values,
+                        }
+                    )
     return rows
 
 
@@ -226,8 +328,15 @@ def _references(recipes: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _pictures(
-    folder: Path, checkpoint: str, recipe: str, names: tuple[str, ...], image_seeds: int, amount: float, k: int | None, form: tuple[int, int]
-) -> list[dict[str, Any]]:  # fmt: skip
+    folder: Path,
+    checkpoint: str,
+    recipe: str,
+    names: tuple[str, ...],
+    image_seeds: int,
+    amount: float,
+    k: int | None,
+    form: tuple[int, int],
+) -> list[dict[str, Any]]:
     rows = []
     for unit, unit_name in enumerate(names):
         for seed in range(image_seeds):
@@ -235,9 +344,21 @@ def _pictures(
             write_png(folder / path, drawn(unit, amount, seed, form), {})
             rank = DOSES.index(k) if k in DOSES else 2
             status = "saturated" if (unit, k) == (1, 0) else "ok"
-            rows.append({"checkpoint": checkpoint, "recipe": recipe, "layer": "logits", "unit": unit, "unit_name": unit_name, "seed": seed,
-                         "image": path, "score": (1 + rank) * (1 + unit % 3) + unit / 100, "saturated_share": 0.02, "status": status,
-                         "scores": {"transfer": 0.1 * unit - amount}})  # fmt: skip
+            rows.append(
+                {
+                    "checkpoint": checkpoint,
+                    "recipe": recipe,
+                    "layer": "logits",
+                    "unit": unit,
+                    "unit_name": unit_name,
+                    "seed": seed,
+                    "image": path,
+                    "score": (1 + rank) * (1 + unit % 3) + unit / 100,
+                    "saturated_share": 0.02,
+                    "status": status,
+                    "scores": {"transfer": 0.1 * unit - amount},
+                }
+            )
     return rows
 
 

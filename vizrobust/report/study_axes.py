@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from vizrobust.report.labels import apart, broken
 from vizrobust.report.study_numbers import Group, Series, Study
-from vizrobust.report.style import FAINT, MARK, QUIET
+from vizrobust.report.style import FAINT, MARK
 
 K_AXIS = "attack steps K used in training (0: standard training)"
 BAND = 0.16
@@ -69,7 +69,8 @@ class Steps:
         xs, ys = [x for x, _ in doses], [scale * spread.mean for _, spread in doses]
         banded = [(x, scale * one.low, scale * one.high) for x, one in doses if one.low is not None and one.high is not None]
         if not thin and len(banded) > 1:
-            axes.fill_between(*zip(*banded, strict=True), color=color, alpha=BAND, linewidth=0, zorder=2)
+            edge, low, high = (list(side) for side in zip(*banded, strict=True))
+            axes.fill_between(edge, low, high, color=color, alpha=BAND, linewidth=0, zorder=2)
         elif not thin and banded:
             axes.vlines(*banded[0], color=color, linewidth=1.4, alpha=0.6, zorder=2)
         look = {"linewidth": 1.8, "markersize": 5.5, "clip_on": False, "zorder": 3, **look}

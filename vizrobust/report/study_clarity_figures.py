@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
             labels: list[tuple[float, str, str]] = []
             for index, recipe in enumerate(study.recipes):
                 series = study.clarity(metric["name"], recipe, judge, layer)
-                look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+                look: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
                 steps.draw(axes, series, markersize=4.5, linewidth=1.6, **look)
                 last = steps.last(series)
                 labels += [(last, recipe, look["color"])] if last is not None else []
@@ -61,7 +62,10 @@ def controls_over_k(study: Study, layer: str) -> Figure | None:
         for place, ((metric, recipe), lines, axes) in enumerate(zip(panels, drawn, grid, strict=False)):
             labels = []
             for index, (control, series) in enumerate(lines):
-                look = {"color": INK if control is None else COLORS[index % len(COLORS)], "marker": MARKERS[index]}
+                look: dict[str, Any] = {
+                    "color": INK if control is None else COLORS[index % len(COLORS)],
+                    "marker": MARKERS[index],
+                }
                 steps.draw(axes, series, thin=control is not None, markersize=4.5, linewidth=1.6, **look)
                 last = steps.last(series)
                 labels += [(last, CONTROLS[control], look["color"])] if last is not None else []
@@ -139,7 +143,9 @@ def clarity_against_accuracy(study: Study, layer: str) -> Figure | None:
             axes.margins(y=0.16)
             axes.set_xlim(-4, 104)
             for x, y, text, color in labels:  # numbers above their marks, names of arms beside them
-                place = {"xytext": (0, 5), "ha": "center"} if color != QUIET else {"xytext": (6, -3), "ha": "left"}
+                place: dict[str, Any] = (
+                    {"xytext": (0, 5), "ha": "center"} if color != QUIET else {"xytext": (6, -3), "ha": "left"}
+                )
                 axes.annotate(text, (x, y), textcoords="offset points", fontsize=8, color=color, **place)
             _title(axes, study.title(metric["name"]), recipe, metric)
         figure.supxlabel("accuracy under the strongest attack found (%); numbers are K", fontsize=9.5)
@@ -158,9 +164,11 @@ def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, fl
     for group in study.doses:
         by_step: dict[int, list[Entry]] = {}
         for row in study.entries("distance"):
-            if row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.disqualified:
-                if row.get("value") is not None and row.get("distance") is not None:
-                    by_step.setdefault(int(row["step"]), []).append(row)
+            mine = (
+                row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.disqualified
+            )
+            if mine and row.get("value") is not None and row.get("distance") is not None:
+                by_step.setdefault(int(row["step"]), []).append(row)
         points = [
             (_mean([row["distance"] for row in rows]), _mean([row["value"] for row in rows]))
             for _, rows in sorted(by_step.items())
@@ -184,7 +192,16 @@ def _references(axes: Axes, study: Study, metric: Entry, judge: str | None, laye
             labels.append((value, name if one else f"{name}, {recipe}", color))
     if metric.get("chance") is not None:
         axes.axhline(metric["chance"], color="#b9bec5", linewidth=0.9, zorder=0)
-        axes.text(-0.3, metric["chance"], "chance", fontsize=7, color=QUIET, va="bottom")
+        axes.text(
+            0.99,
+            metric["chance"],
+            "chance",
+            transform=axes.get_yaxis_transform(),
+            fontsize=7,
+            color=QUIET,
+            va="bottom",
+            ha="right",
+        )
     return labels
 
 

@@ -179,4 +179,5 @@ def _pale(color: str, share: float) -> str:
     >>> _pale("#000000", 0.5)
     '#808080'
     """
-    return to_hex([part + (1 - part) * share for part in to_rgb(color)])
+    red, green, blue = (part + (1 - part) * share for part in to_rgb(color))
+    return to_hex((red, green, blue))

@@ -20,9 +20,11 @@ from vizrobust.report.study_sheet import study_sheet
 from vizrobust.report.study_units import measures, panels
 from vizrobust.report.style import house_style, save_figure
 from vizrobust.runs import slug, write_text
+from vizrobust.spec import number_text
 
 EMBED_BELOW = 30 * 2**20
 FIGURES, SHEET = "figures", "contact-sheet"
+TITLE = "Do feature images get clearer with more attack steps?"
 SHOWN_AS_IS = ("scope", "quick", "left_out", "command", "versions", "device", "threads", "rows_sha256", "recipes")
 CLARITY_NOTES = {
     "primary": "Primary metrics: the verdict rests on these.",
@@ -43,20 +45,18 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
     folder, study = Path(folder), Study(report)
     drawn = _figures(folder, study)
     sheets = _sheets(folder, study)
-    shown: list[Path] = []
-    panels(study, folder, lambda file: str(shown.append(file)), [])
-    # base64 takes four bytes for three.
-    inside = sum(file.stat().st_size for file in shown) * 4 / 3 < EMBED_BELOW
+    inside = _embedded_bytes(study, folder) < EMBED_BELOW
     facts: list[dict[str, Any]] = []
     found = panels(study, folder, _embedded if inside else _linked(folder), facts)
     environment = Environment(
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["number"] = number_text
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     page = environment.get_template("study.html.j2").render(
         study=study,
         report={key: report.get(key) for key in SHOWN_AS_IS},
-        title=_title(study),
+        title=TITLE,
         summary=_summary(study),
         intervals=_intervals(study),
         verdict={"sentences": (), "overall": "", **study.table("verdict")},
@@ -78,7 +78,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
 
 
 def _figures(folder: Path, study: Study) -> dict[str, dict[str, str]]:
-    """Draw what there are numbers for: name -> the SVG as a data URI and the paths of both files."""
+    """Draw what there are numbers for: name -> the SVG as a data URI, its width, and the paths of both files."""
     wanted: dict[str, Callable[[], Figure | None]] = {
         "accuracy-over-k": lambda: accuracy_over_k(study),
         "clarity-distance": lambda: clarity_distance(study),
@@ -106,7 +106,8 @@ def _figures(folder: Path, study: Study) -> dict[str, dict[str, str]]:
                 figure.set_layout_engine("none")  # the second file has the first one's places
         content = base64.b64encode((folder / paths["svg"]).read_bytes()).decode()
         links = {kind: quote(path.as_posix()) for kind, path in paths.items()}
-        drawn[name] = {"source": f"data:image/svg+xml;base64,{content}", **links}
+        inches = f"{figure.get_size_inches()[0]:g}"
+        drawn[name] = {"source": f"data:image/svg+xml;base64,{content}", "inches": inches, **links}
     return drawn
 
 
@@ -127,6 +128,18 @@ def layer_suffix(study: Study, layer: str) -> str:
     return "" if layer == study.layers[0] else f"-{slug(layer)}"
 
 
+def _embedded_bytes(study: Study, folder: Path) -> float:
+    """How large all pictures of the page are as data URIs; base64 takes four bytes for three."""
+    sizes = []
+
+    def weigh(file: Path) -> str:
+        sizes.append(file.stat().st_size)
+        return ""
+
+    panels(study, folder, weigh, [])
+    return sum(sizes) * 4 / 3
+
+
 def _embedded(file: Path) -> str:
     return f"data:image/{file.suffix[1:].lower()};base64," + base64.b64encode(file.read_bytes()).decode()
 
@@ -135,17 +148,13 @@ def _linked(folder: Path) -> Callable[[Path], str]:
     return lambda file: quote(file.relative_to(folder.resolve()).as_posix())
 
 
-def _title(study: Study) -> str:
-    data = study.table("data").get("name")
-    return f"Do feature images get clearer with more attack steps?{f' {data}' if data else ''}"
-
-
 def _summary(study: Study) -> str:
     counts = {
         "checkpoint": len(study.entries("checkpoints")), "training seed": study.seeds, "picture": len(study.entries("pictures")),
         "test image": int(study.table("data").get("test_images") or 0),
     }  # fmt: skip
-    return ", ".join(f"{count:,} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
+    data = study.table("data").get("name")
+    return (f"{data}: " if data else "") + ", ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
 
 
 def _intervals(study: Study) -> str:

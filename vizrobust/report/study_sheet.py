@@ -25,7 +25,8 @@ EXEMPLARS = 4  # in a square, where they would be as large as a third of a tile 
 def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer: str, *, arms: bool = False) -> Path | None:
     """Draw one recipe's pictures of a layer's units to a PNG, a row per K; None where the study has no such pictures.
 
-    `arms` adds the named arms below (they are there also where no K is known). Each cell shows the picture of the lowest training seed and the lowest image seed; of more than twelve units the first.
+    `arms` adds the named arms below (they are there also where no K is known). Each cell shows the picture of the lowest
+    training seed and the lowest image seed; of more than twelve units the first.
     Raises ``ValueError`` where `path` does not end in .png.
     """
     if Path(path).suffix.lower() != ".png":
@@ -37,26 +38,44 @@ def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer
     if not rows:
         return None
     shown = columns[:MOST_ACROSS]
-    natural = {int(row["unit"]): [file for name in row["images"] if (file := inside(folder, name))]
-               for row in study.entries("exemplars") if row["layer"] == layer}  # fmt: skip
+    natural = {
+        int(row["unit"]): [file for name in row["images"] if (file := inside(folder, name))]
+        for row in study.entries("exemplars")
+        if row["layer"] == layer
+    }
     natural = {unit: natural[unit] for unit, _ in shown if natural.get(unit)}
     with house_style():
         return _draw(path, study, found, shown, rows, natural, recipe, layer, len(columns))
 
 
 def _draw(
-    path: Path | str, study: Study, found: Mapping[tuple[str, int], Cell], shown: Sequence[tuple[int, str]], rows: Sequence[Group],
-    natural: Mapping[int, list[Path]], recipe: str, layer: str, units_in_all: int,
-) -> Path:  # fmt: skip
+    path: Path | str,
+    study: Study,
+    found: Mapping[tuple[str, int], Cell],
+    shown: Sequence[tuple[int, str]],
+    rows: Sequence[Group],
+    natural: Mapping[int, list[Path]],
+    recipe: str,
+    layer: str,
+    units_in_all: int,
+) -> Path:
     target = TARGET if len(shown) <= 8 else SMALL_TARGET
     tile = _side(found, target)
     heads = [_head(study, group, found) for group in rows]
-    head = max([text_width("natural", NAME, bold=True), *(text_width(line, SMALL) for lines in heads for line in lines[1:]),
-                *(text_width(lines[0], NAME, bold=True) for lines in heads)]) + HEAD_GAP  # fmt: skip
+    head = (
+        max(
+            [
+                text_width("natural", NAME, bold=True),
+                *(text_width(line, SMALL) for lines in heads for line in lines[1:]),
+                *(text_width(lines[0], NAME, bold=True) for lines in heads),
+            ]
+        )
+        + HEAD_GAP
+    )
     names = [wrapped(name, tile, LABEL)[:3] for _, name in shown]
     names = [[shortened(line, tile + GAP, LABEL) for line in lines] for lines in names]
     width = max(900, math.ceil(2 * MARGIN + head + len(shown) * (tile + GAP) - GAP))
-    caption = _caption(study, found, rows, bool(natural), recipe, layer, len(shown), units_in_all)
+    caption = _caption(study, found, rows, recipe, layer, len(shown), units_in_all)
     lines = [line for text in caption for line in wrapped(text, width - 2 * MARGIN, CAPTION)]
     top = MARGIN + max(map(len, names)) * round(LABEL * LEADING) + 12
     below = top + len(rows) * (tile + GAP) + (GAP + tile + GAP if natural else 0)
@@ -142,8 +161,14 @@ def _head(study: Study, group: Group, found: Mapping[tuple[str, int], Cell]) -> 
 
 
 def _caption(
-    study: Study, found: Mapping[tuple[str, int], Cell], rows: Sequence[Group], natural: bool, recipe: str, layer: str, shown: int, units_in_all: int
-) -> list[str]:  # fmt: skip
+    study: Study,
+    found: Mapping[tuple[str, int], Cell],
+    rows: Sequence[Group],
+    recipe: str,
+    layer: str,
+    shown: int,
+    units_in_all: int,
+) -> list[str]:
     data = study.table("data").get("name") or "the data"
     texts = [f"What excites the units of layer {layer} most, under the recipe {recipe}, on {data}; K attack steps in training."]
     seeds = sorted({cell.training_seed for cell in found.values() if cell.training_seed is not None})

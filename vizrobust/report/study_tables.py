@@ -29,19 +29,29 @@ class Numbers:
 
 
 def verdicts(study: Study) -> Numbers | None:
-    """Metric, recipe and contrast with the verdict over all judges, and why."""
-    rows = [
-        [
-            study.title(entry["metric"]),
-            str(entry["recipe"]),
-            str(entry["contrast"]),
-            str(entry["verdict"]),
-            str(entry.get("why") or ""),
-        ]
-        for entry in study.table("verdict").get("by_metric") or ()
-    ]
-    note = ". ".join(CONTRASTS.values()) + "."
-    return Numbers("Verdicts", ("metric", "recipe", "contrast", "verdict", "why"), rows, note, worded=True) if rows else None
+    """Metric, recipe and contrast with the verdict over all judges, what the judges' estimates span, and why."""
+    rows = []
+    for entry in study.table("verdict").get("by_metric") or ():
+        layer = entry.get("layer") or next(iter(study.layers), None)
+        keys = ("metric", "recipe", "contrast")
+        mine = [one for one in study.entries("trends") if all(one[key] == entry[key] for key in keys) and one["layer"] == layer]
+        mine = [one for one in mine if one.get("judge") not in study.disqualified]
+        estimates = [one["estimate"] for one in mine if one.get("estimate") is not None]
+        lows, highs = ([one[key] for one in mine if one.get(key) is not None] for key in ("ci_low", "ci_high"))
+        rows.append(
+            [
+                study.title(entry["metric"]),
+                str(entry["recipe"]),
+                str(entry["contrast"]),
+                str(entry["verdict"]),
+                _span(estimates, estimates),
+                _span(lows, highs),
+                str(entry.get("why") or ""),
+            ]
+        )
+    header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
+    note = ". ".join(CONTRASTS.values()) + ". Estimates and intervals of several judges are given from the least to the most."
+    return Numbers("Verdicts", header, rows, note, worded=True) if rows else None
 
 
 def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
@@ -51,11 +61,22 @@ def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
         bounds = entry.get("ci_low"), entry.get("ci_high")
         interval = "-" if None in bounds else f"{_short(bounds[0])} to {_short(bounds[1])}"
         estimate, smallest, p = entry.get("estimate"), entry.get("smallest_effect"), entry.get("p_holm")
-        rows.append([
-            study.title(entry["metric"]), str(entry["recipe"]), str(entry.get("judge") or "-"), str(entry["layer"]), str(entry["contrast"]),
-            _short(estimate), interval, _short(smallest), _short(p if p is not None else entry.get("p")), str(len(entry.get("per_seed") or ())),
-            str(entry["verdict"]), str(entry.get("shape") or "-"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                study.title(entry["metric"]),
+                str(entry["recipe"]),
+                str(entry.get("judge") or "-"),
+                str(entry["layer"]),
+                str(entry["contrast"]),
+                _short(estimate),
+                interval,
+                _short(smallest),
+                _short(p if p is not None else entry.get("p")),
+                str(len(entry.get("per_seed") or ())),
+                str(entry["verdict"]),
+                str(entry.get("shape") or "-"),
+            ]
+        )
     header = (
         "metric",
         "recipe",
@@ -158,31 +179,47 @@ def confounds(study: Study) -> Numbers | None:
     """What else varies with K."""
     labels = {group.name: group.label for group in study.groups}
     rows = [
-        [labels.get(row["group"], str(row["group"])), percent(row.get("clean")), _short(row.get("delta_linf")), _short(row.get("delta_l2")),
-         _count(row.get("gradient_passes")), _count(row.get("steps"))]
+        [
+            labels.get(row["group"], str(row["group"])),
+            percent(row.get("clean")),
+            _short(row.get("delta_linf")),
+            _short(row.get("delta_l2")),
+            _count(row.get("gradient_passes")),
+            _count(row.get("steps")),
+        ]
         for row in study.entries("confounds")
-    ]  # fmt: skip
+    ]
     header = ("", "clean accuracy", "mean |δ|∞ / eps", "mean |δ|₂", "gradient passes", "attack steps")
     return Numbers("What else varies with K", header, rows) if rows else None
 
 
 def judges(study: Study) -> Numbers | None:
     rows = [
-        [str(row["name"]), str(row.get("kind") or "-"), percent(row.get("clean")), percent(row.get("natural_identification")), str(row.get("disqualified") or "-")]
+        [
+            str(row["name"]),
+            str(row.get("kind") or "-"),
+            percent(row.get("clean")),
+            percent(row.get("natural_identification")),
+            str(row.get("disqualified") or "-"),
+        ]
         for row in study.entries("judges")
-    ]  # fmt: skip
+    ]
     header = ("judge", "kind", "clean accuracy", "identifies natural exemplars", "disqualified")
     return Numbers("Judges", header, rows, worded=True) if rows else None
 
 
 def checkpoints(study: Study) -> list[Mapping[str, Any]]:
     """Each checkpoint's name with pairs of texts."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for entry in study.entries("checkpoints"):
         pairs = {
-            "name": entry["name"], "role": entry.get("role"), "training": entry.get("training"), "epochs": entry.get("epochs"),
-            "gradients": _diagnosis(entry), "weights (sha256)": entry.get("weights_sha256"),
-        }  # fmt: skip
+            "name": entry["name"],
+            "role": entry.get("role"),
+            "training": entry.get("training"),
+            "epochs": entry.get("epochs"),
+            "gradients": _diagnosis(entry),
+            "weights (sha256)": entry.get("weights_sha256"),
+        }
         label = str(entry.get("label") or entry["name"])
         found.append({"label": label, "pairs": [(key, str(value)) for key, value in pairs.items() if value not in (None, "")]})
     return found
@@ -198,6 +235,18 @@ def _share(spread: Spread | None) -> str:
         return "-"
     interval = "" if spread.low is None or spread.high is None else f" ({100 * spread.low:.1f}–{100 * spread.high:.1f})"
     return f"{100 * spread.mean:.1f}{interval}"
+
+
+def _span(lows: Sequence[float], highs: Sequence[float]) -> str:
+    """The least of some numbers to the most of others.
+
+    >>> _span([0.1, 0.2], [0.3, 0.25]), _span([0.5], [0.5]), _span([], [])
+    ('0.1 to 0.3', '0.5', '-')
+    """
+    if not lows or not highs:
+        return "-"
+    low, high = _short(min(lows)), _short(max(highs))
+    return low if low == high else f"{low} to {high}"
 
 
 def _mean(series: Series, group: str) -> str:

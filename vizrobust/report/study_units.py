@@ -84,9 +84,14 @@ def panels(study: Study, folder: Path, source: Callable[[Path], str], facts: lis
 
 
 def _panel(
-    study: Study, folder: Path, layer: str, recipe: str, by_place: Mapping[tuple[str, int], list[Cell]], source: Callable[[Path], str],
+    study: Study,
+    folder: Path,
+    layer: str,
+    recipe: str,
+    by_place: Mapping[tuple[str, int], list[Cell]],
+    source: Callable[[Path], str],
     facts: list[dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     columns = [group for group in study.groups if any(name == group.name for name, _ in by_place)]
     natural = {int(row["unit"]): row["images"] for row in study.entries("exemplars") if row["layer"] == layer}
     about = {entry["name"]: entry for entry in study.entries("checkpoints")}
@@ -109,13 +114,17 @@ def _panel(
     side = _side(by_place)
     pictures = [cell for some in by_place.values() for cell in some]
     return {
-        "layer": layer, "recipe": recipe, "columns": columns, "lines": lines,
-        "tile": AIM // side * side if side <= AIM else AIM, "smooth": side > AIM,
+        "layer": layer,
+        "recipe": recipe,
+        "columns": columns,
+        "lines": lines,
+        "tile": AIM // side * side if side <= AIM else AIM,
+        "smooth": side > AIM,
         "naturals": any(line["exemplars"] for line in lines),
         "training_seeds": sorted({cell.training_seed for cell in pictures if cell.training_seed is not None}),
         "image_seeds": sorted({int(cell.row.get("seed") or 0) for cell in pictures}),
         "saturated": any(cell.status == "saturated" for cell in pictures),
-    }  # fmt: skip
+    }
 
 
 def measures(study: Study, facts: list[dict[str, Any]]) -> list[tuple[str, str]]:
