@@ -247,7 +247,8 @@ def test_the_sheet_has_the_pictures_of_each_k_below_each_other(study: Study, fol
         rows, columns = np.nonzero((sheet[: -len(tile), : -len(tile)] == tile[0, 0]).all(2))
         places += [
             (y, x) for y, x in zip(rows, columns, strict=True)
-            if np.array_equal(sheet[y, x : x + len(tile)], tile[0]) and np.array_equal(sheet[y : y + len(tile), x : x + len(tile)], tile)
+            if np.array_equal(sheet[y, x : x + len(tile)], tile[0])
+            and np.array_equal(sheet[y : y + len(tile), x : x + len(tile)], tile)
         ]  # fmt: skip
     assert len(places) == len(DOSES)
     assert len({x for _, x in places}) == 1
