@@ -4,11 +4,14 @@ from vizrobust.study.calibrate import calibrate
 from vizrobust.study.cells import Cell, cells
 from vizrobust.study.compared import Compared, brought
 from vizrobust.study.dimension import dimension_study
+from vizrobust.study.fooling import fooled, wrong_negatives
+from vizrobust.study.matching import Matching, draw_units, match_units
 from vizrobust.study.outcome import conclude, report_of, write_report
 from vizrobust.study.paired import Difference, paired
 from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
 from vizrobust.study.plan import TRAININGS, Plan, plan_for, quick
 from vizrobust.study.session import Stage, Study
+from vizrobust.study.shuffled import shuffled_labels
 from vizrobust.study.verify import Finding, read_report, verify
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "Compared",
     "Difference",
     "Finding",
+    "Matching",
     "PictureScores",
     "Plan",
     "Stage",
@@ -29,6 +33,9 @@ __all__ = [
     "clarity_scores",
     "conclude",
     "dimension_study",
+    "draw_units",
+    "fooled",
+    "match_units",
     "paired",
     "plan_for",
     "quick",
@@ -36,6 +43,8 @@ __all__ = [
     "report_of",
     "score_pictures",
     "scoring_jobs",
+    "shuffled_labels",
     "verify",
     "write_report",
+    "wrong_negatives",
 ]
