@@ -58,7 +58,8 @@ def make_study(folder: Path, hidden: bool = True, one_seed: bool = False) -> Pat
             values = [None if unit == 3 else 10.0 * number + unit for unit in UNITS]
             report["clarity"] += [
                 {"checkpoint": name, "recipe": recipe, "metric": metric, "judge": "judge" if metric == "transfer" else None,
-                 "control": None, "layer": layer, "units": list(UNITS), "values": values}
+                 "control": None, "layer": layer, "units": list(UNITS),
+                 "values": values if (recipe, layer) == ("plain", "logits") else [float(-number)] * len(UNITS)}
                 for recipe in ("plain", "fourier") for layer in ("logits", "linear1")
             ]  # fmt: skip
     for unit in range(10):
