@@ -106,7 +106,8 @@ def _print(found: Score) -> None:
         say("note: fewer than 80 % of the catch trials are right, which have an easy answer: read the rest with care")
     header = ["metric", "judge", "control", "clearer is", "pairs", "rank correlation", "95 % interval", "p"]
     note = (
-        "Spearman's, over (checkpoint, unit), of the machine's value with the person's share right; - where either does not vary"
+        "Spearman's, over (checkpoint, unit), of the machine's value with the person's share right; - where either does not "
+        "vary; p is for each row alone, not corrected for their number"
     )
     table("machine and person", header, [_correlation_row(one) for one in found.correlations], note)
 

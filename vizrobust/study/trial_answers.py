@@ -189,7 +189,7 @@ def _correlations(
                 if value is not None
             }
     found = []
-    for (metric, judge, control), known in values.items():
+    for (metric, judge, control), known in sorted(values.items(), key=lambda item: item[0][2] is not None):  # controls last
         pairs = [(value, shares[pair]) for pair, value in known.items() if pair in shares]
         machine, person = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         rho, low, high, p = rank_correlation(machine, person) or (None, None, None, None)
