@@ -91,11 +91,12 @@ class Steps:
 
 def label_lines(
     axes: Axes, x: float, entries: Sequence[tuple[float, str, str]], tall: float, *, size: float = 9.5, width: int = 24,
-    leader: float = 0.2,
+    leader: float = 0.2, room: bool = True,
 ) -> None:  # fmt: skip
     """Texts (height, text, colour) right of `x`, at their heights or moved apart; the axes are about `tall` inches tall.
 
     A line of length `leader` joins each label with the height that it names; x and leader are in the axis's own units.
+    Without `room` the layout makes none for the texts: they stand where a panel is missing.
     """
     low, high = axes.get_ylim()
     wanted = [100 * (y - low) / (high - low) for y, _, _ in entries]
@@ -105,7 +106,17 @@ def label_lines(
     places = apart(wanted, [line * (1 + text.count("\n")) for text in texts])
     for text, (_, _, color), here, there in zip(texts, entries, wanted, places, strict=True):
         axes.plot([x, x + leader], [here / 100, there / 100], color=color, linewidth=1.0, scalex=False, scaley=False, **joint)
-        axes.text(x + 1.3 * leader, there / 100, text, fontsize=size, va="center", linespacing=1.12, color=color, **joint)
+        axes.text(
+            x + 1.3 * leader,
+            there / 100,
+            text,
+            fontsize=size,
+            va="center",
+            in_layout=room,
+            linespacing=1.12,
+            color=color,
+            **joint,
+        )
 
 
 def _tick(group: Group) -> str:

@@ -44,7 +44,8 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
             labels += _references(axes, study, metric, judge, layer)
             _finish(axes, steps, place, len(panels), _beside(panels))
             if place % _beside(panels) == _beside(panels) - 1 or place == len(panels) - 1:
-                label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25)
+                room = place % _beside(panels) == _beside(panels) - 1
+                label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25, room=room)
             struck = " (disqualified)" if judge in study.disqualified else ""
             _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
         return figure
@@ -236,7 +237,7 @@ def _quiet(axes: Axes) -> None:
 
 
 def _title(axes: Axes, title: str, below: str, metric: Entry) -> None:
-    notes = [below, "" if metric.get("direction", 1) > 0 else "lower is clearer"]
+    notes = [below, "lower is clearer" if metric.get("direction", 1) < 0 and metric["role"] != "diagnostic" else ""]
     second = broken(", ".join(note for note in notes if note), 44)
     axes.set_title(f"{broken(title, 44)}\n{second or ' '}", loc="left", fontsize=8.5, linespacing=1.3, pad=7)
 

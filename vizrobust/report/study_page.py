@@ -51,7 +51,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
     environment = Environment(
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = number_text
+    environment.filters["plainly"] = _plainly
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     page = environment.get_template("study.html.j2").render(
         study=study,
@@ -146,6 +146,19 @@ def _embedded(file: Path) -> str:
 
 def _linked(folder: Path) -> Callable[[Path], str]:
     return lambda file: quote(file.relative_to(folder.resolve()).as_posix())
+
+
+def _plainly(value: Any) -> str:
+    """A value of the report in words: lists with commas, tables as `key: value`, 4/255 for what it is.
+
+    >>> _plainly({"eps": 4 / 255, "tried": [0.1, 0.2], "why": "given"})
+    'eps: 4/255; tried: 0.1, 0.2; why: given'
+    """
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_plainly(one)}" for key, one in value.items() if one not in (None, [], ""))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plainly, value))
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 def _summary(study: Study) -> str:

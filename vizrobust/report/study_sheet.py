@@ -175,7 +175,7 @@ def _caption(
     if study.seeds > 1 and seeds:
         texts[0] += f" Training seed {seeds[0]} of {study.seeds}."
     if any(study.accuracy_of("strongest")):
-        texts.append("attacked: accuracy under the strongest attack found.")
+        texts.append("“Attacked” is accuracy under the strongest attack found.")
     if units_in_all > shown:
         texts.append(f"The first {shown} of {units_in_all} units.")
     statuses = {found[key].status for key in found if key[0] in {group.name for group in rows}}

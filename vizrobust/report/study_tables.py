@@ -28,10 +28,13 @@ class Numbers:
     worded: bool = False
 
 
-def verdicts(study: Study) -> Numbers | None:
+def verdicts(study: Study, roles: Sequence[str]) -> Numbers | None:
     """Metric, recipe and contrast with the verdict over all judges, what the judges' estimates span, and why."""
     rows = []
+    role = {metric["name"]: metric["role"] for metric in study.entries("metrics")}
     for entry in study.table("verdict").get("by_metric") or ():
+        if role.get(entry["metric"], "primary") not in roles:
+            continue
         layer = entry.get("layer") or next(iter(study.layers), None)
         keys = ("metric", "recipe", "contrast")
         mine = [one for one in study.entries("trends") if all(one[key] == entry[key] for key in keys) and one["layer"] == layer]
@@ -42,7 +45,7 @@ def verdicts(study: Study) -> Numbers | None:
             [
                 study.title(entry["metric"]),
                 str(entry["recipe"]),
-                str(entry["contrast"]),
+                f"{entry['contrast']} {layer}" if len(study.layers) > 1 else str(entry["contrast"]),
                 str(entry["verdict"]),
                 _span(estimates, estimates),
                 _span(lows, highs),
@@ -51,7 +54,7 @@ def verdicts(study: Study) -> Numbers | None:
         )
     header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
     note = ". ".join(CONTRASTS.values()) + ". Estimates and intervals of several judges are given from the least to the most."
-    return Numbers("Verdicts", header, rows, note, worded=True) if rows else None
+    return Numbers(f"Verdicts: {', '.join(roles)} metrics", header, rows, note, worded=True) if rows else None
 
 
 def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
