@@ -7,6 +7,9 @@ import click
 from vizrobust.cli import options
 from vizrobust.cli.output import command_line, json_row, say, table
 
+# What the table of units can be sorted by; all but the unit itself with the largest first.
+ORDERS = ("unit", "score", "transfer", "recognised", "forced_choice", "difference")
+
 
 @click.command()
 @options.refs
@@ -20,6 +23,14 @@ from vizrobust.cli.output import command_line, json_row, say, table
 @click.option("--steps", type=int, help="Render steps; default: the recipe's.")
 @click.option("--size", type=int, help="Picture size; default: the network's input.")
 @click.option("--start", metavar="IMAGE", help="Begin from an image, a file or DATA#index, instead of noise.")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(ORDERS),
+    default="unit",
+    show_default=True,
+    help="Order of the units in the table of scores; difference: of transfer (or the AUC), last REF minus first.",
+)
 @click.option("--movie", is_flag=True, help="A GIF of each picture's way beside it.")
 @click.option(
     "--exemplars", type=click.IntRange(min=1), metavar="N", help="Natural images too: N that excite a unit most, N least."
@@ -28,8 +39,8 @@ from vizrobust.cli.output import command_line, json_row, say, table
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, both: bool, diversity: int,
     objective_text: str | None, recipe_text: str, steps: int | None, size: int | None, start: str | None, movie: bool,
-    exemplars: int | None, seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None, seed: int,
-    out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
+    exemplars: int | None, order: str, seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None,
+    seed: int, out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
 
@@ -47,7 +58,9 @@ def command(
     from vizrobust.cli.loading import load_all, maybe_data_of
     from vizrobust.cli.natural import add_exemplars, exemplar_source, with_exemplars
     from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for
+    from vizrobust.cli.unit_scores import unit_table
     from vizrobust.compute import Compute
+    from vizrobust.features import Logit, subject
     from vizrobust.models import SWEEP
     from vizrobust.report import write_gallery
 
@@ -62,16 +75,20 @@ def command(
     count = len(request.units)
     say(f"{count} unit{'s' if count > 1 else ''} of {request.layer}, {request.objective}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
-    found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if len(checkpoints) > 1 else None
+    # A hidden unit's clarity needs pictures of the negated unit too: twice the work, done where networks are compared.
+    judged = len(checkpoints) > 1 or isinstance(subject(objective), Logit)
+    found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if judged else None
     signs = [request, replace(request, sign=-request.sign)] if both else [request]
     rows = pictured.render([(checkpoint, one) for one in signs for checkpoint in checkpoints], quiet or as_json)
     if natural is not None and exemplars is not None:
         rows = with_exemplars(rows, add_exemplars(pictured, checkpoints, natural, exemplars, quiet or as_json))
-    tables, numbers = [], []
+    tables, numbers, scores = [], [], None
     if found is not None and loaded is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)
         numbers = clarity_rows(scores, checkpoints, request.units, found.name)
-        tables.append(difference_table(scores, checkpoints, found.name))
+        if len(checkpoints) > 1:
+            tables.append(difference_table(scores, checkpoints, found.name))
+    tables.insert(0, unit_table(rows, checkpoints, request, scores, found.name if found else "", order))
     page = write_gallery(pictured.folder, [pictured.folder], tables)
     if as_json:
         for row in [*rows, *numbers]:

@@ -1,4 +1,4 @@
-"""`vizrobust study`: do feature images get clearer as more attack steps are used in training? The whole of it."""
+"""`vizrobust study`: find out whether feature images get clearer as more attack steps are used in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vizrobust verify`: does a study's report hold?"""
+"""`vizrobust verify`: look whether a study's report holds."""
 
 from __future__ import annotations
 

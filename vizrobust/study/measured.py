@@ -18,6 +18,9 @@ from vizrobust.runs import Row
 from vizrobust.study.questions import Questions
 from vizrobust.study.scores import EQUAL, PictureSet, choice_at, primary, scored
 
+# Path similarity at the last hidden layer: honest MNIST networks have .45 to .93, the fooling circuit on one .07.
+FLAGGED_BELOW = 0.25
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -125,7 +128,8 @@ def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: Q
     shown = _at_layer(checkpoint, pictures.images, layer, questions.compute)
     found = path_similarity(list(natural), list(shown))
     value = None if found.similarity is None else round(found.similarity, 5)
-    return {"layer": layer, "value": value, "why": found.why}
+    flagged = value is not None and value < FLAGGED_BELOW
+    return {"layer": layer, "value": value, "why": found.why, "flagged": flagged}
 
 
 def _at_layer(checkpoint: Checkpoint, images: Tensor, layer: str, compute: Compute) -> Tensor:

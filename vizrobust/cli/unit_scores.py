@@ -1,0 +1,86 @@
+"""The scores of each unit's pictures, side by side for several checkpoints, in the order that a person asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+from vizrobust.features import Logit, Request, row_key, subject
+from vizrobust.models import Checkpoint
+from vizrobust.report import Table
+from vizrobust.runs import Row
+from vizrobust.study import PictureScores
+
+MEASURES = ("transfer", "recognised", "forced_choice")
+TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}
+Column = Mapping[int, float]
+
+
+def unit_table(
+    rows: Sequence[Row], checkpoints: Sequence[Checkpoint], request: Request, scores: Mapping[str, PictureScores] | None,
+    judge: str, order: str,
+) -> Table:  # fmt: skip
+    """One row for each unit: activation and, where a judge scored the pictures, each measure of each checkpoint."""
+    columns: dict[tuple[str, str], Column] = {}
+    for one in checkpoints:
+        for measure in ("score", *MEASURES):
+            values = _activations(rows, one, request) if measure == "score" else _scores(scores, one, request, measure)
+            if values:
+                columns[one.name, measure] = values
+    units = sorted(request.units, key=_key(columns, checkpoints, order))
+    several = len(checkpoints) > 1
+    header = ["unit", *(f"{name} {TITLES[measure]}" if several else TITLES[measure] for name, measure in columns)]
+    names = checkpoints[0].about.classes if isinstance(subject(request.objective), Logit) else ()
+    body = [
+        [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
+    ]
+    told = f"judge {judge}: log-odds of the intended class, share recognised, two-alternative AUC; " if scores else ""
+    return Table("Units", header, body, f"{told}score: activation; means over {len(request.seeds)} pictures")
+
+
+def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: Request) -> Column:
+    wanted = set(request.keys(checkpoint))
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        mine = (
+            row["checkpoint"] == checkpoint.id
+            and row.get("sign") == request.sign
+            and row.get("objective") == repr(request.objective)
+        )
+        if mine and row.get("recipe_text") == repr(request.recipe):
+            found.setdefault(row["unit"], []).append(row["score"])
+    return {unit: fmean(values) for unit, values in found.items()}
+
+
+def _scores(scores: Mapping[str, PictureScores] | None, checkpoint: Checkpoint, request: Request, measure: str) -> Column:
+    if scores is None:
+        return {}
+    values = getattr(scores[checkpoint.name], measure)
+    return {unit: value for unit, value in zip(request.units, values, strict=True) if value is not None}
+
+
+def _key(columns: Mapping[tuple[str, str], Column], checkpoints: Sequence[Checkpoint], order: str) -> Callable[[int], float]:
+    """Falling by what is asked for; ``ValueError`` where it was not measured."""
+    if order == "unit":
+        return lambda unit: unit
+    first, last = checkpoints[0].name, checkpoints[-1].name
+    if order == "difference":
+        measure = next((one for one in ("transfer", "forced_choice") if (first, one) in columns), None)
+        if measure is None or first == last:
+            raise ValueError("--sort difference needs two checkpoints or more and a judge of their pictures; sort by score")
+        a, b = columns[first, measure], columns[last, measure]
+        return lambda unit: a.get(unit, 0.0) - b.get(unit, 0.0)
+    if (first, order) not in columns:
+        raise ValueError(f"--sort {order}: it was not measured here, because no judge scored these pictures; sort by score")
+    values = columns[first, order]
+    return lambda unit: -values.get(unit, float("-inf"))
+
+
+def _name(unit: int, classes: Sequence[str]) -> str:
+    return f"{unit} {classes[unit]}" if unit < len(classes) and classes[unit] != str(unit) else str(unit)
+
+
+def _number(value: float | None, measure: str) -> str:
+    if value is None:
+        return "-"
+    return {"forced_choice": f"{value:.3f}", "recognised": f"{value:.2f}"}.get(measure, f"{value:.2f}")
