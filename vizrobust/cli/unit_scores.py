@@ -42,12 +42,7 @@ def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: Request) 
     wanted = set(request.keys(checkpoint))
     found: dict[int, list[float]] = {}
     for row in rows:
-        mine = (
-            row["checkpoint"] == checkpoint.id
-            and row.get("sign") == request.sign
-            and row.get("objective") == repr(request.objective)
-        )
-        if mine and row.get("recipe_text") == repr(request.recipe):
+        if row_key(row) in wanted:
             found.setdefault(row["unit"], []).append(row["score"])
     return {unit: fmean(values) for unit, values in found.items()}
 
