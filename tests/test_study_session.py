@@ -44,7 +44,8 @@ def smallest(judge: str) -> Plan:
     """Every stage, as small as it can be."""
     return Plan(
         Training(arch="small_cnn", data="digits", epochs=2, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1, 0.3),
-        arms=("fgsm",), controls=("k0-early", "k8-eps/2"), recipes=(plain(steps=4), fourier(steps=4)), image_seeds=2,
+        arms=("fgsm",), controls=("k0-early", "k8-eps/2", "k0-shuffled"), recipes=(plain(steps=4), fourier(steps=4)),
+        image_seeds=2,
         layer="linear1", hidden=3, hidden_seeds=2, frames=3, batch_size=20, judges=(judge,), images=20, pgd_steps=3,
         restarts=1, targets=1, masking_images=0, unforeseen=("Fog",), unforeseen_images=10, corruption_images=4,
         query_images=300, exemplar_images=100,
@@ -74,7 +75,7 @@ def finished(judge: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_every_cell_is_trained_and_evaluated(finished: tuple[Path, dict[str, Any], Plan]) -> None:
     _folder, report, plan = finished
     names = [one["name"] for one in report["checkpoints"]]
-    assert names == ["k0-s0", "k1-s0", "k2-s0", "fgsm-s0", "k0-early-s0", "k8-eps-2-s0", "random network"]
+    assert names == ["k0-s0", "k1-s0", "k2-s0", "fgsm-s0", "k0-early-s0", "k8-eps-2-s0", "k0-shuffled-s0", "random network"]
     kinds = {row["kind"] for row in report["accuracy"] if row["checkpoint"] == "k2-s0"}
     assert kinds == {"clean", "fgsm", "pgd", "strongest", "unforeseen"}
     assert "no corruptions of images below 28 px" in report["left_out"]

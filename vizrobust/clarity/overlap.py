@@ -18,7 +18,7 @@ def shares_images(a: str, b: str) -> bool:
     """Whether networks trained on the data references `a` and `b` have seen some of the same images.
 
     References of the same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) are the same images; a
-    reference that is not known ("") shares none.
+    reference that is not known ("") shares none. Shuffled labels do not make other images.
 
     >>> shares_images("mnist", "mnist5k"), shares_images("mnist55k", "mnist5k"), shares_images("npz:a.npz", "npz:a.npz")
     (True, False, True)
@@ -43,5 +43,5 @@ def taken_from_imagenet(a: str, b: str) -> bool:
 
 def _sizeless(ref: str) -> str:
     """The reference without the size behind it; names of published data sets in small letters."""
-    bare = re.sub(r"@\d+$", "", ref.strip())
+    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
     return bare if ":" in bare else bare.lower()

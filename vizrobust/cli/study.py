@@ -27,7 +27,7 @@ Strings = tuple[str, ...]
     "--eps", type=options.Number(), help="Radius of training and evaluation; default: the smallest at which FGSM fails."
 )
 @click.option("--arms", metavar="LIST", help="Named arms: fgsm, fast, noise, or none.  [default: all]")
-@click.option("--controls", metavar="LIST", help="Controls: k0-early, k1-long, k8-eps/4, k8-eps/2, or none.  [default: all]")
+@click.option("--controls", metavar="LIST", help="k0-early, k1-long, k8-eps/4, k8-eps/2, k0-shuffled, or none.  [default: all]")
 @click.option("--image-seeds", type=click.IntRange(min=2), help="Pictures of each class unit.  [default: 9]")
 @click.option("--layer", metavar="NAME", help="Hidden layer whose units are drawn; default: the last one of a built-in network.")
 @click.option("--hidden", type=click.IntRange(min=0), help="Hidden units, drawn at random; 0 is none.  [default: 50]")

@@ -3,6 +3,7 @@
 from vizrobust.data.dataset import ArraySplit, DataSet, FileSplit, Split, Subset, first, kept
 from vizrobust.data.moments import saturated_share
 from vizrobust.data.references import DATA, known, load
+from vizrobust.data.shuffled import shuffled_labels
 from vizrobust.data.stratify import stratified
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "known",
     "load",
     "saturated_share",
+    "shuffled_labels",
     "stratified",
 ]

@@ -12,6 +12,7 @@ from vizrobust.data.dataset import DataSet
 from vizrobust.data.embedded import digits, mnist5k
 from vizrobust.data.folders import imagefolder, split_size
 from vizrobust.data.imagenette64 import CLASSES, SHAPE, imagenette64, imagenette64_rest
+from vizrobust.data.shuffled import shuffled_labels
 from vizrobust.spec import named, unknown
 
 EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
@@ -30,11 +31,15 @@ FETCHED: dict[str, Callable[[bool], DataSet]] = {
 
 OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder}
 
+# Before another reference: its training labels in a random order.
+SHUFFLED = "shuffled"
+
 DATA: dict[str, Callable[..., DataSet]] = {
     **EMBEDDED,
     **FETCHED,
     "npz:FILE": npz,
     "imagefolder:DIR[@SIZE]": imagefolder,
+    "shuffled:REF": shuffled_labels,
 }
 
 
@@ -45,6 +50,8 @@ def load(ref: str, download: bool = False) -> DataSet:
     with `download`. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
     """
     kind, colon, rest = ref.partition(":")
+    if kind.lower() == SHUFFLED and rest:
+        return shuffled_labels(load(rest, download))
     if colon and kind.lower() in OWN:
         if not rest:
             raise ValueError(f"{ref!r} names no file or folder; write npz:FILE or imagefolder:DIR[@SIZE]")

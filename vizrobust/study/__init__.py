@@ -11,7 +11,6 @@ from vizrobust.study.paired import Difference, paired
 from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
 from vizrobust.study.plan import TRAININGS, Plan, plan_for, quick
 from vizrobust.study.session import Stage, Study
-from vizrobust.study.shuffled import shuffled_labels
 from vizrobust.study.verify import Finding, read_report, verify
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "report_of",
     "score_pictures",
     "scoring_jobs",
-    "shuffled_labels",
     "verify",
     "write_report",
     "wrong_negatives",

@@ -70,6 +70,9 @@ def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -
     """What else varies with K, held fixed: clean accuracy, gradient passes, the size of the perturbation."""
     if name == "k0-early":
         return Cell(name, "control", 0, seed, base, until=f"k{strongest}-s{seed}")
+    if name == "k0-shuffled":
+        # Trained on labels that mean nothing: its pictures can be strange, not clear.
+        return Cell(name, "control", 0, seed, replace(base, data=f"shuffled:{base.data}"))
     if name == "k1-long":
         # K attack passes and one for the weights: as many passes as K = 8 takes.
         epochs = round(base.epochs * (strongest + 1) / 2)

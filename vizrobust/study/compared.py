@@ -33,7 +33,7 @@ class Compared:
         about = self.checkpoint.about
         last = self.history[-1] if self.history else {}
         eps = last.get("eps")
-        passes = [one.get("gradient_passes") for one in self.history]
+        passes = [one.get("gradient_passes", _passes(about.training)) for one in self.history]
         return {
             "name": self.checkpoint.name,
             "label": self.label,
@@ -47,10 +47,15 @@ class Compared:
             "clean": about.metrics.get("clean"),
             "delta_linf": last["delta_linf"] / eps if eps and last.get("delta_linf") is not None else None,
             "delta_l2": last.get("delta_l2"),
-            "gradient_passes": sum(passes) if passes and None not in passes else None,
+            "gradient_passes": sum(passes) if passes else None,
             "epochs": len(self.history) or None,
             "masked": masked,
         }
+
+
+def _passes(training: str) -> int:
+    """Gradient passes per image and epoch of runs that did not yet count them: K for the attack, one for the weights."""
+    return 1 + sum(getattr(attack, "steps", int(isinstance(attack, FGSM))) for attack in seen(training))
 
 
 def of_cell(cell: Cell, checkpoint: Checkpoint, history: Sequence[Row]) -> Compared:
@@ -89,6 +94,8 @@ def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
     if attacks is None:
         k = about.attack_steps
         return (f"k{k}", DOSE, k) if k is not None else (checkpoint.name, "given", None)
+    if about.data.startswith("shuffled:"):
+        return checkpoint.name, CONTROL, None
     if not attacks:
         return "k0", DOSE, 0
     (attack, *others) = attacks
@@ -113,7 +120,7 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
                 f"class {number} is {own!r} for {checkpoint.name} and {theirs!r} in {data.name}: a study compares "
                 "checkpoints with one order of classes; leave it out"
             )
-    if about.data and about.data != data.name:
+    if about.data and about.data.removeprefix("shuffled:") != data.name:
         raise ValueError(
             f"{checkpoint.name} was trained on {about.data}, the others on {data.name}: a study compares checkpoints of one "
             "data set; leave it out"

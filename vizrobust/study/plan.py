@@ -13,7 +13,7 @@ from vizrobust.training import Training
 
 STEPS = (0, 1, 2, 4, 8, 16)
 ARMS = ("fgsm", "fast", "noise")
-CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2")
+CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2", "k0-shuffled")
 
 # How the built-in sweeps are trained; the attack and the seed are the cell's.
 TRAININGS = {

@@ -10,7 +10,7 @@ from typing import Any
 from vizrobust.attacks import PGD, Linf
 from vizrobust.clarity import Judge, judges_for
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet, first, shuffled_labels
 from vizrobust.features import Channel, Logit, Objective, Request, render_into, with_priors
 from vizrobust.features.session import images_of, missing, ways_of
 from vizrobust.models import Checkpoint, load_checkpoint
@@ -143,7 +143,8 @@ class Study:
         if (folder / CHECKPOINT_FILE).is_file():
             yield self._stage(f"trained already: {label}", each * training.epochs)
             return
-        for event in train(training, self.data, self.compute, folder, self.argv):
+        data = self.data if training.data == self.data.name else shuffled_labels(self.data)
+        for event in train(training, data, self.compute, folder, self.argv):
             if isinstance(event, Progress):
                 yield self._stage(f"training {label}: epoch {event.epoch}/{training.epochs}", each / event.batches)
 
@@ -185,7 +186,8 @@ class Study:
             for job in self.jobs(one.checkpoint):
                 if job.sign < 0:
                     continue
-                yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", len(job.units) * len(job.seeds))
+                passes = len(job.units) * len(job.seeds) * len(self.judges) * (self.plan.frames + 6) / 3
+                yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.strip else 0)
                 found.append(self._scored(one.checkpoint, job, questions))
         self.facts |= {"measured": found, "questions": questions, "references": list(references)}
 
@@ -259,7 +261,9 @@ class Study:
         pictures = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds * plan.recipes[0].steps
         if plan.layer:
             pictures += 2 * len(plan.recipes) * (compared + 1) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
-        return training + attacks + pictures
+        # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
+        seen = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds
+        return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3
 
 
 def _radius(given: Sequence[Compared], data: DataSet) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vizrobust.data import DataSet, Split
+from vizrobust.data.dataset import DataSet, Split
 from vizrobust.rng import Streams
 
 
@@ -25,7 +25,7 @@ class Relabelled:
         return self.whole.take(index)
 
 
-def shuffled_labels(data: DataSet, seed: int) -> DataSet:
+def shuffled_labels(data: DataSet, seed: int = 0) -> DataSet:
     """`data` with its training labels in a random order: the same images, the same share of every class.
 
     Validation and test labels stay true, so that accuracy on them is chance and the queries of the clarity metrics
@@ -34,10 +34,10 @@ def shuffled_labels(data: DataSet, seed: int) -> DataSet:
     >>> from vizrobust.data import load
     >>> null = shuffled_labels(load("digits"), seed=0)
     >>> null.name, bool((null.train.labels.sort().values == load("digits").train.labels.sort().values).all())
-    ('digits, labels shuffled (seed 0)', True)
+    ('shuffled:digits', True)
     """
     order = Streams(seed, [data.name], "shuffled labels").permutation(len(data.train))[0]
     labels = data.train.labels[order]
     if torch.equal(labels, data.train.labels):
         raise ValueError(f"{data.name}: its training labels are the same in any order; give images of two or more classes")
-    return replace(data, name=f"{data.name}, labels shuffled (seed {seed})", train=Relabelled(data.train, labels))
+    return replace(data, name=f"shuffled:{data.name}", train=Relabelled(data.train, labels))
