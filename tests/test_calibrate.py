@@ -17,8 +17,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
-from vizrobust.study.calibrate import Plan, Stage, Table, calibrate, matched
-from vizrobust.study.calibrate import _Work, ladder
+from vizrobust.study.calibrate import Plan, Stage, Table, _Work, calibrate, ladder, matched
 from vizrobust.training import NAMES, loop, session
 
 L2_TYPE = PGD(steps=1, ball=L2(eps=4.0))
