@@ -24,8 +24,8 @@ TRAININGS = {
 }
 # The hidden layer whose units are drawn: the last one before the logits.
 LAYERS = {"small_cnn": "linear1", "resnet_small": "stage4"}
-# Where eps is looked for (the rule of `eps_rule`), beside the data set's usual radius.
-RADII = {"mnist5k": (0.1, 0.2, 0.3), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
+# Where eps is looked for (the rule of `eps_rule`): MNIST's is settled, the rule only says whether one step fails there.
+RADII = {"mnist5k": (0.3,), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
 
 
 @spec

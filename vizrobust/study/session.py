@@ -17,7 +17,7 @@ from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.robustness.session import identity as evaluation
-from vizrobust.runs import Row, Run, read_rows
+from vizrobust.runs import Row, Run, read_rows, read_run
 from vizrobust.study import prereg
 from vizrobust.study.accuracies import Accuracies, robust_accuracy
 from vizrobust.study.cells import Cell, cells
@@ -118,7 +118,7 @@ class Study:
         """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
         plan = replace(self.plan, seeds=1, arms=("fgsm",), controls=(), steps=(0, 8))
         wanted = next(cell for cell in cells(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))
-        folder = self.folder / "cells" / f"{wanted.name}-eps{eps:g}"
+        folder = self._folder(wanted, wanted.training, f"{wanted.name}-eps{eps:g}")
         yield from self._trained_in(folder, wanted.training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
         images = first(self.data.test, self.plan.images)
@@ -127,9 +127,10 @@ class Study:
     def _train(self, cell: Cell) -> Iterator[Stage]:
         training = cell.training
         if cell.until:
-            reached = self._history(self.folder / "cells" / cell.until)[-1]["val_clean"]
+            until = next(one for one in self.cells if one.name == cell.until)
+            reached = self._history(self._folder(until, until.training, until.name))[-1]["val_clean"]
             training = replace(training, until_clean=reached)
-        folder = self.folder / "cells" / cell.name
+        folder = self._folder(cell, training, cell.name)
         yield from self._trained_in(folder, training, cell.label)
         path = self.folder / "checkpoints" / f"{cell.name}.safetensors"
         if not path.is_file():
@@ -137,6 +138,13 @@ class Study:
             ship(trained(folder, training.arch), self.data, self.compute.in_fp32(), path, self.chosen.eps)
         checkpoint = load_checkpoint(str(path), training.arch if ".py:" in training.arch else None)
         self.compared.append(of_cell(cell, checkpoint, self._history(folder)))
+
+    def _folder(self, cell: Cell, training: Training, usual: str) -> Path:
+        """Where a cell is trained: where the same training was begun already, be it to choose eps, else `usual`."""
+        there = [self.folder / "cells" / cell.name, *sorted((self.folder / "cells").glob(f"{cell.name}-eps*"))]
+        begun = ((folder, read_run(folder)) for folder in there)
+        same = [folder for folder, run in begun if run is not None and run["identity"]["training"] == repr(training)]
+        return same[0] if same else self.folder / "cells" / usual
 
     def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Stage]:
         each = (training.attack_steps + 2) * len(self.data.train)
