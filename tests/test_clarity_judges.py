@@ -30,7 +30,7 @@ def checkpoint(name: str, seed: int, data: str = "", classes=LETTERS, shape=SHAP
 def known(monkeypatch) -> dict[str, Checkpoint]:
     """The checkpoints that references lead to; those named like built-in judges are built in."""
     there: dict[str, Checkpoint] = {}
-    everyone = {name for names in judging.BUILTIN.values() for name in names} | {"mnist-judge"}
+    everyone = {name for names in judging.BUILTIN.values() for name in names}
     monkeypatch.setattr(judging, "load_checkpoint", lambda ref: there[ref])
     monkeypatch.setattr(judging, "builtin_names", lambda: [name for name in there if name in everyone])
     return there
@@ -41,7 +41,7 @@ def fill(known: dict[str, Checkpoint], *names: str, data: str = "mnist55k") -> N
 
 
 def test_a_study_has_the_three_built_in_judges_and_those_given(known, compute):
-    fill(known, *reversed(THREE), "mnist-judge", "mine")
+    fill(known, *reversed(THREE), "mine")
     one = checkpoint("one", 1, "mnist5k")
     judges = judges_for("mnist5k", [one], compute, ["mine"])
     assert [judge.name for judge in judges] == [*THREE, "mine"]
@@ -57,9 +57,7 @@ def test_a_study_has_the_three_built_in_judges_and_those_given(known, compute):
 def test_built_in_judges_that_are_not_there_yet_are_left_out(known, compute):
     one = checkpoint("one", 1, "mnist5k")
     assert judge_for("mnist5k", [one], compute) is None
-    fill(known, "mnist-judge")
     assert judges_for("mnist5k", [one], compute) == []
-    assert judge_for("mnist5k", [one], compute).name == "mnist-judge"
     fill(known, THREE[0])
     assert [judge.name for judge in judges_for("mnist5k", [one], compute)] == [THREE[0]]
     fill(known, THREE[2])

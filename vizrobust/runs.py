@@ -158,7 +158,7 @@ def write_rows(path: Path | str, rows: list[Row]) -> None:
 
 
 def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str, str]) -> None:
-    """A (H, W) or (H, W, 3) uint8 picture, with text chunks."""
+    """A (H, W) or (H, W, 3) uint8 picture, with an opacity (H, W, 2) or (H, W, 4), with text chunks."""
     chunks = PngImagePlugin.PngInfo()
     for key, text in texts.items():
         chunks.add_itxt(key, text)

@@ -19,8 +19,6 @@ BUILTIN = {
     "mnist5k": ("mnist-judge-standard", "mnist-judge-robust", "mnist-judge-heavy"),
     "imagenette64": ("imagenette-judge-standard", "imagenette-judge-robust", "imagenette-judge-heavy"),
 }
-# The one judge of before there were three.
-ALONE = {"mnist5k": "mnist-judge"}
 
 
 def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None) -> Judge | None:
@@ -31,8 +29,7 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
     """
     there = builtin_names()
     own = [name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there]
-    old = [name for name in (ALONE.get(data.lower(), ""),) if name in there]
-    chosen = [ref] if ref else (own or old)
+    chosen = [ref] if ref else own
     if not chosen:
         return None
     kind = _kind(data, chosen[0])

@@ -84,7 +84,7 @@ class Reconstructions:
         for checkpoint, name, one in jobs:
             for key in one.keys(checkpoint):
                 original = originals[checkpoint.id]
-                likeness = original.likeness(name, read_png(run.folder / rows[key]["image"]))
+                likeness = original.likeness(name, read_png(run.folder / rows[key]["image"], len(original.image)))
                 made.append(Reconstruction(checkpoint, name, rows[key], likeness, original))
         write_rows(run.folder / SCORES, [one.facts() for one in made])
         return Reconstructions(run, image, names, request, made)
@@ -108,7 +108,7 @@ class Reconstructions:
         return reconstruction_sheet(path, title, ["image", *self.layers], rows, caption, command_line())
 
     def _picture(self, one: Reconstruction) -> Tensor:
-        return read_png(self.run.folder / one.row["image"])
+        return read_png(self.run.folder / one.row["image"], len(one.original.image))
 
 
 def number(value: float | None, digits: int = 2, nothing: str = "-") -> str:

@@ -25,7 +25,17 @@ from vizrobust.features.objectives import (
     subject,
 )
 from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, NAdam
-from vizrobust.features.parametrizations import CPPN, PARAMETRIZATIONS, Fourier, Magnitude, Parametrization, Pixels, Shared, sized
+from vizrobust.features.parametrizations import (
+    CPPN,
+    PARAMETRIZATIONS,
+    Fourier,
+    Magnitude,
+    Parametrization,
+    Pixels,
+    Shared,
+    Transparent,
+    sized,
+)
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.provenance import PixelDifference, Provenance, rerender
 from vizrobust.features.receptive import receptive_fields
@@ -116,6 +126,7 @@ __all__ = [
     "Style",
     "Sum",
     "TotalVariation",
+    "Transparent",
     "accepts",
     "direct",
     "diverse",

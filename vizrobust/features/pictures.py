@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vizrobust.data import load
+from vizrobust.features.opacity import composed
 from vizrobust.runs import file_sha256
 
 Shape = tuple[int, int, int]
@@ -89,7 +90,7 @@ def _no_file(path: str) -> FileNotFoundError:
 
 
 def to_uint8(image: Tensor) -> np.ndarray[Any, Any]:
-    """(C, H, W) in [0, 1] -> (H, W) or (H, W, 3) uint8."""
+    """(C, H, W) in [0, 1] -> (H, W) or (H, W, C) uint8; of grey or colours with an opacity, (H, W, 2) or (H, W, 4)."""
     pixels = (image * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
@@ -101,8 +102,21 @@ def png_bytes(pixels: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def read_png(path: Path) -> Tensor:
-    """A saved image as (C, H, W) in [0, 1]."""
+def read_png(path: Path, channels: int | None = None) -> Tensor:
+    """A saved image as (C, H, W) in [0, 1].
+
+    Where it has one plane more than `channels` asks for, that is its opacity, and the image is that over mid grey.
+    """
     with Image.open(path) as picture:
         pixels = torch.from_numpy(np.asarray(picture).copy())
-    return (pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)).to(torch.float32) / 255
+    image = (pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)).to(torch.float32) / 255
+    return composed(image) if channels is not None and len(image) == channels + 1 else image
+
+
+def read_opaque(path: Path) -> np.ndarray[Any, Any]:
+    """A saved image as (H, W) or (H, W, 3) uint8, to be drawn; one with an opacity over mid grey."""
+    with Image.open(path) as picture:
+        if picture.mode not in ("LA", "RGBA"):
+            return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+        planes = len(picture.getbands())
+    return to_uint8(read_png(path, planes - 1))

@@ -33,7 +33,7 @@ class Provenance:
 
     `reference` named its checkpoint; `start` is what named its start image and the hash, empty for noise; `sources` are
     the hashes of the files and data sets that objective and recipe read. `row` and `run` are its lines of rows.jsonl
-    and run.json as they stand there, `pixels` (H, W) or (H, W, 3) uint8.
+    and run.json as they stand there, `pixels` (H, W) or (H, W, 3) uint8, with an opacity (H, W, 2) or (H, W, 4).
     """
 
     file: str
@@ -151,7 +151,7 @@ class PixelDifference:
 
     @staticmethod
     def between(before: Pixels, after: Pixels) -> PixelDifference:
-        """For (H, W) or (H, W, 3) uint8; ``ValueError`` where the sizes differ."""
+        """For (H, W) or (H, W, planes) uint8; ``ValueError`` where the sizes differ."""
         if before.shape != after.shape:
             sizes = " and ".join(" x ".join(map(str, pixels.shape)) for pixels in (before, after))
             raise ValueError(f"the pictures are {sizes} (height, width, colours): one of them was changed after it was made")
@@ -175,7 +175,7 @@ def _png(path: str) -> tuple[Pixels, dict[str, str]]:
                 raise ValueError(f"{path!r} is a {picture.format}, not a PNG: how a picture was made is kept in PNGs alone")
             picture.load()
             texts = {str(key): str(value) for key, value in getattr(picture, "text", {}).items()}
-            return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")), texts
+            return np.asarray(picture if picture.mode in ("L", "LA", "RGB", "RGBA") else picture.convert("RGB")), texts
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path!r}") from None
     except (OSError, SyntaxError) as error:

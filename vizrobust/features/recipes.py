@@ -15,7 +15,6 @@ from vizrobust.features.parametrizations import (
     Magnitude,
     Parametrization,
     Pixels,
-    Shared,
     color_directions,
 )
 from vizrobust.features.transforms import TRANSFORMS, Crops, Jitter, Noise, Pad, Rotate, Scale, Transform
@@ -125,7 +124,9 @@ def with_priors(recipe: Recipe, data: DataSet | None) -> Recipe:
     if data is None:
         return recipe
     prior = recipe.parametrization
-    own = prior.inner if isinstance(prior, Shared) else prior
+    own: Any = prior
+    while hasattr(own, "inner"):
+        own = own.inner
     known: dict[str, Any] = {}
     if getattr(own, "spectrum", "") is None:
         known["spectrum"] = data.name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
 from vizrobust.features.objectives import Objective, faces_of, opposite
-from vizrobust.features.parametrizations import sized
+from vizrobust.features.parametrizations import Parametrization, seen, sized, worth
 from vizrobust.features.pictures import png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.redirect import redirected
@@ -29,11 +29,12 @@ Job = tuple[int, int]  # a unit and a seed
 
 @dataclass(frozen=True)
 class Rendered:
-    """One feature image: `image` (C, H, W) in [0, 1] on the CPU; notebooks show it.
+    """One feature image: `image` (C, H, W) in [0, 1] on the CPU, one plane more where it has an opacity; notebooks show it.
 
     `score` is the objective (turned round where `sign` is -1) of the finished image without transforms; `trajectory` holds
     (step, score) pairs on the way, `film` (frames, C, H, W) uint8 pictures if any were asked for; `alive` is False
-    where the unit never had a gradient.
+    where the unit never had a gradient. What is seen of a picture with an opacity is it over mid grey, on the way of its
+    trajectory over random grounds.
     """
 
     unit: int
@@ -167,9 +168,10 @@ def _render_batch(
         """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
         z = z.detach().requires_grad_()
         with compute.full_precision():
-            seen = compute.images(transformed(to_image(z), recipe.transforms, draws))
-        scores = scorer(seen, unit.repeat(len(seen) // len(z))).reshape(-1, len(z)).mean(0)
-        (grad,) = torch.autograd.grad(scores.sum(), z)
+            image = to_image(z)
+            views = compute.images(transformed(seen(to_image, image, draws), recipe.transforms, draws))
+        scores = scorer(views, unit.repeat(len(views) // len(z))).reshape(-1, len(z)).mean(0)
+        (grad,) = torch.autograd.grad(worth(to_image, scores, image).sum(), z)
         return scores.detach(), grad
 
     scores: list[Tensor] = []
@@ -191,11 +193,13 @@ def _render_batch(
                     z = to_image.constrain(step(z.detach(), grad), first)
         with torch.no_grad():
             image = to_image(z)
-            final = scorer(compute.images(image), unit).float()
+            finished = seen(to_image, image)
+            final = scorer(compute.images(finished), unit).float()
             if recipe.steps in kept:
                 frames.append(_frame(to_image, z))
     films = torch.stack(frames, 1) if frames else None
-    return _rendered(batch, sign, image, final, torch.stack(scores).float(), alive, films)
+    shares = saturated_share(finished)
+    return _rendered(batch, sign, image, shares, final, torch.stack(scores).float(), alive, films)
 
 
 def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None) -> Tensor:
@@ -218,23 +222,23 @@ def even(count: int, steps: int) -> set[int]:
 
 
 @torch.no_grad()
-def _frame(to_image: object, z: Tensor) -> Tensor:
+def _frame(to_image: Parametrization, z: Tensor) -> Tensor:
     """(N, C, H, W) uint8 on the CPU."""
-    return (to_image(z).float() * 255).round().to("cpu", torch.uint8)  # type: ignore[operator]
+    return (seen(to_image, to_image(z)).float() * 255).round().to("cpu", torch.uint8)
 
 
 def _rendered(
-    batch: list[Job], sign: int, image: Tensor, final: Tensor, scores: Tensor, alive: Tensor, films: Tensor | None
+    batch: list[Job], sign: int, image: Tensor, shares: Tensor, final: Tensor, scores: Tensor, alive: Tensor, films: Tensor | None
 ) -> list[Rendered]:
     steps = len(scores)
     kept = sorted(even(TRAJECTORY_POINTS, steps))
     images, ends, ways = image.cpu().contiguous(), final.tolist(), scores[kept].T.tolist()
-    shares, living = saturated_share(image).tolist(), alive.tolist()
+    extreme, living = shares.tolist(), alive.tolist()
     return [
         Rendered(
             unit, seed, sign, images[i], ends[i],
             tuple((step, round(value, 5)) for step, value in zip([*kept, steps], [*ways[i], ends[i]], strict=True)),
-            round(shares[i], 4), living[i], None if films is None else films[i],
+            round(extreme[i], 4), living[i], None if films is None else films[i],
         )
         for i, (unit, seed) in enumerate(batch)
     ]  # fmt: skip

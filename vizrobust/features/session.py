@@ -151,12 +151,12 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
 
 
 def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
-    """The finished images of a request as they are on disk: unit -> (seeds, C, H, W) in [0, 1]."""
+    """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {row_key(row): row for row in run.rows()}
-    name = checkpoint.id
+    name, channels = checkpoint.id, checkpoint.about.input_shape[0]
     found: dict[int, Tensor] = {}
     for unit in request.units:
-        pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"]) for seed in request.seeds]
+        pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"], channels) for seed in request.seeds]
         found[unit] = torch.stack(pictures)
     return found
 

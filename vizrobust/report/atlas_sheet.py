@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vizrobust.features.pictures import read_opaque
 from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, wrapped
 from vizrobust.report.collect import Subject
-from vizrobust.report.spritemap_sheet import crossed, introduced, read_picture
+from vizrobust.report.spritemap_sheet import crossed, introduced
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.wording import DEAD, SATURATED, meaning_of_robust
 from vizrobust.runs import Row
@@ -103,7 +104,7 @@ def _picture(row: Row, folder: Path) -> Pixels | None:
     file = folder / row["image"]
     if not file.is_file():
         raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
-    return read_picture(file)
+    return read_opaque(file)
 
 
 def _foot(rows: Sequence[Row], subject: Subject) -> list[str]:

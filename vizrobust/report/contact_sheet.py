@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
+from vizrobust.features.pictures import read_opaque
+from vizrobust.report.canvas import LEADING, Canvas, scaled, shortened, text_width, wrapped
 from vizrobust.report.collect import Collection, Column, Panel, Picture, Subject
 from vizrobust.report.natural_grid import Grid
 from vizrobust.report.naturals import Naturals
@@ -162,7 +163,7 @@ class _Block:
                 size = min(SMALL, round(width / 3))
                 canvas.text("dead", left + width / 2, y + height / 2 + size * 0.35, size, color=QUIET, align="center")
                 continue
-            pixels = scaled(_read(picture.file), self.target)
+            pixels = scaled(read_opaque(picture.file), self.target)
             inset, drop = (width - pixels.shape[1]) // 2, (height - pixels.shape[0]) // 2
             canvas.frame(
                 left + inset - edge, y + drop - edge, pixels.shape[1] + 2 * edge, pixels.shape[0] + 2 * edge, FAINT, edge
@@ -245,8 +246,3 @@ def _caption(collection: Collection, blocks: list[_Block]) -> list[str]:
     if "dead" in statuses:
         texts.append(DEAD)
     return [text for text in texts if text]
-
-
-def _read(file: Path) -> Pixels:
-    with Image.open(file) as image:
-        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))

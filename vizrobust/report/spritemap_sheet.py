@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vizrobust.features.pictures import read_opaque
 from vizrobust.features.session import checkpoint_facts
 from vizrobust.models import LOGITS, Checkpoint
 from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, wrapped
@@ -115,7 +116,7 @@ class _Sprite:
 
     def draw(self, canvas: Canvas, x: int, y: int, tile: tuple[int, int], target: int) -> None:
         width, height = tile
-        pixels = crossed(width, height) if self.file is None else scaled(read_picture(self.file), target)
+        pixels = crossed(width, height) if self.file is None else scaled(read_opaque(self.file), target)
         left, top = x + (width - pixels.shape[1]) // 2, y + (height - pixels.shape[0]) // 2
         canvas.frame(left - 1, top - 1, pixels.shape[1] + 2, pixels.shape[0] + 2, FAINT, 1)
         canvas.image(pixels, left, top)
@@ -133,12 +134,6 @@ def crossed(width: int, height: int) -> Pixels:
     near = np.minimum(abs(y + 0.5 - across), abs(y + 0.5 - (height - across))) <= 0.75
     tile[near] = tuple(int(FAINT[i : i + 2], 16) for i in (1, 3, 5))
     return tile
-
-
-def read_picture(file: Path) -> Pixels:
-    """(H, W) or (H, W, 3) uint8."""
-    with Image.open(file) as image:
-        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
 
 
 def _columns(count: int, ratio: float) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vizrobust.features.pictures import read_opaque
 from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
 from vizrobust.report.study_numbers import Group, Study
 from vizrobust.report.study_units import Cell, cells, inside, units
@@ -112,7 +113,7 @@ def _draw_cell(canvas: Canvas, cell: Cell, x: int, y: int, tile: int, target: in
             "dead" if cell.status == "dead" else "no picture", x + tile / 2, y + tile / 2, SMALL, color=QUIET, align="center"
         )
         return
-    _place(canvas, scaled(_read(cell.file), target), x, y, tile)
+    _place(canvas, scaled(read_opaque(cell.file), target), x, y, tile)
     if cell.status == "saturated":
         canvas.corner(x + tile, y, max(14, tile // 8))
 
@@ -121,7 +122,7 @@ def _draw_exemplars(canvas: Canvas, files: Sequence[Path], x: int, y: int, tile:
     """Four in a square, or one where that is all."""
     if len(files) < EXEMPLARS:
         for file in files[:1]:
-            _place(canvas, scaled(_read(file), tile)[:tile, :tile], x, y, tile)
+            _place(canvas, scaled(read_opaque(file), tile)[:tile, :tile], x, y, tile)
         return
     half = (tile - HAIRLINE * 2) // 2
     for place, file in enumerate(files[:EXEMPLARS]):
@@ -182,8 +183,3 @@ def _caption(
     texts += [f"Orange corner, {SATURATED}."] if "saturated" in statuses else []
     texts += [f"{DEAD}."] if "dead" in statuses else []
     return [" ".join(texts)]
-
-
-def _read(file: Path) -> Pixels:
-    with Image.open(file) as image:
-        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))

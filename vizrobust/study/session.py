@@ -135,7 +135,8 @@ class Study:
         path = self.folder / "checkpoints" / f"{cell.name}.safetensors"
         if not path.is_file():
             yield self._stage(f"{cell.label}: measuring the stored weights", 0)
-            ship(trained(folder, training.arch), self.data, self.compute.in_fp32(), path, self.chosen.eps)
+            whole = trained(folder, training.arch)
+            ship(whole, self.data, self.compute.in_fp32(), path, self.chosen.eps, images=self.plan.images)
         checkpoint = load_checkpoint(str(path), training.arch if ".py:" in training.arch else None)
         self.compared.append(of_cell(cell, checkpoint, self._history(folder)))
 
@@ -152,7 +153,7 @@ class Study:
             yield self._stage(f"trained already: {label}", each * training.epochs)
             return
         data = self.data if training.data == self.data.name else shuffled_labels(self.data)
-        for event in train(training, data, self.compute, folder, self.argv):
+        for event in train(training, data, self.compute, folder, self.argv, measure=False):
             if isinstance(event, Progress):
                 yield self._stage(f"training {label}: epoch {event.epoch}/{training.epochs}", each / event.batches)
 

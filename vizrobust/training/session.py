@@ -35,13 +35,13 @@ def recorded_threads(folder: Path | str) -> int | None:
 
 
 def train(
-    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = ""
+    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True
 ) -> Iterator[Progress | dict[str, Any]]:
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
 
     After each epoch ``state.pt`` and ``metrics.jsonl`` are written; at the end ``checkpoint.safetensors``, with
-    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description. A finished run
-    yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
+    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (not with
+    `measure` false, for whoever measures the stored weights). A finished run yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
     """
     finished = (Path(folder) / CHECKPOINT_FILE).is_file()
     if not finished:
@@ -62,7 +62,7 @@ def train(
         write_atomic(state, lambda file: torch.save(trainer.state(), file))
         write_rows(run.folder / METRICS_FILE, trainer.metrics)
         yield trainer.metrics[-1]
-    about = replace(_description(trainer), metrics=_measured(trainer))
+    about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
     save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.net), about)
 
 

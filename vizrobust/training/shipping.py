@@ -11,6 +11,7 @@ from vizrobust.models import Checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import halved, read_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.robustness import headline
+from vizrobust.robustness.headline import HEADLINE_IMAGES
 
 SUFFIX = ".safetensors"
 
@@ -27,17 +28,23 @@ def check_target(out: Path | str, source: str) -> Path:
 
 
 def ship(
-    checkpoint: Checkpoint, data: DataSet, compute: Compute, out: Path | str, eps: float | None = None, other_data: str = ""
+    checkpoint: Checkpoint,
+    data: DataSet,
+    compute: Compute,
+    out: Path | str,
+    eps: float | None = None,
+    other_data: str = "",
+    images: int = HEADLINE_IMAGES,
 ) -> Checkpoint:
     """Write `checkpoint` to `out` in half precision and give back what the file holds.
 
-    Clean, FGSM and PGD-50 accuracy are measured anew with the rounded weights (`headline`), on the first 1,000 test
-    images of `data` at `eps` (None: the data set's). `other_data` is its reference where it is not the data set of
+    Clean, FGSM and PGD-50 accuracy are measured anew with the rounded weights (`headline`), on the first test `images`
+    of `data` at `eps` (None: the data set's). `other_data` is its reference where it is not the data set of
     the checkpoint; the metrics then name it. The file is written when that is done.
     """
     path = check_target(out, checkpoint.reference)
     rounded = {key: tensor.to(checkpoint.state[key].dtype) for key, tensor in halved(checkpoint.state).items()}
-    metrics = headline(replace(checkpoint, state=rounded).net(), data, compute, eps)
+    metrics = headline(replace(checkpoint, state=rounded).net(), data, compute, eps, images)
     if other_data not in ("", checkpoint.about.data):
         metrics["data"] = other_data
     save_checkpoint(path, rounded, replace(checkpoint.about, metrics=metrics), half=True)

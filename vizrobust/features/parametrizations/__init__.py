@@ -1,4 +1,4 @@
-"""How numbers become an image: pixels themselves, a spectrum, phases alone, or a network of coordinates."""
+"""How numbers become an image: pixels, a spectrum, phases alone, a network of coordinates; and with an opacity."""
 
 from vizrobust.features.parametrizations.colors import IMAGENET_COLORS, color_directions, mixing
 from vizrobust.features.parametrizations.cppn import CPPN
@@ -6,11 +6,12 @@ from vizrobust.features.parametrizations.fourier import Fourier
 from vizrobust.features.parametrizations.frequencies import falloff, hartley
 from vizrobust.features.parametrizations.magnitude import Magnitude
 from vizrobust.features.parametrizations.pixels import Pixels
-from vizrobust.features.parametrizations.protocol import Parametrization, sized
+from vizrobust.features.parametrizations.protocol import Parametrization, seen, sized, worth
 from vizrobust.features.parametrizations.shared import Shared
+from vizrobust.features.parametrizations.transparent import Transparent
 from vizrobust.spec import named
 
-PARAMETRIZATIONS = named(Pixels, Fourier, Magnitude, Shared, CPPN)
+PARAMETRIZATIONS = named(Pixels, Fourier, Magnitude, Shared, CPPN, Transparent)
 
 __all__ = [
     "CPPN",
@@ -21,9 +22,12 @@ __all__ = [
     "Parametrization",
     "Pixels",
     "Shared",
+    "Transparent",
     "color_directions",
     "falloff",
     "hartley",
     "mixing",
+    "seen",
     "sized",
+    "worth",
 ]

@@ -15,8 +15,11 @@ Shape = tuple[int, int, int]
 class Parametrization(Protocol):
     """Free numbers z behind an image. Every image of a batch has its own, and its own stream.
 
-    Two methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1], where there is a way
+    Some methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1], where there is a way
     back. ``sized(shape)`` gives the parametrization for images of `shape`, where z alone does not tell their size.
+    ``over(image, streams)`` and ``worth(scores, image)`` belong to pictures that are more than what a network can look
+    at, as those with an opacity are: what it sees of them, and what its scores are worth then. Both see the picture, not
+    z, so that the render loop makes it once a step and knows nothing of opacity (see `seen` and `worth`).
     One with a field `faces` couples the rows of each group of so many consecutive images, and no others.
     """
 
@@ -24,7 +27,7 @@ class Parametrization(Protocol):
         """z (N, …) for one image of `shape` (C, H, W) from each of N streams."""
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The images (N, C, H, W) in [0, 1]; differentiable."""
+        """The images (N, C, H, W) in [0, 1], or whatever `over` makes them of; differentiable."""
 
     def constrain(self, z: Tensor, start: Tensor) -> Tensor:
         """z after a step, brought back to what is allowed, given the z it started from; outside the graph."""
@@ -34,3 +37,15 @@ def sized(parametrization: Parametrization, shape: Shape) -> Parametrization:
     """The parametrization as it is used for images of `shape` (C, H, W)."""
     fit = getattr(parametrization, "sized", None)
     return parametrization if fit is None else cast(Parametrization, fit(shape))
+
+
+def seen(parametrization: Parametrization, image: Tensor, streams: Streams | None = None) -> Tensor:
+    """What a network sees of pictures, (N, C, H, W): at one step, which draws from `streams`, or without any, finished."""
+    over = getattr(parametrization, "over", None)
+    return image if over is None else cast(Tensor, over(image, streams))
+
+
+def worth(parametrization: Parametrization, scores: Tensor, image: Tensor) -> Tensor:
+    """(N,): what is optimized, from the network's scores (N,) of what it saw of the pictures."""
+    own = getattr(parametrization, "worth", None)
+    return scores if own is None else cast(Tensor, own(scores, image))

@@ -1,0 +1,80 @@
+"""Colours with an opacity for every pixel: what a unit does not need becomes transparent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vizrobust.features.opacity import GREY, composed
+from vizrobust.features.parametrizations.fourier import Fourier
+from vizrobust.features.parametrizations.magnitude import Magnitude
+from vizrobust.features.parametrizations.pixels import Pixels
+from vizrobust.features.parametrizations.protocol import Shape
+from vizrobust.features.parametrizations.shared import Shared
+from vizrobust.rng import Streams
+from vizrobust.spec import spec
+
+
+@spec
+@dataclass(frozen=True)
+class Transparent:
+    """Pictures (N, C + 1, H, W): colours of `inner`, and last their opacity, one more decaying spectrum (`decay`).
+
+    Mordvintsev et al. 2018, "Differentiable Image Parameterizations". At every step the network sees
+    ``opacity * colour + (1 - opacity) * ground`` over a ground that is drawn anew from the image's own stream, so that
+    colour which is to count must be opaque, and what is optimized is ``J (1 - mean opacity)``, so that all else fades.
+    Their formula is for scores J >= 0; a negative one would gain by opacity, so it is ``J - |J| mean opacity``
+    here, which is the same where theirs holds. Score, saturation and films are those of the picture over mid grey.
+
+    The grounds are spectra as `Fourier` has them, in the colours of `inner`, their start's deviation being `background`:
+    1 makes clouds from near black to near white, 0 is grey. (Lucid's experiments found that any random ground will do.)
+    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no planes.
+
+    >>> Transparent()(Transparent().init((3, 5, 4), Streams(0, range(2)))).shape
+    torch.Size([2, 4, 5, 4])
+    """
+
+    inner: Pixels | Fourier | Magnitude | Shared = field(default_factory=Fourier)
+    decay: float = 1.0
+    background: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.background >= 0:
+            raise ValueError(f"Transparent: background must not be negative, got {self.background:g}")
+
+    @property
+    def faces(self) -> int:
+        return getattr(self.inner, "faces", 1)
+
+    @property
+    def _opacity(self) -> Fourier:
+        return Fourier(decay=self.decay)
+
+    def init(self, shape: Shape, streams: Streams) -> Tensor:
+        opacity = self._opacity.init((1, *shape[1:]), streams.child("opacity"))
+        return torch.cat((self.inner.init(shape, streams), opacity), 1)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.cat((self.inner(z[:, :-1]), self._opacity(z[:, -1:])), 1)
+
+    def constrain(self, z: Tensor, start: Tensor) -> Tensor:
+        return torch.cat((self.inner.constrain(z[:, :-1], start[:, :-1]), z[:, -1:]), 1)
+
+    def invert(self, image: Tensor) -> Tensor:
+        """For opaque images (N, C, H, W)."""
+        return torch.cat((self.inner.invert(image), self._opacity.invert(torch.ones_like(image[:, :1]))), 1)
+
+    def over(self, image: Tensor, streams: Streams | None) -> Tensor:
+        """(N, C + 1, H, W) -> (N, C, H, W) over grounds drawn from the streams, or over mid grey without any."""
+        if streams is None:
+            return composed(image, GREY)
+        colors = getattr(self.inner.inner if isinstance(self.inner, Shared) else self.inner, "colors", None)
+        grounds = Fourier(deviation=self.background, colors=colors)
+        shape = (image.shape[1] - 1, image.shape[2], image.shape[3])
+        return composed(image, grounds(grounds.init(shape, streams)).to(image))
+
+    def worth(self, scores: Tensor, image: Tensor) -> Tensor:
+        """(N,) scores J of what was seen, (N, C + 1, H, W) -> (N,): ``J - |J| mean opacity``."""
+        return scores - scores.abs() * image[:, -1].flatten(1).mean(1)
