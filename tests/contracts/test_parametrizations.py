@@ -1,12 +1,14 @@
 """What every parametrization of the catalogue must do, for one, three and four channels at odd and even sizes.
 
-One with `faces` couples the rows of each group of so many images; for it, a group stands for an image.
+One with `faces` couples the rows of each group of so many images; for it, a group stands for an image. One with `over`
+makes pictures with an opacity behind their colours; what a network sees of them must then be as good as an image.
 """
 
 import pytest
 import torch
 
 from vizrobust.features import NAMES, PARAMETRIZATIONS, Parametrization, sized
+from vizrobust.features.parametrizations import seen, worth
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 
@@ -30,6 +32,11 @@ def begun(make, shape, groups=range(GROUPS)):
     return param, param.init(shape, Streams(0, [g * faces + k for g in groups for k in range(faces)], "start"))
 
 
+def pictured(make, shape):
+    """The shape of a picture: an opacity is one plane more."""
+    return (shape[0] + hasattr(make, "over"), *shape[1:])
+
+
 def rows(make, groups):
     faces = faces_of(make)
     return [g * faces + k for g in groups for k in range(faces)]
@@ -39,10 +46,12 @@ def test_images_are_in_0_1_wherever_z_goes(make, shape):
     param, z = begun(make, shape)
     for moved in (z, z + 0.3, z - 5 * torch.randn_like(z), 100 * z):
         image = param(param.constrain(moved, z))
-        assert image.shape == (len(z), *shape)
-        assert image.dtype == torch.float32
-        assert image.min() >= 0
-        assert image.max() <= 1
+        assert image.shape == (len(z), *pictured(make, shape))
+        for shown in (image, seen(param, image), seen(param, image, Streams(0, range(len(z)), "grounds"))):
+            assert shown.dtype == torch.float32
+            assert shown.min() >= 0
+            assert shown.max() <= 1
+            assert shown is image or shown.shape == (len(z), *shape)
 
 
 def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
@@ -63,7 +72,7 @@ def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
 def test_the_gradient_too_is_the_same_whoever_its_mates(make, shape):
     param, z = begun(make, shape)
     z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
-    weights = torch.randn(len(z), *shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(len(z), *pictured(make, shape), generator=torch.Generator().manual_seed(1))
     order = rows(make, [3, 0, 4, 1, 2])
 
     def gradient(z, weights):
@@ -71,6 +80,25 @@ def test_the_gradient_too_is_the_same_whoever_its_mates(make, shape):
         return torch.autograd.grad((param(z) * weights).sum(), z)[0]
 
     assert torch.equal(gradient(z[order], weights[order]), gradient(z, weights)[order])
+
+
+def test_what_a_network_sees_and_what_that_is_worth_is_the_same_whoever_its_mates(make, shape):
+    param, z = begun(make, shape)
+    z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(len(z), *shape, generator=torch.Generator().manual_seed(1))
+    order = rows(make, [3, 0, 4, 1, 2])
+
+    def optimized(keep):
+        """The network's view, a score of it, what that is worth and its gradient, for these rows together."""
+        x = z[keep].requires_grad_()
+        image = param(x)
+        view = seen(param, image, Streams(0, keep, "grounds"))
+        scores = (view * weights[keep]).flatten(1).sum(1)
+        value = worth(param, scores, image)
+        return view.detach(), scores.detach(), value.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+    for one, other in zip(optimized(list(range(len(z)))), optimized(order), strict=True):
+        assert torch.equal(one[order], other)
 
 
 def test_alone_is_as_in_a_batch_in_float64(make, shape):
@@ -83,7 +111,7 @@ def test_alone_is_as_in_a_batch_in_float64(make, shape):
 def test_a_gradient_reaches_every_number_and_only_the_image_s_own(make, shape):
     param, z = begun(make, shape)
     z.requires_grad_()
-    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(pictured(make, shape), generator=torch.Generator().manual_seed(1))
     (grad,) = torch.autograd.grad((param(z)[1] * weights).sum(), z)
     own = rows(make, [1 // faces_of(make)])
     assert (grad[1] != 0).all()

@@ -133,13 +133,13 @@ def _plan(data: DataSet, given: list[Any], *, arch: str | None, epochs: int | No
     training = TRAININGS.get(data.name)
     if training is None or (arch is not None and arch != training.arch) or given:
         training = Training(arch=own, data=data.name)
-    if epochs is not None:
-        training = replace(training, epochs=epochs)
     plan = plan_for(training)
     if given:
         plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in given}))
     if is_quick:
         plan = replace(quick(plan), eps=data.eps, seeds=plan.seeds if given else 1)
+    if epochs is not None:
+        plan = replace(plan, training=replace(plan.training, epochs=epochs))
     return replace(plan, **{name: value for name, value in changes.items() if value is not None})
 
 

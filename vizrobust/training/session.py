@@ -40,8 +40,9 @@ def train(
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
 
     After each epoch ``state.pt`` and ``metrics.jsonl`` are written; at the end ``checkpoint.safetensors``, with
-    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (not with
-    `measure` false, for whoever measures the stored weights). A finished run yields nothing. Raises ``ValueError`` if the folder holds a run with another recipe.
+    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (without them where
+    `measure` is false, for whoever measures the stored weights). A finished run yields nothing. Raises ``ValueError``
+    if the folder holds a run with another recipe.
     """
     finished = (Path(folder) / CHECKPOINT_FILE).is_file()
     if not finished:
