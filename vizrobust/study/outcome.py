@@ -101,7 +101,13 @@ def _data(study: Study) -> Row:
 def _checkpoint(study: Study, one: Compared) -> Row:
     path = study.folder / "checkpoints" / f"{one.checkpoint.name}.safetensors"
     ref = str(path.relative_to(study.folder)) if path.is_file() else one.checkpoint.reference
-    return one.row(ref, study.facts["masked"].get(one.checkpoint.name))
+    row = one.row(ref, study.facts["masked"].get(one.checkpoint.name))
+    return row | {"clean": _clean(study).get(one.checkpoint.name)}
+
+
+def _clean(study: Study) -> dict[str, float]:
+    """Clean accuracy on the images that were attacked."""
+    return {row["checkpoint"]: row["accuracy"] for row in study.facts["accuracy"] if row["kind"] == "clean"}
 
 
 def _labelled(one: Measured, row: Row) -> Row:
@@ -167,7 +173,7 @@ def _judge(study: Study, judge: Any, references: Sequence[Row]) -> Row:
 
 def _confounds(study: Study) -> list[Row]:
     """What else varies with K: means over training seeds."""
-    rows = [one.row("", None) for one in study.compared]
+    rows = [_checkpoint(study, one) for one in study.compared]
     groups = dict.fromkeys(row["group"] for row in rows)
 
     def mean(group: str, name: str) -> float | None:
