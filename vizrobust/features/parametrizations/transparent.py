@@ -16,6 +16,9 @@ from vizrobust.features.parametrizations.shared import Shared
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
+# How the grounds' spectra fall, and their coefficients' deviation, before it is made the same at any size.
+SMOOTH, CONTRAST = 1.5, 2.0
+
 
 @spec
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Transparent:
     Their formula is for scores J >= 0; a negative one would gain by opacity, so it is ``J - |J| mean opacity``
     here, which is the same where theirs holds. Score, saturation and films are those of the picture over mid grey.
 
-    The grounds are spectra as `Fourier` has them, in the colours of `inner`, their start's deviation being `background`:
-    1 makes clouds from near black to near white, 0 is grey. (Lucid's experiments found that any random ground will do.)
-    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no planes.
+    The grounds are smooth clouds, 1 / frequency^1.5 in the colours of `inner`: with a `background` of 1 their pixels
+    deviate by about .25 from grey at any size, with 0 they are grey. (In Lucid's experiments any random ground would do.)
+    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no
+    planes. Under `Magnitude` the steps that suit phases are too large for an opacity.
 
     >>> Transparent()(Transparent().init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 4, 5, 4])
@@ -71,8 +75,9 @@ class Transparent:
         if streams is None:
             return composed(image, GREY)
         colors = getattr(self.inner.inner if isinstance(self.inner, Shared) else self.inner, "colors", None)
-        grounds = Fourier(deviation=self.background, colors=colors)
         shape = (image.shape[1] - 1, image.shape[2], image.shape[3])
+        deviation = CONTRAST * self.background * max(shape[1:]) ** (1 - SMOOTH)
+        grounds = Fourier(decay=SMOOTH, deviation=deviation, colors=colors)
         return composed(image, grounds(grounds.init(shape, streams)).to(image))
 
     def worth(self, scores: Tensor, image: Tensor) -> Tensor:
