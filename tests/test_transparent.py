@@ -236,6 +236,24 @@ def test_what_the_network_does_not_look_at_becomes_transparent():
     assert one.image[0, :6, :5].mean() > 0.9
 
 
+def test_each_step_is_seen_over_grounds_of_its_own_and_the_end_over_grey():
+    net, looks = Corner(), []
+    net.register_forward_pre_hook(lambda module, args: looks.append(args[0].detach().clone()))
+    param, shape = Transparent(Pixels()), (1, 12, 10)
+    recipe = Recipe("clear", param, Ascent(rate=1e-3), steps=3)
+    (one,) = render(net, Logit(), [0], recipe, shape=shape, batch_size=1, compute=Compute("cpu"))
+    *_, first, second, third, last = looks
+    streams = Streams(0, ["0/0"], "render")
+    grounds = streams.child("transforms")
+    start = param(param.init(shape, streams.child("start")))
+    assert torch.equal(first, seen(param, start, grounds))
+    # The picture hardly moves in three small steps, so it is over other grounds.
+    assert torch.allclose(second, seen(param, start, grounds), atol=0.03)
+    assert torch.allclose(third, seen(param, start, grounds), atol=0.03)
+    assert min(float((first - second).abs().mean()), float((second - third).abs().mean())) > 0.05
+    assert torch.equal(last[0], composed(one.image))
+
+
 def test_a_three_is_opaque_where_its_strokes_are_and_clear_at_the_border():
     (three,) = render(load_checkpoint("mnist-k8"), Logit(), [3], replace(parse_recipe(CLEAR), steps=80), batch_size=1)
     color, opacity = three.image

@@ -33,8 +33,8 @@ class Transparent:
 
     The grounds are smooth clouds, 1 / frequency^1.5 in the colours of `inner`: with a `background` of 1 their pixels
     deviate by about .25 from grey at any size, with 0 they are grey. (In Lucid's experiments any random ground would do.)
-    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no
-    planes. Under `Magnitude` the steps that suit phases are too large for an opacity.
+    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no planes. Under `Magnitude`
+    the steps that suit phases are too large for an opacity.
 
     >>> Transparent()(Transparent().init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 4, 5, 4])
