@@ -8,6 +8,7 @@ from importlib.resources import files
 import pytest
 
 from vizrobust.attacks import FGSM, PGD, Linf
+from vizrobust.clarity.judge import BUILTIN
 from vizrobust.data import first, load
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
 from vizrobust.report.model_card import model_card
@@ -21,13 +22,13 @@ TRAINED = (*SWEEP, "mnist-fgsm")
 
 def test_the_sweep_is_there_in_the_order_of_its_steps():
     assert [name for name in builtin_names() if name in SWEEP] == list(SWEEP)
-    assert {"mnist-fgsm", "mnist-judge"} <= set(builtin_names())
+    assert {"mnist-fgsm", *BUILTIN["mnist5k"]} <= set(builtin_names())
     assert [load_checkpoint(name).about.attack_steps for name in SWEEP] == [0, 1, 2, 4, 8, 16]
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_file_is_small_and_says_how_it_was_made(name):
-    assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < 700_000
+    assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < 350_000
     about = load_checkpoint(name).about
     recipe = parse(about.training, NAMES)
     assert isinstance(recipe, Training)
@@ -35,12 +36,16 @@ def test_a_file_is_small_and_says_how_it_was_made(name):
     assert (recipe.arch, recipe.data) == (about.arch, about.data) == ("small_cnn", "mnist5k")
 
 
+def test_all_of_them_together_are_small():
+    assert sum(len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) for name in builtin_names()) < 16 * 2**20
+
+
 @pytest.mark.parametrize("name", builtin_names())
 def test_a_card_is_that_of_the_shipped_file(name):
     card = FOLDER.joinpath(f"{name}.md").read_text(encoding="utf-8")
     written, _, command = card.partition("\nMade by")
     assert model_card(load_checkpoint(name)).rstrip() == written.rstrip()
-    assert re.search(r"^    vizrobust train --data mnist\S+ ", command, re.MULTILINE)
+    assert re.search(r"^    vizrobust train .*--data (mnist|imagenette)\S+ ", command, re.MULTILINE)
 
 
 def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
@@ -55,11 +60,13 @@ def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
         assert metrics[steps]["fgsm"] - metrics[steps]["robust"] < 0.15
 
 
-def test_the_judge_has_not_seen_the_images_and_is_another_network():
-    judge = load_checkpoint("mnist-judge").about
+@pytest.mark.parametrize("name", BUILTIN["mnist5k"])
+def test_the_judges_have_not_seen_the_images_and_are_other_networks(name):
+    judge = load_checkpoint(name).about
     assert judge.data == "mnist55k"
     assert judge.arch != load_checkpoint(SWEEP[0]).about.arch
     assert judge.metrics["clean"] > 0.98
+    assert (judge.metrics["robust"] > 0.8) == (name == "mnist-judge-robust")
 
 
 @pytest.mark.parametrize("name", ["mnist-k1", "mnist-k8"])
