@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,20 +32,37 @@ class Chosen:
         return {"eps": self.eps, "reason": self.reason, "tried": [asdict(one) for one in self.tried]}
 
 
-def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:
-    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
+# ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule wants to know next.
+Question = tuple[str, float]
 
-    Both are accuracies under PGD-50 and are asked for only where they can decide. Where no radius fulfils the rule it
-    is the data set's `usual` one.
 
-    >>> choose([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
-    0.3
+def questions(radii: Sequence[float], usual: float) -> Generator[Question, float, Chosen]:
+    """The rule as a conversation: yields what it wants to know, is sent the accuracy, and returns its choice.
+
+    It asks only for what can decide, because each answer is a training.
     """
     tried = []
     for eps in sorted(radii):
-        fgsm = accuracy("fgsm", eps)
-        strong = accuracy("strong", eps) if fgsm < PART else None
+        fgsm = yield "fgsm", eps
+        strong = (yield "strong", eps) if fgsm < PART else None
         tried.append(Tried(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
         if tried[-1].fulfilled:
             return Chosen(eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps")
     return Chosen(usual, tuple(tried), "no radius fulfils the rule, so the data set's usual one: one-step training did not fail")
+
+
+def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:
+    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
+
+    Both are accuracies under PGD-50, `strong` that of K = 8. Where no radius fulfils the rule it is the data set's
+    `usual` one.
+
+    >>> choose([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
+    0.3
+    """
+    asking, answer = questions(radii, usual), None
+    while True:
+        try:
+            answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))
+        except StopIteration as done:
+            return done.value

@@ -22,7 +22,7 @@ from vizrobust.study import prereg
 from vizrobust.study.accuracies import Accuracies, robust_accuracy
 from vizrobust.study.cells import Cell, cells
 from vizrobust.study.compared import RANDOM, Compared, of_cell
-from vizrobust.study.eps_rule import Chosen, choose
+from vizrobust.study.eps_rule import Chosen, questions
 from vizrobust.study.matching import draw_units
 from vizrobust.study.measured import Measured, measure
 from vizrobust.study.plan import Plan
@@ -97,24 +97,14 @@ class Study:
         if self.plan.eps is not None or not self.plan.radii:
             self.chosen = Chosen(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
             return
-        # The rule asks for accuracies one by one; training yields stages, so what is asked for is trained first.
-        known: dict[tuple[str, float], float] = {}
-
-        class Wanted(Exception):
-            """An accuracy that is not there yet."""
-
-        def accuracy(who: str, eps: float) -> float:
-            if (who, eps) not in known:
-                raise Wanted(who, eps)
-            return known[who, eps]
-
+        asking, answer = questions(self.plan.radii, self.data.eps), None
         while True:
             try:
-                self.chosen = choose(self.plan.radii, self.data.eps, accuracy)
+                question = next(asking) if answer is None else asking.send(answer)
+            except StopIteration as done:
+                self.chosen = done.value
                 return
-            except Wanted as wanted:
-                who, eps = wanted.args
-                known[who, eps] = yield from self._tried(who, eps)
+            answer = yield from self._tried(*question)
 
     def _tried(self, who: str, eps: float) -> Generator[Stage, None, float]:
         """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
