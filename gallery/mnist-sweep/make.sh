@@ -11,8 +11,7 @@ train --attack 'FGSM()' --out runs/mnist-fgsm
 
 if [ "${1:-}" = --ship ]; then
     for name in k0 k1 k2 k4 k8 k16 fgsm; do
-        cp runs/mnist-$name/checkpoint.safetensors vizrobust/models/builtin/mnist-$name.safetensors
-        cp runs/mnist-$name/card.md vizrobust/models/builtin/mnist-$name.md
+        vizrobust import runs/mnist-$name --half --out vizrobust/models/builtin/mnist-$name.safetensors
     done
 fi
 
