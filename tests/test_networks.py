@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.conftest import make_net
 from vizrobust.models import ARCHS, architecture, layers
-from vizrobust.models.networks import BlurPool, ResNetSmall
+from vizrobust.models.networks import BlurPool, BlurredConv, ResNetSmall
 
 
 def parameters(arch, shape, classes=10):
@@ -48,9 +48,24 @@ def test_layer_names_can_be_read():
     assert "stage4.conv2" in four
 
 
-def test_no_convolution_of_resnet_small_is_strided():
-    strides = {m.stride for m in architecture("resnet_small", (3, 64, 64), 10)().modules() if isinstance(m, nn.Conv2d)}
-    assert strides == {(1, 1)}
+@pytest.mark.parametrize("arch", ["resnet_small", "vgg_small"])
+def test_only_a_blurred_convolution_is_strided(arch):
+    convolutions = [m for m in architecture(arch, (3, 64, 64), 10)().modules() if isinstance(m, nn.Conv2d)]
+    assert [type(m) for m in convolutions if m.stride != (1, 1)] == [BlurredConv]
+
+
+def test_a_blurred_convolution_is_a_convolution_and_a_blur():
+    """The plain way: convolve the zero-padded image everywhere, also outside of it, blur, take every other one."""
+    net = BlurredConv(3, 5)
+    x = torch.rand(2, 3, 10, 14, generator=torch.Generator().manual_seed(0))
+    everywhere = nn.functional.conv2d(nn.functional.pad(x, (2, 2, 2, 2)), net.weight.detach())
+    line = torch.tensor([1.0, 2.0, 1.0]) / 4
+    blurred = nn.functional.conv2d(everywhere, (line[:, None] * line).expand(5, 1, 3, 3), groups=5)
+    assert net(x).shape == (2, 5, 5, 7)
+    assert torch.allclose(net(x), blurred[:, :, ::2, ::2], atol=1e-6)
+    # Away from the edge it is the convolution that blur-pooling follows.
+    same = BlurPool()(nn.functional.conv2d(x, net.weight.detach(), padding=1))
+    assert torch.allclose(net(x)[:, :, 1:-1, 1:-1], same[:, :, 1:-1, 1:-1], atol=1e-6)
 
 
 @pytest.mark.parametrize("pattern", ["checkerboard", "rows", "columns"])
@@ -91,8 +106,7 @@ class StridedStem(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(3)
             # As small as a stride allows, where the grid is plainest.
-            self.body.stem = nn.Conv2d(3, 24, 1, stride=2, bias=False)
-        self.body.pool = nn.Identity()
+            self.body.stem = nn.Conv2d(3, self.body.stem.out_channels, 1, stride=2, bias=False)
 
     def forward(self, x):
         return self.body(x)
