@@ -16,11 +16,27 @@ def test_an_image_is_augmented_alone_and_stays_in_range(name):
     order = torch.tensor([4, 0, 5, 1, 3, 2])
     whole = AUGMENTATIONS[name](x, Streams(0, range(6), "a"))
     mixed = AUGMENTATIONS[name](x[order], Streams(0, order.tolist(), "a"))
-    assert whole.shape == x.shape
+    assert whole.shape == ((6, 3, 12, 9) if name.startswith("window") else x.shape)
     assert whole.min() >= 0
     assert whole.max() <= 1
     assert torch.equal(mixed, whole[order])
-    assert torch.equal(whole, x) == (name == "none")
+    assert (whole.shape == x.shape and torch.equal(whole, x)) == (name == "none")
+
+
+def test_windows_are_pieces_of_the_image_from_everywhere():
+    """Each is found in its image, as it is or mirrored, and over many images every place and both hands occur."""
+    x = torch.rand(300, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    seen = augment.window_flip(x, Streams(0, range(300), "a"))
+    pieces = x.unfold(2, 6, 1).unfold(3, 9, 1)  # (300, 2, 3, 4, 6, 9)
+    found = set()
+    for image, window in zip(pieces, seen, strict=True):
+        places = [
+            (i, j, flipped) for i in range(3) for j in range(4) for flipped in (False, True)
+            if torch.equal(image[:, i, j], window.flip(2) if flipped else window)
+        ]  # fmt: skip
+        assert len(places) == 1
+        found.update(places)
+    assert len(found) == 3 * 4 * 2
 
 
 def test_heavy_lifts_the_ground_and_adds_noise_to_the_stated_degree():
