@@ -46,7 +46,8 @@ class Measured:
 
     def row(self) -> Row:
         plain = asdict(self)
-        return {key: plain[key] for key in plain if key not in ("recipe", "layer")} | {"name": self.checkpoint}
+        # Beside it stands the key of the row, in which the checkpoint goes by its weights.
+        return {key: plain[key] for key in plain if key not in ("checkpoint", "recipe", "layer")} | {"name": self.checkpoint}
 
     def path_row(self) -> Row:
         """The row of `path_similarity` in the report."""
