@@ -17,7 +17,7 @@ from vizrobust.compute import versions
 from vizrobust.features import Logit, row_key
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.robustness.corruptions.published import SMALLEST
-from vizrobust.runs import Row, write_json, write_png
+from vizrobust.runs import Row, write_png, write_text
 from vizrobust.study import series
 from vizrobust.study.compared import Compared
 from vizrobust.study.measured import Measured
@@ -254,5 +254,6 @@ def rows_sha256(report: Mapping[str, Any]) -> str:
 def write_report(study: Study, report: Mapping[str, Any]) -> Path:
     """report.json, whole or not at all."""
     path = study.folder / FILE
-    write_json(path, report)
+    # On one line: thousands of rows, which nobody reads as text.
+    write_text(path, json.dumps(report, ensure_ascii=False) + "\n")
     return path
