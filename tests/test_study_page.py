@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,11 @@ from vizrobust.report.study_numbers import Study
 from vizrobust.report.study_page import write_study
 from vizrobust.report.study_units import inside
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 NAMES = ("tench", "springer", "church", "truck")
 SECTIONS = (
     "Verdict", "Accuracy over K", "Units over K", "Clarity over K", "Clarity and distance", "Clarity against accuracy",
     "Foreseen and unforeseen attacks", "Common corruptions", "What else varies with K", "Methods",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

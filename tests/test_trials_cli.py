@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.test_gallery_page import ARGUMENTS, until
+from tests.test_gallery_page import until
 from tests.trial_studies import make_study
 from vizrobust.cli import main
 
@@ -37,18 +36,6 @@ def made(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def key(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     return json.loads((folder / "trials-key.json").read_text())["pages"][made["token"]]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
