@@ -18,7 +18,7 @@ from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
 from vizrobust.study.calibrate import Plan, Stage, Table, _Work, calibrate, ladder, matched
-from vizrobust.training import NAMES, loop, session
+from vizrobust.training import NAMES, Trainer, session, watch
 
 L2_TYPE = PGD(steps=1, ball=L2(eps=4.0))
 SMALL = Plan(replace(RECIPE, epochs=1), (L2_TYPE,), anchor=PGD(steps=1), candidates=6, steps=2, images=9)
@@ -28,7 +28,7 @@ SMALL = Plan(replace(RECIPE, epochs=1), (L2_TYPE,), anchor=PGD(steps=1), candida
 def short():
     """What training measures for its own sake is kept short."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((loop, "WATCHED_STEPS"), (session, "TESTED_STEPS"), (session, "TESTED_IMAGES")):
+        for module, name in ((watch, "WATCHED_STEPS"), (session, "TESTED_STEPS"), (session, "TESTED_IMAGES")):
             patch.setattr(module, name, 1)
         yield
 
@@ -123,7 +123,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_result(finished, tmp_pat
     assert len({(row["weights_sha256"], row["attack"]) for row in again}) == len(again) == 72
 
     monkeypatch.setattr("vizrobust.study.calibrate.evaluate", None, raising=False)
-    monkeypatch.setattr(loop.Trainer, "run_epoch", None)
+    monkeypatch.setattr(Trainer, "run_epoch", None)
     assert whole(tmp_path / "parts") == expected  # nothing is computed again
 
     with pytest.raises(ValueError, match="holds another run: plan was"):

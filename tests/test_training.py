@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_a_number_stops_with_batch_rate_and_kept_state(tmp_pa
     for known in ("mean", "std"):
         data.__dict__[known] = (0.5, 0.5, 0.5)
     position = Streams(0, [0], "order").permutation(20)[0].tolist().index(10)  # where the order puts image 10
-    rates = trainer(RECIPE).schedule
+    rates = trainer(RECIPE).learner.schedule
     rate = rates.get_last_lr()[0]
     for _ in range(position // 8):
         rates.optimizer.step()

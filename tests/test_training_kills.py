@@ -22,22 +22,21 @@ import torch, torch._dynamo
 from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.training import Mix, Progress, Training, loop, session, train
+from vizrobust.training import Mix, Progress, Training, session, train, watch
 
 # The watch and the closing test are kept short; one thread, since the weights are promised at the same thread count.
-loop.WATCHED_IMAGES = loop.WATCHED_STEPS = session.TESTED_IMAGES = session.TESTED_STEPS = 1
+watch.WATCHED_STEPS = session.TESTED_IMAGES = session.TESTED_STEPS = 1
 mix = Mix((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
-recipe = Training("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop")
+recipe = Training("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop", watch=1, ema=0.9, awp=0.01)
 
 def run(pause, folder):
     def hold(name):
         (folder.parent / "here").write_text(name)
         time.sleep(600)
 
-    whole, saves = torch.save, []
+    whole = torch.save
     def in_halves(state, file):
-        saves.append(1)
-        if len(saves) < 2:
+        if (len(state["metrics"]), state["tally"]["batch"]) != (2, 0):
             return whole(state, file)
         content = io.BytesIO()
         whole(state, content)
@@ -46,9 +45,11 @@ def run(pause, folder):
         hold("writing")
     if pause == "writing":
         torch.save = in_halves
-    for item in train(recipe, load("digits"), Compute("cpu", threads=1), folder):
+    for item in train(recipe, load("digits"), Compute("cpu", threads=1), folder, checkpoint_every=4):
         if pause == "first" and isinstance(item, Progress) and item.batch == 5:
             hold("first")
+        if pause == "within" and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 6):
+            hold("within")
         if pause == "between" and isinstance(item, dict):
             hold("between")
 
@@ -112,7 +113,7 @@ def expected(launcher, tmp_path_factory):
 def check_no_half_written_file(folder):
     """Whatever has its final name can be read as a whole."""
     for path in folder.iterdir():
-        if path.name == "state.pt":
+        if path.name in ("state.pt", "part.pt"):
             torch.load(path, weights_only=True)
         elif path.suffix == ".safetensors":
             with safe_open(str(path), "pt") as file:
@@ -122,7 +123,7 @@ def check_no_half_written_file(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize(("pause", "kept"), [("first", 0), ("between", 1), ("writing", 1)])
+@pytest.mark.parametrize(("pause", "kept"), [("first", 0), ("between", 1), ("within", 1), ("writing", 1)])
 def test_a_killed_run_goes_on_to_the_same_weights(launcher, tmp_path, expected, pause, kept):
     folder = tmp_path / "run"
     kill_at(launcher, pause, folder)
@@ -132,6 +133,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(launcher, tmp_path, expected, 
     assert state.is_file() == bool(kept)
     if kept:
         assert len(torch.load(state, weights_only=True)["metrics"]) == kept
+    part = folder / "part.pt"
+    assert part.is_file() == (pause != "between")
+    if pause == "within":
+        assert torch.load(part, weights_only=True)["tally"]["batch"] == 4
     assert any(path.name.startswith(".state.pt") for path in folder.iterdir()) == (pause == "writing")
 
     start(launcher, "never", folder)
@@ -141,3 +146,4 @@ def test_a_killed_run_goes_on_to_the_same_weights(launcher, tmp_path, expected, 
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
+    assert not part.exists()

@@ -44,8 +44,8 @@ def test_an_attack_without_eps_is_refused_at_once():
 
 
 def test_the_optimizer_is_the_one_named():
-    adam = trainer(RECIPE).optimizer
-    sgd = trainer(replace(RECIPE, optimizer="sgd", weight_decay=1e-4)).optimizer
+    adam = trainer(RECIPE).learner.optimizer
+    sgd = trainer(replace(RECIPE, optimizer="sgd", weight_decay=1e-4)).learner.optimizer
     assert isinstance(adam, torch.optim.Adam)
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.param_groups[0]["nesterov"]
@@ -54,9 +54,9 @@ def test_the_optimizer_is_the_one_named():
 
 def test_the_rate_follows_one_cycle_over_all_epochs():
     here = trainer(replace(RECIPE, lr=0.01, epochs=4))
-    rates = [here.schedule.get_last_lr()[0]]
+    rates = [here.learner.schedule.get_last_lr()[0]]
     for _ in range(4):
-        rates.extend(here.schedule.get_last_lr()[0] for _ in here.run_epoch())
+        rates.extend(here.learner.schedule.get_last_lr()[0] for _ in here.run_epoch())
     assert max(rates) == pytest.approx(0.01, rel=0.02)
     assert rates.index(max(rates)) == pytest.approx(0.3 * 12, abs=1)
     assert rates[-1] < rates[0] < 0.001

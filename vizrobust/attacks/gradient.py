@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks.balls import Ball, Linf, radius
-from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.losses import LOSSES, SOFT_LOSSES
 from vizrobust.attacks.targets import drawn_targets
 from vizrobust.attacks.walk import Attacked, State, Walk, mark, opened, run
 from vizrobust.rng import Streams
@@ -74,6 +74,7 @@ class PGD:
 
     alpha None is min(eps, 2.5 eps / steps). `random_start` begins uniformly in the ball; each of `restarts` begins
     elsewhere, and the worst counts for each image. One step = step, projection onto the ball, clip to [0, 1].
+    With loss ``kl`` it climbs away from the network's own prediction on the image, without the label (TRADES).
 
     >>> from vizrobust.models import architecture
     >>> net, x, y = architecture("small_cnn", (1, 28, 28), 10)(), torch.rand(5, 1, 28, 28), torch.arange(5)
@@ -109,6 +110,7 @@ class PGD:
 
 
 ATTACKS = named(FGSM, ISM, PGD)
+CLIMBED = {**LOSSES, **SOFT_LOSSES}
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class GradientWalk:
         return not self.project
 
     def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        towards = drawn_targets(net, x, y, streams, self.target) if self.targeted else y
+        towards = self._towards(net, x, y, streams)
         if self.restart:
             streams = streams.child(f"restart {self.restart}")
         start = (x + self.ball.sample(x, streams)).clamp(0, 1) if self.random_start else x
@@ -163,8 +165,15 @@ class GradientWalk:
 
     def _goal(self, logits: Tensor, state: State) -> Tensor:
         """What is climbed: (N,)."""
-        loss = lookup(LOSSES, self.loss, "loss")(logits, state["towards"])
+        loss = lookup(CLIMBED, self.loss, "loss")(logits, state["towards"])
         return -loss if self.targeted else loss
+
+    def _towards(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        """What the loss compares the logits with: labels, target classes, or what the network says of the clean images."""
+        if self.loss in SOFT_LOSSES:
+            with torch.no_grad():
+                return net(x).softmax(1)
+        return drawn_targets(net, x, y, streams, self.target) if self.targeted else y
 
 
 def _walk(attack: FGSM | ISM | PGD, **how: Any) -> GradientWalk:
@@ -176,7 +185,7 @@ def _walk(attack: FGSM | ISM | PGD, **how: Any) -> GradientWalk:
 
 def _check(attack: FGSM | ISM | PGD) -> None:
     name = type(attack).__name__
-    lookup(LOSSES, attack.loss, "loss")
+    lookup(CLIMBED, attack.loss, "loss")
     steps = getattr(attack, "steps", 1)
     if steps < 0:
         raise ValueError(f"{name}: steps must not be negative, got {steps}")
@@ -185,5 +194,10 @@ def _check(attack: FGSM | ISM | PGD) -> None:
         raise ValueError(f"{name}: alpha must not be negative, got {alpha:g}")
     if attack.target is not None and not attack.targeted:
         raise ValueError(f"{name}: target={attack.target} needs targeted=True")
+    if attack.loss in SOFT_LOSSES and (attack.targeted or not getattr(attack, "random_start", False)):
+        raise ValueError(
+            f"{name}: loss={attack.loss!r} is 0 with gradient 0 at the image itself and knows no target class; "
+            "use PGD, with its random start and without targeted"
+        )
     if attack.target is not None and attack.target < 0:
         raise ValueError(f"{name}: target must be a class number from 0 on, got {attack.target}")

@@ -78,6 +78,14 @@ def _margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return _of(logits, target) - _of(logits, y)
 
 
+def kl(logits: Tensor, clean: Tensor) -> Tensor:
+    """How far the prediction went from the one on the clean image (Zhang et al. 2019, eq. 3): -> (N,), at least 0.
+
+    The Kullback-Leibler divergence of the softmax of `logits` (N, classes) from the probabilities `clean` (N, classes).
+    """
+    return F.kl_div(F.log_softmax(logits, 1), clean, reduction="none").sum(1)
+
+
 def fallback(loss: str, classes: int, targeted: bool = False) -> str | None:
     """What an attack with this loss climbs instead on a network of so few classes, as a sentence; None where it can.
 
@@ -101,5 +109,7 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
+# Compared with the network's own probabilities (N, classes) on the clean image in place of the label.
+SOFT_LOSSES: dict[str, Loss] = {"kl": kl}
 # Towards a target class, by the same names: (logits, labels, target classes) -> (N,).
 TARGETED_LOSSES: dict[str, TargetedLoss] = {"ce": _ce_targeted, "margin": _margin_targeted, "dlr": dlr_targeted}

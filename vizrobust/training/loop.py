@@ -1,31 +1,34 @@
-"""The training loop: adversarial examples of the present weights, one weight step for each batch."""
+"""The training loop: batch after batch to the recipe's method, epoch after epoch until the recipe says that it ends."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks import PGD, Attack, Linf, ball_of, threat
+from vizrobust.attacks import Attack, threat
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, first, kept
+from vizrobust.data import DataSet, kept
 from vizrobust.models import Normalized, architecture, borrowed
-from vizrobust.rng import Streams, seeded
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.rng import Streams
 from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
-from vizrobust.training.mix import Mix, examples, members
+from vizrobust.training.learner import Learner, copies
+from vizrobust.training.mix import Mix, members
 from vizrobust.training.recipe import Training
+from vizrobust.training.watch import accuracies, collapse
 
-WATCHED_IMAGES = 200
-WATCHED_STEPS = 10
+# How often an epoch is trained again after a collapse before training ends with what there was before it.
+RETRIES = 3
+# Between the seeds of a method's rounds.
+LATER = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,21 @@ class Progress:
     loss: float
 
 
+@dataclass
+class Tally:
+    """What an epoch has counted up to `batch`: images, losses and perturbations summed over images, gradient passes."""
+
+    batch: int = 0
+    images: int = 0
+    made: int = 0
+    passes: int = 0
+    loss: float = 0.0
+    linf: float = 0.0
+    l2: float = 0.0
+
+
 class Trainer:
-    """A network on its way through a recipe; its state after each epoch is all that the rest depends on.
+    """A network on its way through a recipe; its state after each batch is all that the rest depends on.
 
     Every random number is a function of (seed, epoch, image), so a run that is taken up again goes on bit for bit
     as if it had never stopped, at the same thread count.
@@ -49,43 +65,65 @@ class Trainer:
         self.recipe, self.data, self.compute = recipe, data, compute
         # Every epoch reads all training images: small files are decoded once.
         self.train_images = kept(data.train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            body = architecture(recipe.arch, data.shape, len(data.classes))()
-        self.net = compute.place(Normalized(body, data.mean, data.std))
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
-        self.optimizer = _optimizer(recipe, self.net)
-        total = recipe.epochs * self.batches
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.lr, total_steps=total + 1)
+        updates = recipe.epochs * self.batches * recipe.way.replays
+        self.learner = Learner(recipe, self._network(0), compute, updates)
         self.metrics: list[dict[str, Any]] = []
+        self.tally = Tally()
+        self.retries = 0
+        self.best: dict[str, Tensor] | None = None
+
+    def _network(self, number: int) -> nn.Module:
+        """The network of this round before it has learnt anything."""
+        recipe, data = self.recipe, self.data
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed + LATER * number)
+            body = architecture(recipe.arch, data.shape, len(data.classes))()
+        return self.compute.place(Normalized(body, data.mean, data.std))
+
+    @property
+    def net(self) -> nn.Module:
+        """The network under training."""
+        return self.learner.net
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """How many epochs are done, over all rounds of the method."""
         return len(self.metrics)
 
     @property
+    def epochs(self) -> int:
+        """How many epochs there are at most, over all rounds of the method."""
+        return self.recipe.epochs * self.recipe.way.rounds
+
+    @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or the accuracy is reached that ends training early."""
-        until = self.recipe.until_clean
-        return self.epoch >= self.recipe.epochs or (
-            until is not None and bool(self.metrics) and self.metrics[-1]["val_clean"] >= until
-        )
+        """Whether all epochs are done, or one of the recipe's reasons to end early has come."""
+        return self.epoch >= self.epochs or (self.epoch > 0 and "ended" in self.metrics[-1])
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on; loads with ``weights_only=True``."""
         return {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            **self.learner.state(),
             "metrics": self.metrics,
+            "tally": asdict(self.tally),
+            "retries": self.retries,
+            "best": self.best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.metrics = list(state["metrics"])
+        if state["round"] > self.learner.round:
+            self.learner.begin_again(self._network(state["round"]))
+        self.learner.restore(state)
+        self.metrics, self.tally = list(state["metrics"]), Tally(**state["tally"])
+        self.retries, self.best = state["retries"], state["best"]
+
+    def outcome(self) -> nn.Module:
+        """The network that training ends with: that of the best epoch where the recipe stops early."""
+        net = copy.deepcopy(self.learner.judged)
+        if self.best is not None:
+            net.load_state_dict(self.best)
+        return net
 
     def attack_now(self) -> Attack | Mix | None:
         """The recipe's attack with this epoch's eps (and alpha, where it is fixed, in proportion); of a mix, each."""
@@ -108,89 +146,96 @@ class Trainer:
                     walk.begin(self.net, x, y, streams)
 
     def run_epoch(self) -> Iterator[Progress]:
-        """One pass over the training images; afterwards `metrics` has one row more.
+        """One pass over the training images, or the rest of it; afterwards `metrics` has one row more.
 
         Its ``gradient_passes`` are forward and backward passes for each training image: K of the attack and one of the
         weight step, or as many of the latter as examples of the image are learnt from.
         """
-        recipe, compute, number = self.recipe, self.compute, self.epoch
+        if self.learner.round < self.epoch // self.recipe.epochs:
+            self.learner.begin_again(self._network(self.learner.round + 1))
+        recipe, number = self.recipe, str(self.epoch)
+        if self.retries:
+            number += f" again {self.retries}"
         attack = self.attack_now()
         order = Streams(recipe.seed, [number], "order").permutation(len(self.data.train))[0]
-        total = torch.zeros((), device=compute.device, dtype=torch.float64)
-        norms = torch.zeros(2, device=compute.device, dtype=torch.float64)
-        made = passed = 0
-        for batch in range(self.batches):
+        while self.tally.batch < self.batches:
+            batch = self.tally.batch
             index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
-            x, y = self._images(index, streams)
-            rate = self.schedule.get_last_lr()[0]
-            with counting(self.net) as passes:
-                adv = self._attacked(attack, x, y, streams)
-                loss = self._step(x, adv, y, number * self.batches + batch)
-            passed += passes["gradient"]
-            total += loss.detach() * len(index)
-            if attack is not None:
-                made += len(adv)
-                delta = (adv - _copies(x, adv)).flatten(1)
-                norms += torch.stack((delta.abs().amax(1).sum(), delta.norm(dim=1).sum())).to(norms)
-            seen = min((batch + 1) * recipe.batch_size, len(order))
-            mean = float(total) / seen
-            if not math.isfinite(mean):
-                kept = f"the state after epoch {number} is kept" if number else "nothing was kept yet"
-                raise ValueError(
-                    f"the loss became {mean} in epoch {number + 1}, batch {batch + 1}, at learning rate {rate:.2g}; "
-                    f"try a lower --lr ({kept})"
-                )
-            yield Progress(number + 1, batch + 1, self.batches, mean)
-        row: dict[str, Any] = {"epoch": number + 1, "loss": mean, "lr": self.schedule.get_last_lr()[0], **self._watch()}
-        row["gradient_passes"] = round(passed / len(order), 4)
+            self._learn(attack, index, streams)
+            yield Progress(self.epoch + 1, batch + 1, self.batches, self.tally.loss / self.tally.images)
+        self._close(attack)
+
+    def _learn(self, attack: Attack | Mix | None, index: Tensor, streams: Streams) -> None:
+        tally, learner = self.tally, self.learner
+        x, y = self._images(index, streams)
+        rate = learner.schedule.get_last_lr()[0]
+        with counting(learner.net) as passes:
+            learned = self.recipe.way.learn(learner, attack, x, y, streams)
+        tally.batch, tally.images = tally.batch + 1, tally.images + len(index)
+        tally.passes += passes["gradient"]
+        delta = (learned.examples - copies(x, learned.examples)).flatten(1)
+        sums = torch.stack((learned.loss.double() * len(index), delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
+        # One wait for the device a batch.
+        loss, linf, l2 = sums.tolist()
+        tally.loss, tally.linf, tally.l2 = tally.loss + loss, tally.linf + linf, tally.l2 + l2
+        tally.made += len(delta)
+        if not math.isfinite(tally.loss):
+            kept = f"the state after epoch {self.epoch} is kept" if self.epoch else "nothing was kept yet"
+            raise ValueError(
+                f"the loss became {tally.loss} in epoch {self.epoch + 1}, batch {tally.batch}, at learning rate {rate:.2g}; "
+                f"try a lower --lr ({kept})"
+            )
+
+    def _close(self, attack: Attack | Mix | None) -> None:
+        """The epoch's row, and what follows from it."""
+        recipe, tally = self.recipe, self.tally
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "loss": tally.loss / tally.images, "lr": self._rate()}
+        row |= self._watch()
+        row["gradient_passes"] = round(tally.passes / tally.images, 4)
         if attack is not None:
-            linf, l2 = (norms / made).tolist()
             radii = [threat(one)[1] for one in members(attack)]
-            row |= {"eps": radii if isinstance(attack, Mix) else radii[0], "delta_linf": linf, "delta_l2": l2}
+            row["eps"] = radii if isinstance(attack, Mix) else radii[0]
+            row |= {"delta_linf": tally.linf / tally.made, "delta_l2": tally.l2 / tally.made}
+        if self.retries:
+            row["retries"] = self.retries
         self.metrics.append(row)
+        self.tally, self.retries = Tally(), 0
+        if recipe.attack is not None and (fallen := collapse(self.metrics)):
+            row["collapse"] = fallen
+        if recipe.early_stopping is not None:
+            best = max(self.metrics, key=lambda one: float(one["val_robust"]))
+            if best is row:
+                self.best = {key: value.clone() for key, value in self.learner.judged.state_dict().items()}
+            elif self.epoch - best["epoch"] >= recipe.early_stopping:
+                row["ended"] = f"no better robust accuracy than {best['val_robust']:.1%} in epoch {best['epoch']}"
+        if recipe.until_clean is not None and row["val_clean"] >= recipe.until_clean:
+            row["ended"] = f"clean accuracy reached {row['val_clean']:.1%}"
+
+    def retreat(self, state: dict[str, Any]) -> str:
+        """After a collapse, back to the `state` before that epoch, as the recipe says; returns what was done about it.
+
+        Training ends there, or the epoch will be trained again in another order and from other random points, at most
+        `RETRIES` times.
+        """
+        fallen, retries = self.metrics[-1]["collapse"], self.metrics[-1].get("retries", 0) + 1
+        self.restore(state)
+        fell = f"robust accuracy collapsed in epoch {fallen['epoch']}, from {fallen['before']:.1%} to {fallen['after']:.1%}"
+        if self.recipe.on_collapse == "rollback" and retries <= RETRIES:
+            self.retries = retries
+            return f"{fell}; the epoch is trained again in another order"
+        self.metrics[-1] = {**self.metrics[-1], "ended": fell}
+        return f"{fell}; training ends with the weights before it"
+
+    def _watch(self) -> dict[str, Any]:
+        return accuracies(self.learner.judged, self.recipe.attack, self.data, self.compute, self.recipe.watch)
+
+    def _rate(self) -> float:
+        return float(self.learner.schedule.get_last_lr()[0])
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
         x = AUGMENTATIONS[self.recipe.augment](self.train_images.take(index), streams.child("augment"))
         return self.compute.images(x), self.data.train.labels[index].to(self.compute.device)
-
-    def _attacked(self, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        if attack is None:
-            return x
-        with self.compute.autocast():
-            return examples(attack, self.net, x, y, streams.child("attack"))
-
-    def _step(self, x: Tensor, adv: Tensor, y: Tensor, number: int) -> Tensor:
-        """One weight step; BatchNorm sees the batch in one pass, whatever the attacks did."""
-        weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
-        truth = _copies(y, adv)
-        self.net.train()
-        # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
-        with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
-            if weight == 0:
-                loss = F.cross_entropy(self.net(adv), truth)
-            else:
-                on_adv, on_clean = self.net(torch.cat((adv, x))).split((len(adv), len(x)))
-                loss = (1 - weight) * F.cross_entropy(on_adv, truth) + weight * F.cross_entropy(on_clean, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.compute.backward(loss)
-        self.optimizer.step()
-        self.schedule.step()
-        return loss
-
-    def _watch(self) -> dict[str, Any]:
-        """Clean and robust accuracy on a slice of the validation images, under what `watched` says.
-
-        Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``.
-        """
-        images, compute = first(self.data.val, WATCHED_IMAGES), self.compute.in_fp32()
-        found = [
-            gather(attack, list(evaluate(self.net, attack, images, compute)))
-            for attack in watched(self.recipe.attack, self.data.eps)
-        ]
-        robust = torch.stack([one.robust for one in found])
-        row: dict[str, Any] = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
-        return row if len(found) == 1 else row | {"val_robust_each": [share(one) for one in robust]}
 
 
 @contextmanager
@@ -209,21 +254,6 @@ def counting(net: nn.Module) -> Iterator[Counter[str]]:
         handle.remove()
 
 
-def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
-    """What is measured while training goes on: a short PGD in each attack's ball, or a short run of one without a ball.
-
-    Standard training, and a ball without a radius, are watched in the L-inf ball of radius `eps`.
-    """
-    short = []
-    for one in members(attack) or (PGD(),):
-        ball = ball_of(one)
-        if ball is None:
-            short.append(vary(one, steps=WATCHED_STEPS))
-        else:
-            short.append(PGD(steps=WATCHED_STEPS, ball=ball if ball.eps is not None else Linf(eps=eps)))
-    return tuple(dict.fromkeys(short))
-
-
 def _weaker(attack: Attack, part: float) -> Attack:
     alpha = getattr(attack, "alpha", None)
     eps = threat(attack)[1]
@@ -231,14 +261,3 @@ def _weaker(attack: Attack, part: float) -> Attack:
         raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
     changes = {"eps": eps * part}
     return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
-
-
-def _copies(one: Tensor, like: Tensor) -> Tensor:
-    """As many copies of a batch's images or labels, one after the other, as there are in `like`."""
-    return one if len(one) == len(like) else torch.cat([one] * (len(like) // len(one)))
-
-
-def _optimizer(recipe: Training, net: nn.Module) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)

@@ -9,9 +9,12 @@ from vizrobust.attacks import Attack
 from vizrobust.compute import PRECISIONS
 from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
+from vizrobust.training.methods import METHODS, Adversarial, Method
 from vizrobust.training.mix import Mix, members
+from vizrobust.training.schedules import SCHEDULES
 
 OPTIMIZERS = ("adam", "sgd")
+ON_COLLAPSE = ("warn", "stop", "rollback")
 RAMP_AT_MOST = 5
 
 
@@ -20,12 +23,23 @@ RAMP_AT_MOST = 5
 class Training:
     """How a network is trained; `attack` None is standard training, a `Mix` is training against several attacks.
 
-    The loss is ``(1 - clean_weight) * adversarial + clean_weight * clean``. The learning rate follows one cycle
-    with peak `lr` (Smith & Topin 2019; the peak after 30 % of the steps). eps rises linearly from 0 over the
-    first `eps_ramp` epochs (None: the first fifth, at most 5), of every attack in its own units: without it training
-    at MNIST's 0.3 often does not start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip``
-    or ``heavy`` (for judges). With `until_clean` training ends early, after the epoch in which the clean accuracy on the
-    watched validation images reaches it.
+    `method` None learns from the attack's examples; the others are in `METHODS`. The loss is
+    ``(1 - clean_weight) * adversarial + clean_weight * clean``, with `label_smoothing` in both.
+
+    `lr` is the peak of the `schedule`: ``one-cycle`` (Smith & Topin 2019; the peak after 30 % of the steps), ``cosine``,
+    ``piecewise`` or ``constant``. eps rises linearly from 0 over the first `eps_ramp` epochs (None: the first
+    fifth, at most 5), of every attack in its own units, and a fixed step size with it: without it training at MNIST's 0.3
+    often does not start. `augment` is ``none``, ``crop`` (shifts of up to 1/8, mirrored), ``crop+flip``,
+    ``window+flip`` or ``heavy`` (for judges).
+
+    `awp` perturbs the weights too, by this part of their length (Wu et al. 2020). `ema` is the decay of a moving
+    average of the weights, which is then the network that is watched and kept.
+
+    After every epoch clean and robust accuracy are measured on the first `watch` validation images. Training ends after
+    the epoch whose clean accuracy reaches `until_clean`; with `early_stopping`, after so many epochs without a higher
+    robust accuracy (Rice et al. 2020), and the weights of the best epoch are kept. When robust accuracy collapses (see
+    `training.watch`), `on_collapse` says what follows: ``warn`` goes on, ``stop`` ends with the weights of the epoch
+    before, ``rollback`` trains the epoch again in another order.
 
     >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
     Training(arch="small_cnn", data="mnist5k", epochs=5)
@@ -45,12 +59,23 @@ class Training:
     precision: str = "fp32"
     seed: int = 0
     until_clean: float | None = None
+    method: Method | None = None
+    schedule: str = "one-cycle"
+    label_smoothing: float = 0.0
+    awp: float = 0.0
+    ema: float | None = None
+    watch: int = 200
+    early_stopping: int | None = None
+    on_collapse: str = "warn"
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("augment", AUGMENTATIONS), ("precision", PRECISIONS)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS), ("augment", AUGMENTATIONS), ("precision", PRECISIONS),
+            ("schedule", SCHEDULES), ("on_collapse", ON_COLLAPSE),
+        ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(unknown(getattr(self, name), known, name))
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "watch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.clean_weight <= 1:
@@ -62,6 +87,20 @@ class Training:
             raise ValueError(f"Training: until_clean must be between 0 and 1, got {self.until_clean:g}")
         if self.eps_ramp is not None and self.eps_ramp < 0:
             raise ValueError(f"Training: eps_ramp must not be negative, got {self.eps_ramp}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"Training: label_smoothing must be from 0 to below 1, got {self.label_smoothing:g}")
+        if not 0 <= self.awp < 1:
+            raise ValueError(f"Training: awp must be from 0 to below 1, as .005 or .01, got {self.awp:g}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"Training: ema must be between 0 and 1, as .999, got {self.ema:g}")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise ValueError(f"Training: early_stopping must be at least 1 epoch, got {self.early_stopping}")
+        self.way.check(self)
+
+    @property
+    def way(self) -> Method:
+        """The method, `Adversarial` where none is named."""
+        return Adversarial() if self.method is None else self.method
 
     @property
     def attack_steps(self) -> int:
@@ -74,7 +113,7 @@ class Training:
         return min(RAMP_AT_MOST, self.epochs // 5) if self.eps_ramp is None else self.eps_ramp
 
 
-NAMES = {**ATTACK_NAMES, **named(Mix, Training)}
+NAMES = {**ATTACK_NAMES, **METHODS, **named(Mix, Training)}
 
 
 def seen(training: str) -> tuple[Attack, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from vizrobust.training.mix import members
 from vizrobust.training.recipe import Training
 
 STATE_FILE = "state.pt"
+# The state within an epoch; `STATE_FILE` stays as it was before it, for an epoch that is to be taken back.
+PART_FILE = "part.pt"
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -35,13 +37,16 @@ def recorded_threads(folder: Path | str) -> int | None:
 
 
 def train(
-    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True
-) -> Iterator[Progress | dict[str, Any]]:
+    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True,
+    checkpoint_every: int | None = None,
+) -> Iterator[Progress | dict[str, Any]]:  # fmt: skip
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
 
-    After each epoch ``state.pt`` and ``metrics.jsonl`` are written; at the end ``checkpoint.safetensors``, with
+    After each epoch ``state.pt`` and ``metrics.jsonl`` are written, and ``part.pt`` after every `checkpoint_every`
+    batches; at the end ``checkpoint.safetensors``, with
     clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (without them where
-    `measure` is false, for whoever measures the stored weights). A finished run yields nothing. Raises ``ValueError``
+    `measure` is false, for whoever measures the stored weights). An epoch that is taken back after a collapse yields a
+    row with ``retreat``, what was done about it. A finished run yields nothing. Raises ``ValueError``
     if the folder holds a run with another recipe.
     """
     finished = (Path(folder) / CHECKPOINT_FILE).is_file()
@@ -53,18 +58,52 @@ def train(
     run = Run(folder, "train", {"training": repr(recipe)}, record)
     if finished:
         return
-    state = run.folder / STATE_FILE
-    if state.is_file():
-        trainer.restore(torch.load(state, map_location=compute.device, weights_only=True))
-        # A process killed between the two files leaves the metrics one epoch behind.
-        write_rows(run.folder / METRICS_FILE, trainer.metrics)
+    files = _Files(run.folder, trainer)
+    files.take_up()
     while not trainer.finished:
-        yield from trainer.run_epoch()
-        write_atomic(state, lambda file: torch.save(trainer.state(), file))
-        write_rows(run.folder / METRICS_FILE, trainer.metrics)
-        yield trainer.metrics[-1]
+        for progress in trainer.run_epoch():
+            if checkpoint_every and progress.batch % checkpoint_every == 0 and progress.batch < progress.batches:
+                files.keep_part()
+            yield progress
+        row = trainer.metrics[-1]
+        if recipe.on_collapse != "warn" and "collapse" in row:
+            row = {**row, "retreat": trainer.retreat(files.state())}
+        files.keep()
+        yield row
     about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
-    save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.net), about)
+    save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The states of a trainer on disk."""
+
+    folder: Path
+    trainer: Trainer
+
+    def state(self, name: str = STATE_FILE) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(self.folder / name, map_location=self.trainer.compute.device, weights_only=True)
+        return loaded
+
+    def take_up(self) -> None:
+        trainer = self.trainer
+        if (self.folder / STATE_FILE).is_file():
+            trainer.restore(self.state())
+            # A process killed between the two files leaves the metrics one epoch behind.
+            write_rows(self.folder / METRICS_FILE, trainer.metrics)
+        if (self.folder / PART_FILE).is_file():
+            part = self.state(PART_FILE)
+            # One that was killed before it could remove the part of an epoch that is done, or taken back, leaves that.
+            if (len(part["metrics"]), part["retries"]) == (trainer.epoch, trainer.retries):
+                trainer.restore(part)
+
+    def keep_part(self) -> None:
+        write_atomic(self.folder / PART_FILE, lambda file: torch.save(self.trainer.state(), file))
+
+    def keep(self) -> None:
+        write_atomic(self.folder / STATE_FILE, lambda file: torch.save(self.trainer.state(), file))
+        write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
+        (self.folder / PART_FILE).unlink(missing_ok=True)
 
 
 def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
@@ -95,4 +134,4 @@ def _description(trainer: Trainer) -> Description:
 
 def _measured(trainer: Trainer) -> dict[str, Any]:
     """Accuracies on the first 1,000 test images: clean, under one step, and under PGD-50 (``robust``)."""
-    return headline(trainer.net, trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
+    return headline(trainer.outcome(), trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)

@@ -1,0 +1,146 @@
+"""One weight step after another: network, optimizer, learning rate, moving average, and what methods carry along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vizrobust.attacks import Attack
+from vizrobust.compute import Compute
+from vizrobust.rng import Streams, seeded
+from vizrobust.training.awp import perturbed
+from vizrobust.training.mix import Mix, examples
+from vizrobust.training.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from vizrobust.training.recipe import Training
+
+LossOf = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of one batch: the examples that were learnt from, (k N, C, H, W), and the mean loss over them, ()."""
+
+    examples: Tensor
+    loss: Tensor
+
+
+class Learner:
+    """A network under training. `update` is one weight step; everything that the next one depends on is in `state`.
+
+    `teacher` is the network of the round before, where a method trains in rounds; `carried` is a perturbation that a
+    method takes from one batch to the next.
+    """
+
+    def __init__(self, recipe: Training, net: nn.Module, compute: Compute, updates: int) -> None:
+        self.recipe, self.net, self.compute = recipe, net, compute
+        self.updates = updates
+        self.teacher: nn.Module | None = None
+        self.carried: Tensor | None = None
+        self.round = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        recipe = self.recipe
+        self.optimizer = _optimizer(recipe, self.net)
+        self.schedule = SCHEDULES[recipe.schedule](self.optimizer, recipe.lr, self.updates)
+        self.average: AveragedModel | None = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))  # type: ignore[no-untyped-call]
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose accuracy counts and that is kept: the moving average where there is one."""
+        return self.net if self.average is None else self.average.module
+
+    def begin_again(self, net: nn.Module) -> None:
+        """A new round: the network so far becomes the `teacher` of `net`, which has not learnt anything yet."""
+        self.teacher = copy.deepcopy(self.judged).eval().requires_grad_(False)
+        self.net, self.carried = net, None
+        self.round += 1
+        self._begin()
+
+    def state(self) -> dict[str, Any]:
+        """Loads with ``weights_only=True``."""
+        held: dict[str, Any] = {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "round": self.round,
+            "carried": self.carried,
+        }
+        if self.average is not None:
+            held["average"] = self.average.state_dict()
+        if self.teacher is not None:
+            held["teacher"] = self.teacher.state_dict()
+        return held
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a `state` of the same round."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.carried = state["carried"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+
+    def attacked(self, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        """The attack's examples against the present weights; the images themselves where there is no attack."""
+        if attack is None:
+            return x
+        with self.compute.autocast():
+            return examples(attack, self.net, x, y, streams.child("attack"))
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The mean over the batch, with the recipe's label smoothing (Szegedy et al. 2016)."""
+        return F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+
+    def mixed(self, net: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> Tensor:
+        """The loss on the examples, with the recipe's share of the clean one."""
+        weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
+        truth = copies(y, adv)
+        if weight == 0:
+            return self.cross_entropy(net(adv), truth)
+        # One pass over both, so that BatchNorm sees the batch once.
+        on_adv, on_clean = net(torch.cat((adv, x))).split((len(adv), len(x)))
+        return (1 - weight) * self.cross_entropy(on_adv, truth) + weight * self.cross_entropy(on_clean, y)
+
+    def update(self, loss_of: LossOf) -> Tensor:
+        """One weight step down ``loss_of(net)``, the network in training mode; returns the loss, detached."""
+        self.net.train()
+        # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
+        number = self.round * self.updates + self.schedule.last_epoch
+        with perturbed(self.net, self.recipe.awp, lambda weights: torch.autograd.grad(self._loss(loss_of, number), weights)):
+            loss = self._loss(loss_of, number)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.compute.backward(loss)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+        return loss.detach()
+
+    def _loss(self, loss_of: LossOf, number: int) -> Tensor:
+        with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
+            return loss_of(self.net)
+
+
+def copies(one: Tensor, like: Tensor) -> Tensor:
+    """As many copies of a batch's images or labels, one after the other, as there are in `like`."""
+    return one if len(one) == len(like) else torch.cat([one] * (len(like) // len(one)))
+
+
+def _optimizer(recipe: Training, net: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
