@@ -247,7 +247,7 @@ def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute):
     poisoned = tiny(poison=True)
     for known in ("mean", "std"):
         poisoned.__dict__[known] = getattr(tiny(), known)
-    with pytest.raises(ValueError, match=r"in epoch 2, batch \d.*the state after epoch 1 is kept"):
+    with pytest.raises(ValueError, match=r"in epoch 2, batch \d.*state.pt keeps the state after epoch 1"):
         list(train(recipe, poisoned, compute, tmp_path / "run"))
     assert (tmp_path / "run" / "state.pt").read_bytes() == kept
 

@@ -7,9 +7,13 @@ from click.testing import CliRunner
 
 from vizrobust.attacks import L2, PGD, Linf
 from vizrobust.cli import main
-from vizrobust.cli.train import MIXES as OFFERED
+from vizrobust.cli import train as offered
+from vizrobust.locks import sole_writer
 from vizrobust.models import load_checkpoint
-from vizrobust.training import MIXES, seen, session
+from vizrobust.processes import trackers
+from vizrobust.training import ARMS, METHODS, MIXES, seen, session
+from vizrobust.training.recipe import ON_COLLAPSE
+from vizrobust.training.schedules import SCHEDULES
 
 TRAIN = ["train", "--data", "digits", "--arch", "small_cnn"]
 PGD_, FGSM_ = ["--attack", "PGD"], ["--attack", "FGSM"]
@@ -34,8 +38,90 @@ def test_train_against_two_attacks(tmp_path, monkeypatch):
     assert linf.ball.eps is not None  # the data set's
 
 
-def test_the_mixes_that_are_offered_are_those_there_are():
-    assert tuple(MIXES) == OFFERED
+def test_what_is_offered_is_what_there_is():
+    assert tuple(MIXES) == offered.MIXES
+    assert tuple(ARMS) == offered.ARMS
+    assert tuple(SCHEDULES) == offered.SCHEDULES
+    assert offered.ON_COLLAPSE == ON_COLLAPSE
+    assert offered.TRACKERS == trackers.NAMES
+    text = run("--help").output
+    assert all(name in text for name in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--method", "trades", "--steps", 2], "method=TRADES()"),
+        (["--method", "Free(replays=2)"], "attack=FGSM(ball=Linf(eps=0.3)), epochs=1, method=Free(replays=2)"),
+        (["--method", "fast", "--eps", 0.2], "attack=PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25)"),
+        (["--method", "noise"], "attack=Noise(draws=1, ball=Linf(eps=0.3))"),
+        (["--method", "Distillation(temperature=20)"], 'epochs=1, method=Distillation(temperature=20.0)'),
+        (["--steps", 1, "--ema", 0.9, "--schedule", "cosine", "--awp", 0.01, "--label-smoothing", 0.1],
+         'schedule="cosine", label_smoothing=0.1, awp=0.01, ema=0.9'),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, args, expected):
+    monkeypatch.setattr(session, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(session, "TESTED_STEPS", 1)
+    done = run(*args, "--epochs", 1, "--watch", 20, "--out", tmp_path / "t", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert expected in load_checkpoint(str(tmp_path / "t")).about.training
+    assert (tmp_path / "t" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+SWEEP = ["--steps", "0,1", "--seeds", 2, "--epochs", 1, "--watch", 20, "--quiet"]
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    monkeypatch.setattr(session, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(session, "TESTED_STEPS", 1)
+
+
+def test_a_sweep_is_runs_in_one_folder_and_each_can_be_started_alone(tmp_path, brief):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = run(*SWEEP, "--out", whole)
+    assert done.exit_code == 0, done.output
+    names = ["k0-s0", "k1-s0", "k0-s1", "k1-s1"]
+    assert sorted(path.name for path in whole.iterdir()) == sorted(names)
+    assert "4 of the sweep's 4 cells" in done.stdout
+    for number, name in enumerate(names):
+        alone = run(*SWEEP, "--out", parts, "--cell", [number, name][number % 2])
+        assert alone.exit_code == 0, alone.output
+        assert "1 of the sweep's 4 cells" in alone.stdout
+        assert load_checkpoint(str(parts / name)).sha256 == load_checkpoint(str(whole / name)).sha256
+    before = {path: path.stat().st_mtime_ns for path in parts.rglob("checkpoint.safetensors")}
+    assert run(*SWEEP, "--out", parts).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in parts.rglob("checkpoint.safetensors")} == before
+    one = run("--steps", 1, "--seed", 1, "--epochs", 1, "--watch", 20, "--quiet", "--out", tmp_path / "one")
+    assert one.exit_code == 0
+    assert load_checkpoint(str(tmp_path / "one")).sha256 == load_checkpoint(str(whole / "k1-s1")).sha256
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, brief):
+    (tmp_path / "s" / "k1-s0").mkdir(parents=True)
+    with sole_writer(tmp_path / "s" / "k1-s0"):
+        done = run(*SWEEP, "--out", tmp_path / "s")
+    assert done.exit_code == 0, done.output
+    assert "k1-s0' is being written by process" in done.stderr
+    assert "1 cells are in other hands: k1-s0" in done.stderr
+    assert "3 of the sweep's 4 cells" in done.stdout
+    assert not (tmp_path / "s" / "k1-s0" / "checkpoint.safetensors").exists()
+    again = run(*SWEEP, "--out", tmp_path / "s")
+    assert "4 of the sweep's 4 cells" in again.stdout
+
+
+def test_the_numbers_also_go_to_tensorboard(tmp_path, brief):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: test)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = run("--steps", 0, "--epochs", 2, "--watch", 20, "--quiet", "--track", "tensorboard", "--out", tmp_path / "t")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    logged = EventAccumulator(str(tmp_path / "t" / "tensorboard"))
+    logged.Reload()
+    assert [event.value for event in logged.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert [event.step for event in logged.Scalars("val_robust")] == [1, 2]
 
 
 BAD = {
@@ -59,6 +145,21 @@ BAD = {
     "unknown augment": (["--steps", 1, "--augment", "flip"], 1, "no augment 'flip'"),
     "negative ramp": (["--steps", 1, "--eps-ramp", -1], 1, "eps_ramp must not be negative, got -1"),
     "no epochs": (["--steps", 1, "--epochs", 0], 1, "epochs must be at least 1, got 0"),
+    "unknown method": (["--method", "trade"], 1, "no method 'trade'; did you mean TRADES"),
+    "method without its attack": (["--method", "Free", "--steps", 2], 1, "Free needs a recipe whose attack is FGSM(), got PGD"),
+    "distillation of an attack": (["--method", "Distillation", "--steps", 2], 1, "Distillation and attack=PGD"),
+    "fast of an attack": (["--method", "fast", "--steps", 2], 2, "--method fast is an attack already"),
+    "trades of none": (["--method", "TRADES", "--steps", 0], 1, "TRADES needs a recipe whose attack is PGD"),
+    "steps that are no number": (["--steps", "1,x"], 2, "'1,x' is not a number of steps"),
+    "the same steps twice": (["--steps", "1,1"], 2, "'1,1' has a number twice"),
+    "a cell of no sweep": (["--steps", 1, "--cell", 0], 2, "--cell 0 is a part of a sweep"),
+    "no such cell": (["--steps", "0,1", "--cell", "k2-s0"], 1, "no cell 'k2-s0'"),
+    "no such number": (["--steps", "0,1", "--cell", "2"], 1, "no cell 2; there are 2, from 0 (k0-s0) to 1 (k1-s0)"),
+    "no seeds": (["--steps", 1, "--seeds", 0], 2, "--seeds must be at least 1, got 0"),
+    "no batches": (["--steps", 1, "--checkpoint-every", 0], 2, "--checkpoint-every must be at least 1 batch"),
+    "smoothing": (["--steps", 1, "--label-smoothing", 1], 1, "label_smoothing must be from 0 to below 1, got 1"),
+    "average": (["--steps", 1, "--ema", 2], 1, "ema must be between 0 and 1, as .999, got 2"),
+    "tracker": (["--steps", 1, "--track", "wandb"], 1, "tracker 'wandb' is not installed; pip install wandb"),
     "zero rate": (["--steps", 1, "--lr", 0], 1, "lr must be positive"),
 }  # fmt: skip
 

@@ -278,8 +278,7 @@ def test_schedules(schedule, expected):
     here = trainer(replace(RECIPE, batch_size=10, epochs=4, lr=0.01, schedule=schedule))
     rates = []
     for _ in range(4):
-        for _ in here.run_epoch():
-            rates.append(here.learner.schedule.get_last_lr()[0])
+        rates.extend(here.learner.schedule.get_last_lr()[0] for _ in here.run_epoch())
     assert [1.0, *(rate / 0.01 for rate in rates[:-1])] == pytest.approx(expected, abs=1e-6)
 
 

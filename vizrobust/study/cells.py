@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vizrobust.attacks import FGSM, PGD, Attack, Linf, Noise
+from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.spec import lookup
 from vizrobust.study.plan import Plan
-from vizrobust.training import Training
+from vizrobust.training import ARMS, Training
 
 # The control trainings refer to this dose.
 STRONG = 8
-# Fast FGSM steps a little farther than the radius (Wong et al. 2020).
-FAST_STEP = 1.25
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,9 @@ def cells(plan: Plan, eps: float) -> Iterator[Cell]:
         for k in plan.steps:
             yield Cell(f"k{k}", "dose", k, seed, replace(base, attack=dose(k, eps)))
         for name in plan.arms:
-            yield Cell(name, "arm", None, seed, replace(base, attack=_arm(name, eps)))
+            yield Cell(name, "arm", None, seed, replace(base, attack=lookup(ARMS, name, "arm")(eps)))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
-
-
-def _arm(name: str, eps: float) -> Attack:
-    ball = Linf(eps=eps)
-    if name == "fgsm":
-        return FGSM(ball=ball)
-    if name == "fast":
-        return PGD(steps=1, ball=ball, alpha=FAST_STEP * eps)
-    return Noise(draws=1, ball=ball)
 
 
 def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> Cell:

@@ -1,5 +1,6 @@
 """Training: the recipe, the loop, and runs that go on where they stopped."""
 
+from vizrobust.training.arms import ARMS
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
 from vizrobust.training.mix import MIXES, Mix, members
@@ -8,6 +9,7 @@ from vizrobust.training.session import METRICS_FILE, recorded_threads, train, tr
 from vizrobust.training.shipping import ship
 
 __all__ = [
+    "ARMS",
     "METHODS",
     "METRICS_FILE",
     "MIXES",

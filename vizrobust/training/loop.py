@@ -181,7 +181,7 @@ class Trainer:
         tally.loss, tally.linf, tally.l2 = tally.loss + loss, tally.linf + linf, tally.l2 + l2
         tally.made += len(delta)
         if not math.isfinite(tally.loss):
-            kept = f"the state after epoch {self.epoch} is kept" if self.epoch else "nothing was kept yet"
+            kept = f"state.pt keeps the state after epoch {self.epoch}" if self.epoch else "nothing was kept yet"
             raise ValueError(
                 f"the loss became {tally.loss} in epoch {self.epoch + 1}, batch {tally.batch}, at learning rate {rate:.2g}; "
                 f"try a lower --lr ({kept})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from vizrobust.attacks import threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet
+from vizrobust.locks import sole_writer
 from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
@@ -58,9 +60,17 @@ def train(
     run = Run(folder, "train", {"training": repr(recipe)}, record)
     if finished:
         return
-    files = _Files(run.folder, trainer)
+    with sole_writer(run.folder):
+        yield from _trained(trainer, run, checkpoint_every)
+        about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
+        save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+
+
+def _trained(trainer: Trainer, run: Run, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
+    recipe, files = trainer.recipe, _Files(run.folder, trainer)
     files.take_up()
     while not trainer.finished:
+        began = time.monotonic()
         for progress in trainer.run_epoch():
             if checkpoint_every and progress.batch % checkpoint_every == 0 and progress.batch < progress.batches:
                 files.keep_part()
@@ -69,9 +79,8 @@ def train(
         if recipe.on_collapse != "warn" and "collapse" in row:
             row = {**row, "retreat": trainer.retreat(files.state())}
         files.keep()
+        run.remember("seconds", {str(row["epoch"]): round(time.monotonic() - began, 2)})
         yield row
-    about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
-    save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
 
 
 @dataclass(frozen=True)

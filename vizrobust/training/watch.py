@@ -63,7 +63,7 @@ def collapse(rows: Sequence[Row]) -> Row | None:
     if not earlier:
         return None
     best = max(earlier, key=lambda row: float(row["val_robust"]))
-    fall = best["val_robust"] - last["val_robust"]
+    fall = round(best["val_robust"] - last["val_robust"], 6)
     if fall < FALL or best["val_clean"] - last["val_clean"] >= fall / 2:
         return None
     return {"epoch": last["epoch"], "best_epoch": best["epoch"], "before": best["val_robust"], "after": last["val_robust"]}

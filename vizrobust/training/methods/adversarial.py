@@ -18,6 +18,7 @@ class Adversarial:
     """Learn from the attack's examples: what a recipe without a `method` does."""
 
     replays = rounds = 1
+    usual = None
 
     def check(self, fields: Fields) -> None:
         """Every recipe can be trained so."""

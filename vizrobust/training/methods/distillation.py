@@ -33,6 +33,7 @@ class Distillation:
 
     replays = 1
     rounds = 2
+    usual = None
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):

@@ -30,6 +30,7 @@ class Free:
     replays: int = 8
 
     rounds = 1
+    usual = FGSM()
 
     def __post_init__(self) -> None:
         if self.replays < 1:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks import Attack, Ball, ball_of
+from vizrobust.attacks import FGSM, Attack, Ball, ball_of
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
@@ -37,6 +37,7 @@ class GradAlign:
     weight: float = 0.2
 
     replays = rounds = 1
+    usual = FGSM()
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):

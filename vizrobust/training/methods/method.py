@@ -30,13 +30,15 @@ class Method(Protocol):
     """A way to learn from a batch. It is frozen: what it keeps from batch to batch lives in the `Learner`.
 
     `replays` is how many weight steps it makes of each batch; `rounds` how often it trains all epochs, each time a new
-    network with the one before as its teacher.
+    network with the one before as its teacher. `usual` is the attack that it is meant for.
     """
 
     @property
     def replays(self) -> int: ...
     @property
     def rounds(self) -> int: ...
+    @property
+    def usual(self) -> Attack | None: ...
 
     def check(self, fields: Fields) -> None:
         """``ValueError`` where the recipe's other fields and this method exclude each other."""

@@ -32,6 +32,7 @@ class NFGSM:
     step: float = 1.0
 
     replays = rounds = 1
+    usual = FGSM()
 
     def __post_init__(self) -> None:
         if self.noise < 0 or self.step < 0:

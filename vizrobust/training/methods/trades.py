@@ -31,6 +31,7 @@ class TRADES:
     beta: float = 6.0
 
     replays = rounds = 1
+    usual = PGD(steps=10)
 
     def __post_init__(self) -> None:
         if self.beta < 0:
