@@ -14,6 +14,7 @@ import vizrobust
 
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
+    {"processes"},
     {"spec", "rng", "compute"},
     {"data", "runs"},
     {"models"},
@@ -27,7 +28,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Third-party packages that have one home each.
-HOMES = {"click": ["cli/"], "matplotlib": ["report/"], "jinja2": ["report/"], "accelerate": ["compute.py"]}
+HOMES = {"click": ["cli/"], "matplotlib": ["report/"], "jinja2": ["report/"], "accelerate": ["compute.py", "processes/"]}
 WRITERS = ("runs.py", "models/checkpoints.py", "report/")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 ENTRANCES = ("__init__.py", "__main__.py")

@@ -1,9 +1,10 @@
-"""Where the work runs: device, precision, memory format, threads; the only importer of accelerate."""
+"""Where the work runs: device, precision, memory format, threads, and beside which other processes."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +14,10 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
+
+from vizrobust.processes import ALONE, FOREVER, Launch, Processes, launched
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
@@ -26,7 +30,9 @@ class Compute:
 
     `device` is ``auto`` (CUDA, then MPS, then CPU), ``cpu``, ``cuda`` or ``mps``; `precision` is ``fp32`` or
     ``bf16`` (autocast: weights and images stay float32). `threads` fixes torch's CPU threads, None leaves them.
-    Raises ``ValueError`` for a device that this machine does not have.
+    Where torchrun started several processes, `processes` are those, each on a GPU of its own or all on CPUs; what is
+    computed with it is then shared among them, and all must ask for it (`alone` is for what only one does).
+    Raises ``ValueError`` for a device that this machine does not have, or has not enough of.
     """
 
     def __init__(self, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> None:
@@ -40,11 +46,18 @@ class Compute:
         if threads is not None:
             torch.set_num_threads(threads)
         mixed = "bf16" if precision == "bf16" else "no"
-        # Accelerate keeps one precision a process; a second Compute (tests, a notebook) starts it anew.
+        cpu = device == "cpu" or not any(there.values())
+        launch = launched()
+        if launch is not None:
+            _fits(launch, "cpu" if cpu else "cuda" if there["cuda"] else "mps")
+        # Accelerate keeps one precision a process; a second Compute (tests, a notebook) starts it anew. The connection
+        # to the other processes is torch's, which Accelerate opens where there is none and otherwise takes up.
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=device == "cpu" or not any(there.values()), mixed_precision=mixed)
+        patience = [InitProcessGroupKwargs(timeout=FOREVER)] if launch else None
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=patience)
         self.device = self.accelerator.device
         self.precision = precision
+        self.processes = ALONE if launch is None else Processes(launch.rank, launch.size, launch.local_rank)
 
     @property
     def threads(self) -> int:
@@ -76,8 +89,24 @@ class Compute:
         other.precision = "fp32"
         return other
 
+    def alone(self) -> Compute:
+        """The same device for work that this process does by itself, whatever the others do."""
+        other = copy.copy(self)
+        other.processes = ALONE
+        return other
+
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
+
+
+def _fits(launch: Launch, device: str) -> None:
+    """Refuse devices that processes cannot share, and keep Accelerate from choosing the number of threads."""
+    if device == "mps":
+        raise ValueError(f"{launch.size} processes cannot share MPS; use --device cpu, or one process")
+    if device == "cuda" and launch.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"{launch.local_rank + 1} processes or more on {count} GPUs; start at most {count}, or use --device cpu")
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def versions() -> dict[str, str]:

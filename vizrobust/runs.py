@@ -15,6 +15,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from vizrobust.processes import ALONE, Processes
+
 Row = dict[str, Any]
 ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
 
@@ -25,34 +27,51 @@ class Run:
     `identity` is everything that the rows depend on and that must not change within the folder (not the
     checkpoints, units and seeds: those may grow); `record` is what is worth knowing besides. Opening a folder
     with another identity raises ``ValueError`` that names the difference, and leaves the folder as it is.
+
+    Of several `processes` that open it together the main one reads and writes: no file has two writers, and the folder
+    need not be on a disk that all machines see. The others get the rows that were there and keep what is added in
+    memory, so that all know the same.
     """
 
     def __init__(
-        self, folder: Path | str, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None
-    ) -> None:
+        self, folder: Path | str, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
+        self.writes = processes.main
         described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
+        self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
+        self._rows_file = self.folder / "rows.jsonl"
+        if self.writes:
+            self._open(described)
+        self._known = None if processes.size == 1 else processes.broadcast(read_rows(self.folder) if self.writes else [])
+
+    def _open(self, described: Mapping[str, Any]) -> None:
         old = read_run(self.folder)
         if old is not None:
             _refuse_other(self.folder, old, described)
         elif self.folder.is_dir() and any(not item.name.startswith(".") for item in self.folder.iterdir()):
             raise ValueError(f"folder {str(self.folder)!r} holds other files; give --out a new or empty folder")
         make_folder(self.folder)
-        self.info: dict[str, Any] = {**(old or {}), **described, **json.loads(json.dumps(dict(record or {})))}
+        self.info = {**(old or {}), **self.info}
         write_json(self.folder / "run.json", self.info)
-        self._rows_file = self.folder / "rows.jsonl"
         _drop_incomplete_row(self._rows_file)
 
     def remember(self, key: str, entries: Mapping[str, Any]) -> None:
         """Add entries to a table of run.json that grows with the run, such as its checkpoints."""
         self.info[key] = {**self.info.get(key, {}), **json.loads(json.dumps(dict(entries)))}
-        write_json(self.folder / "run.json", self.info)
+        if self.writes:
+            write_json(self.folder / "run.json", self.info)
 
     def rows(self) -> list[Row]:
-        return read_rows(self.folder)
+        return read_rows(self.folder) if self._known is None else list(self._known)
 
     def add(self, row: Row) -> None:
         """Append a row; it is on disk when this returns."""
+        if self._known is not None:
+            self._known.append(json.loads(json.dumps(row)))
+        if not self.writes:
+            return
         with self._rows_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -64,6 +83,9 @@ class Run:
         The PNG carries both the row and what the whole run was made with, so that it can be made again by itself.
         """
         full = {**row, "image": name}
+        if not self.writes:
+            self.add(full)
+            return full
         about = {**self.info, "checkpoints": {row.get("checkpoint"): self.info.get("checkpoints", {}).get(row.get("checkpoint"))}}
         write_png(self.folder / name, image, picture_texts(full, about))
         self.add(full)
@@ -181,7 +203,7 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], seconds:
     )
 
 
-def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if old.get("command") != new["command"]:
         raise ValueError(
             f"folder {str(folder)!r} holds a run of {old.get('command')!r}, not of {new['command']!r}; give --out another folder"

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from vizrobust.cli.output import command_line, say
+from vizrobust.cli.output import say, stopped
+from vizrobust.processes.launch import launched
 
 # Name -> module; the modules are imported when they are needed and import torch only inside their functions.
 COMMANDS = {
@@ -41,6 +42,8 @@ RESUMABLE = (
     "neurons", "spritemap", "atlas", "invert", "caricature", "compare", "train", "attack", "calibrate", "masking", "dimension",
     "study",
 )  # fmt: skip
+# Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
+TOGETHER = ("attack", "neurons", "compare")
 
 
 class Commands(click.Group):
@@ -55,11 +58,26 @@ class Commands(click.Group):
         command: click.Command = import_module(f"vizrobust.cli.{COMMANDS[name]}").command
         return command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; beside others where torchrun started this process."""
+        try:
+            launch = launched()
+        except ValueError as error:
+            click.ClickException(str(error)).show()
+            sys.exit(1)
+        if launch is None:
+            return super().main(*args, **kwargs)
+        from vizrobust.cli.launched import run_together
+
+        return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from vizrobust.spec import unknown
 
             ctx.fail(unknown(args[0], COMMANDS, "command"))
+        if args and args[0] in COMMANDS and args[0] not in TOGETHER and launched() is not None:
+            ctx.fail(f"{args[0]!r} runs in one process; start it without torchrun (with it: {', '.join(TOGETHER)})")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -71,7 +89,7 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt:
-            say("\nstopped" + (f"; go on with: {command_line()}" if ctx.invoked_subcommand in RESUMABLE else ""))
+            say("\n" + stopped(ctx.invoked_subcommand in RESUMABLE))
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
             # The reader of a pipe has seen enough.
@@ -91,7 +109,7 @@ def sentence(error: Exception) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"cannot write{where}: {reason}; make room and start the same command again, what is there is kept"
         return f"cannot open or write{where}: {reason}"
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FileNotFoundError | ConnectionError):
         return str(error)
     first_line = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first_line} (VIZROBUST_DEBUG=1 shows where)"

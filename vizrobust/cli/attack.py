@@ -71,6 +71,8 @@ def command(
     for file in filter(None, (plot, show)):
         format_of(file)  # before minutes of attack, not after
     compute = Compute(device, precision)
+    if not compute.processes.main:
+        plot = show = None  # all attack, one draws
     checkpoints = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
     images = {checkpoint.id: first(loaded.split(split), n) for checkpoint, loaded in checkpoints}
 

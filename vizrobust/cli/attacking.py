@@ -39,7 +39,7 @@ class Evaluations:
         described = identity(data.name, split, seed, batch_size, compute.precision)
         folder = Path(out) if out else default_folder(command, described)
         record = {"argv": command_line(), "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        return cls(Run(folder, command, described, record), compute, seed, batch_size, quiet)
+        return cls(Run(folder, command, described, record, compute.processes), compute, seed, batch_size, quiet)
 
     def of(
         self, checkpoint: Checkpoint, attack: Attack, images: Split, *, only: Sequence[int] | None = None,

@@ -71,8 +71,15 @@ def command(
         found_ = attacked(checkpoints, loaded, evaluations, attack_text, eps, norm, n)
         tables += accuracy_tables(found_, loaded)
         numbers += accuracy_rows(found_, loaded)
+    untrained = checkpoints[0].untrained(RANDOM)
     if found is not None:
-        scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json, [checkpoints[0].untrained(RANDOM)])
+        pictured.render_for_clarity([*checkpoints, untrained], quiet or as_json)
+    finished = pictured.alone()
+    if finished is None:
+        return
+    pictured = finished
+    if found is not None:
+        scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json, [untrained])
         numbers += clarity_rows(scores, checkpoints, request.units, found.name)
         tables += [score_table(scores, found.name), difference_table(scores, checkpoints, found.name)]
     page = write_gallery(pictured.folder, [pictured.folder], tables, title=" and ".join(one.name for one in checkpoints))

@@ -80,6 +80,12 @@ def command(
     found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if judged else None
     signs = [request, replace(request, sign=-request.sign)] if both else [request]
     rows = pictured.render([(checkpoint, one) for one in signs for checkpoint in checkpoints], quiet or as_json)
+    if found is not None:
+        pictured.render_for_clarity(checkpoints, quiet or as_json)
+    finished = pictured.alone()
+    if finished is None:
+        return
+    pictured = finished
     if natural is not None and exemplars is not None:
         rows = with_exemplars(rows, add_exemplars(pictured, checkpoints, natural, exemplars, quiet or as_json))
     tables, numbers, scores = [], [], None

@@ -68,5 +68,10 @@ def command_line() -> str:
     return shlex.join(["vizrobust", *sys.argv[1:]])
 
 
+def stopped(resumable: bool = True) -> str:
+    """What an interrupted command says."""
+    return "stopped" + (f"; go on with: {command_line()}" if resumable else "")
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"

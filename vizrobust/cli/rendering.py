@@ -120,9 +120,8 @@ class Pictured:
     @staticmethod
     def open(command: str, request: Request, compute: Compute, out: str | None) -> Pictured:
         identity = request.identity(compute.precision)
-        return Pictured(
-            Run(out or default_folder(command, identity), command, identity, made_with(compute, request)), request, compute
-        )
+        folder = out or default_folder(command, identity)
+        return Pictured(Run(folder, command, identity, made_with(compute, request), compute.processes), request, compute)
 
     @property
     def folder(self) -> Path:
@@ -141,11 +140,19 @@ class Pictured:
         wanted = {key for checkpoint, request in jobs for key in request.keys(checkpoint)}
         return [row for row in self.run.rows() if row_key(row) in wanted]
 
+    def alone(self) -> Pictured | None:
+        """The same for the one process that goes on when all pictures are there; None in the others."""
+        return replace(self, compute=self.compute.alone()) if self.run.writes else None
+
+    def render_for_clarity(self, checkpoints: Sequence[Checkpoint], quiet: bool) -> None:
+        """Render what the scores need besides."""
+        self.render(scoring_jobs(checkpoints, self.request), quiet)
+
     def clarity(
         self, checkpoints: Sequence[Checkpoint], data: DataSet, judge: Judge, quiet: bool, references: Sequence[Checkpoint] = ()
     ) -> dict[str, PictureScores]:
         """Render what the scores need besides, and score."""
-        self.render(scoring_jobs([*checkpoints, *references], self.request), quiet)
+        self.render_for_clarity([*checkpoints, *references], quiet)
         return clarity_scores(self.run, checkpoints, self.request, judge, data, self.compute, references)
 
 

@@ -138,6 +138,17 @@ def faces_together(objective: Objective, recipe: Recipe) -> int:
     return max(one, two)
 
 
+def in_batches(jobs: Sequence[Job], faces: int, batch_size: int) -> list[list[Job]]:
+    """The jobs as `render_jobs` puts them into its batches.
+
+    >>> in_batches([(0, 0), (0, 1), (1, 1), (2, 0)], faces=2, batch_size=5)
+    [[(0, 0), (0, 1), (1, 1)], [(2, 0)]]
+    """
+    wanted, groups, count = set(jobs), _groups(jobs, faces), batch_size // faces
+    batches = [groups[start : start + count] for start in range(0, len(groups), count)]
+    return [[job for group in batch for job in group if job in wanted] for batch in batches]
+
+
 def _groups(jobs: Sequence[Job], faces: int) -> list[list[Job]]:
     """Each job alone, or the whole groups of faces that the jobs belong to."""
     if faces == 1:

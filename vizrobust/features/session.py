@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +16,13 @@ from vizrobust.compute import Compute
 from vizrobust.features.objectives import Diversity, Logit, Neuron, Objective, Sum, subject
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import BATCH_SIZE, Rendered, render, render_jobs
+from vizrobust.features.render import BATCH_SIZE, Job, Rendered, faces_together, in_batches, render, render_jobs
 from vizrobust.models import Checkpoint
 from vizrobust.runs import Row, Run, slug, write_gif, write_png
+
+Pixels = np.ndarray[Any, Any]
+# A picture's row, its pixels, and the frames of its way, if any were asked for (or the one strip that holds them).
+Finished = tuple[Row, Pixels, list[Pixels]]
 
 
 @dataclass(frozen=True)
@@ -125,29 +131,52 @@ def missing(run: Run, checkpoint: Checkpoint, request: Request) -> list[tuple[in
 
 
 def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Compute) -> Iterator[Row]:
-    """Render what is missing of a request, save each image and then its row, and yield the rows as they come."""
+    """Render what is missing of a request, save each image and then its row, and yield the rows as they come.
+
+    The `processes` of `compute` share the batches, and the main one saves the pictures of all, in the order of one
+    process; `run` was opened by all of them.
+    """
     name = checkpoint.id
     run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
     todo = missing(run, checkpoint, request)
     if not todo:
         return
+    for finished in compute.processes.merged(_batches(checkpoint, request, todo, compute)):
+        for row, picture, film in finished:
+            if film and run.writes:
+                if request.strip:
+                    write_png(run.folder / row["strip"], film[0], {})
+                else:
+                    write_gif(run.folder / row["film"], film)
+            yield run.add_image(row, picture, _file(name, request, row))
+
+
+def _batches(checkpoint: Checkpoint, request: Request, todo: Sequence[Job], compute: Compute) -> Iterator[list[Finished]]:
+    """This process's batches of pictures."""
+    faces = faces_together(request.objective, request.recipe)
+    batches = list(compute.processes.mine(in_batches(todo, faces, max(request.batch_size, faces))))
     net = checkpoint.net()
     began = time.perf_counter()
-    for done in render_jobs(
-        net, request.objective, todo, request.recipe, shape=checkpoint.about.input_shape, compute=compute,
-        sign=request.sign, start=request.start, batch_size=request.batch_size, film=request.film,
-    ):  # fmt: skip
-        seconds = round(time.perf_counter() - began, 3)
-        row = {**row_of(name, checkpoint, request, done), "seconds": seconds}
-        file = _file(name, request, done)
-        if done.film is not None and request.strip:
-            row["strip"] = file.removesuffix(".png") + "-way.png"
-            write_png(run.folder / row["strip"], to_uint8(torch.cat(list(done.film), dim=2).float() / 255), {})
-        elif done.film is not None:
-            row["film"] = file.removesuffix(".png") + ".gif"
-            write_gif(run.folder / row["film"], [frame.movedim(0, -1).numpy() for frame in done.film])
-        yield run.add_image(row, to_uint8(done.image), file)
-        began = time.perf_counter()
+    rendered = render_jobs(
+        net, request.objective, [job for batch in batches for job in batch], request.recipe,
+        shape=checkpoint.about.input_shape, compute=compute, sign=request.sign, start=request.start,
+        batch_size=request.batch_size, film=request.film,
+    )  # fmt: skip
+    for batch in batches:
+        finished = []
+        for done in itertools.islice(rendered, len(batch)):
+            row = row_of(checkpoint.id, checkpoint, request, done)
+            row["seconds"] = round(time.perf_counter() - began, 3)
+            stem, film = _file(checkpoint.id, request, row).removesuffix(".png"), []
+            if done.film is not None and request.strip:
+                row["strip"] = f"{stem}-way.png"
+                film = [to_uint8(torch.cat(list(done.film), dim=2).float() / 255)]
+            elif done.film is not None:
+                row["film"] = f"{stem}.gif"
+                film = [frame.movedim(0, -1).numpy() for frame in done.film]
+            finished.append((row, to_uint8(done.image), film))
+            began = time.perf_counter()
+        yield finished
 
 
 def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
@@ -192,7 +221,7 @@ def row_of(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) 
     }
 
 
-def _file(name: str, request: Request, done: Rendered) -> str:
+def _file(name: str, request: Request, row: Row) -> str:
     at = "@{},{}".format(*request.position) if request.position else ""
-    negative = "-neg" if done.sign < 0 else ""
-    return f"images/{name}/{slug(request.recipe.name)}/{slug(request.layer)}/{done.unit}{at}{negative}-s{done.seed}.png"
+    negative = "-neg" if row["sign"] < 0 else ""
+    return f"images/{name}/{slug(request.recipe.name)}/{slug(request.layer)}/{row['unit']}{at}{negative}-s{row['seed']}.png"

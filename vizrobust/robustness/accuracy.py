@@ -24,7 +24,8 @@ class Part:
     """What one walk of an attack (or `CLEAN`, the unchanged images) found for k images.
 
     `images` are their places in the split, `broken_at` the step of the first wrong point (-1: none), `norms` the
-    size of the perturbation that decided. `steps` is the walk's K; passes are counted in images, padding included.
+    size of the perturbation that decided. `steps` is the walk's K; passes are those of these images, without their
+    mates and padding, so that they depend neither on the batches nor on the processes.
     """
 
     walk: str

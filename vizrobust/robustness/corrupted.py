@@ -50,7 +50,8 @@ def corrupted(
             raise ValueError(f"no severity {severity!r}; there are: {', '.join(map(str, SEVERITIES))}")
     cells = [(corruption.__name__, severity) for _, corruption in chosen for severity in severities]
     cells = [cell for cell in [(CLEAN, 0), *cells] if cell not in done]
-    return (_row(net, images, compute, name, severity, seed, batch_size) for name, severity in cells)
+    processes = compute.processes
+    return processes.merged(_row(net, images, compute, *cell, seed, batch_size) for cell in processes.mine(cells))
 
 
 @dataclass(frozen=True)

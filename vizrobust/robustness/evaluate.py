@@ -46,14 +46,19 @@ def evaluate(
     Walks after the first attack only what is not broken yet, unless `every_walk`. ``until="end"`` lets each walk go
     all its steps, for attacks that look for the smallest perturbation; ``until="last"`` does so too and counts an
     image as broken by its last point alone, as some published protocols have it.
+
+    The `processes` of `compute` each take every so-manieth whole batch of what a walk still has to do. All of them
+    yield the parts of all, a few seconds after they were made.
     """
+    processes = compute.processes
     known = list(known)
     places = list(range(len(images))) if only is None else list(only)
     if not places:
         return
     compute.place(net)
     verdicts = {place: at for part in known if part.walk == CLEAN for place, at in zip(part.images, part.broken_at, strict=True)}
-    for part in _clean(net, images, [place for place in places if place not in verdicts], compute, batch_size):
+    unknown = [place for place in places if place not in verdicts]
+    for part in processes.merged(_clean(net, images, unknown, compute, batch_size)):
         verdicts |= zip(part.images, part.broken_at, strict=True)
         yield part
     alive = [place for place in places if verdicts[place] < 0]
@@ -68,7 +73,7 @@ def evaluate(
             # A walk with nothing left to do is named all the same, so that a table can say that it broke nothing.
             yield Part(walk.name, walk.member, walk.steps, (), (), (), 0, 0, 0.0)
         slots = _Slots(net, walk, images, todo, compute, seed, batch_size, until)
-        for part in slots.parts(attack):
+        for part in processes.merged(slots.parts(attack), PATIENCE):
             done |= zip(part.images, part.broken_at, strict=True)
             yield part
         if not every_walk:
@@ -86,25 +91,30 @@ class _Slots:
         self.until = "end" if self.leaves_ball else until
         self.todo = torch.tensor(todo, dtype=torch.int64)
         self.size = size
+        self.passes = Passes(net)
         self.begun = self._begun()
         self.chunk: State = {}
+        self.chunk_cost = (0, 0)
         self.chunk_places: list[int] = []
         self.state: State = {}
         # The place of each slot's image in the split; None is padding.
         self.places: list[int | None] = [None] * size
         # At which step each slot's image was first wrong, -1 if it was not.
         self.first = torch.full((size,), -1, device=compute.device)
+        # Each slot's forward and gradient passes so far, and a step's.
+        self.costs = [(0, 0)] * size
+        self.step_cost: tuple[int, int] | None = None
 
     def parts(self, attack: Attack) -> Iterator[Part]:
         for number in itertools.count():
             began = time.perf_counter()
-            rows: list[tuple[int, int, float]] = []
+            rows: list[tuple[int, int, float, int, int]] = []
             with ExitStack() as stack:
                 stack.enter_context(borrowed(self.net))
                 stack.enter_context(self.compute.autocast())
                 # For networks that draw from the global generator: the user's is left as it was.
                 stack.enter_context(seeded(self.seed + number, self.compute.device))
-                passes = stack.enter_context(Passes(self.net))
+                stack.enter_context(self.passes)
                 self._refill()
                 while any(place is not None for place in self.places):
                     self._advance()
@@ -114,20 +124,22 @@ class _Slots:
                         break
             if not rows:
                 return
-            taken, broken_at, norms = zip(*rows, strict=True)
+            taken, broken_at, norms, forward, gradient = zip(*rows, strict=True)
             yield Part(
                 self.walk.name, self.walk.member, self.walk.steps, taken, broken_at, norms,
-                passes.forward, passes.gradient, time.perf_counter() - began,
+                sum(forward), sum(gradient), time.perf_counter() - began,
             )  # fmt: skip
 
-    def _begun(self) -> Iterator[tuple[State, list[int]]]:
-        """Fresh states in batches of the one size, each with the places of the images that count."""
-        for index, count in full_batches(len(self.todo), self.size):
+    def _begun(self) -> Iterator[tuple[State, list[int], tuple[int, int]]]:
+        """This process's fresh states in batches of the one size, with the places of the images that count, and the cost."""
+        for index, count in self.compute.processes.mine(full_batches(len(self.todo), self.size)):
             places = self.todo[index]
             x = self.compute.images(self.images.take(places))
             y = self.images.labels[places].to(self.compute.device)
             streams = Streams(self.seed, places.tolist(), "attack")
-            yield self.walk.begin(self.net, x, y, streams), places[:count].tolist()
+            before = self.passes.each(self.size)
+            state = self.walk.begin(self.net, x, y, streams)
+            yield state, places[:count].tolist(), _since(before, self.passes.each(self.size))
 
     def _refill(self) -> None:
         """Put the next images' fresh states into the free slots."""
@@ -137,7 +149,7 @@ class _Slots:
                 found = next(self.begun, None)
                 if found is None:
                     break
-                self.chunk, self.chunk_places = found
+                self.chunk, self.chunk_places, self.chunk_cost = found
                 self.next = 0
                 if not self.state:
                     self.state = {key: value.clone() for key, value in self.chunk.items()}
@@ -145,6 +157,7 @@ class _Slots:
             slots, free = free[:count], free[count:]
             for slot in slots:
                 self.places[slot] = self.chunk_places.pop(0)
+                self.costs[slot] = self.chunk_cost
             self._put(slots, range(self.next, self.next + count))
             self.next += count
         # Padding that has reached its end begins again: no walk is asked for more steps than it has.
@@ -164,16 +177,24 @@ class _Slots:
     def _advance(self) -> None:
         ended = self.state["t"] >= self.walk.steps
         active = torch.tensor([place is not None for place in self.places], device=ended.device)
+        before = self.passes.each(self.size)
         if bool((ended | ~active).all()):
             with torch.no_grad():
                 self.walk.judge(self.net, self.state)
+            cost = self.step_cost or _since(before, self.passes.each(self.size))
         else:
             self.walk.step(self.net, self.state)
+            cost = self.step_cost = _since(before, self.passes.each(self.size))
+        self._pay(ended.tolist(), *cost)
         newly = self.state["wrong"] & (self.first < 0)
         self.first = torch.where(newly, self.state["t"] - 1, self.first)
 
-    def _retire(self, attack: Attack) -> list[tuple[int, int, float]]:
-        """The place, first wrong step and norm of every image that is decided; its slot is free."""
+    def _pay(self, ended: Sequence[bool], forward: int, gradient: int) -> None:
+        """Book a step. An image at its end needs no gradient, which it gets or not as its mates need one."""
+        self.costs = [(f + forward, g + gradient * (not last)) for (f, g), last in zip(self.costs, ended, strict=True)]
+
+    def _retire(self, attack: Attack) -> list[tuple[int, int, float, int, int]]:
+        """The place, first wrong step, norm and passes of every image that is decided; its slot is free."""
         state = self.state
         over = state["t"] > self.walk.steps
         if self.until == "broken":
@@ -194,22 +215,25 @@ class _Slots:
             place = self.places[slot]
             if place is not None:
                 at = int(self.first[slot] if self.until != "last" else state["t"][slot] - 1) if broken[slot] else -1
-                rows.append((place, at, float(norms[slot])))
+                rows.append((place, at, float(norms[slot]), *self.costs[slot]))
                 self.places[slot] = None
         return rows
 
 
 def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, batch_size: int) -> Iterator[Part]:
     places = torch.tensor(todo, dtype=torch.int64)
-    for index, count in full_batches(len(places), batch_size):
+    for index, count in compute.processes.mine(full_batches(len(places), batch_size)):
         began = time.perf_counter()
         taken = places[index]
         with borrowed(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
         broken_at = tuple(-int(hit) for hit in right[:count].tolist())
-        yield Part(
-            CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), broken_at, (0.0,) * count, batch_size, 0, time.perf_counter() - began
-        )
+        seconds = time.perf_counter() - began
+        yield Part(CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), broken_at, (0.0,) * count, count, 0, seconds)
+
+
+def _since(before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
+    return after[0] - before[0], after[1] - before[1]
 
 
 class Passes:
@@ -217,6 +241,10 @@ class Passes:
 
     def __init__(self, net: nn.Module) -> None:
         self.net, self.forward, self.gradient = net, 0, 0
+
+    def each(self, size: int) -> tuple[int, int]:
+        """Forward and gradient passes of each image of the batches of that size so far."""
+        return self.forward // size, self.gradient // size
 
     def __enter__(self) -> Passes:
         self._handle = self.net.register_forward_pre_hook(self._count)
