@@ -212,6 +212,21 @@ def test_the_eps_rule_takes_the_smallest_radius_at_which_fgsm_fails() -> None:
     assert choose((0.1,), 0.25, accuracy).eps == 0.25
 
 
+def test_above_the_usual_radius_k8_is_trained_only_where_it_could_decide() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def accuracy(who: str, eps: float) -> float:
+        asked.append((who, eps))
+        return {("fgsm", 0.1): 0.52, ("fgsm", 0.2): 0.4, ("fgsm", 0.4): 0.2, ("strong", 0.1): 0.52, ("strong", 0.4): 0.3}[who, eps]
+
+    chosen = choose((0.1, 0.2, 0.4), 0.1, accuracy)
+    assert chosen.eps == 0.1
+    # .4 is not below half of .52, which is the most that K = 8 could keep at .2; .2 is, and then K = 8 decides.
+    assert asked == [("fgsm", 0.1), ("fgsm", 0.2), ("strong", 0.1), ("fgsm", 0.4), ("strong", 0.4)]
+    assert [one.strong for one in chosen.tried] == [None, None, 0.3]
+    assert "K = 8 keeps 52.0% at the usual radius" in chosen.reason
+
+
 def test_first_reach_against_a_plain_loop() -> None:
     generator = torch.Generator().manual_seed(3)
     grown, largest = torch.randn(3, 4, 6, generator=generator).cumsum(2), torch.tensor([0.5, 1.0, 9.0])

@@ -39,16 +39,24 @@ Question = tuple[str, float]
 def questions(radii: Sequence[float], usual: float) -> Generator[Question, float, Chosen]:
     """The rule as a conversation: yields what it wants to know, is sent the accuracy, and returns its choice.
 
-    It asks only for what can decide, because each answer is a training.
+    It asks only for what can decide, because each answer is a training. Above the `usual` radius it first asks what K = 8
+    keeps there, where the sweep would train it anyway: what it keeps at a larger radius is taken to be no more.
     """
-    tried = []
+    tried: list[Tried] = []
+    most: float | None = None
     for eps in sorted(radii):
-        fgsm = yield "fgsm", eps
-        strong = (yield "strong", eps) if fgsm < PART else None
+        fgsm, strong = (yield "fgsm", eps), None
+        if fgsm < PART and eps > usual and most is None:
+            most = yield "strong", usual
+        if fgsm < PART * (1 if most is None else most):
+            strong = yield "strong", eps
         tried.append(Tried(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
         if tried[-1].fulfilled:
             return Chosen(eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps")
-    return Chosen(usual, tuple(tried), "no radius fulfils the rule, so the data set's usual one: one-step training did not fail")
+    reason = "no radius fulfils the rule, so the data set's usual one: one-step training did not fail"
+    if most is not None and any(one.eps > usual and one.strong is None for one in tried):
+        reason += f" (K = 8 keeps {most:.1%} at the usual radius, and is taken to keep no more at larger ones)"
+    return Chosen(usual, tuple(tried), reason)
 
 
 def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:

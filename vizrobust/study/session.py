@@ -32,6 +32,8 @@ from vizrobust.training import METRICS_FILE, Progress, Training, ship, train, tr
 BATCH_SIZE = 100
 # A cell's file says what it is worth on so many images; the report's accuracies are on all of them.
 GLANCED = 200
+# Test images that decide about eps.
+ASKED = 1000
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Study:
         folder = self._folder(wanted, wanted.training, f"{wanted.name}-eps{eps:g}")
         yield from self._trained_in(folder, wanted.training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
-        images = first(self.data.test, self.plan.images)
+        # What everything else depends on is asked of many images, also where the study itself attacks few.
+        images = first(self.data.test, self.plan.images if self.plan.quick else max(ASKED, self.plan.images))
         return robust_accuracy(attack, trained(folder, wanted.training.arch), images, self.compute, self.attacks)
 
     def _train(self, cell: Cell) -> Iterator[Stage]:
