@@ -74,10 +74,8 @@ def test_standard_training_has_no_robust_accuracy_to_lose(told, tmp_path):
 def test_stop_ends_with_the_weights_before_the_collapse(told, tmp_path):
     told((0.5, 0.4), (0.6, 0.5), (0.6, 0.05))
     found, state = run_all(replace(ROBUST, on_collapse="stop"), tmp_path / "stop", Compute("cpu"))
-    assert (
-        found[-1]["retreat"]
-        == "robust accuracy collapsed in epoch 3, from 50.0% to 5.0%; training ends with the weights before it"
-    )
+    fell = "robust accuracy collapsed in epoch 3, from 50.0% to 5.0%"
+    assert found[-1]["retreat"] == f"{fell}; training ends with the weights before it"
     kept = [json.loads(line) for line in (tmp_path / "stop" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in kept] == [1, 2]
     assert kept[-1]["ended"] == fell
