@@ -217,7 +217,8 @@ def test_above_the_usual_radius_k8_is_trained_only_where_it_could_decide() -> No
 
     def accuracy(who: str, eps: float) -> float:
         asked.append((who, eps))
-        return {("fgsm", 0.1): 0.52, ("fgsm", 0.2): 0.4, ("fgsm", 0.4): 0.2, ("strong", 0.1): 0.52, ("strong", 0.4): 0.3}[who, eps]
+        kept = {"fgsm": {0.1: 0.52, 0.2: 0.4, 0.4: 0.2}, "strong": {0.1: 0.52, 0.4: 0.3}}
+        return kept[who][eps]
 
     chosen = choose((0.1, 0.2, 0.4), 0.1, accuracy)
     assert chosen.eps == 0.1
