@@ -11,29 +11,37 @@ from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.clarity.judge import BUILTIN
 from vizrobust.data import first, load
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
+from vizrobust.models.references import DIGITS
 from vizrobust.report.model_card import model_card
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, Training
 
 FOLDER = files("vizrobust.models").joinpath("builtin")
-TRAINED = (*SWEEP, "mnist-fgsm")
+TRAINED = (*DIGITS, "mnist-fgsm")
+PHOTOGRAPHS = (*SWEEP, "imagenette-fgsm")
 
 
-def test_the_sweep_is_there_in_the_order_of_its_steps():
-    assert [name for name in builtin_names() if name in SWEEP] == list(SWEEP)
-    assert {"mnist-fgsm", *BUILTIN["mnist5k"]} <= set(builtin_names())
-    assert [load_checkpoint(name).about.attack_steps for name in SWEEP] == [0, 1, 2, 4, 8, 16]
+@pytest.mark.parametrize(("sweep", "steps"), [(DIGITS, [0, 1, 2, 4, 8, 16]), (SWEEP, [0, 1, 2, 4, 8])])
+def test_the_sweeps_are_there_in_the_order_of_their_steps(sweep, steps):
+    assert [name for name in builtin_names() if name in sweep] == list(sweep)
+    assert [load_checkpoint(name).about.attack_steps for name in sweep] == steps
 
 
-@pytest.mark.parametrize("name", TRAINED)
+def test_the_arms_and_the_judges_are_there():
+    assert {"mnist-fgsm", "imagenette-fgsm", *BUILTIN["mnist5k"]} <= set(builtin_names())
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *PHOTOGRAPHS])
 def test_a_file_is_small_and_says_how_it_was_made(name):
-    assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < 350_000
+    digits = name in TRAINED
+    assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < (350_000 if digits else 1_000_000)
     about = load_checkpoint(name).about
     recipe = parse(about.training, NAMES)
     assert isinstance(recipe, Training)
     assert recipe.attack_steps == about.attack_steps
-    assert (recipe.arch, recipe.data) == (about.arch, about.data) == ("small_cnn", "mnist5k")
+    expected = ("small_cnn", "mnist5k") if digits else ("resnet_small", "imagenette64")
+    assert (recipe.arch, recipe.data) == (about.arch, about.data) == expected
 
 
 def test_all_of_them_together_are_small():
@@ -50,7 +58,7 @@ def test_a_card_is_that_of_the_shipped_file(name):
 
 def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
     """The lecture's Figure 27.3: against FGSM a few steps look as good as many, against PGD-50 they do not."""
-    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in SWEEP}
+    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in DIGITS}
     assert metrics[0]["fgsm"] < 0.1
     for steps in (1, 2):
         assert metrics[steps]["fgsm"] > 0.8
@@ -60,11 +68,21 @@ def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
         assert metrics[steps]["fgsm"] - metrics[steps]["robust"] < 0.15
 
 
+def test_on_photographs_one_step_is_enough():
+    """At 4/255 nothing is masked: the step is from no attack to any, and more steps add nothing that shows."""
+    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in SWEEP}
+    assert metrics[0]["clean"] > 0.75
+    assert metrics[0]["robust"] < 0.1
+    robust = [metrics[steps]["robust"] for steps in (1, 2, 4, 8)]
+    assert min(robust) > 0.5
+    assert max(robust) - min(robust) < 0.03
+
+
 @pytest.mark.parametrize("name", BUILTIN["mnist5k"])
 def test_the_judges_have_not_seen_the_images_and_are_other_networks(name):
     judge = load_checkpoint(name).about
     assert judge.data == "mnist55k"
-    assert judge.arch != load_checkpoint(SWEEP[0]).about.arch
+    assert judge.arch != load_checkpoint(DIGITS[0]).about.arch
     assert judge.metrics["clean"] > 0.98
     assert (judge.metrics["robust"] > 0.8) == (name == "mnist-judge-robust")
 

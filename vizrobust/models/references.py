@@ -17,7 +17,8 @@ from vizrobust.spec import unknown
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 # What `vizrobust neurons` shows without a reference: K = 0 to 16 attack steps.
-SWEEP = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
+SWEEP = tuple(f"imagenette-k{steps}" for steps in (0, 1, 2, 4, 8))
+DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
