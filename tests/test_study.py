@@ -60,6 +60,17 @@ def test_natural_pictures_of_the_right_class_beat_those_of_a_wrong_one(compute, 
     assert all(0 <= value <= 1 for value in good["one"].recognised if value is not None)
 
 
+def test_without_images_the_judge_says_the_same_of_the_pictures_and_nothing_else(compute, data):
+    one = checkpoint("one")
+    judge = Judge("self", one.net(), tuple("abcdefg"), compute)
+    pictures = {"one": {unit: data.test.take(torch.arange(3) + unit) for unit in (0, 3, 5)}}
+    asked = score_pictures([one], pictures, {}, Logit(), (0, 3, 5), judge, data, compute)["one"]
+    found = score_pictures([one], pictures, {}, Logit(), (0, 3, 5), judge, None, compute)
+    assert found.keys() == {"one"}
+    assert (found["one"].transfer, found["one"].recognised) == (asked.transfer, asked.recognised)
+    assert found["one"].forced_choice == (None,) * 3
+
+
 def test_a_single_class_unit_has_nothing_to_be_told_from(compute, data):
     one = checkpoint("one")
     judge = Judge("self", one.net(), tuple("abcdefg"), compute)

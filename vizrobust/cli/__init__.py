@@ -67,7 +67,7 @@ class Commands(click.Group):
             sys.exit(1)
         if launch is None:
             return super().main(*args, **kwargs)
-        from vizrobust.cli.launched import run_together
+        from vizrobust.cli.together import run_together
 
         return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
 

@@ -89,7 +89,7 @@ def command(
     if natural is not None and exemplars is not None:
         rows = with_exemplars(rows, add_exemplars(pictured, checkpoints, natural, exemplars, quiet or as_json))
     tables, numbers, scores = [], [], None
-    if found is not None and loaded is not None:
+    if found is not None:
         scores = pictured.clarity(checkpoints, loaded, found, quiet or as_json)
         numbers = clarity_rows(scores, checkpoints, request.units, found.name)
         if len(checkpoints) > 1:

@@ -11,6 +11,7 @@ from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.features import (
     Direction,
+    Logit,
     Objective,
     Request,
     accepts,
@@ -149,8 +150,9 @@ class Pictured:
         self.render(scoring_jobs(checkpoints, self.request), quiet)
 
     def clarity(
-        self, checkpoints: Sequence[Checkpoint], data: DataSet, judge: Judge, quiet: bool, references: Sequence[Checkpoint] = ()
-    ) -> dict[str, PictureScores]:
+        self, checkpoints: Sequence[Checkpoint], data: DataSet | None, judge: Judge, quiet: bool,
+        references: Sequence[Checkpoint] = (),
+    ) -> dict[str, PictureScores]:  # fmt: skip
         """Render what the scores need besides, and score."""
         self.render_for_clarity([*checkpoints, *references], quiet)
         return clarity_scores(self.run, checkpoints, self.request, judge, data, self.compute, references)
@@ -165,18 +167,21 @@ def find_judge(
     if not is_about_units(objective):
         say(f"clarity is not scored: {objective} asks for no unit that pictures could show")
         return None
-    if data is None:
+    about = checkpoints[0].about
+    name = about.data if data is None else data.name
+    if data is None and not (name and isinstance(subject(objective), Logit)):
         say("clarity is not scored: it needs the data set's images (--data REF)")
         return None
-    others = [
-        one.name for one in checkpoints if one.about.input_shape != data.shape or len(one.about.classes) != len(data.classes)
-    ]
+    shape, classes = (about.input_shape, about.classes) if data is None else (data.shape, data.classes)
+    others = [one.name for one in checkpoints if one.about.input_shape != shape or len(one.about.classes) != len(classes)]
     if others:
-        say(f"clarity is not scored: {', '.join(others)} and {data.name} differ in image shape or classes")
+        say(f"clarity is not scored: {', '.join(others)} and {name} differ in image shape or classes")
         return None
-    judge = judge_for(data.name, checkpoints, compute, ref)
+    judge = judge_for(name, checkpoints, compute, ref)
     if judge is None:
-        say(f"clarity is not scored: there is no built-in judge for {data.name}; name one with --judge REF")
+        say(f"clarity is not scored: there is no built-in judge for {name}; name one with --judge REF")
+    elif data is None:
+        say(f"clarity without the images of {name}: no two-alternative choice, no natural reference")
     return judge
 
 

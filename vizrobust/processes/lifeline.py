@@ -143,6 +143,10 @@ class Lifeline:
             # The main process has spoken, unless it died.
             if message is None and (self.launch.rank == 1 or self.launch.local_main):
                 self.say(self._gone(0, "the main process"))
+            if message is not None:
+                # It goes first, so that the launcher sees its exit code and not this one's.
+                self.lines[0].settimeout(GRACE)
+                _read(self.lines[0])
             _leave(1 if message is None else message["code"])
         code = 1 if message is None else int(message["code"])
         if message is not None:

@@ -47,7 +47,7 @@ def clarity_scores(
     checkpoints: Sequence[Checkpoint],
     request: Request,
     judge: Judge,
-    data: DataSet,
+    data: DataSet | None,
     compute: Compute,
     references: Sequence[Checkpoint] = (),
 ) -> dict[str, PictureScores]:
@@ -67,11 +67,15 @@ def score_pictures(
     objective: Objective,
     units: Sequence[int],
     judge: Judge,
-    data: DataSet,
+    data: DataSet | None,
     compute: Compute,
     references: Sequence[Checkpoint] = (),
 ) -> dict[str, PictureScores]:
     """Scores by checkpoint name, with ``natural images`` as a reference under the same questions.
+
+    Without `data` nobody can be asked which of two images excites a unit more: `forced_choice` is None for all, and
+    there is no reference.
+
 
     `pictures` and `negatives` go by checkpoint name. For class units the questions are held-out images ordered by
     mean rank over all compared `checkpoints`, the same for all, and the other pictures are those of all other
@@ -79,13 +83,16 @@ def score_pictures(
     the images that excite its own unit, against pictures of the negated unit; the natural reference is then one
     for each checkpoint. `references` (a random network) are scored but have no say in the questions.
     """
-    held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
     everyone = [*checkpoints, *references]
+    of_class = isinstance(subject(objective), Logit)
+    if data is None:
+        opinions = {one.name: {unit: judge(pictures[one.name][unit]) for unit in units} for one in everyone}
+        return {name: _unasked(own, units, of_class) for name, own in opinions.items()}
+    held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
     seen, examples = judge(_all(held_out)), judge(_all(exemplars))
     scores: dict[str, PictureScores] = {}
-    of_class = isinstance(subject(objective), Logit)
     for checkpoint in everyone:
         name = checkpoint.name
         own = {unit: judge(pictures[name][unit]) for unit in units}
@@ -126,20 +133,26 @@ def _scores(
     seen: Opinion,
     of_class: bool,
 ) -> PictureScores:
-    carried: list[float | None] = []
-    named: list[float | None] = []
     chosen: list[float | None] = []
     for unit, order in zip(units, orders, strict=True):
         views, rest = own[unit], other[unit]
-        intended = torch.full((len(views.logits),), unit)
-        carried.append(float(transfer(views.logits, intended).mean()) if of_class else None)
-        named.append(float(recognised(views.logits, intended).float().mean()) if of_class else None)
         if rest is None:
             chosen.append(None)
             continue
         queries, distractors = seen.features[order.queries()], seen.features[order.distractors()]
         chosen.append(forced_choice(views.features, rest.features, queries, distractors))
-    return PictureScores(tuple(carried), tuple(named), tuple(chosen))
+    return replace(_unasked(own, units, of_class), forced_choice=tuple(chosen))
+
+
+def _unasked(own: Mapping[int, Opinion], units: Sequence[int], of_class: bool) -> PictureScores:
+    """What the judge sees in the pictures themselves, without a choice between images."""
+    none: tuple[float | None, ...] = (None,) * len(units)
+    if not of_class:
+        return PictureScores(none, none, none)
+    intended = [torch.full((len(own[unit].logits),), unit) for unit in units]
+    carried = (float(transfer(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
+    named = (float(recognised(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
+    return PictureScores(tuple(carried), tuple(named), none)
 
 
 def _all(images: Split) -> Tensor:
