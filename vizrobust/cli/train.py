@@ -155,7 +155,7 @@ def command(
     one = recipe(steps[0] if steps else None, seed)
     folder = out or str(default_folder("train", {"training": repr(one)}))
     checkpoint = job.run(one, folder)
-    if not as_json:
+    if checkpoint is not None and not as_json:
         _show("trained", {folder: checkpoint})
         say(f"next: vizrobust neurons {folder}")
 
@@ -201,17 +201,18 @@ class Job:
         self.data, self.device, self.precision = data, device, precision
         self.checkpoint_every, self.track, self.as_json, self.quiet = checkpoint_every, track, as_json, quiet
 
-    def run(self, recipe: Training, folder: str) -> Checkpoint:
-        """Train, or go on, and describe the result."""
+    def run(self, recipe: Training, folder: str) -> Checkpoint | None:
+        """Train, or go on, and describe the result; None in all processes but the one that speaks."""
         from vizrobust.compute import Compute
         from vizrobust.report.model_card import write_card
         from vizrobust.training import recorded_threads, trained
 
         compute = Compute(self.device, self.precision, recorded_threads(folder))
         self._train(recipe, folder, compute)
+        if not compute.processes.main:
+            return None
         checkpoint = trained(folder, recipe.arch)
-        if compute.processes.main:
-            write_card(folder, checkpoint)
+        write_card(folder, checkpoint)
         if self.as_json:
             measured = checkpoint.about.metrics
             json_row({"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **measured})
@@ -286,7 +287,9 @@ def _sweep(
     taken = []
     for name, one in wanted.items():
         try:
-            found[str(root / name)] = job.run(one, str(root / name))
+            checkpoint = job.run(one, str(root / name))
+            if checkpoint is not None:
+                found[str(root / name)] = checkpoint
         except Taken as error:
             say(f"left out: {error}")
             taken.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vizrobust.compute import Compute
 from vizrobust.rng import Streams, seeded
 from vizrobust.training.awp import perturbed
 from vizrobust.training.mix import Mix, examples
+from vizrobust.training.parallel import met, share_statistics
 from vizrobust.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Learner:
     """A network under training. `update` is one weight step; everything that the next one depends on is in `state`.
 
     `teacher` is the network of the round before, where a method trains in rounds; `carried` is a perturbation that a
-    method takes from one batch to the next.
+    method takes from one batch to the next. Of several processes each has its own part of every batch, `share` of its
+    images; all of them take the same step.
     """
 
     def __init__(self, recipe: Training, net: nn.Module, compute: Compute, updates: int) -> None:
@@ -46,10 +48,12 @@ class Learner:
         self.teacher: nn.Module | None = None
         self.carried: Tensor | None = None
         self.round = 0
+        self.share = 1.0
         self._begin()
 
     def _begin(self) -> None:
         recipe = self.recipe
+        share_statistics(self.net, self.compute.processes)
         self.optimizer = _optimizer(recipe, self.net)
         self.schedule = SCHEDULES[recipe.schedule](self.optimizer, recipe.lr, self.updates)
         self.average: AveragedModel | None = None
@@ -75,7 +79,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "round": self.round,
-            "carried": self.carried,
+            "carried": self._carried_by_all(),
         }
         if self.average is not None:
             held["average"] = self.average.state_dict()
@@ -83,12 +87,24 @@ class Learner:
             held["teacher"] = self.teacher.state_dict()
         return held
 
+    def _carried_by_all(self) -> Tensor | None:
+        """In the order of a batch's slots, of which every size-th is this process's."""
+        processes = self.compute.processes
+        if self.carried is None or processes.size == 1:
+            return self.carried
+        parts = processes.gathered([self.carried])
+        whole = self.carried.new_empty((sum(map(len, parts)), *self.carried.shape[1:]))
+        for rank, part in enumerate(parts):
+            whole[rank :: processes.size] = part.to(whole)
+        return whole
+
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a `state` of the same round."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.carried = state["carried"]
+        carried, processes = state["carried"], self.compute.processes
+        self.carried = carried if carried is None else carried[processes.rank :: processes.size].clone()
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.teacher is not None:
@@ -120,15 +136,29 @@ class Learner:
         self.net.train()
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
         number = self.round * self.updates + self.schedule.last_epoch
-        with perturbed(self.net, self.recipe.awp, lambda weights: torch.autograd.grad(self._loss(loss_of, number), weights)):
+        with perturbed(self.net, self.recipe.awp, lambda weights: self._gradients(loss_of, number, weights)):
             loss = self._loss(loss_of, number)
             self.optimizer.zero_grad(set_to_none=True)
             self.compute.backward(loss)
+        self._meet()
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.net)
         return loss.detach()
+
+    def _gradients(self, loss_of: LossOf, number: int, weights: list[nn.Parameter]) -> list[Tensor]:
+        return self._met(torch.autograd.grad(self._loss(loss_of, number), weights))
+
+    def _met(self, gradients: Iterable[Tensor]) -> list[Tensor]:
+        return met(gradients, self.share, self.compute.processes)
+
+    def _meet(self) -> None:
+        """Every process's gradients become those of the whole batch."""
+        if self.compute.processes.size > 1:
+            weights = [weight for weight in self.net.parameters() if weight.grad is not None]
+            for weight, gradient in zip(weights, self._met(weight.grad for weight in weights), strict=True):  # type: ignore[misc]
+                weight.grad = gradient
 
     def _loss(self, loss_of: LossOf, number: int) -> Tensor:
         with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():

@@ -22,6 +22,7 @@ from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.learner import Learner, copies
 from vizrobust.training.mix import Mix, members
+from vizrobust.training.parallel import own_part
 from vizrobust.training.recipe import Training
 from vizrobust.training.watch import accuracies, collapse
 
@@ -58,7 +59,8 @@ class Trainer:
     """A network on its way through a recipe; its state after each batch is all that the rest depends on.
 
     Every random number is a function of (seed, epoch, image), so a run that is taken up again goes on bit for bit
-    as if it had never stopped, at the same thread count.
+    as if it had never stopped, at the same thread count. Of several processes each learns from its part of every batch,
+    and all hold the same weights.
     """
 
     def __init__(self, recipe: Training, data: DataSet, compute: Compute) -> None:
@@ -161,25 +163,29 @@ class Trainer:
         while self.tally.batch < self.batches:
             batch = self.tally.batch
             index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-            streams = Streams(recipe.seed, [f"{number}/{i}" for i in index.tolist()], "train")
-            self._learn(attack, index, streams)
+            own, self.learner.share = own_part(index, self.compute.processes)
+            streams = Streams(recipe.seed, [f"{number}/{i}" for i in own.tolist()], "train")
+            self._learn(attack, own, len(index), streams)
             yield Progress(self.epoch + 1, batch + 1, self.batches, self.tally.loss / self.tally.images)
         self._close(attack)
 
-    def _learn(self, attack: Attack | Mix | None, index: Tensor, streams: Streams) -> None:
+    def _learn(self, attack: Attack | Mix | None, index: Tensor, images: int, streams: Streams) -> None:
+        """Learn from the images at `index`, this process's of the batch's `images`."""
         tally, learner = self.tally, self.learner
         x, y = self._images(index, streams)
         rate = learner.schedule.get_last_lr()[0]
         with counting(learner.net) as passes:
             learned = self.recipe.way.learn(learner, attack, x, y, streams)
-        tally.batch, tally.images = tally.batch + 1, tally.images + len(index)
-        tally.passes += passes["gradient"]
         delta = (learned.examples - copies(x, learned.examples)).flatten(1)
-        sums = torch.stack((learned.loss.double() * len(index), delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
-        # One wait for the device a batch.
-        loss, linf, l2 = sums.tolist()
+        count = len(index)
+        sums = torch.stack((learned.loss.double() * count, delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
+        counts = sums.new_tensor([len(delta), passes["gradient"]])
+        # One exchange and one wait for the device a batch; where each process learns from all images they count once.
+        sums = self.compute.processes.sum(torch.cat((sums, counts)) * (learner.share * images / count))
+        loss, linf, l2, made, passed = sums.tolist()
+        tally.batch, tally.images = tally.batch + 1, tally.images + images
         tally.loss, tally.linf, tally.l2 = tally.loss + loss, tally.linf + linf, tally.l2 + l2
-        tally.made += len(delta)
+        tally.made, tally.passes = tally.made + round(made), tally.passes + round(passed)
         if not math.isfinite(tally.loss):
             kept = f"state.pt keeps the state after epoch {self.epoch}" if self.epoch else "nothing was kept yet"
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from vizrobust.attacks import threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet
-from vizrobust.locks import sole_writer
+from vizrobust.locks import Taken, sole_writer
 from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.processes import Processes
 from vizrobust.robustness import headline
 from vizrobust.robustness.headline import HEADLINE_IMAGES as TESTED_IMAGES
 from vizrobust.robustness.headline import HEADLINE_STEPS as TESTED_STEPS
@@ -51,19 +53,57 @@ def train(
     row with ``retreat``, what was done about it. A finished run yields nothing. Raises ``ValueError``
     if the folder holds a run with another recipe.
     """
-    finished = (Path(folder) / CHECKPOINT_FILE).is_file()
+    processes = compute.processes
+    finished = processes.broadcast((Path(folder) / CHECKPOINT_FILE).is_file())
     if not finished:
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         trainer = Trainer(recipe, data, compute)
         trainer.rehearse()
+    if not finished:
+        _check_count(Path(folder), compute)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = Run(folder, "train", {"training": repr(recipe)}, record)
+    if processes.size > 1:
+        record["processes"] = processes.size
+    run = Run(folder, "train", {"training": repr(recipe)}, record, processes)
     if finished:
         return
-    with sole_writer(run.folder):
+    with one_of_all(run.folder, processes):
         yield from _trained(trainer, run, checkpoint_every)
         about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
-        save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+        if run.writes:
+            save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+        processes.barrier()
+
+
+def _check_count(folder: Path, compute: Compute) -> None:
+    """``ValueError`` where a run was begun with another number of processes: sums in another order are other weights."""
+    said = ""
+    if compute.processes.main and (folder / STATE_FILE).is_file():
+        begun = (read_run(folder) or {}).get("processes", 1)
+        if begun != compute.processes.size:
+            said = (
+                f"{str(folder)!r} was begun with {begun} process{'es' if begun > 1 else ''}, now there are "
+                f"{compute.processes.size}: gradients summed in another order make other weights; go on with {begun}"
+            )
+    said = compute.processes.broadcast(said)
+    if said:
+        raise ValueError(said)
+
+
+@contextmanager
+def one_of_all(folder: Path, processes: Processes) -> Iterator[None]:
+    """`sole_writer` for processes that work together: the main one holds the lock, and all hear if it is taken."""
+    with ExitStack() as held:
+        taken = ""
+        if processes.main:
+            try:
+                held.enter_context(sole_writer(folder))
+            except Taken as error:
+                taken = str(error)
+        taken = processes.broadcast(taken)
+        if taken:
+            raise Taken(taken)
+        yield
 
 
 def _trained(trainer: Trainer, run: Run, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
@@ -77,7 +117,10 @@ def _trained(trainer: Trainer, run: Run, checkpoint_every: int | None) -> Iterat
             yield progress
         row = trainer.metrics[-1]
         if recipe.on_collapse != "warn" and "collapse" in row:
-            row = {**row, "retreat": trainer.retreat(files.state())}
+            before = files.state()
+            # A first epoch has nothing to fall from.
+            assert before is not None
+            row = {**row, "retreat": trainer.retreat(before)}
         files.keep()
         run.remember("seconds", {str(row["epoch"]): round(time.monotonic() - began, 2)})
         yield row
@@ -90,29 +133,42 @@ class _Files:
     folder: Path
     trainer: Trainer
 
-    def state(self, name: str = STATE_FILE) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(self.folder / name, map_location=self.trainer.compute.device, weights_only=True)
-        return loaded
+    def state(self, name: str = STATE_FILE) -> dict[str, Any] | None:
+        """What the file holds, from the main process for all; None where there is none."""
+        compute, path = self.trainer.compute, self.folder / name
+        held = None
+        if compute.processes.main and path.is_file():
+            held = torch.load(path, map_location=compute.device, weights_only=True)
+        return compute.processes.broadcast(held)
 
     def take_up(self) -> None:
         trainer = self.trainer
-        if (self.folder / STATE_FILE).is_file():
-            trainer.restore(self.state())
+        whole, part = self.state(), self.state(PART_FILE)
+        if whole is not None:
+            trainer.restore(whole)
             # A process killed between the two files leaves the metrics one epoch behind.
-            write_rows(self.folder / METRICS_FILE, trainer.metrics)
-        if (self.folder / PART_FILE).is_file():
-            part = self.state(PART_FILE)
-            # One that was killed before it could remove the part of an epoch that is done, or taken back, leaves that.
-            if (len(part["metrics"]), part["retries"]) == (trainer.epoch, trainer.retries):
-                trainer.restore(part)
+            self._write_metrics()
+        # One that was killed before it could remove the part of an epoch that is done, or taken back, leaves that.
+        if part is not None and (len(part["metrics"]), part["retries"]) == (trainer.epoch, trainer.retries):
+            trainer.restore(part)
 
     def keep_part(self) -> None:
-        write_atomic(self.folder / PART_FILE, lambda file: torch.save(self.trainer.state(), file))
+        self._write_state(PART_FILE)
 
     def keep(self) -> None:
-        write_atomic(self.folder / STATE_FILE, lambda file: torch.save(self.trainer.state(), file))
-        write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
-        (self.folder / PART_FILE).unlink(missing_ok=True)
+        self._write_state(STATE_FILE)
+        self._write_metrics()
+        if self.trainer.compute.processes.main:
+            (self.folder / PART_FILE).unlink(missing_ok=True)
+
+    def _write_state(self, name: str) -> None:
+        state = self.trainer.state()
+        if self.trainer.compute.processes.main:
+            write_atomic(self.folder / name, lambda file: torch.save(state, file))
+
+    def _write_metrics(self) -> None:
+        if self.trainer.compute.processes.main:
+            write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
 
 
 def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
