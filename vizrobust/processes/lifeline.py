@@ -147,6 +147,7 @@ class Lifeline:
                 # It goes first, so that the launcher sees its exit code and not this one's.
                 self.lines[0].settimeout(GRACE)
                 _read(self.lines[0])
+                self.over.set()
             _leave(1 if message is None else message["code"])
         code = 1 if message is None else int(message["code"])
         if message is not None:
