@@ -104,7 +104,9 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         carried, processes = state["carried"], self.compute.processes
-        self.carried = carried if carried is None else carried[processes.rank :: processes.size].clone()
+        self.carried = (
+            carried if carried is None else carried[processes.rank :: processes.size].to(self.compute.device, copy=True)
+        )
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.teacher is not None:

@@ -138,7 +138,7 @@ class _Files:
         compute, path = self.trainer.compute, self.folder / name
         held = None
         if compute.processes.main and path.is_file():
-            held = torch.load(path, map_location=compute.device, weights_only=True)
+            held = torch.load(path, map_location="cpu", weights_only=True)
         return compute.processes.broadcast(held)
 
     def take_up(self) -> None:

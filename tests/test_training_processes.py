@@ -1,0 +1,172 @@
+"""Two processes learn what one learns, and go on bit for bit where they were killed."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_training import ATTACK, CODE, RECIPE, tiny
+from vizrobust.attacks import FGSM, Linf
+from vizrobust.compute import Compute
+from vizrobust.models import load_checkpoint
+from vizrobust.processes import Processes
+from vizrobust.runs import read_rows, read_run
+from vizrobust.training import METRICS_FILE, TRADES, Distillation, Free, train
+from vizrobust.training.parallel import SharedBatchNorm, met, own_part, share_statistics
+
+ROOT = Path(__file__).parent.parent
+# Batches of 9: parts of 5 and 4 images, and a last batch of 2.
+BASE = replace(RECIPE, batch_size=9, attack=ATTACK, eps_ramp=0, optimizer="sgd", lr=0.05)
+RECIPES = {
+    "pgd": BASE,
+    "clean part, awp and average": replace(BASE, clean_weight=0.3, awp=0.02, ema=0.7, optimizer="adam", lr=1e-3),
+    "trades": replace(BASE, method=TRADES()),
+    "free": replace(BASE, method=Free(replays=2), attack=FGSM(Linf(0.1))),
+    "distillation": replace(BASE, method=Distillation(temperature=5.0), attack=None),
+    # Whole batches of 10: normalizing a batch of 2 makes +-1 of any rounding.
+    "batchnorm": replace(BASE, arch="CODE:normed", batch_size=10, lr=0.01),
+    "fewer images than processes": replace(BASE, batch_size=19, epochs=1),
+}
+DRIVER = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from tests.test_training import tiny
+from tests.test_training_processes import RECIPES, at
+from vizrobust.compute import Compute
+from vizrobust.training import Progress, train
+root, fatal = Path(sys.argv[1]), sys.argv[2:]
+compute = Compute("cpu", threads=1)
+for name, recipe in RECIPES.items():
+    for item in train(at(recipe, root), tiny(), compute, root / name, measure=False, checkpoint_every=1):
+        if [name] == fatal and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 2) and compute.processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def at(recipe, root):
+    """With the path of the code that a recipe's network comes from."""
+    return replace(recipe, arch=recipe.arch.replace("CODE", str(root.parent / "mine.py")))
+
+
+def launch(root, *fatal):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-c", DRIVER]
+    driver = root.parent / "driver.py"
+    driver.write_text(DRIVER)
+    command = [*command[:-2], str(driver), str(root), *fatal]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "mine.py").write_text(CODE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def one(home):
+    threads, compute = torch.get_num_threads(), Compute("cpu", threads=1)
+    for name, recipe in RECIPES.items():
+        list(train(at(recipe, home / "one"), tiny(), compute, home / "one" / name, measure=False))
+    torch.set_num_threads(threads)
+    return home / "one"
+
+
+@pytest.fixture(scope="module")
+def two(home):
+    done = launch(home / "two")
+    assert done.returncode == 0, done.stderr
+    return home / "two"
+
+
+def state(folder, name):
+    return load_checkpoint(str(folder / name), at(RECIPES[name], folder).arch).state
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_learn_what_one_learns(one, two, name):
+    a, b = state(one, name), state(two, name)
+    assert a.keys() == b.keys()
+    assert max(float((a[key].double() - b[key].double()).abs().max()) for key in a) < 1e-5
+    for row, other in zip(read_rows(one / name, METRICS_FILE), read_rows(two / name, METRICS_FILE), strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
+        assert other["gradient_passes"] == row["gradient_passes"]
+    assert read_run(two / name)["processes"] == 2
+
+
+def test_batchnorm_counts_each_batch_once(two):
+    counted = {int(v) for key, v in state(two, "batchnorm").items() if key.endswith("num_batches_tracked")}
+    assert counted == {2 * 2}
+
+
+def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(home, two):
+    root = home / "killed"
+    done = launch(root, "free")
+    assert done.returncode != 0
+    assert (root / "free" / "part.pt").is_file()
+    assert not (root / "free" / "checkpoint.safetensors").exists()
+    done = launch(root)
+    assert done.returncode == 0, done.stderr
+    for name in RECIPES:
+        a, b = state(two, name), state(root, name)
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+        assert (two / name / METRICS_FILE).read_text() == (root / name / METRICS_FILE).read_text()
+
+
+def test_another_number_of_processes_is_refused_with_the_reason(home, two):
+    (two / "pgd" / "checkpoint.safetensors").rename(two / "kept")
+    try:
+        with pytest.raises(ValueError, match="was begun with 2 processes, now there are 1: gradients summed in another order"):
+            next(train(RECIPES["pgd"], tiny(), Compute("cpu"), two / "pgd"))
+    finally:
+        (two / "kept").rename(two / "pgd" / "checkpoint.safetensors")
+
+
+def test_parts_are_a_partition_and_their_shares_are_one():
+    for n in range(1, 12):
+        for size in range(1, 5):
+            parts = [own_part(torch.arange(n), Processes(rank, size)) for rank in range(size)]
+            assert sum(share for _, share in parts) == pytest.approx(1)
+            if n >= size:
+                assert sorted(torch.cat([own for own, _ in parts]).tolist()) == list(range(n))
+
+
+class Pretended(Processes):
+    """Two processes in one, the second holding what the first holds."""
+
+    def __init__(self):
+        super().__init__(0, 2)
+
+    def sum(self, tensor):
+        return 2 * tensor
+
+
+def test_shared_statistics_are_those_of_both_parts():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 4, 6, requires_grad=True)
+    both = torch.cat((x.detach(), x.detach())).requires_grad_()
+    for momentum in (0.1, None):
+        plain, shared = (torch.nn.BatchNorm2d(3, momentum=momentum) for _ in range(2))
+        share_statistics(shared, Pretended())
+        assert isinstance(shared, SharedBatchNorm)
+        out, expected = shared(x), plain(both)
+        assert torch.allclose(out, expected[:5], atol=1e-6)
+        for key, value in plain.state_dict().items():
+            assert torch.allclose(shared.state_dict()[key], value, atol=1e-6), key
+        weight = torch.randn(5, 3, 4, 6)
+        (grad,) = torch.autograd.grad((out * weight).sum(), x)
+        (wanted,) = torch.autograd.grad((expected * torch.cat((weight, weight))).sum(), both)
+        assert torch.allclose(grad, wanted[:5], atol=1e-5)
+        assert torch.allclose(shared.eval()(x), plain.eval()(both)[:5], atol=1e-6)
+
+
+def test_gradients_meet_by_their_shares():
+    found = met([torch.ones(2, 3), torch.arange(4.0)], 0.5, Pretended())
+    assert [tuple(one.shape) for one in found] == [(2, 3), (4,)]
+    assert torch.equal(found[1], torch.arange(4.0))
