@@ -16,6 +16,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/cluster.md",
     "gallery/README.md",
     "gallery/mnist-sweep/make.sh",
     "gallery/imagenette/make.sh",
