@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_training import ATTACK, RECIPE, run_all, same_weights, tiny, trainer
+from vizrobust.attacks import Linf, Noise
 from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.models import load_checkpoint
 from vizrobust.report.training_curves import training_curves
+from vizrobust.rng import Streams
 from vizrobust.training import loop, session, train
-from vizrobust.training.watch import accuracies, collapse
+from vizrobust.training.watch import accuracies, collapse, is_fooled
 
 ROBUST = replace(RECIPE, attack=ATTACK, eps_ramp=0, epochs=6)
 
@@ -150,6 +152,29 @@ def test_a_person_is_told_of_a_collapse_at_once(told, tmp_path):
     done = CliRunner().invoke(main, [*args, "--out", str(tmp_path / "r")])
     assert done.exit_code == 0, done.output
     assert "warning: robust accuracy collapsed in epoch 2, from 40.0 % in epoch 1 to 5.0 %" in done.stderr
+
+
+def test_what_the_training_attack_leaves_is_watched_too():
+    """A plain count on the same images, and the sign of a network that only fools its attack."""
+    here = trainer(ROBUST)
+    list(here.run_epoch())
+    row = accuracies(here.net, ATTACK, here.data, here.compute, 10)
+    x, y = here.data.val.take(torch.arange(10)), here.data.val.labels
+    found = ATTACK(here.net, x, y, Streams(0, range(10)))
+    assert row["val_attack"] == pytest.approx(float(found.correct.all(0).float().mean()), abs=0.11)
+    assert "val_attack" not in accuracies(here.net, Noise(draws=1, ball=Linf(0.1)), here.data, here.compute, 10)
+    assert not is_fooled({"val_attack": 0.5, "val_robust": 0.21})
+    assert is_fooled({"val_attack": 0.5, "val_robust": 0.2})
+
+
+def test_a_network_that_fools_its_attack_from_the_first_epoch_is_told_once(told, tmp_path, monkeypatch):
+    told((0.9, 0.0))
+    monkeypatch.setattr(loop, "accuracies", lambda *_: {"val_clean": 0.9, "val_robust": 0.0, "val_attack": 0.8})
+    args = ["train", "--data", "digits", "--arch", "small_cnn", "--steps", "1", "--epochs", "3", "--quiet"]
+    done = CliRunner().invoke(main, [*args, "--out", str(tmp_path / "r")])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("the network has learnt to fool its attack") == 1
+    assert "leaves 80.0 % of the watched images and 10 steps leave 0.0 %" in done.stderr
 
 
 def test_the_curves_are_a_picture_and_need_an_epoch(tmp_path):

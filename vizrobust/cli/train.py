@@ -221,7 +221,9 @@ class Job:
     def _train(self, recipe: Training, folder: str, compute: Compute) -> None:
         from vizrobust.processes.trackers import Tracker
         from vizrobust.training import Progress, train
+        from vizrobust.training.watch import WATCHED_STEPS, is_fooled
 
+        fooled = False
         track = self.track if compute.processes.main else None
         tracker = Tracker(track, Path(folder).name, Path(folder), {"training": repr(recipe)})
         with closing(tracker), progress(self.quiet, "loss", "clean", "robust") as bars:
@@ -238,6 +240,13 @@ class Job:
                     continue
                 tracker.log(event, event["epoch"])
                 _say_what_happened(event)
+                if is_fooled(event) and not fooled:
+                    fooled = True
+                    say(
+                        f"warning: in epoch {event['epoch']} the training attack leaves {percent(event['val_attack'])} of the "
+                        f"watched images and {WATCHED_STEPS} steps leave {percent(event['val_robust'])}: the network has learnt "
+                        "to fool its attack (vizrobust masking tells more)"
+                    )
                 if compute.processes.main:
                     _draw(folder)
                 if task is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vizrobust.attacks import PGD, Attack, Linf, ball_of
+from vizrobust.attacks import FGSM, ISM, PGD, Attack, Linf, ball_of
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first
 from vizrobust.robustness import evaluate, gather, share
@@ -18,6 +18,8 @@ from vizrobust.training.mix import Mix, members
 WATCHED_STEPS = 10
 # Robust accuracy has collapsed when it is so far below its best; Wong et al. (2020) stop at the same fall.
 FALL = 0.2
+# And it was never there when the training attack leaves so much more.
+GAP = 0.3
 
 Row = dict[str, Any]
 
@@ -25,13 +27,18 @@ Row = dict[str, Any]
 def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compute: Compute, images: int) -> Row:
     """Clean and robust accuracy in evaluation mode and fp32, under what `watched` says; no random state is touched.
 
-    Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``.
+    Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``. Of a single attack by
+    gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
     """
     split, compute = first(data.val, images), compute.in_fp32()
     found = [gather(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
-    return row if len(found) == 1 else row | {"val_robust_each": [share(one) for one in robust]}
+    if len(found) > 1:
+        row["val_robust_each"] = [share(one) for one in robust]
+    if isinstance(attack, FGSM | ISM | PGD):
+        row["val_attack"] = share(gather(attack, list(evaluate(net, attack, split, compute))).robust)
+    return row
 
 
 def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
@@ -47,6 +54,15 @@ def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
         else:
             short.append(PGD(steps=WATCHED_STEPS, ball=ball if ball.eps is not None else Linf(eps=eps)))
     return tuple(dict.fromkeys(short))
+
+
+def is_fooled(row: Row) -> bool:
+    """Whether a network holds out against its training attack alone: 30 points or more above what a short PGD leaves.
+
+    >>> is_fooled({"val_attack": 0.9, "val_robust": 0.1}), is_fooled({"val_robust": 0.1})
+    (True, False)
+    """
+    return bool(round(row.get("val_attack", 0.0) - row["val_robust"], 6) >= GAP)
 
 
 def collapse(rows: Sequence[Row]) -> Row | None:
