@@ -1,0 +1,105 @@
+"""A lifeline: whoever ends, and however, one process says so and all end; no process is started here."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from vizrobust.processes import Launch, lifeline
+from vizrobust.processes.lifeline import Lifeline
+
+
+class Left(BaseException):
+    """In place of the end of the process."""
+
+
+@dataclass
+class Ends:
+    """The ends of the lines between a main process and two others, all in this one."""
+
+    lines: list[Lifeline]
+    said: list[tuple[int, str]]
+    left: list[int]
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
+    said: list[tuple[int, str]] = []
+    left: list[int] = []
+
+    def leave(code: int) -> None:
+        left.append(code)
+        raise Left
+
+    monkeypatch.setattr(lifeline, "_leave", leave)
+    monkeypatch.setattr(lifeline, "GRACE", 0.2)
+    monkeypatch.setattr(lifeline, "SPEAKS_WITHIN", 0.5)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    lines = [Lifeline(Launch(rank, 3, rank, "a", 1), lambda text, rank=rank: said.append((rank, text))) for rank in range(3)]
+    for rank in (1, 2):
+        lines[0].lines[rank], lines[rank].lines[0] = socket.socketpair()
+        lines[0].names[rank] = f"host {rank}"
+    for line in lines:
+        threading.Thread(target=line._watch, daemon=True).start()
+    yield Ends(lines, said, left)
+    for line in lines:
+        for one in line.lines.values():
+            one.close()
+
+
+def until(condition: Any) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+
+
+class TestALifeline:
+    def test_a_good_end_waits_for_all(self, ends: Ends) -> None:
+        codes: list[int] = []
+        threads = [threading.Thread(target=lambda line=line: codes.append(line.end(0)), daemon=True) for line in ends.lines[:2]]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        assert not codes, "rank 2 is still at work"
+        assert ends.lines[2].end(0) == 0
+        for thread in threads:
+            thread.join(5)
+        assert (codes, ends.said, ends.left) == ([0, 0], [], [])
+
+    def test_a_death_is_told_by_the_main_process_and_ends_all(self, ends: Ends) -> None:
+        ends.lines[2].lines[0].shutdown(socket.SHUT_RDWR)
+        until(lambda: ends.left.count(1) >= 2)
+        assert [text for rank, text in ends.said if rank == 0] == [
+            "rank 2 of 3 (host 2) is gone, so the others stop too; the same command goes on where this one stopped"
+        ]
+        assert 1 not in [rank for rank, _ in ends.said]
+
+    def test_the_death_of_the_main_process_is_told_by_another(self, ends: Ends) -> None:
+        for line in ends.lines[0].lines.values():
+            line.shutdown(socket.SHUT_WR)
+        until(lambda: len(ends.left) >= 2)
+        assert ends.said == [
+            (1, "rank 0 of 3 (the main process) is gone, so the others stop too; the same command goes on where this one stopped")
+        ]
+
+    def test_a_failure_of_one_is_told_by_the_main_process_with_its_code(self, ends: Ends) -> None:
+        assert ends.lines[1].end(7, "the disk is full") == 7
+        until(lambda: ends.left.count(7) >= 2)
+        assert ends.said == [(0, "rank 1 of 3: the disk is full")]
+
+    def test_a_failure_of_all_is_told_once(self, ends: Ends) -> None:
+        # The main process has printed its error before it ends; what the others have to say is the same.
+        threads = [threading.Thread(target=line.end, args=(2, "no such layer"), daemon=True) for line in ends.lines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        time.sleep(0.4)
+        assert ends.said == []
