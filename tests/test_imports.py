@@ -16,7 +16,7 @@ ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
     {"processes"},
     {"spec", "rng", "compute"},
-    {"data", "runs"},
+    {"data", "runs", "locks"},
     {"models"},
     {"attacks"},
     {"robustness", "features"},
@@ -29,7 +29,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Third-party packages that have one home each.
 HOMES = {"click": ["cli/"], "matplotlib": ["report/"], "jinja2": ["report/"], "accelerate": ["compute.py", "processes/"]}
-WRITERS = ("runs.py", "models/checkpoints.py", "report/")
+WRITERS = ("runs.py", "locks.py", "models/checkpoints.py", "report/")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 ENTRANCES = ("__init__.py", "__main__.py")
 
