@@ -245,7 +245,9 @@ def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path) -> None:
                 picture.verify()
         assert read_run(folder) is not None
         if (folder / "state.json").is_file():
-            assert json.loads((folder / "state.json").read_text())["unit"] in (len(rows) - 1, len(rows) - 2)
+            # Each round may have been killed after its only row and before the state that belongs to it.
+            behind = len(rows) - 1 - json.loads((folder / "state.json").read_text())["unit"]
+            assert 0 <= behind <= len(counts)
         counts.append(len(rows))
 
 
