@@ -291,6 +291,7 @@ def test_schedules(schedule, expected):
         ({"method": Free(), "attack": ONE, "clean_weight": 0.1}, "Free and clean_weight=0.1 exclude each other"),
         ({"method": NFGSM(), "attack": Noise(draws=1)}, r"NFGSM needs a recipe whose attack is FGSM\(\)"),
         ({"method": GradAlign()}, "GradAlign needs a recipe whose attack has a ball"),
+        ({"method": GradAlign(), "attack": ONE, "compile": True}, "GradAlign and compile=True exclude each other"),
         ({"method": Distillation(), "attack": ONE}, r"Distillation and attack=FGSM\(ball=.*exclude each other"),
         ({"method": Distillation(), "label_smoothing": 0.1}, "Distillation and label_smoothing=0.1 exclude each other"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
@@ -317,6 +318,20 @@ def test_kl_needs_a_random_start_and_no_target():
     for text in ("FGSM(loss='kl')", "PGD(loss='kl', random_start=False)", "PGD(loss='kl', targeted=True)", "ISM(loss='kl')"):
         with pytest.raises(ValueError, match="use PGD, with its random start and without targeted"):
             parse(text, NAMES, "attack")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Free", None])
+def test_a_compiled_network_learns_the_same(name, normed):  # noqa: F811
+    base = replace(RECIPE, attack=ATTACK, eps_ramp=0) if name is None else of(name)
+    recipe = replace(base, arch=normed, epochs=1, optimizer="sgd")
+    plain, compiled = trainer(recipe), trainer(replace(recipe, compile=True))
+    for here in (plain, compiled):
+        list(here.run_epoch())
+    assert compiled.net.state_dict().keys() == plain.net.state_dict().keys()
+    for key, value in plain.net.state_dict().items():
+        assert torch.allclose(compiled.net.state_dict()[key], value, atol=1e-4), key
+    assert compiled.metrics[0]["gradient_passes"] == plain.metrics[0]["gradient_passes"]
 
 
 def test_free_fits_balls_that_are_not_boxes():

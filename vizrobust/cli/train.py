@@ -85,6 +85,7 @@ keeping = options.together(
     click.option("--seeds", type=int, metavar="N", help="A sweep over N training seeds, from --seed on."),
     click.option("--cell", metavar="NAME|NUMBER", help="Of a sweep this cell alone, for a job array."),
     click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Keep the state within epochs too."),
+    click.option("--compile", is_flag=True, help="Send batches through torch.compile; worth it on GPUs, measure first."),
     click.option("--track", type=click.Choice(TRACKERS), help="Send the numbers to a tracker as well."),
 )
 

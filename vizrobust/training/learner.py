@@ -39,7 +39,8 @@ class Learner:
 
     `teacher` is the network of the round before, where a method trains in rounds; `carried` is a perturbation that a
     method takes from one batch to the next. Of several processes each has its own part of every batch, `share` of its
-    images; all of them take the same step.
+    images; all of them take the same step. `passing` is the network that batches go through, compiled where the recipe
+    says so.
     """
 
     def __init__(self, recipe: Training, net: nn.Module, compute: Compute, updates: int) -> None:
@@ -54,6 +55,8 @@ class Learner:
     def _begin(self) -> None:
         recipe = self.recipe
         share_statistics(self.net, self.compute.processes)
+        # The same network; its first passes take minutes, and only its own passes are faster for it.
+        self.passing: nn.Module = torch.compile(self.net) if recipe.compile else self.net  # type: ignore[assignment]
         self.optimizer = _optimizer(recipe, self.net)
         self.schedule = SCHEDULES[recipe.schedule](self.optimizer, recipe.lr, self.updates)
         self.average: AveragedModel | None = None
@@ -117,7 +120,7 @@ class Learner:
         if attack is None:
             return x
         with self.compute.autocast():
-            return examples(attack, self.net, x, y, streams.child("attack"))
+            return examples(attack, self.passing, x, y, streams.child("attack"))
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """The mean over the batch, with the recipe's label smoothing (Szegedy et al. 2016)."""
@@ -164,7 +167,7 @@ class Learner:
 
     def _loss(self, loss_of: LossOf, number: int) -> Tensor:
         with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
-            return loss_of(self.net)
+            return loss_of(self.passing)
 
 
 def copies(one: Tensor, like: Tensor) -> Tensor:

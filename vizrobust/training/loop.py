@@ -174,7 +174,7 @@ class Trainer:
         tally, learner = self.tally, self.learner
         x, y = self._images(index, streams)
         rate = learner.schedule.get_last_lr()[0]
-        with counting(learner.net) as passes:
+        with counting(learner.passing) as passes:
             learned = self.recipe.way.learn(learner, attack, x, y, streams)
         delta = (learned.examples - copies(x, learned.examples)).flatten(1)
         count = len(index)

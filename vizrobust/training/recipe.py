@@ -41,6 +41,8 @@ class Training:
     `training.watch`), `on_collapse` says what follows: ``warn`` goes on, ``stop`` ends with the weights of the epoch
     before, ``rollback`` trains the epoch again in another order.
 
+    `compile` sends the batches through ``torch.compile``'s version of the network.
+
     >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
     Training(arch="small_cnn", data="mnist5k", epochs=5)
     """
@@ -67,6 +69,7 @@ class Training:
     watch: int = 200
     early_stopping: int | None = None
     on_collapse: str = "warn"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (

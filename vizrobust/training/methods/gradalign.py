@@ -14,7 +14,7 @@ from vizrobust.models import borrowed
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 from vizrobust.training.learner import Learned, Learner
-from vizrobust.training.methods.method import Fields
+from vizrobust.training.methods.method import Fields, excludes
 from vizrobust.training.mix import Mix
 
 # Gradients of a network that is sure of its images are far below cosine_similarity's own 1e-8.
@@ -47,6 +47,7 @@ class GradAlign:
         if fields.attack is None or isinstance(fields.attack, Mix) or ball_of(fields.attack) is None:
             got = "none" if fields.attack is None else repr(fields.attack)
             raise ValueError(f"GradAlign needs a recipe whose attack has a ball, such as FGSM(), got {got}")
+        excludes(self, fields, "compile", "torch.compile's networks have no gradient of a gradient")
 
     def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
         assert attack is not None and not isinstance(attack, Mix)  # noqa: PT018

@@ -43,7 +43,7 @@ class NFGSM:
 
     def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
         assert isinstance(attack, FGSM)
-        with learner.compute.autocast(), borrowed(learner.net) as net:
+        with learner.compute.autocast(), borrowed(learner.passing) as net:
             eps = radius(attack.ball)
             start = (x + vary(attack.ball, eps=self.noise * eps).sample(x, streams.child("noise"))).clamp_(0, 1)
             point = start.clone().requires_grad_()
