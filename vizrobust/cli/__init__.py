@@ -43,7 +43,7 @@ RESUMABLE = (
     "study",
 )  # fmt: skip
 # Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
-TOGETHER = ("train", "attack", "neurons", "compare")
+TOGETHER = ("train", "attack", "masking", "neurons", "compare", "study")
 
 
 class Commands(click.Group):

@@ -84,6 +84,8 @@ def command(
             _print(f"{checkpoint.name} on {own_data.name} {split}, {context.n} images, {subject.ball}", diagnosis)
     if not as_json and len(diagnoses) > 1:
         _summary(diagnoses)
+    if not compute.processes.main:
+        return  # one answers
     if any(diagnosis.verdict.masked for _, _, diagnosis in diagnoses):
         raise click.exceptions.Exit(MASKED_EXIT)
     if any(diagnosis.verdict.undecided for _, _, diagnosis in diagnoses):

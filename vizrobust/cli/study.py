@@ -50,7 +50,7 @@ def command(
 
     Preregisters what it will do, attacks every network, renders the same units for all, lets outside judges score
     the pictures, tests three contrasts over training seeds and writes one page. It can be stopped at any moment; the
-    same command goes on.
+    same command goes on. torchrun shares the work among processes; the report is the same.
 
     \b
     vizrobust study --data mnist5k --quick --out runs/quick
@@ -80,11 +80,16 @@ def command(
         hidden_seeds=hidden_seeds, judges=judges or None, images=images,
     )  # fmt: skip
     folder = out or str(default_folder("study", {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in given]}))
-    study = Study(folder, plan, loaded, Compute(device, precision, recorded_threads(folder)), command_line(), given)
+    compute = Compute(device, precision)
+    # Also where only the main process sees the folder.
+    threads = compute.processes.broadcast(recorded_threads(folder))
+    study = Study(folder, plan, loaded, Compute(device, precision, threads), command_line(), given)
     say(f"study of {loaded.name} in {folder}: {_size(study)}")
     for text in plan.left_out(given=bool(given)):
         say(f"left out: {text}")
     _run(study, quiet or as_json)
+    if not compute.processes.main:
+        return
     report = report_of(study, command_line())
     path = write_report(study, report)
     page = write_study(study.folder, report)

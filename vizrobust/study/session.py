@@ -5,35 +5,31 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vizrobust.attacks import PGD, Linf
 from vizrobust.clarity import Judge, judges_for
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet, first, shuffled_labels
+from vizrobust.data import DataSet
 from vizrobust.features import Channel, Logit, Objective, Request, render_into, with_priors
 from vizrobust.features.session import images_of, missing, ways_of
-from vizrobust.models import Checkpoint, load_checkpoint
+from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
-from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.robustness.session import identity as evaluation
-from vizrobust.runs import Row, Run, read_rows, read_run
+from vizrobust.runs import Run, digest
 from vizrobust.study import prereg
-from vizrobust.study.accuracies import Accuracies, robust_accuracy
+from vizrobust.study.accuracies import Accuracies
 from vizrobust.study.cells import Cell, cells
-from vizrobust.study.compared import RANDOM, Compared, of_cell
-from vizrobust.study.eps_rule import Chosen, questions
+from vizrobust.study.compared import RANDOM, Compared
+from vizrobust.study.eps_rule import Chosen
 from vizrobust.study.matching import draw_units
 from vizrobust.study.measured import Measured, measure
 from vizrobust.study.plan import Plan
 from vizrobust.study.questions import Questions
-from vizrobust.training import METRICS_FILE, Progress, Training, ship, train, trained
+from vizrobust.study.trainings import Doing, Trainings
 
 BATCH_SIZE = 100
-# A cell's file says what it is worth on so many images; the report's accuracies are on all of them.
-GLANCED = 200
-# Test images that decide about eps.
-ASKED = 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,9 @@ class Stage:
 class Study:
     """A study's folder. `given` are checkpoints that somebody brings; without them every cell is trained.
 
-    `run` yields stages and can be stopped anywhere; `facts` then holds what the report is made of. Raises
-    ``ValueError`` if the folder holds another study.
+    `run` yields stages and can be stopped anywhere; `facts` then holds what the report is made of. The processes of
+    `compute` share trainings, attacks and pictures; what else is to be done, and the folder, are the main one's alone.
+    Raises ``ValueError`` if the folder holds another study.
     """
 
     def __init__(
@@ -62,7 +59,8 @@ class Study:
             raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in given}}
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        self.folder = Run(folder, "study", described, record).folder
+        self.folder = Run(folder, "study", described, record, compute.processes).folder
+        self._opened: dict[str, Run] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         self.measured = self._run("clarity", "study clarity", {"plan": repr(plan), "judges": self._judge_hashes()})
@@ -78,84 +76,34 @@ class Study:
             self.compared = self.given
             self.chosen = Chosen(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")
         else:
-            yield from self._choose_eps()
+            trainings = Trainings(self.folder, self.plan, self.data, self.compute, self.argv)
+            self.chosen = yield from self._told(trainings.choose_eps(self.attacks))
             self.cells = list(cells(self.plan, self.chosen.eps))
-            for cell in self.cells:
-                yield from self._train(cell)
+            self.compared = yield from self._told(trainings.learn(self.cells, self.chosen.eps))
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
         now = prereg.content(self.plan, self.chosen.row(), registered, self._judge_hashes())
-        written, departures = prereg.register(self.folder, now)
+        processes = self.compute.processes
+        # Nobody attacks or renders before it is written.
+        written, departures = processes.broadcast(prereg.register(self.folder, now) if processes.main else (now, []))
         self.facts |= {"prereg": {"sha256": prereg.sha256(written), "content": written, "departures": departures}}
         for one in self.compared:
             yield from self._attack(one)
         for one in [*self.compared, *references]:
             yield from self._render(one)
-        yield from self._score(references)
+        if processes.main:
+            self.compute = self.compute.alone()
+            yield from self._score(references)
 
-    # Training
-
-    def _choose_eps(self) -> Iterator[Stage]:
-        if self.plan.eps is not None or not self.plan.radii:
-            self.chosen = Chosen(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
-            return
-        asking, answer = questions(self.plan.radii, self.data.eps), None
+    def _told(self, doing: Generator[Doing, None, T]) -> Generator[Stage, None, T]:
+        """What is being done as stages; gives back what came of it."""
         while True:
             try:
-                question = next(asking) if answer is None else asking.send(answer)
+                what, passes = next(doing)
             except StopIteration as done:
-                self.chosen = done.value
-                return
-            answer = yield from self._tried(*question)
-
-    def _tried(self, who: str, eps: float) -> Generator[Stage, None, float]:
-        """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
-        plan = replace(self.plan, seeds=1, arms=("fgsm",), controls=(), steps=(0, 8))
-        wanted = next(cell for cell in cells(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))
-        folder = self._folder(wanted, wanted.training, f"{wanted.name}-eps{eps:g}")
-        yield from self._trained_in(folder, wanted.training, f"choosing eps: {wanted.group} at {eps:.3g}")
-        attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
-        # What everything else depends on is asked of many images, also where the study itself attacks few.
-        images = first(self.data.test, self.plan.images if self.plan.quick else max(ASKED, self.plan.images))
-        return robust_accuracy(attack, trained(folder, wanted.training.arch), images, self.compute, self.attacks)
-
-    def _train(self, cell: Cell) -> Iterator[Stage]:
-        training = cell.training
-        if cell.until:
-            until = next(one for one in self.cells if one.name == cell.until)
-            reached = self._history(self._folder(until, until.training, until.name))[-1]["val_clean"]
-            training = replace(training, until_clean=reached)
-        folder = self._folder(cell, training, cell.name)
-        yield from self._trained_in(folder, training, cell.label)
-        path = self.folder / "checkpoints" / f"{cell.name}.safetensors"
-        if not path.is_file():
-            yield self._stage(f"{cell.label}: measuring the stored weights", 0)
-            whole = trained(folder, training.arch)
-            ship(whole, self.data, self.compute.in_fp32(), path, self.chosen.eps, images=min(GLANCED, self.plan.images))
-        checkpoint = load_checkpoint(str(path), training.arch if ".py:" in training.arch else None)
-        self.compared.append(of_cell(cell, checkpoint, self._history(folder)))
-
-    def _folder(self, cell: Cell, training: Training, usual: str) -> Path:
-        """Where a cell is trained: where the same training was begun already, be it to choose eps, else `usual`."""
-        there = [self.folder / "cells" / cell.name, *sorted((self.folder / "cells").glob(f"{cell.name}-eps*"))]
-        begun = ((folder, read_run(folder)) for folder in there)
-        same = [folder for folder, run in begun if run is not None and run["identity"]["training"] == repr(training)]
-        return same[0] if same else self.folder / "cells" / usual
-
-    def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Stage]:
-        each = (training.attack_steps + 2) * len(self.data.train)
-        if (folder / CHECKPOINT_FILE).is_file():
-            yield self._stage(f"trained already: {label}", each * training.epochs)
-            return
-        data = self.data if training.data == self.data.name else shuffled_labels(self.data)
-        for event in train(training, data, self.compute, folder, self.argv, measure=False):
-            if isinstance(event, Progress):
-                yield self._stage(f"training {label}: epoch {event.epoch}/{training.epochs}", each / event.batches)
-
-    def _history(self, folder: Path) -> list[Row]:
-        return read_rows(folder, METRICS_FILE)
-
-    # Attacks, pictures, scores
+                found: T = done.value
+                return found
+            yield self._stage(what, passes)
 
     def _attack(self, one: Compared) -> Iterator[Stage]:
         yield self._stage(f"attacking {one.label}", 0)
@@ -247,7 +195,11 @@ class Study:
 
     def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> Run:
         record = {"argv": self.argv, "threads": self.compute.threads, "device": self.compute.device.type, "versions": versions()}
-        return Run(self.folder / name, command, identity, record)
+        # Opened once: opening is an exchange.
+        key = f"{name} {digest(identity)}"
+        if key not in self._opened:
+            self._opened[key] = Run(self.folder / name, command, identity, record, self.compute.processes)
+        return self._opened[key]
 
     def _stage(self, what: str, passes: float) -> Stage:
         self.done += passes
