@@ -115,3 +115,26 @@ def test_what_cannot_be_is_one_sentence_and_leaves_no_picture(case, ref):
     assert re.search(words, result.output.replace("\n", " ")), result.output
     assert result.output.strip().splitlines()[-1].startswith("Error: ")
     assert not list(Path().glob("out/**/*.png"))
+
+
+def test_many_checkpoints_show_the_measure_that_units_are_sorted_by(ref):
+    networks = ("mnist-k0", "mnist-k1", "mnist-k8")
+    for order, title in (("unit", "log-odds"), ("score", "score"), ("forced_choice", "AUC")):
+        args = ("neurons", *networks, "--units", "0:3", "--steps", "1", "--out", "out", "--sort", order)
+        result = run(*args)
+        assert result.exit_code == 0, result.output
+        header = next(line for line in result.stdout.splitlines() if line.split()[:1] == ["unit"])
+        assert header.split() == ["unit", *(word for name in networks for word in (name, title))]
+    two = run("neurons", *networks[:2], "--units", "0:3", "--steps", "1", "--out", "out")
+    assert next(line for line in two.stdout.splitlines() if line.split()[:1] == ["unit"]).count("mnist-k0") == 4
+
+
+def test_the_built_in_sweep_is_one_batch_of_its_classes(ref):
+    result = run("neurons", "--steps", "1", "--out", "out")
+    assert result.exit_code == 0, result.output
+    about = json.loads(Path("out/run.json").read_text())["identity"]
+    assert about["batch_size"] == 10
+    rows = [json.loads(line) for line in Path("out/rows.jsonl").read_text().splitlines()]
+    assert [(row["checkpoint"].rpartition("-")[0], row["unit"]) for row in rows] == [
+        (f"imagenette-k{k}", unit) for k in (0, 1, 2, 4, 8) for unit in range(10)
+    ]

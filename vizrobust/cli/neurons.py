@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from click.core import ParameterSource
 
 from vizrobust.cli import options
 from vizrobust.cli.output import command_line, json_row, say, table
@@ -44,7 +45,7 @@ def command(
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
 
-    Without a REF: the class units of the built-in MNIST sweep, K = 0 to 16 attack steps. What is in the run
+    Without a REF: the class units of the built-in sweep on photographs, K = 0 to 8 attack steps. What is in the run
     folder already is not rendered again.
 
     \b
@@ -65,6 +66,9 @@ def command(
     from vizrobust.report import write_gallery
 
     checkpoints = load_all(refs or SWEEP, arch, download)
+    if not refs and click.get_current_context().get_parameter_source("batch_size") is ParameterSource.DEFAULT:
+        # The sweep's class units in one batch without repeats.
+        batch_size = len(checkpoints[0].about.classes)
     loaded = maybe_data_of(checkpoints[0], data, download)
     objective, numbered = asked_for(checkpoints[0], layer, units, neuron, objective_text)
     request = request_for(

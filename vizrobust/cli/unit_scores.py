@@ -13,6 +13,8 @@ from vizrobust.study import PictureScores
 
 MEASURES = ("transfer", "recognised", "forced_choice")
 TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}
+# More columns than this do not fit a terminal.
+WIDEST = 8
 Column = Mapping[int, float]
 
 
@@ -20,7 +22,10 @@ def unit_table(
     rows: Sequence[Row], checkpoints: Sequence[Checkpoint], request: Request, scores: Mapping[str, PictureScores] | None,
     judge: str, order: str,
 ) -> Table:  # fmt: skip
-    """One row for each unit: activation and, where a judge scored the pictures, each measure of each checkpoint."""
+    """One row for each unit: activation and, where a judge scored the pictures, each measure of each checkpoint.
+
+    Many checkpoints show one measure alone, what the units are sorted by or the log-odds: others would not fit.
+    """
     columns: dict[tuple[str, str], Column] = {}
     for one in checkpoints:
         for measure in ("score", *MEASURES):
@@ -29,6 +34,10 @@ def unit_table(
                 columns[one.name, measure] = values
     units = sorted(request.units, key=_key(columns, checkpoints, order))
     several = len(checkpoints) > 1
+    if len(columns) > WIDEST:
+        there = {measure for _, measure in columns}
+        shown = next(one for one in (order, "transfer", "forced_choice", "score") if one in there)
+        columns = {key: values for key, values in columns.items() if key[1] == shown}
     header = ["unit", *(f"{name} {TITLES[measure]}" if several else TITLES[measure] for name, measure in columns)]
     names = checkpoints[0].about.classes if isinstance(subject(request.objective), Logit) else ()
     body = [

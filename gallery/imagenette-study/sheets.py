@@ -1,0 +1,13 @@
+"""The contact sheets of a study without the photographs that its own ones end with."""
+
+import json
+import sys
+from pathlib import Path
+
+from vizrobust.report.study_numbers import Study
+from vizrobust.report.study_sheet import study_sheet
+
+run, here = Path(sys.argv[1]), Path(sys.argv[2])
+study = Study({**json.loads((run / "report.json").read_text()), "exemplars": []})
+for recipe in study.recipes:
+    study_sheet(here / f"contact-sheet-{recipe}.png", study, run, recipe, study.layers[0])
