@@ -48,7 +48,7 @@ main(MASKING)
 def small(judge: str) -> Plan:
     """Every stage, with more than one batch to attack and a cell that ends where another one has come to."""
     return replace(
-        smallest(judge), radii=(0.1,), controls=("k0-early",), recipes=(plain(steps=4),), images=130, masking_images=120,
+        smallest(judge), steps=(0, 1), radii=(0.1,), controls=("k0-early",), recipes=(plain(steps=4),), images=130, masking_images=120,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         patch.chdir(home)
         report = study_in(home / "one", small(judge))
         assert report is not None
-        assert study_in(home / "rank0" / "study", small(judge), until="training K = 2") is None
+        assert study_in(home / "rank0" / "study", small(judge), until="training K = 1") is None
         told = CliRunner().invoke(main, MASKING, catch_exceptions=False)
         assert told.exit_code == UNDECIDED, told.output
     torch.set_num_threads(threads)
