@@ -134,6 +134,7 @@ def test_the_built_in_sweep_is_one_batch_of_its_classes(ref):
     assert result.exit_code == 0, result.output
     about = json.loads(Path("out/run.json").read_text())["identity"]
     assert about["batch_size"] == 10
+    assert "steps=1)" in about["recipe"]
     rows = [json.loads(line) for line in Path("out/rows.jsonl").read_text().splitlines()]
     assert [(row["checkpoint"].rpartition("-")[0], row["unit"]) for row in rows] == [
         (f"imagenette-k{k}", unit) for k in (0, 1, 2, 4, 8) for unit in range(10)

@@ -11,6 +11,9 @@ from vizrobust.cli.output import command_line, json_row, say, table
 # What the table of units can be sorted by; all but the unit itself with the largest first.
 ORDERS = ("unit", "score", "transfer", "recognised", "forced_choice", "difference")
 
+# Render steps of the command without a REF.
+FIRST_LOOK = 100
+
 
 @click.command()
 @options.refs
@@ -45,8 +48,8 @@ def command(
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.
 
-    Without a REF: the class units of the built-in sweep on photographs, K = 0 to 8 attack steps. What is in the run
-    folder already is not rendered again.
+    Without a REF: the class units of the built-in sweep on photographs, K = 0 to 8 attack steps, by 100 steps of the recipe
+    plain. What is in the run folder already is not rendered again.
 
     \b
     vizrobust neurons
@@ -66,9 +69,13 @@ def command(
     from vizrobust.report import write_gallery
 
     checkpoints = load_all(refs or SWEEP, arch, download)
-    if not refs and click.get_current_context().get_parameter_source("batch_size") is ParameterSource.DEFAULT:
-        # The sweep's class units in one batch without repeats.
-        batch_size = len(checkpoints[0].about.classes)
+    if not refs:
+        given = click.get_current_context().get_parameter_source
+        # The first look: the sweep's class units in one batch without repeats, half the steps, in under half a minute.
+        if given("batch_size") is ParameterSource.DEFAULT:
+            batch_size = len(checkpoints[0].about.classes)
+        if given("recipe_text") is ParameterSource.DEFAULT and steps is None:
+            steps = FIRST_LOOK
     loaded = maybe_data_of(checkpoints[0], data, download)
     objective, numbered = asked_for(checkpoints[0], layer, units, neuron, objective_text)
     request = request_for(

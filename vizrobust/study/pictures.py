@@ -86,7 +86,7 @@ def score_pictures(
     everyone = [*checkpoints, *references]
     of_class = isinstance(subject(objective), Logit)
     if data is None:
-        opinions = {one.name: {unit: judge(pictures[one.name][unit]) for unit in units} for one in everyone}
+        opinions = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
         return {name: _unasked(own, units, of_class) for name, own in opinions.items()}
     held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
@@ -95,7 +95,7 @@ def score_pictures(
     scores: dict[str, PictureScores] = {}
     for checkpoint in everyone:
         name = checkpoint.name
-        own = {unit: judge(pictures[name][unit]) for unit in units}
+        own = _judged(judge, pictures[name], units)
         if of_class:
             other = {unit: _joined([own[u] for u in units if u != unit]) for unit in units}
         else:
@@ -153,6 +153,13 @@ def _unasked(own: Mapping[int, Opinion], units: Sequence[int], of_class: bool) -
     carried = (float(transfer(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
     named = (float(recognised(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
     return PictureScores(tuple(carried), tuple(named), none)
+
+
+def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int, Opinion]:
+    """The judge's opinion of each unit's pictures, asked of all at once: it fills small batches up."""
+    opinion = judge(torch.cat([pictures[unit] for unit in units]))
+    parts = torch.split(torch.arange(len(opinion.logits)), [len(pictures[unit]) for unit in units])
+    return {unit: _taken(opinion, part) for unit, part in zip(units, parts, strict=True)}
 
 
 def _all(images: Split) -> Tensor:
