@@ -48,7 +48,8 @@ main(MASKING)
 def small(judge: str) -> Plan:
     """Every stage, with more than one batch to attack and a cell that ends where another one has come to."""
     return replace(
-        smallest(judge), steps=(0, 1), radii=(0.1,), controls=("k0-early",), recipes=(plain(steps=4),), images=130, masking_images=120,
+        smallest(judge), steps=(0, 1), radii=(0.1,), controls=("k0-early",), recipes=(plain(steps=4),),
+        images=130, masking_images=120,
     )  # fmt: skip
 
 
