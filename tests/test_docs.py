@@ -20,6 +20,7 @@ DOCUMENTS = (
     "gallery/README.md",
     "gallery/mnist-sweep/make.sh",
     "gallery/imagenette/make.sh",
+    "gallery/imagenette-study/make.sh",
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks.balls import Ball, Linf, radius
-from vizrobust.attacks.losses import LOSSES, SOFT_LOSSES
+from vizrobust.attacks.losses import LOSSES, PLAIN_LOSSES, SOFT_LOSSES
 from vizrobust.attacks.targets import drawn_targets
 from vizrobust.attacks.walk import Attacked, State, Walk, mark, opened, run
 from vizrobust.rng import Streams
@@ -110,7 +110,7 @@ class PGD:
 
 
 ATTACKS = named(FGSM, ISM, PGD)
-CLIMBED = {**LOSSES, **SOFT_LOSSES}
+CLIMBED = {**LOSSES, **PLAIN_LOSSES, **SOFT_LOSSES}
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class Job:
                     continue
                 tracker.log(event, event["epoch"])
                 _say_what_happened(event)
-                if is_fooled(event) and not fooled:
+                if event["epoch"] > recipe.ramp and is_fooled(event) and not fooled:
                     fooled = True
                     say(
                         f"warning: in epoch {event['epoch']} the training attack leaves {percent(event['val_attack'])} of the "

@@ -12,7 +12,7 @@ from vizrobust.report.axes import SIZE, blank, legend_of, percent, percent_upwar
 from vizrobust.report.style import COLORS, INK, house_style, save_figure
 
 Row = dict[str, Any]
-SERIES = (("val_clean", "clean"), ("val_robust", "robust"))
+SERIES = (("val_clean", "clean"), ("val_robust", "ten steps of PGD"), ("val_attack", "training attack"))
 
 
 def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") -> Path:
@@ -26,11 +26,12 @@ def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") ->
         figure = blank((SIZE[0], 1.25 * SIZE[1]))
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         epochs = [row["epoch"] for row in rows]
+        series = [(key, name) for key, name in SERIES if all(key in row for row in rows)]
         percent_upwards(above)
         above.set_ylabel("accuracy (%)")
         lines = [
             above.plot(epochs, percent(rows, key), color=COLORS[index], marker="o", markersize=3)[0]
-            for index, (key, _) in enumerate(SERIES)
+            for index, (key, _) in enumerate(series)
         ]
         below.plot(epochs, [row["loss"] for row in rows], color=INK)
         below.set_ylabel("training loss")
@@ -41,5 +42,5 @@ def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") ->
             if "collapse" in row:
                 for axes in (above, below):
                     axes.axvline(row["epoch"], color=COLORS[3], linewidth=1, linestyle="--")
-        legend_of(figure, lines, [name for _, name in SERIES])
+        legend_of(figure, lines, [name for _, name in series])
         return save_figure(figure, path, command)

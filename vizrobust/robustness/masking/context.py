@@ -146,6 +146,11 @@ class Context:
         return self.survivors(replace(self.pgd, loss="margin"), self.by_gradients)
 
     @cached_property
+    def by_plain_loss(self) -> Tensor:
+        """(n,) bool: of the images that PGD breaks, who survives it on cross entropy as other tools compute it."""
+        return self.survivors(replace(self.pgd, loss="plain_ce", restarts=1), ~self.by_gradients)
+
+    @cached_property
     def by_noise(self) -> Tensor:
         return self.survivors(Noise(draws=self.effort.draws, ball=self.ball), self.by_gradients)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vizrobust.robustness.accuracy import share
 from vizrobust.robustness.masking.context import Context
-from vizrobust.robustness.masking.verdict import Criterion, hiding, overfitting, unbounded
+from vizrobust.robustness.masking.slopes import cross_entropy_underflow
+from vizrobust.robustness.masking.verdict import Criterion, hiding, overfitting, unbounded, underflow
 
 
 def training_gap(context: Context) -> Criterion | None:
@@ -46,6 +47,14 @@ def missed_by_transfer(context: Context) -> Criterion | None:
     return missed(context, context.by_transfer, f"transfer from {context.subject.source}")
 
 
+def left_by_plain_loss(context: Context) -> Criterion | None:
+    """What logits that are too far apart for plain cross entropy keep from other tools' attacks; None where there are none."""
+    if not cross_entropy_underflow(context).value:
+        return None
+    what = "the share that PGD on plain cross entropy, as other tools run it, leaves and PGD here breaks"
+    return replace(underflow(context.by_plain_loss, context.by_gradients), what=what)
+
+
 def left_over(context: Context) -> Criterion:
     """What an attack leaves that may change every pixel at will."""
     what = "the share left by an attack that may change every pixel at will"
@@ -54,7 +63,8 @@ def left_over(context: Context) -> Criterion:
 
 def criteria(context: Context) -> Iterator[Criterion]:
     """All that apply to the network."""
-    for measure in (training_gap, missed_by_loss, missed_by_square, missed_by_noise, missed_by_transfer, left_over):
+    missed_by = (missed_by_loss, missed_by_square, missed_by_noise, missed_by_transfer)
+    for measure in (training_gap, *missed_by, left_by_plain_loss, left_over):
         criterion = measure(context)
         if criterion is not None:
             yield criterion

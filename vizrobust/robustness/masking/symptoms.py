@@ -11,6 +11,7 @@ from vizrobust.robustness.accuracy import CONFIDENCE, share
 from vizrobust.robustness.masking.check import Check, Unit, held, not_run
 from vizrobust.robustness.masking.context import Context
 from vizrobust.robustness.masking.criteria import (
+    left_by_plain_loss,
     left_over,
     missed_by_loss,
     missed_by_noise,
@@ -77,6 +78,19 @@ def transfer_finds_more(context: Context) -> Check:
     return _newly("transfer finds more", context, criterion, ADAPT)
 
 
+def plain_cross_entropy_fails(context: Context) -> Check:
+    """PGD on cross entropy as other tools compute it leaves images, for it has no slope (Carlini & Wagner 2017, section V)."""
+    name, criterion = "plain cross entropy fails", left_by_plain_loss(context)
+    if criterion is None:
+        return not_run(name, "plain cross entropy has a slope at all images that were looked at")
+    evidence = (
+        f"PGD on plain cross entropy, as other tools run it, leaves {_percent(context.by_plain_loss | context.by_gradients)} "
+        f"and PGD here {_percent(context.by_gradients)}"
+    )
+    advice = "the logits are too far apart (distillation does that): divide them, or attack the margin or DLR loss"
+    return _criterion(name, criterion, evidence, advice, "left by it alone", "points")
+
+
 def unbounded_attack_fails(context: Context) -> Check:
     """PGD that may change every pixel at will leaves images (also indicator I6 of Pintor et al. 2022)."""
     criterion = left_over(context)
@@ -113,7 +127,7 @@ DECIDING: dict[str, Callable[[Context], Check]] = {
     check.__name__: check
     for check in (
         training_attack_gap, margin_loss_finds_more, black_box_beats_white_box, random_noise_finds_more,
-        transfer_finds_more, unbounded_attack_fails,
+        transfer_finds_more, plain_cross_entropy_fails, unbounded_attack_fails,
     )
 }  # fmt: skip
 SYMPTOMS: dict[str, Callable[[Context], Check]] = {check.__name__: check for check in (one_step_beats_many, larger_eps_helps)}

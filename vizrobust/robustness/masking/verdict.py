@@ -92,6 +92,14 @@ def hiding(under_gradients: Tensor, under_another: Tensor) -> Criterion:
     return _paired(HIDDEN, under_gradients, under_gradients & under_another, HIDING)
 
 
+def underflow(under_plain_loss: Tensor, under_gradients: Tensor) -> Criterion:
+    """The share of images that survive PGD on plain cross entropy and not PGD: (n,) bool each, who survives.
+
+    The limit is that of overfitting: a network that is sure of a few images hides nothing.
+    """
+    return _paired(HIDDEN, under_plain_loss | under_gradients, under_gradients, GAP)
+
+
 def unbounded(left: Tensor, classes: int) -> Criterion:
     """The share (n,) bool that an attack leaves which may change every pixel at will, against guessing."""
     n, value, limit = len(left), share(left), 1 / classes
