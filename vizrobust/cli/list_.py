@@ -42,7 +42,9 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
     from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
     from vizrobust.models import ARCHS
     from vizrobust.robustness.corruptions import CORRUPTIONS
+    from vizrobust.training import ARMS, METHODS
     from vizrobust.training.mix import MIXES
+    from vizrobust.training.schedules import SCHEDULES
 
     def described(things: Mapping[str, Any]) -> Callable[[], dict[str, str]]:
         return lambda: {name: (thing.__doc__ or "").strip().split("\n")[0] for name, thing in things.items()}
@@ -54,7 +56,9 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
         "attacks": described({**ATTACKS, **ENSEMBLES}),
         "unforeseen": described(UNFORESEEN),
         "corruptions": described(CORRUPTIONS),
+        "methods": described({**ARMS, **METHODS}),
         "mixes": described(MIXES),
+        "schedules": described(SCHEDULES),
         "balls": described(BALLS),
         "losses": described(LOSSES),
         "recipes": described(RECIPES),
