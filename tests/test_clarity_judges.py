@@ -126,7 +126,7 @@ def test_imagenet_knows_the_classes_of_imagenette(compute):
     assert [names[k].lower() for k in columns] == [name.lower() for name in photos]
     one = checkpoint("one", 1, "imagenette64", photos)
     with pytest.warns(UserWarning, match="trained on ImageNet"):
-        (judge,) = judges_for("imagenette64", [one], compute, [ref])
+        (judge,) = judges_for("imagenette64", [one], compute, [ref], builtin=False)
     opinion = judge(torch.rand(2, *SHAPE))
     assert opinion.logits.shape == (2, 7)
     assert opinion.features.shape == (2, 1024)
