@@ -124,6 +124,14 @@ def test_the_numbers_also_go_to_tensorboard(tmp_path, brief):
     assert [event.step for event in logged.Scalars("val_robust")] == [1, 2]
 
 
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    done = run("--steps", 1, "--track", "wandb", "--out", tmp_path / "t", "--quiet")
+    assert done.exit_code == 1
+    assert "Error: tracker 'wandb' is not installed; pip install wandb, or leave --track out" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 BAD = {
     "two without mix": ([*PGD_, *FGSM_], 2, "2 attacks need --mix avg, max or random"),
     "mix of one": ([*PGD_, "--mix", "max"], 2, "--mix max needs two --attack or more, got 1"),
@@ -159,7 +167,7 @@ BAD = {
     "no batches": (["--steps", 1, "--checkpoint-every", 0], 2, "--checkpoint-every must be at least 1 batch"),
     "smoothing": (["--steps", 1, "--label-smoothing", 1], 1, "label_smoothing must be from 0 to below 1, got 1"),
     "average": (["--steps", 1, "--ema", 2], 1, "ema must be between 0 and 1, as .999, got 2"),
-    "tracker": (["--steps", 1, "--track", "wandb"], 1, "tracker 'wandb' is not installed; pip install wandb"),
+    "unknown tracker": (["--steps", 1, "--track", "wandbb"], 2, "'wandbb' is not one of 'tensorboard', 'wandb', 'mlflow'"),
     "zero rate": (["--steps", 1, "--lr", 0], 1, "lr must be positive"),
 }  # fmt: skip
 
