@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from vizrobust.clarity import forced_choice
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.features.recipes import fourier, plain
+from vizrobust.features.session import images_of
 from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Stage, Study, brought, cells, read_report, report_of, verify, write_report
 from vizrobust.study.eps_rule import choose
 from vizrobust.study.measured import first_reach
+from vizrobust.study.wanted import hidden_units
 from vizrobust.training import Training
 
 DIGITS = load("digits")
@@ -97,6 +100,52 @@ def test_the_same_questions_are_asked_of_all(finished: tuple[Path, dict[str, Any
     assert len({frozenset(of) for of in asked.values()}) == 1
     natural = {row["metric"] for row in report["references"] if row["reference"] == "natural" and row["layer"] == "logits"}
     assert natural == {row["metric"] for row in report["clarity"] if row["layer"] == "logits"}
+
+
+def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> None:
+    """A network with its hidden units shuffled: what is matched has the pictures and so the clarity of what was drawn."""
+    torch.manual_seed(8)
+    plain_state = body_state(architecture("small_cnn", (1, 8, 8), 10)())
+    order = torch.randperm(100)
+    shuffled = {name: value.clone() for name, value in plain_state.items()}
+    for name in ("linear1.weight", "linear1.bias"):
+        shuffled[name] = shuffled[name][order]
+    shuffled["linear2.weight"] = shuffled["linear2.weight"][:, order]
+    for k, state in ((0, plain_state), (4, shuffled)):
+        about = Description("small_cnn", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="digits", training="", attack_steps=k)
+        save_checkpoint(tmp_path / f"k{k}.safetensors", state, about)
+    given = brought([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
+    study = Study(tmp_path / "study", replace(small, hidden=5), DIGITS, Compute("cpu", threads=1), given=given)
+    for _stage in study.run():
+        pass
+    report = report_of(study, "vizrobust study")
+    first, second = (row["name"] for row in report["checkpoints"][:2])
+    (pairs,) = report["matching"]
+    assert (pairs["checkpoint"], pairs["reference"], len(pairs["units"])) == (second, first, 5)
+    excited = [unit for unit, found in zip(pairs["units"], pairs["correlations"], strict=True) if found > 0]
+    assert [int(order[partner]) for partner in pairs["partners"] if int(order[partner]) in excited] == excited
+    assert len(excited) >= 3  # a unit that no image excites has no counterpart
+    assert pairs["quality"] > pairs["chance"] + 0.3
+
+    rows = {
+        (row["checkpoint"], row["control"]): row
+        for row in report["clarity"]
+        if (row["layer"], row["metric"], row["recipe"]) == ("linear1", "forced_choice", "plain")
+    }
+    assert rows[first, "matched"]["values"] == rows[first, None]["values"]
+    assert rows[second, "matched"]["units"] == rows[first, None]["units"] == pairs["units"]
+    # Asked of their pictures one by one, by where they were put.
+    questions, judge, checkpoint = study.facts["questions"], study.judges[0], given[1].checkpoint
+    asked = questions.queries.opinions[judge.name].features
+    for unit, value in zip(pairs["units"], rows[second, "matched"]["values"], strict=True):
+        if unit in excited:
+            partner = int((order == unit).nonzero())
+            liked, disliked = hidden_units(study.plan, DIGITS, checkpoint, [partner])[:2]
+            shown = [judge(images_of(study.pictures(job), checkpoint, job)[partner]).features for job in (liked, disliked)]
+            (of_unit,) = questions.own(checkpoint, liked.objective, (partner,))
+            queries, distractors = of_unit.questions("hard")
+            assert value == pytest.approx(forced_choice(*shown, asked[queries], asked[distractors]), abs=1e-5)
+    assert rows[second, "matched"]["values"] != rows[second, None]["values"]
 
 
 def test_the_preregistration_is_there_before_the_first_picture_and_the_first_attack(small: Plan, tmp_path: Path) -> None:

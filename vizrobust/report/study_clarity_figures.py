@@ -19,7 +19,10 @@ from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, house_style
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
-CONTROLS = {None: "as rendered", "contrast": "contrast matched", "blur": "blurred", "equal-excitation": "equal excitation"}
+CONTROLS = {
+    None: "as rendered", "contrast": "contrast matched", "blur": "blurred", "equal-excitation": "equal excitation",
+    "matched": "units matched",
+}  # fmt: skip
 
 
 def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
@@ -55,14 +58,16 @@ def controls_over_k(study: Study, layer: str) -> Figure | None:
     """Primary metrics over K as rendered, contrast matched, blurred and at equal excitation: the mean of the judges."""
     panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
     drawn = [[(c, study.spreads(study.over_judges(m["name"], r, layer, c))) for c in CONTROLS] for m, r in panels]
-    if not study.doses or not any(series for panel in drawn for control, series in panel if control):
+    drawn = [[(control, series) for control, series in panel if series] for panel in drawn]
+    if not study.doses or not any(control for panel in drawn for control, _series in panel):
         return None
     steps, beside = Steps.of(study, arms=False), len(study.recipes)
     with house_style():
         figure, grid = _panels(len(panels), beside)
         for place, ((metric, recipe), lines, axes) in enumerate(zip(panels, drawn, grid, strict=False)):
             labels = []
-            for index, (control, series) in enumerate(lines):
+            for control, series in lines:
+                index = list(CONTROLS).index(control)
                 look: dict[str, Any] = {
                     "color": INK if control is None else COLORS[index % len(COLORS)],
                     "marker": MARKERS[index],

@@ -28,6 +28,13 @@ class Numbers:
     worded: bool = False
 
 
+def contrasts(study: Study) -> Numbers | None:
+    """The verdict of each contrast over all recipes and primary metrics."""
+    entries = study.table("verdict").get("by_contrast") or ()
+    rows = [[CONTRASTS.get(e["contrast"], str(e["contrast"])), str(e["layer"]), str(e["verdict"])] for e in entries]
+    return Numbers("Verdicts over recipes and primary metrics", ("contrast", "layer", "verdict"), rows) if rows else None
+
+
 def verdicts(study: Study, roles: Sequence[str]) -> Numbers | None:
     """Metric, recipe and contrast with the verdict over all judges, what the judges' estimates span, and why."""
     rows = []
@@ -161,6 +168,41 @@ def effort(study: Study) -> Numbers | None:
     header = ("", "recipe", "layer", "activation / largest natural", "excitation radius (L2)")
     note = "The excitation radius is mechanically linked to L2 robustness: it says little about clarity by itself."
     return Numbers("Effort", header, rows, note) if rows else None
+
+
+def matching(study: Study) -> Numbers | None:
+    """How well the hidden units of each group correspond to those that they are matched with."""
+    entries = study.entries("matching")
+    columns = [study.spreads({row["checkpoint"]: row[key] for row in entries}) for key in ("drawn", "quality", "chance")]
+    rows = [
+        [group.label, *(_mean(series, group.name) for series in columns)] for group in study.groups if group.name in columns[0]
+    ]
+    header = ("", "drawn units", "all units of the layer", "by chance")
+    note = (
+        "Mean correlation, on the same natural images, with the matched unit of the network of the same training seed with "
+        "the fewest attack steps. Matching picks the best pairs, so that chance is above 0; it favours what networks share."
+    )
+    return Numbers("Match quality", header, rows, note) if rows else None
+
+
+def paths(study: Study) -> Numbers | None:
+    """How alike class pictures and natural images travel through each group's networks."""
+    rows = []
+    for recipe in study.recipes:
+        mine = [row for row in study.entries("path_similarity") if row["recipe"] == recipe]
+        series = study.spreads({row["checkpoint"]: row["value"] for row in mine if row.get("value") is not None})
+        for group in study.groups:
+            of = [row for row in mine if row["checkpoint"] in group.checkpoints]
+            flagged = sum(bool(row.get("flagged")) for row in of)
+            why = "; ".join(dict.fromkeys(str(row["why"]) for row in of if row.get("why")))
+            told = f"flagged: {flagged} of {len(of)}" if flagged else why or "-"
+            rows += [[group.label, recipe, str(of[0].get("layer") or "-"), _mean(series, group.name), told]] if of else []
+    header = ("", "recipe", "layer", "path similarity", "remark")
+    note = (
+        "1 where pictures excite a layer as natural images of the class do, 0 where as those of other classes (Geirhos et al. "
+        "2023). Low values are flagged: such pictures may come from a circuit that natural images do not use."
+    )
+    return Numbers("Path similarity", header, rows, note, worded=True) if rows else None
 
 
 def unforeseen(study: Study) -> Numbers | None:

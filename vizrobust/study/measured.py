@@ -49,6 +49,10 @@ class Measured:
         # Beside it stands the key of the row, in which the checkpoint goes by its weights.
         return {key: plain[key] for key in plain if key not in ("checkpoint", "recipe", "layer")} | {"name": self.checkpoint}
 
+    def labelled(self, row: Row) -> Row:
+        """A clarity row as the report has it."""
+        return {"checkpoint": self.checkpoint, "recipe": self.recipe, "layer": self.layer, **row}
+
     def path_row(self) -> Row:
         """The row of `path_similarity` in the report."""
         return {"checkpoint": self.checkpoint, "recipe": self.recipe, **(self.path or {})}
@@ -72,7 +76,7 @@ def measure(
     of_class = isinstance(job.objective, Logit)
     own = questions.own(checkpoint, job.objective, job.units)
     orders = questions.shared if of_class else own
-    final = PictureSet(job.units, _stack(images, job.units), None if negative is None else _stack(negative, job.units))
+    final = PictureSet(job.units, stacked(images, job.units), None if negative is None else stacked(negative, job.units))
     clarity = list(scored(final, questions, orders, own))
     natural = [] if of_class else list(scored(_exemplars(checkpoint, job, questions), questions, orders, own))
     path = _path(checkpoint, final, layer, questions) if of_class and layer else None
@@ -83,7 +87,7 @@ def measure(
     distance: list[Row] = []
     radius = reached = None
     if ways is not None:
-        frames = _stack(ways, job.units)  # (units, R, F, C, H, W)
+        frames = stacked(ways, job.units)  # (units, R, F, C, H, W)
         start = list(scored(PictureSet(job.units, frames[:, :, 0]), questions, orders, own, controls=()))
         away = (frames - frames[:, :, :1]).flatten(3).norm(dim=3)  # (units, R, F)
         for place, step in enumerate(sorted(even(frames.shape[2], job.recipe.steps + 1))):
@@ -188,6 +192,6 @@ def _picked(frames: Tensor, at: Tensor) -> Tensor:
     return frames[torch.arange(len(frames)), at]
 
 
-def _stack(pictures: Mapping[int, Tensor], units: Sequence[int]) -> Tensor:
+def stacked(pictures: Mapping[int, Tensor], units: Sequence[int]) -> Tensor:
     """unit -> (R, ...) as (units, R, ...)."""
     return torch.stack([pictures[unit] for unit in units])

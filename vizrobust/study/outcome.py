@@ -52,11 +52,15 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
         "checkpoints": [_checkpoint(study, one) for one in [*study.compared, *references]],
         "accuracy": study.facts["accuracy"],
         "metrics": _metrics(len(study.data.classes)),
-        "clarity": [_labelled(one, row) for one in found if one.checkpoint not in random for row in one.clarity],
+        "clarity": [
+            *(one.labelled(row) for one in found if one.checkpoint not in random for row in one.clarity),
+            *study.facts["matched"],
+        ],
         "references": rows,
         "judges": [_judge(study, judge, rows) for judge in study.judges],
         "distance": [{"checkpoint": one.checkpoint, "recipe": one.recipe, **row} for one in found for row in one.distance],
         "excitation": [_excitation(one) for one in found],
+        "matching": [pairs.row(name, study.plan.layer) for name, pairs in study.counterparts.items()],
         "path_similarity": [one.path_row() for one in found if one.path is not None],
         "confounds": _confounds(study),
         "pictures": list(_pictures(study, found)),
@@ -108,10 +112,6 @@ def _checkpoint(study: Study, one: Compared) -> Row:
 def _clean(study: Study) -> dict[str, float]:
     """Clean accuracy on the images that were attacked."""
     return {row["checkpoint"]: row["accuracy"] for row in study.facts["accuracy"] if row["kind"] == "clean"}
-
-
-def _labelled(one: Measured, row: Row) -> Row:
-    return {"checkpoint": one.checkpoint, "recipe": one.recipe, "layer": one.layer, **row}
 
 
 def _excitation(one: Measured) -> Row:

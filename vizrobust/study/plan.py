@@ -35,11 +35,12 @@ class Plan:
 
     `training` is how every cell is trained, without attack; K runs over `steps`, the training seeds are 0 … `seeds` - 1.
     `eps` None asks `eps_rule` for one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
-    each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each. `frames` pictures of
-    each one's way are kept, for the clarity-distance curve and for equal excitation. Accuracy is that of the first
-    `images` test images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes;
-    masking, unforeseen attacks and corruptions are looked at on the first ones of them. Queries of the two-alternative
-    choice are the first `query_images` test images, exemplars the first `exemplar_images` of the validation split.
+    each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each; if `matched`, also on the
+    units that match those of the network of the same seed with the fewest attack steps. `frames` pictures of each one's
+    way are kept, for the clarity-distance curve and for equal excitation. Accuracy is that of the first `images` test
+    images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes; masking,
+    unforeseen attacks and corruptions are looked at on the first ones of them. Queries of the two-alternative choice
+    are the first `query_images` test images, exemplars the first `exemplar_images` of the validation split.
     """
 
     training: Training
@@ -54,6 +55,7 @@ class Plan:
     layer: str = ""
     hidden: int = 50
     hidden_seeds: int = 9
+    matched: bool = True
     frames: int = 11
     batch_size: int = 90
     judges: tuple[str, ...] = ()
@@ -111,6 +113,8 @@ class Plan:
             said.append("no hidden units")
         elif self.hidden < 50 or self.hidden_seeds < 9:
             said.append(f"{self.hidden} hidden units with {self.hidden_seeds} pictures each instead of 50 with 9")
+        if self.hidden and not self.matched:
+            said.append("hidden units are not matched across networks")
         if self.images < 1000 or self.restarts < 5:
             said.append(f"PGD with {self.restarts} restart{'s' if self.restarts > 1 else ''} on {self.images} images "
                         "instead of 5 on 1,000")  # fmt: skip

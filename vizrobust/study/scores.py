@@ -28,7 +28,7 @@ from vizrobust.clarity import (
 from vizrobust.runs import Row
 from vizrobust.study.questions import Questions
 
-CONTRAST, BLUR, EQUAL = "contrast", "blur", "equal-excitation"
+CONTRAST, BLUR, EQUAL, MATCHED = "contrast", "blur", "equal-excitation", "matched"
 CONTROLS = (CONTRAST, BLUR)
 
 

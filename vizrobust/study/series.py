@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vizrobust.study.contrasts import CONTRASTS
+from vizrobust.study.scores import MATCHED
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, Series, Trend, trends
 
 Row = Mapping[str, Any]
 NATURAL, RANDOM = "natural", "random network"
+# Matched units are units like others: the references of pictures as rendered are their scale.
+SCALES: Mapping[str | None, str | None] = {MATCHED: None}
 
 
 def judged(report: Mapping[str, Any]) -> tuple[list[Trend], Verdict]:
@@ -43,14 +46,13 @@ def series_of(report: Mapping[str, Any]) -> list[Series]:
             continue
         key = (row["metric"], row["recipe"], row["judge"], row["layer"], row["control"])
         tables.setdefault(key, dict.fromkeys(cells.values()))[cells[row["checkpoint"]]] = mean(row["values"])
-    return [
-        Series(
-            name, metrics[name]["role"], metrics[name]["direction"], recipe, judge, layer, values,
-            reference(report["references"], NATURAL, name, recipe, judge, layer, control),
-            reference(report["references"], RANDOM, name, recipe, judge, layer, control), control,
-        )
-        for (name, recipe, judge, layer, control), values in tables.items()
-    ]  # fmt: skip
+    found = []
+    for (name, recipe, judge, layer, control), values in tables.items():
+        scale = SCALES.get(control, control)
+        ends = [reference(report["references"], one, name, recipe, judge, layer, scale) for one in (NATURAL, RANDOM)]
+        about = (name, metrics[name]["role"], metrics[name]["direction"], recipe, judge, layer)
+        found.append(Series(*about, values, ends[0], ends[1], control))
+    return found
 
 
 def accuracies(report: Mapping[str, Any]) -> dict[tuple[int, int], float | None]:

@@ -7,25 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vizrobust.clarity import Judge, judges_for
+from torch import Tensor
+
+from vizrobust.clarity import METRICS, Judge, judges_for
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet
-from vizrobust.features import Channel, Logit, Objective, Request, render_into, with_priors
+from vizrobust.data import DataSet, first
+from vizrobust.features import Request, render_into
 from vizrobust.features.session import images_of, missing, ways_of
 from vizrobust.models import Checkpoint
-from vizrobust.models import layer as layer_of
 from vizrobust.robustness.session import identity as evaluation
-from vizrobust.runs import Run, digest
+from vizrobust.runs import Row, Run, digest
 from vizrobust.study import prereg
 from vizrobust.study.accuracies import Accuracies
 from vizrobust.study.cells import Cell, cells
 from vizrobust.study.compared import RANDOM, Compared
+from vizrobust.study.counterparts import Counterparts, all_excitations, counterparts, reference_of
 from vizrobust.study.eps_rule import Chosen
-from vizrobust.study.matching import draw_units
-from vizrobust.study.measured import Measured, measure
+from vizrobust.study.measured import Measured, measure, stacked
 from vizrobust.study.plan import Plan
 from vizrobust.study.questions import Questions
+from vizrobust.study.scores import MATCHED, PictureSet, primary
 from vizrobust.study.trainings import Doing, Trainings
+from vizrobust.study.verdicts import PRIMARY
+from vizrobust.study.wanted import drawn, hidden_units, of_classes, wanted
 
 BATCH_SIZE = 100
 
@@ -63,11 +67,14 @@ class Study:
         self._opened: dict[str, Run] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
-        self.measured = self._run("clarity", "study clarity", {"plan": repr(plan), "judges": self._judge_hashes()})
+        judged = {"plan": repr(plan), "judges": self._judge_hashes()}
+        self.measured = self._run("clarity", "study clarity", judged)
+        self.measured_matched = self._run("clarity-matched", "study clarity of matched units", judged)
         self.done = 0.0
         self.cells: list[Cell] = []
         self.chosen = Chosen(plan.eps or data.eps, (), "given")
         self.compared: list[Compared] = []
+        self.counterparts: dict[str, Counterparts] = {}
         self.facts: dict[str, Any] = {}
 
     def run(self) -> Iterator[Stage]:
@@ -89,6 +96,7 @@ class Study:
         self.facts |= {"prereg": {"sha256": prereg.sha256(written), "content": written, "departures": departures}}
         for one in self.compared:
             yield from self._attack(one)
+        yield from self._match()
         for one in [*self.compared, *references]:
             yield from self._render(one)
         if processes.main:
@@ -118,8 +126,26 @@ class Study:
         told = {"verdict": masked.name, "why": masked.why} if masked.name else None
         self.facts.setdefault("masked", {})[one.checkpoint.name] = told
 
+    def _match(self) -> Iterator[Stage]:
+        """Find each network's counterparts of the drawn hidden units, before anybody has seen a picture of them."""
+        plan, processes, excited = self.plan, self.compute.processes, dict[str, Tensor]()
+        images, compute = first(self.data.val, plan.exemplar_images), self.compute.alone().in_fp32()
+        for one in self.compared if processes.main and plan.hidden and plan.layer and plan.matched else ():
+            reference = reference_of(one, self.compared)
+            if reference is None or reference is one:
+                continue
+            yield self._stage(f"matching units of {one.label}", len(images) / 3)
+            for some in (one.checkpoint, reference.checkpoint):
+                if some.name not in excited:
+                    excited[some.name] = all_excitations(some, plan.layer, images, compute)
+            there, name = drawn(plan, reference.checkpoint), reference.checkpoint.name
+            found = counterparts(name, excited[one.checkpoint.name], excited[name], there[1] if there else ())
+            if found:
+                self.counterparts[one.checkpoint.name] = found
+        self.counterparts = processes.broadcast(self.counterparts)
+
     def _render(self, one: Compared) -> Iterator[Stage]:
-        for job in self.jobs(one.checkpoint):
+        for job in [*self.jobs(one.checkpoint), *self.matched_jobs(one.checkpoint)]:
             run = self.pictures(job)
             todo = len(missing(run, one.checkpoint, job))
             what = f"rendering {one.label}: {job.recipe.name}, {job.layer}"
@@ -141,7 +167,8 @@ class Study:
                 passes = len(job.units) * len(job.seeds) * len(self.judges) * (self.plan.frames + 6) / 3
                 yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.strip else 0)
                 found.append(self._scored(one.checkpoint, job, questions))
-        self.facts |= {"measured": found, "questions": questions, "references": list(references)}
+        matched = [row for one in self.compared for row in self._scored_matched(one, found, questions)]
+        self.facts |= {"measured": found, "matched": matched, "questions": questions, "references": list(references)}
 
     def _scored(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> Measured:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._asked()}
@@ -149,42 +176,57 @@ class Study:
             if all(row[name] == value for name, value in key.items()):
                 return Measured.read(row)
         run = self.pictures(job)
-        negative = None if isinstance(job.objective, Logit) else images_of(run, checkpoint, replace(job, sign=-1))
+        negative = None if of_classes(job) else images_of(run, checkpoint, replace(job, sign=-1))
         ways = ways_of(run, checkpoint, job) if job.strip else None
         measured = measure(checkpoint, job, images_of(run, checkpoint, job), negative, ways, questions, self.plan.layer)
         self.measured.add({**key, **measured.row()})
         return measured
+
+    def _scored_matched(self, one: Compared, found: Sequence[Measured], questions: Questions) -> Iterator[Row]:
+        """Clarity rows of a network's counterparts; those of the network that they are matched with are its drawn units'."""
+        name = one.checkpoint.name
+        if any(pairs.reference == name for pairs in self.counterparts.values()):
+            own = [some for some in found if some.checkpoint == name and some.layer == self.plan.layer]
+            names = [metric.name for metric in METRICS.values() if metric.role == PRIMARY]
+            for some in own:
+                rows = (row for row in some.clarity if row["metric"] in names and row["control"] is None)
+                yield from (some.labelled({**row, "control": MATCHED}) for row in rows)
+        for job in self.matched_jobs(one.checkpoint):
+            if job.sign > 0:
+                yield from self._primary(one.checkpoint, job, questions)
+
+    def _primary(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> list[Row]:
+        key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "units": list(job.units)}
+        for row in self.measured_matched.rows():
+            if all(row[name] == value for name, value in key.items()):
+                return [{"checkpoint": checkpoint.name, **one} for one in row["clarity"]]
+        run = self.pictures(job)
+        both = (stacked(images_of(run, checkpoint, some), job.units) for some in (job, replace(job, sign=-1)))
+        orders = questions.own(checkpoint, job.objective, job.units)
+        # They stand under the numbers of the units that they are counterparts of.
+        rows = primary(PictureSet(self.counterparts[checkpoint.name].units, *both), questions, orders, MATCHED)
+        clarity = [{"recipe": job.recipe.name, "layer": job.layer, **row} for row in rows]
+        self.measured_matched.add({**key, "clarity": clarity})
+        return [{"checkpoint": checkpoint.name, **one} for one in clarity]
 
     def _asked(self) -> str:
         """What the shared queries depend on: the compared checkpoints."""
         return prereg.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
 
     def jobs(self, checkpoint: Checkpoint) -> list[Request]:
-        """The pictures of one checkpoint: class units, and hidden units with both signs, under every recipe."""
-        plan, found = self.plan, []
-        drawn = self._drawn(checkpoint)
-        for recipe in plan.recipes:
-            known = with_priors(recipe, self.data)
-            shared = {"recipe": known, "batch_size": plan.batch_size, "data_share": self.data.saturated_share}
-            seeds, film = tuple(range(plan.image_seeds)), min(plan.frames, known.steps + 1)
-            classes = tuple(range(len(self.data.classes)))
-            found.append(Request(objective=Logit(), units=classes, seeds=seeds, film=film, strip=True, **shared))  # type: ignore[arg-type]
-            if drawn:
-                objective, units = drawn
-                hidden = Request(objective=objective, units=units, seeds=tuple(range(plan.hidden_seeds)), **shared)  # type: ignore[arg-type]
-                found += [hidden, replace(hidden, sign=-1)]
-        return found
+        """The pictures of one checkpoint, those of matched units apart."""
+        return wanted(self.plan, self.data, checkpoint)
+
+    def matched_jobs(self, checkpoint: Checkpoint) -> list[Request]:
+        """The pictures of those hidden units that are matched with another network's; none where nothing is matched."""
+        if checkpoint.name not in self.counterparts:
+            return []
+        return hidden_units(self.plan, self.data, checkpoint, self.counterparts[checkpoint.name].partners)
 
     def pictures(self, job: Request) -> Run:
         """The run folder of a recipe's pictures of one layer."""
-        name = f"{job.recipe.name}-{'classes' if isinstance(job.objective, Logit) else 'hidden'}"
+        name = f"{job.recipe.name}-{'classes' if of_classes(job) else 'hidden'}"
         return self._run(f"pictures/{name}", "neurons", job.identity("fp32"))
-
-    def _drawn(self, checkpoint: Checkpoint) -> tuple[Objective, tuple[int, ...]] | None:
-        if not (self.plan.hidden and self.plan.layer):
-            return None
-        there = layer_of(checkpoint.net(), checkpoint.about.input_shape, self.plan.layer)
-        return Channel(layer=there.name), tuple(draw_units(there.units, min(self.plan.hidden, there.units), seed=0))
 
     def _untrained(self) -> Compared:
         first_one = self.compared[0].checkpoint
@@ -216,7 +258,8 @@ class Study:
         attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
         pictures = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds * plan.recipes[0].steps
         if plan.layer:
-            pictures += 2 * len(plan.recipes) * (compared + 1) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
+            drawn = 2 * len(plan.recipes) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
+            pictures += drawn * (compared + 1 + (compared if plan.matched else 0))
         # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
         seen = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds
         return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3

@@ -24,7 +24,8 @@ SIGNS = {
     "H2": ("over the number of attack steps among K ≥ 1", "rising", "falling"),
     "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
 }
-CONTROLS = {"contrast": "with contrast matched", "blur": "after a blur of 1 pixel", "equal-excitation": "at equal excitation"}
+CONTROLS = {"contrast": "with contrast matched", "blur": "after a blur of 1 pixel", "equal-excitation": "at equal excitation",
+            "matched": "with hidden units matched across networks"}  # fmt: skip
 
 
 @dataclass(frozen=True)
