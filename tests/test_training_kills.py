@@ -2,21 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from tests.forks import forks
 from vizrobust.models import load_checkpoint
 
 EPOCHS = 3
-# Starting Python with torch takes longer than these runs, so one process loads everything, touches nothing, and forks
-# a process for each line "PAUSE FOLDER" of its input; it prints the new process's number, and later how that ended.
-LAUNCHER = f"""
-import io, os, sys, time
+CODE = f"""
+import io, time
 from pathlib import Path
 import torch, torch._dynamo
 from vizrobust.attacks import FGSM, L2, PGD, Linf
@@ -29,7 +26,9 @@ watch.WATCHED_STEPS = session.TESTED_IMAGES = session.TESTED_STEPS = 1
 mix = Mix((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
 recipe = Training("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop", watch=1, ema=0.9, awp=0.01)
 
-def run(pause, folder):
+def run(line):
+    pause, folder = line.split(" ", 1)
+    folder = Path(folder)
     def hold(name):
         (folder.parent / "here").write_text(name)
         time.sleep(600)
@@ -52,52 +51,24 @@ def run(pause, folder):
             hold("within")
         if pause == "between" and isinstance(item, dict):
             hold("between")
-
-for line in sys.stdin:
-    pause, folder = line.rstrip("\\n").split(" ", 1)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run(pause, Path(folder))
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def launcher():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LAUNCHER]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.stdin.close()
-
-
-def start(launcher, pause, folder):
-    """The number of a new process that trains in `folder`."""
-    launcher.stdin.write(f"{pause} {folder}\n")
-    launcher.stdin.flush()
-    return int(launcher.stdout.readline())
-
-
-def ended(launcher):
-    """How the process ended: 0, or minus the signal that killed it."""
-    return int(launcher.stdout.readline())
+    with forks(CODE) as started:
+        yield started
 
 
 def kill_at(launcher, pause, folder):
     """Start the run, wait until it says that it is at `pause`, and kill it there."""
-    pid, sign = start(launcher, pause, folder), folder.parent / "here"
+    pid, sign = launcher.start(f"{pause} {folder}"), folder.parent / "here"
     for _ in range(1200):
         if sign.is_file() and sign.read_text() == pause:
             break
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
-    assert ended(launcher) == -signal.SIGKILL
+    assert launcher.ended() == -signal.SIGKILL
     assert sign.is_file(), f"the run did not get to {pause!r} in a minute"
 
 
@@ -105,8 +76,8 @@ def kill_at(launcher, pause, folder):
 def expected(launcher, tmp_path_factory):
     """The weights of a run that is never interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    start(launcher, "never", folder)
-    assert ended(launcher) == 0
+    launcher.start(f"never {folder}")
+    assert launcher.ended() == 0
     return load_checkpoint(str(folder)).state
 
 
@@ -139,8 +110,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(launcher, tmp_path, expected, 
         assert torch.load(part, weights_only=True)["tally"]["batch"] == 4
     assert any(path.name.startswith(".state.pt") for path in folder.iterdir()) == (pause == "writing")
 
-    start(launcher, "never", folder)
-    assert ended(launcher) == 0
+    launcher.start(f"never {folder}")
+    assert launcher.ended() == 0
     check_no_half_written_file(folder)
     found = load_checkpoint(str(folder)).state
     assert found.keys() == expected.keys()
