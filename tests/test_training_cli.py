@@ -124,6 +124,32 @@ def test_the_numbers_also_go_to_tensorboard(tmp_path, brief):
     assert [event.step for event in logged.Scalars("val_robust")] == [1, 2]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
+def test_the_numbers_also_go_to_mlflow(tmp_path, brief, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (pip install mlflow)")
+    where = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+    done = run("--steps", 0, "--epochs", 2, "--watch", 20, "--quiet", "--track", "mlflow", "--out", tmp_path / "t")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    client = mlflow.MlflowClient(where)
+    (logged,) = client.search_runs([client.get_experiment_by_name("vizrobust").experiment_id])
+    assert [(point.step, point.value) for point in client.get_metric_history(logged.info.run_id, "loss")] == [
+        (row["epoch"], pytest.approx(row["loss"])) for row in rows
+    ]
+    assert logged.data.params["training"].startswith("Training(")
+
+
+def test_the_numbers_also_go_to_weights_and_biases(tmp_path, brief, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed (pip install wandb)")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    done = run("--steps", 0, "--epochs", 2, "--watch", 20, "--quiet", "--track", "wandb", "--out", tmp_path / "t")
+    assert done.exit_code == 0, done.output
+    (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"val_robust" in kept.read_bytes()
+
+
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", list)
     done = run("--steps", 1, "--track", "wandb", "--out", tmp_path / "t", "--quiet")
