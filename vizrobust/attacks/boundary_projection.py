@@ -33,13 +33,13 @@ def to_boundary(ball: Ball, point: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
     largest = largest.masked_fill(largest == 0, 1)
     heading = -grad.sign() * per_image(gap.sign(), grad)
     steepness, climb = grad.abs() / per_image(largest, grad), gap.abs() / largest
-    room = torch.where(heading > 0, 1 - point, point).masked_fill(heading == 0, 0)
+    room = torch.where(heading > 0, 1 - point, point)  # of no consequence where there is no heading
     if isinstance(ball, Linf):
         # Every pixel moves by the same length, those with less room to their bound.
         length = torch.minimum(room, per_image(_level(steepness, room, steepness * room, climb), room))
     elif isinstance(ball, L2):
         # Every pixel moves in proportion to its gradient, those with less room to their bound.
-        reach = room / steepness.masked_fill(heading == 0, 1)
+        reach = room / steepness.masked_fill(steepness == 0, 1)
         level = per_image(_level(steepness**2, reach, steepness * room, climb), room)
         length = torch.where(reach <= level, room, level * steepness)
     else:
@@ -53,11 +53,13 @@ def _level(weight: Tensor, reach: Tensor, full: Tensor, height: Tensor) -> Tenso
     Newton's method from level 0. The sum is concave and piecewise linear in the level, so no step goes too far, and the
     one taken in the right piece is exact. A row that has arrived stays, so it does not matter how long the others take.
     """
-    level = torch.zeros_like(height)
+    weight, reach, full = weight.flatten(1), reach.flatten(1), full.flatten(1)
+    level, free = torch.zeros_like(height), torch.empty_like(reach)
     while True:
-        free = reach > per_image(level, reach)
-        rest = height - full.masked_fill(free, 0).sum(AXES)
-        slope = weight.masked_fill(~free, 0).sum(AXES)
+        # As 0.0 and 1.0 to multiply by: filling by masks takes several times as long.
+        torch.gt(reach, level[:, None], out=free)
+        rest = height - torch.addcmul(full, full, free, value=-1).sum(1)
+        slope = (weight * free).sum(1)
         # Rounding must not turn the way up into a circle.
         new = torch.maximum(level, torch.where(slope > 0, rest / slope.masked_fill(slope == 0, 1), torch.inf))
         if torch.equal(new, level):
