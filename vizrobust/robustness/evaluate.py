@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, State, Walk, measure
 from vizrobust.compute import Compute, full_batches
@@ -176,9 +176,8 @@ class _Slots:
 
     def _advance(self) -> None:
         ended = self.state["t"] >= self.walk.steps
-        active = torch.tensor([place is not None for place in self.places], device=ended.device)
         before = self.passes.each(self.size)
-        if bool((ended | ~active).all()):
+        if bool((ended | ~self._taken()).all()):
             with torch.no_grad():
                 self.walk.judge(self.net, self.state)
             cost = self.step_cost or _since(before, self.passes.each(self.size))
@@ -188,6 +187,10 @@ class _Slots:
         self._pay(ended.tolist(), *cost)
         newly = self.state["wrong"] & (self.first < 0)
         self.first = torch.where(newly, self.state["t"] - 1, self.first)
+
+    def _taken(self) -> Tensor:
+        """(size,) bool: the slots that hold an image that counts."""
+        return torch.tensor([place is not None for place in self.places], device=self.compute.device)
 
     def _pay(self, ended: Sequence[bool], forward: int, gradient: int) -> None:
         """Book a step. An image at its end needs no gradient, which it gets or not as its mates need one."""
@@ -201,6 +204,7 @@ class _Slots:
             over = over | state["wrong"]
         if "done" in state:
             over = over | state["done"]
+        over = over & self._taken()
         if not bool(over.any()):
             return []
         broken = ~state["correct"] if self.until == "last" else state["wrong"]
@@ -213,10 +217,10 @@ class _Slots:
         rows = []
         for slot in over.nonzero()[:, 0].tolist():
             place = self.places[slot]
-            if place is not None:
-                at = int(self.first[slot] if self.until != "last" else state["t"][slot] - 1) if broken[slot] else -1
-                rows.append((place, at, float(norms[slot]), *self.costs[slot]))
-                self.places[slot] = None
+            assert place is not None
+            at = int(self.first[slot] if self.until != "last" else state["t"][slot] - 1) if broken[slot] else -1
+            rows.append((place, at, float(norms[slot]), *self.costs[slot]))
+            self.places[slot] = None
         return rows
 
 
