@@ -344,3 +344,29 @@ def test_tables_hold_every_row_of_the_report(tmp_path: Path) -> None:
     every = study_tables.clarity(study)
     assert every is not None
     assert all(len(row) == len(every.header) for row in every.rows)
+
+
+def test_tables_of_contrasts_matches_and_paths(tmp_path: Path) -> None:
+    """Means over training seeds, flags counted, and a reason where there is no number."""
+    report = full_report(tmp_path, seeds=2, doses=(0, 4), recipes=("plain",))
+    report["verdict"]["by_contrast"] = [{"layer": "conv2", "contrast": "H2", "verdict": "inconclusive"}]
+    report["matching"] = [
+        {"checkpoint": f"k4-s{seed}", "reference": f"k0-s{seed}", "drawn": 0.5 + 0.1 * seed, "quality": 0.7, "chance": 0.2}
+        for seed in range(2)
+    ]
+    paths = {"k0-s0": 0.9, "k0-s1": 0.1, "k4-s0": None}
+    report["path_similarity"] = [
+        {"checkpoint": name, "recipe": "plain", "layer": "conv2", "value": value, "flagged": value == 0.1}
+        | {"why": "" if value else "too alike"}
+        for name, value in paths.items()
+    ]
+    study = Study(report)
+    contrasts, matching, lines = (table(study) for table in (study_tables.contrasts, study_tables.matching, study_tables.paths))
+    assert contrasts is not None
+    assert matching is not None
+    assert lines is not None
+    assert contrasts.rows == [[study_tables.CONTRASTS["H2"], "conv2", "inconclusive"]]
+    assert matching.rows == [["K = 4", "0.55", "0.7", "0.2"]]
+    assert lines.rows == [["K = 0", "plain", "conv2", "0.5", "flagged: 1 of 2"], ["K = 4", "plain", "conv2", "-", "too alike"]]
+    bare = Study({**report, "matching": [], "path_similarity": [], "verdict": {}})
+    assert study_tables.contrasts(bare) is study_tables.matching(bare) is study_tables.paths(bare) is None
