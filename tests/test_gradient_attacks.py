@@ -111,6 +111,39 @@ def test_a_random_start_is_the_streams_own_point_of_the_ball(double: tuple[nn.Mo
         assert (PGD(steps=4, ball=ball)(net, x, y, streams()).x - expected[-1]).abs().max() < 1e-12
 
 
+def test_an_unclipped_start_is_where_the_first_gradient_is_taken(double: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """On black images, from the streams' own point outside [0, 1]; then as the textbook has it."""
+    net, x, y = double
+    x = x * 0.05
+    ball = Linf(eps=0.2)
+    start = x + ball.sample(x, streams(len(x)))
+    assert bool((start < 0).any())
+    point = start.clone().requires_grad_()
+    F.cross_entropy(net(point), y, reduction="sum").backward()
+    expected = (start + 0.25 * point.grad.sign()).clamp(x - 0.2, x + 0.2).clamp(0, 1)
+    found = PGD(steps=1, ball=ball, alpha=0.25, clip_start=False)(net, x, y, streams(len(x)))
+    torch.testing.assert_close(found.x, expected)
+    assert not torch.equal(found.x, PGD(steps=1, ball=ball, alpha=0.25)(net, x, y, streams(len(x))).x)
+
+
+def test_a_start_outside_the_range_is_no_example() -> None:
+    """A network that is wrong only where a pixel is below 0: no image is broken, and the best point is an image."""
+
+    class Below(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            below = -x.flatten(1).amin(1) - 1e-6
+            return torch.stack((torch.zeros_like(below), below), 1)
+
+    x, y = torch.zeros(5, 1, 4, 6), torch.zeros(5, dtype=torch.int64)
+    attack = PGD(steps=2, ball=Linf(eps=0.3), clip_start=False)
+    assert bool(attack(Below(), x, y, streams()).correct.all())
+    (walk,) = attack.stages(Below(), x)
+    state = walk.begin(Below(), x, y, streams())
+    walk.step(Below(), state)
+    assert not bool(state["wrong"].any())
+    assert bool(((state["best"] >= 0) & (state["best"] <= 1)).all())
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_k_steps_are_k_gradients_and_the_kth_iterate(steps: int, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     passes = Passes(net)
@@ -354,6 +387,7 @@ def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> Non
         ("pgd(alpha=-0.1)", "PGD: alpha must not be negative, got -0.1"),
         ("pgd(restarts=0)", "PGD: restarts must be at least 1, got 0"),
         ("pgd(restarts=2, random_start=False)", "2 restarts without a random start would all be the same"),
+        ("pgd(steps=0, clip_start=False)", "clip_start=False is about the random start and needs one"),
         ("pgd(loss='cee')", "no loss 'cee'; did you mean ce?"),
         ("fgsm(target=3)", "FGSM: target=3 needs targeted=True"),
         ("fgsm(targeted=True, target=-3)", "FGSM: target must be a class number from 0 on, got -3"),

@@ -74,6 +74,8 @@ class PGD:
 
     alpha None is min(eps, 2.5 eps / steps). `random_start` begins uniformly in the ball; each of `restarts` begins
     elsewhere, and the worst counts for each image. One step = step, projection onto the ball, clip to [0, 1].
+    Without `clip_start` the random start may lie outside [0, 1], as published for training (Wong et al. 2020): on dark
+    images clipping halves the noise. Such a start never counts as an example.
     With loss ``kl`` it climbs away from the network's own prediction on the image, without the label (TRADES).
 
     >>> from vizrobust.models import architecture
@@ -87,6 +89,7 @@ class PGD:
     ball: Ball = Linf()
     alpha: float | None = None
     random_start: bool = True
+    clip_start: bool = True
     restarts: int = 1
     loss: str = "ce"
     targeted: bool = False
@@ -98,11 +101,13 @@ class PGD:
             raise ValueError(f"PGD: restarts must be at least 1, got {self.restarts}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"PGD: {self.restarts} restarts without a random start would all be the same")
+        if not self.clip_start and not (self.random_start and self.steps):
+            raise ValueError("PGD: clip_start=False is about the random start and needs one, and a step that ends in [0, 1]")
 
     def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
         eps = radius(self.ball)
         alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
-        one = _walk(self, steps=self.steps, alpha=alpha, random_start=self.random_start)
+        one = _walk(self, steps=self.steps, alpha=alpha, random_start=self.random_start, clip_start=self.clip_start)
         return tuple(replace(one, restart=number) for number in range(self.restarts))
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
@@ -125,6 +130,7 @@ class GradientWalk:
     targeted: bool = False
     target: int | None = None
     random_start: bool = False
+    clip_start: bool = True
     project: bool = True
     restart: int = 0
 
@@ -144,8 +150,11 @@ class GradientWalk:
         towards = self._towards(net, x, y, streams)
         if self.restart:
             streams = streams.child(f"restart {self.restart}")
-        start = (x + self.ball.sample(x, streams)).clamp(0, 1) if self.random_start else x
-        return {**opened(x, y, start, streams), "towards": towards}
+        if not self.random_start:
+            return {**opened(x, y, x, streams), "towards": towards}
+        start = x + self.ball.sample(x, streams)
+        state = {**opened(x, y, start.clamp(0, 1), streams), "towards": towards}
+        return state if self.clip_start else {**state, "adv": start}
 
     def step(self, net: nn.Module, state: State) -> None:
         adv = state["adv"].detach().requires_grad_()
@@ -153,7 +162,7 @@ class GradientWalk:
         climbed = self._goal(logits, state)
         # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
         (grad,) = torch.autograd.grad(climbed.sum(), adv)
-        mark(state, logits.detach(), climbed)
+        self._mark(state, logits, climbed)
         # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
         adv = adv.detach()
         adv = adv + self.alpha * self.ball.steepest(grad, adv)
@@ -161,7 +170,15 @@ class GradientWalk:
 
     def judge(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
-        mark(state, logits, self._goal(logits, state))
+        self._mark(state, logits, self._goal(logits, state))
+
+    def _mark(self, state: State, logits: Tensor, climbed: Tensor) -> None:
+        """Enter the verdict on the iterate; no image lies outside [0, 1], whatever is thought of it."""
+        if self.clip_start:
+            mark(state, logits.detach(), climbed)
+        else:
+            inside = ((state["adv"] >= 0) & (state["adv"] <= 1)).flatten(1).all(1)
+            mark(state, logits.detach(), climbed.detach().masked_fill(~inside, -torch.inf), inside)
 
     def _goal(self, logits: Tensor, state: State) -> Tensor:
         """What is climbed: (N,)."""

@@ -16,8 +16,8 @@ def fgsm(eps: float) -> Attack:
 
 
 def fast(eps: float) -> Attack:
-    """One long step from a random point of the ball (Wong et al. 2020)."""
-    return PGD(steps=1, ball=Linf(eps=eps), alpha=FAST_STEP * eps)
+    """One long step from a random point of the ball, which may lie outside [0, 1] (Wong et al. 2020)."""
+    return PGD(steps=1, ball=Linf(eps=eps), alpha=FAST_STEP * eps, clip_start=False)
 
 
 def noise(eps: float) -> Attack:
