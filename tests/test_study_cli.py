@@ -45,6 +45,22 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_asked_of_fewer_images_is_said_to_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is done, which here is not done at all."""
+    monkeypatch.setattr("vizrobust.study.Study.run", lambda _study: iter(()))
+    monkeypatch.setattr("vizrobust.study.report_of", lambda *_: {"pictures": []})
+    monkeypatch.setattr("vizrobust.study.write_report", lambda *_: tmp_path)
+    monkeypatch.setattr("vizrobust.report.write_study", lambda *_: tmp_path)
+    monkeypatch.setattr("vizrobust.cli.study._print", lambda _report: None)
+    options = ("--images", "1000", "--masking-images", "0", "--unforeseen-images", "50", "--corruption-images", "200")
+    result = said("study", "mnist-k0", "mnist-k8", *options, "--out", str(tmp_path / "study"))
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stderr.split())
+    assert "left out: no masking diagnosis" in told
+    assert "left out: unforeseen attacks on 50 images instead of 200" in told
+    assert "left out: corruptions" not in told
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     result = said("study", "mnist-k0", "mnist-k8", "--quick", "--out", str(tmp_path))

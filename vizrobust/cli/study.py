@@ -34,6 +34,13 @@ Strings = tuple[str, ...]
 @click.option("--hidden-seeds", type=click.IntRange(min=2), help="Pictures of each hidden unit.  [default: 9]")
 @click.option("--judge", "judges", multiple=True, metavar="REF", help="One more judge; several allowed.")
 @click.option("--images", type=click.IntRange(min=1), help="Test images to attack.  [default: 1000]")
+@click.option(
+    "--masking-images", type=click.IntRange(min=0), help="Of these for the whole masking diagnosis; 0 is none.  [default: 200]"
+)
+@click.option(
+    "--unforeseen-images", type=click.IntRange(min=0), help="Of these for unforeseen attacks; 0 is none.  [default: 200]"
+)
+@click.option("--corruption-images", type=click.IntRange(min=0), help="Of these for corruptions; 0 is none.  [default: 200]")
 @click.option("--quick", is_flag=True, help="At most ten minutes: one seed, fewer pictures, lighter attacks.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="The study's folder; default: runs/study-<hash>.")
 @options.download
@@ -43,7 +50,8 @@ Strings = tuple[str, ...]
 def command(
     refs: Strings, data: str | None, steps: str | None, seeds: int | None, arch: str | None, epochs: int | None,
     eps: float | None, arms: str | None, controls: str | None, image_seeds: int | None, layer: str | None,
-    hidden: int | None, hidden_seeds: int | None, judges: Strings, images: int | None, quick: bool, out: str | None,
+    hidden: int | None, hidden_seeds: int | None, judges: Strings, images: int | None,
+    masking_images: int | None, unforeseen_images: int | None, corruption_images: int | None, quick: bool, out: str | None,
     download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a sweep over attack steps, or take checkpoints, and answer with a report.
@@ -77,7 +85,8 @@ def command(
     plan = _plan(
         loaded, given, arch=arch, epochs=epochs, is_quick=quick, steps=_numbers(steps), seeds=seeds, eps=eps,
         arms=_names(arms), controls=_names(controls), image_seeds=image_seeds, layer=layer, hidden=hidden,
-        hidden_seeds=hidden_seeds, judges=judges or None, images=images,
+        hidden_seeds=hidden_seeds, judges=judges or None, images=images, masking_images=masking_images,
+        unforeseen_images=unforeseen_images, corruption_images=corruption_images,
     )  # fmt: skip
     folder = out or str(default_folder("study", {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in given]}))
     compute = Compute(device, precision)

@@ -22,6 +22,8 @@ TRAININGS = {
         arch="resnet_small", data="imagenette64", epochs=12, optimizer="sgd", lr=0.15, weight_decay=5e-4, augment="window+flip"
     ),
 }
+# Images of what is looked at beside the accuracies.
+BESIDE = 200
 # The hidden layer whose units are drawn: the last one before the logits.
 LAYERS = {"small_cnn": "linear1", "resnet_small": "stage4"}
 # Where eps is looked for (the rule of `eps_rule`): MNIST's is settled, the rule only says whether one step fails there.
@@ -63,10 +65,10 @@ class Plan:
     pgd_steps: int = 50
     restarts: int = 5
     targets: int = 3
-    masking_images: int = 200
+    masking_images: int = BESIDE
     unforeseen: tuple[str, ...] = ("Elastic", "JPEG", "Fog", "Gabor", "Snow")
-    unforeseen_images: int = 200
-    corruption_images: int = 200
+    unforeseen_images: int = BESIDE
+    corruption_images: int = BESIDE
     query_images: int = 1000
     exemplar_images: int = 1000
     quick: bool = False
@@ -118,10 +120,14 @@ class Plan:
         if self.images < 1000 or self.restarts < 5:
             said.append(f"PGD with {self.restarts} restart{'s' if self.restarts > 1 else ''} on {self.images} images "
                         "instead of 5 on 1,000")  # fmt: skip
-        for name, what in (("targets", "targeted APGD"), ("masking_images", "masking diagnosis"),
-                           ("unforeseen_images", "unforeseen attacks"), ("corruption_images", "corruptions")):  # fmt: skip
-            if not getattr(self, name):
-                said.append(f"no {what}")
+        if not self.targets:
+            said.append("no targeted APGD")
+        for number, what in (
+            (self.masking_images, "masking diagnosis"), (self.unforeseen_images, "unforeseen attacks"),
+            (self.corruption_images, "corruptions"),
+        ):  # fmt: skip
+            if number < BESIDE:
+                said.append(f"{what} on {number} images instead of {BESIDE}" if number else f"no {what}")
         if self.eps is not None and not given:
             said.append("eps was given, not chosen by the rule")
         return said
