@@ -66,7 +66,6 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
         "pictures": list(_pictures(study, found)),
         "exemplars": list(_exemplars(study)),
         "recipes": {job.recipe.name: repr(job.recipe) for job in study.jobs(study.compared[0].checkpoint)},
-        "batch_size": study.plan.batch_size,
     }
     conclude(report)
     report["rows_sha256"] = rows_sha256(report)
@@ -205,7 +204,7 @@ def _pictures(study: Study, found: Sequence[Measured]) -> Iterable[Row]:
                     "unit_name": study.data.classes[unit] if of_class else f"unit {unit}", "seed": row["seed"],
                     "image": str(file.relative_to(study.folder)), "pixels_sha256": sha256_of(to_uint8(read_png(file))),
                     "score": row["score"], "saturated_share": row["saturated_share"], "status": row["status"],
-                    "objective": row["objective"],
+                    "objective": row["objective"], "batch_size": job.batch_size,
                     "scores": scores.get((one.checkpoint.name, job.recipe.name, job.layer, unit), {}),
                 }  # fmt: skip
 

@@ -140,7 +140,7 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
     shape = checkpoint.about.input_shape
     (done,) = render_jobs(
         checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
-        compute=compute, batch_size=report["batch_size"],
+        compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
     )  # fmt: skip
     if outcome.sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
         return Finding(what, True, "the same pixels, bit for bit")

@@ -23,7 +23,10 @@ def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[Request]:
         found.append(replace(bare, units=classes, seeds=seeds, film=min(plan.frames, known.steps + 1), strip=True))
         if there:
             layer, units = there
-            hidden = replace(bare, objective=Channel(layer=layer), units=units, seeds=tuple(range(plan.hidden_seeds)))
+            # Batches are filled up to their size: one that is larger than all pictures would be rendered in vain.
+            size = min(plan.batch_size, len(units) * plan.hidden_seeds)
+            seeds = tuple(range(plan.hidden_seeds))
+            hidden = replace(bare, objective=Channel(layer=layer), units=units, seeds=seeds, batch_size=size)
             found += [hidden, replace(hidden, sign=-1)]
     return found
 
