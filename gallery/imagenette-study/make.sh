@@ -6,11 +6,11 @@ cd "$(dirname "$0")/../.."
 here=gallery/imagenette-study
 
 # eps is given, since the rule wants another network at 16/255 before it says the same (README, "What it does not claim").
-vizrobust study --data imagenette64 --steps 0,1,2,4,8 --seeds 3 --arms fgsm --controls none --hidden 10 --hidden-seeds 3 \
+vizrobust study --data imagenette64 --steps 0,1,2,4,8 --seeds 3 --arms fgsm --controls none --hidden 0 \
     --images 200 --masking-images 0 --unforeseen-images 100 --corruption-images 100 --eps 4/255 --out runs/imagenette-study
 mkdir -p $here/figures
 cp runs/imagenette-study/report.json runs/imagenette-study/prereg.json $here/
-for name in accuracy-over-k clarity-over-k clarity-over-k-stage4 clarity-controls clarity-controls-stage4 clarity-distance \
+for name in accuracy-over-k clarity-over-k clarity-controls clarity-distance \
     clarity-against-accuracy unforeseen-ratio corruptions-over-k; do
     cp runs/imagenette-study/figures/$name.png $here/figures/
 done
