@@ -31,7 +31,7 @@ from tests.masked_networks import (
     Undifferentiable,
     split,
 )
-from vizrobust.attacks import FGSM, L1, L2, PGD, Linf
+from vizrobust.attacks import FGSM, L1, L2, PGD, Linf, Noise
 from vizrobust.compute import Compute
 from vizrobust.data import first, load
 from vizrobust.models import load_checkpoint
@@ -178,6 +178,15 @@ def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:
     check = CHECKS["training_attack_gap"](own)
     assert check.tripped is None
     assert "not adversarially trained" in check.evidence
+
+
+def test_training_on_noise_is_no_attack_to_have_overfitted_to() -> None:
+    """Noise breaks nobody, so its gap to the strongest attack would call every such network masked."""
+    trained = (Noise(draws=1, ball=Linf(WIDE)),)
+    own = Context(Subject(Sound(), split(), Linf(WIDE), trained), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    assert own.training_attacks == ()
+    assert "looks for nothing" in CHECKS["training_attack_gap"](own).evidence
+    assert judged(own).verdict.name == NOT_ROBUST
 
 
 def test_one_step_stands_for_an_unknown_training() -> None:

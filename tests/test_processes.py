@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from vizrobust.cli import main
+from vizrobust.models import load_checkpoint
 from vizrobust.runs import read_rows
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -38,14 +39,19 @@ def together(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def by_hand(tmp_path: Path) -> Iterator[Any]:
+def port() -> str:
+    """A free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, port: str) -> Iterator[Any]:
     """Start a command (or another program) on two processes without a launcher that would end one after the other."""
     begun: list[subprocess.Popen[str]] = []
 
     def start(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> list[subprocess.Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         for rank in ("0", "1"):
             place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             begun.append(
@@ -177,6 +183,32 @@ LONG = ["attack", "mnist-k8", "--attack", "PGD(restarts=4)", "--steps", "50", "-
         "--batch-size", "4", "--out", "run"]  # fmt: skip
 
 
+TRAIN = ("train", "--data", "digits", "--arch", "small_cnn", "--steps", "2", "--eps", "0.1", "--epochs", "1", "--out", "run")
+
+
+def test_two_machines_train_what_two_processes_of_one_do(tmp_path: Path, port: str) -> None:
+    """Two torchruns that meet at an address, each in a folder that the other does not see: as on two machines."""
+    nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "1", "--rdzv-backend", "c10d"]
+    launch = [*TORCHRUN[:3], *nodes, "--rdzv-endpoint", f"127.0.0.1:{port}", *TORCHRUN[-2:], *TRAIN]
+    folders = {name: tmp_path / name for name in ("first", "second", "alone")}
+    for folder in folders.values():
+        folder.mkdir()
+    begun = [
+        subprocess.Popen(launch, cwd=folders[name], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in ("first", "second")
+    ]
+    try:
+        ends = [process.communicate(timeout=2 * DEADLINE) for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
+    assert [process.returncode for process in begun] == [0, 0], ends
+    assert together(TRAIN, folders["alone"]).returncode == 0
+    (main_one,) = (folders[name] / "run" for name in ("first", "second") if (folders[name] / "run").exists())
+    found, wanted = (load_checkpoint(str(folder)).state for folder in (main_one, folders["alone"] / "run"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_other_with_a_sentence_and_one_process_goes_on(
     victim: int, tmp_path: Path, by_hand: Any, monkeypatch: pytest.MonkeyPatch
@@ -236,3 +268,20 @@ def test_exchanges_are_exact_a_second_compute_takes_up_the_connection_and_a_wron
     assert other == ("fine 1 1\n", "")
     assert [process.returncode for process in processes] == [2, 2]
     assert err.count("--minimal and --curve eps answer different questions") == 1
+
+
+ENDS = """
+import atexit, torch
+atexit.register(lambda: print(torch.distributed.is_initialized()))
+from vizrobust.compute import Compute
+Compute("cpu")
+assert Compute("cpu").processes.sum(torch.ones(1)) == 2
+"""
+
+
+@pytest.mark.parametrize(("last_line", "connected"), [("", "False"), ("1 / 0", "True")])
+def test_the_connection_is_closed_before_python_is(by_hand: Any, last_line: str, connected: str) -> None:
+    """Else gloo's threads free what they exchanged in an interpreter that is no more, and abort the process."""
+    processes = by_hand([ENDS + last_line], [sys.executable, "-c"])
+    ends = [process.communicate(timeout=DEADLINE) for process in processes]
+    assert [out for out, _ in ends] == [f"{connected}\n"] * 2, ends

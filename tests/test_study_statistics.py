@@ -378,6 +378,9 @@ def test_controls_that_change_a_verdict_are_said() -> None:
     assert "The verdicts are the same after a blur of 1 pixel." in found.sentences
     assert "With contrast matched H1 is not supported, H2 is not supported and H3 is not supported." in found.sentences
     assert found.by_contrast == said(same).by_contrast
+    split = studied(lambda metric, recipe: GROWING if recipe == "plain" else LEVEL, noise=0.05, control="blur")
+    (sentence,) = [one for one in said([*same, *split]).sentences if one.startswith("After a blur")]
+    assert "H2 depends on the prior" in sentence
 
 
 def test_a_study_without_primary_values_has_no_verdict() -> None:

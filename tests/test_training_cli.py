@@ -69,6 +69,22 @@ def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, ar
     assert (tmp_path / "t" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_command_that_comes_next_runs_also_for_a_network_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(session, "TESTED_STEPS", 1)
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    done = run(
+        "--arch", f"{tmp_path}/mine.py:net", "--steps", 0, "--epochs", 1, "--watch", 20, "--out", tmp_path / "t", "--quiet"
+    )
+    assert done.exit_code == 0, done.output
+    (after,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
+    words = after.removeprefix("next: vizrobust ").split()
+    there = CliRunner().invoke(main, [*words, "--units", "0", "--steps", "1", "--out", str(tmp_path / "n"), "--quiet"])
+    assert there.exit_code == 0, there.output
+
+
 SWEEP = ["--steps", "0,1", "--seeds", 2, "--epochs", 1, "--watch", 20, "--quiet"]
 
 

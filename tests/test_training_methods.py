@@ -243,12 +243,13 @@ def test_the_moving_average_is_what_is_watched_and_kept(tmp_path):
     recipe = replace(RECIPE, ema=0.8, epochs=2)
     here = trainer(recipe)
     parameters = dict(here.net.named_parameters())
-    expected, first = {}, True
+    seen = []
     for _ in range(2):
-        for _ in here.run_epoch():
-            for name, p in parameters.items():
-                expected[name] = p.detach().clone() if first else 0.8 * expected[name] + 0.2 * p.detach()
-            first = False
+        seen += [{name: p.detach().clone() for name, p in parameters.items()} for _ in here.run_epoch()]
+    shares = torch.tensor([0.8**ago for ago in reversed(range(len(seen)))])
+    expected = {
+        name: sum(share * one[name] for share, one in zip(shares / shares.sum(), seen, strict=True)) for name in parameters
+    }
     kept = dict(here.outcome().named_parameters())
     assert all(torch.allclose(kept[name], value, atol=1e-6) for name, value in expected.items())
     assert any(not torch.allclose(parameters[name], value, atol=1e-6) for name, value in expected.items())

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +139,56 @@ def test_parts_are_a_partition_and_their_shares_are_one():
                 assert sorted(torch.cat([own for own, _ in parts]).tolist()) == list(range(n))
 
 
+class Threads(Processes):
+    """One of two processes that are threads of this one; `table` is where they meet."""
+
+    def __init__(self, rank, table, barrier):
+        super().__init__(rank, 2)
+        for name, value in (("table", table), ("barrier", barrier)):
+            object.__setattr__(self, name, value)
+
+    def sum(self, tensor):
+        self.table[self.rank] = tensor.detach()
+        self.barrier.wait()
+        total = self.table[0] + self.table[1]
+        self.barrier.wait()
+        return total
+
+
+def on_both(job):
+    """What `job` returns for each of two processes."""
+    table, barrier = [None, None], threading.Barrier(2, timeout=30)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda rank: job(Threads(rank, table, barrier)), range(2)))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_shared_statistics_are_those_of_parts_that_differ(momentum, mean):
+    generator = torch.Generator().manual_seed(0)
+    parts = [mean + torch.randn(5, 3, 4, 6, generator=generator), mean + 3 - 2 * torch.randn(2, 3, 4, 6, generator=generator)]
+    weight = torch.randn(7, 3, 4, 6, generator=generator)
+    plain, both = torch.nn.BatchNorm2d(3, momentum=momentum).double(), torch.cat(parts).double().requires_grad_()
+    expected = plain(both)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), both)
+
+    def job(process):
+        shared, x = torch.nn.BatchNorm2d(3, momentum=momentum), parts[process.rank].clone().requires_grad_()
+        share_statistics(shared, process)
+        assert isinstance(shared, SharedBatchNorm)
+        out = shared(x)
+        (gradient,) = torch.autograd.grad((out * weight.split([5, 2])[process.rank]).sum(), x)
+        return out.detach(), gradient, shared
+
+    (out, gradient, shared), (out_other, gradient_other, _) = on_both(job)
+    near = {"atol": 1e-6 + 1e-7 * mean, "rtol": 1e-6}
+    assert torch.allclose(torch.cat((out, out_other)).double(), expected, **near)
+    assert torch.allclose(torch.cat((gradient, gradient_other)).double(), wanted, **near)
+    for key, value in plain.state_dict().items():
+        assert torch.allclose(shared.state_dict()[key].double(), value.double(), **near), key
+    assert torch.allclose(shared.eval()(parts[0]).double(), plain.eval()(both)[:5], **(near | {"rtol": 1e-5}))
+
+
 class Pretended(Processes):
     """Two processes in one, the second holding what the first holds."""
 
@@ -145,25 +197,6 @@ class Pretended(Processes):
 
     def sum(self, tensor):
         return 2 * tensor
-
-
-def test_shared_statistics_are_those_of_both_parts():
-    torch.manual_seed(0)
-    x = torch.randn(5, 3, 4, 6, requires_grad=True)
-    both = torch.cat((x.detach(), x.detach())).requires_grad_()
-    for momentum in (0.1, None):
-        plain, shared = (torch.nn.BatchNorm2d(3, momentum=momentum) for _ in range(2))
-        share_statistics(shared, Pretended())
-        assert isinstance(shared, SharedBatchNorm)
-        out, expected = shared(x), plain(both)
-        assert torch.allclose(out, expected[:5], atol=1e-6)
-        for key, value in plain.state_dict().items():
-            assert torch.allclose(shared.state_dict()[key], value, atol=1e-6), key
-        weight = torch.randn(5, 3, 4, 6)
-        (grad,) = torch.autograd.grad((out * weight).sum(), x)
-        (wanted,) = torch.autograd.grad((expected * torch.cat((weight, weight))).sum(), both)
-        assert torch.allclose(grad, wanted[:5], atol=1e-5)
-        assert torch.allclose(shared.eval()(x), plain.eval()(both)[:5], atol=1e-6)
 
 
 def test_gradients_meet_by_their_shares():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -55,6 +57,9 @@ class Compute:
         AcceleratorState._reset_state(reset_partial_state=True)
         patience = [InitProcessGroupKwargs(timeout=FOREVER)] if launch else None
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=patience)
+        if launch is not None:
+            atexit.unregister(_disconnect)
+            atexit.register(_disconnect)
         self.device = self.accelerator.device
         self.precision = precision
         self.processes = ALONE if launch is None else Processes(launch.rank, launch.size, launch.local_rank)
@@ -107,6 +112,16 @@ def _fits(launch: Launch, device: str) -> None:
         count = torch.cuda.device_count()
         raise ValueError(f"{launch.local_rank + 1} processes or more on {count} GPUs; start at most {count}, or use --device cpu")
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+def _disconnect() -> None:
+    """Close the connection to the other processes while Python still runs: gloo's threads may hold what it must free.
+
+    Without it a program that ends right after an exchange is aborted now and then (pytorch/pytorch#190489). After an
+    uncaught error the others may be in an exchange that closing would wait for; the process then just ends.
+    """
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        torch.distributed.destroy_process_group()
 
 
 def versions() -> dict[str, str]:

@@ -10,4 +10,6 @@ from vizrobust.report.study_sheet import study_sheet
 run, here = Path(sys.argv[1]), Path(sys.argv[2])
 study = Study({**json.loads((run / "report.json").read_text()), "exemplars": []})
 for recipe in study.recipes:
-    study_sheet(here / f"contact-sheet-{recipe}.png", study, run, recipe, study.layers[0])
+    for layer in study.layers:
+        name = recipe if layer == study.layers[0] else f"{recipe}-{layer}"
+        study_sheet(here / f"contact-sheet-{name}.png", study, run, recipe, layer)

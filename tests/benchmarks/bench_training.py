@@ -112,6 +112,13 @@ def pipeline(here: Trainer) -> Job:
     return run
 
 
+def compiled() -> None:
+    """What --compile changes, after its compilation, on a network with BatchNorm and shortcuts and on a plain one."""
+    for arch in ("resnet_small", "small_cnn"):
+        times = best_times({kind: epoch(trainer(arch=arch, compile=kind == "compiled")) for kind in ("eager", "compiled")})
+        print(f"  {f'{arch}, as it is / --compile':<52} {times['eager'] / times['compiled']:6.2f}")
+
+
 def throughput(processes: int, threads: int) -> float:
     """Images per second of data-parallel training in so many processes with so many threads each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -132,6 +139,18 @@ def timed_throughput() -> None:
         times.append(time.perf_counter() - began)
     if here.compute.processes.main:
         print(BATCH * BATCHES / min(times))
+
+
+def several() -> None:
+    """One process of two threads, two of one and, oversubscribed, four of one; the best of three rounds in turn."""
+    base, two, four = (1, THREADS), (2, 1), (4, 1)
+    rates = dict.fromkeys((base, two, four), 0.0)
+    for _ in range(3):
+        for kind in rates:
+            rates[kind] = max(rates[kind], throughput(*kind))
+    for (processes, threads), found in rates.items():
+        print(f"  {f'processes: {processes}, threads of each: {threads}':<52} {found:6.1f} images/s")
+    verdict("2 processes / 1 of 2 threads", rates[two] / rates[base], 1.0, True)
 
 
 def resident() -> float:
@@ -174,14 +193,9 @@ def main() -> None:
         ratio = times[f"vizrobust, {precision}"] / times[f"bare passes, {precision}"]
         verdict(f"vizrobust / {STEPS} input gradients and a weight step, {precision}", ratio, 1.1, False)
     verdict("data / epoch", times["its data alone"] / times["vizrobust, fp32"], 0.03, False)
+    compiled()
     memory()
-    base = throughput(1, THREADS)
-    print(f"  {'1 process of 2 threads':<52} {base:6.1f} images/s")
-    for processes, threads in ((2, 1), (4, 1)):
-        found = throughput(processes, threads)
-        print(f"  {f'{processes} processes of {threads} thread':<52} {found:6.1f} images/s")
-        if processes == 2:
-            verdict("2 processes / 1 of 2 threads", found / base, 1.0, True)
+    several()
 
 
 if __name__ == "__main__":

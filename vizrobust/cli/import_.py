@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vizrobust.cli import options
-from vizrobust.cli.output import json_row, percent, say, table
+from vizrobust.cli.output import json_row, percent, say_next, table
 
 
 @click.command("import")
@@ -58,7 +58,6 @@ def _convert(
     file: str, arch: str, normalize: str | None, data: str, out: str, drop: tuple[str, ...], key: str, shape: str, classes: str,
     download: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    from vizrobust.models.architectures import is_user_code
     from vizrobust.models.convert import import_file, task
 
     converted = import_file(file, out, arch, task(data, shape, classes, download), normalize, drop, key)
@@ -72,7 +71,7 @@ def _convert(
     size = " x ".join(map(str, about.input_shape))
     row = [out, arch, size, str(len(about.classes)), f"{mean} / {std}", sha256[:8]]
     table("imported", ["checkpoint", "arch", "input", "classes", "normalization", "weights"], [row], "; ".join(converted.notes))
-    say(f"next: vizrobust attack {out}{f' --arch {arch}' if is_user_code(arch) else ''}")
+    say_next("attack", out, arch)
 
 
 def _store(ref: str, arch: str | None, data: str, out: str, eps: float | None, download: bool, as_json: bool) -> None:

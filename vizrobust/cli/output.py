@@ -48,6 +48,13 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def say_next(command: str, ref: str, arch: str) -> None:
+    """Name the command that comes next for a checkpoint, with --arch where its network is the user's own code."""
+    from vizrobust.models.architectures import is_user_code
+
+    say(f"next: vizrobust {command} {ref}{f' --arch {arch}' if is_user_code(arch) else ''}")
+
+
 @contextmanager
 def progress(quiet: bool, *columns: str) -> Iterator[Progress]:
     """A progress display where stderr is a terminal; `columns` are names of task fields shown behind the bar."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vizrobust.cli import options
-from vizrobust.cli.output import command_line, json_row, percent, progress, say, table
+from vizrobust.cli.output import command_line, json_row, percent, progress, say, say_next, table
 
 if TYPE_CHECKING:
     from vizrobust.attacks import Attack
@@ -158,7 +158,7 @@ def command(
     checkpoint = job.run(one, folder)
     if checkpoint is not None and not as_json:
         _show("trained", {folder: checkpoint})
-        say(f"next: vizrobust neurons {folder}")
+        say_next("neurons", folder, arch)
 
 
 def _method(text: str | None) -> Method | None:

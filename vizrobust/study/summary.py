@@ -147,7 +147,8 @@ def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) ->
                 one for one in primary if (one.series.control, one.series.layer, one.contrast.name) == (control, layer, contrast)
             ]
             if entries and (now := together(entries)) != before:
-                changed.append(f"{contrast} is {now}" if layer == LOGITS else f"{contrast} of units of {layer} is {now}")
+                about = contrast if layer == LOGITS else f"{contrast} of units of {layer}"
+                changed.append(f"{about} {now}" if now in (PRIOR, METRIC) else f"{about} is {now}")
         name = CONTROLS.get(control, control)
         if changed:
             sentences.append(f"{_capital(name)} {joined(changed)}.")

@@ -63,11 +63,16 @@ class SharedBatchNorm(_BatchNorm):
         axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
         count = x.numel() / x.shape[1]
         wide = x.float()
-        sums = _Sum.apply(torch.cat((wide.sum(axes), wide.new_tensor([count]))), self.processes)
+        # One exchange: each part's mean and spread, put together in float64, where subtracting squares loses nothing.
+        own = wide.mean(axes)
+        inner = wide - own.reshape(shape)
+        own_mean, own_spread = own.double(), inner.square().sum(axes).double()
+        parts = torch.cat((count * own_mean, own_spread + count * own_mean.square(), own_mean.new_tensor([count])))
+        sums = _Sum.apply(parts, self.processes)
         total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = wide - mean.reshape(shape)
-        variance = _Sum.apply(centred.square().sum(axes), self.processes) / total
+        mean, square = (sums[:-1] / total).chunk(2)
+        variance = (square - mean.square()).clamp_min(0).float()
+        centred = inner + (own_mean - mean).float().reshape(shape)
         with torch.no_grad():
             self._follow(mean, variance * total / (total - 1).clamp_min(1))
         normed = centred * (variance + self.eps).rsqrt().reshape(shape)

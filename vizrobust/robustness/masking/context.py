@@ -127,12 +127,13 @@ class Context:
         """What the network was trained against, in the ball of evaluation; one step where that is not known.
 
         Of several those of the same norm, if there are any. Empty for standard training, and where no attack of
-        training has a ball.
+        training has a ball. Noise is none: it looks for nothing, so nobody can have learnt to hide from it.
         """
         trained = self.subject.trained
         if trained is None:
             return (FGSM(ball=self.ball),)
-        balls = [(attack, ball) for attack in trained if (ball := ball_of(attack)) is not None]
+        looking = [attack for attack in trained if not isinstance(attack, Noise)]
+        balls = [(attack, ball) for attack in looking if (ball := ball_of(attack)) is not None]
         same = [attack for attack, ball in balls if type(ball) is type(self.ball)]
         return tuple(in_ball(attack, self.ball) for attack in same or [attack for attack, _ in balls])
 

@@ -34,7 +34,7 @@ def training_attack_gap(context: Context) -> Check:
     name, criterion = "training attack beaten", training_gap(context)
     if criterion is None:
         seen = ", ".join(map(repr, context.subject.trained or ()))
-        why = f"trained against {seen}, which has no ball" if seen else "not adversarially trained"
+        why = f"trained against {seen}, which has no ball or looks for nothing" if seen else "not adversarially trained"
         return not_run(name, f"{why}, so there is no attack to have overfitted to")
     unknown = "" if context.subject.trained is not None else " (training unknown: one step in its place)"
     advice = "train with more steps, or with a random start and smaller steps; never quote the training attack's accuracy"
