@@ -6,8 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,7 +16,7 @@ from vizrobust.processes import Launch, lifeline
 from vizrobust.processes.lifeline import Lifeline
 
 
-class Left(BaseException):
+class Left(Exception):
     """In place of the end of the process."""
 
 
@@ -33,24 +34,37 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     said: list[tuple[int, str]] = []
     left: list[int] = []
 
-    def leave(code: int) -> None:
+    def leave(code: int) -> NoReturn:
         left.append(code)
         raise Left
 
-    monkeypatch.setattr(lifeline, "_leave", leave)
+    def watch(line: Lifeline) -> None:
+        with suppress(Left):
+            line._watch()
+
     monkeypatch.setattr(lifeline, "GRACE", 0.2)
-    monkeypatch.setattr(lifeline, "SPEAKS_WITHIN", 0.5)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    lines = [Lifeline(Launch(rank, 3, rank, "a", 1), lambda text, rank=rank: said.append((rank, text))) for rank in range(3)]
+    # Each is given its way to leave: a thread that outlives its test must not find the true one.
+    lines = [
+        Lifeline(Launch(rank, 3, rank, "a", 1), lambda text, rank=rank: said.append((rank, text)), leave) for rank in range(3)
+    ]
     for rank in (1, 2):
         lines[0].lines[rank], lines[rank].lines[0] = socket.socketpair()
         lines[0].names[rank] = f"host {rank}"
-    for line in lines:
-        threading.Thread(target=line._watch, daemon=True).start()
+    threads = [threading.Thread(target=watch, args=(line,), daemon=True) for line in lines]
+    for thread in threads:
+        thread.start()
     yield Ends(lines, said, left)
-    for line in lines:
-        for one in line.lines.values():
-            one.close()
+    sockets = [one for line in lines for one in line.lines.values()]
+    for one in sockets:
+        with suppress(OSError):  # a test has done it
+            one.shutdown(socket.SHUT_RDWR)
+    if lines[0]._closing.locked():
+        lines[0]._closing.release()  # the one that holds it has ended, as far as its test is concerned
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    for one in sockets:
+        one.close()
 
 
 def until(condition: Any) -> None:

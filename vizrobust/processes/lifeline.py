@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from vizrobust.processes.launch import Launch
 
@@ -41,11 +41,11 @@ class Lifeline:
 
     Where another process fails or dies, this one ends too, at once and from a thread of its own: the main thread may
     hang in an exchange with the dead one. One process says why with `say`: the main one, or where that is the dead
-    one, rank 1 and the first process of every other machine.
+    one, rank 1 and the first process of every other machine. `leave` is how the process ends; it does not return.
     """
 
-    def __init__(self, launch: Launch, say: Callable[[str], object]) -> None:
-        self.launch, self.say = launch, say
+    def __init__(self, launch: Launch, say: Callable[[str], object], leave: Callable[[int], NoReturn] | None = None) -> None:
+        self.launch, self.say, self.leave = launch, say, leave or _leave
         self.lines: dict[int, socket.socket] = {}
         self.names: dict[int, str] = {}
         self.store: Any = None  # torch's, through which the processes find each other
@@ -148,7 +148,7 @@ class Lifeline:
                 self.lines[0].settimeout(GRACE)
                 _read(self.lines[0])
                 self.over.set()
-            _leave(1 if message is None else message["code"])
+            self.leave(1 if message is None else message["code"])
         code = 1 if message is None else int(message["code"])
         if message is not None:
             time.sleep(GRACE)
@@ -158,7 +158,7 @@ class Lifeline:
         elif message["text"]:
             self.say(message["text"] if code == INTERRUPTED else f"rank {rank} of {self.launch.size}: {message['text']}")
         self._tell({"code": code})
-        _leave(code)
+        self.leave(code)
 
     def _gone(self, rank: int, name: str) -> str:
         return (
@@ -191,7 +191,7 @@ def _kept_alive(line: socket.socket) -> socket.socket:
     return line
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process from whatever thread; files are written whole or not at all, as for a kill."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
