@@ -15,7 +15,7 @@ import vizrobust
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
     {"processes"},
-    {"spec", "rng", "compute"},
+    {"spec", "rng", "compute", "kernels"},
     {"data", "runs", "locks"},
     {"models"},
     {"attacks"},

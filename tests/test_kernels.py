@@ -1,0 +1,48 @@
+"""An image's place in a batch: the kernels that multiply its row give it the same bits in each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vizrobust.kernels import ask_for_repeatable
+
+# Every row of a product once in its place and once in another, forward and backward; prints the shapes where they differ.
+MOVED = """
+import vizrobust, torch
+for n in (5, 6, 11):
+    for inside, outside in ((640, 100), (100, 7), (128, 7)):
+        weights, rows, slopes = torch.randn(outside, inside), torch.randn(n, inside), torch.randn(n, outside)
+        order = torch.randperm(n)
+        forward, backward = rows @ weights.T, slopes @ weights
+        if not torch.equal(forward[order], rows[order] @ weights.T) or not torch.equal(backward[order], slopes[order] @ weights):
+            print(n, inside, outside)
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_row_of_a_product_is_the_same_in_every_place(threads: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | {"OMP_NUM_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", MOVED], env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("cpu", "before", "after"),
+    [
+        ("vendor_id\t: AuthenticAMD\n", {}, {"MKL_CBWR": "AUTO"}),
+        ("vendor_id\t: AuthenticAMD\n", {"MKL_CBWR": "AVX2"}, {"MKL_CBWR": "AVX2"}),
+        ("vendor_id\t: GenuineIntel\n", {}, {}),
+        ("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", {}, {"MKL_CBWR": "AUTO"}),
+        ("arm", {}, {"MKL_CBWR": "AUTO"}),
+    ],
+)
+def test_it_is_asked_for_where_the_maker_s_own_choice_is_not_repeatable(
+    cpu: str, before: dict[str, str], after: dict[str, str]
+) -> None:
+    environment = dict(before)
+    ask_for_repeatable(environment, cpu)
+    assert environment == after
