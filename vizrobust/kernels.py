@@ -22,8 +22,8 @@ def ask_for_repeatable(environment: MutableMapping[str, str] = os.environ, cpu: 
     """Set ``MKL_CBWR=AUTO`` where the processor is not Intel's and the user has set nothing; MKL reads it at its first product.
 
     On AMD's processors MKL's own choice computes the last rows of a batch in another order than the first ones, so that
-    an image's result hangs on its place; its mode for repeatable results does not (`tests/test_kernels.py`). On Intel's
-    the choice was seen to be repeatable as it is.
+    an image's result hangs on its place; its mode for repeatable results does not (`tests/test_kernels.py`). Intel's own
+    keep MKL's choice.
 
     >>> environment = {}
     >>> ask_for_repeatable(environment, "vendor_id : AuthenticAMD")
