@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import make_net
-from vizrobust.compute import Compute, full_batches, versions
+from vizrobust.compute import Compute, changes, full_batches, versions
 
 
 @given(st.integers(1, 60), st.integers(1, 20))
@@ -85,5 +85,12 @@ def test_threads_are_set_where_asked() -> None:
 
 def test_versions_name_what_a_result_depends_on() -> None:
     found = versions()
-    assert set(found) == {"python", "torch", "torchvision", "vizrobust"}
+    assert set(found) == {"python", "torch", "torchvision", "vizrobust", "processor"}
     assert found["torch"] in torch.__version__ or torch.__version__ in found["torch"]
+    assert found["processor"].endswith(torch.backends.cpu.get_cpu_capability())
+
+
+def test_what_is_another_thing_now_is_said_and_what_was_not_recorded_is_not() -> None:
+    then = {"torch": "2.4.0", "processor": "a AVX2", "gone": "1"}
+    now = {"torch": "2.4.0", "processor": "b AVX512", "new": "2"}
+    assert changes(then, now) == ["processor was a AVX2, is now b AVX512"]

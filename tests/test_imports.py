@@ -14,8 +14,8 @@ import vizrobust
 
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
-    {"processes"},
-    {"spec", "rng", "compute", "kernels"},
+    {"processes", "kernels"},
+    {"spec", "rng", "compute"},
     {"data", "runs", "locks"},
     {"models"},
     {"attacks"},

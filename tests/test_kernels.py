@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from vizrobust.kernels import ask_for_repeatable
+from vizrobust.kernels import ask_for_repeatable, processor
 
 # Every row of a product once in its place and once in another, forward and backward; prints the shapes where they differ.
 MOVED = """
@@ -46,3 +48,14 @@ def test_it_is_asked_for_where_the_maker_s_own_choice_is_not_repeatable(
     environment = dict(before)
     ask_for_repeatable(environment, cpu)
     assert environment == after
+
+
+def test_the_processor_has_maker_name_and_model(tmp_path: Path) -> None:
+    """As Linux tells it, once for each core; other systems have words of their own."""
+    core = (
+        "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon @ 2: x\nflags\t\t: fpu\n"
+    )
+    (tmp_path / "cpuinfo").write_text(core + "\n" + core.replace(": 0", ": 1"))
+    assert processor(tmp_path / "cpuinfo") == "GenuineIntel Xeon @ 2: x family 6 model 143"
+    (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 50\n")
+    assert processor(tmp_path / "arm") == processor(tmp_path / "none") == (platform.processor() or platform.machine()) != ""

@@ -13,7 +13,7 @@ import torch
 
 from vizrobust.clarity import forced_choice
 from vizrobust.compute import Compute
-from vizrobust.data import load
+from vizrobust.data import DataSet, load
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.features.session import images_of
 from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
@@ -178,14 +178,49 @@ def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict
     folder, _report, _plan = finished
     report = read_report(folder)
     compute = Compute("cpu", threads=1)
-    findings = list(verify(report, folder, DIGITS, compute))
+    findings = list(verify(report, folder, lambda: DIGITS, compute))
     assert [one for one in findings if one.fine is not True] == []
     assert len([one for one in findings if one.what.startswith("picture")]) == 5
     report["clarity"][0]["values"][0] = 0.123
     report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
     report["accuracy"] = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
-    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, DIGITS, compute) if one.fine is False}
+    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.fine is False}
     assert wrong >= {"rows", "picture"}
+
+
+@pytest.mark.parametrize("recorded", ["another AVX2", None])
+def test_another_processor_may_round_otherwise_and_no_more(
+    finished: tuple[Path, dict[str, Any], Plan], recorded: str | None
+) -> None:
+    """Other pixels of almost the same score are wrong on the same processor only; another score is wrong on any."""
+    folder, _report, _plan = finished
+
+    def pictures(score: float, processor: str | None) -> list[tuple[bool | None, str]]:
+        report = read_report(folder)
+        others = {name: version for name, version in report["versions"].items() if name != "processor"}
+        report["versions"] = others if processor is None else {**others, "processor": processor}
+        report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": score * row["score"]} for row in report["pictures"]]
+        found = verify(report, folder, lambda: DIGITS, Compute("cpu", threads=1))
+        return [(one.fine, one.told) for one in found if one.what.startswith("picture")]
+
+    here = read_report(folder)["versions"]["processor"]
+    assert {fine for fine, _ in pictures(1.001, here)} == {False}
+    elsewhere = pictures(1.001, recorded)
+    assert {fine for fine, _ in elsewhere} == {True}
+    said = "processor was not recorded" if recorded is None else f"processor was {recorded}, is now {here}"
+    assert all(said in told for _, told in elsewhere)
+    assert {fine for fine, _ in pictures(1.1, recorded)} == {False}
+
+
+def test_without_the_images_everything_else_is_looked_at(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+    folder, _report, _plan = finished
+
+    def absent() -> DataSet:
+        raise FileNotFoundError("digits is not on this machine")
+
+    findings = list(verify(read_report(folder), folder, absent, Compute("cpu", threads=1)))
+    assert [(one.what, one.told) for one in findings if one.fine is not True] == [("attacks", "digits is not on this machine")]
+    assert len([one for one in findings if one.what.startswith("picture")]) == 5
 
 
 def test_another_study_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any], Plan]) -> None:

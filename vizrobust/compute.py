@@ -8,7 +8,7 @@ import copy
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import TypeVar
@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from vizrobust.kernels import processor
 from vizrobust.processes import ALONE, FOREVER, Launch, Processes, launched
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -125,9 +126,25 @@ def _disconnect() -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on: the versions of python, torch, torchvision and vizrobust."""
+    """What a result's last bits depend on: the versions of python, torch, torchvision and vizrobust, and the processor.
+
+    The processor's name ends with the instructions that torch's kernels use of it.
+
+    >>> sorted(versions())
+    ['processor', 'python', 'torch', 'torchvision', 'vizrobust']
+    """
     found = {name: version(name) for name in ("vizrobust", "torch", "torchvision")}
-    return {"python": platform.python_version(), **found}
+    kernels = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"python": platform.python_version(), **found, "processor": kernels}
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One sentence for each thing that was recorded then and is another one now.
+
+    >>> changes({"torch": "2.4.0"}, {"torch": "2.15.0", "processor": "arm"})
+    ['torch was 2.4.0, is now 2.15.0']
+    """
+    return [f"{name} was {then[name]}, is now {now[name]}" for name in now if name in then and then[name] != now[name]]
 
 
 def full_batches(n: int, size: int) -> Iterator[tuple[Tensor, int]]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vizrobust.compute import Compute, versions
+from vizrobust.compute import Compute, changes, versions
 from vizrobust.features.objectives import Objective, parse_objective
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
@@ -109,9 +109,7 @@ class Provenance:
 
     def differences(self, device: str | None = None) -> list[str]:
         """One sentence for each thing that differs from when it was made and that may change pixels."""
-        now = {**versions(), "device": device or self.device}
-        then = {**self.versions, "device": self.device}
-        changed = [f"{name} was {then[name]}, is now {now[name]}" for name in now if name in then and then[name] != now[name]]
+        changed = changes({**self.versions, "device": self.device}, {**versions(), "device": device or self.device})
         if torch.get_num_threads() != self.threads:
             changed.append(f"number of threads was {self.threads} and is so again; usual here: {torch.get_num_threads()}")
         return changed

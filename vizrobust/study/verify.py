@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vizrobust.attacks import parse_attack
-from vizrobust.compute import Compute, versions
+from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import DataSet, first
 from vizrobust.features import parse_objective, parse_recipe
 from vizrobust.features.pictures import to_uint8
@@ -58,25 +58,32 @@ def read_report(path: Path | str) -> dict[str, Any]:
     return dict(report)
 
 
-def verify(report: Mapping[str, Any], folder: Path, data: DataSet, compute: Compute, seed: int = 0) -> Iterator[Finding]:
-    """Check a report whose relative references start in `folder`.
+def verify(
+    report: Mapping[str, Any], folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0
+) -> Iterator[Finding]:
+    """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
     Five pictures and fifty attacked images are drawn at random among the checkpoints that can be loaded: those in the
-    study's folder, and built-in ones of the same weights. Bits must be the same on a like machine with the recorded
-    versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
+    study's folder, and built-in ones of the same weights. Bits must be the same on the recorded processor with the
+    recorded versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
     """
     yield from _recomputed(report)
-    same = report["versions"] == versions() and report["threads"] == compute.threads
+    unlike = _unlike(report, compute)
     loaded = dict(_loadable(report, folder))
     absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != "random"]
     if absent:
         yield Finding("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}")
     pictures = [row for row in report["pictures"] if row["checkpoint"] in loaded]
     for row in _drawn(pictures, PICTURES, seed, "pictures"):
-        yield _rendered_again(row, loaded[row["checkpoint"]], report, compute, same)
+        yield _rendered_again(row, loaded[row["checkpoint"]], report, compute, unlike)
     attacked = [row for row in report["accuracy"] if row["checkpoint"] in loaded and row.get("right") and row["kind"] != "clean"]
     for row in _drawn(attacked, 1, seed, "attacks"):
-        yield _attacked_again(row, loaded[row["checkpoint"]], data, compute, same, seed)
+        try:
+            data = images()
+        except FileNotFoundError as error:
+            yield Finding("attacks", None, str(error))
+        else:
+            yield _attacked_again(row, loaded[row["checkpoint"]], data, compute, unlike, seed)
     for what, there in (("pictures", pictures), ("attacks", attacked)):
         if not there:
             yield Finding(what, None, "none of the report's checkpoints is here")
@@ -116,6 +123,14 @@ def _difference(stated: Any, found: Any, at: str = "") -> str | None:
     return None if stated == found else f"{at} is stated as {stated!r}, the rows say {found!r}"
 
 
+def _unlike(report: Mapping[str, Any], compute: Compute) -> str:
+    """What keeps this machine from computing the report's bits, as a sentence; empty where nothing does."""
+    then, now = report["versions"], versions()
+    unknown = [f"{name} was not recorded" for name in now if name not in then]
+    recorded = {"threads": str(report["threads"]), "device": report["device"], **then}
+    return "; ".join(unknown + changes(recorded, {"threads": str(compute.threads), "device": compute.device.type, **now}))
+
+
 def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Checkpoint]]:
     shipped: dict[str, Checkpoint] | None = None
     for row in report["checkpoints"]:
@@ -134,7 +149,7 @@ def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Ch
             yield row["name"], shipped[row["weights_sha256"]]
 
 
-def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, same: bool) -> Finding:
+def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, unlike: str) -> Finding:
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
     shape = checkpoint.about.input_shape
@@ -146,12 +161,12 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
         return Finding(what, True, "the same pixels, bit for bit")
     told = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
     near = abs(done.score - row["score"]) <= TOLERANCE * abs(row["score"])
-    if same:
-        return Finding(what, False, f"{told}, although versions and threads are those recorded")
-    return Finding(what, near, f"{told} (versions or threads differ, so {100 * TOLERANCE:g} % is asked for)")
+    if not unlike:
+        return Finding(what, False, f"{told}, although processor, versions and threads are those recorded")
+    return Finding(what, near, f"{told} ({unlike}; so {100 * TOLERANCE:g} % is asked for)")
 
 
-def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Compute, same: bool, seed: int) -> Finding:
+def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Compute, unlike: str, seed: int) -> Finding:
     """The same attack on images drawn at random; a verdict never depends on who else is attacked."""
     what = f"{row['label']} on {row['checkpoint']}"
     right = unpacked(row["right"], row["n"])
@@ -161,7 +176,7 @@ def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Co
     found = gather(attack, parts)
     other = [place for place, alive in zip(found.images.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
     told = f"{len(places) - len(other)} of {len(places)} images are decided as stated"
-    return Finding(what, len(other) <= (0 if same else FLIPS), told + (f"; not {other}" if other else ""))
+    return Finding(what, len(other) <= (FLIPS if unlike else 0), told + (f"; not {other}" if other else ""))
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int, purpose: str) -> list[Row]:
