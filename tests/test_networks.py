@@ -8,7 +8,8 @@ from torch import nn
 
 from tests.conftest import make_net
 from vizrobust.models import ARCHS, architecture, layers
-from vizrobust.models.networks import BlurPool, BlurredConv, ResNetSmall
+from vizrobust.models.blurs import BlurPool, BlurredConv
+from vizrobust.models.networks import ResNetSmall
 
 
 def parameters(arch, shape, classes=10):
@@ -83,6 +84,25 @@ def test_blurpool_keeps_what_is_smooth():
     ramp = torch.arange(16.0).expand(1, 1, 4, 16)
     # [1, 2, 1] / 4 around every even position: the ramp itself, away from the mirrored edge.
     assert torch.allclose(BlurPool()(ramp)[0, 0, 1, 1:], torch.arange(2.0, 16.0, 2.0))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 10), (3, 5, 9, 12), (1, 2, 7, 5)])
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_blurpool_in_bfloat16_has_the_slopes_of_fp32(shape, memory):
+    """Its own backward pass there, against autograd through fp32; and that pass differentiated once more."""
+    draws = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=draws).bfloat16().contiguous(memory_format=memory).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    low, full = BlurPool()(x), BlurPool()(wide)
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(low, full.bfloat16())
+    slope = torch.randn(low.shape, generator=draws).bfloat16().requires_grad_()
+    (found,) = torch.autograd.grad(low, x, slope, create_graph=True)
+    (expected,) = torch.autograd.grad(full, wide, slope.float(), create_graph=True)
+    # Rounded once behind the blur, and once more where the mirrored edge adds up.
+    assert torch.allclose(found.float(), expected, atol=2**-8 * expected.detach().abs().max().item(), rtol=0)
+    again = [torch.autograd.grad(one.float().square().sum(), slope, retain_graph=True)[0] for one in (found, expected)]
+    assert torch.allclose(*(one.float() for one in again), atol=2**-6 * again[1].abs().max().item(), rtol=0)
 
 
 def nyquist_excess(net, size=64):

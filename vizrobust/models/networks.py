@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizrobust.models.blurs import BlurPool, BlurredConv
 from vizrobust.spec import named
 
 Shape = tuple[int, int, int]
@@ -34,40 +33,6 @@ class SmallCNN(nn.Module):
         x = self.relu2(self.conv2(x))
         x = self.relu3(self.linear1(self.flatten(x)))
         return self.linear2(x)
-
-
-def binomial(like: Tensor) -> Tensor:
-    """(1, 1, 3, 3): the [1, 2, 1] blur in both directions, which is zero at the Nyquist frequency."""
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=like.dtype, device=like.device)
-    return (line[:, None] * line)[None, None]
-
-
-class BlurPool(nn.Module):
-    """Halve the image after a [1, 2, 1] blur, which is zero at the Nyquist frequency (Zhang 2019).
-
-    A strided convolution in its place leaves a two-pixel grid in every feature image.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        kernel = binomial(x).expand(channels, 1, 3, 3)
-        return F.conv2d(F.pad(x, (1, 0, 1, 0), mode="reflect"), kernel, stride=2, groups=channels)
-
-
-class BlurredConv(nn.Conv2d):
-    """A 3 x 3 convolution and a [1, 2, 1] blur behind it, taken together as one 5 x 5 convolution of stride 2.
-
-    The same function as convolving the zero-padded image everywhere and blurring, at a quarter of the cost; what is
-    learned are the 3 x 3 weights.
-    """
-
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__(inner, outer, 3, stride=2, padding=2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outer, inner = self.weight.shape[:2]
-        blurred = F.conv2d(self.weight.reshape(outer * inner, 1, 3, 3), binomial(x).to(self.weight), padding=2)
-        return F.conv2d(x, blurred.reshape(outer, inner, 5, 5), stride=2, padding=2)
 
 
 class Block(nn.Module):
