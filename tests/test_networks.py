@@ -105,6 +105,14 @@ def test_blurpool_in_bfloat16_has_the_slopes_of_fp32(shape, memory):
     assert torch.allclose(*(one.float() for one in again), atol=2**-6 * again[1].abs().max().item(), rtol=0)
 
 
+def test_autocast_leaves_blurpool_in_bfloat16():
+    """Padding in fp32, as autocast wants it on a processor, would lead around the backward pass for bfloat16."""
+    x = torch.rand(2, 3, 8, 10).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert BlurPool()(x).grad_fn.name() == "_BlurredBackward"
+    assert BlurPool()(x.float()).grad_fn.name() == "ConvolutionBackward0"
+
+
 def nyquist_excess(net, size=64):
     """Power of the input gradient on its highest-frequency rows and columns, over that of their neighbours."""
     x = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()

@@ -52,7 +52,8 @@ class BlurPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (1, 0, 1, 0), mode="reflect")
+        with torch.autocast(x.device.type, enabled=False):  # which would have a processor pad in fp32
+            padded = F.pad(x, (1, 0, 1, 0), mode="reflect")
         if padded.device.type == "cpu" and padded.dtype == torch.bfloat16:
             return _Blurred.apply(padded)
         return _blurred(padded)
