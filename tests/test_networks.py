@@ -106,10 +106,14 @@ def test_blurpool_in_bfloat16_has_the_slopes_of_fp32(shape, memory):
 
 
 def test_autocast_leaves_blurpool_in_bfloat16():
-    """Padding in fp32, as autocast wants it on a processor, would lead around the backward pass for bfloat16."""
+    """Autocast would have a processor pad in fp32: between the padding and the input nothing is cast."""
     x = torch.rand(2, 3, 8, 10).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        assert BlurPool()(x).grad_fn.name() == "_BlurredBackward"
+        blur = BlurPool()(x).grad_fn
+    ((padding, _),) = blur.next_functions
+    ((before, _),) = padding.next_functions
+    assert blur.name() == "_BlurredBackward"
+    assert before.name() == "torch::autograd::AccumulateGrad"
     assert BlurPool()(x.float()).grad_fn.name() == "ConvolutionBackward0"
 
 

@@ -8,8 +8,6 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 INTEL = "GenuineIntel"
-
-
 # What of /proc/cpuinfo tells one kind of processor from another; virtual machines give many kinds one name.
 FIELDS = {"vendor_id": "", "model name": "", "cpu family": "family ", "model": "model "}
 

@@ -64,8 +64,8 @@ def verify(
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
     Five pictures and fifty attacked images are drawn at random among the checkpoints that can be loaded: those in the
-    study's folder, and built-in ones of the same weights. Bits must be the same on the recorded processor with the
-    recorded versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
+    study's folder, and built-in ones of the same weights. Bits must be the same on the recorded processor and device
+    with the recorded versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
     """
     yield from _recomputed(report)
     unlike = _unlike(report, compute)
