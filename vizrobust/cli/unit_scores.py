@@ -44,7 +44,9 @@ def unit_table(
         [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
     ]
     told = f"judge {judge}: log-odds of the intended class, share recognised, two-alternative AUC; " if scores else ""
-    return Table("Units", header, body, f"{told}score: activation; means over {len(request.seeds)} pictures")
+    count = len(request.seeds)
+    means = f"; means over {count} pictures" if count > 1 else ""
+    return Table("Units", header, body, f"{told}score: activation{means}")
 
 
 def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: Request) -> Column:
