@@ -17,6 +17,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/cluster.md",
+    "docs/measuring-clarity.md",
     "gallery/README.md",
     "gallery/mnist-sweep/make.sh",
     "gallery/imagenette/make.sh",

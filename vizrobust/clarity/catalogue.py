@@ -51,7 +51,7 @@ def _catalogue(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-# Roles: clarity.md §1. The primary ones enter the verdict; diagnostics never do.
+# Roles: docs/measuring-clarity.md, "Metrics and their roles". The primary ones enter the verdict; diagnostics never do.
 METRICS = _catalogue(
     Metric("transfer", "Transfer to a judge (log-odds)", "primary", 1, transfer, class_units=True),
     Metric("forced_choice", "Two-alternative choice, hard (AUC)", "primary", 1, forced_choice, chance=0.5),

@@ -26,7 +26,9 @@ class Identified:
 
 
 def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> Identified:
-    """Natural images of each unit, put to the pictures of all M units (clarity.md 1.3). Larger = clearer, chance 1/M.
+    """Natural images of each unit, put to the pictures of all M units. Larger = clearer, chance 1/M.
+
+    docs/measuring-clarity.md, "Identification".
 
     `queries[u]` (n_u, d) are features of natural images of unit u, `pictures[u]` (R_u, d) those of its pictures; the
     numbers of rows may differ. Natural images and pictures live in different parts of feature space, so each pool

@@ -10,7 +10,8 @@ from torch import Tensor
 def nearest_natural(pictures: Tensor, natural: Tensor) -> Tensor:
     """Cosine distance to the nearest natural image: (N, d), (n, d) -> (N,) float64 in [0, 2], smaller = clearer.
 
-    clarity.md 1.5; no chance level, but the more natural images there are, the nearer is one, so compare at one n.
+    docs/measuring-clarity.md, "Distance to natural images". There is no chance level, but the more natural images there
+    are, the nearer is one, so compare at one n.
     The distance is 1 - cosine because encoders differ in the length of their features.
 
     >>> nearest_natural(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))

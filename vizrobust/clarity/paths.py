@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 from torch import Tensor
 
-# A layer below this tells natural images of one class from others too little to divide by it (clarity.md 1.7).
+# A layer below this tells natural images of one class from others too little to divide by it
+# (docs/measuring-clarity.md, "Path similarity").
 SMALLEST_DENOMINATOR = 0.05
 CONFIDENCE = 0.95
 
@@ -36,7 +37,9 @@ class PathSimilarity:
 def path_similarity(
     natural: Sequence[Tensor], pictures: Sequence[Tensor], others: Sequence[Tensor] | None = None
 ) -> PathSimilarity:
-    """S = [rho(N, V) - rho(N, N')] / [rho(N, N) - rho(N, N')], of means over M units (Geirhos et al. 2023; clarity.md 1.7).
+    """S = [rho(N, V) - rho(N, N')] / [rho(N, N) - rho(N, N')], of means over M units.
+
+    Geirhos et al. 2023; docs/measuring-clarity.md, "Path similarity".
 
     Activations of one layer, flattened: `natural[u]` (n_u, D) of natural images of unit u, `pictures[u]` (R_u, D) of
     its pictures, `others[u]` of natural images of anything else (default: those of all other units). rho(A, B) is the

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from vizrobust.clarity.catalogue import METRICS
 
-# A judge must identify natural exemplars at least this many times as often as chance (clarity.md §1).
+# A judge must identify natural exemplars at least this many times as often as chance
+# (docs/measuring-clarity.md, "Judges and their eligibility").
 TIMES_CHANCE = 2
 
 

@@ -17,7 +17,8 @@ from vizrobust.models import borrowed
 
 BATCH_SIZE = 100
 QUERIES = 20
-# Hard distractors come from this part of the activation order (clarity.md 1.2): neither the top nor the bottom.
+# Hard distractors come from this part of the activation order, neither the top nor the bottom
+# (docs/measuring-clarity.md, "Two-alternative forced choice").
 HARD = (0.10, 0.50)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 def seed_agreement(pictures: Sequence[Tensor]) -> Tensor:
     """Mean cosine among a unit's pictures minus that to all other units' pictures: M times (R_u, d) -> (M,) float64.
 
-    clarity.md 1.4. In [-2, 2], larger = clearer, 0 where a unit's pictures are no more alike than pictures of
-    different units. Every pair counts once and none is drawn at random. Raises ``ValueError`` for fewer than two units
-    and for fewer than two pictures of a unit.
+    docs/measuring-clarity.md, "Seed agreement". In [-2, 2], larger = clearer, 0 where a unit's pictures are no more alike
+    than pictures of different units. Every pair counts once and none is drawn at random. Raises ``ValueError`` for fewer
+    than two units and for fewer than two pictures of a unit.
 
     >>> east, north = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
     >>> seed_agreement([east, north])

@@ -14,7 +14,7 @@ HIGH = 0.25  # cycles per pixel
 def spectrum_distance(images: Tensor, natural: Tensor) -> Tensor:
     """Distance of radial log-power profiles: (N, C, H, W), (n, C', H, W) -> (N,) float64, smaller = more natural.
 
-    clarity.md 1.6, a diagnostic: a random network's pictures may come out best. The profile of an image is the mean
+    A diagnostic (docs/measuring-clarity.md, "Spectra"): a random network's may come out best. An image's profile is the mean
     of log10 power on each ring of frequencies from one cycle per image to half a cycle per pixel; the distance is the
     root mean square, over rings, of its difference from the natural images' mean profile. 0 for a natural average,
     1 for an image with ten times the power everywhere. Raises ``ValueError`` where sizes differ.
@@ -32,7 +32,7 @@ def spectrum_distance(images: Tensor, natural: Tensor) -> Tensor:
 def high_frequency_share(images: Tensor) -> Tensor:
     """Share of an image's power above 1/4 cycle per pixel: (N, C, H, W) -> (N,) float64 in [0, 1], smaller = less noise.
 
-    clarity.md 1.6, a diagnostic: read it beside the natural images' own. The mean of the image is left out;
+    A diagnostic (docs/measuring-clarity.md, "Spectra"): read it beside the natural images' own. The mean is left out;
     white noise has about .80, an image without any contrast 0.
 
     >>> stripes = torch.arange(8.0) % 2 * torch.ones(1, 1, 8, 1)
@@ -51,10 +51,10 @@ def high_frequency_share(images: Tensor) -> Tensor:
 def nyquist_ratio(images: Tensor) -> Tensor:
     """Power at the Nyquist frequency over that just below it: (N, C, H, W) -> (N,) float64, above 1 = a two-pixel grid.
 
-    clarity.md 1.6, a diagnostic: strided convolutions leave such a grid (.92 for natural images of Imagenette). Summed
-    are the rows and columns of the spectrum at exactly 1/2 cycle per pixel and their neighbours. Only an even number
-    of pixels has that frequency, so an odd height or width loses its last row or column. 1 for white noise on average
-    and for an image without contrast. Raises ``ValueError`` below 4 pixels.
+    A diagnostic (docs/measuring-clarity.md, "Spectra"): strided convolutions leave such a grid (.92 for natural images of
+    Imagenette). Summed are the rows and columns of the spectrum at exactly 1/2 cycle per pixel and their neighbours. Only
+    an even number of pixels has that frequency, so an odd height or width loses its last row or column. 1 for white noise
+    on average and for an image without contrast. Raises ``ValueError`` below 4 pixels.
 
     >>> grid = torch.arange(6.0) % 2 * torch.ones(1, 1, 6, 1)
     >>> bool(nyquist_ratio(0.5 + 0.01 * grid) > 2), nyquist_ratio(0 * grid)

@@ -12,7 +12,8 @@ from scipy import stats
 from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
-# With fewer training runs of each kind nothing can be said beyond these checkpoints (clarity.md §3).
+# With fewer training runs of each kind nothing can be said beyond these checkpoints
+# (docs/measuring-clarity.md, "The unit of replication").
 FEWEST_SEEDS = 3
 CONTRASTS = ("H1", "H2", "H3")
 
@@ -140,7 +141,8 @@ def interval(name: str, per_seed: Mapping[int, float], left_out: Sequence[int], 
 def page_trend(values: Cells) -> float | None:
     """One-sided p of Page's test for a rise over K >= 1; None where it is not defined. A description only.
 
-    With run-to-run noise it finds a trend far too often (17 % of the time in clarity.md §3), so no verdict uses it.
+    With run-to-run noise it finds a trend far too often (17 % of the time: docs/measuring-clarity.md, "Descriptions that
+    decide nothing"), so no verdict uses it.
     """
     doses = _positive(values)
     rows = [row for seed in _seeds(values) if (row := _row(values, doses, seed)) is not None]

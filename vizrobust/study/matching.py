@@ -51,7 +51,8 @@ def match_units(a: Tensor, b: Tensor, seed: int = 0) -> Matching:
     `a` (units, n) and `b` (units', n) are the activations of two networks on the same n natural images, as
     `clarity.excitations` gives them. A unit whose activation is always the same correlates with nothing. With
     unequal numbers of units some stay without a partner. Matching selects what the networks share, so pictures of
-    matched units are a secondary view (clarity.md §2). Raises ``ValueError`` for different or fewer than three images.
+    matched units are a secondary view (docs/measuring-clarity.md, "Hidden units"). Raises ``ValueError`` for different or
+    fewer than three images.
 
     >>> a = torch.tensor([[0.0, 1.0, 2.0, 4.0], [4.0, 0.0, 3.0, 1.0]])
     >>> match_units(a, a.flip(0)).pairs

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 CONFIDENCE = 0.95
-# One training run each: the interval speaks of units, not of training (clarity.md §3).
+# One training run each: the interval speaks of units, not of training
+# (docs/measuring-clarity.md, "The unit of replication").
 SCOPE = "over units; descriptive: these checkpoints only"
 
 

@@ -15,7 +15,7 @@ from vizrobust.study.verdicts import PRIMARY, SUPPORTED, Series, trends
 
 DOSES = (0, 1, 2, 4, 8, 16)
 RELABELLINGS = 200
-# How often a true null may be called supported (clarity.md §3).
+# How often a true null may be called supported (docs/measuring-clarity.md, "Placebo and null simulation").
 MOST = 0.05
 
 

@@ -52,8 +52,9 @@ class PictureSet:
 def scored(
     pictures: PictureSet, questions: Questions, orders: Sequence[Order], own: Sequence[Order], controls: Sequence[str] = CONTROLS
 ) -> Iterator[Row]:
-    """Rows ``metric, judge, control, units, values`` for everything that clarity.md measures on finished pictures.
+    """Rows ``metric, judge, control, units, values`` for everything that is measured on finished pictures.
 
+    docs/measuring-clarity.md, "Metrics and their roles", says what that is.
     `orders` are the queries of each unit that all checkpoints share (for hidden units the checkpoint's own), `own`
     those by the checkpoint's own activation. Under each of `controls` only the primary metrics are measured. Natural
     images to which pictures are near are the queries, so that exemplars too can be measured.

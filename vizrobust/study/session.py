@@ -78,7 +78,10 @@ class Study:
         self.facts: dict[str, Any] = {}
 
     def run(self) -> Iterator[Stage]:
-        """Everything, in the order of clarity.md: training, preregistration, attacks, pictures, scores."""
+        """Everything: training, preregistration, attacks, pictures, scores.
+
+        In this order (docs/measuring-clarity.md, "Order of work").
+        """
         if self.given:
             self.compared = self.given
             self.chosen = Chosen(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")

@@ -18,7 +18,8 @@ from vizrobust.study.shape import shape
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, DESCRIPTIVE = "supported", "not supported", "inconclusive", "descriptive"
 PRIMARY, SECONDARY, DIAGNOSTIC = "primary", "secondary", "diagnostic"
-# Share of (natural reference - random network) that a difference over the range of K must reach (clarity.md §3).
+# Share of (natural reference - random network) that a difference over the range of K must reach
+# (docs/measuring-clarity.md, "Smallest effect of interest").
 SMALLEST_SHARE = 0.1
 
 Item = TypeVar("Item")
