@@ -11,8 +11,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_balls import by_bisection
 from tests.test_gradient_attacks import weak_net
 from vizrobust.attacks import APGD, L1, L2, LOSSES, PGD, Ball, Linf, parse_attack
-from vizrobust.attacks.apgd import APGDWalk
-from vizrobust.attacks.apgd_l1 import L1APGDWalk
+from vizrobust.attacks.apgd import APGDWalk, L1APGDWalk
 from vizrobust.attacks.losses import TARGETED_LOSSES
 from vizrobust.models import Normalized
 from vizrobust.rng import Streams

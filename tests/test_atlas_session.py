@@ -21,13 +21,12 @@ from vizrobust.cli import atlas as command
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.data.dataset import SPLITS
 from vizrobust.features import Direction, Provenance, plain, rerender
-from vizrobust.features.atlas import LAYOUTS, Atlas
-from vizrobust.features.atlas_session import Plan, atlas_into, atlas_rows, mapped, missing_cells
-from vizrobust.features.exemplar_session import Source
+from vizrobust.features.atlas import LAYOUTS, Atlas, Plan, atlas_into, atlas_rows, mapped, missing_cells
+from vizrobust.features.exemplar_runs import Source
 from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
-from vizrobust.report.atlas_sheet import atlas_sheet, resized
 from vizrobust.report.collect import Subject
+from vizrobust.report.sheets import atlas_sheet, resized
 from vizrobust.runs import Run
 
 N = 70

@@ -16,10 +16,10 @@ from tests.test_cli import run
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import first, load
+from vizrobust.intervals import mcnemar
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness import evaluate, gather
-from vizrobust.robustness.statistics import mcnemar
 
 EPS = 0.15
 SEEN = 'Training(arch="small_cnn", data="digits", attack=PGD(steps=2, ball=Linf(eps=0.1)))'

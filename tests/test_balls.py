@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from vizrobust.attacks import FGSM, ISM, L1, L2, PGD, Ball, Linf, radius
-from vizrobust.attacks.balls import nearest_in_l1
+from vizrobust.attacks.threat_models import nearest_in_l1
 from vizrobust.rng import Streams
 
 

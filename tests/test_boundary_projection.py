@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from vizrobust.attacks import L1, L2, Ball, Linf
-from vizrobust.attacks.boundary_projection import dual_norm, to_boundary
+from vizrobust.attacks.boundary_attacks import dual_norm, to_boundary
 
 SHAPE = (2, 3, 4)
 balls = pytest.mark.parametrize("ball", [Linf(), L2()], ids=["Linf", "L2"])

@@ -8,11 +8,11 @@ from importlib.resources import files
 import pytest
 
 from vizrobust.attacks import FGSM, PGD, Linf
-from vizrobust.clarity.judge import BUILTIN
+from vizrobust.clarity.judges import BUILTIN
 from vizrobust.data import first, load
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
 from vizrobust.models.references import DIGITS
-from vizrobust.report.model_card import model_card
+from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, Training

@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from tests.test_training import RECIPE, tiny
 from vizrobust.attacks import JPEG, L1, L2, PGD, Elastic, Linf, parse_attack
 from vizrobust.cli import main
 from vizrobust.compute import Compute
+from vizrobust.experiments.uar_calibration import Plan, Stage, Table, _Work, calibrate, ladder, matched
 from vizrobust.models import load_checkpoint
 from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
-from vizrobust.study.calibrate import Plan, Stage, Table, _Work, calibrate, ladder, matched
-from vizrobust.training import NAMES, Trainer, session, watch
+from vizrobust.training import NAMES, Trainer
 
 L2_TYPE = PGD(steps=1, ball=L2(eps=4.0))
 SMALL = Plan(replace(RECIPE, epochs=1), (L2_TYPE,), anchor=PGD(steps=1), candidates=6, steps=2, images=9)
@@ -28,7 +29,11 @@ SMALL = Plan(replace(RECIPE, epochs=1), (L2_TYPE,), anchor=PGD(steps=1), candida
 def short():
     """What training measures for its own sake is kept short."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((watch, "WATCHED_STEPS"), (session, "TESTED_STEPS"), (session, "TESTED_IMAGES")):
+        for module, name in (
+            (import_module("vizrobust.training.loop"), "WATCHED_STEPS"),
+            (import_module("vizrobust.training.train"), "TESTED_STEPS"),
+            (import_module("vizrobust.training.train"), "TESTED_IMAGES"),
+        ):
             patch.setattr(module, name, 1)
         yield
 
@@ -122,7 +127,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_result(finished, tmp_pat
     assert again[: len(rows)] == rows
     assert len({(row["weights_sha256"], row["attack"]) for row in again}) == len(again) == 72
 
-    monkeypatch.setattr("vizrobust.study.calibrate.evaluate", None, raising=False)
+    monkeypatch.setattr("vizrobust.experiments.uar_calibration.evaluate", None, raising=False)
     monkeypatch.setattr(Trainer, "run_epoch", None)
     assert whole(tmp_path / "parts") == expected  # nothing is computed again
 
@@ -190,7 +195,7 @@ def test_the_command_plans_runs_and_prints(tmp_path, monkeypatch):
         yield {"name": "L2", "eps": [0.5, 1.0], "ata": [0.9, 0.4]}
 
     # The package has a function of the module's name, so the module is found by its name alone.
-    monkeypatch.setattr(sys.modules["vizrobust.study.calibrate"], "calibrate", fake)
+    monkeypatch.setattr(sys.modules["vizrobust.experiments.uar_calibration"], "calibrate", fake)
     args = [*CALIBRATE, "--attack", "l2", "--attack", "Elastic(eps=2)", "--steps", "3", "--out", str(tmp_path / "c"), "--quiet"]
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output

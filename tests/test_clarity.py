@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.clarity import Judge, excitations, forced_choice, judge_for, recognised, shared_orders, transfer
-from vizrobust.clarity.judge import last_linear
+from vizrobust.clarity.judges import last_linear
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import Channel, Logit
@@ -97,7 +97,7 @@ def checkpoint(name: str, arch: str = "small_cnn", seed: int = 0, data: str = "s
 def test_a_compared_checkpoint_cannot_be_the_judge(compute, monkeypatch):
     one, judge, trained_alike = checkpoint("one"), checkpoint("judge", seed=5, data="elsewhere"), checkpoint("alike", seed=6)
     known = {"one": one, "judge": judge, "alike": trained_alike}
-    monkeypatch.setattr("vizrobust.clarity.judge.load_checkpoint", lambda ref: known[ref])
+    monkeypatch.setattr("vizrobust.clarity.judges.load_checkpoint", lambda ref: known[ref])
     assert judge_for("somewhere", [one], compute) is None
     found = judge_for("somewhere", [one], compute, "judge")
     assert found is not None

@@ -8,10 +8,8 @@ from torch import nn
 
 from tests.conftest import SHAPE
 from vizrobust.clarity import Judge, judge_for, judges_for
-from vizrobust.clarity import judge as judging
-from vizrobust.clarity.class_columns import class_columns
-from vizrobust.clarity.encoder import fitted
-from vizrobust.clarity.overlap import shares_images
+from vizrobust.clarity import judges as judging
+from vizrobust.clarity.judges import class_columns, fitted, shares_images
 from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint
 
 LETTERS = tuple("abcdefg")

@@ -316,7 +316,7 @@ def test_ctrl_c_says_how_to_go_on(two, tmp_path, monkeypatch):
     def stop(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vizrobust.features.session.to_uint8", stop)
+    monkeypatch.setattr("vizrobust.features.picture_runs.to_uint8", stop)
     result = run("neurons", two[0], "--units", "0", "--steps", 1, "--out", tmp_path / "run", "--quiet")
     assert result.exit_code == 130
     assert "stopped; go on with: vizrobust" in result.output

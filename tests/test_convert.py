@@ -20,8 +20,8 @@ from vizrobust.attacks import PGD, Linf
 from vizrobust.cli import main
 from vizrobust.data import ArraySplit, first, load
 from vizrobust.models import architecture, load_checkpoint
-from vizrobust.models.convert import Task, import_file, normalization, task
-from vizrobust.models.foreign import Normalizer
+from vizrobust.models.foreign_files import Normalizer
+from vizrobust.models.importing import Task, import_file, normalization, task
 from vizrobust.robustness import evaluate, gather, share
 from vizrobust.runs import file_sha256
 

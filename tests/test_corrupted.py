@@ -12,9 +12,8 @@ from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import wilson
-from vizrobust.robustness.corrupted import corrupted, mean_corruption_error
+from vizrobust.robustness.corrupted import ERRORS, alexnet_rows, corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS
-from vizrobust.robustness.corruptions.alexnet import ERRORS, alexnet_rows
 
 SHAPE = (3, 30, 33)
 

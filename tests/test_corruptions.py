@@ -21,8 +21,7 @@ from torch import Tensor
 from tests.contracts.test_corruptions import photographs, pictures
 from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions import CORRUPTIONS
-from vizrobust.robustness.corruptions.published import constants_for, eight_bit
-from vizrobust.robustness.corruptions.textures import ice, plasma
+from vizrobust.robustness.corruptions.corruption import constants_for, eight_bit, ice, plasma
 
 # Of the smallest set, not square.
 SHAPE = (2, 3, 32, 37)
@@ -317,5 +316,5 @@ def test_lengths_grow_with_the_image_from_the_published_side() -> None:
 def test_a_large_batch_is_treated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     x = pictures((5, 3, 32, 32))
     whole = corrupted("gaussian_noise", x, 3)
-    monkeypatch.setattr("vizrobust.robustness.corruptions.published.PART", 2 * x[0].numel())
+    monkeypatch.setattr("vizrobust.robustness.corruptions.corruption.PART", 2 * x[0].numel())
     assert np.array_equal(corrupted("gaussian_noise", x, 3), whole)

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from vizrobust.study.compared import ARM, DOSE, Compared
-from vizrobust.study.counterparts import counterparts, reference_of
+from vizrobust.study.networks import ARM, DOSE, Compared
+from vizrobust.study.unit_matching import counterparts, reference_of
 
 
 def test_a_shuffled_layer_is_seen_through() -> None:

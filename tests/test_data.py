@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vizrobust.data import DATA, ArraySplit, DataSet, FileSplit, Subset, first, known, load, saturated_share, stratified
 from vizrobust.data import dataset as dataset_module
-from vizrobust.data.radii import usual_eps
-from vizrobust.data.stratify import VALIDATION_IMAGES, hold_out
+from vizrobust.data.dataset import VALIDATION_IMAGES, hold_out, usual_eps
 from vizrobust.rng import Streams
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vizrobust.data import FileSplit, load
-from vizrobust.data import folders as folders_module
+from vizrobust.data import files as folders_module
 
 KINDS = ("bee", "Ant", "Cat")
 

@@ -14,8 +14,7 @@ from torchvision import datasets
 
 from vizrobust.data import known, load
 from vizrobust.data import torchvision_sets as published
-from vizrobust.data.class_names import IMAGENETTE
-from vizrobust.data.embedded import mnist_first_500
+from vizrobust.data.packaged import IMAGENETTE, mnist_first_500
 
 RNG = np.random.default_rng(0)
 Array = np.ndarray[Any, Any]

@@ -13,10 +13,9 @@ from tests.conftest import make_net
 from tests.test_training import tiny
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first, load
+from vizrobust.experiments.input_dimension import dimension_study, fit_growth, gradient_norms, growth, resized
 from vizrobust.models import load_checkpoint
-from vizrobust.robustness.growth import fit_growth, gradient_norms
 from vizrobust.runs import Row
-from vizrobust.study.dimension import dimension_study, growth, resized
 from vizrobust.training import Training
 
 RECIPE = Training(arch="small_cnn", data="tiny", epochs=1, batch_size=10, lr=1e-3)
@@ -59,7 +58,7 @@ def test_one_row_for_each_side_and_seed_and_none_twice(compute: Compute, tmp_pat
     assert [row for row in more if row in first_rows] == first_rows
     assert len(more) == 6
     assert len({row["l1_margin"] for row in more}) == 6
-    monkeypatch.setattr("vizrobust.study.dimension.train", None)  # nothing is left to train
+    monkeypatch.setattr("vizrobust.experiments.input_dimension.train", None)  # nothing is left to train
     assert rows(data, compute, folder, images=7, sides=(4, 6, 8), seeds=(0, 1)) == more
     with pytest.raises(ValueError, match="holds another run: images was 7"):
         rows(data, compute, folder, images=5)

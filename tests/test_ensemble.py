@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.conftest import CLASSES, make_net
 from tests.test_gradient_attacks import weak_net
 from vizrobust.attacks import APGD, ENSEMBLES, L1, L2, NAMES, AutoAttack, Ball, EoT, Linf, fit, notes, parse_attack
-from vizrobust.attacks.fab import FAB
+from vizrobust.attacks.boundary_attacks import FAB
 from vizrobust.attacks.square import Square
 from vizrobust.compute import Compute
 from vizrobust.data.dataset import ArraySplit

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
 from vizrobust.attacks import FGSM, L2, PGD, EoT, Linf, Noise, Square, parse_attack, threat
-from vizrobust.attacks.eot import Expectation
+from vizrobust.attacks.wrappers import Expectation
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams, seeded

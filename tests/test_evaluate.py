@@ -19,7 +19,7 @@ from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 from vizrobust.robustness import CLEAN, Part, evaluate, gather
-from vizrobust.robustness.session import evaluate_into, evaluated, identity
+from vizrobust.robustness.evaluation_runs import evaluate_into, evaluated, identity
 from vizrobust.runs import Run
 
 N = 37

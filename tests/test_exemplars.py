@@ -15,9 +15,8 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import Channel, Direction, Logit, Neuron, TotalVariation
-from vizrobust.features import exemplar_session as session
-from vizrobust.features.exemplars import Exemplars, Measure, exemplars
-from vizrobust.features.receptive import receptive_fields
+from vizrobust.features import exemplar_runs as session
+from vizrobust.features.exemplars import Exemplars, Measure, exemplars, receptive_fields
 from vizrobust.models import Checkpoint, Description, activations
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import Run

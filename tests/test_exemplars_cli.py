@@ -12,7 +12,7 @@ import torch
 
 from tests.test_cli import checkpoint, run
 from vizrobust.data import load
-from vizrobust.features import exemplar_session
+from vizrobust.features import exemplar_runs
 from vizrobust.models import activations, load_checkpoint
 
 FEW = ["--layer", "conv2", "--steps", 1, "--data", "digits", "--device", "cpu"]
@@ -59,7 +59,7 @@ def test_a_second_call_reads_and_more_units_are_added(A: Path, tmp_path: Path, m
     def never(*args: Any, **how: Any) -> None:
         raise AssertionError("the data were gone through again")
 
-    monkeypatch.setattr(exemplar_session, "exemplars", never)
+    monkeypatch.setattr(exemplar_runs, "exemplars", never)
     assert run("neurons", A, *FEW, "--units", "0:3", "--exemplars", 2, "--out", out).exit_code == 0
     assert (out / "index.html").read_text().count('class="natural"') == 3 * 2 * 2
     # A call without the option keeps what is there.

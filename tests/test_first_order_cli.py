@@ -17,11 +17,11 @@ from vizrobust.attacks import Linf
 from vizrobust.cli import RESUMABLE, main
 from vizrobust.compute import Compute
 from vizrobust.data import first, load
+from vizrobust.experiments.input_dimension import fit_growth
 from vizrobust.models import Description, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness.first_order import first_order
-from vizrobust.robustness.growth import fit_growth
-from vizrobust.training import session
+from vizrobust.training import train
 
 SMALL = ("--data", "digits", "--epochs", 1, "--seeds", 1, "--images", 20, "--quiet")
 
@@ -41,8 +41,8 @@ def reader(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "TESTED_IMAGES", 10)
-    monkeypatch.setattr(session, "TESTED_STEPS", 2)
+    monkeypatch.setattr(train, "TESTED_IMAGES", 10)
+    monkeypatch.setattr(train, "TESTED_STEPS", 2)
 
 
 def test_first_order_prints_a_row_for_each_loss_and_how_to_read_it(reader, tmp_path):

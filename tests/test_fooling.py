@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CLASSES, SHAPE
+from tests.fooling import fooled, wrong_negatives
 from vizrobust.clarity import path_similarity
 from vizrobust.data import ArraySplit, DataSet, load, shuffled_labels
 from vizrobust.features import Logit, Recipe, fourier, plain, render
 from vizrobust.models import Checkpoint, activations, layers, load_checkpoint
-from vizrobust.study.fooling import fooled, wrong_negatives
 
 UNITS, SEEDS = tuple(range(10)), (0,)
 # Rendered logits change by rounding alone; the largest natural logit is 37.

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vizrobust.models.foreign import Normalizer, find_state, fit, read_tensors, take_normalizer
+from vizrobust.models.foreign_files import Normalizer, find_state, fit, read_tensors, take_normalizer
 
 
 def small() -> nn.Module:

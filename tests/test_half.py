@@ -19,9 +19,9 @@ from vizrobust.compute import Compute
 from vizrobust.data import first, load
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, halved, read_checkpoint, weights_sha256
-from vizrobust.report.model_card import model_card
+from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, gather, headline, share
-from vizrobust.training import Training, session, ship, train
+from vizrobust.training import Training, ship, train
 
 SHAPE = (1, 8, 8)  # of `digits`
 ABOUT = Description(
@@ -153,8 +153,8 @@ def test_shipping_measures_the_stored_weights(tmp_path, compute):
 
 def test_training_and_shipping_measure_alike(tmp_path, monkeypatch):
     """What `train` writes into its checkpoint is what `headline` says of its weights."""
-    monkeypatch.setattr(session, "TESTED_IMAGES", 60)
-    monkeypatch.setattr(session, "TESTED_STEPS", 3)
+    monkeypatch.setattr(train, "TESTED_IMAGES", 60)
+    monkeypatch.setattr(train, "TESTED_STEPS", 3)
     data, compute = load("digits"), Compute("cpu")
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, data, compute, tmp_path / "run"))
@@ -171,7 +171,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_import_half_writes_file_and_card_of_a_training_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "TESTED_IMAGES", 5)
+    monkeypatch.setattr(train, "TESTED_IMAGES", 5)
     folder, out = tmp_path / "runs" / "k1", tmp_path / "k1.safetensors"
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, load("digits"), Compute("cpu"), folder, "vizrobust train --data digits --quiet"))

@@ -14,7 +14,7 @@ from vizrobust.cli.reconstructing import small
 from vizrobust.compute import Compute
 from vizrobust.features import Caricature, Inversion, Original, direct, reference_image, reference_sha256, render, spread_layers
 from vizrobust.models import activations, load_checkpoint
-from vizrobust.report.reconstruction_sheet import Reconstructed, SheetRow, reconstruction_sheet
+from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
 
 IMAGE = "digits#5"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vizrobust.kernels import ask_for_repeatable, processor
+from vizrobust.compute import ask_for_repeatable, processor
 
 # Every row of a product once in its place and once in another, forward and backward; prints the shapes where they differ.
 MOVED = """

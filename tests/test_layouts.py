@@ -11,8 +11,8 @@ from tests.conftest import SHAPE as IMAGE
 from tests.conftest import make_net
 from tests.tiny_transformers import SHAPE, ChannelsLast, Qkv, TinyViT, seeded
 from vizrobust.models import LOGITS, Normalized, Reading, activations, layer, layers
-from vizrobust.models.heads import attended
 from vizrobust.models.layouts import Layout
+from vizrobust.models.probing import attended
 
 N = 5
 

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from vizrobust.processes import Launch, lifeline
-from vizrobust.processes.lifeline import Lifeline
+from vizrobust import lifeline
+from vizrobust.lifeline import Lifeline
+from vizrobust.parallel import Launch
 
 
 class Left(Exception):

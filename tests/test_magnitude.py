@@ -7,7 +7,7 @@ import torch
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import Magnitude
 from vizrobust.features.parametrizations import IMAGENET_COLORS, mixing
-from vizrobust.features.parametrizations.spectra import magnitudes, resampled
+from vizrobust.features.parametrizations.maco import magnitudes, resampled
 from vizrobust.rng import Streams
 
 SIZES = [(8, 6), (9, 6), (8, 7), (9, 13)]

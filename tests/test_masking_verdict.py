@@ -7,6 +7,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from vizrobust.intervals import mcnemar
 from vizrobust.robustness.masking import (
     GAP,
     HIDDEN,
@@ -20,7 +21,6 @@ from vizrobust.robustness.masking import (
     overfitting,
     unbounded,
 )
-from vizrobust.robustness.statistics import mcnemar
 
 N = 1000
 

@@ -18,7 +18,7 @@ from vizrobust.attacks import CW, FAB, FGSM, L2, PGD, Attack, DeepFool, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.robustness import Evaluation, wilson
-from vizrobust.robustness.minimal import SmallestEps, even_radii, median, on_network, smallest_eps
+from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, on_network, smallest_eps
 
 N = 30
 # Exact in float32.

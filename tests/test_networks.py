@@ -8,8 +8,7 @@ from torch import nn
 
 from tests.conftest import make_net
 from vizrobust.models import ARCHS, architecture, layers
-from vizrobust.models.blurs import BlurPool, BlurredConv
-from vizrobust.models.networks import ResNetSmall
+from vizrobust.models.architectures import BlurPool, BlurredConv, ResNetSmall
 
 
 def parameters(arch, shape, classes=10):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.placebo import placebo
 from vizrobust.robustness import wilson
 from vizrobust.study.contrasts import tabulated
-from vizrobust.study.placebo import placebo
 from vizrobust.study.verdicts import Series, trends
 
 DOSES = (0, 1, 2, 4, 8, 16)

@@ -35,7 +35,7 @@ from vizrobust.features import (
     plain,
     render,
 )
-from vizrobust.features.optimizers import Adam, Ascent
+from vizrobust.features.recipes import Adam, Ascent
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.rng import Streams
 

@@ -12,10 +12,15 @@ import torch
 from PIL import Image
 
 from vizrobust.report import Collection, Column, Table, collect, contact_sheet, write_gallery
+from vizrobust.report.attack_figures import (
+    _dose_and_arms,
+    accuracy_over_attack_steps,
+    accuracy_over_training_steps,
+    adversarial_examples,
+    amplification,
+)
 from vizrobust.report.canvas import scaled, shortened, text_width, wrapped
-from vizrobust.report.examples import adversarial_examples, amplification
-from vizrobust.report.figures import _dose_and_arms, accuracy_over_attack_steps, accuracy_over_training_steps
-from vizrobust.report.labels import apart
+from vizrobust.report.style import apart
 from vizrobust.runs import Run
 
 COMMAND = "vizrobust neurons k0 k8 --out runs/Zürich"
@@ -216,7 +221,7 @@ def test_names_are_never_read_as_formulas_or_files(tmp_path: Path) -> None:
 
 
 def test_gallery_links_pictures_that_are_too_many_to_embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vizrobust.report.page.EMBED_BELOW", 10)
+    monkeypatch.setattr("vizrobust.report.gallery.EMBED_BELOW", 10)
     one, two = make_run(tmp_path / "one", [0]), make_run(tmp_path / "two", [0], recipe_text="plain(steps=7)", identity="other")
     own = write_gallery(one, [one]).read_text()
     assert 'src="images/k8-a/0-s0.png"' in own

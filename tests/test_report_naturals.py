@@ -12,7 +12,7 @@ import pytest
 from tests.test_report import CHECKPOINTS, flat_tiles, gray, make_run, pixels
 from vizrobust.report import Column, collect, contact_sheet, write_gallery
 from vizrobust.report.canvas import scaled
-from vizrobust.report.natural_grid import marked
+from vizrobust.report.exemplar_views import marked
 from vizrobust.runs import write_json, write_png
 
 
@@ -99,7 +99,7 @@ def test_gallery_says_what_the_exemplars_are_and_links_them_where_they_are_many(
     assert "the 5 most and the 5 least exciting of 500 validation images of mnist5k" in text
     assert "outlined as what it sees" in text
     assert text.count('class="mark box"') == 20
-    monkeypatch.setattr("vizrobust.report.page.EMBED_BELOW", 10)
+    monkeypatch.setattr("vizrobust.report.gallery.EMBED_BELOW", 10)
     page = write_gallery(tmp_path / "other", [folder])
     sources = {part.split('"')[0] for part in page.read_text().split('src="')[1:]}
     assert len([source for source in sources if "/exemplars/" in source]) == 10

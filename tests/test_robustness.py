@@ -13,7 +13,8 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf, walk
+from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
+from vizrobust.attacks import attack as attack_module
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, first
 from vizrobust.rng import Streams
@@ -48,7 +49,7 @@ class Scripted:
         return tuple(ScriptedWalk(f"script {k}", rows, self.shift) for k, rows in enumerate(self.verdicts))
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return walk.run(self.stages(net, x), net, x, y, streams, judge)
+        return attack_module.run(self.stages(net, x), net, x, y, streams, judge)
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,16 @@ class ScriptedWalk:
     def steps(self) -> int:
         return len(self.rows) - 1
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> walk.State:
-        return walk.opened(x, y, x + self.shift, streams)
+    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> attack_module.State:
+        return attack_module.opened(x, y, x + self.shift, streams)
 
-    def step(self, net: nn.Module, state: walk.State) -> None:
+    def step(self, net: nn.Module, state: attack_module.State) -> None:
         self.judge(net, state)
 
-    def judge(self, net: nn.Module, state: walk.State) -> None:
+    def judge(self, net: nn.Module, state: attack_module.State) -> None:
         right = torch.tensor(self.rows)[state["t"].clamp(max=self.steps), state["y"]]
         said = torch.where(right, state["y"], (state["y"] + 1) % 4)
-        walk.mark(state, torch.nn.functional.one_hot(said, 4).float(), torch.zeros(len(said)))
+        attack_module.mark(state, torch.nn.functional.one_hot(said, 4).float(), torch.zeros(len(said)))
 
 
 class Says(nn.Module):

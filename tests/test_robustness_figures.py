@@ -11,7 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vizrobust.report import axes as axes_module
+from vizrobust.experiments.input_dimension import fit_growth
+from vizrobust.report import style as axes_module
 from vizrobust.report.first_order_figures import first_order_scatter, gradient_growth
 from vizrobust.report.robustness_figures import (
     _eps_text,
@@ -22,7 +23,6 @@ from vizrobust.report.robustness_figures import (
     foreseen_and_unforeseen,
     smallest_eps,
 )
-from vizrobust.robustness.growth import fit_growth
 
 
 def shares(accuracy: float) -> dict[str, float]:

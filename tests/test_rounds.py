@@ -20,7 +20,7 @@ from tests.test_processes import NAMES
 from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features.render import in_batches
-from vizrobust.processes import ALONE, Launch, Processes, launched
+from vizrobust.parallel import ALONE, Launch, Processes, launched
 from vizrobust.runs import Run, read_rows
 
 

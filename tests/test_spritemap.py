@@ -17,7 +17,7 @@ from vizrobust.cli import spritemap as command
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.report.canvas import Canvas
 from vizrobust.report.collect import Subject
-from vizrobust.report.spritemap_sheet import ORDERS, crossed, spritemap_sheet
+from vizrobust.report.sheets import ORDERS, crossed, spritemap_sheet
 from vizrobust.runs import Row
 
 SUBJECT = Subject("net", "net", classes=("cat", "dog"))
@@ -202,7 +202,7 @@ def test_a_dead_unit_of_a_network_is_crossed(tmp_path):
 
 def test_pictures_are_written_as_batches_come(tmp_path, monkeypatch):
     """Nothing waits for the last unit: when a picture is written, no later batch has begun."""
-    render, session = import_module("vizrobust.features.render"), import_module("vizrobust.features.session")
+    render, session = import_module("vizrobust.features.render"), import_module("vizrobust.features.picture_runs")
     batches: list[int] = []
     seen: list[int] = []
     plain_batch, plain_pixels = render._render_batch, session.to_uint8
@@ -214,7 +214,7 @@ def test_pictures_are_written_as_batches_come(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_rest_is_the_same(tmp_path, monkeypatch):
-    session = import_module("vizrobust.features.session")
+    session = import_module("vizrobust.features.picture_runs")
     network, plain = checkpoint(tmp_path / "a"), session.to_uint8
     args = ("spritemap", network, "--layer", "conv1", "--steps", 3, "--batch-size", 4, "--quiet", "--out")
     calls: list[int] = []

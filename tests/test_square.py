@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
 from vizrobust.attacks import L2, LOSSES, PGD, Ball, Linf, Noise, Square, parse_attack
-from vizrobust.attacks.square_windows import HALVED_AFTER, level_of, pyramids, sides
+from vizrobust.attacks.square import HALVED_AFTER, level_of, pyramids, sides
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams

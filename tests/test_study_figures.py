@@ -22,9 +22,9 @@ from vizrobust.report.study_clarity_figures import (
     controls_over_k,
     shades,
 )
+from vizrobust.report.study_data import Study, over_seeds, range_over_seeds
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, ratios, unforeseen_over_k
-from vizrobust.report.study_numbers import Study, over_seeds, range_over_seeds
-from vizrobust.report.study_sheet import study_sheet
+from vizrobust.report.study_page import study_sheet
 from vizrobust.report.style import house_style, save_figure
 
 FIGURES: dict[str, Callable[[Study], Figure | None]] = {

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.study_reports import DOSES, SCRIPT, full_report, hostile_report, partial_report
-from vizrobust.report import axes, study_page, study_tables
-from vizrobust.report.study_numbers import Study
+from vizrobust.report import study_page, study_tables, style
+from vizrobust.report.study_data import Study
 from vizrobust.report.study_page import write_study
 from vizrobust.report.study_units import inside
 
@@ -29,7 +29,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pictures/k2-s0/plain/logits/3-s0.png").unlink()
     (folder / "pictures/k2-s0/plain/logits/3-s1.png").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(axes, "DPI", 60)
+        patch.setattr(style, "DPI", 60)
         return write_study(folder, report)
 
 

@@ -22,10 +22,10 @@ from vizrobust.data import load
 from vizrobust.features.recipes import plain
 from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
-from vizrobust.processes import Processes
+from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Study, cells, report_of, write_report
-from vizrobust.study.trainings import on_all, passes, shared_out
+from vizrobust.study.networks import on_all, passes, shared_out
 
 ROOT = Path(__file__).parent.parent
 MASKING = [

@@ -14,15 +14,15 @@ import torch
 from vizrobust.clarity import forced_choice
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
+from vizrobust.features.picture_runs import images_of
 from vizrobust.features.recipes import fourier, plain
-from vizrobust.features.session import images_of
 from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Stage, Study, brought, cells, read_report, report_of, verify, write_report
-from vizrobust.study.eps_rule import choose
-from vizrobust.study.measured import first_reach
-from vizrobust.study.wanted import hidden_units
+from vizrobust.study.clarity_scores import first_reach
+from vizrobust.study.protocol import choose
+from vizrobust.study.stimuli import hidden_units
 from vizrobust.training import Training
 
 DIGITS = load("digits")

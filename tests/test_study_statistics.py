@@ -19,10 +19,9 @@ from vizrobust.study.contrasts import (
     rank_correlation,
     tabulated,
 )
-from vizrobust.study.series import judged, series_of
-from vizrobust.study.shape import shape
+from vizrobust.study.report import judged, series_of
 from vizrobust.study.summary import verdict
-from vizrobust.study.verdicts import Series, decide, holm, trends
+from vizrobust.study.verdicts import Series, decide, holm, shape, trends
 
 DOSES = (0, 1, 2, 4, 8, 16)
 GROWING, LEVEL, HILL = [0, 1, 1.3, 1.6, 1.9, 2.2], [0, 1, 1, 1, 1, 1], [0, 1, 1.5, 1.6, 1.3, 0.9]

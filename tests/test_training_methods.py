@@ -12,7 +12,7 @@ from vizrobust.compute import Compute
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 from vizrobust.training import METHODS, NAMES, NFGSM, TRADES, Distillation, Free, GradAlign, Training, train
-from vizrobust.training.methods.gradalign import alignment
+from vizrobust.training.methods import alignment
 
 ONE = FGSM(ball=Linf(eps=0.1))
 EVERY = {

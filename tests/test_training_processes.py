@@ -15,10 +15,10 @@ from tests.test_training import ATTACK, CODE, RECIPE, tiny
 from vizrobust.attacks import FGSM, Linf
 from vizrobust.compute import Compute
 from vizrobust.models import load_checkpoint
-from vizrobust.processes import Processes
+from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows, read_run
 from vizrobust.training import METRICS_FILE, TRADES, Distillation, Free, train
-from vizrobust.training.parallel import SharedBatchNorm, met, own_part, share_statistics
+from vizrobust.training.data_parallel import SharedBatchNorm, met, own_part, share_statistics
 
 ROOT = Path(__file__).parent.parent
 # Batches of 9: parts of 5 and 4 images, and a last batch of 2.

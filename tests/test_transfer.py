@@ -93,10 +93,10 @@ def test_images_made_on_another_network_break_this_one() -> None:
 
 
 def test_the_source_is_loaded_once_and_anew_when_its_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vizrobust.attacks import transfer
+    from vizrobust.attacks import wrappers
 
     loads = []
-    monkeypatch.setattr(transfer, "load_checkpoint", lambda ref: loads.append(ref) or load_checkpoint(ref))
+    monkeypatch.setattr(wrappers, "load_checkpoint", lambda ref: loads.append(ref) or load_checkpoint(ref))
     names = tuple("abcdefg")
     x, y = batch(5)
     for seed in (1, 2):

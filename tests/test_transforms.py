@@ -23,7 +23,7 @@ from vizrobust.features.transforms import (
     sampling,
     transformed,
 )
-from vizrobust.features.transforms.windows import windows
+from vizrobust.features.transforms.sampling import windows
 from vizrobust.rng import Streams
 
 

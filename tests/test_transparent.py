@@ -35,8 +35,8 @@ from vizrobust.features import (
     rerender,
     with_priors,
 )
-from vizrobust.features.opacity import composed
 from vizrobust.features.parametrizations import seen, worth
+from vizrobust.features.parametrizations.wrappers import composed
 from vizrobust.features.pictures import png_bytes, read_opaque, read_png, to_uint8
 from vizrobust.models import borrowed, load_checkpoint
 from vizrobust.rng import Streams

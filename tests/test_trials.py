@@ -24,9 +24,8 @@ from vizrobust.models import load_checkpoint
 from vizrobust.report.trials_page import page_data, write_trials
 from vizrobust.robustness import wilson
 from vizrobust.runs import write_png
-from vizrobust.study.trial_answers import Answer, rank_correlation, read_answers, score, write_key
-from vizrobust.study.trial_sources import data_of, read_report
-from vizrobust.study.trials import TrialSet, choose
+from vizrobust.study.human_answers import Answer, rank_correlation, read_answers, score, write_key
+from vizrobust.study.human_trials import TrialSet, choose, data_of, read_report
 
 
 @pytest.fixture(scope="module")

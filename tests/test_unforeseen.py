@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from tests.conftest import make_net
 from vizrobust.attacks import JPEG, PGD, Elastic, Fog, Gabor, Linf, Snow, kind, parse_attack, strengths, suited
 from vizrobust.attacks.unforeseen import source
-from vizrobust.attacks.unforeseen.blocks import CHROMA, LUMA, coefficients, decoded
-from vizrobust.attacks.unforeseen.elastic import smooth
-from vizrobust.attacks.unforeseen.fog import landscape, scales
-from vizrobust.attacks.unforeseen.gabor import evened, wavelets
-from vizrobust.attacks.unforeseen.snow import GRIDS, fallen, region_means
+from vizrobust.attacks.unforeseen.jpeg import CHROMA, LUMA, coefficients, decoded
+from vizrobust.attacks.unforeseen.spatial import smooth
 from vizrobust.attacks.unforeseen.strengths import PRESETS
+from vizrobust.attacks.unforeseen.textures import evened, wavelets
+from vizrobust.attacks.unforeseen.weather import GRIDS, fallen, landscape, region_means, scales
 from vizrobust.rng import Streams
 
 SHAPE = (3, 29, 38)

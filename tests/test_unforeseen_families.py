@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.conftest import make_net
 from vizrobust.attacks import Glitch, Kaleidoscope, Pixel, Wood
-from vizrobust.attacks.unforeseen.scaling import between
-from vizrobust.attacks.unforeseen.shapes import bright, scattered
+from vizrobust.attacks.unforeseen.overlays import bright, scattered
+from vizrobust.attacks.unforeseen.unforeseen_attack import between
 from vizrobust.rng import Streams
 
 SHAPES = [(3, 29, 38), (1, 28, 28), (3, 70, 61)]

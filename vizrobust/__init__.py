@@ -11,7 +11,7 @@ The public names are imported on first use, so that ``vizrobust --help`` never l
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vizrobust.kernels import ask_for_repeatable
+from vizrobust.compute import ask_for_repeatable
 
 if TYPE_CHECKING:
     from vizrobust.attacks import (

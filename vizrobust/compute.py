@@ -1,4 +1,4 @@
-"""Where the work runs: device, precision, memory format, threads, and beside which other processes."""
+"""The machine that a run uses: device, precision, threads, batches, and kernels whose results repeat."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import copy
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,8 +20,46 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from vizrobust.kernels import processor
-from vizrobust.processes import ALONE, FOREVER, Launch, Processes, launched
+from vizrobust.parallel import ALONE, FOREVER, Launch, Processes, launched
+
+INTEL = "GenuineIntel"
+# What of /proc/cpuinfo tells one kind of processor from another; virtual machines give many kinds one name.
+FIELDS = {"vendor_id": "", "model name": "", "cpu family": "family ", "model": "model "}
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """This machine's processor in words and numbers: maker, name, family and model where they are known.
+
+    >>> processor() == processor() != ""
+    True
+    """
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    except OSError:  # not Linux
+        lines = []
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    return (
+        " ".join(f"{label}{known[field]}" for field, label in FIELDS.items() if field in known)
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+def ask_for_repeatable(environment: MutableMapping[str, str] = os.environ, cpu: str | None = None) -> None:
+    """Set ``MKL_CBWR=AUTO`` where the processor is not Intel's and the user has set nothing; MKL reads it at its first product.
+
+    On AMD's processors MKL's own choice computes the last rows of a batch in another order than the first ones, so that
+    an image's result hangs on its place; its mode for repeatable results does not (`tests/test_kernels.py`). Intel's own
+    keep MKL's choice.
+
+    >>> environment = {}
+    >>> ask_for_repeatable(environment, "vendor_id : AuthenticAMD")
+    >>> environment
+    {'MKL_CBWR': 'AUTO'}
+    """
+    if INTEL not in (processor() if cpu is None else cpu):
+        environment.setdefault("MKL_CBWR", "AUTO")
+
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")

@@ -1,4 +1,4 @@
-"""A run: a folder with run.json, rows.jsonl and images/, written atomically and taken up where it stopped."""
+"""A run folder: locked, written atomically, and continued where an earlier process stopped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import hashlib
 import json
 import os
 import re
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from vizrobust.processes import ALONE, Processes
+from vizrobust.parallel import ALONE, Processes
 
 Row = dict[str, Any]
 ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
@@ -225,3 +228,44 @@ def _drop_incomplete_row(path: Path) -> None:
     complete = content[: content.rfind(b"\n") + 1]
     if len(complete) != len(content):
         write_atomic(path, lambda file: file.write(complete))
+
+
+if sys.platform != "win32":  # Whoever starts one run twice on Windows is not stopped.
+    import fcntl
+
+LOCK_FILE = ".lock"
+
+
+class Taken(ValueError):
+    """Another process is writing the folder."""
+
+
+@contextmanager
+def sole_writer(folder: Path | str) -> Iterator[None]:
+    """Inside, no other process gets into this block for `folder`, which must exist; `Taken` if one is there already.
+
+    It holds between the processes of one machine, and between machines where their shared file system keeps locks.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, sole_writer(folder):
+    ...     with sole_writer(folder):
+    ...         pass
+    Traceback (most recent call last):
+    vizrobust.runs.Taken: ...
+    """
+    path = Path(folder) / LOCK_FILE
+    if sys.platform == "win32":
+        yield
+        return
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            writer = file.read().strip() or "another process"
+            raise Taken(f"{str(folder)!r} is being written by {writer}; wait for it, or give --out another folder") from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

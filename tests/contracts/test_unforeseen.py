@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.conftest import CLASSES, make_net
 from tests.contracts.test_attacks import everything_about, lived_in_net
 from vizrobust.attacks import LOSSES, NAMES, UNFORESEEN, kind, strengths
-from vizrobust.attacks.walk import Attack, State, Walk
+from vizrobust.attacks.attack import Attack, State, Walk
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.models import borrowed, load_checkpoint

@@ -1,22 +1,16 @@
 """Attacks: threat models (balls), losses, the gradient attacks built from them, and attacks without gradients."""
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.balls import BALLS, L1, L2, Ball, Linf, per_image, radius
-from vizrobust.attacks.cw import CW
-from vizrobust.attacks.deepfool import DeepFool
-from vizrobust.attacks.ensemble import ENSEMBLES, AutoAttack
-from vizrobust.attacks.eot import EoT
-from vizrobust.attacks.fab import FAB
-from vizrobust.attacks.fit import fit
+from vizrobust.attacks.attack import Attack, Attacked, State, Walk, ball_of, is_inside, measure, threat
+from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack, notes
+from vizrobust.attacks.boundary_attacks import FAB, DeepFool, is_minimal
+from vizrobust.attacks.carlini_wagner import CW
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
-from vizrobust.attacks.gradient import FGSM, ISM, PGD
+from vizrobust.attacks.gradient import FGSM, ISM, PGD, fit
 from vizrobust.attacks.losses import LOSSES, fallback
-from vizrobust.attacks.nearest import is_minimal
 from vizrobust.attacks.noise import Noise
-from vizrobust.attacks.notes import notes
 from vizrobust.attacks.square import Square
-from vizrobust.attacks.threat import ball_of, is_inside, measure, threat
-from vizrobust.attacks.transfer import Transfer
+from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, Linf, per_image, radius
 from vizrobust.attacks.unforeseen import (
     JPEG,
     UNFORESEEN,
@@ -32,7 +26,7 @@ from vizrobust.attacks.unforeseen import (
     strengths,
     suited,
 )
-from vizrobust.attacks.walk import Attack, Attacked, State, Walk
+from vizrobust.attacks.wrappers import EoT, Transfer
 from vizrobust.spec import named, parse
 
 ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EoT)}

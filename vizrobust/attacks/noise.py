@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.balls import TINY, Ball, Linf, per_image, radius
+from vizrobust.attacks.attack import Attacked, State, Walk, mark, opened, run
+from vizrobust.attacks.attack import draws as drawn
 from vizrobust.attacks.losses import margin
-from vizrobust.attacks.walk import Attacked, State, Walk, mark, opened, run
-from vizrobust.attacks.walk import draws as drawn
+from vizrobust.attacks.threat_models import TINY, Ball, Linf, per_image, radius
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
 

@@ -1,19 +1,182 @@
-"""The Square attack: a random search that asks the network for its logits and never for a gradient."""
+"""The Square attack (Andriushchenko et al. 2020): a random search that needs logits and no gradient."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.balls import Ball, Linf, per_image, radius
+from vizrobust.attacks.attack import Attacked, State, Walk, mark, opened, run, stronger
+from vizrobust.attacks.attack import draws as drawn
 from vizrobust.attacks.losses import LOSSES
-from vizrobust.attacks.square_windows import MOVES, Moves, level_of
-from vizrobust.attacks.walk import Attacked, State, Walk, mark, opened, run, stronger
-from vizrobust.attacks.walk import draws as drawn
+from vizrobust.attacks.threat_models import L2, TINY, Ball, Linf, per_image, radius
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
+
+# The share p of the image that a window covers is halved once so many windows were tried; the schedule was tuned for
+# 10,000 queries, and AutoAttack's 5,000 keep it as it is (Andriushchenko et al. 2020; Croce & Hein 2020).
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How the attack begins and goes on in one kind of ball.
+
+    ``start(x, eps, streams)`` is the first point, ``change(x, kept, eps, p, level, streams)`` the next one to try,
+    made from the best point so far; `level` (N,) says how often p was halved for each image.
+    """
+
+    start: Callable[[Tensor, float, Streams], Tensor]
+    change: Callable[[Tensor, Tensor, float, float, Tensor, Streams], Tensor]
+
+
+def level_of(tried: Tensor) -> Tensor:
+    """How often p is halved for an image that has tried so many windows, the coming one not counted: (N,) -> (N,).
+
+    >>> level_of(torch.tensor([0, 10, 11, 51, 9000])).tolist()
+    [0, 0, 1, 2, 9]
+    """
+    return (tried[:, None] > torch.tensor(HALVED_AFTER, device=tried.device)).sum(1)
+
+
+@lru_cache(maxsize=64)
+def sides(height: int, width: int, p: float, smallest: int) -> tuple[int, ...]:
+    """The side of the square window at each level; above a smallest side of 1 it is odd."""
+    found = []
+    for level in range(len(HALVED_AFTER) + 1):
+        side = max(round(math.sqrt(p * 0.5**level * height * width)), smallest)
+        if smallest > 1 and side % 2 == 0:
+            side += 1
+        found.append(min(side, height, width))
+    return tuple(found)
+
+
+def _stripes(x: Tensor, eps: float, streams: Streams) -> Tensor:
+    """Vertical stripes one pixel wide, each up or down by eps in each channel."""
+    return (x + eps * _signs(streams.uniform(x.shape[1], 1, x.shape[3]), x)).clamp(0, 1)
+
+
+def _square(x: Tensor, kept: Tensor, eps: float, p: float, level: Tensor, streams: Streams) -> Tensor:
+    """One window per image goes to +eps or -eps, each channel as a whole.
+
+    The paper adds 2 eps up or down and projects: from anywhere in the ball that ends on its edge.
+    """
+    side = torch.tensor(sides(x.shape[2], x.shape[3], p, 1))[level.cpu()]
+    chance = streams.uniform(2 + x.shape[1])
+    (window,) = _windows(_corners(chance[:, :2], side, x), side, x)
+    sign = _signs(chance[:, 2:, None, None], x)
+    return torch.where(window, (x + eps * sign).clamp(0, 1), kept)
+
+
+def _tiles(x: Tensor, eps: float, streams: Streams) -> Tensor:
+    """The image tiled by `pyramids`, five along its shorter side, each turned and signed by chance."""
+    _, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    # The tile of each row and column, and the place in it; the margin that no tile covers stays as it is.
+    row, column = torch.arange(height) - height % side // 2, torch.arange(width) - width % side // 2
+    covered = ((row >= 0) & (row < down * side))[:, None] & ((column >= 0) & (column < across * side))
+    tile = (row // side).clamp(0, down - 1)[:, None] * across + (column // side).clamp(0, across - 1)
+    pattern = pyramids(side)[:, (row % side)[:, None], column % side] * covered
+    turned = streams.uniform(1, down * across)[:, :, tile] < 0.5
+    sign = _signs(streams.uniform(channels, down * across)[:, :, tile], x)
+    return _at_radius(x, sign * torch.where(turned, pattern[1], pattern[0]).to(x), eps)
+
+
+def _transfer(x: Tensor, kept: Tensor, eps: float, p: float, level: Tensor, streams: Streams) -> Tensor:
+    """What a second window holds of the change, and what the ball has left, goes to a pyramid in the first window.
+
+    Algorithm 3 of Andriushchenko et al. 2020, after which the change is brought back to length eps.
+    """
+    all_sides = sides(x.shape[2], x.shape[3], p, 3)
+    level = level.cpu()
+    side = torch.tensor(all_sides)[level]
+    chance = streams.uniform(5 + x.shape[1])
+    corners = _corners(chance[:, :4], side, x)
+    first, second = (window.to(x) for window in _windows(corners, side, x))
+    sign = _signs(chance[:, 5:, None, None], x)
+    pattern = _placed(_table(all_sides, x.dtype, x.device), level * 2 + (chance[:, 4] < 0.5), corners[:, :2], x)
+    delta = kept - x
+    old, rest = delta * first, delta * (1 - first) * (1 - second)
+    new = (sign * pattern + old / _length(old)) * first
+    unused = (eps**2 - _length(delta, (1, 2, 3)).square()).clamp_min(0) / x.shape[1]
+    mass = (unused + _length(delta - rest).square()).sqrt()
+    return _at_radius(x, new * (mass / _length(new)) + rest, eps)
+
+
+def _at_radius(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+    return (x + delta * (eps / _length(delta, (1, 2, 3)))).clamp(0, 1)
+
+
+MOVES = {Linf: Moves(_stripes, _square), L2: Moves(_tiles, _transfer)}
+
+
+@lru_cache(maxsize=64)
+def pyramids(side: int) -> Tensor:
+    """(2, side, side) float64, length 1: a hill in the upper half and a pit in the lower, and the same turned.
+
+    Each half is a sum of concentric squares, the k-th of weight 1/k² (equation 2 of the paper).
+    """
+    up, down = _pyramid(side // 2, side), _pyramid(side - side // 2, side)
+    both = torch.cat((up, -down))
+    both = both / both.norm()
+    return torch.stack((both, both.T))
+
+
+def _pyramid(height: int, width: int) -> Tensor:
+    row, column = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    ring = torch.maximum(row.abs()[:, None], column.abs()[None, :])
+    weights = (torch.arange(max(height // 2, width // 2) + 1, dtype=torch.float64) + 1) ** -2
+    # A pixel on ring d lies in the squares d, d + 1, ... up to the largest.
+    return weights.flip(0).cumsum(0).flip(0)[ring]
+
+
+@lru_cache(maxsize=8)
+def _table(all_sides: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2 * levels, S, S): the pyramids of every level in the corner of a square that holds the largest."""
+    largest = max(all_sides)
+    table = torch.zeros(len(all_sides), 2, largest, largest, dtype=torch.float64)
+    for level, side in enumerate(all_sides):
+        table[level, :, :side, :side] = pyramids(side)
+    return table.flatten(0, 1).to(device, dtype)
+
+
+def _placed(table: Tensor, which: Tensor, corner: Tensor, x: Tensor) -> Tensor:
+    """(N, 1, H, W): each image's entry of the table with its upper left corner at `corner`; garbage outside it."""
+    size = table.shape[1]
+    row = (torch.arange(x.shape[2]) - corner[:, :1]).clamp(0, size - 1)
+    column = (torch.arange(x.shape[3]) - corner[:, 1:]).clamp(0, size - 1)
+    start = (which[:, None] * size + row) * size
+    return table.take((start[:, :, None] + column[:, None, :]).to(x.device))[:, None]
+
+
+def _corners(chance: Tensor, side: Tensor, x: Tensor) -> Tensor:
+    """(N, 2k) in [0, 1) -> (N, 2k): rows and columns of upper left corners, such that the windows lie in the image."""
+    room = torch.tensor(x.shape[2:]) - side[:, None] + 1
+    # In float64, where a number below 1 times a small whole number stays below it.
+    return (chance.double() * room.repeat(1, chance.shape[1] // 2)).long()
+
+
+def _windows(corners: Tensor, side: Tensor, x: Tensor) -> list[Tensor]:
+    """k masks (N, 1, H, W): the pixels of the windows with these (N, 2k) corners."""
+    height, width = x.shape[2:]
+    place = torch.arange(max(height, width)) - corners[:, :, None]
+    inside = ((place >= 0) & (place < side[:, None, None])).to(x.device)
+    return [
+        inside[:, k, None, :height, None] & inside[:, k + 1, None, None, :width] for k in range(0, corners.shape[1], 2)
+    ]  # fmt: skip
+
+
+def _signs(chance: Tensor, x: Tensor) -> Tensor:
+    return torch.where(chance < 0.5, -1.0, 1.0).to(x)
+
+
+def _length(delta: Tensor, over: tuple[int, ...] = (2, 3)) -> Tensor:
+    return torch.linalg.vector_norm(delta, dim=over, keepdim=True).clamp_min(TINY)
 
 
 @spec

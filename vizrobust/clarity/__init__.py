@@ -1,17 +1,23 @@
 """How clear a feature image is, judged by networks and images that the compared checkpoints never saw."""
 
-from vizrobust.clarity.catalogue import METRICS, Metric
-from vizrobust.clarity.controls import blurred, contrast_matched
-from vizrobust.clarity.encoder import Judge, Opinion
-from vizrobust.clarity.identification import Identified, identification
-from vizrobust.clarity.judge import judge_for, judges_for
-from vizrobust.clarity.metrics import forced_choice, recognised, transfer
-from vizrobust.clarity.naturalness import kernel_distance, nearest_natural
-from vizrobust.clarity.paths import PathSimilarity, path_similarity
-from vizrobust.clarity.qualification import disqualified
-from vizrobust.clarity.queries import Order, excitations, shared_orders
-from vizrobust.clarity.seeds import seed_agreement
-from vizrobust.clarity.spectrum import high_frequency_share, nyquist_ratio, spectrum_distance
+from vizrobust.clarity.judges import Judge, Opinion, disqualified, judge_for, judges_for
+from vizrobust.clarity.metrics import (
+    METRICS,
+    Identified,
+    Metric,
+    forced_choice,
+    high_frequency_share,
+    identification,
+    kernel_distance,
+    nearest_natural,
+    nyquist_ratio,
+    recognised,
+    seed_agreement,
+    spectrum_distance,
+    transfer,
+)
+from vizrobust.clarity.path_similarity import PathSimilarity, path_similarity
+from vizrobust.clarity.queries import Order, blurred, contrast_matched, excitations, shared_orders
 
 __all__ = [
     "METRICS",

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vizrobust.cli.output import say, stopped
-from vizrobust.processes.launch import launched
+from vizrobust.parallel import launched
 
 # Name -> module; the modules are imported when they are needed and import torch only inside their functions.
 COMMANDS = {

@@ -50,11 +50,9 @@ def command(
     from vizrobust.compute import Compute
     from vizrobust.data import load
     from vizrobust.features import objective_for
-    from vizrobust.features.atlas import Atlas
-    from vizrobust.features.atlas_session import Plan, atlas_into, atlas_rows, mapped, missing_cells
-    from vizrobust.features.exemplar_session import Source
-    from vizrobust.report.atlas_sheet import about_atlas, atlas_sheet
-    from vizrobust.report.spritemap_sheet import subject_of
+    from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_rows, mapped, missing_cells
+    from vizrobust.features.exemplar_runs import Source
+    from vizrobust.report.sheets import about_atlas, atlas_sheet, subject_of
     from vizrobust.runs import Run, default_folder, slug
 
     checkpoints = load_all(refs, arch, download)

@@ -134,7 +134,7 @@ def _refuse_what_excludes(
 
 def _print(results: list[Result], split: str, images: dict[str, Split], per_class: bool, as_json: bool) -> None:
     from vizrobust.cli import attack_tables
-    from vizrobust.robustness.statistics import per_class as by_class
+    from vizrobust.intervals import per_class as by_class
 
     if not as_json:
         attack_tables.accuracies(results, split)
@@ -149,7 +149,7 @@ def _print(results: list[Result], split: str, images: dict[str, Split], per_clas
 
 
 def _plot(path: str, curve: str, results: list[Result]) -> None:
-    from vizrobust.report.figures import accuracy_over_attack_steps, accuracy_over_training_steps
+    from vizrobust.report.attack_figures import accuracy_over_attack_steps, accuracy_over_training_steps
 
     if curve == "steps":
         for _, _, found in results:
@@ -168,7 +168,7 @@ def _plot(path: str, curve: str, results: list[Result]) -> None:
 
 def _show(path: str, results: list[Result], split: str, compute: Compute, seed: int) -> None:
     """The first images that the attack breaks (the first images at all, where it breaks none)."""
-    from vizrobust.report.examples import adversarial_examples
+    from vizrobust.report.attack_figures import adversarial_examples
     from vizrobust.robustness import examples
 
     checkpoint, loaded, result = results[0]

@@ -54,7 +54,7 @@ def broken_by(results: Sequence[Result]) -> None:
 
 def classes(results: Sequence[Result], images: Sequence[Split]) -> None:
     """Accuracy under attack for each class, the worst class first."""
-    from vizrobust.robustness.statistics import per_class, worst_class
+    from vizrobust.intervals import per_class, worst_class
 
     for (checkpoint, loaded, result), split in zip(results, images, strict=True):
         labels = split.labels[result.images]

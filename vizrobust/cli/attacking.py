@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.robustness import BATCH_SIZE, gather
-from vizrobust.robustness.evaluate import Until
-from vizrobust.robustness.session import evaluate_into, identity
+from vizrobust.robustness.evaluation import Until
+from vizrobust.robustness.evaluation_runs import evaluate_into, identity
 from vizrobust.runs import Run, default_folder
 
 if TYPE_CHECKING:

@@ -45,8 +45,8 @@ def command(
     """
     from vizrobust.compute import Compute
     from vizrobust.data import load
+    from vizrobust.experiments.uar_calibration import Plan, Stage, calibrate
     from vizrobust.runs import default_folder
-    from vizrobust.study.calibrate import Plan, Stage, calibrate
     from vizrobust.training import Training, recorded_threads
 
     # Large radii often do not start to learn with the shorter ramp of `train`; UAR draws eps from (0, eps) instead.

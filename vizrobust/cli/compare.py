@@ -46,7 +46,7 @@ def command(
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for, score_table
     from vizrobust.compute import Compute
-    from vizrobust.features.session import checkpoint_facts
+    from vizrobust.features.picture_runs import checkpoint_facts
     from vizrobust.report import write_gallery
     from vizrobust.study import RANDOM
 
@@ -124,7 +124,7 @@ def attacked(
 
 def accuracy_rows(found: list[tuple[Checkpoint, Evaluation]], data: DataSet) -> list[dict[str, Any]]:
     """One JSON row for each checkpoint, with its worst class and, from the second on, its difference to the first."""
-    from vizrobust.robustness.statistics import mcnemar, worst_class
+    from vizrobust.intervals import mcnemar, worst_class
 
     rows = []
     (reference, base), *_ = found

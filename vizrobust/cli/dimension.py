@@ -13,7 +13,7 @@ from vizrobust.cli.output import command_line, json_row, percent, progress, say,
 
 if TYPE_CHECKING:
     from vizrobust.data import DataSet
-    from vizrobust.robustness.growth import Growth
+    from vizrobust.experiments.input_dimension import Growth
 
 LOSSES = ("margin", "ce")
 # Fresh first: the figure draws sqrt(d) through the first of them, and it is argued for fresh weights.
@@ -120,8 +120,8 @@ def _rehearse(arch: str, data: DataSet, sides: Sequence[int]) -> None:
     """``ValueError`` where an image size does not fit the architecture, before an hour of training at those that do."""
     import torch
 
+    from vizrobust.experiments.input_dimension import resized
     from vizrobust.models import architecture
-    from vizrobust.study.dimension import resized
 
     layers: dict[tuple[str, ...], int] = {}
     for side in sides:
@@ -143,8 +143,7 @@ def _rehearse(arch: str, data: DataSet, sides: Sequence[int]) -> None:
 
 
 def _report(rows: list[dict[str, Any]], data: DataSet, arch: str, losses: Sequence[str], plot: str | None, as_json: bool) -> None:
-    from vizrobust.robustness.growth import LECTURE_SLOPE
-    from vizrobust.study.dimension import growth
+    from vizrobust.experiments.input_dimension import LECTURE_SLOPE, growth
 
     slopes: Slopes = [(loss, weights, growth(rows, loss, weights == "trained")) for loss in losses for weights in WEIGHTS]
     if as_json:
@@ -181,7 +180,7 @@ def _norms(rows: list[dict[str, Any]], data: DataSet, arch: str, losses: Sequenc
 
 
 def _slopes(slopes: Slopes, networks: int) -> None:
-    from vizrobust.robustness.growth import LECTURE_SLOPE
+    from vizrobust.experiments.input_dimension import LECTURE_SLOPE
 
     rows = [
         [loss, weights, f"{one.slope:.2f}", "-" if one.ci_low is None else f"{one.ci_low:.2f} to {one.ci_high:.2f}",

@@ -58,7 +58,7 @@ def _convert(
     file: str, arch: str, normalize: str | None, data: str, out: str, drop: tuple[str, ...], key: str, shape: str, classes: str,
     download: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    from vizrobust.models.convert import import_file, task
+    from vizrobust.models.importing import import_file, task
 
     converted = import_file(file, out, arch, task(data, shape, classes, download), normalize, drop, key)
     about, sha256 = converted.checkpoint.about, converted.checkpoint.sha256
@@ -80,9 +80,9 @@ def _store(ref: str, arch: str | None, data: str, out: str, eps: float | None, d
     from vizrobust.cli.loading import data_of
     from vizrobust.compute import Compute
     from vizrobust.models import load_checkpoint
-    from vizrobust.report.model_card import write_card_beside
+    from vizrobust.report.training_report import write_card_beside
     from vizrobust.training import recorded_threads
-    from vizrobust.training.shipping import check_target, ship
+    from vizrobust.training.half_precision import check_target, ship
 
     check_target(out, ref)
     checkpoint = load_checkpoint(ref, arch, download)

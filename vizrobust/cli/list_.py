@@ -43,8 +43,8 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
     from vizrobust.models import ARCHS
     from vizrobust.robustness.corruptions import CORRUPTIONS
     from vizrobust.training import ARMS, METHODS
-    from vizrobust.training.mix import MIXES
-    from vizrobust.training.schedules import SCHEDULES
+    from vizrobust.training.multi_attack import MIXES
+    from vizrobust.training.train_state import SCHEDULES
 
     def described(things: Mapping[str, Any]) -> Callable[[], dict[str, str]]:
         return lambda: {name: (thing.__doc__ or "").strip().split("\n")[0] for name, thing in things.items()}

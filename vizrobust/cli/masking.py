@@ -156,8 +156,8 @@ def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, ep
 
 
 def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> tuple[Context, Diagnosis]:
+    from vizrobust.robustness.evaluation_runs import evaluate_into
     from vizrobust.robustness.masking import CHECKS, Context, diagnose, judged
-    from vizrobust.robustness.session import evaluate_into
 
     def evaluate(attack: Attack, only: Sequence[int] | None) -> Any:
         return evaluate_into(

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from vizrobust.cli.rendering import Pictured
     from vizrobust.data import DataSet
     from vizrobust.features import Objective
-    from vizrobust.features.exemplar_session import Source
+    from vizrobust.features.exemplar_runs import Source
     from vizrobust.models import Checkpoint
     from vizrobust.runs import Row
 
 
 def exemplar_source(data: DataSet | None, objective: Objective, checkpoints: Sequence[Checkpoint], k: int) -> Source:
     """Where the exemplars come from; ``ValueError``, before anything is rendered, where they cannot be found."""
-    from vizrobust.features.exemplar_session import Source, measured
+    from vizrobust.features.exemplar_runs import Source, measured
     from vizrobust.features.exemplars import check_images
 
     if data is None:
@@ -33,7 +33,7 @@ def exemplar_source(data: DataSet | None, objective: Objective, checkpoints: Seq
 
 def add_exemplars(pictured: Pictured, checkpoints: Sequence[Checkpoint], source: Source, k: int, quiet: bool) -> list[Row]:
     """Find and save the exemplars of every checkpoint's units; returns their rows."""
-    from vizrobust.features.exemplar_session import exemplars_into
+    from vizrobust.features.exemplar_runs import exemplars_into
 
     request, rows = pictured.request, []
     with progress(quiet) as bars:

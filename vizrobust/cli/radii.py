@@ -11,7 +11,7 @@ import torch
 from vizrobust.attacks import Attack, is_minimal, threat
 from vizrobust.cli.attacking import Evaluations, fitted
 from vizrobust.cli.output import command_line, json_row, percent, say, table
-from vizrobust.robustness.minimal import SmallestEps, even_radii, median, smallest_eps
+from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, smallest_eps
 
 if TYPE_CHECKING:
     from vizrobust.data import DataSet, Split

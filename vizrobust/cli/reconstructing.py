@@ -18,7 +18,7 @@ from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.report.collect import Subject
-from vizrobust.report.reconstruction_sheet import Reconstructed, SheetRow, reconstruction_sheet
+from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
 from vizrobust.runs import Row, Run, default_folder, write_rows
 
 SCORES = "likeness.jsonl"

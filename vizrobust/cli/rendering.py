@@ -30,11 +30,11 @@ from vizrobust.features import (
     units_of,
     with_priors,
 )
+from vizrobust.intervals import SCOPE
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
 from vizrobust.runs import Row, Run, default_folder
 from vizrobust.study import NATURAL, RANDOM, Difference, PictureScores, clarity_scores, paired, scoring_jobs
-from vizrobust.study.paired import SCOPE
 
 FRAMES = 60
 

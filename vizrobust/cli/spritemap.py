@@ -43,7 +43,7 @@ def command(
     from vizrobust.cli.loading import load_all, maybe_data_of
     from vizrobust.cli.rendering import Pictured, asked_for, request_for
     from vizrobust.compute import Compute
-    from vizrobust.report.spritemap_sheet import spritemap_sheet, subject_of
+    from vizrobust.report.sheets import spritemap_sheet, subject_of
     from vizrobust.runs import slug
 
     checkpoints = load_all(refs, arch, download)

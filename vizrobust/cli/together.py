@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import click
 
 from vizrobust.cli.output import stopped
-from vizrobust.processes.launch import Launch
-from vizrobust.processes.lifeline import GRACE, INTERRUPTED, Lifeline
+from vizrobust.lifeline import GRACE, INTERRUPTED, Lifeline
+from vizrobust.parallel import Launch
 
 
 def run_together(launch: Launch, command: Callable[[], Any]) -> NoReturn:

@@ -205,7 +205,7 @@ class Job:
     def run(self, recipe: Training, folder: str) -> Checkpoint | None:
         """Train, or go on, and describe the result; None in all processes but the one that speaks."""
         from vizrobust.compute import Compute
-        from vizrobust.report.model_card import write_card
+        from vizrobust.report.training_report import write_card
         from vizrobust.training import recorded_threads, trained
 
         compute = Compute(self.device, self.precision, recorded_threads(folder))
@@ -220,9 +220,9 @@ class Job:
         return checkpoint
 
     def _train(self, recipe: Training, folder: str, compute: Compute) -> None:
-        from vizrobust.processes.trackers import Tracker
+        from vizrobust.trackers import Tracker
         from vizrobust.training import Progress, train
-        from vizrobust.training.watch import WATCHED_STEPS, is_fooled
+        from vizrobust.training.loop import WATCHED_STEPS, is_fooled
 
         fooled = False
         track = self.track if compute.processes.main else None
@@ -273,7 +273,7 @@ def _say_what_happened(event: dict[str, Any]) -> None:
 
 
 def _draw(folder: str) -> None:
-    from vizrobust.report.training_curves import training_curves
+    from vizrobust.report.training_report import training_curves
     from vizrobust.runs import read_rows
     from vizrobust.training import METRICS_FILE
 
@@ -286,9 +286,8 @@ def _sweep(
     job: Job, recipe: Callable[[int | None, int], Training], steps: tuple[int | None, ...], seeds: range, cell: str | None,
     out: str | None,
 ) -> None:  # fmt: skip
-    from vizrobust.locks import Taken
-    from vizrobust.runs import default_folder
-    from vizrobust.training.sweep import cells, chosen
+    from vizrobust.runs import Taken, default_folder
+    from vizrobust.training.train import cells, chosen
 
     all_cells = cells(recipe, steps, seeds)
     root = Path(out or default_folder("train", {name: repr(one) for name, one in all_cells.items()}))

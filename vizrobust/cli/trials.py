@@ -10,7 +10,7 @@ from vizrobust.cli import options
 from vizrobust.cli.output import json_row, percent, say, table
 
 if TYPE_CHECKING:
-    from vizrobust.study.trial_answers import Correlation, Right, Score
+    from vizrobust.study.human_answers import Correlation, Right, Score
 
 
 @click.command()
@@ -55,9 +55,8 @@ def _make(
 ) -> None:  # fmt: skip
     from vizrobust.compute import Compute
     from vizrobust.report.trials_page import write_trials
-    from vizrobust.study.trial_answers import write_key
-    from vizrobust.study.trial_sources import data_of, read_report
-    from vizrobust.study.trials import choose
+    from vizrobust.study.human_answers import write_key
+    from vizrobust.study.human_trials import choose, data_of, read_report
 
     if not out.endswith(".html"):
         raise ValueError(f"--out {out!r} must end in .html: it is a page for a browser")
@@ -82,8 +81,8 @@ def _make(
 
 
 def _score(run: str, file: str, as_json: bool) -> None:
-    from vizrobust.study.trial_answers import read_answers, score
-    from vizrobust.study.trial_sources import read_report
+    from vizrobust.study.human_answers import read_answers, score
+    from vizrobust.study.human_trials import read_report
 
     report = read_report(run)
     key, answers = read_answers(file, run)

@@ -1,16 +1,66 @@
-"""What a data set is: three splits of images in [0, 1] with labels, and what it knows about itself."""
+"""A data set: three splits of images in [0, 1] with labels, and the statistics of its training pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vizrobust.data.moments import Moments, mean_magnitude, moments
+from vizrobust.rng import Streams
+
+DARK, BRIGHT = 0.02, 0.98
+
+
+@dataclass(frozen=True)
+class Moments:
+    """`mean` (C,) and `covariance` (C, C) of the channels over all pixels, float64; `saturated` is a share in [0, 1]."""
+
+    mean: Tensor
+    covariance: Tensor
+    saturated: float
+
+
+def moments(batches: Iterable[Tensor]) -> Moments:
+    """The moments of all images in `batches`, each (n, C, H, W) in [0, 1]; one batch is in memory at a time."""
+    count, saturated, images = 0, 0.0, 0
+    total: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+    for x in batches:
+        pixels = x.to(torch.float64).movedim(1, 0).flatten(1)
+        total = total + pixels.sum(1)
+        products = products + pixels @ pixels.T
+        count += pixels.shape[1]
+        saturated += float(saturated_share(x).sum(dtype=torch.float64))
+        images += len(x)
+    mean = torch.as_tensor(total) / count
+    return Moments(mean, torch.as_tensor(products) / count - torch.outer(mean, mean), saturated / images)
+
+
+def mean_magnitude(batches: Iterable[Tensor], planes: Tensor) -> Tensor:
+    """(P, H, W) float64: the mean over all images of the magnitude of their orthonormal 2-D Fourier transform.
+
+    `planes` (P, C) makes planes of the channels first: a mean of magnitudes cannot be taken apart into other planes
+    afterwards. The constant term is that of the images as they are, so it says how bright they are.
+    """
+    total: Tensor | float = 0.0
+    images = 0
+    for x in batches:
+        mixed = torch.einsum("pc,nchw->nphw", planes.to(torch.float64), x.to(torch.float64))
+        total = total + torch.fft.fft2(mixed, norm="ortho").abs().sum(0)
+        images += len(x)
+    return torch.as_tensor(total) / images
+
+
+def saturated_share(x: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> (N,): the share of pixels below .02 or above .98."""
+    return ((x < DARK) | (x > BRIGHT)).to(torch.float32).mean((1, 2, 3))
+
 
 SPLITS = ("train", "val", "test")
 STATISTICS_IMAGES = 10_000
@@ -157,3 +207,106 @@ class DataSet:
     def saturated_share(self) -> float:
         """Share of pixels below .02 or above .98 in the data set's own images."""
         return self._moments.saturated
+
+
+# The seed of every split made here. Changing it changes every published figure.
+SPLIT_SEED = 27
+
+VALIDATION_SHARE = 0.1
+VALIDATION_IMAGES = 5_000
+
+
+def stratified(labels: Tensor, shares: tuple[float, ...], streams: Streams) -> tuple[Tensor, ...]:
+    """Disjoint index sets that hold `shares` (summing to 1) of every class, each in a random order of its own."""
+    order = streams.permutation(len(labels))[0]
+    parts: list[list[Tensor]] = [[] for _ in shares]
+    for kind in torch.unique(labels).tolist():
+        of_kind = order[labels[order] == kind]
+        ends = [round(sum(shares[: k + 1]) * len(of_kind)) for k in range(len(shares))]
+        for part, start, end in zip(parts, [0, *ends], ends, strict=False):
+            part.append(of_kind[start:end])
+    joined = [torch.cat(part) for part in parts]
+    return tuple(index[streams.permutation(len(index))[0]] for index in joined)
+
+
+def hold_out(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Indices (training, validation) for a source without a validation split of its own.
+
+    The second is a tenth of every class, at most 5,000 images in all; where the classes have fewer than ten images
+    it is one image of the largest ones. The split depends on `labels` alone; `name` is for the error: ``ValueError``
+    where no class has two images.
+    """
+    largest = int(torch.unique(labels, return_counts=True)[1].max())
+    if largest < 2:
+        raise ValueError(f"{name}: no class has two training images, so none can be set apart for validation; give more images")
+    share = min(max(VALIDATION_SHARE, 1 / largest), VALIDATION_IMAGES / len(labels))
+    train, val = stratified(labels, (1 - share, share), Streams(SPLIT_SEED, ["train"], "validation"))
+    # A share of each class is rounded, so the sum can be a few images above the most that is wanted.
+    return torch.cat((train, val[VALIDATION_IMAGES:])), val[:VALIDATION_IMAGES]
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Another split's images under other `labels` (n,) int64."""
+
+    whole: Split
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.whole.take(index)
+
+
+def shuffled_labels(data: DataSet, seed: int = 0) -> DataSet:
+    """`data` with its training labels in a random order: the same images, the same share of every class.
+
+    Validation and test labels stay true, so that accuracy on them is chance and the queries of the clarity metrics
+    are the same. The name tells it apart from the real data.
+
+    >>> from vizrobust.data import load
+    >>> null = shuffled_labels(load("digits"), seed=0)
+    >>> null.name, bool((null.train.labels.sort().values == load("digits").train.labels.sort().values).all())
+    ('shuffled:digits', True)
+    """
+    order = Streams(seed, [data.name], "shuffled labels").permutation(len(data.train))[0]
+    labels = data.train.labels[order]
+    if torch.equal(labels, data.train.labels):
+        raise ValueError(f"{data.name}: its training labels are the same in any order; give images of two or more classes")
+    return replace(data, name=f"shuffled:{data.name}", train=Relabelled(data.train, labels))
+
+
+def data_root() -> Path:
+    """The folder of downloaded data: ``$VIZROBUST_DATA``, else ``~/.cache/vizrobust/data``."""
+    return Path(os.environ.get("VIZROBUST_DATA") or Path.home() / ".cache" / "vizrobust" / "data").expanduser()
+
+
+def absent(name: str, files: str) -> FileNotFoundError:
+    """The error that says where `files` of a data set were looked for."""
+    there = str(data_root() / files)
+    return FileNotFoundError(
+        f"{name} is not on this machine, or not whole; add --download, or put its files at {there!r} "
+        "(VIZROBUST_DATA names another root)"
+    )
+
+
+# Madry et al. 2018 for MNIST, where pixels are nearly black or white, and for CIFAR-10; the RobustBench figure for ImageNet.
+MNIST_EPS = 0.3
+CIFAR_EPS = 8 / 255
+IMAGENET_EPS = 4 / 255
+
+
+def usual_eps(shape: tuple[int, int, int]) -> float:
+    """For images of a data set that nobody has fixed a radius for, in [0, 1] pixels.
+
+    One channel and no side above 32 pixels: 0.3, as for MNIST. Else a shorter side below 64: 8/255, as for
+    CIFAR-10. Else 4/255, as for ImageNet.
+
+    >>> usual_eps((1, 28, 28)), usual_eps((3, 32, 32)) == 8 / 255, usual_eps((3, 224, 224)) == 4 / 255
+    (0.3, True, True)
+    """
+    channels, height, width = shape
+    if channels == 1 and max(height, width) <= 32:
+        return MNIST_EPS
+    return CIFAR_EPS if min(height, width) < 64 else IMAGENET_EPS

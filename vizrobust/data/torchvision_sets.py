@@ -13,13 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.data import class_names
-from vizrobust.data.dataset import ArraySplit, DataSet, Subset
-from vizrobust.data.embedded import mnist_first_500
-from vizrobust.data.folders import read_folder
-from vizrobust.data.radii import CIFAR_EPS, IMAGENET_EPS, MNIST_EPS
-from vizrobust.data.roots import absent, data_root
-from vizrobust.data.stratify import hold_out
+from vizrobust.data import packaged
+from vizrobust.data.dataset import CIFAR_EPS, IMAGENET_EPS, MNIST_EPS, ArraySplit, DataSet, Subset, absent, data_root, hold_out
+from vizrobust.data.files import read_folder
+from vizrobust.data.packaged import mnist_first_500
 
 IMAGENETTE_SIZE = 64
 # Published versions of Imagenette: shorter side -> torchvision's name, folder.
@@ -38,14 +35,14 @@ class Published:
     eps: float
 
 
-_MNIST = Published("MNIST", "MNIST/raw/*-ubyte", (1, 28, 28), class_names.DIGITS, MNIST_EPS)
+_MNIST = Published("MNIST", "MNIST/raw/*-ubyte", (1, 28, 28), packaged.DIGITS, MNIST_EPS)
 PUBLISHED = {
     "mnist": _MNIST,
     "mnist55k": _MNIST,
-    "fashion-mnist": Published("FashionMNIST", "FashionMNIST/raw/*-ubyte", (1, 28, 28), class_names.FASHION, MNIST_EPS),
-    "cifar10": Published("CIFAR10", "cifar-10-batches-py/", (3, 32, 32), class_names.CIFAR10, CIFAR_EPS),
-    "cifar100": Published("CIFAR100", "cifar-100-python/", (3, 32, 32), class_names.CIFAR100, CIFAR_EPS),
-    "svhn": Published("SVHN", "{train,test}_32x32.mat", (3, 32, 32), class_names.DIGITS, CIFAR_EPS),
+    "fashion-mnist": Published("FashionMNIST", "FashionMNIST/raw/*-ubyte", (1, 28, 28), packaged.FASHION, MNIST_EPS),
+    "cifar10": Published("CIFAR10", "cifar-10-batches-py/", (3, 32, 32), packaged.CIFAR10, CIFAR_EPS),
+    "cifar100": Published("CIFAR100", "cifar-100-python/", (3, 32, 32), packaged.CIFAR100, CIFAR_EPS),
+    "svhn": Published("SVHN", "{train,test}_32x32.mat", (3, 32, 32), packaged.DIGITS, CIFAR_EPS),
 }
 
 
@@ -107,9 +104,9 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
         with _fetching(name, root, download):
             Imagenette(root, "train", size=version, download=True)
     data = read_folder(root / folder, name, pixels)
-    if data.classes != tuple(class_names.IMAGENETTE):
+    if data.classes != tuple(packaged.IMAGENETTE):
         raise ValueError(f"{name}: {str(root / folder)!r} holds other classes; remove it and add --download")
-    return replace(data, classes=tuple(class_names.IMAGENETTE.values()), eps=IMAGENET_EPS)
+    return replace(data, classes=tuple(packaged.IMAGENETTE.values()), eps=IMAGENET_EPS)
 
 
 def _held_out(name: str, train: ArraySplit, test: ArraySplit) -> DataSet:

@@ -1,7 +1,7 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
 from vizrobust.features.atlas import Atlas
-from vizrobust.features.exemplars import Exemplars, Ranked, exemplars
+from vizrobust.features.exemplars import Exemplars, Ranked, exemplars, receptive_fields
 from vizrobust.features.objectives import (
     OBJECTIVES,
     AbsoluteDeviation,
@@ -24,7 +24,6 @@ from vizrobust.features.objectives import (
     references_of,
     subject,
 )
-from vizrobust.features.optimizers import OPTIMIZERS, Adam, Ascent, Glance, NAdam
 from vizrobust.features.parametrizations import (
     CPPN,
     PARAMETRIZATIONS,
@@ -36,12 +35,28 @@ from vizrobust.features.parametrizations import (
     Transparent,
     sized,
 )
+from vizrobust.features.picture_runs import (
+    Request,
+    accepts,
+    diverse,
+    images_of,
+    missing,
+    objective_for,
+    render_into,
+    row_key,
+    units_from,
+    units_of,
+)
 from vizrobust.features.pictures import reference_image, reference_sha256
-from vizrobust.features.provenance import PixelDifference, Provenance, rerender
-from vizrobust.features.receptive import receptive_fields
+from vizrobust.features.provenance import PixelDifference, Provenance, rerender, sources
 from vizrobust.features.recipes import (
     NAMES,
+    OPTIMIZERS,
     RECIPES,
+    Adam,
+    Ascent,
+    Glance,
+    NAdam,
     Recipe,
     direct,
     fourier,
@@ -53,11 +68,8 @@ from vizrobust.features.recipes import (
     with_priors,
 )
 from vizrobust.features.reconstructions import Likeness, Original, spread_layers
-from vizrobust.features.redirect import redirected
-from vizrobust.features.render import Rendered, render
-from vizrobust.features.scoring import Scorer
-from vizrobust.features.session import Request, diverse, images_of, missing, render_into, row_key
-from vizrobust.features.sources import sources
+from vizrobust.features.redirected_relu import redirected
+from vizrobust.features.render import Rendered, Scorer, render
 from vizrobust.features.transforms import (
     TRANSFORMS,
     Affine,
@@ -71,7 +83,6 @@ from vizrobust.features.transforms import (
     Scale,
     Shift,
 )
-from vizrobust.features.units import accepts, objective_for, units_from, units_of
 
 __all__ = [
     "CPPN",

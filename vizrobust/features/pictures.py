@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vizrobust.data import load
-from vizrobust.features.opacity import composed
+from vizrobust.features.parametrizations.wrappers import composed
 from vizrobust.runs import file_sha256
 
 Shape = tuple[int, int, int]

@@ -1,11 +1,11 @@
-"""The way back from a picture to how it was made: what its PNG says, and the same picture again."""
+"""How a picture was made: what its PNG says, its files by hash, and the same picture rendered again."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,66 @@ from PIL import Image
 from torch import Tensor
 
 from vizrobust.compute import Compute, changes, versions
+from vizrobust.data import load
+from vizrobust.features.exemplar_runs import Source
 from vizrobust.features.objectives import Objective, parse_objective
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
 from vizrobust.features.render import Rendered, render_jobs
-from vizrobust.features.sources import sources
 from vizrobust.models import Checkpoint
-from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, picture_texts
+from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
+
+
+def sources(*specs: Any) -> tuple[tuple[str, str], ...]:
+    """What objectives and recipes read, each as (name, sha256): reference images, direction vectors, spectra.
+
+    Raises what reading them raises where one is not there.
+
+    >>> from vizrobust.features import Channel, Inversion
+    >>> [name for name, _ in sources(Channel("conv2") + Inversion("conv1", "mnist5k#3"))]
+    ['mnist5k#3']
+    """
+    found = dict.fromkeys(pair for one in specs for pair in _named(one))
+    return tuple((name, HASHES[field](name)) for field, name in found)
+
+
+def _named(x: Any) -> Iterator[tuple[str, str]]:
+    """(field, text) for every field of a spec, or of one inside it, that names a file or data set."""
+    if isinstance(x, tuple):
+        for item in x:
+            yield from _named(item)
+    elif is_dataclass(x):
+        for field in fields(x):
+            value = getattr(x, field.name)
+            if field.name in HASHES and isinstance(value, str):
+                yield field.name, value
+            else:
+                yield from _named(value)
+
+
+def _vector_sha256(path: str) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path!r} (the vector of Direction)")
+    return file_sha256(path)
+
+
+def _spectrum_sha256(source: str) -> str:
+    """Of a .npy file, or the fingerprint of a data set's training images."""
+    if not source.lower().endswith(".npy"):
+        return str(Source(load(source), "train").identity["sha256"])
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {source!r} (the spectrum of Magnitude)")
+    return file_sha256(path)
+
+
+# By the name of the field, which is the same in every spec that has one.
+HASHES: Mapping[str, Callable[[str], str]] = {
+    "image": reference_sha256,
+    "vector": _vector_sha256,
+    "spectrum": _spectrum_sha256,
+}
+
 
 Pixels = np.ndarray[Any, Any]
 MOST_THREADS = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,15 +10,54 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
-from vizrobust.features.objectives import Objective, faces_of, opposite
+from vizrobust.features.objectives import Objective, faces_of, of, opposite, references_of, subject
 from vizrobust.features.parametrizations import Parametrization, seen, sized, worth
-from vizrobust.features.pictures import png_bytes, to_uint8
+from vizrobust.features.pictures import png_bytes, reference_image, to_uint8
 from vizrobust.features.recipes import Recipe, plain
-from vizrobust.features.redirect import redirected
-from vizrobust.features.scoring import Scorer, Shape
+from vizrobust.features.redirected_relu import redirected
 from vizrobust.features.transforms import transformed
-from vizrobust.models import Checkpoint, borrowed
+from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.rng import Streams
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """``scorer(image, unit)``: (N, C, H, W), (N,) int64 -> (N,) scores; differentiable. Call it with the network borrowed."""
+
+    net: nn.Module
+    objective: Objective
+    reading: Reading
+    known: Mapping[str, Tensor] = field(repr=False)
+
+    @staticmethod
+    def of(net: nn.Module, objective: Objective, shape: Shape, compute: Compute, batch_size: int = 1) -> Scorer:
+        """For images of `shape`. What the objective compares with is looked up here, once, at the same batch size.
+
+        Raises ``ValueError`` for an unknown layer or an objective without one, and where a reference is no image.
+        """
+        subject(objective)
+        reading = Reading.of(net, shape, objective.layers)
+        known: dict[str, Tensor] = {}
+        for reference in references_of(objective):
+            x = compute.images(reference_image(reference, shape).to(_dtype(net)).expand(batch_size, *shape))
+            with borrowed(net), torch.no_grad(), compute.autocast():
+                found = reading(net, x)
+            known |= {of(layer, reference): found[layer][:1].clone() for layer in objective.layers}
+        return Scorer(net, objective, reading, known)
+
+    def seen(self, image: Tensor) -> Mapping[str, Tensor]:
+        """What the objective reads for these images: their activations, and those of the references."""
+        return {**self.reading(self.net, image), **self.known}
+
+    def __call__(self, image: Tensor, unit: Tensor) -> Tensor:
+        return self.objective(self.seen(image), image, unit)
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next((weight.dtype for weight in net.parameters()), torch.float32)
+
 
 BATCH_SIZE = 16
 TRAJECTORY_POINTS = 21

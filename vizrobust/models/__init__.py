@@ -1,13 +1,9 @@
 """Networks: architectures by name, layers and activations, checkpoints in our format and in other people's."""
 
-from vizrobust.models.architectures import architecture
-from vizrobust.models.borrow import borrowed
+from vizrobust.models.architectures import ARCHS, architecture
 from vizrobust.models.checkpoints import Checkpoint, Description, save_checkpoint
-from vizrobust.models.forward import LOGITS, activations
-from vizrobust.models.layers import Layer, layer, layers
-from vizrobust.models.networks import ARCHS
-from vizrobust.models.normalized import Normalized
-from vizrobust.models.reading import Reading
+from vizrobust.models.forward import LOGITS, Normalized, activations, borrowed
+from vizrobust.models.layers import Layer, Reading, layer, layers
 from vizrobust.models.references import SWEEP, builtin_names, load_checkpoint
 
 __all__ = [

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vizrobust.models.normalized import Normalized
+from vizrobust.models.forward import Normalized
 from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1

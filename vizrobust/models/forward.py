@@ -1,15 +1,55 @@
-"""One forward pass that ends at the deepest module asked for, and hands out what the modules make."""
+"""One forward pass in evaluation mode that leaves the network untouched and can end early; normalization as a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vizrobust.models.normalized import Normalized
 from vizrobust.spec import unknown
+
+
+@contextmanager
+def borrowed(net: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode, with gradients possible even below a caller's ``no_grad``.
+
+    Afterwards every module has its own training flag again. Nothing else needs to be given back: image gradients
+    come from ``torch.autograd.grad``, which leaves every ``.grad`` alone, and hooks are removed where they are set.
+    """
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.enable_grad():
+            yield net
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+class Normalized(nn.Module):
+    """``net((x - mean) / std)`` with one mean and standard deviation per channel; x is (N, C, H, W) in [0, 1].
+
+    There is deliberately no clip: torch's clamp has zero gradient at the bound and would mask saturated pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise ValueError(f"normalization needs as many means as positive deviations, got {tuple(mean)} / {tuple(std)}")
+        self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x - self.mean) / self.std)
+
 
 LOGITS = "logits"
 

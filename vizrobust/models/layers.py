@@ -1,13 +1,142 @@
-"""The list of a network's layers: their names, shapes, units and layouts."""
+"""The layers of a network by name, and their activations as (N, units) or (N, units, height, width)."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from vizrobust.models.forward import modules
-from vizrobust.models.views import View, absent, views
+from vizrobust.models.forward import LOGITS, Tap, body, collect, modules, output_of
+from vizrobust.models.layouts import Layout, layouts
+from vizrobust.models.probing import HEADS, Shape, heads_of, look
+from vizrobust.spec import unknown
+
+
+@dataclass(frozen=True)
+class View:
+    """One layer: `source` names the module (with ``:heads`` for its heads) whose tensor of `shape` is seen by `layout`.
+
+    `number` is that of a token beside the patches; None is everything else.
+    """
+
+    name: str
+    kind: str
+    source: str
+    layout: Layout
+    shape: tuple[int, ...]
+    number: int | None = None
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """(N, units) or (N, units, height, width)."""
+        return self.layout.canonical(raw) if self.number is None else self.layout.token(raw, self.number)
+
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """Of one image, units first."""
+        whole = self.layout.shape(self.shape)
+        return whole if self.number is None else whole[:1]
+
+    def tap(self, net: nn.Module) -> Tap:
+        module = body(net).get_submodule(self.source.removesuffix(HEADS))
+        if not self.source.endswith(HEADS):
+            return output_of(module)
+        heads = heads_of(module)
+        if heads is None:
+            raise ValueError(f"layer {self.source.removesuffix(HEADS)!r} is no attention whose heads can be read")
+        return heads
+
+
+def views(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> dict[str, View]:
+    """Every layer by name, in the order in which they run, for images of `shape` (C, H, W); `logits` is the last.
+
+    With `names`, only the layers up to the deepest of these; ``ValueError`` for one that is not there.
+    """
+    there = modules(net)
+    bases = None if names is None else [_base(name, there) for name in names]
+    seen = look(net, shape, bases)
+    found = layouts(seen, shape, getattr(body(net), "num_prefix_tokens", None))
+    listed: dict[str, View] = {}
+    for item in seen:
+        layout, size = found[item.name], item.output.shape if item.output is not None else ()
+        listed[item.name] = View(item.name, item.kind, item.name, layout, size)
+        if item.kind == "heads":
+            continue
+        for number in range(len(layout.extra)):
+            name = f"{item.name}:class" if number == 0 else f"{item.name}:token{number}"
+            listed[name] = View(name, "token", item.name, layout, size, number)
+    for name in names or ():
+        if name not in listed:
+            raise ValueError(absent(name, there, listed))
+    return listed
+
+
+def _base(name: str, there: Mapping[str, nn.Module]) -> str:
+    """The module that a layer's name belongs to; ``ValueError`` where there is none."""
+    module = name if name in there or name == LOGITS else name.rpartition(":")[0]
+    if module not in there and module != LOGITS:
+        raise ValueError(unknown(name, [*there, LOGITS], "layer"))
+    return module
+
+
+def absent(name: str, there: Mapping[str, nn.Module], listed: Mapping[str, View]) -> str:
+    """Why there is no layer of this name."""
+    if name in there:
+        return f"layer {name!r} is not used in the forward pass of this network"
+    base, colon, part = name.rpartition(":")
+    if not colon or base not in listed:
+        return (
+            f"layer {base!r} is not used in the forward pass of this network" if base in there else unknown(name, listed, "layer")
+        )
+    view = listed[base]
+    if part == "heads":
+        return f"layer {base!r} ({view.kind}) is no attention whose heads can be read; leave out ':heads'"
+    if part != "class" and not re.fullmatch(r"token\d+", part):
+        return f"no part {part!r} of layer {base!r}; parts of layers are :class, :token1, :token2 … and :heads"
+    parts = [other.name.removeprefix(base) for other in listed.values() if other.source == base and other.number is not None]
+    if parts:
+        return f"layer {base!r} has no :{part}, only {', '.join(parts)} beside its patches"
+    return f"layer {base!r} has no token beside its places (its layout is {view.layout.word}); leave out ':{part}'"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``reading(net, x)``: the canonical activations of some layers by name, for images x (N, C, H, W).
+
+    Vector layers are (N, units), all others (N, units, height, width): maps whatever their layout, and the patch
+    tokens of a transformer. ``L:class``, ``L:token1`` … are the tokens of layer L that are no patches, (N, units);
+    ``L:heads`` are the lengths of each attention head's output vector at each patch, (N, heads, height, width).
+    One forward pass for all layers, which ends at the deepest; differentiable. Made by `Reading.of`.
+    """
+
+    views: tuple[View, ...]
+
+    @classmethod
+    def of(cls, net: nn.Module, shape: Shape, names: Sequence[str]) -> Reading:
+        """The reading of the layers `names` for images of `shape` (C, H, W), after a look at how the network runs.
+
+        Raises ``ValueError`` for a layer that is not there or whose units cannot be told, and what the network
+        raises for images of this shape.
+
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(2), nn.Flatten(), nn.Linear(24, 5))
+        >>> found = Reading.of(net, (3, 4, 6), ["0", "logits"])(net, torch.zeros(2, 3, 4, 6))
+        >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
+        {'0': (2, 4, 2, 3), 'logits': (2, 5)}
+        """
+        there = views(net, shape, list(names))
+        for name in names:
+            view = there[name]
+            if view.layout.reason:
+                sizes = " x ".join(map(str, view.shape[1:]))
+                raise ValueError(f"layer {name!r} has no units that can be read: {view.layout.reason} (output {sizes or 'none'})")
+        return cls(tuple(there[name] for name in dict.fromkeys(names)))
+
+    def __call__(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        taps = {view.source: view.tap(net) for view in self.views if view.source != LOGITS}
+        raw = collect(net, x, [view.source for view in self.views], taps)
+        return {view.name: view(raw[view.source]) for view in self.views}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from vizrobust.report.collect import Collection, Column, Origin, Panel, Picture, Subject, collect
 from vizrobust.report.contact_sheet import contact_sheet
-from vizrobust.report.page import Table, write_gallery
+from vizrobust.report.gallery import Table, write_gallery
 from vizrobust.report.study_page import write_study
 
 __all__ = [

@@ -11,11 +11,10 @@ from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
 from vizrobust.report.canvas import LEADING, Canvas, scaled, shortened, text_width, wrapped
-from vizrobust.report.collect import Collection, Column, Panel, Picture, Subject
-from vizrobust.report.natural_grid import Grid
-from vizrobust.report.naturals import Naturals
+from vizrobust.report.collect import Collection, Column, Naturals, Panel, Picture, Subject
+from vizrobust.report.exemplar_views import Grid
 from vizrobust.report.style import FAINT, QUIET, house_style
-from vizrobust.report.wording import DEAD, ENDS, SATURATED, accuracies, ends, exemplars_shown, meaning_of_robust, seeds_shown
+from vizrobust.report.words import DEAD, ENDS, SATURATED, accuracies, ends, exemplars_shown, meaning_of_robust, seeds_shown
 
 MOST_ACROSS, MOST_WITH_SEEDS, MOST_WITH_NATURALS = 32, 24, 12
 MARGIN, MIN_WIDTH = 72, 1200

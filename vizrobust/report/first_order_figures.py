@@ -12,10 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from vizrobust.report.axes import blank, check, legend_of
-from vizrobust.report.labels import SIZE, broken
-from vizrobust.report.style import COLORS, FAINT, MARKERS, QUIET, format_of, house_style, save_figure
-from vizrobust.robustness.growth import LECTURE_SLOPE, Growth
+from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth
+from vizrobust.report.style import (
+    COLORS,
+    FAINT,
+    LABEL_SIZE,
+    MARKERS,
+    QUIET,
+    blank,
+    broken,
+    check,
+    format_of,
+    house_style,
+    legend_of,
+    save_figure,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -62,8 +73,8 @@ def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], co
             if place + beside >= len(panels):  # also above a place that stays empty
                 axes.tick_params(labelbottom=True)
         unit = UNITS.get(loss, loss)
-        figure.supxlabel(f"predicted drop of the {unit}: eps × dual norm of the gradient", fontsize=SIZE)
-        figure.supylabel("drop that the attack caused", fontsize=SIZE)
+        figure.supxlabel(f"predicted drop of the {unit}: eps × dual norm of the gradient", fontsize=LABEL_SIZE)
+        figure.supylabel("drop that the attack caused", fontsize=LABEL_SIZE)
         handles = [Line2D([], [], color=COLORS[i], marker=MARKERS[i], linewidth=0, markersize=6) for i in range(len(KINDS))]
         line = Line2D([], [], color=QUIET, linewidth=1.0)
         legend_of(figure, [*handles, line], [*(name for _, name in KINDS), "as predicted"])

@@ -13,9 +13,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vizrobust.report.axes import Curves, Point, accuracy_axes, blank, check, legend_above, legend_of, percent, percent_upwards
-from vizrobust.report.labels import SIZE, broken, label_ends
-from vizrobust.report.style import COLORS, FAINT, INK, MARKERS, PAPER, QUIET, format_of, house_style, save_figure
+from vizrobust.report.style import (
+    COLORS,
+    FAINT,
+    INK,
+    LABEL_SIZE,
+    MARKERS,
+    PAPER,
+    QUIET,
+    Curves,
+    Point,
+    accuracy_axes,
+    blank,
+    broken,
+    check,
+    format_of,
+    house_style,
+    label_ends,
+    legend_above,
+    legend_of,
+    percent,
+    percent_upwards,
+    save_figure,
+)
 from vizrobust.robustness import wilson
 
 # Where half of the radii lie in this part of the axis they would fall together, so the axis is logarithmic.
@@ -165,8 +185,8 @@ def corruption_curves(path: Path | str, series: Curves, command: str = "", *, cl
             axes.set_xticks(range(0 if clean else 1, most + 1))
             if place + beside >= len(kinds):  # also above a place that stays empty
                 axes.tick_params(labelbottom=True)
-        figure.supxlabel("severity (0: clean images)" if clean else "severity", fontsize=SIZE)
-        figure.supylabel("accuracy (%)", fontsize=SIZE)
+        figure.supxlabel("severity (0: clean images)" if clean else "severity", fontsize=LABEL_SIZE)
+        figure.supylabel("accuracy (%)", fontsize=LABEL_SIZE)
         legend_above(figure, [label for label, _ in series], markersize=4.5)
         return save_figure(figure, path, command)
 

@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from vizrobust.report.axes import blank
-from vizrobust.report.labels import broken
-from vizrobust.report.study_axes import K_AXIS, Steps, label_lines
-from vizrobust.report.study_numbers import Entry, Group, Study
-from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, house_style
+from vizrobust.report.study_data import Entry, Group, Study
+from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
+from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, broken, house_style
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}

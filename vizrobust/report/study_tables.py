@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, Study
 from vizrobust.report.study_figures import ratios, unforeseen_mean
-from vizrobust.report.study_numbers import METRIC_ROLES, Entry, Series, Spread, Study
-from vizrobust.report.wording import percent
+from vizrobust.report.words import percent
 
 CONTRASTS = {
     "H1": "H1: adversarial against standard training (mean of K ≥ 1 minus K = 0)",

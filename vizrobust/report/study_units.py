@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from vizrobust.report.study_numbers import Entry, Group, Study
-from vizrobust.report.wording import percent
+from vizrobust.report.study_data import Entry, Group, Study
+from vizrobust.report.words import percent
 
 AIM = 128  # CSS pixels of a tile
 EXEMPLARS_SHOWN = 4

@@ -13,7 +13,7 @@ from PIL import Image
 from vizrobust.features.pictures import png_bytes
 from vizrobust.rng import Streams
 from vizrobust.runs import write_text
-from vizrobust.study.trials import SIDES, Trial, TrialSet
+from vizrobust.study.human_trials import SIDES, Trial, TrialSet
 
 LARGE = 96  # pictures up to this side are shown with square pixels
 

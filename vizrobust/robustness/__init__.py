@@ -1,9 +1,8 @@
 """How robust a network is: accuracy under attack with intervals, curves over attack steps, examples."""
 
 from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather, share, wilson
-from vizrobust.robustness.evaluate import BATCH_SIZE, evaluate
-from vizrobust.robustness.examples import Examples, examples
-from vizrobust.robustness.headline import headline
+from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
+from vizrobust.robustness.evaluation_runs import Examples, examples, headline
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,

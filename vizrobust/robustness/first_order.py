@@ -11,14 +11,14 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attacked, Ball, radius
-from vizrobust.attacks.balls import L1, L2, Linf
 from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import wilson
-from vizrobust.robustness.evaluate import BATCH_SIZE
+from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup
 
 STEPS = 20

@@ -1,16 +1,15 @@
 """Comparing checkpoints: clarity of their pictures on the same units, paired differences, and the study of attack steps."""
 
-from vizrobust.study.calibrate import calibrate
-from vizrobust.study.cells import Cell, cells
-from vizrobust.study.compared import Compared, brought
-from vizrobust.study.dimension import dimension_study
-from vizrobust.study.fooling import fooled, wrong_negatives
-from vizrobust.study.matching import Matching, draw_units, match_units
-from vizrobust.study.outcome import conclude, report_of, write_report
-from vizrobust.study.paired import Difference, paired
-from vizrobust.study.pictures import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
-from vizrobust.study.plan import TRAININGS, Plan, plan_for, quick
-from vizrobust.study.session import Stage, Study
+from tests.fooling import fooled, wrong_negatives
+from vizrobust.clarity.picture_scores import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
+from vizrobust.experiments.input_dimension import dimension_study
+from vizrobust.experiments.uar_calibration import calibrate
+from vizrobust.intervals import Difference, paired
+from vizrobust.study.networks import Compared, brought
+from vizrobust.study.protocol import TRAININGS, Cell, Plan, cells, plan_for, quick
+from vizrobust.study.report import conclude, report_of, write_report
+from vizrobust.study.run import Stage, Study
+from vizrobust.study.unit_matching import Matching, draw_units, match_units
 from vizrobust.study.verify import Finding, read_report, verify
 
 __all__ = [

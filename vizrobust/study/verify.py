@@ -21,8 +21,9 @@ from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, gather
 from vizrobust.runs import Row
-from vizrobust.study import outcome, prereg
-from vizrobust.study.survivors import unpacked
+from vizrobust.study import protocol
+from vizrobust.study import report as report_module
+from vizrobust.study.evaluations import unpacked
 
 PICTURES, IMAGES = 5, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.
@@ -43,14 +44,14 @@ class Finding:
 def read_report(path: Path | str) -> dict[str, Any]:
     """A report.json; ``ValueError`` where the file is not one, ``FileNotFoundError`` where there is none."""
     file = Path(path)
-    file = file / outcome.FILE if file.is_dir() else file
+    file = file / report_module.FILE if file.is_dir() else file
     if not file.is_file():
-        raise FileNotFoundError(f"no report {str(path)!r}; give a study's folder or its {outcome.FILE}")
+        raise FileNotFoundError(f"no report {str(path)!r}; give a study's folder or its {report_module.FILE}")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        if report["format"] != outcome.FORMAT:
+        if report["format"] != report_module.FORMAT:
             raise ValueError(
-                f"{str(path)!r} is of format {report['format']}, this vizrobust reads {outcome.FORMAT}; update vizrobust"
+                f"{str(path)!r} is of format {report['format']}, this vizrobust reads {report_module.FORMAT}; update vizrobust"
             )
         report["prereg"]["sha256"], report["clarity"], report["verdict"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -91,13 +92,13 @@ def verify(
 
 def _recomputed(report: Mapping[str, Any]) -> Iterator[Finding]:
     """Everything that follows from the report's own rows."""
-    written = prereg.sha256(report["prereg"]["content"])
+    written = protocol.sha256(report["prereg"]["content"])
     stated = report["prereg"]["sha256"]
     yield Finding("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
-    rows = outcome.rows_sha256(report)
+    rows = report_module.rows_sha256(report)
     yield Finding("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
     again = copy.deepcopy(dict(report))
-    outcome.conclude(again)
+    report_module.conclude(again)
     again = json.loads(json.dumps(again))
     for name in ("trends", "verdict"):
         wrong = _difference(report[name], again[name])
@@ -157,7 +158,7 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
         checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
         compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
     )  # fmt: skip
-    if outcome.sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
+    if report_module.sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
         return Finding(what, True, "the same pixels, bit for bit")
     told = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
     near = abs(done.score - row["score"]) <= TOLERANCE * abs(row["score"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from vizrobust.attacks import FGSM, PGD, Attack, Linf, Noise
 from vizrobust.attacks import NAMES as ATTACK_NAMES
-from vizrobust.attacks import Attack
 from vizrobust.compute import PRECISIONS
 from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.methods import METHODS, Adversarial, Method
-from vizrobust.training.mix import Mix, members
-from vizrobust.training.schedules import SCHEDULES
+from vizrobust.training.multi_attack import Mix, members
+from vizrobust.training.train_state import SCHEDULES
 
 OPTIMIZERS = ("adam", "sgd")
 ON_COLLAPSE = ("warn", "stop", "rollback")
@@ -133,3 +134,25 @@ def seen(training: str) -> tuple[Attack, ...]:
     if not isinstance(recipe, Training):
         raise ValueError(f"{training!r} is not a Training(...), so it does not say which attacks were seen")
     return members(recipe.attack)
+
+
+# Fast FGSM steps a little farther than the radius (Wong et al. 2020).
+FAST_STEP = 1.25
+
+
+def fgsm(eps: float) -> Attack:
+    """One step from the image itself (Goodfellow et al. 2015)."""
+    return FGSM(ball=Linf(eps=eps))
+
+
+def fast(eps: float) -> Attack:
+    """One long step from a random point of the ball, which may lie outside [0, 1] (Wong et al. 2020)."""
+    return PGD(steps=1, ball=Linf(eps=eps), alpha=FAST_STEP * eps, clip_start=False)
+
+
+def noise(eps: float) -> Attack:
+    """A random point of the ball, without a gradient: the control."""
+    return Noise(draws=1, ball=Linf(eps=eps))
+
+
+ARMS: dict[str, Callable[[float], Attack]] = {"fgsm": fgsm, "fast": fast, "noise": noise}

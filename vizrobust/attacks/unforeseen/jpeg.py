@@ -1,4 +1,4 @@
-"""JPEG: the change lives in the coefficients that JPEG stores."""
+"""JPEG: an unforeseen attack on the coefficients that JPEG stores (ITU-T T.81)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,87 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.balls import L1, L2
-from vizrobust.attacks.unforeseen.blocks import coefficients, decoded
-from vizrobust.attacks.unforeseen.climb import Climb, Variables, check, clip, strength
-from vizrobust.attacks.walk import Attacked, Walk, run
+from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.threat_models import L1, L2
+from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, check, clip, strength
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
+
+# Annex K of T.81: the usual tables of quality 50, rows by vertical frequency.
+LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+# YCbCr to RGB, by rows R, G, B (JFIF 1.02).
+COLOURS = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+
+
+def coefficients(x: Tensor) -> int:
+    """How many coefficients JPEG stores of an image of this shape (N, C, H, W).
+
+    With three channels the two of colour have half the resolution (4:2:0), and the sides go up to the next multiple
+    of 16; a single channel is brightness alone, and they go up to a multiple of 8.
+    """
+    down, across = _luma_blocks(x)
+    return down * across * 64 * 3 // 2 if x.shape[1] == 3 else down * across * 64
+
+
+def decoded(quantised: Tensor, x: Tensor) -> Tensor:
+    """Coefficients (N, coefficients) in quantisation steps -> the change of images shaped like `x`, in [0, 1] pixels.
+
+    What lies in the blocks beyond the right and lower border is cut off.
+    """
+    down, across = _luma_blocks(x)
+    height, width = x.shape[-2:]
+    cut = down * across * 64
+    brightness = _pixels(quantised[:, :cut], LUMA, down, across)
+    if x.shape[1] == 1:
+        return brightness[:, None, :height, :width]
+    blue, red = (
+        _pixels(part, CHROMA, down // 2, across // 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        for part in quantised[:, cut:].chunk(2, dim=1)
+    )
+    planes = [y * brightness + cb * blue + cr * red for y, cb, cr in COLOURS]
+    return torch.stack(planes, dim=1)[..., :height, :width]
+
+
+def cosines(like: Tensor) -> Tensor:
+    """(8, 8): the orthonormal cosine transform, rows by frequency."""
+    frequency = torch.arange(8, dtype=torch.float64)
+    waves = torch.cos((2 * frequency + 1) * frequency[:, None] * (torch.pi / 16)) / 2
+    waves[0] /= 2**0.5
+    return waves.to(like)
+
+
+def _luma_blocks(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of 8 x 8 blocks."""
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f"JPEG knows images of 1 or 3 channels, got {x.shape[1]}")
+    unit = 16 if x.shape[1] == 3 else 8
+    down, across = (-(-length // unit) * unit // 8 for length in x.shape[-2:])
+    return down, across
+
+
+def _pixels(flat: Tensor, table: tuple[tuple[int, ...], ...], down: int, across: int) -> Tensor:
+    """(N, down * across * 64) in quantisation steps -> (N, 8 down, 8 across) in [0, 1] pixels."""
+    steps = torch.tensor(table, dtype=flat.dtype, device=flat.device) / 255
+    waves = cosines(flat)
+    blocks = waves.T @ (flat.reshape(-1, down, across, 8, 8) * steps) @ waves
+    return blocks.transpose(2, 3).reshape(-1, 8 * down, 8 * across)
+
 
 NORMS = ("linf", "l2", "l1")
 # No coefficient moves by more than this in the L2 and L1 attacks (UAR's choice).

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from vizrobust.attacks.threat import ball_of
-from vizrobust.attacks.walk import Attack
+from vizrobust.attacks.attack import Attack, ball_of
 from vizrobust.spec import lookup
 
 Three = tuple[float, float, float]

@@ -1,6 +1,16 @@
 """What a feature image excites: a score per image from activations, larger = more excited."""
 
-from vizrobust.features.objectives.groups import Alignment, Diversity
+from vizrobust.features.objectives.images import (
+    AbsoluteDeviation,
+    Alignment,
+    Caricature,
+    Diversity,
+    Energy,
+    Inversion,
+    SquaredDeviation,
+    Style,
+    TotalVariation,
+)
 from vizrobust.features.objectives.objective import (
     Objective,
     Sum,
@@ -12,8 +22,6 @@ from vizrobust.features.objectives.objective import (
     references_of,
     subject,
 )
-from vizrobust.features.objectives.penalties import AbsoluteDeviation, SquaredDeviation, TotalVariation
-from vizrobust.features.objectives.references import Caricature, Energy, Inversion, Style
 from vizrobust.features.objectives.units import Channel, Direction, Logit, Neuron
 from vizrobust.spec import named, parse
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vizrobust.features.parametrizations.colors import to_colors
-from vizrobust.features.parametrizations.protocol import Shape
+from vizrobust.features.parametrizations.fourier import to_colors
+from vizrobust.features.parametrizations.parametrization import Shape
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vizrobust.features.transforms.crops import Crops
 from vizrobust.features.transforms.geometry import Affine, Flip, Jitter, Rotate, Scale, Shift, check_share
-from vizrobust.features.transforms.pixels import Blur, Noise
+from vizrobust.features.transforms.pixels import Blur, Crops, Noise
 from vizrobust.features.transforms.sampling import EDGES, Move, sampled
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec

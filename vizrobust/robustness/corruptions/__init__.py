@@ -1,9 +1,18 @@
 """Common corruptions by name, at severities 1 to 5 (Hendrycks and Dietterich 2019)."""
 
 from vizrobust.robustness.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from vizrobust.robustness.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
-from vizrobust.robustness.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from vizrobust.robustness.corruptions.published import SEVERITIES, Corruption
+from vizrobust.robustness.corruptions.corruption import SEVERITIES, Corruption
+from vizrobust.robustness.corruptions.digital import (
+    contrast,
+    elastic_transform,
+    gaussian_noise,
+    impulse_noise,
+    jpeg_compression,
+    pixelate,
+    saturate,
+    shot_noise,
+    speckle_noise,
+)
 from vizrobust.robustness.corruptions.weather import brightness, fog, frost, snow, spatter
 from vizrobust.spec import named
 

@@ -9,7 +9,7 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from scipy.signal import oaconvolve
 
 from vizrobust.rng import Streams
-from vizrobust.robustness.corruptions.published import Array, eight_bit, published
+from vizrobust.robustness.corruptions.corruption import Array, eight_bit, published
 
 
 @published(

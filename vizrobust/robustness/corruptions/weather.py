@@ -10,8 +10,7 @@ from skimage.feature import canny
 
 from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.blur import smeared, zoomed
-from vizrobust.robustness.corruptions.published import Array, eight_bit, grey, paint, published
-from vizrobust.robustness.corruptions.textures import ice, plasma
+from vizrobust.robustness.corruptions.corruption import Array, eight_bit, grey, ice, paint, plasma, published
 
 WATER, MUD = (175, 238, 238), (63, 42, 20)
 # Light and shadow at the rim of a drop.

@@ -1,10 +1,9 @@
 """Masked gradients: checks that look for them, and a verdict on whether a robust accuracy can be believed."""
 
-from vizrobust.robustness.masking.check import Check
-from vizrobust.robustness.masking.context import Context
-from vizrobust.robustness.masking.diagnose import CHECKS, Diagnosis, diagnose, judged
-from vizrobust.robustness.masking.subject import Effort, Subject
-from vizrobust.robustness.masking.symptoms import DECIDING
+from vizrobust.robustness.masking.accuracy_checks import DECIDING
+from vizrobust.robustness.masking.attacks import Context
+from vizrobust.robustness.masking.check import Check, Effort, Subject
+from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, judged
 from vizrobust.robustness.masking.verdict import (
     GAP,
     HIDDEN,

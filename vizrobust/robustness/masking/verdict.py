@@ -10,8 +10,8 @@ from typing import Literal
 from scipy.stats import binomtest, norm
 from torch import Tensor
 
+from vizrobust.intervals import POWER, mcnemar, needed
 from vizrobust.robustness.accuracy import CONFIDENCE, share
-from vizrobust.robustness.statistics import POWER, mcnemar, needed
 
 OVERFITTED = "masked: overfitted to its training attack"
 HIDDEN = "masked: gradients hide attacks"

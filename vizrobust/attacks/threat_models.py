@@ -1,0 +1,249 @@
+"""Threat models: the perturbations that an attack may use, as norm, projections, steepest step and sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vizrobust.rng import Streams
+from vizrobust.spec import named, spec
+
+# Norms are divided by; this keeps a norm of 0 from being one.
+TINY = 1e-12
+# The share of an image's values that an L1 step moves: the 99 % quantile of Tramèr & Boneh (2019).
+MOVED = 0.01
+
+
+@runtime_checkable
+class Ball(Protocol):
+    """Perturbations (N, C, H, W) of norm at most `eps`, in units of [0, 1] pixels.
+
+    ``eps=None`` stands for the default of the data set at hand, which `fit` fills in.
+    """
+
+    @property
+    def eps(self) -> float | None: ...
+    def norm(self, delta: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N,)"""
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest perturbation in the ball."""
+
+    def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
+        """`adv` brought to within the ball around `x` and to [0, 1]; all (N, C, H, W), `x` in [0, 1].
+
+        For L-inf and L1 the nearest such image; for L2, as usual, the projection onto the ball and then onto [0, 1].
+        """
+
+    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        """The direction of norm 1 in which a function with this gradient grows fastest; 0 where the gradient is 0.
+
+        `at` are the images where the step begins, for balls that leave out what cannot move there.
+        """
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        """Uniform in the ball, shaped and typed like `like`, each image from its own stream."""
+
+
+def radius(ball: Ball) -> float:
+    """The ball's eps; ``ValueError`` where it is still to be filled in."""
+    if ball.eps is None:
+        name = type(ball).__name__
+        raise ValueError(f"{name}() has no eps: write {name}(eps=8/255), or fit the attack to a data set")
+    return ball.eps
+
+
+@spec
+@dataclass(frozen=True)
+class Linf:
+    """No pixel changes by more than eps.
+
+    >>> import torch
+    >>> Linf(eps=8 / 255).norm(torch.full((2, 1, 4, 3), -0.5))
+    tensor([0.5000, 0.5000])
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+        if self.eps is not None and self.eps > 1:
+            raise ValueError(f"Linf: eps {self.eps:g} is above 1; images are in [0, 1], so write {self.eps:g}/255")
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.abs().flatten(1).amax(1)
+
+    def project(self, delta: Tensor) -> Tensor:
+        eps = radius(self)
+        return delta.clamp(-eps, eps)
+
+    def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
+        return (x + self.project(adv - x)).clamp_(0, 1)
+
+    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        return grad.sign()
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        return (2 * streams.uniform(*like.shape[1:]) - 1).to(like) * radius(self)
+
+
+@spec
+@dataclass(frozen=True)
+class L2:
+    """The change's Euclidean length over all pixels and channels is at most eps.
+
+    >>> import torch
+    >>> L2(eps=1.0).project(torch.full((1, 1, 4, 4), 1.0)).norm()
+    tensor(1.)
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).norm(dim=1)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta * per_image((radius(self) / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
+
+    def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
+        return (x + self.project(adv - x)).clamp_(0, 1)
+
+    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        # Brought to size 1 first: the squares of a vanishing gradient underflow, and not to move would mask it.
+        largest = grad.abs().flatten(1).amax(1)
+        grad = grad / per_image(largest.masked_fill(largest == 0, 1), grad)
+        return grad / per_image(self.norm(grad).clamp_min(TINY), grad)
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        direction = self.steepest(streams.normal(*like.shape[1:]).to(like))
+        # The volume within radius r grows as r^d, so r = u^(1/d) is uniform over the ball.
+        length = streams.uniform().to(like) ** (1 / like[0].numel())
+        return direction * per_image(length, like) * radius(self)
+
+
+@spec
+@dataclass(frozen=True)
+class L1:
+    """The changes of all pixels and channels, without their signs, sum to at most eps.
+
+    The steepest direction proper moves a single pixel, which spends a step on what is soon white or black. As in the
+    sparse descent of Tramèr & Boneh (2019), `steepest` moves the 1 % of the values with the largest gradient by the
+    same amount each, and, where it knows the images, none that is already 0 or 1 in that direction.
+
+    >>> import torch
+    >>> L1(eps=1.0).project(torch.tensor([[[[0.9, -0.5, 0.1]]]]))
+    tensor([[[[ 0.7000, -0.3000,  0.0000]]]])
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        # In float32 a sum over an image is off by more than the 1e-6 to which results are held.
+        return delta.abs().flatten(1).sum(1, dtype=_wide(delta)).to(delta.dtype)
+
+    def project(self, delta: Tensor) -> Tensor:
+        size = delta.abs().flatten(1).to(_wide(delta))
+        # The threshold of Duchi et al. (2008): the mean excess of the k largest values, at the k where it is largest;
+        # counted from the largest value down, so that nothing cancels where that is far outside the ball.
+        below = size - size.amax(1, keepdim=True)
+        count = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
+        excess = (below.sort(1, descending=True).values.cumsum(1) - radius(self) * _almost(delta)) / count
+        cut = (below - excess.amax(1, keepdim=True)).clamp_min(0)
+        inside = size.sum(1, keepdim=True) <= radius(self)
+        return _shortened(torch.zeros_like(delta), delta, torch.where(inside, size, cut))
+
+    def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
+        return nearest_in_l1(x, adv, torch.full((len(x),), radius(self), device=x.device, dtype=_wide(x)))
+
+    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        share = torch.full((len(grad),), MOVED, device=grad.device)
+        return sparse_step(movable(grad, at) if at is not None else grad, share)
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        # Exponential variables over their sum, one more than there are values, are uniform in the simplex.
+        draws = streams.uniform(like[0].numel() + 1).to(torch.float64)
+        sides = torch.where(draws < 0.5, -1.0, 1.0)
+        lengths = -torch.log1p(-(2 * draws % 1))
+        inside = sides * lengths / lengths.sum(1, keepdim=True)
+        return (inside[:, :-1] * radius(self)).reshape(like.shape).to(like)
+
+
+def movable(grad: Tensor, at: Tensor) -> Tensor:
+    """The gradient without the values of images that cannot follow it, being 0 or 1 already."""
+    return grad.masked_fill(((at <= 0) & (grad < 0)) | ((at >= 1) & (grad > 0)), 0)
+
+
+def sparse_step(grad: Tensor, share: Tensor) -> Tensor:
+    """The direction of L1 norm 1 that moves the `share` (N,) of values with the largest gradient, at least one, alike."""
+    size = grad.abs().flatten(1)
+    n = size.shape[1]
+    rank = ((1 - share) * n).long().clamp(0, n - 1)
+    least = size.sort(1).values.gather(1, rank[:, None])
+    # By value, not by rank: which of equal ones move must not hang on the order of a sort.
+    way = grad.sign().masked_fill((size < least).reshape(grad.shape), 0)
+    return way / per_image(way.abs().flatten(1).sum(1).clamp_min(1), way)
+
+
+def nearest_in_l1(x: Tensor, adv: Tensor, eps: Tensor) -> Tensor:
+    """The image nearest to `adv` within L1 distance `eps` (N,) of `x` and in [0, 1] (Croce & Hein 2021, Proposition 2.1)."""
+    wide = _wide(x)
+    start = x.to(wide).flatten(1)
+    way = adv.to(wide).flatten(1) - start
+    size = way.abs()
+    room = torch.where(way > 0, 1 - start, start)
+    # Lowered by a shift s, a value moves by clamp(size - s, 0, room). Their sum bends where one leaves its bound (at
+    # size - room) and where one comes to rest (at size), so it is followed from the largest bend down.
+    bends, order = torch.cat((size, (size - room).clamp_min(0)), 1).sort(1, descending=True)
+    slope = torch.where(order < size.shape[1], 1.0, -1.0).to(wide).cumsum(1)
+    drops = torch.cat((bends[:, :-1] - bends[:, 1:], bends[:, -1:]), 1)
+    total = (slope * drops).cumsum(1)  # the sum at the next bend, at last at s = 0
+    reach = (eps.to(wide) * _almost(x))[:, None]
+    k = (total < reach).sum(1, keepdim=True).clamp_max(total.shape[1] - 1)
+    before = (total - slope * drops).gather(1, k)
+    shift = bends.gather(1, k) - (reach - before) / slope.gather(1, k).clamp_min(1)
+    shift = shift.clamp_min(0).masked_fill(total[:, -1:] <= eps[:, None], 0)
+    return _shortened(x, way.reshape(x.shape), torch.minimum((size - shift).clamp_min(0), room)).clamp_(0, 1)
+
+
+def per_image(value: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, 1, 1), to multiply with images."""
+    return value.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type in which to sum over an image; MPS has no float64."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
+def _almost(like: Tensor) -> float:
+    """A hair less than 1: a norm of so many eps is at most eps also when rounded to the images' type."""
+    return 1 - 2 * torch.finfo(like.dtype).eps
+
+
+def _shortened(x: Tensor, way: Tensor, size: Tensor) -> Tensor:
+    """x moved by `size` along the signs of `way`, rounded towards x: roundings up would add up over an image."""
+    move = way.sign() * size.reshape(x.shape)
+    moved = (x + move).to(x.dtype)
+    return torch.where((moved.to(move.dtype) - x).abs() > move.abs(), moved.nextafter(x), moved)
+
+
+def _check_eps(ball: Ball) -> None:
+    if ball.eps is None:
+        return
+    if ball.eps == math.inf:
+        raise ValueError(f"{type(ball).__name__}: eps must be finite, got {ball.eps:g}")
+    if ball.eps < 0:
+        raise ValueError(f"{type(ball).__name__}: eps must not be negative, got {ball.eps:g}")
+
+
+BALLS = named(Linf, L2, L1)

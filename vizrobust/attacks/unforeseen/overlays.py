@@ -1,0 +1,176 @@
+"""Kaleidoscope and Pixel: unforeseen attacks that put shapes or tiles on the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.threat_models import L2
+from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, between, check, clip, fade, strength
+from vizrobust.rng import Streams
+from vizrobust.spec import spec
+
+RIM = 2  # pixels around a shape
+LEAST_SATURATION, LEAST_VALUE = 0.7, 0.8
+
+
+def scattered(streams: Streams, count: int, size: float, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """(N, H, W) int64: which of the shapes 1 … count is on top, 0 where none is; (N, H, W) bool: where a rim is.
+
+    `size` is a square's side and a circle's diameter in pixels; a triangle's height is 1.5 times that. Shapes may
+    reach over the border.
+    """
+    down, across = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    top = torch.zeros(len(streams), height, width, dtype=torch.int64)
+    rim = torch.zeros(len(streams), height, width, dtype=torch.bool)
+    for number in range(1, count + 1):
+        kind, row, column, turn = (value[:, None, None] for value in streams.uniform(4).unbind(1))
+        turn = 2 * math.pi * turn
+        y, x = down - height * row, across - width * column
+        u, v = x * torch.cos(turn) + y * torch.sin(turn), y * torch.cos(turn) - x * torch.sin(turn)
+        inside = torch.where(3 * kind < 1, u**2 + v**2 < (size / 2) ** 2, _polygon(u, v, size, 3 * kind < 2))
+        top = torch.where(inside, number, top)
+        grown = F.max_pool2d(inside[:, None].float(), 2 * RIM + 1, stride=1, padding=RIM)[:, 0] > 0
+        rim |= grown & ~inside
+    return top, rim
+
+
+def bright(streams: Streams, count: int, channels: int) -> Tensor:
+    """(N, channels, count): saturated, bright colours (greys where there are not three channels), in [0, 1]."""
+    hue, saturation, value = streams.uniform(3, count).unbind(1)
+    saturation = LEAST_SATURATION + (1 - LEAST_SATURATION) * saturation
+    value = LEAST_VALUE + (1 - LEAST_VALUE) * value
+    if channels != 3:
+        return value[:, None].expand(-1, channels, -1)
+    # From HSV (Smith 1978): a channel is the further from `value`, the further its own hue is.
+    k = (torch.tensor([5.0, 3.0, 1.0])[:, None] + 6 * hue[:, None]) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
+
+
+def _polygon(u: Tensor, v: Tensor, size: float, triangle: Tensor) -> Tensor:
+    square = torch.maximum(u.abs(), v.abs()) <= size / 2
+    # An equilateral triangle's sides lie a third of its height from its middle.
+    sides = [u * math.cos(angle) + v * math.sin(angle) for angle in (0.0, 2 * math.pi / 3, 4 * math.pi / 3)]
+    return torch.where(triangle, torch.stack(sides).amax(0) <= size / 2, square)
+
+
+SMALLEST_EPS = 0.05
+
+
+@spec
+@dataclass(frozen=True)
+class Kaleidoscope:
+    """Bright circles, triangles and squares at random places, of colours within `eps` of random ones (Kaufmann et al. 2023).
+
+    The variable (N, shapes * C + H * W) holds the shifts of their colours, |z| <= eps, then the brightness of their
+    rims, 0 <= z <= eps; steps are signs. 5 shapes of 4 pixels at side 32, 40 of 15 at 224; of the image a share
+    shines through (0.2 and 0.1). Where shapes overlap the last is on top (the reference adds their colours). Below
+    eps 0.05, the smallest published, shapes and rims fade with eps.
+    """
+
+    eps: float | None = None
+    steps: int = 50
+    alpha: float | None = None
+    targeted: bool = False
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def reach(self) -> float:
+        return strength(self)
+
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+        return (Climb(self),)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
+
+    def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
+        channels, height, width = x.shape[1:]
+        count = round(between(x, 5, 40))
+        top, rim = scattered(streams.child("shapes"), count, between(x, 4, 15), height, width)
+        colours = bright(streams.child("colours"), count, channels).to(x)
+        shifts = 2 * streams.child("shifts").uniform(count * channels).to(x) - 1
+        rims = streams.child("rims").uniform(height * width).to(x)
+        z = strength(self) * torch.cat((shifts, rims), dim=1)
+        return {"z": z, "colours": colours, "top": top.to(x.device), "rim": rim.to(x.device)}
+
+    def apply(self, x: Tensor, v: Variables) -> Tensor:
+        n, channels, height, width = x.shape
+        shift, rim = v["z"].tensor_split([v["colours"][0].numel()], dim=1)
+        colours = v["colours"] + shift.reshape(v["colours"].shape)
+        # Shape 0 is no shape: the place shows the image.
+        palette = torch.cat((torch.zeros_like(colours[:, :, :1]), colours), dim=2)
+        place = v["top"].reshape(n, 1, -1).expand(-1, channels, -1)
+        painted = palette.gather(2, place).reshape(x.shape)
+        through = torch.where(v["top"][:, None] > 0, between(x, 0.2, 0.1), 1.0).to(x)
+        covered = torch.where(v["rim"][:, None], rim.reshape(n, 1, height, width), x * through + painted)
+        return clip(x + fade(strength(self), SMALLEST_EPS) * (covered - x))
+
+    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
+        return v["z"] + alpha * grad.sign()
+
+    def project(self, v: Variables) -> Tensor:
+        eps, colours = strength(self), v["colours"][0].numel()
+        return torch.cat((v["z"][:, :colours].clamp(-eps, eps), v["z"][:, colours:].clamp(0, eps)), dim=1)
+
+
+@spec
+@dataclass(frozen=True)
+class Pixel:
+    """Each channel of each block is mixed with the value of its upper left pixel (Kaufmann et al. 2023).
+
+    The variable (N, C, blocks down, blocks across) holds the shares, in [0, 1], with an L2 norm over all of at most
+    `eps`; steps go along the gradient. Blocks have 4 pixels at side 32 and 16 at 224; those at the right and lower
+    border may be cut (the reference enlarges such an image, which changes it at eps 0 too).
+    """
+
+    eps: float | None = None
+    steps: int = 50
+    alpha: float | None = None
+    targeted: bool = False
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def reach(self) -> float:
+        return strength(self)
+
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+        return (Climb(self),)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
+
+    def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
+        block = _block(x)
+        like = x[..., ::block, ::block]
+        return {"z": self.project({"z": L2(strength(self)).sample(like, streams.child("shares")).abs()})}
+
+    def apply(self, x: Tensor, v: Variables) -> Tensor:
+        block = _block(x)
+        share, corner = (
+            tiles.repeat_interleave(block, 2).repeat_interleave(block, 3)[..., : x.shape[2], : x.shape[3]]
+            for tiles in (v["z"], x[..., ::block, ::block])
+        )
+        return clip(x + share * (corner - x))
+
+    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
+        return v["z"] + alpha * L2(1.0).steepest(grad)
+
+    def project(self, v: Variables) -> Tensor:
+        # A share below 0 does not count against the rest's; then clamping at 1 only shortens.
+        return L2(strength(self)).project(v["z"].clamp_min(0)).clamp_max(1)
+
+
+def _block(x: Tensor) -> int:
+    return round(between(x, 4, 16))

@@ -1,0 +1,268 @@
+"""Attacks that contain another attack: expectation over transformation, and transfer from another checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vizrobust.attacks.attack import Attack, Attacked, State, Walk, ball_of, class_count, mark, opened, run
+from vizrobust.attacks.gradient import PGD
+from vizrobust.attacks.losses import margin
+from vizrobust.attacks.threat_models import Ball
+from vizrobust.models import load_checkpoint
+from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.rng import Streams, seeded
+from vizrobust.spec import spec
+
+
+@spec
+@dataclass(frozen=True)
+class EoT:
+    """`attack` on the mean logits of `samples` forward passes (expectation over transformation, Athalye et al. 2018).
+
+    For networks that are random also in evaluation mode: the loss climbed, its gradient and the verdict are all
+    those of the mean logits, drawn anew for every iterate. With a deterministic network the images are those of
+    `attack` itself, bit for bit, at `samples` times the cost and more.
+
+    Results repeat with the same seed, images and batch size. They are not the same in another batch, as a network's
+    noise comes from torch's global generator and depends on an image's place in the batch.
+
+    >>> EoT(attack=PGD(steps=10), samples=5)
+    EoT(attack=PGD(steps=10), samples=5)
+    """
+
+    attack: Attack = PGD()
+    samples: int = 20
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"EoT: samples must be at least 1, got {self.samples}")
+
+    @property
+    def ball(self) -> Ball | None:
+        """That of the attack within."""
+        return ball_of(self.attack)
+
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+        return tuple(EoTWalk(walk, self.samples) for walk in self.attack.stages(Expectation(net, self.samples, 0), x))
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
+
+
+@dataclass(frozen=True)
+class EoTWalk:
+    """`walk` on the expectation of the network, with other noise at every step."""
+
+    walk: Walk
+    samples: int
+
+    @property
+    def name(self) -> str:
+        return f"EoT {self.walk.name}"
+
+    @property
+    def member(self) -> str:
+        return f"EoT {self.walk.member}"
+
+    @property
+    def steps(self) -> int:
+        return self.walk.steps
+
+    @property
+    def minimal(self) -> bool:
+        return getattr(self.walk, "minimal", False)
+
+    @property
+    def leaves_ball(self) -> bool:
+        return getattr(self.walk, "leaves_ball", False)
+
+    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        return self.walk.begin(self._mean(net, streams.keys, torch.zeros_like(y)), x, y, streams)
+
+    def step(self, net: nn.Module, state: State) -> None:
+        self.walk.step(self._mean(net, state["keys"], state["t"]), state)
+
+    def judge(self, net: nn.Module, state: State) -> None:
+        self.walk.judge(self._mean(net, state["keys"], state["t"]), state)
+
+    def _mean(self, net: nn.Module, keys: Tensor, t: Tensor) -> Expectation:
+        # A generator serves the whole batch, so its seed stands for all the images in it and their steps.
+        seed = int(Streams.of(keys.cpu(), t.cpu()).child("expectation").keys.sum())
+        return Expectation(net, self.samples, seed)
+
+
+class Expectation(nn.Module):
+    """The mean of a random network's logits over `samples` passes, whose noise `seed` decides.
+
+    The passes run one after the other and, for a gradient, once more, so that no more than one of them is held in
+    memory. Torch's global generators are afterwards as they were.
+    """
+
+    def __init__(self, net: nn.Module, samples: int, seed: int) -> None:
+        super().__init__()
+        self.net, self.samples, self.seed = net, samples, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Mean.apply(x, self)
+
+    def mean(self, sample: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """The mean of what `sample` returns with each sample's noise."""
+        first = self._drawn(sample, 0, device)
+        # As differences from the first: where all are alike, their mean is that value to the last bit.
+        rest = torch.zeros_like(first)
+        for number in range(1, self.samples):
+            rest = rest + (self._drawn(sample, number, device) - first)
+        return first + rest / self.samples
+
+    def _drawn(self, sample: Callable[[], Tensor], number: int, device: torch.device) -> Tensor:
+        with seeded((self.seed + number) % 2**63, device):
+            return sample()
+
+
+class _Mean(torch.autograd.Function):
+    """`Expectation.forward` and its gradient, one sample at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, expectation: Expectation) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.expectation = expectation
+        kind = x.device.type
+        ctx.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        return expectation.mean(lambda: expectation.net(x), x.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        enabled, dtype = ctx.autocast
+
+        def gradient() -> Tensor:
+            with torch.enable_grad(), torch.autocast(x.device.type, dtype, enabled):
+                point = x.detach().requires_grad_()
+                logits = ctx.expectation.net(point)
+            return torch.autograd.grad(logits, point, grad)[0]
+
+        return ctx.expectation.mean(gradient, x.device), None
+
+
+Shape = tuple[int, int, int]
+# The source walk's own state, within the state of the walk.
+PREFIX = "source."
+
+
+@spec
+@dataclass(frozen=True)
+class Transfer:
+    """`attack` made on the checkpoint `source`, every iterate of it judged on the network under attack.
+
+    `source` is a model reference (a built-in name, a file, a run folder, torchvision:NAME) whose classes and input
+    shape are those of the network under attack, which needs one forward pass for each iterate and no gradient. The
+    source is loaded once in a process. ``ValueError`` where the two networks do not fit.
+
+    >>> Transfer(source="mnist-k8", attack=PGD(steps=10))
+    Transfer(source="mnist-k8", attack=PGD(steps=10))
+    """
+
+    source: str = "mnist-k0"
+    attack: Attack = PGD()
+
+    @property
+    def ball(self) -> Ball | None:
+        """That of the attack within."""
+        return ball_of(self.attack)
+
+    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+        source, shape = _source(self.source, x)
+        if tuple(x.shape[1:]) != shape:
+            taken, given = ("x".join(str(size) for size in sizes) for sizes in (shape, x.shape[1:]))
+            raise ValueError(f"Transfer: {self.source!r} takes images of {taken}, not {given}; name a source of the same data")
+        theirs, ours = class_count(source, x), class_count(net, x)
+        if theirs != ours:
+            raise ValueError(f"Transfer: {self.source!r} has {theirs} classes, not {ours}; name a source of the same data")
+        return tuple(TransferWalk(walk, self.source, self.ball) for walk in self.attack.stages(source, x))
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+        return run(self.stages(net, x), net, x, y, streams, judge)
+
+
+@dataclass(frozen=True)
+class TransferWalk:
+    """`walk` on the source network, its iterates judged by their margin on the other one."""
+
+    walk: Walk
+    source: str
+    ball: Ball | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.walk.name} on {self.source}"
+
+    @property
+    def member(self) -> str:
+        return f"{self.walk.member} on {self.source}"
+
+    @property
+    def steps(self) -> int:
+        return self.walk.steps
+
+    @property
+    def minimal(self) -> bool:
+        return getattr(self.walk, "minimal", False)
+
+    @property
+    def leaves_ball(self) -> bool:
+        return getattr(self.walk, "leaves_ball", False)
+
+    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        inner = self.walk.begin(_source(self.source, x)[0], x, y, streams)
+        # What the source says of its own iterates is of no interest here.
+        inner.pop("best", None)
+        state = {**opened(x, y, inner["adv"], streams), **{PREFIX + key: value for key, value in inner.items()}}
+        return state | {"done": torch.zeros_like(inner["wrong"])} if "done" in inner else state
+
+    def step(self, net: nn.Module, state: State) -> None:
+        self.judge(net, state)
+        inner = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+        if "done" in inner:
+            # The point judged just now was the last one; an end reached in the step below has still to be judged.
+            state["done"] = inner["done"]
+        self.walk.step(_source(self.source, state["x"])[0], inner)
+        state.update({PREFIX + key: value for key, value in inner.items()})
+        state["adv"] = inner["adv"]
+
+    def judge(self, net: nn.Module, state: State) -> None:
+        with torch.no_grad():
+            logits = net(state["adv"])
+            loss, inside = margin(logits, state["y"]), None
+            if self.minimal and self.ball is not None:
+                size = self.ball.norm(state["adv"] - state["x"])
+                loss, inside = -size, None if self.ball.eps is None else size <= self.ball.eps
+            mark(state, logits, loss, inside)
+
+
+def _source(ref: str, x: Tensor) -> tuple[nn.Module, Shape]:
+    """The network that `ref` names, on the device and with the type of the images, and its input shape."""
+    return _loaded(ref, _written(ref), x.device, x.dtype)
+
+
+def _written(ref: str) -> int:
+    """When the file behind a reference was last written, so that a network trained anew is loaded anew."""
+    path = Path(ref)
+    path = path / CHECKPOINT_FILE if path.is_dir() else path
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=4)
+def _loaded(ref: str, written: int, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Shape]:  # noqa: ARG001
+    checkpoint = load_checkpoint(ref)
+    net = checkpoint.net().to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # It is this cache's own and in evaluation mode for good; only images get gradients.
+    return net.requires_grad_(False), checkpoint.about.input_shape

@@ -1,0 +1,309 @@
+"""Judges: frozen networks outside the comparison, the classes that they know, and when they are not eligible."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import InterpolationMode, resize
+
+from vizrobust.clarity.metrics import METRICS
+from vizrobust.compute import Compute, full_batches
+from vizrobust.models import Checkpoint, borrowed, builtin_names, load_checkpoint
+
+BATCH_SIZE = 100
+
+Kind = Literal["standard", "robust", "heavy", "given"]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a judge says of N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
+
+    logits: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A checkpoint in the role of judge and encoder.
+
+    `classes` are the names of its logits in an `Opinion`; `columns` says which of the network's own logits these are
+    (None: all, in order). `kind` is how it was trained, `clean` its accuracy on its own test images where known.
+    """
+
+    name: str
+    net: nn.Module
+    classes: tuple[str, ...]
+    compute: Compute
+    kind: Kind = "given"
+    input_shape: Shape | None = None
+    columns: tuple[int, ...] | None = None
+    clean: float | None = None
+    sha256: str = ""
+
+    def __call__(self, x: Tensor) -> Opinion:
+        """(N, C, H, W) in [0, 1] -> opinion, on the CPU in float32, in batches of one size."""
+        head = last_linear(self.net)
+        logits: list[Tensor] = []
+        features: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _m, inputs: features.append(inputs[0].flatten(1)))
+        self.compute.place(self.net)
+        try:
+            with borrowed(self.net), torch.no_grad():
+                for index, count in full_batches(len(x), BATCH_SIZE):
+                    images = fitted(self.compute.images(x[index]), self.input_shape)
+                    logits.append(self.net(images)[:count].float().cpu())
+                    features[-1] = features[-1][:count].float().cpu()
+        finally:
+            handle.remove()
+        said = torch.cat(logits)
+        return Opinion(said if self.columns is None else said[:, list(self.columns)], torch.cat(features))
+
+
+def fitted(x: Tensor, shape: Shape | None) -> Tensor:
+    """Images as a network takes them: (N, C, H, W) in [0, 1] -> (N, *shape), untouched where they fit or shape is None.
+
+    Resized bilinearly with antialiasing, whatever the aspect; grey is repeated for every channel, colour becomes grey
+    by its mean. Raises ``ValueError`` for any other number of channels.
+
+    >>> fitted(torch.tensor([0.1, 0.2, 0.9]).reshape(1, 3, 1, 1), (1, 1, 1)).item()
+    0.4000000059604645
+    """
+    if shape is None or tuple(x.shape[1:]) == shape:
+        return x
+    channels = x.shape[1]
+    if channels != shape[0]:
+        if 1 not in (channels, shape[0]):
+            raise ValueError(f"the images have {channels} channels, the judge takes {shape[0]}; only grey can be made of them")
+        x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
+    if tuple(x.shape[2:]) != shape[1:]:
+        x = resize(x, list(shape[1:]), InterpolationMode.BILINEAR, antialias=True)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def last_linear(net: nn.Module) -> nn.Linear:
+    """The network's last linear layer: what stands before it is its view of an image."""
+    found = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise ValueError("a judge needs a linear layer at its end")
+    return found[-1]
+
+
+def class_columns(judge: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """The position in `own` of each class in `wanted`, by name in any case; None where they are the same in order.
+
+    Where one side has as many classes as the other and only numbers them (0, 1, 2 …), they are taken in order.
+    Raises ``ValueError`` that names the judge where it lacks a class or has two of that name.
+
+    >>> class_columns("j", ["Tench", "crane", "Gas pump", "crane"], ["gas pump", "tench"])
+    (2, 0)
+    >>> class_columns("j", ["0", "1"], ["cat", "dog"]) is None
+    True
+    """
+    theirs, names = ([name.strip().casefold() for name in side] for side in (own, wanted))
+    if theirs == names:
+        return None
+    if len(theirs) == len(names) and (_numbered(theirs) or _numbered(names)):
+        return None
+    lacking = [name for name, folded in zip(wanted, names, strict=True) if folded not in theirs]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        has = f"its {len(own)} classes are {', '.join(own[:3])}{' …' if len(own) > 3 else ''}"
+        raise ValueError(f"the judge {judge!r} has no class {lacking[0]!r}{more} ({has}); name another --judge")
+    twice = [name for name, folded in zip(wanted, names, strict=True) if theirs.count(folded) > 1]
+    if twice:
+        raise ValueError(
+            f"the judge {judge!r} has several classes {twice[0]!r}, so it is not known which is meant; name another --judge"
+        )
+    return tuple(theirs.index(name) for name in names)
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    return list(names) == [str(k) for k in range(len(names))]
+
+
+# Data sets that are made of the same published images: any two overlap, but for those known to be apart.
+FAMILIES = (("mnist", "mnist5k", "mnist55k"), ("imagenette", "imagenette64", "imagenette64-rest"))
+APART = (
+    {"mnist5k", "mnist55k"},
+    {"imagenette64", "imagenette64-rest"},
+    # The rest are published validation images, which imagenette does not train on either.
+    {"imagenette", "imagenette64-rest"},
+)
+
+
+def shares_images(a: str, b: str) -> bool:
+    """Whether networks trained on the data references `a` and `b` have seen some of the same images.
+
+    References of the same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) are the same images; a
+    reference that is not known ("") shares none. Shuffled labels do not make other images.
+
+    >>> shares_images("mnist", "mnist5k"), shares_images("mnist55k", "mnist5k"), shares_images("npz:a.npz", "npz:a.npz")
+    (True, False, True)
+    """
+    one, other = _sizeless(a), _sizeless(b)
+    if not one or not other:
+        return False
+    if one == other:
+        return True
+    related = any(one in family and other in family for family in FAMILIES)
+    return related and {one, other} not in APART
+
+
+def taken_from_imagenet(a: str, b: str) -> bool:
+    """Whether `a` is ImageNet and `b` a selection of its images, as Imagenette is: an overlap that cannot be told apart.
+
+    >>> taken_from_imagenet("imagenet", "imagenette64"), taken_from_imagenet("imagenet", "cifar10")
+    (True, False)
+    """
+    return _sizeless(a) == "imagenet" and _sizeless(b) in FAMILIES[1]
+
+
+def _sizeless(ref: str) -> str:
+    """The reference without the size behind it; names of published data sets in small letters."""
+    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
+    return bare if ":" in bare else bare.lower()
+
+
+__all__ = ["BUILTIN", "Judge", "Opinion", "fitted", "judge_for", "judges_for", "last_linear"]
+
+KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
+# By data set, in the order of KINDS; of another architecture than the compared sweep, trained on images outside of it.
+BUILTIN = {
+    "mnist5k": ("mnist-judge-standard", "mnist-judge-robust", "mnist-judge-heavy"),
+    "imagenette64": ("imagenette-judge-standard", "imagenette-judge-robust", "imagenette-judge-heavy"),
+}
+
+
+def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None) -> Judge | None:
+    """The one judge of `neurons` and `compare`: `ref`, or the built-in one for a data set (heavy augmentation first).
+
+    None where there is none. Raises ``ValueError`` where the judge is one of the compared checkpoints, lacks one of
+    their classes or takes other channels, and warns where it was trained on images of theirs: such a judge saturates.
+    """
+    there = builtin_names()
+    own = [name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there]
+    chosen = [ref] if ref else own
+    if not chosen:
+        return None
+    kind = _kind(data, chosen[0])
+    judge, checkpoint = _judge(chosen[0], compared, compute, kind)
+    for other in compared:
+        if shares_images(checkpoint.about.data, other.about.data):
+            warnings.warn(_seen(judge, checkpoint, other, other.about.data), stacklevel=2)
+    return judge
+
+
+def judges_for(
+    data_name: str, compared: Sequence[Checkpoint], compute: Compute, refs: Sequence[str] = (), *, builtin: bool = True
+) -> list[Judge]:
+    """All judges of a study on a data set: its built-in ones that are there, in the order of `KINDS`, and then `refs`.
+
+    A network named twice judges once; without `builtin` only `refs` judge. Their opinions are in the order of the
+    compared checkpoints' classes, of images of any size, grey or in colour. Raises ``ValueError`` where a judge is one
+    of the compared checkpoints, was trained on images that one of them was trained on (on `data_name`, where a
+    checkpoint does not say), lacks one of their classes, or takes other channels. Warns of a judge trained on ImageNet
+    for checkpoints trained on Imagenette, whose images are taken from there.
+    """
+    there = builtin_names()
+    own = [name for name in BUILTIN.get(data_name.lower(), ()) if builtin and name in there]
+    judges: dict[str, Judge] = {}
+    for ref in (*own, *refs):
+        judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref))
+        for other in compared:
+            trained_on = other.about.data or data_name
+            if shares_images(checkpoint.about.data, trained_on):
+                raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a --judge trained on other images")
+        if any(taken_from_imagenet(checkpoint.about.data, other.about.data or data_name) for other in compared):
+            warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
+        judges.setdefault(judge.sha256, judge)
+    return list(judges.values())
+
+
+def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind) -> tuple[Judge, Checkpoint]:
+    """The judge with its checkpoint, if it can judge the compared ones."""
+    checkpoint = load_checkpoint(ref)
+    about = checkpoint.about
+    columns: set[tuple[int, ...] | None] = set()
+    for other in compared:
+        if checkpoint.sha256 == other.sha256:
+            raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another --judge")
+        channels = other.about.input_shape[0]
+        if channels != about.input_shape[0] and 1 not in (channels, about.input_shape[0]):
+            takes = f"takes images of {about.input_shape[0]} channels, {other.name} of {channels}"
+            raise ValueError(f"the judge {ref!r} {takes}; name another --judge")
+        columns.add(class_columns(ref, about.classes, other.about.classes))
+    if len(columns) > 1:
+        raise ValueError("the compared checkpoints have their classes in different orders; compare those with the same classes")
+    chosen = next(iter(columns), None)
+    names = about.classes if chosen is None else compared[0].about.classes
+    net = checkpoint.net()
+    try:
+        last_linear(net)
+    except ValueError as error:
+        raise ValueError(f"{ref!r} cannot judge: {error}") from error
+    clean = about.metrics.get("clean")
+    judge = Judge(ref, net, names, compute, kind, about.input_shape, chosen, clean, checkpoint.sha256)
+    return judge, checkpoint
+
+
+def _kind(data: str, ref: str) -> Kind:
+    return dict(zip(BUILTIN.get(data.lower(), ()), KINDS, strict=False)).get(ref, "given")
+
+
+def _seen(judge: Judge, checkpoint: Checkpoint, other: Checkpoint, trained_on: str) -> str:
+    where = checkpoint.about.data
+    same = where == trained_on
+    return (
+        f"the judge {judge.name!r} was trained on {where}, {'as' if same else 'which shares images with that of'} {other.name}"
+        + (" was" if same else f" ({trained_on})")
+    )
+
+
+# A judge must identify natural exemplars at least this many times as often as chance
+# (docs/measuring-clarity.md, "Judges and their eligibility").
+TIMES_CHANCE = 2
+
+
+def disqualified(
+    natural_identification: float, units: int, natural: Mapping[str, float | None], random: Mapping[str, float | None]
+) -> str | None:
+    """Why a judge is disqualified, as a sentence, or None.
+
+    `natural_identification` is the mean top-1 share of `identification` with natural exemplars in place of pictures,
+    among `units` units (chance 1/units); below twice chance, or undefined, the judge cannot tell them apart. `natural`
+    and `random` are, by name of metric, this judge's means for the natural reference and for pictures of the randomly
+    initialised network under one recipe: the judge is out where a metric finds the random network clearer, by that
+    metric's direction. Only primary metrics have a say (a random network's spectrum may well be the more natural one),
+    where both sides have a value; equal means are no reason. Ask once for each recipe. Raises ``ValueError`` for
+    fewer than two units.
+
+    >>> disqualified(0.87, 10, {"transfer": 4.0}, {"transfer": -1.0}) is None
+    True
+    >>> disqualified(0.15, 10, {}, {})
+    'it identifies 15.0 % of natural exemplars among 10 units, less than twice chance (20.0 %)'
+    >>> disqualified(0.9, 10, {"transfer": 1.0}, {"transfer": 2.5})
+    'it ranks the random network above natural images by transfer to a judge (log-odds): 2.5 against 1'
+    """
+    if units < 2:
+        raise ValueError(f"identification among {units} units has no chance level; it needs at least two")
+    needed = TIMES_CHANCE / units
+    if not natural_identification >= needed:
+        share = f"{100 * natural_identification:.1f} % of natural exemplars among {units} units"
+        return f"it identifies {share}, less than twice chance ({100 * needed:.1f} %)"
+    for name, of_natural in natural.items():
+        of_random = random.get(name)
+        if of_natural is None or of_random is None:
+            continue
+        metric = METRICS[name]
+        if metric.role == "primary" and metric.direction * of_random > metric.direction * of_natural:
+            title = metric.title[0].lower() + metric.title[1:]
+            return f"it ranks the random network above natural images by {title}: {of_random:.3g} against {of_natural:.3g}"
+    return None

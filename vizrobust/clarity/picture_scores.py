@@ -1,0 +1,176 @@
+"""Score the pictures of several checkpoints on the same units with a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vizrobust.clarity import Judge, Opinion, Order, excitations, forced_choice, recognised, shared_orders, transfer
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, Split, first
+from vizrobust.features import Logit, Objective, Request, images_of, subject
+from vizrobust.models import Checkpoint
+from vizrobust.runs import Run
+
+QUERY_IMAGES = 1000
+NATURAL = "natural images"
+RANDOM = "random network"
+
+Pictures = Mapping[int, Tensor]  # unit -> (R, C, H, W), one picture for each seed
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """One value per unit, in the order of the units; None where the measure is not defined.
+
+    `transfer` (log-odds) and `recognised` (share of pictures) exist for class units alone; `forced_choice` is an AUC.
+    """
+
+    transfer: tuple[float | None, ...]
+    recognised: tuple[float | None, ...]
+    forced_choice: tuple[float | None, ...]
+
+
+def scoring_jobs(checkpoints: Sequence[Checkpoint], request: Request) -> list[tuple[Checkpoint, Request]]:
+    """The pictures that `clarity_scores` needs: those asked for and, for hidden units, the same units negated."""
+    asked = [(checkpoint, request) for checkpoint in checkpoints]
+    if isinstance(subject(request.objective), Logit):
+        return asked
+    return [*asked, *((checkpoint, replace(request, sign=-request.sign)) for checkpoint in checkpoints)]
+
+
+def clarity_scores(
+    run: Run,
+    checkpoints: Sequence[Checkpoint],
+    request: Request,
+    judge: Judge,
+    data: DataSet | None,
+    compute: Compute,
+    references: Sequence[Checkpoint] = (),
+) -> dict[str, PictureScores]:
+    """`score_pictures` for the finished pictures of a run folder."""
+    everyone = [*checkpoints, *references]
+    opposite = replace(request, sign=-request.sign)
+    of_class = isinstance(subject(request.objective), Logit)
+    pictures = {one.name: images_of(run, one, request) for one in everyone}
+    negatives = {} if of_class else {one.name: images_of(run, one, opposite) for one in everyone}
+    return score_pictures(checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references)
+
+
+def score_pictures(
+    checkpoints: Sequence[Checkpoint],
+    pictures: Mapping[str, Pictures],
+    negatives: Mapping[str, Pictures],
+    objective: Objective,
+    units: Sequence[int],
+    judge: Judge,
+    data: DataSet | None,
+    compute: Compute,
+    references: Sequence[Checkpoint] = (),
+) -> dict[str, PictureScores]:
+    """Scores by checkpoint name, with ``natural images`` as a reference under the same questions.
+
+    Without `data` nobody can be asked which of two images excites a unit more: `forced_choice` is None for all, and
+    there is no reference.
+
+
+    `pictures` and `negatives` go by checkpoint name. For class units the questions are held-out images ordered by
+    mean rank over all compared `checkpoints`, the same for all, and the other pictures are those of all other
+    units: the expectation of drawing as many of them at random. For hidden units each checkpoint is asked about
+    the images that excite its own unit, against pictures of the negated unit; the natural reference is then one
+    for each checkpoint. `references` (a random network) are scored but have no say in the questions.
+    """
+    everyone = [*checkpoints, *references]
+    of_class = isinstance(subject(objective), Logit)
+    if data is None:
+        opinions = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
+        return {name: _unasked(own, units, of_class) for name, own in opinions.items()}
+    held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
+    asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
+    shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
+    seen, examples = judge(_all(held_out)), judge(_all(exemplars))
+    scores: dict[str, PictureScores] = {}
+    for checkpoint in everyone:
+        name = checkpoint.name
+        own = _judged(judge, pictures[name], units)
+        if of_class:
+            other = {unit: _joined([own[u] for u in units if u != unit]) for unit in units}
+        else:
+            other = {unit: judge(negatives[name][unit]) if unit in negatives.get(name, {}) else None for unit in units}
+        scores[name] = _scores(own, other, units, asked[name], seen, of_class)
+    for checkpoint in checkpoints[: 1 if of_class else None]:
+        name = checkpoint.name
+        count = len(next(iter(pictures[name].values())))
+        best = {u: _taken(examples, order.index[:count]) for u, order in zip(units, shown[name], strict=True)}
+        if of_class:
+            other = {unit: _joined([best[u] for u in units if u != unit]) for unit in units}
+        else:
+            other = {u: _taken(examples, order.index[-count:]) for u, order in zip(units, shown[name], strict=True)}
+        label = NATURAL if of_class else f"{NATURAL}, {name}"
+        scores[label] = _scores(best, other, units, asked[name], seen, of_class)
+    return scores
+
+
+def _orders(
+    everyone: Sequence[Checkpoint], compared: int, objective: Objective, units: Sequence[int], images: Split, compute: Compute
+) -> dict[str, list[Order]]:
+    """By checkpoint name, each unit's order of the images: one for all for class units, each its own otherwise."""
+    if isinstance(subject(objective), Logit):
+        excited = [excitations(one.net(), objective, units, images, compute) for one in everyone[:compared]]
+        common = shared_orders(excited)
+        return {one.name: common for one in everyone}
+    return {one.name: shared_orders([excitations(one.net(), objective, units, images, compute)]) for one in everyone}
+
+
+def _scores(
+    own: Mapping[int, Opinion],
+    other: Mapping[int, Opinion | None],
+    units: Sequence[int],
+    orders: Sequence[Order],
+    seen: Opinion,
+    of_class: bool,
+) -> PictureScores:
+    chosen: list[float | None] = []
+    for unit, order in zip(units, orders, strict=True):
+        views, rest = own[unit], other[unit]
+        if rest is None:
+            chosen.append(None)
+            continue
+        queries, distractors = seen.features[order.queries()], seen.features[order.distractors()]
+        chosen.append(forced_choice(views.features, rest.features, queries, distractors))
+    return replace(_unasked(own, units, of_class), forced_choice=tuple(chosen))
+
+
+def _unasked(own: Mapping[int, Opinion], units: Sequence[int], of_class: bool) -> PictureScores:
+    """What the judge sees in the pictures themselves, without a choice between images."""
+    none: tuple[float | None, ...] = (None,) * len(units)
+    if not of_class:
+        return PictureScores(none, none, none)
+    intended = [torch.full((len(own[unit].logits),), unit) for unit in units]
+    carried = (float(transfer(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
+    named = (float(recognised(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
+    return PictureScores(tuple(carried), tuple(named), none)
+
+
+def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int, Opinion]:
+    """The judge's opinion of each unit's pictures, asked of all at once: it fills small batches up."""
+    opinion = judge(torch.cat([pictures[unit] for unit in units]))
+    parts = torch.split(torch.arange(len(opinion.logits)), [len(pictures[unit]) for unit in units])
+    return {unit: _taken(opinion, part) for unit, part in zip(units, parts, strict=True)}
+
+
+def _all(images: Split) -> Tensor:
+    return images.take(torch.arange(len(images)))
+
+
+def _taken(opinion: Opinion, index: Tensor) -> Opinion:
+    return Opinion(opinion.logits[index], opinion.features[index])
+
+
+def _joined(opinions: list[Opinion]) -> Opinion | None:
+    if not opinions:
+        return None
+    return Opinion(torch.cat([o.logits for o in opinions]), torch.cat([o.features for o in opinions]))

@@ -1,0 +1,304 @@
+"""Data sets from a person's own files: one .npz file of arrays, or a folder of images."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vizrobust.data.dataset import SPLIT_SEED, SPLITS, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
+from vizrobust.rng import Streams
+
+NEEDED = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL = ("x_val", "y_val", "classes")
+CHANNELS = (1, 3)
+
+Array = NDArray[np.generic]
+
+
+def npz(file: str) -> DataSet:
+    """Your own arrays: x_train, y_train, x_test, y_test in one .npz file; if present also x_val, y_val, classes.
+
+    Images are (N, H, W) or channel-last (N, H, W, C) with C 1 or 3, uint8 or float in [0, 1]; labels are whole
+    numbers from 0, shape (N,). Test images keep the order of the file. Without `classes` the class names are the
+    numbers up to the largest training label; without x_val, validation is a fixed stratified tenth of train.
+    Raises ``FileNotFoundError``, or ``ValueError`` naming the array and what was expected.
+    """
+    arrays = _read(file)
+    name = f"npz:{file}"
+    train, test = _split(arrays, "train", name), _split(arrays, "test", name)
+    splits: dict[str, Split] = {"train": train, "test": test}
+    if "x_val" in arrays:
+        splits["val"] = val = _split(arrays, "val", name)
+        _same_shape(train, val, "x_val", name)
+    else:
+        kept, held = hold_out(train.labels, name)
+        splits |= {"train": Subset(train, kept), "val": Subset(train, held)}
+    _same_shape(train, test, "x_test", name)
+    channels, height, width = train.pixels.shape[1:]
+    shape = (channels, height, width)
+    return DataSet(name, _classes(arrays, train.labels, name), shape, **splits, eps=usual_eps(shape))
+
+
+def _read(file: str) -> dict[str, Array]:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {file!r}; npz:FILE needs a .npz file with {', '.join(NEEDED)}")
+    try:
+        # numpy leaves a file open that it opened itself and then cannot read.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as loaded:
+            missing = [key for key in NEEDED if key not in loaded]
+            if missing:
+                there = ", ".join(loaded) or "none"
+                raise _Unfit(f"{file!r} has no {', '.join(missing)}; expected {', '.join(NEEDED)}, found {there}")
+            if ("x_val" in loaded) != ("y_val" in loaded):
+                raise _Unfit(f"{file!r} has only one of x_val and y_val; give both or neither")
+            return {key: loaded[key] for key in (*NEEDED, *OPTIONAL) if key in loaded}
+    except _Unfit:
+        raise
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read {file!r} as .npz ({error}); write it with numpy.savez, without objects") from error
+
+
+class _Unfit(ValueError):
+    """A sentence that is already complete."""
+
+
+def _split(arrays: dict[str, Array], split: str, name: str) -> ArraySplit:
+    pixels = _pixels(arrays[f"x_{split}"], f"{name}: x_{split}")
+    labels = _labels(arrays[f"y_{split}"], f"{name}: y_{split}")
+    if len(pixels) != len(labels):
+        raise ValueError(f"{name}: x_{split} has {len(pixels)} images and y_{split} {len(labels)} labels; expected as many")
+    return ArraySplit(pixels, labels)
+
+
+def _pixels(x: Array, name: str) -> Tensor:
+    """(N, H, W) or (N, H, W, C) -> (N, C, H, W), uint8 or float32."""
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{name} has shape {x.shape}; expected (N, H, W) or (N, H, W, C)")
+    if x.ndim == 4 and x.shape[3] not in CHANNELS:
+        if x.shape[1] in CHANNELS:
+            raise ValueError(f"{name} has shape {x.shape}, channels first; save x.transpose(0, 2, 3, 1), channels last")
+        raise ValueError(f"{name} has shape {x.shape}, that is {x.shape[3]} channels; expected 1 or 3 on the last axis")
+    if 0 in x.shape:
+        raise ValueError(f"{name} has shape {x.shape}, so no pixels; give at least one image")
+    values = x if x.ndim == 4 else x[..., None]
+    return torch.from_numpy(np.ascontiguousarray(_checked(values, name).transpose(0, 3, 1, 2)))
+
+
+def _checked(x: Array, name: str) -> Array:
+    """uint8 as it is, float as float32; ``ValueError`` for values that are not images."""
+    if x.dtype == np.uint8:
+        if x.max() == 1:
+            raise ValueError(f"{name} is uint8 but holds only 0 and 1; expected 0 to 255, or float in [0, 1]")
+        return x
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} has dtype {x.dtype}; expected uint8 (0 to 255) or float in [0, 1]")
+    low, high = x.min(), x.max()
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ValueError(f"{name} has NaN or infinite values; expected float images in [0, 1]")
+    if low >= 0 and 1 < high <= 255:
+        raise ValueError(f"{name} holds floats up to {high:g}, as if in 0 to 255; divide by 255 or save uint8")
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; expected float images in [0, 1], not normalized ones")
+    return x.astype(np.float32)
+
+
+def _labels(y: Array, name: str) -> Tensor:
+    if y.ndim != 1:
+        raise ValueError(f"{name} has shape {y.shape}; expected (N,), one whole number for each image")
+    if y.dtype.kind not in "iuf":
+        raise ValueError(f"{name} has dtype {y.dtype}; expected whole numbers from 0")
+    whole = y.astype(np.int64) if y.dtype.kind != "f" or np.isfinite(y).all() else None
+    if whole is None or not (whole == y).all():
+        broken = next(value for value in y.tolist() if not float(value).is_integer())
+        raise ValueError(f"{name} has labels that are not whole, such as {broken:g}; expected 0, 1, 2, …")
+    return torch.from_numpy(whole)
+
+
+def _same_shape(train: ArraySplit, other: ArraySplit, key: str, name: str) -> None:
+    a, b = tuple(train.pixels.shape[1:]), tuple(other.pixels.shape[1:])
+    if a != b:
+        raise ValueError(f"{name}: x_train has images of (C, H, W) = {a}, {key} of {b}; expected one shape")
+
+
+def _classes(arrays: dict[str, Array], labels: Tensor, name: str) -> tuple[str, ...]:
+    if "classes" not in arrays:
+        return tuple(str(label) for label in range(int(labels.max()) + 1))
+    names = arrays["classes"]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ValueError(f"{name}: classes has shape {names.shape} and dtype {names.dtype}; expected one text for each class")
+    return tuple(text.decode() if isinstance(text, bytes) else text for text in names.tolist())
+
+
+IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+GREY_MODES = ("1", "L", "LA")
+COLOR_MODES = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+# So many images of each class tell whether a folder is grey; photographs have a grey one in a hundred.
+LOOKED_AT = 10
+SMALLEST = 8
+
+
+def imagefolder(text: str) -> DataSet:
+    """Your own image files: DIR/train and DIR/val or DIR/test (or both), one folder for each class below them.
+
+    `text` is ``DIR`` or ``DIR@SIZE``; SIZE resizes the shorter side and cuts out the centre. A folder whose whole
+    name is `text` comes first. Raises ``FileNotFoundError``, or ``ValueError`` with what was found and expected.
+    """
+    folder, size = (text, None) if Path(text).expanduser().is_dir() else split_size(text)
+    return read_folder(Path(folder).expanduser(), f"imagefolder:{text}", size)
+
+
+def split_size(text: str) -> tuple[str, int | None]:
+    """``NAME`` or ``NAME@SIZE`` in its two parts; ``ValueError`` for a size that is not a whole number from 8.
+
+    >>> split_size("photos@64"), split_size("photos")
+    (('photos', 64), ('photos', None))
+    """
+    name, at, size = text.rpartition("@")
+    if not at or "/" in size:
+        return text, None
+    if not (size.isascii() and size.isdigit()) or int(size) < SMALLEST:
+        raise ValueError(f"size {size!r} in {text!r}: expected a whole number of pixels, at least {SMALLEST}, as in {name}@64")
+    return name, int(size)
+
+
+def read_folder(root: Path, name: str, size: int | None) -> DataSet:
+    """The data set `name` in folder `root`.
+
+    Classes are the sorted folder names. With train, val and test each split is its folder; with one of val and test
+    that is the test split, and validation is a fixed stratified tenth of train. Every split is in a random order
+    fixed by a seed, so that its first images are of all classes. Images are grey where the first ten of every class
+    are. Without `size` all images must have one size, which reads every file's header once.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {str(root)!r}; expected one with train/ and val/ or test/ below it")
+    present = [split for split in SPLITS if (root / split).is_dir()]
+    if "train" not in present or len(present) < 2:
+        found = ", ".join(sorted(item.name for item in islice(root.iterdir(), 10))) or "nothing"
+        raise ValueError(f"{name}: expected train/ and val/ or test/ in {str(root)!r}, found {found}")
+    listed = {split: _list(root / split, name) for split in present}
+    classes = _same_classes(listed, name)
+    read = ReadImage(_channels(listed["train"]), size)
+    height, width = (size, size) if size else _one_size(listed, name)
+    splits = {split: shuffled(files, split, read) for split, files in listed.items()}
+    if len(present) == 2:
+        whole, test = splits["train"], splits[present[1]]
+        kept, held = hold_out(whole.labels, name)
+        splits = {"train": part(whole, kept), "val": part(whole, held), "test": test}
+    shape = (read.channels, height, width)
+    return DataSet(name, classes, shape, **splits, eps=usual_eps(shape))
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """Path -> (`channels`, H, W) uint8; `size` resizes the shorter side to it and cuts out the centre."""
+
+    channels: int
+    size: int | None
+
+    def __call__(self, path: str) -> Tensor:
+        from torchvision.transforms.functional import center_crop, resize
+
+        image = _converted(path, self.channels)
+        if self.size is not None:
+            image = center_crop(resize(image, [self.size]), [self.size])
+        return torch.from_numpy(np.array(image)).reshape(*image.size[::-1], self.channels).permute(2, 0, 1)
+
+
+def _converted(path: str, channels: int) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in (*GREY_MODES, *COLOR_MODES):
+                raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+            if channels == 1 and image.mode not in GREY_MODES:
+                raise ValueError("it is in colour, the others are grey")
+            # Through RGBA, because a palette's transparency makes Pillow warn.
+            seen = image.convert("RGBA") if image.mode in ("P", "PA") else image
+            return seen.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _header(path: str) -> tuple[str, tuple[int, int]]:
+    """An image's mode and (height, width), from the start of its file."""
+    try:
+        with Image.open(path) as image:
+            return image.mode, (image.height, image.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    return ValueError(f"cannot read image {path!r} ({error}); replace or remove it")
+
+
+def _list(folder: Path, name: str) -> dict[str, list[str]]:
+    """Class name -> its image files, both sorted."""
+    kinds = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not kinds:
+        raise ValueError(f"{name}: {str(folder)!r} holds no class folders; expected one folder of images for each class")
+    files = {kind: image_files(folder / kind) for kind in kinds}
+    empty = [kind for kind, paths in files.items() if not paths]
+    if empty:
+        raise ValueError(
+            f"{name}: no images in {str(folder / empty[0])!r}; expected files such as .jpg or .png, or no such folder"
+        )
+    return files
+
+
+def image_files(folder: Path) -> list[str]:
+    """The image files anywhere below a folder, sorted; none where there is no folder."""
+    found = os.walk(folder, followlinks=True)
+    return sorted(str(Path(below, file)) for below, _, files in found for file in files if _is_image(file))
+
+
+def _is_image(file: str) -> bool:
+    return file.lower().endswith(IMAGE_FILES) and not file.startswith(".")
+
+
+def _same_classes(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[str, ...]:
+    expected = set(listed["train"])
+    for split, files in listed.items():
+        for kind in sorted(expected ^ set(files)):
+            there, absent = ("train", split) if kind in expected else (split, "train")
+            raise ValueError(f"{name}: class folder {kind!r} is in {there}/ but not in {absent}/; expected the same in both")
+    return tuple(sorted(expected))
+
+
+def _channels(files: dict[str, list[str]]) -> int:
+    modes = (_header(path)[0] for paths in files.values() for path in paths[:LOOKED_AT])
+    return 1 if all(mode in GREY_MODES for mode in modes) else 3
+
+
+def _one_size(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[int, int]:
+    paths = [path for files in listed.values() for of_kind in files.values() for path in of_kind]
+    size = _header(paths[0])[1]
+    for path in paths:
+        here = _header(path)[1]
+        if here != size:
+            sizes = f"{paths[0]!r} is {size[1]} x {size[0]} and {path!r} {here[1]} x {here[0]}"
+            raise ValueError(f"{name}: {sizes}; give a size for all, such as {name}@64")
+    return size
+
+
+def shuffled(files: Mapping[str, Sequence[str]], split: str, read: ReadImage) -> FileSplit:
+    """The images of class -> files, classes numbered in their order, all in a random order fixed by the split's name."""
+    paths = [path for of_kind in files.values() for path in of_kind]
+    labels = torch.repeat_interleave(torch.tensor([len(of_kind) for of_kind in files.values()]))
+    whole = FileSplit(tuple(paths), labels, read)
+    return part(whole, Streams(SPLIT_SEED, [split], "order").permutation(len(paths))[0])
+
+
+def part(whole: FileSplit, index: Tensor) -> FileSplit:
+    """Some images of a split, in the order of `index` (n,)."""
+    return FileSplit(tuple(whole.paths[i] for i in index.tolist()), whole.labels[index], whole.read)

@@ -1,0 +1,96 @@
+"""From a data reference (a name, npz:FILE, imagefolder:DIR) to a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vizrobust.data import packaged
+from vizrobust.data import torchvision_sets as published
+from vizrobust.data.dataset import DataSet, shuffled_labels
+from vizrobust.data.files import imagefolder, npz, split_size
+from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
+from vizrobust.spec import named, unknown
+
+EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
+
+FETCHED: dict[str, Callable[[bool], DataSet]] = {
+    "mnist": published.mnist,
+    "mnist55k": published.mnist55k,
+    "fashion-mnist": published.fashion_mnist,
+    "cifar10": published.cifar10,
+    "cifar100": published.cifar100,
+    "svhn": published.svhn,
+    "imagenette": published.imagenette,
+    "imagenette64": imagenette64,
+    "imagenette64-rest": imagenette64_rest,
+}
+
+OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder}
+
+# Before another reference: its training labels in a random order.
+SHUFFLED = "shuffled"
+
+DATA: dict[str, Callable[..., DataSet]] = {
+    **EMBEDDED,
+    **FETCHED,
+    "npz:FILE": npz,
+    "imagefolder:DIR[@SIZE]": imagefolder,
+    "shuffled:REF": shuffled_labels,
+}
+
+
+def load(ref: str, download: bool = False) -> DataSet:
+    """The data set that `ref` names, in any case: a name of the catalogue, ``npz:FILE`` or ``imagefolder:DIR[@SIZE]``.
+
+    Published data sets are read from ``$VIZROBUST_DATA`` or ``~/.cache/vizrobust/data``, and fetched there only
+    with `download`. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
+    """
+    kind, colon, rest = ref.partition(":")
+    if kind.lower() == SHUFFLED and rest:
+        return shuffled_labels(load(rest, download))
+    if colon and kind.lower() in OWN:
+        if not rest:
+            raise ValueError(f"{ref!r} names no file or folder; write npz:FILE or imagefolder:DIR[@SIZE]")
+        return OWN[kind.lower()](rest)
+    name, size = _name(ref)
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    if name == "imagenette":
+        return published.imagenette(download, size)
+    return FETCHED[name](download)
+
+
+def known(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None:
+    """Shape (C, H, W) and class names of a published data set, without loading it; None for any other reference.
+
+    >>> known("mnist")[0], known("imagenette@96")[0], known("npz:mine.npz")
+    ((1, 28, 28), (3, 96, 96), None)
+    """
+    name = ref.partition("@")[0].lower()
+    if name == "imagenette":
+        side = _name(ref)[1] or published.IMAGENETTE_SIZE
+        return (3, side, side), tuple(packaged.IMAGENETTE.values())
+    if name in ("imagenette64", "imagenette64-rest"):
+        return SHAPE, CLASSES
+    about = published.PUBLISHED.get(ref.lower())
+    return (about.shape, about.classes) if about else None
+
+
+def _name(ref: str) -> tuple[str, int | None]:
+    """A name of the catalogue as it is written there, and the size after its @."""
+    text = ref.partition("@")[0].lower()
+    if text not in EMBEDDED and text not in FETCHED:
+        meant = _with_prefix(ref)
+        raise ValueError(f"no data set {ref!r}; did you mean {meant}?" if meant else unknown(ref, DATA, "data set"))
+    if "@" in ref and text != "imagenette":
+        raise ValueError(f"{ref!r}: only imagenette takes a size; write {text}")
+    return text, split_size(ref)[1]
+
+
+def _with_prefix(ref: str) -> str | None:
+    """What somebody means who gives a path alone."""
+    path = Path(ref.rpartition(":")[2]).expanduser()
+    if path.suffix == ".npz":
+        return f"npz:{path}"
+    return f"imagefolder:{ref}" if ref and path.is_dir() else None

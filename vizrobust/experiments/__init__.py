@@ -1,0 +1,1 @@
+"""Experiments that train in order to measure, beside the study."""

@@ -1,0 +1,197 @@
+"""How the gradient of the loss grows with the number of pixels: the lecture's reason why images are easy to attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import linregress, t
+from torch import Tensor, nn
+
+from vizrobust.attacks import L2, Linf
+from vizrobust.compute import Compute, full_batches, versions
+from vizrobust.data import DataSet, Split, first
+from vizrobust.robustness.accuracy import CONFIDENCE
+from vizrobust.robustness.evaluation import BATCH_SIZE
+from vizrobust.robustness.first_order import dual_norm, input_gradient
+from vizrobust.runs import Row, Run
+from vizrobust.training import Progress, Training, train, trained
+
+# Coordinates that shrink as 1/sqrt(d), so that a unit keeps its variance, sum to sqrt(d) (lecture notes, §27.4).
+LECTURE_SLOPE = 0.5
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The L1 and L2 norms (n,) of the loss's gradient at n images, and who is classified correctly (n,)."""
+
+    correct: Tensor
+    l1: Tensor
+    l2: Tensor
+
+
+@dataclass(frozen=True)
+class Growth:
+    """``mean_l1 = factor * d ** slope`` over `d`, by least squares on logarithms; the interval needs three points."""
+
+    d: tuple[int, ...]
+    mean_l1: tuple[float, ...]
+    slope: float
+    ci_low: float | None
+    ci_high: float | None
+    factor: float
+
+    def __str__(self) -> str:
+        interval = "" if self.ci_low is None or self.ci_high is None else f" [{self.ci_low:.2f}, {self.ci_high:.2f}]"
+        return (
+            f"slope {self.slope:.2f}{interval} over d = {', '.join(map(str, self.d))}; the lecture's sqrt(d) is {LECTURE_SLOPE}"
+        )
+
+
+def gradient_norms(
+    net: nn.Module, images: Split, compute: Compute, loss: str = "margin", batch_size: int = BATCH_SIZE
+) -> Gradients:
+    """The norms of the loss's gradient at every image of a split; eps times the L1 norm is the drop an L-inf step promises."""
+    compute.place(net)
+    parts = []
+    for index, count in full_batches(len(images), batch_size):
+        x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
+        with compute.autocast():
+            correct, _, gradient = input_gradient(net, x, y, loss)
+        parts.append((correct.cpu()[:count], dual_norm(Linf(), gradient)[:count], dual_norm(L2(), gradient)[:count]))
+    if not parts:
+        raise ValueError("there are no images to take gradients at; choose a split that has some")
+    correct, l1, l2 = (torch.cat(values) for values in zip(*parts, strict=True))
+    return Gradients(correct, l1, l2)
+
+
+def dimension_growth(
+    networks: Iterable[tuple[int, nn.Module, Split]], compute: Compute, loss: str = "margin", batch_size: int = BATCH_SIZE
+) -> Growth:
+    """The growth of the mean L1 norm of the gradient over networks (d, net, images), d = C * H * W of their images.
+
+    The networks should be of one family and trained alike on the same images at several sizes
+    (`vizrobust.study.dimension_study` does that); the fit is as good as that likeness.
+    """
+    found = [(d, float(gradient_norms(net, images, compute, loss, batch_size).l1.mean())) for d, net, images in networks]
+    return fit_growth([d for d, _ in found], [norm for _, norm in found])
+
+
+def fit_growth(d: Sequence[int], mean_l1: Sequence[float]) -> Growth:
+    """The slope of log `mean_l1` against log `d` with its 95 % t interval. ``ValueError`` for fewer than two d.
+
+    >>> growth = fit_growth([64, 256, 1024], [1.0, 2.0, 4.0])
+    >>> round(growth.slope, 3), round(growth.factor, 3)
+    (0.5, 0.125)
+    """
+    if len(set(d)) < 2:
+        raise ValueError(f"a slope needs two or more different d, got {sorted(set(d))}")
+    if min(mean_l1) <= 0:
+        raise ValueError("a network without any gradient has no place on a logarithmic scale; leave it out")
+    fit = linregress(np.log(d), np.log(mean_l1))
+    free = len(d) - 2
+    half = float(t.ppf((1 + CONFIDENCE) / 2, free) * fit.stderr) if free else None
+    slope, factor = float(fit.slope), float(np.exp(fit.intercept))
+    low, high = (None, None) if half is None else (slope - half, slope + half)
+    return Growth(tuple(d), tuple(mean_l1), slope, low, high, factor)
+
+
+IMAGES = 1000
+LOSSES = ("margin", "ce")
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Another split's images at `height` x `width` pixels: means over areas, which are exact where the sides divide."""
+
+    whole: Split
+    height: int
+    width: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def take(self, index: Tensor) -> Tensor:
+        return F.interpolate(self.whole.take(index), size=(self.height, self.width), mode="area")
+
+
+def resized(data: DataSet, side: int) -> DataSet:
+    """A data set whose images have a shorter side of `side` pixels; larger ones repeat pixels. eps stays what it was.
+
+    >>> from vizrobust.data import load
+    >>> resized(load("digits"), 4).shape
+    (1, 4, 4)
+    """
+    if side < 1:
+        raise ValueError(f"images need a side of at least 1 pixel, got {side}")
+    channels, height, width = data.shape
+    scale = side / min(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return replace(
+        data, name=f"{data.name} at {size[1]} x {size[0]} px", shape=(channels, *size),
+        train=Resized(data.train, *size), val=Resized(data.val, *size), test=Resized(data.test, *size),
+    )  # fmt: skip
+
+
+def dimension_study(
+    recipe: Training,
+    data: DataSet,
+    sides: Sequence[int],
+    compute: Compute,
+    folder: Path | str,
+    seeds: Sequence[int] = (0,),
+    images: int = IMAGES,
+    argv: str = "",
+) -> Iterator[Progress | Row]:
+    """Train `recipe` at every side and seed, each in a folder of its own within `folder`; one row for each network.
+
+    A row has ``side, seed, d, n, clean, robust`` and, as means over the first `images` test images, the gradient's
+    norms ``l1_margin, l2_margin, l1_ce, l2_ce``, and the same with ``_untrained`` for fresh weights: the lecture's argument
+    is about those, and training need not keep what they have. Between rows come the `Progress` of training. Rows that
+    are there are yielded without being computed again, an interrupted training goes on, and sides and seeds may grow.
+    The recipe's own seed does not count. Raises ``ValueError`` for a folder that holds another study.
+    """
+    same = replace(recipe, seed=0)
+    record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
+    run = Run(folder, "dimension", {"training": repr(same), "images": images}, record)
+    known = {(row["side"], row["seed"]): row for row in run.rows()}
+    for side in sides:
+        smaller = resized(data, side)
+        for seed in seeds:
+            if (side, seed) not in known:
+                cell = run.folder / f"{side}px-s{seed}"
+                one = replace(recipe, data=smaller.name, seed=seed)
+                for news in train(one, smaller, compute, cell, argv):
+                    if isinstance(news, Progress):
+                        yield news
+                known[side, seed] = {"side": side, "seed": seed, **_measured(cell, one, smaller, images, compute)}
+                run.add(known[side, seed])
+            yield known[side, seed]
+
+
+def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> Growth:
+    """The slope of the mean L1 norm of the gradient over d, every side and seed a point of its own."""
+    name = f"l1_{loss}" if trained else f"l1_{loss}_untrained"
+    return fit_growth([row["d"] for row in rows], [row[name] for row in rows])
+
+
+def _measured(cell: Path, recipe: Training, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
+    checkpoint = trained(cell, recipe.arch)
+    channels, height, width = data.shape
+    shown = first(data.test, images)
+    row: dict[str, Any] = {"d": channels * height * width, "n": len(shown)}
+    row |= {name: checkpoint.about.metrics.get(name) for name in ("clean", "robust")}
+    for net, which in ((checkpoint.net(), ""), (checkpoint.random_net(recipe.seed), "_untrained")):
+        for loss in LOSSES:
+            norms = gradient_norms(net, shown, compute, loss)
+            row |= {f"l1_{loss}{which}": float(norms.l1.mean()), f"l2_{loss}{which}": float(norms.l2.mean())}
+    return row

@@ -1,0 +1,232 @@
+"""Objectives about a whole layer, about the image itself, and about groups of images of one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vizrobust.features.objectives.objective import algebra, of
+from vizrobust.spec import spec
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Energy:
+    """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015)."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return activations[self.layer].flatten(1).square().mean(1)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Inversion:
+    """Minus the squared distance to what the layer makes of `image`, relative to its own square (Mahendran & Vedaldi 2015).
+
+    0 where the layer cannot tell the two apart, -1 for silence. `image` is a file or ``DATA#index``, a test image.
+    """
+
+    layer: str
+    image: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return -_missed(activations[self.layer], activations[of(self.layer, self.image)])
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Caricature:
+    """What the layer makes of `image`, and more of it: dot product times cosine^`power` (Lucid's caricatures, 2018).
+
+    In units of the image's own square: 1 is the image itself, 2 twice the activations.
+    """
+
+    layer: str
+    image: str
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.power < 0:
+            raise ValueError(f"Caricature: power must not be negative, got {self.power:g}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        wanted = activations[of(self.layer, self.image)].flatten(1)
+        found = activations[self.layer].flatten(1)
+        dot, square = (found * wanted).sum(1), wanted.square().sum(1).clamp_min(1e-12)
+        if self.power == 0:
+            return dot / square
+        cosine = dot / (found.norm(dim=1) * square.sqrt()).clamp_min(1e-8)
+        # A floor keeps the sign of the product and a gradient where the cosine is still negative.
+        return dot / square * cosine.clamp_min(0.1) ** self.power
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Style:
+    """Minus the squared distance of the layer's Gram matrix to that of `image`, relative to its square (Gatys et al. 2016)."""
+
+    layer: str
+    image: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return -_missed(gram(activations[self.layer]), gram(activations[of(self.layer, self.image)]))
+
+
+def gram(maps: Tensor) -> Tensor:
+    """(N, C, ...) -> (N, C, C): inner products of the channels, mean over positions."""
+    flat = maps.reshape(*maps.shape[:2], -1)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def _missed(found: Tensor, wanted: Tensor) -> Tensor:
+    """(N, ...), (1, ...) -> (N,): the squared distance from what is wanted, over its own square."""
+    wanted = wanted.flatten(1)
+    return (found.flatten(1) - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class TotalVariation:
+    """The mean absolute difference of neighbouring pixels, down plus across (Rudin et al. 1992)."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        down = (image[:, :, 1:] - image[:, :, :-1]).abs().flatten(1).mean(1)
+        across = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().flatten(1).mean(1)
+        return down + across
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class AbsoluteDeviation:
+    """The mean absolute difference of the pixels from `center`: an L1 penalty."""
+
+    center: float = 0.5
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return (image - self.center).abs().flatten(1).mean(1)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class SquaredDeviation:
+    """The mean squared difference of the pixels from `center`: an L2 penalty."""
+
+    center: float = 0.5
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return (image - self.center).square().flatten(1).mean(1)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Diversity:
+    """How alike an image is to the other faces of its unit: mean cosine of their Gram matrices (Olah et al. 2017).
+
+    Likeness is what it measures, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", faces=4)``.
+    Images come in groups of `faces` consecutive rows and meet within a group only.
+    """
+
+    layer: str
+    faces: int = 4
+
+    def __post_init__(self) -> None:
+        check_faces("Diversity", self.faces)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return likeness(gram(activations[self.layer]), self.faces)
+
+
+@algebra
+@spec
+@dataclass(frozen=True)
+class Alignment:
+    """How alike an image is to the other faces of its unit, place by place: mean cosine of their activations.
+
+    Added, it keeps the same thing at the same place in all faces (Mordvintsev et al. 2018, aligned interpolation).
+    """
+
+    layer: str
+    faces: int = 4
+
+    def __post_init__(self) -> None:
+        check_faces("Alignment", self.faces)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        return likeness(activations[self.layer], self.faces)
+
+
+def likeness(x: Tensor, faces: int) -> Tensor:
+    """(N, ...) -> (N,): the mean cosine of each row with the other rows of its group of `faces`."""
+    if len(x) % faces:
+        raise ValueError(f"{len(x)} images are no whole number of groups of {faces} faces")
+    unit = torch.nn.functional.normalize(x.flatten(1), dim=1, eps=1e-12)
+    groups = unit.reshape(-1, faces, unit.shape[1])
+    # Pair by pair and not as one matrix product, whose rounding depends on where a row stands.
+    others = [torch.stack([(groups[:, i] * groups[:, j]).sum(1) for j in range(faces) if j != i]).mean(0) for i in range(faces)]
+    return torch.stack(others, 1).flatten()
+
+
+def check_faces(owner: str, faces: int) -> None:
+    if faces < 2:
+        raise ValueError(f"{owner}: faces must be at least 2, got {faces}")

@@ -1,0 +1,83 @@
+"""What a parametrization is: free numbers behind an image; and the plainest one, the pixels themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor
+
+from vizrobust.attacks import Ball
+from vizrobust.rng import Streams
+from vizrobust.spec import spec
+
+Shape = tuple[int, int, int]
+
+
+@runtime_checkable
+class Parametrization(Protocol):
+    """Free numbers z behind an image. Every image of a batch has its own, and its own stream.
+
+    Some methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1], where there is a way
+    back. ``sized(shape)`` gives the parametrization for images of `shape`, where z alone does not tell their size.
+    ``over(image, streams)`` and ``worth(scores, image)`` belong to pictures that are more than what a network can look
+    at, as those with an opacity are: what it sees of them, and what its scores are worth then. Both see the picture, not
+    z, so that the render loop makes it once a step and knows nothing of opacity (see `seen` and `worth`).
+    One with a field `faces` couples the rows of each group of so many consecutive images, and no others.
+    """
+
+    def init(self, shape: Shape, streams: Streams) -> Tensor:
+        """z (N, …) for one image of `shape` (C, H, W) from each of N streams."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The images (N, C, H, W) in [0, 1], or whatever `over` makes them of; differentiable."""
+
+    def constrain(self, z: Tensor, start: Tensor) -> Tensor:
+        """z after a step, brought back to what is allowed, given the z it started from; outside the graph."""
+
+
+def sized(parametrization: Parametrization, shape: Shape) -> Parametrization:
+    """The parametrization as it is used for images of `shape` (C, H, W)."""
+    fit = getattr(parametrization, "sized", None)
+    return parametrization if fit is None else cast(Parametrization, fit(shape))
+
+
+def seen(parametrization: Parametrization, image: Tensor, streams: Streams | None = None) -> Tensor:
+    """What a network sees of pictures, (N, C, H, W): at one step, which draws from `streams`, or without any, finished."""
+    over = getattr(parametrization, "over", None)
+    return image if over is None else cast(Tensor, over(image, streams))
+
+
+def worth(parametrization: Parametrization, scores: Tensor, image: Tensor) -> Tensor:
+    """(N,): what is optimized, from the network's scores (N,) of what it saw of the pictures."""
+    own = getattr(parametrization, "worth", None)
+    return scores if own is None else cast(Tensor, own(scores, image))
+
+
+@spec
+@dataclass(frozen=True)
+class Pixels:
+    """z is the image. It starts at .5 + `deviation` * noise and is clipped to [0, 1] after each step.
+
+    With a `ball` it stays within that distance of its start.
+
+    >>> Pixels()(Pixels().init((3, 5, 4), Streams(0, range(2)))).shape
+    torch.Size([2, 3, 5, 4])
+    """
+
+    deviation: float = 0.05
+    ball: Ball | None = None
+
+    def init(self, shape: Shape, streams: Streams) -> Tensor:
+        return (0.5 + self.deviation * streams.normal(*shape)).clamp(0, 1)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z
+
+    def constrain(self, z: Tensor, start: Tensor) -> Tensor:
+        if self.ball is not None:
+            z = start + self.ball.project(z - start)
+        return z.clamp(0, 1)
+
+    def invert(self, image: Tensor) -> Tensor:
+        return image.clone()

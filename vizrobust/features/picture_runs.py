@@ -1,0 +1,301 @@
+"""Feature images of several checkpoints in one run folder: the units asked for, and the pictures that are missing."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vizrobust.compute import Compute
+from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, is_about_units, subject
+from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.recipes import Recipe
+from vizrobust.features.render import BATCH_SIZE, Job, Rendered, Scorer, faces_together, in_batches, render, render_jobs
+from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
+from vizrobust.runs import Row, Run, slug, write_gif, write_png
+
+FEW_UNITS = 20
+FIRST_UNITS = 16
+
+
+def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | None = None) -> tuple[Objective, Layer]:
+    """The objective that renders the units of a layer (class logits, channels, or neurons at (row, column)), and the layer."""
+    chosen = layer(checkpoint.net(), checkpoint.about.input_shape, name)
+    if not chosen.visualizable:
+        shape = " x ".join(map(str, chosen.shape))
+        raise ValueError(f"layer {name!r} (output {shape}) cannot be rendered: {chosen.reason}; choose another layer")
+    if neuron is not None:
+        if len(chosen.shape) != 3:
+            raise ValueError(f"layer {name!r} has no positions, only {chosen.units} units; leave out --neuron")
+        y, x = neuron
+        if not (0 <= y < chosen.shape[1] and 0 <= x < chosen.shape[2]):
+            raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {chosen.shape[1]} x {chosen.shape[2]}")
+        return Neuron(layer=name, y=y, x=x), chosen
+    return (Logit() if name == LOGITS else Channel(layer=name)), chosen
+
+
+def accepts(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int, int]) -> None:
+    """Try images of another size than the network's own; ``ValueError`` where it cannot take them as far as needed."""
+    net = checkpoint.net()
+    try:
+        scorer = Scorer.of(net, objective, shape, Compute("cpu"))
+        with borrowed(net), torch.no_grad():
+            scorer.reading(net, torch.full((1, *shape), 0.5))
+    except (RuntimeError, AssertionError) as error:  # torchvision's transformers assert their size
+        size = " x ".join(map(str, shape[1:]))
+        raise ValueError(
+            f"{checkpoint.name} cannot take images of {size} as far as {subject(objective).layers[-1]!r}; leave out --size"
+        ) from error
+
+
+def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> tuple[tuple[int, ...], int]:
+    """The units that `text` names (see `units_from`) for an objective, and how many there are to choose from."""
+    about = subject(objective)
+    if not is_about_units(objective):
+        if text is not None:
+            raise ValueError(f"{objective!r} asks for no unit besides its own; leave out --units")
+        return (getattr(about, "unit", 0),), 1
+    if isinstance(about, Direction):
+        count, what = about.rows, about.vector
+    else:
+        name = about.layers[0]
+        count, what = layer(checkpoint.net(), checkpoint.about.input_shape, name).units, f"layer {name} of {checkpoint.name}"
+    return units_from(text, count, what), count
+
+
+def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
+    """Unit numbers from ``all``, ``0:16``, ``3,7,11`` or a mix of the last two; None is all of at most 20, else the first 16.
+
+    >>> units_from("0:3,7", 10, "layer conv1")
+    (0, 1, 2, 7)
+    """
+    if text is None:
+        return tuple(range(count if count <= FEW_UNITS else FIRST_UNITS))
+    if text.strip().lower() == "all":
+        return tuple(range(count))
+    units: list[int] = []
+    for part in text.split(","):
+        first, colon, last = (piece.strip() for piece in part.partition(":"))
+        try:
+            units += range(int(first or 0), int(last or count)) if colon else [int(first)]
+        except ValueError:
+            raise ValueError(f"--units {text!r} is not all, a range such as 0:16, or a list such as 3,7,11") from None
+    if not units:
+        raise ValueError(f"--units {text!r} names no unit; {what} has units 0 to {count - 1}")
+    for unit in units:
+        if not 0 <= unit < count:
+            raise ValueError(f"no unit {unit} in {what}, which has {count} (0 to {count - 1})")
+    return tuple(dict.fromkeys(units))
+
+
+Pixels = np.ndarray[Any, Any]
+# A picture's row, its pixels, and the frames of its way, if any were asked for (or the one strip that holds them).
+Finished = tuple[Row, Pixels, list[Pixels]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
+
+    `references` are the files and data sets that objective and recipe read, with their hashes (see `sources`),
+    `start_reference` is what names the start image, `film` the number of frames that are kept of a picture's way: as a
+    GIF to look at, or with `strip` as one PNG, side by side and without loss, to measure.
+    """
+
+    recipe: Recipe
+    objective: Objective
+    units: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+    sign: int = 1
+    batch_size: int = BATCH_SIZE
+    start: Tensor | None = None
+    start_reference: str = ""
+    start_sha256: str = ""
+    data_share: float = 1.0
+    references: tuple[tuple[str, str], ...] = ()
+    film: int = 0
+    strip: bool = False
+
+    @property
+    def layer(self) -> str:
+        return subject(self.objective).layers[0]
+
+    @property
+    def position(self) -> list[int] | None:
+        at = subject(self.objective)
+        return [at.y, at.x] if isinstance(at, Neuron) and at.y is not None and at.x is not None else None
+
+    def identity(self, precision: str) -> dict[str, Any]:
+        """What the images depend on besides checkpoint, unit, seed and sign."""
+        return {
+            "recipe": repr(self.recipe),
+            "objective": repr(self.objective),
+            "start": self.start_sha256,
+            "batch_size": self.batch_size,
+            "precision": precision,
+            **({"references": [list(one) for one in self.references]} if self.references else {}),
+            **({"film": self.film} if self.film else {}),
+            **({"strip": True} if self.strip else {}),
+        }
+
+    def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
+        """The keys of all its rows for a checkpoint."""
+        name = checkpoint.id
+        return [self.key(name, unit, seed) for unit in self.units for seed in self.seeds]
+
+    def key(self, checkpoint: str, unit: int, seed: int) -> tuple[Any, ...]:
+        return (checkpoint, repr(self.recipe), repr(self.objective), unit, seed, self.sign)
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """What tells one row of a run from another; the same as `Request.key`."""
+    return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
+
+
+def diverse(request: Request, checkpoint: Checkpoint, faces: int) -> Request:
+    """The request with `faces` pictures of each unit and seed that are to differ in style.
+
+    Half of the score that the first unit reaches by itself is what complete likeness costs, to two digits: the
+    objective's text then carries a plain number.
+    """
+    if isinstance(request.objective, Logit):
+        raise ValueError(
+            "logits have no positions in which styles could differ; give --diversity with a --layer, or an --objective such as "
+            'Logit() - 2 * Diversity(layer="...", faces=4)'
+        )
+    alone = render(checkpoint, request.objective, request.units[:1], request.recipe, sign=request.sign, batch_size=1)
+    weight = float(f"{max(abs(next(alone).score) / 2, 1e-6):.2g}")
+    objective = Sum(((1.0, request.objective), (-weight, Diversity(request.layer, faces=faces))))
+    seeds = tuple(seed * faces + face for seed in request.seeds for face in range(faces))
+    return replace(request, objective=objective, seeds=seeds)
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a gallery says about a checkpoint; accuracies are those of its description, never recomputed."""
+    about = checkpoint.about
+    return {
+        "name": checkpoint.name,
+        "ref": checkpoint.reference,
+        "weights_sha256": checkpoint.sha256,
+        "arch": about.arch,
+        "attack_steps": about.attack_steps,
+        "eps": about.eps,
+        "norm": about.norm,
+        "training": about.training,
+        "data": about.data,
+        "classes": list(about.classes),
+        "clean": about.metrics.get("clean"),
+        "robust": about.metrics.get("robust"),
+        "robust_attack": about.metrics.get("attack", ""),
+        "robust_n": about.metrics.get("n"),
+    }
+
+
+def missing(run: Run, checkpoint: Checkpoint, request: Request) -> list[tuple[int, int]]:
+    """The (unit, seed) pairs that the run does not hold yet."""
+    there = {row_key(row) for row in run.rows()}
+    name = checkpoint.id
+    return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
+
+
+def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Compute) -> Iterator[Row]:
+    """Render what is missing of a request, save each image and then its row, and yield the rows as they come.
+
+    The `processes` of `compute` share the batches, and the main one saves the pictures of all, in the order of one
+    process; `run` was opened by all of them.
+    """
+    name = checkpoint.id
+    run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
+    todo = missing(run, checkpoint, request)
+    if not todo:
+        return
+    for finished in compute.processes.merged(_batches(checkpoint, request, todo, compute)):
+        for row, picture, film in finished:
+            if film and run.writes:
+                if request.strip:
+                    write_png(run.folder / row["strip"], film[0], {})
+                else:
+                    write_gif(run.folder / row["film"], film)
+            yield run.add_image(row, picture, _file(name, request, row))
+
+
+def _batches(checkpoint: Checkpoint, request: Request, todo: Sequence[Job], compute: Compute) -> Iterator[list[Finished]]:
+    """This process's batches of pictures."""
+    faces = faces_together(request.objective, request.recipe)
+    batches = list(compute.processes.mine(in_batches(todo, faces, max(request.batch_size, faces))))
+    net = checkpoint.net()
+    began = time.perf_counter()
+    rendered = render_jobs(
+        net, request.objective, [job for batch in batches for job in batch], request.recipe,
+        shape=checkpoint.about.input_shape, compute=compute, sign=request.sign, start=request.start,
+        batch_size=request.batch_size, film=request.film,
+    )  # fmt: skip
+    for batch in batches:
+        finished = []
+        for done in itertools.islice(rendered, len(batch)):
+            row = row_of(checkpoint.id, checkpoint, request, done)
+            row["seconds"] = round(time.perf_counter() - began, 3)
+            stem, film = _file(checkpoint.id, request, row).removesuffix(".png"), []
+            if done.film is not None and request.strip:
+                row["strip"] = f"{stem}-way.png"
+                film = [to_uint8(torch.cat(list(done.film), dim=2).float() / 255)]
+            elif done.film is not None:
+                row["film"] = f"{stem}.gif"
+                film = [frame.movedim(0, -1).numpy() for frame in done.film]
+            finished.append((row, to_uint8(done.image), film))
+            began = time.perf_counter()
+        yield finished
+
+
+def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
+    """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
+    rows = {row_key(row): row for row in run.rows()}
+    name, channels = checkpoint.id, checkpoint.about.input_shape[0]
+    found: dict[int, Tensor] = {}
+    for unit in request.units:
+        pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"], channels) for seed in request.seeds]
+        found[unit] = torch.stack(pictures)
+    return found
+
+
+def ways_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
+    """The frames on the way of a request with `strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
+    rows = {row_key(row): row for row in run.rows()}
+    name = checkpoint.id
+    found: dict[int, Tensor] = {}
+    for unit in request.units:
+        strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"]) for seed in request.seeds]
+        found[unit] = torch.stack([torch.stack(strip.chunk(request.film, dim=2)) for strip in strips])
+    return found
+
+
+def row_of(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) -> Row:
+    """The facts of a finished picture, without the file's name and the seconds it took."""
+    return {
+        "checkpoint": name,
+        "weights_sha256": checkpoint.sha256,
+        "layer": request.layer,
+        "unit": done.unit,
+        "position": request.position,
+        "sign": done.sign,
+        "seed": done.seed,
+        "recipe": request.recipe.name,
+        "recipe_text": repr(request.recipe),
+        "objective": repr(request.objective),
+        "score": round(done.score, 5),
+        "saturated_share": done.saturated_share,
+        "trajectory": [list(point) for point in done.trajectory],
+        "status": done.status(request.data_share),
+    }
+
+
+def _file(name: str, request: Request, row: Row) -> str:
+    at = "@{},{}".format(*request.position) if request.position else ""
+    negative = "-neg" if row["sign"] < 0 else ""
+    return f"images/{name}/{slug(request.recipe.name)}/{slug(request.layer)}/{row['unit']}{at}{negative}-s{row['seed']}.png"

@@ -1,0 +1,97 @@
+"""Redirected ReLU: a gradient for images whose own gradient dies in a ReLU (Mordvintsev and Olah, in Lucid)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_RELU = torch.ops.aten.threshold_backward.default
+_RELU6 = torch.ops.aten.hardtanh_backward.default
+
+
+class Redirections:
+    """Which images were redirected, in the backward passes since the last `reset`."""
+
+    def __init__(self) -> None:
+        self._masks: list[Tensor] = []
+
+    def reset(self) -> None:
+        self._masks.clear()
+
+    @property
+    def redirected(self) -> Tensor | None:
+        """(N,) bool, an image at which some ReLU passed on what it would have held back; None without any ReLU.
+
+        Where a network folds patches into the batch axis, an image's rows follow each other and count together.
+        """
+        if not self._masks:
+            return None
+        images = min(map(len, self._masks))
+        return torch.stack([mask.reshape(images, -1).any(1) for mask in self._masks]).any(0)
+
+
+@contextmanager
+def redirected() -> Iterator[Redirections]:
+    """Inside, a ReLU through which no gradient at all gets for an image passes the part that would wake it up.
+
+    That is: where the input is negative and a larger one would raise what is differentiated, so scores are to be
+    summed as they are, not their negatives. It holds for each image by itself, so no image depends on its mates, and
+    one that gets a gradient through every ReLU keeps it bit for bit. All ReLUs and ReLU6s that PyTorch differentiates
+    count, in whatever way they are called (modules, functions, methods, in place); a ReLU6 stuck at 6 is also let down.
+
+    Only the backward pass needs to run inside; forward values are never touched, nothing of the network is changed.
+    What is compiled, and what only resembles a ReLU (``clamp``, hard swish), is differentiated as always.
+
+    >>> x = torch.tensor([[-1.0, -2.0], [3.0, -4.0]], requires_grad=True)
+    >>> with redirected() as seen:
+    ...     (grad,) = torch.autograd.grad((x.relu() * torch.tensor([1.0, -1.0])).sum(), x)
+    >>> grad, seen.redirected
+    (tensor([[1., 0.],
+            [1., 0.]]), tensor([ True, False]))
+    """
+    seen = Redirections()
+    with _Redirecting(seen._masks):
+        yield seen
+
+
+class _Redirecting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each elementary operation, also those of a backward pass, and takes the place of two of them."""
+
+    def __init__(self, masks: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.masks = masks
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: hiding this from a compiler would load one, which takes seconds, and nothing is compiled inside."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is _RELU and args[2] == 0:
+            grad, result, _ = args
+            return self._redirected(out, grad, (result <= 0) & (grad > 0), result > 0)
+        if func is _RELU6 and args[2] == 0:
+            grad, given, low, high = args
+            back = ((given <= low) & (grad > 0)) | ((given >= high) & (grad < 0))
+            return self._redirected(out, grad, back, (given > low) & (given < high))
+        return out
+
+    def _redirected(self, out: Tensor, grad: Tensor, back: Tensor, open_: Tensor) -> Tensor:
+        """`out` for images with a gradient through what is `open_`, else the gradient at what can be brought `back`."""
+        # Asked of the gradient rather than of `out`, which a second context around this one has already redirected.
+        dead = ~_any(open_ & (grad != 0))
+        self.masks.append(dead & _any(back))
+        return torch.where(dead.reshape(-1, *[1] * (grad.dim() - 1)), torch.where(back, grad, 0.0), out)
+
+
+def _any(mask: Tensor) -> Tensor:
+    """(N, ...) -> (N,)."""
+    return mask.flatten(1).any(1) if mask.dim() > 1 else mask

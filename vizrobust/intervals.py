@@ -1,0 +1,254 @@
+"""Confidence intervals and paired statistics: one implementation of each for attacks, checks and the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest, norm, ttest_rel
+from torch import Tensor
+
+from vizrobust.robustness.accuracy import CONFIDENCE
+
+POWER = 0.8
+# More images than any data set has: what takes more is at the margin for all that anybody can measure.
+MOST_IMAGES = 10_000_000
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two accuracies on the same `n` images: `difference` is the share of a minus the share of b, with its interval.
+
+    `only_a` images are true in a and false in b, `only_b` the other way round; the other images say nothing about
+    the difference. `p` is the two-sided probability of so uneven a split if there were no difference.
+    """
+
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    ci_low: float
+    ci_high: float
+    p: float
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """The accuracy of one class's `n` images with its interval; all three are None for a class without images."""
+
+    name: str
+    n: int
+    accuracy: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+    def row(self) -> dict[str, Any]:
+        plain = asdict(self)
+        return {"class": plain.pop("name"), **plain}
+
+
+def mcnemar(a: Tensor, b: Tensor, confidence: float = CONFIDENCE) -> McNemar:
+    """McNemar's exact test of two verdicts (n,) bool on the same images (McNemar 1947; binomial, two-sided).
+
+    The interval of the difference is Newcombe's method 10 (Statistics in Medicine 17, 1998, pp. 2635-2650): Wilson
+    intervals of both accuracies, put together with their correlation. It stays within [-1, 1] and has a width also
+    where no image disagrees. For a one-sided bound of 95 % ask for a `confidence` of 0.9 and take one end.
+    Raises ``ValueError`` for verdicts of different lengths, that are not bool, and for none.
+
+    >>> a, b = torch.arange(100) < 80, torch.arange(100) < 70
+    >>> test = mcnemar(a, b)
+    >>> test.only_a, test.only_b, round(test.difference, 2), round(test.p, 3)
+    (10, 0, 0.1, 0.002)
+    """
+    counts = _table(a, b)
+    _, only_a, only_b, _ = counts
+    low, high = _newcombe(counts, _two_sided(confidence))
+    discordant = only_a + only_b
+    p = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    n = sum(counts)
+    return McNemar(n, only_a, only_b, (only_a - only_b) / n, low, high, p)
+
+
+def needed(a: Tensor, b: Tensor, margin: float, confidence: float = CONFIDENCE, power: float = POWER) -> int | None:
+    """How many images it takes to tell on which side of `margin` the difference a - b lies.
+
+    Decided means that a one-sided bound of the difference (the lower one where the difference is above the margin,
+    else the upper one; method 10, as in `mcnemar`) has passed the margin. If that is so already, the answer is the
+    present number. Otherwise: as many as decide it with a probability of `power` if the shares of agreeing and
+    disagreeing images are as observed. None where 10 million would not do: the difference is at the margin.
+
+    >>> a, b = torch.arange(100) < 80, torch.arange(100) < 70
+    >>> needed(a, b, margin=0.02), needed(a, b, margin=0.08), needed(a, b, margin=0.1)
+    (100, 1400, None)
+    """
+    counts = _table(a, b)
+    n, difference = sum(counts), (counts[1] - counts[2]) / sum(counts)
+
+    def decides(images: int, z: float) -> bool:
+        low, high = _newcombe(tuple(count * images / n for count in counts), z)
+        return low > margin if difference > margin else high < margin
+
+    z = float(norm.ppf(confidence))
+    if decides(n, z):
+        return n
+    z += float(norm.ppf(power))
+    if difference == margin or not decides(MOST_IMAGES, z):
+        return None
+    too_few, enough = n, MOST_IMAGES
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if decides(middle, z) else (middle, enough)
+    return _rounded_up(enough)
+
+
+def per_class(robust: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[ClassAccuracy, ...]:
+    """Accuracy with its Wilson interval for each class: `robust` (n,) bool, `labels` (n,), the names of all classes.
+
+    >>> rows = per_class(torch.tensor([True, False, True]), torch.tensor([0, 0, 1]), ["cat", "dog"])
+    >>> [(row.name, row.n, row.accuracy) for row in rows]
+    [('cat', 2, 0.5), ('dog', 1, 1.0)]
+    """
+    return _per_class(robust, labels, classes, CONFIDENCE)
+
+
+def worst_class(robust: Tensor, labels: Tensor, classes: Sequence[str]) -> ClassAccuracy:
+    """The class of lowest accuracy, with an interval for the lowest of the true accuracies.
+
+    The minimum over classes is biased low: of ten classes that are all equally hard, the one that happened to do
+    worst is picked. So the interval is that of the true minimum, whichever class has it: from the lowest lower to
+    the lowest upper end of Wilson intervals that hold for all classes at once (each at 1 - 0.05 / classes,
+    Bonferroni). Compare two networks class by class or by this interval, never by the two minima alone.
+    """
+    rows = _per_class(robust, labels, classes, CONFIDENCE)
+    there = [row for row in rows if row.n]
+    together = _per_class(robust, labels, classes, 1 - (1 - CONFIDENCE) / len(there))
+    worst = min(there, key=lambda row: (row.accuracy, -row.n))
+    low = min(row.ci_low for row in together if row.ci_low is not None)
+    high = min(row.ci_high for row in together if row.ci_high is not None)
+    return ClassAccuracy(worst.name, worst.n, worst.accuracy, low, high)
+
+
+def _per_class(robust: Tensor, labels: Tensor, classes: Sequence[str], confidence: float) -> tuple[ClassAccuracy, ...]:
+    _check_verdicts(robust, "robust")
+    if labels.shape != robust.shape:
+        raise ValueError(f"there are {len(robust)} verdicts and {len(labels)} labels; give both for the same images")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise ValueError(f"label {wrong} has no name: there are {len(classes)} classes, 0 to {len(classes) - 1}")
+    totals = torch.bincount(labels, minlength=len(classes)).tolist()
+    right = torch.bincount(labels[robust], minlength=len(classes)).tolist()
+    return tuple(_class(*counts, confidence) for counts in zip(classes, right, totals, strict=True))
+
+
+def _class(name: str, right: int, n: int, confidence: float) -> ClassAccuracy:
+    if n == 0:
+        return ClassAccuracy(name, 0, None, None, None)
+    return ClassAccuracy(name, n, right / n, *_wilson(right, n, _two_sided(confidence)))
+
+
+def _table(a: Tensor, b: Tensor) -> tuple[int, int, int, int]:
+    """How many images are true in both, only in a, only in b, in neither."""
+    _check_verdicts(a, "a")
+    _check_verdicts(b, "b")
+    if len(a) != len(b):
+        raise ValueError(f"a paired test needs the same images on both sides, got {len(a)} and {len(b)} verdicts")
+    return int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum()), int((~a & ~b).sum())
+
+
+def _newcombe(counts: tuple[float, ...], z: float) -> tuple[float, float]:
+    """Method 10, for counts that need not be whole: a planned table is the observed one times a factor."""
+    both, only_a, only_b, neither = counts
+    n = both + only_a + only_b + neither
+    of_a, of_b = both + only_a, both + only_b
+    share_a, share_b = of_a / n, of_b / n
+    (low_a, high_a), (low_b, high_b) = _wilson(of_a, n, z), _wilson(of_b, n, z)
+    correlation = _correlation(both, only_a, only_b, neither)
+
+    def reach(one: float, other: float) -> float:
+        # Never negative but for rounding, as the correlation is at most 1.
+        return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+    difference = (only_a - only_b) / n
+    low = difference - reach(share_a - low_a, high_b - share_b)
+    return max(-1.0, low), min(1.0, difference + reach(high_a - share_a, share_b - low_b))
+
+
+def _correlation(both: float, only_a: float, only_b: float, neither: float) -> float:
+    """Newcombe's phi with his continuity correction; 0 where an accuracy is 0 or 1."""
+    product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if product == 0:
+        return 0.0
+    agreement = both * neither - only_a * only_b
+    if agreement > 0:
+        agreement = max(0.0, agreement - (both + only_a + only_b + neither) / 2)
+    return agreement / math.sqrt(product)
+
+
+def _wilson(successes: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval for counts that need not be whole (`accuracy.wilson` has the whole ones)."""
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def _two_sided(confidence: float) -> float:
+    return float(norm.ppf((1 + confidence) / 2))
+
+
+def _rounded_up(n: int) -> int:
+    """Two figures are enough of a forecast: 1234 -> 1300."""
+    unit = 10 ** max(0, len(str(n)) - 2)
+    return -(-n // unit) * unit
+
+
+def _check_verdicts(verdicts: Tensor, name: str) -> None:
+    if verdicts.dtype != torch.bool or verdicts.dim() != 1:
+        raise ValueError(f"{name} must be (n,) bool, one verdict for each image, got {tuple(verdicts.shape)} {verdicts.dtype}")
+    if len(verdicts) == 0:
+        raise ValueError(f"{name} holds no verdicts; give at least one image")
+
+
+CONFIDENCE = 0.95
+# One training run each: the interval speaks of units, not of training
+# (docs/measuring-clarity.md, "The unit of replication").
+SCOPE = "over units; descriptive: these checkpoints only"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """b minus a over `n` pairs: the mean with its 95 % t interval; None where there are fewer than two pairs."""
+
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.mean is None or self.low is None or self.high is None:
+            return "-"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired(a: Sequence[float | None], b: Sequence[float | None]) -> Difference:
+    """The difference b - a over the units that both have a value for.
+
+    >>> str(paired([0.1, 0.2, 0.3], [0.4, 0.6, 0.5]))
+    '+0.300 [+0.052, +0.548]'
+    """
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if len(pairs) < 2:
+        return Difference(len(pairs), None, None, None)
+    first, second = np.array(pairs).T
+    mean = float((second - first).mean())
+    if np.ptp(second - first) == 0:
+        return Difference(len(pairs), mean, mean, mean)
+    interval = ttest_rel(second, first).confidence_interval(CONFIDENCE)
+    return Difference(len(pairs), mean, float(interval.low), float(interval.high))

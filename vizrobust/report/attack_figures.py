@@ -1,0 +1,227 @@
+"""Figures of attacks: accuracy over attack steps, accuracy over training steps, adversarial examples."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
+from vizrobust.report.style import (
+    COLORS,
+    FAINT,
+    INK,
+    MARKERS,
+    QUIET,
+    Curves,
+    Point,
+    accuracy_axes,
+    broken,
+    check,
+    format_of,
+    house_style,
+    label_ends,
+    legend_above,
+    percent,
+    save_figure,
+)
+
+ARM_GAP, DODGE = 0.3, 0.08
+
+
+def accuracy_over_attack_steps(path: Path | str, curves: Curves, command: str = "") -> Path:
+    """Draw accuracy after 0, 1, … gradient steps of an attack, one line with its interval per curve.
+
+    `curves` are (label, points); a point has ``steps`` and, as shares, ``accuracy, ci_low, ci_high``. PNG, SVG or
+    PDF by the file name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    """
+    format_of(path)
+    check(curves)
+    with house_style():
+        figure, axes = accuracy_axes()
+        for index, (_, points) in enumerate(curves):
+            color, xs = COLORS[index % len(COLORS)], [point["steps"] for point in points]
+            low, high = (percent(points, bound) for bound in ("ci_low", "ci_high"))
+            axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(xs, percent(points, "accuracy"), color=color, linewidth=1.8, clip_on=False, zorder=3)
+        last = max(point["steps"] for _, points in curves for point in points)
+        axes.set_xlim(0, max(last, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("gradient steps of one run (constant step size), cumulative")
+        label_ends(axes, [label for label, _ in curves], [percent(points, "accuracy")[-1] for _, points in curves])
+        return save_figure(figure, path, command)
+
+
+def accuracy_over_training_steps(path: Path | str, series: Curves, command: str = "") -> Path:
+    """Draw accuracy over the number K of attack steps used in training, one line per attack.
+
+    `series` are (label, points); a point has ``steps`` (its K), and, as shares, ``accuracy, ci_low, ci_high``. K is
+    evenly spaced. A point with an ``arm`` (a name such as ``fgsm``) is a marker of its own to the right of the line;
+    so is every further point of one K, under its ``name``. Formats and errors as in `accuracy_over_attack_steps`.
+    """
+    format_of(path)
+    check(series)
+    split = [_dose_and_arms(points) for _, points in series]
+    doses = sorted({point["steps"] for dose, _ in split for point in dose})
+    arms = list(dict.fromkeys(name for _, named in split for name, _ in named))
+    places: dict[Any, float] = {dose: float(i) for i, dose in enumerate(doses)}
+    places |= {arm: len(doses) + ARM_GAP + i if doses else float(i) for i, arm in enumerate(arms)}
+    with house_style():
+        figure, axes = accuracy_axes()
+        for index, (dose, named) in enumerate(split):
+            look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+            shift = DODGE * (index - (len(series) - 1) / 2)
+            _marks(axes, [places[point["steps"]] + shift for point in dose], dose, "-", look)
+            _marks(axes, [places[name] + shift for name, _ in named], [point for _, point in named], "none", look)
+        if doses and arms:
+            axes.axvline(len(doses) - 0.5 + ARM_GAP / 2, color=FAINT, linewidth=0.8)
+        axes.set_xticks(list(places.values()), [*map(str, doses), *(broken(arm, 14) for arm in arms)])
+        axes.set_xlim(-0.35, max(places.values()) + 0.35)
+        axes.set_xlabel("attack steps K used in training (0: standard training)")
+        legend_above(figure, [label for label, _ in series])
+        return save_figure(figure, path, command)
+
+
+def _dose_and_arms(points: Sequence[Point]) -> tuple[list[Point], list[tuple[str, Point]]]:
+    """The points on the line by K, and the named ones beside it.
+
+    Of several points with one K the line takes the one that is called by it (``mnist-k1`` before ``mnist-fgsm``).
+    """
+    named = [(str(point["arm"]), point) for point in points if point.get("arm")]
+    dose: dict[int, Point] = {}
+    for point in sorted((p for p in points if not p.get("arm")), key=lambda p: (p["steps"], not _called_by_its_dose(p))):
+        if point["steps"] in dose:
+            named.append((str(point.get("name") or f"K = {point['steps']}"), point))
+        else:
+            dose[point["steps"]] = point
+    return list(dose.values()), named
+
+
+def _called_by_its_dose(point: Point) -> bool:
+    return re.search(rf"k{point['steps']}(?!\d)", str(point.get("name", "")), re.IGNORECASE) is not None
+
+
+def _marks(axes: Axes, xs: list[float], points: Sequence[Point], line: str, look: Mapping[str, Any]) -> None:
+    """Markers with their intervals, joined by a line or not."""
+    if not points:
+        return
+    ys, low, high = (percent(points, key) for key in ("accuracy", "ci_low", "ci_high"))
+    below = [max(0.0, y - bound) for y, bound in zip(ys, low, strict=True)]
+    above = [max(0.0, bound - y) for y, bound in zip(ys, high, strict=True)]
+    axes.errorbar(
+        xs, ys, yerr=[below, above], linestyle=line, linewidth=1.6, elinewidth=1.2, capsize=2.5, markersize=5.5,
+        markeredgewidth=0.9, clip_on=False, zorder=3, **look,
+    )  # fmt: skip
+
+
+TILE, PITCH, ROW_GAP, MARGIN = 280, 420, 56, 96
+TITLE, HEAD, TEXT, CAPTION, SIGN = 42, 27, 26, 23, 52
+EDGE, WRONG = 2, "#b5471b"
+Line = tuple[str, str, str]  # a text that may be shortened, an end that must stay, and a colour
+HEADS = ("clean image", "perturbation", "adversarial image")
+
+
+def adversarial_examples(
+    path: Path | str,
+    x: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    clean_probs: Tensor,
+    adv_probs: Tensor,
+    classes: Sequence[str],
+    attack_text: str,
+    name: str,
+    command: str = "",
+) -> Path:
+    """Draw one row per image to a PNG, SVG or PDF.
+
+    `x` and `adv` are (N, C, H, W) in [0, 1], `labels` (N,), the probabilities (N, classes). The perturbation is
+    shown around grey, times one factor for all rows, chosen so that the largest change just fills the range.
+    Raises ``ValueError`` where sizes do not fit or there is no image.
+    """
+    format_of(path)
+    n = len(x)
+    if n == 0 or x.shape != adv.shape or not n == len(labels) == len(clean_probs) == len(adv_probs):
+        raise ValueError(
+            f"examples need the same number of images, adversarial images, labels and probabilities, at least 1; got "
+            f"{tuple(x.shape)}, {tuple(adv.shape)}, {len(labels)}, {len(clean_probs)} and {len(adv_probs)}"
+        )
+    delta = (adv - x).detach().cpu().double()
+    factor = amplification(float(delta.abs().max()))
+    tiles = [[_tile(image[i]) for image in (x, delta * factor + 0.5, adv)] for i in range(n)]
+    height, width = tiles[0][0].shape[:2]
+    texts = [
+        (
+            _said(clean_probs[i], int(labels[i]), classes),
+            [(f"max |δ| = {float(delta[i].abs().max()):.3g}", "", INK), (f"L2 = {float(delta[i].norm()):.3g}", "", QUIET)],
+            _said(adv_probs[i], int(labels[i]), classes),
+        )
+        for i in range(n)
+    ]
+    with house_style():
+        return _draw(path, tiles, texts, width, height, factor, name, attack_text, command)
+
+
+def amplification(largest: float) -> float:
+    """The factor, to two digits, at which a change of `largest` fills the range on either side of grey; 1 for none.
+
+    >>> amplification(0.3), amplification(8 / 255), amplification(0.0)
+    (1.7, 16.0, 1.0)
+    """
+    if largest <= 0 or not math.isfinite(largest):
+        return 1.0
+    return float(f"{0.5 / largest:.1e}")
+
+
+def _draw(
+    path: Path | str, tiles: list[list[Pixels]], texts: Sequence[tuple[list[Line], ...]], column: int, height: int, factor: float,
+    name: str, attack: str, command: str,
+) -> Path:  # fmt: skip
+    room = max(96, PITCH - column)  # between two images, for + and =
+    width = 2 * MARGIN + 3 * column + 2 * room
+    widest = column + min(room - 16, 2 * (MARGIN - 30))
+    line = TEXT * LEADING
+    title = [shortened(f"{name} under attack", width - 2 * MARGIN, TITLE, bold=True)]
+    attack_lines = wrapped(attack, width - 2 * MARGIN, TEXT)
+    row = height + 14 + 2 * line
+    above = MARGIN + TITLE * LEADING + len(attack_lines) * line + 30 + HEAD * LEADING + 12
+    canvas = Canvas(width, math.ceil(above + len(tiles) * (row + ROW_GAP) - ROW_GAP + MARGIN))
+    after = canvas.lines(title, MARGIN, MARGIN, TITLE, bold=True)
+    canvas.lines(attack_lines, MARGIN, after, TEXT, color=QUIET)
+    lefts = [MARGIN + i * (column + room) for i in range(3)]
+    for left, head in zip(lefts, (HEADS[0], f"{HEADS[1]} × {factor:g}", HEADS[2]), strict=True):
+        canvas.text(head, left + column / 2, above - 20, HEAD, bold=True, align="center")
+    for i, (images, words) in enumerate(zip(tiles, texts, strict=True)):
+        y = round(above + i * (row + ROW_GAP))
+        for left, image, lines in zip(lefts, images, words, strict=True):
+            inset = left + (column - image.shape[1]) // 2
+            canvas.frame(inset - EDGE, y - EDGE, image.shape[1] + 2 * EDGE, height + 2 * EDGE, FAINT, EDGE)
+            canvas.image(image, inset, y)
+            for k, (text, end, color) in enumerate(lines):
+                fitted = shortened(text, widest - text_width(end, TEXT), TEXT, keep="start") + end
+                canvas.text(
+                    fitted, left + column / 2, y + height + 14 + k * line + TEXT * 0.95, TEXT, align="center", color=color
+                )
+        for sign, left in (("+", lefts[0]), ("=", lefts[1])):
+            canvas.text(sign, left + column + room / 2, y + height / 2 + SIGN * 0.35, SIGN, color=QUIET, align="center")
+    return canvas.save(path, command)
+
+
+def _tile(image: Tensor) -> Pixels:
+    """(C, H, W), clipped to [0, 1] -> (h, w, 3) uint8 about `TILE` large."""
+    pixels = (image.detach().cpu().double().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    return scaled(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), TILE)
+
+
+def _said(probs: Tensor, label: int, classes: Sequence[str]) -> list[Line]:
+    """What the network says with which probability, in another colour where that is wrong, and what is true."""
+    said = int(probs.argmax())
+    color = INK if said == label else WRONG
+    return [(f"predicted {classes[said]}", f", {100 * float(probs[said]):.1f} %", color), (f"true {classes[label]}", "", QUIET)]

@@ -1,0 +1,264 @@
+"""A study's report.json as its page needs it: groups of checkpoints, one value a group with its spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from scipy.stats import t
+
+Entry = Mapping[str, Any]
+ROLES = {"dose": 0, "arm": 1, "control": 2, "given": 3, "random": 4}
+METRIC_ROLES = ("primary", "secondary", "diagnostic")
+CONFIDENCE = 0.95
+FEWEST_FOR_T = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """The checkpoints that differ only in their training seed; `masked` of them have masked gradients."""
+
+    name: str
+    label: str
+    role: str
+    k: int | None
+    checkpoints: tuple[str, ...]
+    masked: int = 0
+
+    @property
+    def is_dose(self) -> bool:
+        return self.k is not None and self.role in ("dose", "given")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of one value per training seed; `low` and `high` are None where there is no interval."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 1
+
+
+Series = dict[str, Spread]  # by the name of a group
+
+
+@dataclass(frozen=True)
+class AccuracySeries:
+    """Accuracy under one attack (or corruption) over the groups."""
+
+    label: str
+    kind: str
+    steps: int | None
+    spreads: Series
+
+
+class Study:
+    """Reads a report of format 1; whatever is empty or absent in it is empty here."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self.report = report
+
+    def entries(self, key: str) -> list[Entry]:
+        """A list of the report, also where it is absent or null."""
+        return list(self.report.get(key) or ())
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        """A mapping of the report, also where it is absent or null."""
+        return self.report.get(key) or {}
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Doses by their K, then named arms, controls, given and random networks."""
+        members: dict[str, list[Entry]] = {}
+        for checkpoint in self.entries("checkpoints"):
+            members.setdefault(str(checkpoint.get("group") or checkpoint["name"]), []).append(checkpoint)
+        doses = [some[0].get("k") for some in members.values() if some[0].get("role") in ("dose", "given")]
+        groups = [_group(name, some, doses) for name, some in members.items()]
+        return tuple(sorted(groups, key=lambda g: (not g.is_dose, g.k or 0 if g.is_dose else 0, ROLES.get(g.role, 9))))
+
+    @cached_property
+    def doses(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.is_dose)
+
+    @cached_property
+    def arms(self) -> tuple[Group, ...]:
+        """Named arms, and given checkpoints of which no K is known."""
+        return tuple(group for group in self.groups if not group.is_dose and group.role in ("arm", "given"))
+
+    @cached_property
+    def seeds(self) -> int:
+        """The most training seeds that any dose has."""
+        return max((len(group.checkpoints) for group in self.doses or self.groups), default=0)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        return _distinct(row["layer"] for key in ("clarity", "pictures") for row in self.entries(key))
+
+    @cached_property
+    def recipes(self) -> tuple[str, ...]:
+        return _distinct(
+            [*self.table("recipes"), *(row["recipe"] for key in ("clarity", "pictures") for row in self.entries(key))]
+        )
+
+    @cached_property
+    def disqualified(self) -> frozenset[str]:
+        return frozenset(judge["name"] for judge in self.entries("judges") if judge.get("disqualified"))
+
+    def judges(self, metric: str, layer: str) -> tuple[str | None, ...]:
+        """Who judged a metric at a layer; None alone for a metric without a judge."""
+        return _distinct(row.get("judge") for row in self._clarity if row["metric"] == metric and row["layer"] == layer)
+
+    def metrics(self, role: str, layer: str) -> list[Entry]:
+        """The metrics of one role that were measured at a layer, in the report's order."""
+        measured = {row["metric"] for row in self._clarity if row["layer"] == layer}
+        return [metric for metric in self.entries("metrics") if metric["role"] == role and metric["name"] in measured]
+
+    def title(self, metric: str) -> str:
+        return next((str(entry.get("title") or metric) for entry in self.entries("metrics") if entry["name"] == metric), metric)
+
+    def by_checkpoint(
+        self, metric: str, recipe: str, judge: str | None, layer: str, control: str | None = None
+    ) -> dict[str, float]:
+        """Checkpoint -> the mean over its units."""
+        return self._means.get((metric, recipe, judge, layer, control), {})
+
+    def over_judges(self, metric: str, recipe: str, layer: str, control: str | None = None) -> dict[str, float]:
+        """Checkpoint -> the mean over its units and over the judges that are not disqualified."""
+        judges = [judge for judge in self.judges(metric, layer) if judge not in self.disqualified]
+        found = [self.by_checkpoint(metric, recipe, judge, layer, control) for judge in judges]
+        found = [values for values in found if values]
+        names = _distinct(name for values in found for name in values)
+        return {name: _mean_of([values[name] for values in found]) for name in names if all(name in values for values in found)}
+
+    def clarity(self, metric: str, recipe: str, judge: str | None, layer: str, control: str | None = None) -> Series:
+        return self.spreads(self.by_checkpoint(metric, recipe, judge, layer, control))
+
+    def spreads(self, values: Mapping[str, float]) -> Series:
+        """Checkpoint -> value, as one value with its interval per group."""
+        return {name: over_seeds(there) for name, there in self._grouped(values)}
+
+    def ranges(self, values: Mapping[str, float]) -> Series:
+        """Checkpoint -> value, as one value with its range per group: for shares, whose t interval would leave 0 to 1."""
+        return {name: range_over_seeds(there) for name, there in self._grouped(values)}
+
+    def _grouped(self, values: Mapping[str, float]) -> Iterator[tuple[str, list[float]]]:
+        for group in self.groups:
+            there = [values[name] for name in group.checkpoints if name in values]
+            if there:
+                yield group.name, there
+
+    def reference(
+        self, name: str, metric: str, recipe: str | None, judge: str | None, layer: str, control: str | None = None
+    ) -> float | None:
+        """A reference's value; one that no recipe made counts for every recipe."""
+        for row in self.entries("references"):
+            same = (row["metric"], row.get("judge"), row["layer"], row.get("control")) == (metric, judge, layer, control)
+            if same and row["reference"] == name and row.get("recipe") in (None, recipe) and _is_number(row.get("value")):
+                return float(row["value"])
+        return None
+
+    def accuracies(self, *kinds: str) -> list[AccuracySeries]:
+        """Accuracy over the groups at the data set's eps: a series per label, one for everything "clean" and "strongest"."""
+        rows: dict[tuple[str, str], list[Entry]] = {}
+        for row in self.entries("accuracy"):
+            if row["kind"] in kinds and _is_number(row.get("accuracy")) and (row["kind"] == "unforeseen" or self._at_eps(row)):
+                label = {"clean": "clean", "strongest": "strongest found"}.get(row["kind"], str(row.get("label") or row["kind"]))
+                rows.setdefault((str(row["kind"]), label), []).append(row)
+        series = [AccuracySeries(label, kind, some[0].get("steps"), self._accuracy(some)) for (kind, label), some in rows.items()]
+        return sorted(series, key=lambda one: (kinds.index(one.kind), one.steps or 0 if one.kind == "pgd" else 0))
+
+    def accuracy_of(self, kind: str) -> dict[str, float]:
+        """Checkpoint -> its lowest accuracy of this kind."""
+        found: dict[str, float] = {}
+        for row in self.entries("accuracy"):
+            if row["kind"] == kind and _is_number(row.get("accuracy")) and (kind == "unforeseen" or self._at_eps(row)):
+                found[row["checkpoint"]] = min(found.get(row["checkpoint"], 1.0), float(row["accuracy"]))
+        return found
+
+    @cached_property
+    def _clarity(self) -> list[Entry]:
+        return self.entries("clarity")
+
+    @cached_property
+    def _means(self) -> dict[tuple[Any, ...], dict[str, float]]:
+        found: dict[tuple[Any, ...], dict[str, float]] = {}
+        for row in self._clarity:
+            mean = _mean(row.get("values") or ())
+            if mean is not None:
+                key = (row["metric"], row["recipe"], row.get("judge"), row["layer"], row.get("control"))
+                found.setdefault(key, {})[str(row["checkpoint"])] = mean
+        return found
+
+    def _at_eps(self, row: Entry) -> bool:
+        eps, own = self.table("data").get("eps"), row.get("eps")
+        return eps is None or own is None or math.isclose(own, eps, rel_tol=1e-6)
+
+    def _accuracy(self, rows: Sequence[Entry]) -> Series:
+        by_checkpoint = {str(row["checkpoint"]): row for row in rows}
+        found: Series = {}
+        for group in self.groups:
+            there = [by_checkpoint[name] for name in group.checkpoints if name in by_checkpoint]
+            if len(there) == 1:
+                row = there[0]
+                found[group.name] = Spread(float(row["accuracy"]), row.get("ci_low"), row.get("ci_high"))
+            elif there:
+                found[group.name] = range_over_seeds([float(row["accuracy"]) for row in there])
+        return found
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """The mean with a 95 % t interval from three seeds on, the range of two, nothing for one.
+
+    >>> over_seeds([1.0]), over_seeds([1.0, 3.0])
+    (Spread(mean=1.0, low=None, high=None, seeds=1), Spread(mean=2.0, low=1.0, high=3.0, seeds=2))
+    >>> round(over_seeds([1.0, 2.0, 3.0]).low, 3)
+    -0.484
+    """
+    n, mean = len(values), _mean_of(values)
+    if n < FEWEST_FOR_T:
+        return range_over_seeds(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Spread(mean, mean - half, mean + half, n)
+
+
+def range_over_seeds(values: Sequence[float]) -> Spread:
+    """The mean with the smallest and the largest value, without them for one value."""
+    if len(values) == 1:
+        return Spread(values[0])
+    return Spread(_mean_of(values), min(values), max(values), len(values))
+
+
+def _group(name: str, members: Sequence[Entry], doses: Sequence[int | None]) -> Group:
+    first = members[0]
+    role, k = str(first.get("role") or "given"), first.get("k")
+    alone = k is not None and doses.count(k) == 1
+    label = f"K = {k}" if role == "dose" or (role == "given" and alone) else name
+    masked = sum(is_masked(member) for member in members)
+    return Group(name, label, role, k, tuple(str(member["name"]) for member in members), masked)
+
+
+def is_masked(checkpoint: Entry) -> bool:
+    """Whether the diagnosis calls a checkpoint's gradients masked (it may also call them sound, or be undecided)."""
+    return str((checkpoint.get("masked") or {}).get("verdict", "")).startswith("masked")
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    there = [float(value) for value in values if _is_number(value)]
+    return _mean_of(there) if there else None
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _distinct(items: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(items))

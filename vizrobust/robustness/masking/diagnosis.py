@@ -1,0 +1,76 @@
+"""The diagnosis of one network: its checks as they finish, and then the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vizrobust.attacks import radius
+from vizrobust.rng import seeded
+from vizrobust.robustness.masking.accuracy_checks import DECIDING, SYMPTOMS, criteria
+from vizrobust.robustness.masking.attacks import Context
+from vizrobust.robustness.masking.behaviour_checks import FAILURES, FLAGS
+from vizrobust.robustness.masking.check import Check
+from vizrobust.robustness.masking.gradient_checks import SLOPES
+from vizrobust.robustness.masking.verdict import Verdict, conclude
+
+# The first ones decide the verdict; the rest is evidence.
+CHECKS: dict[str, Callable[[Context], Check]] = {**DECIDING, **SYMPTOMS, **FAILURES, **FLAGS, **SLOPES}
+
+# Signs that make the numbers themselves doubtful, whatever the verdict.
+WARNINGS = {
+    "randomised": "its answers are random, so attack it with EoT before you believe a number",
+    "attacked another network": "it answers otherwise when gradients are asked for, so the numbers are not its own",
+    "statistics of the batch": "it mixes the images of a batch, so the numbers depend on the batch",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on one network, at one eps, with the checks behind it."""
+
+    verdict: Verdict
+    eps: float
+    checks: tuple[Check, ...]
+
+    def row(self) -> dict[str, Any]:
+        """The fields of a `masking` row that do not depend on where the network came from."""
+        return {
+            "verdict": self.verdict.name,
+            "sentence": self.verdict.sentence,
+            "images_needed": self.verdict.images,
+            "eps": self.eps,
+            "checks": [check.row() for check in self.checks],
+        }
+
+
+def diagnose(context: Context, checks: Mapping[str, Callable[[Context], Check]] = CHECKS) -> Iterator[Check]:
+    """Run the checks one after the other; attacks are shared among them and with `judged`.
+
+    Raises ``ValueError`` where the network classifies no image correctly.
+    """
+    for check in checks.values():
+        # A network that is random draws from torch's global generators; its diagnosis is to repeat all the same.
+        with seeded(context.seed, context.compute.device):
+            yield check(context)
+
+
+def judged(context: Context, checks: tuple[Check, ...] = ()) -> Diagnosis:
+    """The verdict, with the checks that were done."""
+    with seeded(context.seed, context.compute.device):
+        verdict = conclude(list(criteria(context)), context.by_everything, _caveat(context, checks))
+    return Diagnosis(verdict, radius(context.ball), checks)
+
+
+def _caveat(context: Context, checks: tuple[Check, ...]) -> str:
+    """What a reader of the one sentence must know besides."""
+    tripped = [check.name for check in checks if check.tripped]
+    told = [sentence for name, sentence in WARNINGS.items() if name in tripped]
+    if context.subject.trained == ():
+        told.append("it was not adversarially trained")
+    deciding = [check.name for check in checks[: len(DECIDING)]]
+    signs = [name for name in tripped if name not in deciding]
+    if signs:
+        told.append(f"signs to look at: {', '.join(signs)}")
+    return "; ".join(told)

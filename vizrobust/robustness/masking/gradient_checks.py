@@ -1,0 +1,146 @@
+"""Checks on the loss around the images: zero gradients, saturation, bends, and what the gradient predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vizrobust.attacks import radius
+from vizrobust.attacks.losses import margin
+from vizrobust.models import borrowed
+from vizrobust.robustness.first_order import HIDDEN_BEYOND, SHORT_BELOW, input_gradient
+from vizrobust.robustness.masking.attacks import Context
+from vizrobust.robustness.masking.check import Check, held, not_run
+
+# A network shows a sign where more than a tenth of its images, or of an image's pixels, do (our choice).
+OF_IMAGES = OF_PIXELS = 0.1
+# Moved inside by so much, black and white are no longer at a clamp's bounds (a clamp has no gradient there).
+INSIDE = 0.01
+# 60 degrees: less in common with the gradient elsewhere in the ball than not. GradAlign (Andriushchenko & Flammarion
+# 2020) raises this cosine because it falls towards 0 where training has overfitted to one step; the limit is ours.
+COSINE = 0.5
+# The error of the linear approximation over what it and the loss itself say (Qin et al. 2019, who bound the error).
+BENT = 0.5
+WRONG_WITH_GRADIENTS = "the network is wrong everywhere when gradients are asked for"
+
+
+def zero_gradient_coordinates(context: Context) -> Check:
+    """Pixels without a gradient that have one once the image is moved inside [0, 1]: a clamp in the forward pass.
+
+    The shares of all zero coordinates, split by saturated and other pixels, are in the evidence.
+    """
+    x, _ = context.probe_images
+    gradient = _gradient(context, x)
+    inside = _gradient(context, x * (1 - 2 * INSIDE) + INSIDE)
+    zero, saturated = gradient == 0, (x <= 0) | (x >= 1)
+    lost = zero & saturated & (inside != 0)
+    value = _share(lost, saturated)
+    others = (
+        f"{100 * _share(zero, ~saturated):.1f} % of the other pixels"
+        if not bool(saturated.all())
+        else "there are no other pixels"
+    )
+    evidence = (
+        f"no gradient at {100 * _share(zero, saturated):.1f} % of the black and white pixels, {others}; "
+        f"moved inside by {INSIDE:g}, {100 * value:.1f} % of the black and white ones have one"
+    )
+    counts = {"pixels": int(saturated.sum()), "without a gradient": int((zero & saturated).sum()), "lost": int(lost.sum())}
+    advice = "clip outside the differentiated path, or pass the gradient through the clamp unchanged"
+    return held("black and white frozen", value, OF_PIXELS, evidence, advice, counts=counts)
+
+
+def cross_entropy_underflow(context: Context) -> Check:
+    """Plain cross entropy has no gradient at all, as the network is surer than its digits can say."""
+    x, y = context.probe_images
+    with borrowed(context.net), context.compute.autocast():
+        with torch.no_grad():
+            logits = context.net(x).detach()
+        logits = logits.requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
+    under = int((slope.abs().amax(1) == 0).sum())
+    sure = float(-margin(logits.detach(), y).median())
+    evidence = f"{under} of {len(x)} images have no slope in plain cross entropy; the label leads by {sure:.3g} in the median"
+    advice = "other tools' attacks on cross entropy stop here; divide the logits, or use the margin or DLR loss"
+    counts = {"images": len(x), "without a slope": under}
+    return held("cross entropy underflows", under / len(x), 0, evidence, advice, counts=counts)
+
+
+def gradient_cosine(context: Context) -> Check:
+    """Gradients at the image and at a random point of the ball point in different directions."""
+    name = "gradients turn in the ball"
+    x, _ = context.probe_images
+    near = (x + context.ball.sample(x, context.streams("cosine"))).clamp(0, 1)
+    here, there = (_gradient(context, points).double().flatten(1) for points in (x, near))
+    some = here.any(1) & there.any(1)
+    if not bool(some.any()):
+        return not_run(name, "there are no gradients to compare")
+    cosines = F.cosine_similarity(here[some], there[some])
+    value = float(cosines.mean())
+    evidence = f"mean cosine of the gradients at an image and at a random point of its ball: {value:.2f}"
+    advice = "the sign of catastrophic overfitting: train with more steps or GradAlign; attack with many steps and restarts"
+    counts = {"images": len(cosines), "below": int((cosines < COSINE).sum())}
+    return held(name, value, COSINE, evidence, advice, counts=counts, unit="number", trips="below")
+
+
+def local_linearity(context: Context) -> Check:
+    """One step of eps along the gradient changes the loss quite otherwise than the gradient says."""
+    x, y = context.probe_images
+    gradient, before = _gradient(context, x), _margin(context, x, y)
+    step = (x + radius(context.ball) * context.ball.steepest(gradient, x)).clamp(0, 1) - x
+    said = (gradient.double() * step).flatten(1).sum(1)
+    done = _margin(context, x + step, y) - before
+    errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
+    value = float(errors.median())
+    evidence = f"at the end of one step the margin is off by {100 * value:.0f} % of what was promised and done, in the median"
+    advice = "one-step attacks say nothing here: use many small steps"
+    counts = {"images": len(x), "above": int((errors > BENT).sum())}
+    return held("bent along one step", value, BENT, evidence, advice, counts=counts, unit="number")
+
+
+def promised_too_little(context: Context) -> Check:
+    """PGD lowers the margin by far more than the gradient at the image promises: it is hidden there."""
+    name, found = "gradient promises too little", context.first_order
+    if found is None:
+        return not_run(name, WRONG_WITH_GRADIENTS)
+    hidden = int(found.hidden.sum())
+    evidence = f"on {hidden} of {len(found)} images PGD's drop is over {HIDDEN_BEYOND:g} times what the gradient promises"
+    advice = "start attacks at random points of the ball, and use attacks without gradients beside them"
+    counts = {"images": len(found), "hidden": hidden}
+    return held(name, hidden / len(found), OF_IMAGES, evidence, advice, counts=counts)
+
+
+def fell_short(context: Context) -> Check:
+    """FGSM gets less than half of what the gradient promises though PGD gets it: overfitted to one step."""
+    name, found = "one step falls short", context.first_order
+    if found is None:
+        return not_run(name, WRONG_WITH_GRADIENTS)
+    short = int(found.short.sum())
+    evidence = f"on {short} of {len(found)} images FGSM's drop is under {SHORT_BELOW:g} times its promise, PGD's is not"
+    advice = "the network bends away just where one-step training looks: judge it by many steps only"
+    return held(name, short / len(found), OF_IMAGES, evidence, advice, counts={"images": len(found), "short": short})
+
+
+SLOPES: dict[str, Callable[[Context], Check]] = {
+    check.__name__: check
+    for check in (
+        zero_gradient_coordinates, cross_entropy_underflow, gradient_cosine, local_linearity, promised_too_little, fell_short,
+    )
+}  # fmt: skip
+
+
+def _gradient(context: Context, x: Tensor) -> Tensor:
+    """Of the margin, at points (p, C, H, W) that belong to the probes."""
+    with context.compute.autocast():
+        return input_gradient(context.net, x, context.probe_images[1], "margin")[2]
+
+
+def _margin(context: Context, x: Tensor, y: Tensor) -> Tensor:
+    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
+        return margin(context.net(x), y).double()
+
+
+def _share(of: Tensor, among: Tensor) -> float:
+    return float((of & among).sum() / among.sum().clamp_min(1))

@@ -1,0 +1,180 @@
+"""Each image's smallest eps that makes the network wrong, its median, and the accuracy over eps that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from vizrobust.attacks import Attack, ball_of, is_minimal, threat
+from vizrobust.compute import Compute
+from vizrobust.data import Split
+from vizrobust.robustness.accuracy import CONFIDENCE, Evaluation, gather, share, wilson
+from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
+from vizrobust.spec import vary
+
+
+class Evaluated(Protocol):
+    """Evaluates an attack on the images at the places `only` of a split, all of them with None (see `evaluate`)."""
+
+    def __call__(
+        self, attack: Attack, *, only: Sequence[int] | None = None, until: Literal["broken", "end"] = "broken",
+        every_walk: bool = False,
+    ) -> Evaluation: ...  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SmallestEps:
+    """The smallest radius found to break each of n images, in units of the attack's radius.
+
+    `eps` (n,) float64 is 0 where the image is wrong unchanged, inf where nothing broke it. `failed` (n,) is the largest
+    smaller radius at which the attack was tried in vain (0: at none), so the attack's own limit lies between the two.
+    `radii` are those that were tried, none for attacks that look for the smallest perturbation by themselves.
+    `runs` says how many radii were tried on an image, on average. Passes and seconds are totals.
+    """
+
+    attack: Attack
+    images: Tensor
+    eps: Tensor
+    failed: Tensor
+    radii: tuple[float, ...]
+    runs: float
+    forward_passes: int
+    gradient_passes: int
+    seconds: float
+
+    @property
+    def median(self) -> tuple[float, float, float]:
+        """The median over images and its distribution-free 95 % interval; see `median`."""
+        return median(self.eps)
+
+    def row(self) -> dict[str, Any]:
+        """What a table shows; passes are per image, a radius that is infinite is None."""
+        n, (norm, _) = len(self.eps), threat(self.attack)
+        middle, low, high = (value if value < float("inf") else None for value in self.median)
+        return {
+            "n": n,
+            "attack": repr(self.attack),
+            "norm": norm,
+            "median": middle,
+            "ci_low": low,
+            "ci_high": high,
+            "clean": share(self.eps > 0),
+            "unbroken": int(self.eps.isinf().sum()),
+            "runs": round(self.runs, 2),
+            "forward_passes": round(self.forward_passes / n, 2),
+            "gradient_passes": round(self.gradient_passes / n, 2),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def curve(self, radii: Sequence[float] | None = None) -> list[dict[str, Any]]:
+        """Accuracy over eps with Wilson intervals: at the radii tried, or where an image breaks; from 0, clean accuracy.
+
+        A success at one radius counts for every larger one, so this falls with eps, whatever the attack.
+        """
+        if radii is None:
+            radii = self.radii or self.eps[self.eps.isfinite()].tolist()
+        return [_at(radius, self.eps > radius) for radius in sorted({0.0, *radii})]
+
+
+def smallest_eps(
+    attack: Attack, evaluated: Evaluated, radii: Sequence[float] = (), only: Sequence[int] | None = None
+) -> SmallestEps:
+    """The smallest radius that breaks each image, from as few attacks as bisection allows.
+
+    An attack that looks for the smallest perturbation runs once, to its end, in a ball without limit. Another one is
+    tried at `radii`, which rise: each image at one amid those that are still open for it, since a success settles all
+    larger ones, and a failure is taken to settle all smaller ones. That is at most log2(len(radii) + 1) attacks for an
+    image, rounded up, and fewer where the perturbation found is shorter than the radius. All images that ask for a
+    radius are attacked together. ``ValueError`` where radii are needed and are none or do not
+    rise from above 0.
+    """
+    if is_minimal(attack):
+        attack = vary(attack, eps=None)
+        found = evaluated(attack, only=only, until="end", every_walk=True)
+        return SmallestEps(attack, found.images, found.norm, torch.zeros_like(found.norm), (), 1.0, *_costs([found]))
+    grid = torch.tensor([0.0, *radii, torch.inf], dtype=torch.float64)
+    if len(grid) < 3 or not bool((grid.diff() > 0).all()):
+        raise ValueError(f"{type(attack).__name__} is tried at several radii, rising from above 0; got {tuple(radii)}")
+    evaluations: list[Evaluation] = []
+
+    def tried(index: int, places: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """The places, and for each the norm at which this radius of the grid breaks its image."""
+        found = evaluated(vary(attack, eps=float(grid[index])), only=places)
+        evaluations.append(found)
+        # A norm may exceed the radius by a rounding, and where there is no ball it means nothing.
+        longest = found.norm.clamp(max=float(grid[index]))
+        norms = longest if ball_of(attack) else torch.where(found.norm > 0, longest.new_tensor(float(grid[index])), 0.0)
+        return found.images, torch.where(found.norm.isfinite(), norms, torch.inf)
+
+    # Dyadic: at first the multiples of the largest power of 2 are tried, then those of half of it, down to 1. Then each
+    # radius is tried in one round, whatever bracket the images that ask for it come from.
+    stride = 1 << (len(radii).bit_length() - 1)
+    places, eps = tried(stride, only)
+    low, high = torch.where(eps.isinf(), stride, 0), torch.searchsorted(grid, eps)
+    while stride := stride // 2:
+        index = (low // stride + 1) * stride  # the only one left within the bracket, if any is
+        for radius in sorted(set(index[index < high].tolist())):
+            asked = ((index == radius) & (index < high)).nonzero()[:, 0]
+            _, norms = tried(radius, places[asked].tolist())
+            eps[asked] = torch.minimum(eps[asked], norms)
+            low[asked] = torch.where(norms.isinf(), radius, low[asked])
+            high[asked] = torch.searchsorted(grid, eps[asked])
+    runs = sum(len(found.images) for found in evaluations) / len(places)
+    return SmallestEps(attack, places, eps, grid[low].minimum(eps), tuple(radii), runs, *_costs(evaluations))
+
+
+def even_radii(largest: float, halvings: int = 6) -> tuple[float, ...]:
+    """As many evenly spaced radii up to the largest as that many halvings tell apart.
+
+    >>> even_radii(0.7, halvings=3)
+    (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    """
+    count = 2**halvings - 1
+    # Rounded to what a person would write; the error of a product shows in every table.
+    return (*(float(f"{largest * k / count:.12g}") for k in range(1, count)), largest)
+
+
+def on_network(net: nn.Module, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE) -> Evaluated:
+    """`evaluate` and `gather` on a network and a split, as `smallest_eps` asks for them."""
+
+    def evaluated(
+        attack: Attack, *, only: Sequence[int] | None = None, until: Literal["broken", "end"] = "broken",
+        every_walk: bool = False,
+    ) -> Evaluation:  # fmt: skip
+        parts = evaluate(net, attack, images, compute, seed, batch_size, only=only, until=until, every_walk=every_walk)
+        return gather(attack, parts)
+
+    return evaluated
+
+
+def median(eps: Tensor) -> tuple[float, float, float]:
+    """The (lower) median of (n,) radii with a distribution-free interval of at least 95 %: order statistics.
+
+    Below the k-th smallest value the true median lies only if fewer than k of n values are below it, a binomial
+    probability (Conover 1999, section 3.2). So few values that no interval is sure get 0 and inf.
+
+    >>> median(torch.arange(1.0, 101.0))
+    (50.0, 40.0, 61.0)
+    """
+    ordered, n = eps.sort().values, len(eps)
+    k = int(binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
+    low, high = (float(ordered[k - 1]), float(ordered[n - k])) if k else (0.0, float("inf"))
+    return float(ordered[(n - 1) // 2]), low, high
+
+
+def _at(radius: float, alive: Tensor) -> dict[str, Any]:
+    low, high = wilson(int(alive.sum()), len(alive))
+    return {"eps": radius, "accuracy": share(alive), "ci_low": low, "ci_high": high}
+
+
+def _costs(evaluations: Sequence[Evaluation]) -> tuple[int, int, float]:
+    return (
+        sum(found.forward_passes for found in evaluations),
+        sum(found.gradient_passes for found in evaluations),
+        sum(found.seconds for found in evaluations),
+    )

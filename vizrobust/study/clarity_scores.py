@@ -1,0 +1,355 @@
+"""The clarity of a checkpoint's pictures: every metric, under every judge, with its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vizrobust.clarity import (
+    Judge,
+    Opinion,
+    Order,
+    blurred,
+    contrast_matched,
+    forced_choice,
+    high_frequency_share,
+    identification,
+    kernel_distance,
+    nearest_natural,
+    nyquist_ratio,
+    path_similarity,
+    recognised,
+    seed_agreement,
+    spectrum_distance,
+    transfer,
+)
+from vizrobust.compute import Compute, full_batches
+from vizrobust.features import Logit, Objective, Request, Scorer
+from vizrobust.features.render import even
+from vizrobust.models import Checkpoint, Reading, borrowed
+from vizrobust.runs import Row
+from vizrobust.study.stimuli import Questions
+
+CONTRAST, BLUR, EQUAL, MATCHED = "contrast", "blur", "equal-excitation", "matched"
+CONTROLS = (CONTRAST, BLUR)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures of several units: `images` (units, R, C, H, W), one for each image seed; `units` are their numbers.
+
+    `others` are the pictures that do not belong to a unit, in the same shape: of the negated unit for hidden units,
+    None for class units, where they are those of all other units.
+    """
+
+    units: tuple[int, ...]
+    images: Tensor
+    others: Tensor | None = None
+
+    @property
+    def of_class(self) -> bool:
+        return self.others is None
+
+
+def scored(
+    pictures: PictureSet, questions: Questions, orders: Sequence[Order], own: Sequence[Order], controls: Sequence[str] = CONTROLS
+) -> Iterator[Row]:
+    """Rows ``metric, judge, control, units, values`` for everything that is measured on finished pictures.
+
+    docs/measuring-clarity.md, "Metrics and their roles", says what that is.
+    `orders` are the queries of each unit that all checkpoints share (for hidden units the checkpoint's own), `own`
+    those by the checkpoint's own activation. Under each of `controls` only the primary metrics are measured. Natural
+    images to which pictures are near are the queries, so that exemplars too can be measured.
+    """
+    natural = questions.queries
+    changed = {control: _changed(pictures, questions, control) for control in controls}
+    for control, version in changed.items():
+        yield from primary(version, questions, orders, control)
+    for judge in questions.judges:
+        opinion = Views.of(judge, pictures)
+        asked = questions.queries.opinions[judge.name]
+        yield from _primary(pictures, opinion, asked, orders, judge.name, None)
+        if pictures.of_class:
+            yield _row("forced_choice_own", judge.name, None, pictures, _choices(opinion, asked, own))
+        yield _row("forced_choice_easy", judge.name, None, pictures, _choices(opinion, asked, orders, easy=True))
+        features = list(opinion.features)
+        found = identification([asked.features[order.queries()] for order in orders], features)
+        yield _row("identification", judge.name, None, pictures, found.top1.tolist())
+        yield _row("reciprocal_rank", judge.name, None, pictures, found.reciprocal_rank.tolist())
+        yield _row("seed_agreement", judge.name, None, pictures, seed_agreement(features).tolist())
+        near = [float(nearest_natural(one, natural.opinions[judge.name].features).mean()) for one in features]
+        yield _row("nearest_natural", judge.name, None, pictures, near)
+        # A distance of distributions: that of all units' pictures together, the same number for each.
+        far = kernel_distance(opinion.features.flatten(0, 1), natural.opinions[judge.name].features)
+        yield _row("kernel_distance", judge.name, None, pictures, [far] * len(pictures.units))
+    for name, values in (
+        ("spectrum_distance", [float(spectrum_distance(one, natural.images).mean()) for one in pictures.images]),
+        ("high_frequency_share", [float(high_frequency_share(one).mean()) for one in pictures.images]),
+        ("nyquist_ratio", [float(nyquist_ratio(one).mean()) for one in pictures.images]),
+    ):
+        yield _row(name, None, None, pictures, values)
+
+
+def primary(pictures: PictureSet, questions: Questions, orders: Sequence[Order], control: str | None) -> Iterator[Row]:
+    """The primary metrics alone, under every judge: for controls that are pictures of their own."""
+    for judge in questions.judges:
+        opinion = Views.of(judge, pictures)
+        yield from _primary(pictures, opinion, questions.queries.opinions[judge.name], orders, judge.name, control)
+
+
+def choice_at(pictures: PictureSet, questions: Questions, orders: Sequence[Order]) -> dict[str, float]:
+    """Judge -> the mean hard two-alternative AUC of pictures on their way, for the clarity-distance curve."""
+    found = {}
+    for judge in questions.judges:
+        values = _choices(Views.of(judge, pictures), questions.queries.opinions[judge.name], orders)
+        there = [value for value in values if value is not None]
+        found[judge.name] = sum(there) / len(there)
+    return found
+
+
+@dataclass(frozen=True)
+class Views:
+    """A judge's view of pictures: `logits` (units, R, classes), `features` and `others` (units, R, d)."""
+
+    logits: Tensor
+    features: Tensor
+    others: Tensor | None
+
+    @staticmethod
+    def of(judge: Judge, pictures: PictureSet) -> Views:
+        count, seeds = pictures.images.shape[:2]
+
+        def seen(images: Tensor) -> Opinion:
+            return judge(images.flatten(0, 1))
+
+        opinion = seen(pictures.images)
+        others = None if pictures.others is None else seen(pictures.others).features.reshape(count, seeds, -1)
+        return Views(opinion.logits.reshape(count, seeds, -1), opinion.features.reshape(count, seeds, -1), others)
+
+
+def _primary(
+    pictures: PictureSet, views: Views, asked: Opinion, orders: Sequence[Order], judge: str, control: str | None
+) -> Iterator[Row]:
+    if pictures.of_class:
+        intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
+        carried = [float(transfer(one, unit).mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        named = [float(recognised(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        yield _row("transfer", judge, control, pictures, carried)
+        yield _row("recognised", judge, control, pictures, named)
+    yield _row("forced_choice", judge, control, pictures, _choices(views, asked, orders))
+
+
+def _choices(views: Views, asked: Opinion, orders: Sequence[Order], easy: bool = False) -> list[float | None]:
+    values: list[float | None] = []
+    for place, order in enumerate(orders):
+        if views.others is None:
+            rest = [one for other, one in enumerate(views.features) if other != place]
+            if not rest:
+                values.append(None)
+                continue
+            other = torch.cat(rest)
+        else:
+            other = views.others[place]
+        queries, distractors = order.questions("easy" if easy else "hard")
+        values.append(forced_choice(views.features[place], other, asked.features[queries], asked.features[distractors]))
+    return values
+
+
+def _changed(pictures: PictureSet, questions: Questions, control: str) -> PictureSet:
+    """The same pictures with the natural images' contrast, or blurred by a pixel."""
+
+    def change(images: Tensor) -> Tensor:
+        flat = images.flatten(0, 1)
+        new = contrast_matched(flat, questions.exemplars.images) if control == CONTRAST else blurred(flat)
+        return new.reshape(images.shape)
+
+    others = None if pictures.others is None else change(pictures.others)
+    return PictureSet(pictures.units, change(pictures.images), others)
+
+
+def _row(metric: str, judge: str | None, control: str | None, pictures: PictureSet, values: Sequence[float | None]) -> Row:
+    rounded = [None if value is None else round(float(value), 6) for value in values]
+    return {"metric": metric, "judge": judge, "control": control, "units": list(pictures.units), "values": rounded}
+
+
+# Path similarity at the last hidden layer: honest MNIST networks have .45 to .93, the fooling circuit on one .07.
+FLAGGED_BELOW = 0.25
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`clarity` rows (see `scores.scored`), the clarity-distance curve, and how strongly the units were excited.
+
+    `start` are the clarity rows of the pictures before optimization, `natural` those of the checkpoint's own exemplars
+    where units are hidden. `path` is the path similarity of class pictures at the study's hidden layer. `ratio` is the
+    mean of activation over the largest natural one, `radius` the mean L2 distance at which that is reached, over the
+    share `reached` of pictures that reach it.
+    """
+
+    checkpoint: str
+    recipe: str
+    layer: str
+    clarity: list[Row]
+    start: list[Row]
+    natural: list[Row]
+    distance: list[Row]
+    path: Row | None
+    ratio: float | None
+    radius: float | None
+    reached: float | None
+
+    def row(self) -> Row:
+        plain = asdict(self)
+        # Beside it stands the key of the row, in which the checkpoint goes by its weights.
+        return {key: plain[key] for key in plain if key not in ("checkpoint", "recipe", "layer")} | {"name": self.checkpoint}
+
+    def labelled(self, row: Row) -> Row:
+        """A clarity row as the report has it."""
+        return {"checkpoint": self.checkpoint, "recipe": self.recipe, "layer": self.layer, **row}
+
+    def path_row(self) -> Row:
+        """The row of `path_similarity` in the report."""
+        return {"checkpoint": self.checkpoint, "recipe": self.recipe, **(self.path or {})}
+
+    @staticmethod
+    def read(row: Mapping[str, Any]) -> Measured:
+        names = ("recipe", "layer", "clarity", "start", "natural", "distance", "path", "ratio", "radius", "reached")
+        return Measured(row["name"], **{name: row[name] for name in names})
+
+
+def measure(
+    checkpoint: Checkpoint,
+    job: Request,
+    images: Mapping[int, Tensor],
+    negative: Mapping[int, Tensor] | None,
+    ways: Mapping[int, Tensor] | None,
+    questions: Questions,
+    layer: str = "",
+) -> Measured:
+    """Score the pictures of a finished job: unit -> (R, C, H, W); `ways` unit -> (R, frames, C, H, W), the start first."""
+    of_class = isinstance(job.objective, Logit)
+    own = questions.own(checkpoint, job.objective, job.units)
+    orders = questions.shared if of_class else own
+    final = PictureSet(job.units, stacked(images, job.units), None if negative is None else stacked(negative, job.units))
+    clarity = list(scored(final, questions, orders, own))
+    natural = [] if of_class else list(scored(_exemplars(checkpoint, job, questions), questions, orders, own))
+    path = _path(checkpoint, final, layer, questions) if of_class and layer else None
+    largest = questions.largest(checkpoint, job.objective, job.units)
+    excited = activations(checkpoint, job.objective, final.images, job.units, questions.compute)
+    ratio = float((excited / largest[:, None].clamp(min=1e-6)).mean()) if bool((largest > 0).all()) else None
+    start: list[Row] = []
+    distance: list[Row] = []
+    radius = reached = None
+    if ways is not None:
+        frames = stacked(ways, job.units)  # (units, R, F, C, H, W)
+        start = list(scored(PictureSet(job.units, frames[:, :, 0]), questions, orders, own, controls=()))
+        away = (frames - frames[:, :, :1]).flatten(3).norm(dim=3)  # (units, R, F)
+        for place, step in enumerate(sorted(even(frames.shape[2], job.recipe.steps + 1))):
+            at = PictureSet(job.units, frames[:, :, place])
+            mean = round(float(away[:, :, place].mean()), 5)
+            for judge, value in choice_at(at, questions, orders).items():
+                distance.append({"judge": judge, "step": step, "distance": mean, "value": round(value, 6)})
+        grown = torch.stack(
+            [
+                activations(checkpoint, job.objective, frames[:, :, f], job.units, questions.compute)
+                for f in range(frames.shape[2])
+            ],
+            dim=2,
+        )
+        there, radii = first_reach(grown, away, largest)
+        equal = PictureSet(job.units, torch.stack([_picked(one, at) for one, at in zip(frames, there, strict=True)]))
+        clarity += list(primary(equal, questions, orders, EQUAL))
+        known = radii[radii.isfinite()]
+        radius = round(float(known.mean()), 5) if len(known) else None
+        reached = round(float(radii.isfinite().float().mean()), 5)
+    ratio = None if ratio is None else round(ratio, 5)
+    about = (checkpoint.name, job.recipe.name, job.layer)
+    return Measured(*about, clarity, start, natural, distance, path, ratio, radius, reached)
+
+
+def _exemplars(checkpoint: Checkpoint, job: Request, questions: Questions) -> PictureSet:
+    """In place of the pictures of hidden units the exemplars that excite them most, against those that do least."""
+    orders, count = questions.own(checkpoint, job.objective, job.units, asked=False), len(job.seeds)
+    images = questions.exemplars.images
+    most, least = (torch.stack([images[ends(order.index)] for order in orders]) for ends in _ends(count))
+    return PictureSet(job.units, most, least)
+
+
+def _ends(count: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    return (lambda index: index[:count]), (lambda index: index[-count:])
+
+
+def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: Questions) -> Row:
+    """How alike class pictures and exemplars of the class travel through the network, at one hidden layer."""
+    exemplars, count = questions.exemplars, pictures.images.shape[1]
+    index = [order.index[:count] for order in questions.shared_exemplars]
+    natural = _at_layer(checkpoint, torch.stack([exemplars.images[one] for one in index]), layer, questions.compute)
+    shown = _at_layer(checkpoint, pictures.images, layer, questions.compute)
+    found = path_similarity(list(natural), list(shown))
+    value = None if found.similarity is None else round(found.similarity, 5)
+    flagged = value is not None and value < FLAGGED_BELOW
+    return {"layer": layer, "value": value, "why": found.why, "flagged": flagged}
+
+
+def _at_layer(checkpoint: Checkpoint, images: Tensor, layer: str, compute: Compute) -> Tensor:
+    """(units, R, D): flattened activations of one layer."""
+    net = compute.place(checkpoint.net())
+    reading = Reading.of(net, checkpoint.about.input_shape, (layer,))
+    flat, found = images.flatten(0, 1), []
+    with borrowed(net), torch.no_grad():
+        for index, real in full_batches(len(flat), 100):
+            found.append(reading(net, compute.images(flat[index]))[layer][:real].flatten(1).float().cpu())
+    return torch.cat(found).reshape(*images.shape[:2], -1)
+
+
+def activations(checkpoint: Checkpoint, objective: Objective, images: Tensor, units: Sequence[int], compute: Compute) -> Tensor:
+    """(units, R): how much each unit's own pictures (units, R, C, H, W) excite it, without transforms."""
+    count, seeds = images.shape[:2]
+    flat = images.flatten(0, 1)
+    wanted = torch.tensor(list(units)).repeat_interleave(seeds)
+    net = compute.place(checkpoint.net())
+    scorer = Scorer.of(net, objective, checkpoint.about.input_shape, compute)
+    found = []
+    with borrowed(net), torch.no_grad():
+        for index, real in full_batches(len(flat), 100):
+            x = compute.images(flat[index])
+            found.append(scorer(x, wanted[index].to(compute.device))[:real].float().cpu())
+    return torch.cat(found).reshape(count, seeds)
+
+
+def first_reach(grown: Tensor, away: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Where pictures first excite their unit as much as the largest natural activation does.
+
+    `grown` and `away` (units, R, F) are activation and L2 distance along the way, `largest` (units,). Gives the frame
+    nearest behind that point, (units, R), the last one where it is never reached, and the distance there, linear
+    between frames, inf where it is never reached.
+
+    >>> first_reach(torch.tensor([[[0.0, 2.0, 4.0]]]), torch.tensor([[[0.0, 1.0, 3.0]]]), torch.tensor([3.0]))
+    (tensor([[2]]), tensor([[2.]]))
+    """
+    over = grown >= largest[:, None, None]
+    frames = grown.shape[2]
+    at = torch.where(over.any(2), over.int().argmax(2), frames - 1)
+    before = (at - 1).clamp(min=0)
+
+    def taken(values: Tensor, index: Tensor) -> Tensor:
+        return values.gather(2, index[:, :, None])[:, :, 0]
+
+    low, high = taken(grown, before), taken(grown, at)
+    share = ((largest[:, None] - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    radius = taken(away, before) + share * (taken(away, at) - taken(away, before))
+    return at, radius.masked_fill(~over.any(2), torch.inf)
+
+
+def _picked(frames: Tensor, at: Tensor) -> Tensor:
+    """(R, F, C, H, W), (R,) -> (R, C, H, W)."""
+    return frames[torch.arange(len(frames)), at]
+
+
+def stacked(pictures: Mapping[int, Tensor], units: Sequence[int]) -> Tensor:
+    """unit -> (R, ...) as (units, R, ...)."""
+    return torch.stack([pictures[unit] for unit in units])

@@ -1,0 +1,173 @@
+"""The accuracies of each checkpoint of a study, and its verdicts per image in a compact form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, suited
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, Split, first
+from vizrobust.models import Checkpoint
+from vizrobust.robustness import Evaluation, Part, gather, share, wilson
+from vizrobust.robustness.corrupted import corrupted
+from vizrobust.robustness.corruptions.corruption import SMALLEST
+from vizrobust.robustness.evaluation_runs import evaluate_into
+from vizrobust.robustness.masking import Context, Effort, Subject, judged
+from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
+from vizrobust.runs import Row, Run
+from vizrobust.study.protocol import Plan
+from vizrobust.training import seen
+
+
+def packed(right: Sequence[bool] | torch.Tensor) -> str:
+    """Who is right, as hexadecimal: eight images a byte, the first in the highest bit.
+
+    >>> packed([True, False, False, False, False, False, False, True, True])
+    '8180'
+    >>> unpacked('8180', 9)
+    [True, False, False, False, False, False, False, True, True]
+    """
+    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> list[bool]:
+    """The reverse of `packed` for n images."""
+    return [bool(bit) for bit in np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:n]]
+
+
+SHORT_STEPS = 10
+SEVERITY = 3
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What a masking check says of a checkpoint; `name` is ``""`` where nothing speaks against its gradients."""
+
+    name: str
+    why: str
+
+
+class Accuracies:
+    """The attacks on one checkpoint, in run folders that are taken up where they stopped."""
+
+    def __init__(
+        self, plan: Plan, eps: float, checkpoint: Checkpoint, data: DataSet, compute: Compute, attacks: Run, corruptions: Run
+    ) -> None:
+        self.plan, self.eps, self.checkpoint, self.data, self.compute = plan, eps, checkpoint, data, compute
+        self.attacks, self.corruptions = attacks, corruptions
+        self.net: nn.Module = checkpoint.net()
+        self.images = first(data.test, plan.images)
+        facts = {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}
+        for run in (attacks, corruptions):
+            run.remember("checkpoints", {checkpoint.id: facts})
+
+    @property
+    def ball(self) -> Linf:
+        return Linf(eps=self.eps)
+
+    @property
+    def strong(self) -> PGD:
+        """PGD with the plan's steps and restarts: what gradients find."""
+        return PGD(steps=self.plan.pgd_steps, ball=self.ball, restarts=self.plan.restarts)
+
+    def rows(self) -> Iterator[Row]:
+        """The `accuracy` rows of the report; whether the checkpoint is masked comes from `masked` afterwards."""
+        one_step = self._evaluated(FGSM(ball=self.ball))
+        yield self._row("clean", "clean", one_step, one_step.clean)
+        yield self._row("fgsm", "FGSM", one_step)
+        yield self._row("pgd", f"PGD-{SHORT_STEPS}", self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)))
+        strong = self._evaluated(self.strong)
+        yield self._row("pgd", _pgd_label(self.plan), strong)
+        yield self._row("strongest", "strongest attack found", strong, self._strongest())
+        images = first(self.data.test, self.plan.unforeseen_images)
+        for name in self.plan.unforeseen if len(images) else ():
+            attack = suited(UNFORESEEN[name](), self.data.shape)
+            yield self._row("unforeseen", name, self._evaluated(attack, images))
+        yield from self._corrupted()
+
+    def masked(self) -> Masked:
+        """The masking verdict: the whole diagnosis on the first images, else the gap of the training attack alone."""
+        trained = seen(self.checkpoint.about.training)
+        number = self.plan.masking_images
+        if number:
+            subject = Subject(self.net, first(self.data.test, number), self.ball, trained)
+            effort = Effort(steps=self.plan.pgd_steps, queries=500, probes=min(100, number))
+            verdict = judged(Context(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
+            return Masked(verdict.name if verdict.masked else "", verdict.sentence)
+        attacks = [attack for attack in trained if isinstance(attack, FGSM | PGD)]
+        if not attacks:
+            return Masked("", "not adversarially trained by gradients")
+        under_training = self._evaluated(_in(attacks[0], self.ball)).robust
+        criterion = overfitting(under_training, self._evaluated(self.strong).robust, self._strongest())
+        told = f"{attacks[0]} leaves {share(under_training):.1%}, the strongest attack found {share(self._strongest()):.1%}"
+        return Masked(OVERFITTED if criterion.side == "above" else "", told)
+
+    def _strongest(self) -> Tensor:
+        """(n,) bool: who survives every attack with the training radius that was run on all images."""
+        alive = self._evaluated(FGSM(ball=self.ball)).robust & self._evaluated(self.strong).robust
+        alive &= self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)).robust
+        if self.plan.targets and bool(alive.any()):
+            attack = APGD(steps=self.plan.pgd_steps, ball=self.ball, loss="dlr", targeted=True, targets=self.plan.targets)
+            left = alive.nonzero()[:, 0].tolist()
+            found = self._evaluated(attack, only=left)
+            alive = alive.clone()
+            alive[found.images] &= found.robust
+        return alive
+
+    def _evaluated(self, attack: Attack, images: Split | None = None, only: Sequence[int] | None = None) -> Evaluation:
+        return gather(attack, self._parts(images or self.images)(attack, only))
+
+    def _parts(self, images: Split) -> Any:
+        def parts(attack: Attack, only: Sequence[int] | None = None) -> Iterator[Part]:
+            return evaluate_into(self.attacks, self.checkpoint, attack, images, self.compute, net=self.net, only=only)
+
+        return parts
+
+    def _corrupted(self) -> Iterator[Row]:
+        images = first(self.data.test, self.plan.corruption_images)
+        if not len(images) or min(self.data.shape[1:]) < SMALLEST:
+            return
+        mine = [row for row in self.corruptions.rows() if row["checkpoint"] == self.checkpoint.id]
+        done = {(row["corruption"], row["severity"]) for row in mine}
+        for row in corrupted(self.net, images, self.compute, severities=(SEVERITY,), done=done):
+            mine.append({"checkpoint": self.checkpoint.id, **row})
+            self.corruptions.add(mine[-1])
+        for row in mine:
+            if row["severity"]:
+                kept = {key: row[key] for key in ("n", "accuracy", "ci_low", "ci_high")}
+                yield {**self._about("corruption", row["corruption"], "", None, None), **kept}
+
+    def _row(self, kind: str, label: str, found: Evaluation, alive: Tensor | None = None) -> Row:
+        alive = found.robust if alive is None else alive
+        low, high = wilson(int(alive.sum()), len(alive))
+        known = found.row()
+        about = self._about(kind, label, known["attack"] if kind != "clean" else "", known["eps"], known["steps"])
+        numbers = {"n": len(alive), "accuracy": share(alive), "ci_low": low, "ci_high": high}
+        # Who survives, so that it can be verified image by image; the strongest is the worst over several attacks.
+        return {**about, **numbers} | ({} if kind == "strongest" else {"right": packed(alive)})
+
+    def _about(self, kind: str, label: str, attack: str, eps: float | None, steps: int | None) -> Row:
+        named = {"checkpoint": self.checkpoint.name, "kind": kind, "label": label, "attack": attack}
+        return {**named, "eps": None if kind in ("clean", "corruption") else eps, "steps": steps if kind == "pgd" else None}
+
+
+def _pgd_label(plan: Plan) -> str:
+    return f"PGD-{plan.pgd_steps}" + (f", {plan.restarts} restarts" if plan.restarts > 1 else "")
+
+
+def _in(attack: FGSM | PGD, ball: Linf) -> Attack:
+    """The training attack at the evaluation's radius, whatever radius it was trained at."""
+    from dataclasses import replace
+
+    return replace(attack, ball=ball, alpha=None) if isinstance(attack, PGD) else replace(attack, ball=ball)
+
+
+def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: Run) -> float:
+    """Accuracy under one attack, kept in a run folder."""
+    return share(gather(attack, evaluate_into(run, checkpoint, attack, images, compute)).robust)

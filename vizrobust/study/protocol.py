@@ -1,0 +1,351 @@
+"""The protocol of a study: what is trained, attacked and rendered, how eps is chosen, and its preregistration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.clarity import METRICS
+from vizrobust.features import RECIPES, Recipe
+from vizrobust.features.recipes import NAMES as RECIPE_NAMES
+from vizrobust.features.recipes import fourier, plain
+from vizrobust.runs import write_json
+from vizrobust.spec import lookup, named, spec, unknown
+from vizrobust.training import ARMS, Training
+from vizrobust.training import NAMES as TRAINING_NAMES
+
+STEPS = (0, 1, 2, 4, 8, 16)
+BASELINES = ("fgsm", "fast", "noise")
+CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2", "k0-shuffled")
+
+# How the built-in sweeps are trained; the attack and the seed are the cell's.
+TRAININGS = {
+    "mnist5k": Training(arch="small_cnn", data="mnist5k"),
+    "imagenette64": Training(
+        arch="resnet_small", data="imagenette64", epochs=12, optimizer="sgd", lr=0.15, weight_decay=5e-4, augment="window+flip"
+    ),
+}
+# Images of what is looked at beside the accuracies.
+BESIDE = 200
+# The hidden layer whose units are drawn: the last one before the logits.
+LAYERS = {"small_cnn": "linear1", "resnet_small": "stage4"}
+# Where eps is looked for (the rule of `eps_rule`): MNIST's is settled, the rule only says whether one step fails there.
+RADII = {"mnist5k": (0.3,), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
+
+
+@spec
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a study's numbers depend on, besides the code.
+
+    `training` is how every cell is trained, without attack; K runs over `steps`, the training seeds are 0 … `seeds` - 1.
+    `eps` None asks `eps_rule` for one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
+    each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each; if `matched`, also on the
+    units that match those of the network of the same seed with the fewest attack steps. `frames` pictures of each one's
+    way are kept, for the clarity-distance curve and for equal excitation. Accuracy is that of the first `images` test
+    images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes; masking,
+    unforeseen attacks and corruptions are looked at on the first ones of them. Queries of the two-alternative choice
+    are the first `query_images` test images, exemplars the first `exemplar_images` of the validation split.
+    """
+
+    training: Training
+    steps: tuple[int, ...] = STEPS
+    seeds: int = 5
+    eps: float | None = None
+    radii: tuple[float, ...] = ()
+    arms: tuple[str, ...] = BASELINES
+    controls: tuple[str, ...] = CONTROLS
+    recipes: tuple[Recipe, ...] = (plain(), fourier())
+    image_seeds: int = 9
+    layer: str = ""
+    hidden: int = 50
+    hidden_seeds: int = 9
+    matched: bool = True
+    frames: int = 11
+    batch_size: int = 90
+    judges: tuple[str, ...] = ()
+    images: int = 1000
+    pgd_steps: int = 50
+    restarts: int = 5
+    targets: int = 3
+    masking_images: int = BESIDE
+    unforeseen: tuple[str, ...] = ("Elastic", "JPEG", "Fog", "Gabor", "Snow")
+    unforeseen_images: int = BESIDE
+    corruption_images: int = BESIDE
+    query_images: int = 1000
+    exemplar_images: int = 1000
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.training.attack is not None:
+            raise ValueError(f"Plan: the training must be without an attack, got {self.training.attack}")
+        if len(set(self.steps)) < 2 and self.steps:
+            raise ValueError(f"a study compares two or more K, got --steps {','.join(map(str, self.steps))}; try 0,1,2,4,8")
+        if any(k < 0 for k in self.steps) or len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"K must be 0 or more, each once, got {','.join(map(str, self.steps))}")
+        for given, there, what in ((self.arms, BASELINES, "arm"), (self.controls, CONTROLS, "control")):
+            for name in given:
+                if name not in there:
+                    raise ValueError(unknown(name, there, what))
+        at_least = {
+            "seeds": 1, "image_seeds": 2, "images": 1, "pgd_steps": 1, "restarts": 1, "frames": 2, "batch_size": 1,
+            "query_images": 1, "exemplar_images": 1,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"Plan: {name} must be at least {least}, got {getattr(self, name)}")
+        names = [recipe.name for recipe in self.recipes]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"Plan: recipes must differ in name, got {names}")
+
+    @property
+    def inferential(self) -> bool:
+        """Whether there are enough training runs to speak of more than these checkpoints."""
+        return self.seeds >= 3 and not self.quick
+
+    def left_out(self, given: bool = False) -> list[str]:
+        """What the full protocol has and this plan has not, as sentences; `given` checkpoints have seeds of their own."""
+        said = []
+        if self.seeds < 3 and not given:
+            said.append(f"{self.seeds} training seed{'s' if self.seeds > 1 else ''}: the verdict is descriptive")
+        missing = [f"{name} arm" for name in BASELINES if name not in self.arms]
+        missing += [f"control {name}" for name in CONTROLS if name not in self.controls]
+        if missing and not given:
+            said.append(f"not trained: {', '.join(missing)}")
+        if self.image_seeds < 9:
+            said.append(f"{self.image_seeds} pictures of each class unit instead of 9")
+        if not self.hidden:
+            said.append("no hidden units")
+        elif self.hidden < 50 or self.hidden_seeds < 9:
+            said.append(f"{self.hidden} hidden units with {self.hidden_seeds} pictures each instead of 50 with 9")
+        if self.hidden and not self.matched:
+            said.append("hidden units are not matched across networks")
+        if self.images < 1000 or self.restarts < 5:
+            said.append(f"PGD with {self.restarts} restart{'s' if self.restarts > 1 else ''} on {self.images} images "
+                        "instead of 5 on 1,000")  # fmt: skip
+        if not self.targets:
+            said.append("no targeted APGD")
+        for number, what in (
+            (self.masking_images, "masking diagnosis"), (self.unforeseen_images, "unforeseen attacks"),
+            (self.corruption_images, "corruptions"),
+        ):  # fmt: skip
+            if number < BESIDE:
+                said.append(f"{what} on {number} images instead of {BESIDE}" if number else f"no {what}")
+        if self.eps is not None and not given:
+            said.append("eps was given, not chosen by the rule")
+        return said
+
+
+def plan_for(training: Training, **changes: object) -> Plan:
+    """The full protocol for a way of training; `changes` are fields of the plan."""
+    plan = Plan(training, layer=LAYERS.get(training.arch, ""), radii=RADII.get(training.data, ()))
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def quick(plan: Plan) -> Plan:
+    """At most ten minutes on two cores for mnist5k: one training seed, fewer epochs and pictures, lighter attacks."""
+    return replace(
+        plan, training=replace(plan.training, epochs=max(1, plan.training.epochs * 3 // 4)), seeds=1,
+        arms=tuple(name for name in plan.arms if name == "fgsm"), controls=(), image_seeds=3, hidden=0,
+        images=500, query_images=500, exemplar_images=500, restarts=1, targets=0, masking_images=0, unforeseen_images=0,
+        corruption_images=0, frames=6, batch_size=30, quick=True,
+    )  # fmt: skip
+
+
+NAMES = {**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}
+
+
+# The control trainings refer to this dose.
+STRONG = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study. `group` is the same for all seeds; `k` is None where steps are not what is varied.
+
+    `until` names the cell whose clean validation accuracy ends this one's training early.
+    """
+
+    group: str
+    role: str
+    k: int | None
+    seed: int
+    training: Training
+    until: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.group.replace('/', '-')}-s{self.seed}"
+
+    @property
+    def label(self) -> str:
+        what = f"K = {self.k}" if self.role == "dose" else self.group
+        return f"{what}, seed {self.seed}"
+
+
+def dose(k: int, eps: float) -> Attack | None:
+    """K gradient steps from a random start; None, standard training, for K = 0."""
+    return PGD(steps=k, ball=Linf(eps=eps)) if k else None
+
+
+def cells(plan: Plan, eps: float) -> Iterator[Cell]:
+    """All cells, seed by seed, so that the first seed's sweep is whole before the next begins."""
+    strongest = STRONG if STRONG in plan.steps else max(plan.steps)
+    for seed in range(plan.seeds):
+        base = replace(plan.training, seed=seed)
+        for k in plan.steps:
+            yield Cell(f"k{k}", "dose", k, seed, replace(base, attack=dose(k, eps)))
+        for name in plan.arms:
+            yield Cell(name, "arm", None, seed, replace(base, attack=lookup(ARMS, name, "arm")(eps)))
+        for name in plan.controls:
+            yield _control(name, base, eps, strongest, seed)
+
+
+def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> Cell:
+    """What else varies with K, held fixed: clean accuracy, gradient passes, the size of the perturbation."""
+    if name == "k0-early":
+        return Cell(name, "control", 0, seed, base, until=f"k{strongest}-s{seed}")
+    if name == "k0-shuffled":
+        # Trained on labels that mean nothing: its pictures can be strange, not clear.
+        return Cell(name, "control", 0, seed, replace(base, data=f"shuffled:{base.data}"))
+    if name == "k1-long":
+        # K attack passes and one for the weights: as many passes as K = 8 takes.
+        epochs = round(base.epochs * (strongest + 1) / 2)
+        return Cell(name, "control", 1, seed, replace(base, attack=dose(1, eps), epochs=epochs, eps_ramp=base.ramp))
+    part = int(name.rpartition("/")[2])
+    return Cell(name, "control", strongest, seed, replace(base, attack=dose(strongest, eps / part)))
+
+
+FILE = "prereg.json"
+CONTRASTS = {
+    "H1": "mean over K >= 1 minus K = 0, for each training seed",
+    "H2": "slope over log2 K among K >= 1, for each training seed: what 'grows with the number of steps' needs",
+    "H3": "slope of clarity over accuracy under the strongest attack found among K >= 1, for each training seed",
+}
+EXCLUSIONS = (
+    "a judge that identifies natural exemplars below twice chance, or ranks the random network above the natural reference",
+    "a unit that never had a gradient (dead) in any compared checkpoint has no value there",
+)
+SMALLEST_EFFECT = "10 % of natural reference minus random network, over the range of K"
+INFERENCE = (
+    "one value for each K and training seed (mean over units and image seeds); 95 % t intervals over training seeds; "
+    "Holm over the primary metrics; all qualified judges must agree in sign; fewer than 3 seeds: descriptive"
+)
+
+
+def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str]) -> dict[str, Any]:
+    """What is fixed beforehand: `checkpoints` and `judges` map names to hashes of weights."""
+    return {
+        "plan": repr(plan),
+        "eps": dict(eps),
+        "metrics": {
+            metric.name: {"role": metric.role, "direction": metric.direction, "chance": metric.chance}
+            for metric in METRICS.values()
+        },
+        "contrasts": CONTRASTS,
+        "smallest_effect": SMALLEST_EFFECT,
+        "inference": INFERENCE,
+        "exclusions": list(EXCLUSIONS),
+        "checkpoints": dict(checkpoints),
+        "judges": dict(judges),
+    }
+
+
+def sha256(written: Mapping[str, Any]) -> str:
+    """The hash of a preregistration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+
+
+def register(folder: Path, now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Write `now` if there is none yet; gives back what was written first, and how `now` departs from it."""
+    path = folder / FILE
+    if not path.is_file():
+        write_json(path, dict(now))
+        return dict(now), []
+    first: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(now))
+    return first, [
+        f"{key} was {_short(first.get(key))}, is now {_short(now.get(key))}"
+        for key in dict.fromkeys([*first, *now])
+        if first.get(key) != now.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+# The fgsm arm's accuracy under PGD-50 must be below this part of that of K = 8.
+PART = 0.5
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured at one eps; `strong` is None where K = 8 was not trained, because nothing could be twice `fgsm`."""
+
+    eps: float
+    fgsm: float
+    strong: float | None
+    fulfilled: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The radius, whether by the rule, and all that was tried on the way."""
+
+    eps: float
+    tried: tuple[Tried, ...]
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        return {"eps": self.eps, "reason": self.reason, "tried": [asdict(one) for one in self.tried]}
+
+
+# ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule wants to know next.
+Question = tuple[str, float]
+
+
+def questions(radii: Sequence[float], usual: float) -> Generator[Question, float, Chosen]:
+    """The rule as a conversation: yields what it wants to know, is sent the accuracy, and returns its choice.
+
+    It asks only for what can decide, because each answer is a training. Above the `usual` radius it first asks what K = 8
+    keeps there, where the sweep would train it anyway: what it keeps at a larger radius is taken to be no more.
+    """
+    tried: list[Tried] = []
+    most: float | None = None
+    for eps in sorted(radii):
+        fgsm, strong = (yield "fgsm", eps), None
+        if fgsm < PART and eps > usual and most is None:
+            most = yield "strong", usual
+        if fgsm < PART * (1 if most is None else most):
+            strong = yield "strong", eps
+        tried.append(Tried(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
+        if tried[-1].fulfilled:
+            return Chosen(eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps")
+    reason = "no radius fulfils the rule, so the data set's usual one: one-step training did not fail"
+    if most is not None and any(one.eps > usual and one.strong is None for one in tried):
+        reason += f" (K = 8 keeps {most:.1%} at the usual radius, and is taken to keep no more at larger ones)"
+    return Chosen(usual, tuple(tried), reason)
+
+
+def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:
+    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
+
+    Both are accuracies under PGD-50, `strong` that of K = 8. Where no radius fulfils the rule it is the data set's
+    `usual` one.
+
+    >>> choose([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
+    0.3
+    """
+    asking, answer = questions(radii, usual), None
+    while True:
+        try:
+            answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))
+        except StopIteration as done:
+            return done.value

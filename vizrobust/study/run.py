@@ -1,0 +1,269 @@
+"""A study in a folder: trained, attacked, rendered and scored stage by stage, and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from vizrobust.clarity import METRICS, Judge, judges_for
+from vizrobust.compute import Compute, versions
+from vizrobust.data import DataSet, first
+from vizrobust.features import Request, render_into
+from vizrobust.features.picture_runs import images_of, missing, ways_of
+from vizrobust.models import Checkpoint
+from vizrobust.robustness.evaluation_runs import identity as evaluation
+from vizrobust.runs import Row, Run, digest
+from vizrobust.study import protocol
+from vizrobust.study.clarity_scores import MATCHED, Measured, PictureSet, measure, primary, stacked
+from vizrobust.study.evaluations import Accuracies
+from vizrobust.study.networks import RANDOM, Compared, Doing, Trainings
+from vizrobust.study.protocol import Cell, Chosen, Plan, cells
+from vizrobust.study.stimuli import Questions, drawn, hidden_units, of_classes, wanted
+from vizrobust.study.unit_matching import Counterparts, all_excitations, counterparts, reference_of
+from vizrobust.study.verdicts import PRIMARY
+
+BATCH_SIZE = 100
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a study is: what is being done, and how much of everything is done, in estimated gradient passes."""
+
+    what: str
+    done: float
+    total: float
+
+
+class Study:
+    """A study's folder. `given` are checkpoints that somebody brings; without them every cell is trained.
+
+    `run` yields stages and can be stopped anywhere; `facts` then holds what the report is made of. The processes of
+    `compute` share trainings, attacks and pictures; what else is to be done, and the folder, are the main one's alone.
+    Raises ``ValueError`` if the folder holds another study.
+    """
+
+    def __init__(
+        self, folder: Path | str, plan: Plan, data: DataSet, compute: Compute, argv: str = "", given: Sequence[Compared] = ()
+    ) -> None:
+        self.plan, self.data, self.compute, self.argv, self.given = plan, data, compute, argv, list(given)
+        # What cannot be judged is refused before anything is trained.
+        self.judges: list[Judge] = judges_for(data.name, [one.checkpoint for one in given], compute, plan.judges)
+        if not self.judges:
+            raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
+        described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in given}}
+        record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
+        self.folder = Run(folder, "study", described, record, compute.processes).folder
+        self._opened: dict[str, Run] = {}
+        self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
+        self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
+        judged = {"plan": repr(plan), "judges": self._judge_hashes()}
+        self.measured = self._run("clarity", "study clarity", judged)
+        self.measured_matched = self._run("clarity-matched", "study clarity of matched units", judged)
+        self.done = 0.0
+        self.cells: list[Cell] = []
+        self.chosen = Chosen(plan.eps or data.eps, (), "given")
+        self.compared: list[Compared] = []
+        self.counterparts: dict[str, Counterparts] = {}
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> Iterator[Stage]:
+        """Everything: training, preregistration, attacks, pictures, scores.
+
+        In this order (docs/measuring-clarity.md, "Order of work").
+        """
+        if self.given:
+            self.compared = self.given
+            self.chosen = Chosen(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")
+        else:
+            trainings = Trainings(self.folder, self.plan, self.data, self.compute, self.argv)
+            self.chosen = yield from self._told(trainings.choose_eps(self.attacks))
+            self.cells = list(cells(self.plan, self.chosen.eps))
+            self.compared = yield from self._told(trainings.learn(self.cells, self.chosen.eps))
+        references = [self._untrained()]
+        registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
+        now = protocol.content(self.plan, self.chosen.row(), registered, self._judge_hashes())
+        processes = self.compute.processes
+        # Nobody attacks or renders before it is written.
+        written, departures = processes.broadcast(protocol.register(self.folder, now) if processes.main else (now, []))
+        self.facts |= {"prereg": {"sha256": protocol.sha256(written), "content": written, "departures": departures}}
+        for one in self.compared:
+            yield from self._attack(one)
+        yield from self._match()
+        for one in [*self.compared, *references]:
+            yield from self._render(one)
+        if processes.main:
+            self.compute = self.compute.alone()
+            yield from self._score(references)
+
+    def _told(self, doing: Generator[Doing, None, T]) -> Generator[Stage, None, T]:
+        """What is being done as stages; gives back what came of it."""
+        while True:
+            try:
+                what, passes = next(doing)
+            except StopIteration as done:
+                found: T = done.value
+                return found
+            yield self._stage(what, passes)
+
+    def _attack(self, one: Compared) -> Iterator[Stage]:
+        yield self._stage(f"attacking {one.label}", 0)
+        accuracies = Accuracies(
+            self.plan, self.chosen.eps, one.checkpoint, self.data, self.compute.in_fp32(), self.attacks, self.corruptions
+        )
+        rows = self.facts.setdefault("accuracy", [])
+        for row in accuracies.rows():
+            rows.append(row)
+            yield self._stage(f"attacking {one.label}: {row['label']}", row["n"] * (row["steps"] or 1))
+        masked = accuracies.masked()
+        told = {"verdict": masked.name, "why": masked.why} if masked.name else None
+        self.facts.setdefault("masked", {})[one.checkpoint.name] = told
+
+    def _match(self) -> Iterator[Stage]:
+        """Find each network's counterparts of the drawn hidden units, before anybody has seen a picture of them."""
+        plan, processes, excited = self.plan, self.compute.processes, dict[str, Tensor]()
+        images, compute = first(self.data.val, plan.exemplar_images), self.compute.alone().in_fp32()
+        for one in self.compared if processes.main and plan.hidden and plan.layer and plan.matched else ():
+            reference = reference_of(one, self.compared)
+            if reference is None or reference is one:
+                continue
+            yield self._stage(f"matching units of {one.label}", len(images) / 3)
+            for some in (one.checkpoint, reference.checkpoint):
+                if some.name not in excited:
+                    excited[some.name] = all_excitations(some, plan.layer, images, compute)
+            there, name = drawn(plan, reference.checkpoint), reference.checkpoint.name
+            found = counterparts(name, excited[one.checkpoint.name], excited[name], there[1] if there else ())
+            if found:
+                self.counterparts[one.checkpoint.name] = found
+        self.counterparts = processes.broadcast(self.counterparts)
+
+    def _render(self, one: Compared) -> Iterator[Stage]:
+        for job in [*self.jobs(one.checkpoint), *self.matched_jobs(one.checkpoint)]:
+            run = self.pictures(job)
+            todo = len(missing(run, one.checkpoint, job))
+            what = f"rendering {one.label}: {job.recipe.name}, {job.layer}"
+            if todo:
+                yield self._stage(what, 0)
+                for _ in render_into(run, one.checkpoint, job, self.compute.in_fp32()):
+                    yield self._stage(what, job.recipe.steps)
+
+    def _score(self, references: Sequence[Compared]) -> Iterator[Stage]:
+        yield self._stage("asking the judges", 0)
+        questions = Questions(self.plan, self.data, self.judges, self.compute.in_fp32())
+        questions.agree_on([one.checkpoint for one in self.compared])
+        everyone = [*self.compared, *references]
+        found: list[Measured] = []
+        for one in everyone:
+            for job in self.jobs(one.checkpoint):
+                if job.sign < 0:
+                    continue
+                passes = len(job.units) * len(job.seeds) * len(self.judges) * (self.plan.frames + 6) / 3
+                yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.strip else 0)
+                found.append(self._scored(one.checkpoint, job, questions))
+        matched = [row for one in self.compared for row in self._scored_matched(one, found, questions)]
+        self.facts |= {"measured": found, "matched": matched, "questions": questions, "references": list(references)}
+
+    def _scored(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> Measured:
+        key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._asked()}
+        for row in self.measured.rows():
+            if all(row[name] == value for name, value in key.items()):
+                return Measured.read(row)
+        run = self.pictures(job)
+        negative = None if of_classes(job) else images_of(run, checkpoint, replace(job, sign=-1))
+        ways = ways_of(run, checkpoint, job) if job.strip else None
+        measured = measure(checkpoint, job, images_of(run, checkpoint, job), negative, ways, questions, self.plan.layer)
+        self.measured.add({**key, **measured.row()})
+        return measured
+
+    def _scored_matched(self, one: Compared, found: Sequence[Measured], questions: Questions) -> Iterator[Row]:
+        """Clarity rows of a network's counterparts; those of the network that they are matched with are its drawn units'."""
+        name = one.checkpoint.name
+        if any(pairs.reference == name for pairs in self.counterparts.values()):
+            own = [some for some in found if some.checkpoint == name and some.layer == self.plan.layer]
+            names = [metric.name for metric in METRICS.values() if metric.role == PRIMARY]
+            for some in own:
+                rows = (row for row in some.clarity if row["metric"] in names and row["control"] is None)
+                yield from (some.labelled({**row, "control": MATCHED}) for row in rows)
+        for job in self.matched_jobs(one.checkpoint):
+            if job.sign > 0:
+                yield from self._primary(one.checkpoint, job, questions)
+
+    def _primary(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> list[Row]:
+        key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "units": list(job.units)}
+        for row in self.measured_matched.rows():
+            if all(row[name] == value for name, value in key.items()):
+                return [{"checkpoint": checkpoint.name, **one} for one in row["clarity"]]
+        run = self.pictures(job)
+        both = (stacked(images_of(run, checkpoint, some), job.units) for some in (job, replace(job, sign=-1)))
+        orders = questions.own(checkpoint, job.objective, job.units)
+        # They stand under the numbers of the units that they are counterparts of.
+        rows = primary(PictureSet(self.counterparts[checkpoint.name].units, *both), questions, orders, MATCHED)
+        clarity = [{"recipe": job.recipe.name, "layer": job.layer, **row} for row in rows]
+        self.measured_matched.add({**key, "clarity": clarity})
+        return [{"checkpoint": checkpoint.name, **one} for one in clarity]
+
+    def _asked(self) -> str:
+        """What the shared queries depend on: the compared checkpoints."""
+        return protocol.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
+
+    def jobs(self, checkpoint: Checkpoint) -> list[Request]:
+        """The pictures of one checkpoint, those of matched units apart."""
+        return wanted(self.plan, self.data, checkpoint)
+
+    def matched_jobs(self, checkpoint: Checkpoint) -> list[Request]:
+        """The pictures of those hidden units that are matched with another network's; none where nothing is matched."""
+        if checkpoint.name not in self.counterparts:
+            return []
+        return hidden_units(self.plan, self.data, checkpoint, self.counterparts[checkpoint.name].partners)
+
+    def pictures(self, job: Request) -> Run:
+        """The run folder of a recipe's pictures of one layer."""
+        name = f"{job.recipe.name}-{'classes' if of_classes(job) else 'hidden'}"
+        return self._run(f"pictures/{name}", "neurons", job.identity("fp32"))
+
+    def _untrained(self) -> Compared:
+        first_one = self.compared[0].checkpoint
+        return Compared(first_one.untrained("random network"), "random", RANDOM, None, 0, "random network")
+
+    def _judge_hashes(self) -> dict[str, str]:
+        return {judge.name: judge.sha256 for judge in self.judges}
+
+    def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> Run:
+        record = {"argv": self.argv, "threads": self.compute.threads, "device": self.compute.device.type, "versions": versions()}
+        # Opened once: opening is an exchange.
+        key = f"{name} {digest(identity)}"
+        if key not in self._opened:
+            self._opened[key] = Run(self.folder / name, command, identity, record, self.compute.processes)
+        return self._opened[key]
+
+    def _stage(self, what: str, passes: float) -> Stage:
+        self.done += passes
+        return Stage(what, self.done, max(self.total(), self.done))
+
+    def total(self) -> float:
+        """Gradient passes of everything that is to do, as far as it is known beforehand; evaluations weigh what they take."""
+        plan, compared = self.plan, len(self.given)
+        training = 0.0
+        if not self.given:
+            for cell in self.cells or cells(plan, plan.eps or self.data.eps):
+                compared += 1
+                training += cell.training.epochs * (cell.training.attack_steps + 2) * len(self.data.train)
+        attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
+        pictures = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds * plan.recipes[0].steps
+        if plan.layer:
+            drawn = 2 * len(plan.recipes) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
+            pictures += drawn * (compared + 1 + (compared if plan.matched else 0))
+        # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
+        seen = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds
+        return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3
+
+
+def _radius(given: Sequence[Compared], data: DataSet) -> float:
+    """The radius that most of the given checkpoints were trained at; the data set's where none says."""
+    radii = [one.checkpoint.about.eps for one in given if one.checkpoint.about.eps]
+    return max(set(radii), key=radii.count) if radii else data.eps

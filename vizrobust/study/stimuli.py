@@ -1,0 +1,106 @@
+"""The pictures that a study makes of a checkpoint, and the natural images that they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vizrobust.clarity import Judge, Opinion, Order, excitations, shared_orders
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, Split, first
+from vizrobust.features import Channel, Logit, Objective, Request, with_priors
+from vizrobust.models import Checkpoint
+from vizrobust.models import layer as layer_of
+from vizrobust.study.protocol import Plan
+from vizrobust.study.unit_matching import draw_units
+
+
+def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[Request]:
+    """Class units, and hidden units with both signs, under every recipe."""
+    found, there = [], drawn(plan, checkpoint)
+    for recipe in plan.recipes:
+        known = with_priors(recipe, data)
+        bare = Request(known, Logit(), (), batch_size=plan.batch_size, data_share=data.saturated_share)
+        classes, seeds = tuple(range(len(data.classes))), tuple(range(plan.image_seeds))
+        found.append(replace(bare, units=classes, seeds=seeds, film=min(plan.frames, known.steps + 1), strip=True))
+        if there:
+            layer, units = there
+            # Batches are filled up to their size: one that is larger than all pictures would be rendered in vain.
+            size = min(plan.batch_size, len(units) * plan.hidden_seeds)
+            seeds = tuple(range(plan.hidden_seeds))
+            hidden = replace(bare, objective=Channel(layer=layer), units=units, seeds=seeds, batch_size=size)
+            found += [hidden, replace(hidden, sign=-1)]
+    return found
+
+
+def hidden_units(plan: Plan, data: DataSet, checkpoint: Checkpoint, units: Sequence[int]) -> list[Request]:
+    """The same pictures of other hidden units than the drawn ones."""
+    return [replace(one, units=tuple(units)) for one in wanted(plan, data, checkpoint) if not of_classes(one)]
+
+
+def of_classes(request: Request) -> bool:
+    return isinstance(request.objective, Logit)
+
+
+def drawn(plan: Plan, checkpoint: Checkpoint) -> tuple[str, tuple[int, ...]] | None:
+    """The hidden layer and the units of it that are looked at, the same for every checkpoint of an architecture."""
+    if not (plan.hidden and plan.layer):
+        return None
+    there = layer_of(checkpoint.net(), checkpoint.about.input_shape, plan.layer)
+    return there.name, draw_units(there.units, min(plan.hidden, there.units), seed=0)
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Natural images with each judge's opinion of them: `images` (n, C, H, W)."""
+
+    images: Tensor
+    labels: Tensor
+    opinions: dict[str, Opinion]
+
+
+class Questions:
+    """Queries from the test split, exemplars from the validation split, and how the compared networks order them.
+
+    For class units the order is by mean rank over all compared checkpoints, so that all are asked the same; the
+    checkpoint's own order makes a second, secondary row. Hidden units have only their own.
+    """
+
+    def __init__(self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute) -> None:
+        self.data, self.judges, self.compute = data, tuple(judges), compute
+        self.asked, self.shown = first(data.test, plan.query_images), first(data.val, plan.exemplar_images)
+        self.queries, self.exemplars = self._natural(self.asked), self._natural(self.shown)
+        self.units = tuple(range(len(data.classes)))
+        self._excited: dict[tuple[str, str, tuple[int, ...], bool], Tensor] = {}
+        self.shared: list[Order] = []
+        self.shared_exemplars: list[Order] = []
+
+    def agree_on(self, compared: Sequence[Checkpoint]) -> None:
+        """Fix the order of the class units' queries by all compared checkpoints."""
+        logits = Logit()
+        self.shared = shared_orders([self.excited(one, logits, self.units, True) for one in compared])
+        self.shared_exemplars = shared_orders([self.excited(one, logits, self.units, False) for one in compared])
+
+    def excited(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool) -> Tensor:
+        """(units, n): how much each query (or exemplar) excites the checkpoint's units; kept."""
+        key = (checkpoint.sha256, repr(objective), units, asked)
+        if key not in self._excited:
+            images = self.asked if asked else self.shown
+            self._excited[key] = excitations(checkpoint.net(), objective, units, images, self.compute)
+        return self._excited[key]
+
+    def own(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool = True) -> list[Order]:
+        """Each unit's queries in the checkpoint's own order."""
+        return shared_orders([self.excited(checkpoint, objective, units, asked)])
+
+    def largest(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...]) -> Tensor:
+        """(units,): the largest activation that a natural image reaches."""
+        both = [self.excited(checkpoint, objective, units, asked).amax(1) for asked in (True, False)]
+        return torch.maximum(*both)
+
+    def _natural(self, images: Split) -> Natural:
+        pixels = images.take(torch.arange(len(images)))
+        return Natural(pixels, images.labels, {judge.name: judge(pixels) for judge in self.judges})

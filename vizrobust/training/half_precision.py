@@ -1,0 +1,52 @@
+"""A finished checkpoint stored in half precision, with the accuracies of the file that results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet
+from vizrobust.models import Checkpoint, save_checkpoint
+from vizrobust.models.checkpoints import halved, read_checkpoint
+from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.robustness import headline
+from vizrobust.robustness.evaluation_runs import HEADLINE_IMAGES
+
+SUFFIX = ".safetensors"
+
+
+def check_target(out: Path | str, source: str) -> Path:
+    """`out` as a path; ``ValueError`` if it does not end in .safetensors or is the checkpoint's own file."""
+    path, own = Path(out), Path(source)
+    own = own / CHECKPOINT_FILE if own.is_dir() else own
+    if path.suffix != SUFFIX:
+        raise ValueError(f"--out {str(out)!r} must end in {SUFFIX}, the format of a checkpoint")
+    if path.exists() and own.is_file() and path.samefile(own):
+        raise ValueError(f"--out {str(out)!r} is the checkpoint itself; give another name")
+    return path
+
+
+def ship(
+    checkpoint: Checkpoint,
+    data: DataSet,
+    compute: Compute,
+    out: Path | str,
+    eps: float | None = None,
+    other_data: str = "",
+    images: int = HEADLINE_IMAGES,
+) -> Checkpoint:
+    """Write `checkpoint` to `out` in half precision and give back what the file holds.
+
+    Clean, FGSM and PGD-50 accuracy are measured anew with the rounded weights (`headline`), on the first test `images`
+    of `data` at `eps` (None: the data set's). `other_data` is its reference where it is not the data set of
+    the checkpoint; the metrics then name it. The file is written when that is done.
+    """
+    path = check_target(out, checkpoint.reference)
+    rounded = {key: tensor.to(checkpoint.state[key].dtype) for key, tensor in halved(checkpoint.state).items()}
+    metrics = headline(replace(checkpoint, state=rounded).net(), data, compute, eps, images)
+    if other_data not in ("", checkpoint.about.data):
+        metrics["data"] = other_data
+    save_checkpoint(path, rounded, replace(checkpoint.about, metrics=metrics), half=True)
+    about, state = read_checkpoint(path)
+    return Checkpoint(str(path), about, state, checkpoint.build)

@@ -1,0 +1,240 @@
+"""A training run in a folder, its resume and its checkpoint; and sweeps over attack steps and seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vizrobust.attacks import threat
+from vizrobust.compute import Compute, versions
+from vizrobust.data import DataSet
+from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
+from vizrobust.models.architectures import code_sha256
+from vizrobust.models.checkpoints import body_state
+from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.parallel import Processes
+from vizrobust.robustness import headline
+from vizrobust.robustness.evaluation_runs import HEADLINE_IMAGES as TESTED_IMAGES
+from vizrobust.robustness.evaluation_runs import HEADLINE_STEPS as TESTED_STEPS
+from vizrobust.runs import Run, Taken, read_run, sole_writer, write_atomic, write_rows
+from vizrobust.spec import unknown
+from vizrobust.training.loop import Progress, Trainer
+from vizrobust.training.multi_attack import members
+from vizrobust.training.recipe import Training
+
+STATE_FILE = "state.pt"
+# The state within an epoch; `STATE_FILE` stays as it was before it, for an epoch that is to be taken back.
+PART_FILE = "part.pt"
+METRICS_FILE = "metrics.jsonl"
+
+
+def recorded_threads(folder: Path | str) -> int | None:
+    """The thread count of an earlier start of this run: going on with it makes the weights the same bit for bit."""
+    info = read_run(folder)
+    return info.get("threads") if info else None
+
+
+def train(
+    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True,
+    checkpoint_every: int | None = None,
+) -> Iterator[Progress | dict[str, Any]]:  # fmt: skip
+    """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
+
+    After each epoch ``state.pt`` and ``metrics.jsonl`` are written, and ``part.pt`` after every `checkpoint_every`
+    batches; at the end ``checkpoint.safetensors``, with
+    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (without them where
+    `measure` is false, for whoever measures the stored weights). An epoch that is taken back after a collapse yields a
+    row with ``retreat``, what was done about it. A finished run yields nothing. Raises ``ValueError``
+    if the folder holds a run with another recipe.
+    """
+    processes = compute.processes
+    finished = processes.broadcast((Path(folder) / CHECKPOINT_FILE).is_file())
+    if not finished:
+        # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
+        trainer = Trainer(recipe, data, compute)
+        trainer.rehearse()
+    if not finished:
+        _check_count(Path(folder), compute)
+    record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
+    if processes.size > 1:
+        record["processes"] = processes.size
+    run = Run(folder, "train", {"training": repr(recipe)}, record, processes)
+    if finished:
+        return
+    with one_of_all(run.folder, processes):
+        yield from _trained(trainer, run, checkpoint_every)
+        about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
+        if run.writes:
+            save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+        processes.barrier()
+
+
+def _check_count(folder: Path, compute: Compute) -> None:
+    """``ValueError`` where a run was begun with another number of processes: sums in another order are other weights."""
+    said = ""
+    if compute.processes.main and (folder / STATE_FILE).is_file():
+        begun = (read_run(folder) or {}).get("processes", 1)
+        if begun != compute.processes.size:
+            said = (
+                f"{str(folder)!r} was begun with {begun} process{'es' if begun > 1 else ''}, now there are "
+                f"{compute.processes.size}: gradients summed in another order make other weights; go on with {begun}"
+            )
+    said = compute.processes.broadcast(said)
+    if said:
+        raise ValueError(said)
+
+
+@contextmanager
+def one_of_all(folder: Path, processes: Processes) -> Iterator[None]:
+    """`sole_writer` for processes that work together: the main one holds the lock, and all hear if it is taken."""
+    with ExitStack() as held:
+        taken = ""
+        if processes.main:
+            try:
+                held.enter_context(sole_writer(folder))
+            except Taken as error:
+                taken = str(error)
+        taken = processes.broadcast(taken)
+        if taken:
+            raise Taken(taken)
+        yield
+
+
+def _trained(trainer: Trainer, run: Run, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
+    recipe, files = trainer.recipe, _Files(run.folder, trainer)
+    files.take_up()
+    while not trainer.finished:
+        began = time.monotonic()
+        for progress in trainer.run_epoch():
+            if checkpoint_every and progress.batch % checkpoint_every == 0 and progress.batch < progress.batches:
+                files.keep_part()
+            yield progress
+        row = trainer.metrics[-1]
+        if recipe.on_collapse != "warn" and "collapse" in row:
+            before = files.state()
+            # A first epoch has nothing to fall from.
+            assert before is not None
+            row = {**row, "retreat": trainer.retreat(before)}
+        files.keep()
+        run.remember("seconds", {str(row["epoch"]): round(time.monotonic() - began, 2)})
+        yield row
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The states of a trainer on disk."""
+
+    folder: Path
+    trainer: Trainer
+
+    def state(self, name: str = STATE_FILE) -> dict[str, Any] | None:
+        """What the file holds, from the main process for all; None where there is none."""
+        compute, path = self.trainer.compute, self.folder / name
+        held = None
+        if compute.processes.main and path.is_file():
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        return compute.processes.broadcast(held)
+
+    def take_up(self) -> None:
+        trainer = self.trainer
+        whole, part = self.state(), self.state(PART_FILE)
+        if whole is not None:
+            trainer.restore(whole)
+            # A process killed between the two files leaves the metrics one epoch behind.
+            self._write_metrics()
+        # One that was killed before it could remove the part of an epoch that is done, or taken back, leaves that.
+        if part is not None and (len(part["metrics"]), part["retries"]) == (trainer.epoch, trainer.retries):
+            trainer.restore(part)
+
+    def keep_part(self) -> None:
+        self._write_state(PART_FILE)
+
+    def keep(self) -> None:
+        self._write_state(STATE_FILE)
+        self._write_metrics()
+        if self.trainer.compute.processes.main:
+            (self.folder / PART_FILE).unlink(missing_ok=True)
+
+    def _write_state(self, name: str) -> None:
+        state = self.trainer.state()
+        if self.trainer.compute.processes.main:
+            write_atomic(self.folder / name, lambda file: torch.save(state, file))
+
+    def _write_metrics(self) -> None:
+        if self.trainer.compute.processes.main:
+            write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
+
+
+def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
+    """The checkpoint of a finished training run."""
+    return load_checkpoint(str(folder), arch)
+
+
+def _description(trainer: Trainer) -> Description:
+    recipe, data = trainer.recipe, trainer.data
+    # Several attacks have no one radius; `seen` reads each from the recipe.
+    threats = list(dict.fromkeys(threat(attack) for attack in members(recipe.attack)))
+    norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
+    return Description(
+        arch=recipe.arch,
+        input_shape=data.shape,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        data=recipe.data,
+        training=repr(recipe),
+        attack_steps=recipe.attack_steps,
+        eps=eps,
+        norm=norm,
+        versions=versions(),
+        arch_sha256=code_sha256(recipe.arch),
+    )
+
+
+def _measured(trainer: Trainer) -> dict[str, Any]:
+    """Accuracies on the first 1,000 test images: clean, under one step, and under PGD-50 (``robust``)."""
+    return headline(trainer.outcome(), trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
+
+
+def cells(
+    recipe: Callable[[int | None, int], Training], steps: Sequence[int | None], seeds: Sequence[int]
+) -> dict[str, Training]:
+    """The cells by name, seed by seed; `recipe` gives the recipe for K (None: the attack's own) and a training seed.
+
+    >>> of = lambda k, seed: Training(arch="small_cnn", data="digits", seed=seed)
+    >>> list(cells(of, [0, 8], [0, 1]))
+    ['k0-s0', 'k8-s0', 'k0-s1', 'k8-s1']
+    """
+    return {_name(recipe(k, seed), k): recipe(k, seed) for seed in seeds for k in steps}
+
+
+def chosen(cells: dict[str, Training], which: str) -> str:
+    """The name of one cell, itself or its number from 0 on (a job array's); ``ValueError`` where there is none.
+
+    >>> of = lambda k, seed: Training(arch="small_cnn", data="digits", seed=seed)
+    >>> chosen(cells(of, [0, 8], [0, 1]), "2")
+    'k0-s1'
+    """
+    names = list(cells)
+    if which.isdecimal():
+        if int(which) >= len(names):
+            raise ValueError(f"no cell {which}; there are {len(names)}, from 0 ({names[0]}) to {len(names) - 1} ({names[-1]})")
+        return names[int(which)]
+    if which not in cells:
+        raise ValueError(unknown(which, names, "cell"))
+    return which
+
+
+def _name(recipe: Training, k: int | None) -> str:
+    how = [] if recipe.method is None else [type(recipe.method).__name__.lower()]
+    if k is not None:
+        how.append(f"k{k}")
+    elif recipe.method is None:
+        how.append(type(recipe.attack).__name__.lower() if recipe.attack is not None else "k0")
+    return "-".join([*how, f"s{recipe.seed}"])
