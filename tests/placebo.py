@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vizrobust.intervals import wilson
 from vizrobust.rng import Streams
-from vizrobust.robustness import wilson
 from vizrobust.study.contrasts import Cells
 from vizrobust.study.verdicts import PRIMARY, SUPPORTED, Series, trends
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vizrobust.robustness import wilson
+from vizrobust.intervals import wilson
 from vizrobust.runs import write_png
 
 SCRIPT = "<script>alert(1)</script>"

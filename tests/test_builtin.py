@@ -10,10 +10,11 @@ import pytest
 from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.clarity.judges import BUILTIN
 from vizrobust.data import first, load
+from vizrobust.intervals import share
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
 from vizrobust.models.references import DIGITS
 from vizrobust.report.training_report import model_card
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.robustness import evaluate, gather
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, Training
 

@@ -19,10 +19,11 @@ from tests.conftest import SHAPE
 from vizrobust.attacks import PGD, Linf
 from vizrobust.cli import main
 from vizrobust.data import ArraySplit, first, load
+from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import Task, import_file, normalization, task
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.robustness import evaluate, gather
 from vizrobust.runs import file_sha256
 
 CODE = str(Path(user_networks.__file__))

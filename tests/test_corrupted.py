@@ -10,8 +10,8 @@ from tests.conftest import CLASSES, make_net
 from tests.contracts.test_corruptions import pictures
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
+from vizrobust.intervals import wilson
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import wilson
 from vizrobust.robustness.corrupted import ERRORS, alexnet_rows, corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS
 

@@ -17,10 +17,11 @@ from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.data import first, load
+from vizrobust.intervals import share
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, halved, read_checkpoint, weights_sha256
 from vizrobust.report.training_report import model_card
-from vizrobust.robustness import evaluate, gather, headline, share
+from vizrobust.robustness import evaluate, gather, headline
 from vizrobust.training import Training, ship, train
 
 SHAPE = (1, 8, 8)  # of `digits`

@@ -14,22 +14,30 @@ import vizrobust
 
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
-    {"processes", "kernels"},
-    {"spec", "rng", "compute"},
-    {"data", "runs", "locks"},
+    {"parallel"},
+    {"trackers", "lifeline", "spec", "rng", "requests", "results", "intervals", "plugins", "legacy"},
+    {"compute"},
+    {"data", "runs"},
     {"models"},
-    {"attacks"},
+    {"session", "attacks"},
     {"robustness", "features"},
     {"training"},
     {"clarity"},
+    {"experiments"},
     {"study"},
     {"report"},
-    {"cli"},
+    {"commands"},
+    {"api", "cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Third-party packages that have one home each.
-HOMES = {"click": ["cli/"], "matplotlib": ["report/"], "jinja2": ["report/"], "accelerate": ["compute.py", "processes/"]}
-WRITERS = ("runs.py", "locks.py", "models/checkpoints.py", "report/")
+HOMES = {
+    "click": ["cli/"],
+    "matplotlib": ["report/"],
+    "jinja2": ["report/"],
+    "accelerate": ["compute.py", "parallel.py", "trackers.py"],
+}
+WRITERS = ("runs.py", "models/checkpoints.py", "report/")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 ENTRANCES = ("__init__.py", "__main__.py")
 

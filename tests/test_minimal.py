@@ -17,7 +17,8 @@ from tests.test_fab import case, exact, linear_net
 from vizrobust.attacks import CW, FAB, FGSM, L2, PGD, Attack, DeepFool, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
-from vizrobust.robustness import Evaluation, wilson
+from vizrobust.intervals import wilson
+from vizrobust.robustness import Evaluation
 from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, on_network, smallest_eps
 
 N = 30

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.placebo import placebo
-from vizrobust.robustness import wilson
+from vizrobust.intervals import wilson
 from vizrobust.study.contrasts import tabulated
 from vizrobust.study.verdicts import Series, trends
 

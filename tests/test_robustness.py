@@ -17,8 +17,9 @@ from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
 from vizrobust.attacks import attack as attack_module
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, first
+from vizrobust.intervals import share, wilson
 from vizrobust.rng import Streams
-from vizrobust.robustness import CLEAN, Evaluation, evaluate, gather, share, wilson
+from vizrobust.robustness import CLEAN, Evaluation, evaluate, gather
 
 EPS = 8 / 255
 

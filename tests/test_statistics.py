@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 from torch import Tensor
 
-from vizrobust.intervals import McNemar, mcnemar, needed, per_class, worst_class
-from vizrobust.robustness.accuracy import wilson
+from vizrobust.intervals import McNemar, mcnemar, needed, per_class, wilson, worst_class
 
 
 def verdicts(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tensor, Tensor]:

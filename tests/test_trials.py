@@ -20,9 +20,9 @@ from tests.trial_studies import CHECKPOINTS, SEEDS, make_study, pixels, whose
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.features.pictures import to_uint8
+from vizrobust.intervals import wilson
 from vizrobust.models import load_checkpoint
 from vizrobust.report.trials_page import page_data, write_trials
-from vizrobust.robustness import wilson
 from vizrobust.runs import write_png
 from vizrobust.study.human_answers import Answer, rank_correlation, read_answers, score, write_key
 from vizrobust.study.human_trials import TrialSet, choose, data_of, read_report

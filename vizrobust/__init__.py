@@ -11,8 +11,6 @@ The public names are imported on first use, so that ``vizrobust --help`` never l
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vizrobust.compute import ask_for_repeatable
-
 if TYPE_CHECKING:
     from vizrobust.attacks import (
         APGD,
@@ -101,9 +99,6 @@ __all__ = [
     "train",
     "transfer",
 ]
-
-# Before anything is multiplied, whichever module of the package comes first.
-ask_for_repeatable()
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {

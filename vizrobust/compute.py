@@ -85,6 +85,7 @@ class Compute:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(device, True):
             raise ValueError(f"device {device!r} is not available here; use --device cpu")
+        ask_for_repeatable()
         if threads is not None:
             torch.set_num_threads(threads)
         mixed = "bf16" if precision == "bf16" else "no"

@@ -10,13 +10,42 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import binomtest, norm, ttest_rel
+from scipy.stats import t as student
 from torch import Tensor
 
-from vizrobust.robustness.accuracy import CONFIDENCE
-
+CONFIDENCE = 0.95
 POWER = 0.8
 # More images than any data set has: what takes more is at the margin for all that anybody can measure.
 MOST_IMAGES = 10_000_000
+
+
+def share(hits: Tensor | Sequence[bool]) -> float:
+    """(n,) bool -> the fraction that is true."""
+    return float(torch.as_tensor(hits).to(torch.float64).mean())
+
+
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The Wilson interval, 95 % unless told otherwise, of a proportion (Wilson 1927).
+
+    >>> [round(bound, 3) for bound in wilson(450, 1000)]
+    [0.419, 0.481]
+    """
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean of a sample with its Student t interval; without the interval for a single value.
+
+    >>> [round(value, 3) for value in mean_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    mean, n = float(sample.mean()), len(sample)
+    if n < 2:
+        return mean, None, None
+    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 @dataclass(frozen=True)
@@ -216,7 +245,6 @@ def _check_verdicts(verdicts: Tensor, name: str) -> None:
         raise ValueError(f"{name} holds no verdicts; give at least one image")
 
 
-CONFIDENCE = 0.95
 # One training run each: the interval speaks of units, not of training
 # (docs/measuring-clarity.md, "The unit of replication").
 SCOPE = "over units; descriptive: these checkpoints only"

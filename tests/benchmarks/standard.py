@@ -19,7 +19,8 @@ from tests.test_convert import THEIRS, imported, test_images
 from vizrobust.attacks import AutoAttack, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import first
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.intervals import share
+from vizrobust.robustness import evaluate, gather
 
 IMAGES = 200
 CASES = (("cifar_wide_adv.pth", 2 / 255), ("mnist_lenet5_advtrained.pt", 0.3))

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from scipy.stats import rankdata
-from scipy.stats import t as student
 from torch import Tensor
+
+from vizrobust.intervals import mean_interval
 
 # A layer below this tells natural images of one class from others too little to divide by it
 # (docs/measuring-clarity.md, "Path similarity").
 SMALLEST_DENOMINATOR = 0.05
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def path_similarity(
     across = torch.stack([_mean_cosine(one, other) for one, other in zip(units, rest, strict=True)])
     numerators = torch.stack([_mean_cosine(one, views) for one, views in zip(units, shown, strict=True)]) - across
     denominators = torch.stack([_mean_of_pairs(one) for one in units]) - across
-    mean, low, high = _interval(denominators)
+    mean, low, high = mean_interval(denominators.tolist())
     why = _refusal(mean, low)
     similarity = None if why else float(numerators.mean()) / mean
     return PathSimilarity(similarity, why, numerators, denominators, mean, low, high)
@@ -101,15 +100,6 @@ def _mean_of_pairs(a: Tensor) -> Tensor:
     """The mean product over pairs of different rows."""
     n = len(a)
     return (a.sum(0).square().sum() - a.square().sum()) / (n * (n - 1))
-
-
-def _interval(values: Tensor) -> tuple[float, float | None, float | None]:
-    """The mean with its 95 % t interval; no interval for a single value."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return mean, None, None
-    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(values.std()) / float(np.sqrt(n))
-    return mean, mean - half, mean + half
 
 
 def _refusal(mean: float, low: float | None) -> str:

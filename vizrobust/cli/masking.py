@@ -242,7 +242,7 @@ def _told(check: Check) -> list[str]:
 
 
 def _summary(diagnoses: Sequence[tuple[Checkpoint, Context, Diagnosis]]) -> None:
-    from vizrobust.robustness import share
+    from vizrobust.intervals import share
 
     rows = []
     for checkpoint, context, diagnosis in diagnoses:

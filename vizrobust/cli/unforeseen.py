@@ -10,7 +10,7 @@ from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, fit, kind, parse
 from vizrobust.attacks.unforeseen import source
 from vizrobust.cli.attacking import Evaluations
 from vizrobust.cli.output import command_line, json_row, percent, say, table
-from vizrobust.robustness import share, wilson
+from vizrobust.intervals import share, wilson
 from vizrobust.robustness.unforeseen import Calibration, calibration_for, foreseen_ratio, mean_uar
 from vizrobust.spec import vary
 from vizrobust.training import seen

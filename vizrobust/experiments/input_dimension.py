@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vizrobust.attacks import L2, Linf
 from vizrobust.compute import Compute, full_batches, versions
 from vizrobust.data import DataSet, Split, first
-from vizrobust.robustness.accuracy import CONFIDENCE
+from vizrobust.intervals import CONFIDENCE
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.robustness.first_order import dual_norm, input_gradient
 from vizrobust.runs import Row, Run

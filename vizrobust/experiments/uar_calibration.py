@@ -15,8 +15,9 @@ from torch import nn
 from vizrobust.attacks import Attack, kind, threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
+from vizrobust.intervals import share
 from vizrobust.models import Checkpoint
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.robustness import evaluate, gather
 from vizrobust.runs import Row, Run, digest, slug, write_json
 from vizrobust.spec import spec, vary
 from vizrobust.training import Trainer, Training, members, train, trained

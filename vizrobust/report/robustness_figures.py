@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from vizrobust.intervals import wilson
 from vizrobust.report.style import (
     COLORS,
     FAINT,
@@ -36,7 +37,6 @@ from vizrobust.report.style import (
     percent_upwards,
     save_figure,
 )
-from vizrobust.robustness import wilson
 
 # Where half of the radii lie in this part of the axis they would fall together, so the axis is logarithmic.
 CROWDED = 1 / 8

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scipy.stats import t
+from vizrobust.intervals import mean_interval
 
 Entry = Mapping[str, Any]
 ROLES = {"dose": 0, "arm": 1, "control": 2, "given": 3, "random": 4}
 METRIC_ROLES = ("primary", "secondary", "diagnostic")
-CONFIDENCE = 0.95
 FEWEST_FOR_T = 3
 
 
@@ -218,12 +217,11 @@ def over_seeds(values: Sequence[float]) -> Spread:
     >>> round(over_seeds([1.0, 2.0, 3.0]).low, 3)
     -0.484
     """
-    n, mean = len(values), _mean_of(values)
+    n = len(values)
     if n < FEWEST_FOR_T:
         return range_over_seeds(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
-    return Spread(mean, mean - half, mean + half, n)
+    mean, low, high = mean_interval(values)
+    return Spread(mean, low, high, n)
 
 
 def range_over_seeds(values: Sequence[float]) -> Spread:

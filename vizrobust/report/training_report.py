@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from vizrobust.intervals import wilson
 from vizrobust.models import Checkpoint
 from vizrobust.models.checkpoints import HALF
 from vizrobust.report.style import COLORS, FIGURE_SIZE, INK, blank, house_style, legend_of, percent, percent_upwards, save_figure
-from vizrobust.robustness import wilson
 from vizrobust.runs import read_run, write_text
 
 Row = dict[str, Any]

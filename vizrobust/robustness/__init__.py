@@ -1,6 +1,6 @@
 """How robust a network is: accuracy under attack with intervals, curves over attack steps, examples."""
 
-from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather, share, wilson
+from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.robustness.evaluation_runs import Examples, examples, headline
 from vizrobust.robustness.unforeseen import (
@@ -29,7 +29,5 @@ __all__ = [
     "mean_accuracy",
     "mean_uar",
     "read_calibrations",
-    "share",
     "uar",
-    "wilson",
 ]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from vizrobust.attacks import Attack, is_inside, threat
+from vizrobust.intervals import share, wilson
 
-CONFIDENCE = 0.95
 OUTSIDE = "outside the ball"
 # The name under which the verdicts on the unchanged images stand, beside those of an attack's walks.
 CLEAN = "clean"
@@ -166,18 +165,3 @@ def gather(attack: Attack, parts: Iterable[Part]) -> Evaluation:
         sum(part.gradient_passes for part in parts),
         sum(part.seconds for part in parts),
     )
-
-
-def share(hits: Tensor | Sequence[bool]) -> float:
-    """(n,) bool -> the fraction that is true."""
-    return float(torch.as_tensor(hits).to(torch.float64).mean())
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a proportion (Wilson 1927).
-
-    >>> [round(bound, 3) for bound in wilson(450, 1000)]
-    [0.419, 0.481]
-    """
-    interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)

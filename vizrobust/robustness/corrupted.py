@@ -12,9 +12,10 @@ from torch import nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
+from vizrobust.intervals import share, wilson
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import CLEAN, share, wilson
+from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS, SEVERITIES
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vizrobust.attacks import FGSM, PGD, Attack, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, Subset, first
+from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather, share
+from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
 from vizrobust.robustness.evaluation import BATCH_SIZE, Until, evaluate
 from vizrobust.runs import Row, Run
 

@@ -15,9 +15,9 @@ from vizrobust.attacks.losses import LOSSES
 from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
+from vizrobust.intervals import wilson
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import wilson
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vizrobust.attacks import Attack, ball_of, is_minimal, threat
 from vizrobust.compute import Compute
 from vizrobust.data import Split
-from vizrobust.robustness.accuracy import CONFIDENCE, Evaluation, gather, share, wilson
+from vizrobust.intervals import CONFIDENCE, share, wilson
+from vizrobust.robustness.accuracy import Evaluation, gather
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.spec import vary
 

@@ -1,6 +1,5 @@
 """Comparing checkpoints: clarity of their pictures on the same units, paired differences, and the study of attack steps."""
 
-from tests.fooling import fooled, wrong_negatives
 from vizrobust.clarity.picture_scores import NATURAL, RANDOM, PictureScores, clarity_scores, score_pictures, scoring_jobs
 from vizrobust.experiments.input_dimension import dimension_study
 from vizrobust.experiments.uar_calibration import calibrate
@@ -32,7 +31,6 @@ __all__ = [
     "conclude",
     "dimension_study",
     "draw_units",
-    "fooled",
     "match_units",
     "paired",
     "plan_for",
@@ -43,5 +41,4 @@ __all__ = [
     "scoring_jobs",
     "verify",
     "write_report",
-    "wrong_negatives",
 ]

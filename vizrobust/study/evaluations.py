@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, suited
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
+from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
-from vizrobust.robustness import Evaluation, Part, gather, share, wilson
+from vizrobust.robustness import Evaluation, Part, gather
 from vizrobust.robustness.corrupted import corrupted
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.robustness.evaluation_runs import evaluate_into

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from vizrobust.robustness import wilson
-from vizrobust.robustness.accuracy import CONFIDENCE
+from vizrobust.intervals import CONFIDENCE, wilson
 from vizrobust.runs import write_json
 from vizrobust.spec import unknown
 from vizrobust.study.human_trials import SIDES, TrialSet

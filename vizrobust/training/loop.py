@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from vizrobust.attacks import FGSM, ISM, PGD, Attack, Linf, ball_of, threat
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, first, kept
+from vizrobust.intervals import share
 from vizrobust.models import Normalized, architecture, borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness import evaluate, gather, share
+from vizrobust.robustness import evaluate, gather
 from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.data_parallel import own_part

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from vizrobust.intervals import McNemar, mcnemar
-from vizrobust.robustness.accuracy import CONFIDENCE, share
+from vizrobust.intervals import CONFIDENCE, McNemar, mcnemar, share
 from vizrobust.robustness.masking.attacks import Context
 from vizrobust.robustness.masking.check import Check, Unit, held, not_run
 from vizrobust.robustness.masking.gradient_checks import cross_entropy_underflow

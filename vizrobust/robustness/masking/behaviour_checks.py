@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks.losses import LOSSES, margin
-from vizrobust.intervals import mcnemar
+from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import borrowed
 from vizrobust.rng import seeded
-from vizrobust.robustness.accuracy import CONFIDENCE
 from vizrobust.robustness.masking.attacks import Context
 from vizrobust.robustness.masking.check import Check, held, not_run
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from torch import Tensor
 
-from vizrobust.intervals import POWER, mcnemar, needed
-from vizrobust.robustness.accuracy import CONFIDENCE, share
+from vizrobust.intervals import CONFIDENCE, POWER, mcnemar, needed, share, wilson
 
 OVERFITTED = "masked: overfitted to its training attack"
 HIDDEN = "masked: gradients hide attacks"
@@ -103,8 +102,8 @@ def underflow(under_plain_loss: Tensor, under_gradients: Tensor) -> Criterion:
 def unbounded(left: Tensor, classes: int) -> Criterion:
     """The share (n,) bool that an attack leaves which may change every pixel at will, against guessing."""
     n, value, limit = len(left), share(left), 1 / classes
-    interval = binomtest(int(left.sum()), n).proportion_ci(2 * CONFIDENCE - 1, method="wilson")
-    criterion = Criterion(HIDDEN, value, limit, float(interval.low), float(interval.high), n, n)
+    low, high = wilson(int(left.sum()), n, 2 * CONFIDENCE - 1)
+    criterion = Criterion(HIDDEN, value, limit, low, high, n, n)
     return criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, limit, n))
 
 
