@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,58 @@ def wrong_arrows(path: str, names: Iterator[str]) -> list[str]:
     own = Path(path).parts[0].removesuffix(".py")
     targets = {name: name.split(".")[1] for name in names if name.startswith("vizrobust.")}
     return [name for name, target in targets.items() if target != own and RANK.get(target, 99) >= RANK[own]]
+
+
+def name_of(path: str) -> str:
+    return ".".join(["vizrobust", *Path(path).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def modules_named(source: str, path: str) -> set[str]:
+    """The modules of vizrobust that the imports of a file name, also under `if TYPE_CHECKING` and in functions.
+
+    ``from package import name`` is the module package.name where that is one, and else the package.
+    """
+    package, found = ["vizrobust", *Path(path).parts[:-1]], set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            found |= {name if (name := f"{base}.{alias.name}") in NAMES else base for alias in node.names}
+    return found & set(NAMES) - {name_of(path), "vizrobust"}
+
+
+NAMES = {name_of(path): path for path in MODULES}
+
+
+def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names along one circle of arrows, the first again at the end; [] where there is none."""
+    try:
+        list(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        return list(error.args[1])[::-1]
+    return []
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    """Who imports whom."""
+    return {name: modules_named((ROOT / path).read_text(), path) for name, path in NAMES.items()}
+
+
+def test_there_is_no_import_circle_also_none_for_types() -> None:
+    assert circle(arrows()) == []
+
+
+@pytest.mark.parametrize("line", ["from vizrobust.training.recipe import METHODS", "from . import methods", "import {}.loop"])
+@pytest.mark.parametrize("place", ["{}", "if TYPE_CHECKING:\n    {}", "def f():\n    {}"])
+def test_an_import_circle_would_be_seen(line: str, place: str) -> None:
+    source = place.format(line.format("vizrobust.training"))
+    added = modules_named(source, "training/train_state.py")
+    assert len(added) == 1
+    name = "vizrobust.training.train_state"
+    assert name in circle({**arrows(), name: arrows()[name] | added})
 
 
 def is_home(path: str, homes: list[str]) -> bool:

@@ -140,7 +140,7 @@ class Trainer:
         self.train_images = kept(data.train)
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
         updates = recipe.epochs * self.batches * recipe.way.replays
-        self.learner = Learner(recipe, self._network(0), compute, updates)
+        self.learner = Learner(recipe.update_settings, self._network(0), compute, updates)
         self.metrics: list[dict[str, Any]] = []
         self.tally = Tally()
         self.retries = 0

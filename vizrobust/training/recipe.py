@@ -12,9 +12,8 @@ from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.methods import METHODS, Adversarial, Method
 from vizrobust.training.multi_attack import Mix, members
-from vizrobust.training.train_state import SCHEDULES
+from vizrobust.training.train_state import OPTIMIZERS, SCHEDULES, UpdateSettings
 
-OPTIMIZERS = ("adam", "sgd")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 RAMP_AT_MOST = 5
 
@@ -115,6 +114,15 @@ class Training:
     def ramp(self) -> int:
         """The epochs over which eps rises."""
         return min(RAMP_AT_MOST, self.epochs // 5) if self.eps_ramp is None else self.eps_ramp
+
+    @property
+    def update_settings(self) -> UpdateSettings:
+        """What one weight step depends on; without an attack nothing is mixed with the clean images."""
+        return UpdateSettings(
+            lr=self.lr, optimizer=self.optimizer, weight_decay=self.weight_decay, schedule=self.schedule, ema=self.ema,
+            awp=self.awp, label_smoothing=self.label_smoothing, seed=self.seed, compile=self.compile,
+            clean_weight=0.0 if self.attack is None else self.clean_weight,
+        )  # fmt: skip
 
 
 NAMES = {**ATTACK_NAMES, **METHODS, **named(Mix, Training)}

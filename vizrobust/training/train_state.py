@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,6 @@ from vizrobust.compute import Compute
 from vizrobust.rng import Streams, seeded
 from vizrobust.training.data_parallel import met, share_statistics
 from vizrobust.training.multi_attack import Mix, examples
-
-if TYPE_CHECKING:
-    from vizrobust.training.recipe import Training
 
 # The tenths at which robust overfitting was studied: epochs 100 and 150 of 200 (Rice et al. 2020).
 DROPS, FACTOR = (0.5, 0.75), 0.1
@@ -55,6 +52,8 @@ SCHEDULES: dict[str, Callable[[Optimizer, float, int], LRScheduler]] = {
     "constant": constant,
 }
 
+
+OPTIMIZERS = ("adam", "sgd")
 
 # Below this length a gradient has no direction.
 TINY = 1e-12
@@ -92,6 +91,28 @@ LossOf = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
+class UpdateSettings:
+    """What a weight step depends on besides the network and the batch; `TrainingRecipe.update_settings` makes it.
+
+    `clean_weight` is the clean images' share of the loss, 0 for standard training. The other fields are the recipe's.
+
+    >>> UpdateSettings(lr=1e-3).optimizer
+    'adam'
+    """
+
+    lr: float
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"
+    ema: float | None = None
+    awp: float = 0.0
+    label_smoothing: float = 0.0
+    clean_weight: float = 0.0
+    seed: int = 0
+    compile: bool = False
+
+
+@dataclass(frozen=True)
 class Learned:
     """What came of one batch: the examples that were learnt from, (k N, C, H, W), and the mean loss over them, ()."""
 
@@ -123,8 +144,8 @@ class Learner:
     says so.
     """
 
-    def __init__(self, recipe: Training, net: nn.Module, compute: Compute, updates: int) -> None:
-        self.recipe, self.net, self.compute = recipe, net, compute
+    def __init__(self, settings: UpdateSettings, net: nn.Module, compute: Compute, updates: int) -> None:
+        self.settings, self.net, self.compute = settings, net, compute
         self.updates = updates
         self.teacher: nn.Module | None = None
         self.carried: Tensor | None = None
@@ -133,15 +154,15 @@ class Learner:
         self._begin()
 
     def _begin(self) -> None:
-        recipe = self.recipe
+        settings = self.settings
         share_statistics(self.net, self.compute.processes)
         # The same network; its first passes take minutes, and only its own passes are faster for it.
-        self.passing: nn.Module = torch.compile(self.net) if recipe.compile else self.net  # type: ignore[assignment]
-        self.optimizer = _optimizer(recipe, self.net)
-        self.schedule = SCHEDULES[recipe.schedule](self.optimizer, recipe.lr, self.updates)
+        self.passing: nn.Module = torch.compile(self.net) if settings.compile else self.net  # type: ignore[assignment]
+        self.optimizer = _optimizer(settings, self.net)
+        self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.lr, self.updates)
         self.average: AveragedModel | None = None
-        if recipe.ema is not None:
-            self.average = AveragedModel(self.net, multi_avg_fn=moving_average(recipe.ema))
+        if settings.ema is not None:
+            self.average = AveragedModel(self.net, multi_avg_fn=moving_average(settings.ema))
 
     @property
     def judged(self) -> nn.Module:
@@ -204,11 +225,11 @@ class Learner:
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """The mean over the batch, with the recipe's label smoothing (Szegedy et al. 2016)."""
-        return F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        return F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
 
     def mixed(self, net: nn.Module, x: Tensor, adv: Tensor, y: Tensor) -> Tensor:
         """The loss on the examples, with the recipe's share of the clean one."""
-        weight = self.recipe.clean_weight if self.recipe.attack is not None else 0.0
+        weight = self.settings.clean_weight
         truth = copies(y, adv)
         if weight == 0:
             return self.cross_entropy(net(adv), truth)
@@ -221,7 +242,7 @@ class Learner:
         self.net.train()
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
         number = self.round * self.updates + self.schedule.last_epoch
-        with perturbed(self.net, self.recipe.awp, lambda weights: self._gradients(loss_of, number, weights)):
+        with perturbed(self.net, self.settings.awp, lambda weights: self._gradients(loss_of, number, weights)):
             loss = self._loss(loss_of, number)
             self.optimizer.zero_grad(set_to_none=True)
             self.compute.backward(loss)
@@ -246,7 +267,7 @@ class Learner:
                 weight.grad = gradient
 
     def _loss(self, loss_of: LossOf, number: int) -> Tensor:
-        with seeded(self.recipe.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
+        with seeded(self.settings.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
             return loss_of(self.passing)
 
 
@@ -255,7 +276,7 @@ def copies(one: Tensor, like: Tensor) -> Tensor:
     return one if len(one) == len(like) else torch.cat([one] * (len(like) // len(one)))
 
 
-def _optimizer(recipe: Training, net: nn.Module) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+def _optimizer(settings: UpdateSettings, net: nn.Module) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)
