@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vizrobust.intervals import wilson
 from vizrobust.rng import Streams
-from vizrobust.study.contrasts import Cells
-from vizrobust.study.verdicts import PRIMARY, SUPPORTED, Series, trends
+from vizrobust.study.contrasts import RunValues
+from vizrobust.study.verdicts import PRIMARY, SUPPORTED, MetricSeries, contrast_results
 
 DOSES = (0, 1, 2, 4, 8, 16)
 RELABELLINGS = 200
@@ -20,7 +20,7 @@ MOST = 0.05
 
 
 @dataclass(frozen=True)
-class Placebo:
+class NullSimulation:
     """How often `relabellings` of runs of one K support a contrast for at least one primary metric.
 
     `supported` counts by contrast; `replaced` says whether runs had to be drawn more than once to fill a sweep.
@@ -44,24 +44,24 @@ class Placebo:
         return all(self.interval(contrast)[0] <= MOST for contrast in self.supported)
 
 
-def placebo(
+def null_simulation(
     runs: Mapping[str, Sequence[float]],
     doses: Sequence[int] = DOSES,
     seeds: int = 5,
     relabellings: int = RELABELLINGS,
     seed: int = 0,
     accuracy: Sequence[float] | None = None,
-    smallest: Mapping[str, float] | None = None,
-) -> Placebo:
+    smallest_effect: Mapping[str, float] | None = None,
+) -> NullSimulation:
     """Relabel training runs of one K as sweeps over `doses` and `seeds`, and put each through the study's verdict.
 
     `runs` maps each primary metric (larger = clearer) to its values, one for each run; a run keeps its values of all
     metrics when it gets another label. Its `accuracy` gets a label of its own, because clarity and accuracy of runs of
-    one K may well go together, and nothing may be left of that here. `smallest` are smallest differences of interest. A sweep
-    takes doses x seeds runs, drawn without replacement where there are as many, else with it: then, too, cells differ
+    one K may well go together, and nothing may be left of that here. `smallest_effect` are smallest differences of interest. A
+    sweep takes doses x seeds runs, drawn without replacement where there are as many, else with it: then, too, cells differ
     by chance alone, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
 
-    >>> found = placebo({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, doses=(0, 1, 4), seeds=3, relabellings=20)
+    >>> found = null_simulation({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, doses=(0, 1, 4), seeds=3, relabellings=20)
     >>> found.runs, found.replaced, found.passed
     (6, True, True)
     """
@@ -76,11 +76,13 @@ def placebo(
     contrasts = ("H1", "H2") if accuracy is None else ("H1", "H2", "H3")
     supported = dict.fromkeys(contrasts, 0)
     for labels, other in zip(drawn, _drawn(streams.child("accuracy"), count, len(places)), strict=True):
-        sweep = [_series(name, _relabelled(values, labels, places), (smallest or {}).get(name)) for name, values in runs.items()]
-        found = trends(sweep, None if accuracy is None else _relabelled(accuracy, other, places), describe=False)
+        sweep = [
+            _series(name, _relabelled(values, labels, places), (smallest_effect or {}).get(name)) for name, values in runs.items()
+        ]
+        found = contrast_results(sweep, None if accuracy is None else _relabelled(accuracy, other, places), describe=False)
         for contrast in {trend.contrast.name for trend in found if trend.verdict == SUPPORTED}:
             supported[contrast] += 1
-    return Placebo(relabellings, count, replaced, supported)
+    return NullSimulation(relabellings, count, replaced, supported)
 
 
 def _drawn(streams: Streams, count: int, places: int) -> Tensor:
@@ -88,12 +90,12 @@ def _drawn(streams: Streams, count: int, places: int) -> Tensor:
     return streams.integers(count, places) if count < places else streams.permutation(count)[:, :places]
 
 
-def _relabelled(values: Sequence[float], labels: Tensor, places: Sequence[tuple[int, int]]) -> Cells:
+def _relabelled(values: Sequence[float], labels: Tensor, places: Sequence[tuple[int, int]]) -> RunValues:
     taken = torch.tensor(values, dtype=torch.float64)[labels].tolist()
     return dict(zip(places, taken, strict=True))
 
 
-def _series(metric: str, values: Cells, smallest: float | None) -> Series:
+def _series(metric: str, values: RunValues, smallest_effect: float | None) -> MetricSeries:
     # References ten smallest effects apart give that smallest effect back.
-    natural, random = (None, None) if smallest is None else (10 * smallest, 0.0)
-    return Series(metric, PRIMARY, 1, "placebo", None, "logits", values, natural, random)
+    natural, random = (None, None) if smallest_effect is None else (10 * smallest_effect, 0.0)
+    return MetricSeries(metric, PRIMARY, 1, "placebo", None, "logits", values, natural, random)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.clarity import Judge, excitations, forced_choice, judge_for, recognised, shared_orders, transfer
+from vizrobust.clarity import Judge, excitations, judge_for, judge_log_odds, judge_top1, shared_rankings, two_afc
 from vizrobust.clarity.judges import last_linear
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
@@ -32,7 +32,7 @@ def slow_auc(exciting, other, queries, distractors) -> float:
 def test_forced_choice_is_the_share_of_pairs_that_are_ordered_right():
     generator = np.random.default_rng(1)
     arrays = [generator.normal(size=(count, 6)) + shift for count, shift in ((3, 0.4), (5, -0.1), (7, 0.3), (11, 0.0))]
-    fast = forced_choice(*(torch.tensor(a, dtype=torch.float32) for a in arrays))
+    fast = two_afc(*(torch.tensor(a, dtype=torch.float32) for a in arrays))
     assert fast == pytest.approx(slow_auc(*arrays), abs=1e-6)
     assert 0.5 < fast < 1
 
@@ -41,10 +41,10 @@ def test_transfer_is_the_log_odds_of_the_softmax():
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     unit = torch.tensor([0, 6, 3, 3])
     p = logits.softmax(1)[torch.arange(4), unit]
-    torch.testing.assert_close(transfer(logits, unit), (p / (1 - p)).log())
+    torch.testing.assert_close(judge_log_odds(logits, unit), (p / (1 - p)).log())
     # A judge that is sure beyond float32's softmax still gives a finite number.
-    assert torch.isfinite(transfer(torch.tensor([[400.0, 0.0, 0.0]]), torch.tensor([0]))).all()
-    assert recognised(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])).tolist() == [True, False]
+    assert torch.isfinite(judge_log_odds(torch.tensor([[400.0, 0.0, 0.0]]), torch.tensor([0]))).all()
+    assert judge_top1(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])).tolist() == [True, False]
 
 
 def planted_judge(compute: Compute) -> Judge:
@@ -63,11 +63,11 @@ def test_both_measures_order_a_clear_and_a_noisy_picture(compute):
     left[..., : SHAPE[2] // 2], right[..., SHAPE[2] // 2 :] = 1, 1
     natural_left, natural_right = (0.2 * torch.rand(9, *SHAPE, generator=generator) + 0.8 * p[:1] for p in (left, right))
     unit = torch.zeros(2, dtype=torch.long)
-    assert (transfer(judge(left).logits, unit) > transfer(judge(noise[:2]).logits, unit) + 1).all()
+    assert (judge_log_odds(judge(left).logits, unit) > judge_log_odds(judge(noise[:2]).logits, unit) + 1).all()
     questions = judge(natural_left).features, judge(natural_right).features
-    clear = forced_choice(judge(left).features, judge(right).features, *questions)
+    clear = two_afc(judge(left).features, judge(right).features, *questions)
     draws = [torch.rand(6, *SHAPE, generator=generator) for _ in range(40)]
-    noisy = [forced_choice(judge(draw[:3]).features, judge(draw[3:]).features, *questions) for draw in draws]
+    noisy = [two_afc(judge(draw[:3]).features, judge(draw[3:]).features, *questions) for draw in draws]
     assert clear == 1.0
     # Noise leans to either side by chance, so single draws may be 0 or 1; on average it tells nothing.
     assert 0.2 < np.mean(noisy) < 0.8
@@ -120,16 +120,16 @@ def test_excitations_and_orders_match_a_plain_loop(compute):
         logits = net(x)
     handle.remove()
     torch.testing.assert_close(got, maps["out"][:, [5, 1]].mean((2, 3)).T, rtol=1e-4, atol=1e-5)
-    first, second = shared_orders([logits.T[:2]])
+    first, second = shared_rankings([logits.T[:2]])
     assert first.index.tolist() == logits[:, 0].argsort(descending=True).tolist()
     # Mean rank over two networks: an image that both like a little beats one that only one of them loves.
     a, b = torch.tensor([[9.0, 5.0, 1.0, 0.0]]), torch.tensor([[0.0, 5.0, 1.0, 9.0]])
-    assert shared_orders([a, b])[0].index[0] == 1
+    assert shared_rankings([a, b])[0].index[0] == 1
     assert set(second.queries(3).tolist()).isdisjoint(second.index[3:].tolist())
     assert Logit().layers == ("logits",)
 
 
 def test_distractors_are_the_hard_part_of_the_order():
-    order = shared_orders([torch.arange(100.0).flip(0)[None]])[0]
+    order = shared_rankings([torch.arange(100.0).flip(0)[None]])[0]
     assert order.queries(4).tolist() == [0, 1, 2, 3]
     assert order.distractors().tolist() == list(range(10, 50))

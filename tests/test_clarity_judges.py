@@ -9,7 +9,7 @@ from torch import nn
 from tests.conftest import SHAPE
 from vizrobust.clarity import Judge, judge_for, judges_for
 from vizrobust.clarity import judges as judging
-from vizrobust.clarity.judges import class_columns, fitted, shares_images
+from vizrobust.clarity.judges import class_columns, overlapping_data, resized_to_input
 from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint
 
 LETTERS = tuple("abcdefg")
@@ -88,11 +88,11 @@ def test_data_sets_of_the_same_images_are_known_to_overlap():
             family = a == b or (a.startswith("mnist") and b.startswith("mnist"))
             family = family or (a.startswith("imagenette") and b.startswith("imagenette"))
             expected = family and (a, b) not in apart and (b, a) not in apart
-            assert shares_images(a, b) == expected, (a, b)
-    assert shares_images("imagenette@96", "Imagenette64")
-    assert shares_images("imagefolder:pets@64", "imagefolder:pets")
-    assert not shares_images("imagefolder:pets", "imagefolder:Pets")
-    assert not shares_images("", "")
+            assert overlapping_data(a, b) == expected, (a, b)
+    assert overlapping_data("imagenette@96", "Imagenette64")
+    assert overlapping_data("imagefolder:pets@64", "imagefolder:pets")
+    assert not overlapping_data("imagefolder:pets", "imagefolder:Pets")
+    assert not overlapping_data("", "")
 
 
 def test_classes_are_found_by_name_in_any_case_and_order(known, compute):
@@ -125,9 +125,9 @@ def test_imagenet_knows_the_classes_of_imagenette(compute):
     one = checkpoint("one", 1, "imagenette64", photos)
     with pytest.warns(UserWarning, match="trained on ImageNet"):
         (judge,) = judges_for("imagenette64", [one], compute, [ref], builtin=False)
-    opinion = judge(torch.rand(2, *SHAPE))
-    assert opinion.logits.shape == (2, 7)
-    assert opinion.features.shape == (2, 1024)
+    output = judge(torch.rand(2, *SHAPE))
+    assert output.logits.shape == (2, 7)
+    assert output.features.shape == (2, 1024)
 
 
 def test_a_judge_of_another_size_sees_the_images_at_its_own(known, compute):
@@ -139,26 +139,26 @@ def test_a_judge_of_another_size_sees_the_images_at_its_own(known, compute):
     for size in ((13, 10), (40, 50)):
         planes = [[Image.fromarray(c.numpy()).resize(size[::-1], Image.Resampling.BILINEAR) for c in one] for one in x]
         expected = np.array([[np.asarray(plane) for plane in one] for one in planes])
-        np.testing.assert_allclose(fitted(x, (3, *size)).numpy(), expected, atol=1e-5)
-    assert fitted(x, (3, 30, 24)) is x
+        np.testing.assert_allclose(resized_to_input(x, (3, *size)).numpy(), expected, atol=1e-5)
+    assert resized_to_input(x, (3, 30, 24)) is x
     known["small"] = checkpoint("small", 3, shape=(3, 12, 16))
     judge = judge_for("photos", [checkpoint("one", 1, shape=(3, 30, 24))], compute, "small")
     with torch.no_grad():
-        own = known["small"].net()(fitted(x, (3, 12, 16)))
+        own = known["small"].net()(resized_to_input(x, (3, 12, 16)))
     torch.testing.assert_close(judge(x).logits, own, rtol=1e-4, atol=1e-5)
 
 
 def test_grey_and_colour_judges_judge_each_other(known, compute):
     grey, colour = torch.rand(2, 1, 20, 16), torch.rand(2, 3, 20, 16)
-    torch.testing.assert_close(fitted(grey, (3, 20, 16)), grey.repeat(1, 3, 1, 1))
-    torch.testing.assert_close(fitted(colour, (1, 20, 16)), (colour[:, :1] + colour[:, 1:2] + colour[:, 2:]) / 3)
+    torch.testing.assert_close(resized_to_input(grey, (3, 20, 16)), grey.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(resized_to_input(colour, (1, 20, 16)), (colour[:, :1] + colour[:, 1:2] + colour[:, 2:]) / 3)
     known.update(grey=checkpoint("grey", 3, shape=(1, 20, 16)), four=checkpoint("four", 4, shape=(4, 20, 16)))
     judge = judge_for("photos", [checkpoint("one", 1)], compute, "grey")
     assert judge(colour).logits.shape == (2, 7)
     with pytest.raises(ValueError, match="'four' takes images of 4 channels, one of 3; name another --judge"):
         judges_for("photos", [checkpoint("one", 1)], compute, ["four"])
     with pytest.raises(ValueError, match="only grey"):
-        fitted(colour, (4, 20, 16))
+        resized_to_input(colour, (4, 20, 16))
 
 
 def test_a_network_without_a_linear_layer_cannot_judge(known, compute):

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from vizrobust.clarity import (
     METRICS,
-    Order,
+    QueryRanking,
     blurred,
     contrast_matched,
-    disqualified,
+    cross_seed_similarity,
+    excluded,
     high_frequency_share,
     identification,
-    kernel_distance,
-    nearest_natural,
+    kid,
+    nearest_neighbour_distance,
     nyquist_ratio,
     path_similarity,
-    seed_agreement,
     spectrum_distance,
 )
 
@@ -115,18 +115,18 @@ def test_seed_agreement_is_the_mean_cosine_of_pairs_within_minus_between():
         within = [cosine(a, b) for i, a in enumerate(pool) for j, b in enumerate(pool) if i < j]
         between = [cosine(a, b) for a in pool for other, rest in enumerate(pools) if other != unit for b in rest]
         expected.append(np.mean(within) - np.mean(between))
-    assert seed_agreement(pools).tolist() == pytest.approx(expected)
+    assert cross_seed_similarity(pools).tolist() == pytest.approx(expected)
 
 
 def test_seeds_that_agree_score_above_seeds_that_do_not():
     clear, unclear = units_apart(3, (3, 3, 3), 0.1, 0.0), [draws(40 + k, 3, 6) for k in range(3)]
-    assert seed_agreement(clear).min() > seed_agreement(unclear).max() + 0.3
+    assert cross_seed_similarity(clear).min() > cross_seed_similarity(unclear).max() + 0.3
     # The same picture for every unit is no agreement about a unit.
-    assert seed_agreement([clear[0]] * 3).abs().max() < 0.05
+    assert cross_seed_similarity([clear[0]] * 3).abs().max() < 0.05
     with pytest.raises(ValueError, match="two pictures"):
-        seed_agreement([torch.eye(3)[:1], torch.eye(3)])
+        cross_seed_similarity([torch.eye(3)[:1], torch.eye(3)])
     with pytest.raises(ValueError, match="got 1 units"):
-        seed_agreement([torch.eye(3)])
+        cross_seed_similarity([torch.eye(3)])
 
 
 # 1.5 distance to natural images
@@ -135,11 +135,11 @@ def test_seeds_that_agree_score_above_seeds_that_do_not():
 def test_nearest_natural_is_the_smallest_cosine_distance():
     pictures, natural = draws(1, 4, 6), draws(2, 9, 6)
     expected = [min(1 - cosine(x, y) for y in natural) for x in pictures]
-    assert nearest_natural(pictures, natural).tolist() == pytest.approx(expected)
+    assert nearest_neighbour_distance(pictures, natural).tolist() == pytest.approx(expected)
     clear = natural[:3] + 0.1 * draws(3, 3, 6)
-    assert nearest_natural(clear, natural).max() < nearest_natural(pictures, natural).mean()
+    assert nearest_neighbour_distance(clear, natural).max() < nearest_neighbour_distance(pictures, natural).mean()
     with pytest.raises(ValueError, match="at least one natural image"):
-        nearest_natural(pictures, natural[:0])
+        nearest_neighbour_distance(pictures, natural[:0])
 
 
 def slow_kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -154,15 +154,15 @@ def slow_kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_kernel_distance_is_the_unbiased_polynomial_mmd():
     x, y = draws(1, 5, 4), draws(2, 8, 4) + 0.5
-    assert kernel_distance(x, y) == pytest.approx(slow_kernel_distance(x.numpy(), y.numpy()))
+    assert kid(x, y) == pytest.approx(slow_kernel_distance(x.numpy(), y.numpy()))
     # Unbiased: draws from one distribution give 0 on average, also below 0; a shift is seen.
-    same = [kernel_distance(draws(2 * k, 6, 4), draws(2 * k + 1, 9, 4)) for k in range(600)]
+    same = [kid(draws(2 * k, 6, 4), draws(2 * k + 1, 9, 4)) for k in range(600)]
     assert abs(np.mean(same)) < 3 * stats.sem(same)
     assert min(same) < 0
     natural = draws(7, 40, 4)
-    assert kernel_distance(draws(8, 9, 4) + 2, natural) > kernel_distance(draws(8, 9, 4) + 0.3, natural)
+    assert kid(draws(8, 9, 4) + 2, natural) > kid(draws(8, 9, 4) + 0.3, natural)
     with pytest.raises(ValueError, match="two images on either side"):
-        kernel_distance(x[:1], y)
+        kid(x[:1], y)
 
 
 # 1.6 spectrum
@@ -385,23 +385,23 @@ def test_blurred_is_a_mirrored_gaussian_mean(size):
 
 
 def test_easy_questions_take_the_bottom_of_the_order():
-    order = Order(torch.arange(300).flip(0))
+    order = QueryRanking(torch.arange(300).flip(0))
     queries, hard = order.questions("hard")
     assert queries.tolist() == list(range(299, 279, -1))
     assert hard.tolist() == list(range(269, 149, -1))
     same, easy = order.questions("easy")
     assert torch.equal(same, queries)
     assert easy.tolist() == list(range(19, -1, -1))
-    assert Order(torch.arange(5)).easy(0).tolist() == []
+    assert QueryRanking(torch.arange(5)).easy(0).tolist() == []
 
 
 @pytest.mark.parametrize(("variant", "needed"), [("hard", 200), ("easy", 40)])
 def test_too_few_images_for_questions_are_refused(variant, needed):
-    queries, others = Order(torch.arange(needed)).questions(variant)
+    queries, others = QueryRanking(torch.arange(needed)).questions(variant)
     assert set(queries.tolist()).isdisjoint(others.tolist())
     assert len(queries) == 20
     with pytest.raises(ValueError, match=f"at least {needed} images for 20 queries, got {needed - 1}"):
-        Order(torch.arange(needed - 1)).questions(variant)
+        QueryRanking(torch.arange(needed - 1)).questions(variant)
 
 
 # The catalogue and the rule that reads it
@@ -422,17 +422,17 @@ def test_roles_directions_and_chances_are_those_of_the_protocol():
 
 def test_a_judge_is_disqualified_by_ignorance_or_by_preferring_an_untrained_network():
     clear, noise = {"transfer": 3.0, "forced_choice": 0.95}, {"transfer": -2.0, "forced_choice": 0.5}
-    assert disqualified(0.2, 10, clear, noise) is None  # exactly twice chance is not below it
-    assert "less than twice chance (20.0 %)" in str(disqualified(0.199, 10, clear, noise))
-    assert disqualified(float("nan"), 10, clear, noise) is not None
-    assert disqualified(0.199, 20, clear, noise) is None
-    preferring = disqualified(0.9, 10, clear, {**noise, "forced_choice": 0.96})
+    assert excluded(0.2, 10, clear, noise) is None  # exactly twice chance is not below it
+    assert "less than twice chance (20.0 %)" in str(excluded(0.199, 10, clear, noise))
+    assert excluded(float("nan"), 10, clear, noise) is not None
+    assert excluded(0.199, 20, clear, noise) is None
+    preferring = excluded(0.9, 10, clear, {**noise, "forced_choice": 0.96})
     assert preferring is not None
     assert "random network" in preferring
     assert "0.96 against 0.95" in preferring
-    assert disqualified(0.9, 10, clear, clear) is None
+    assert excluded(0.9, 10, clear, clear) is None
     # Not defined on a side, or no primary metric: no say.
-    assert disqualified(0.9, 10, {**clear, "transfer": None}, {"transfer": 9.0, "spectrum_distance": 0.0}) is None
-    assert disqualified(0.9, 10, {"spectrum_distance": 0.4}, {"spectrum_distance": 0.2}) is None
+    assert excluded(0.9, 10, {**clear, "transfer": None}, {"transfer": 9.0, "spectrum_distance": 0.0}) is None
+    assert excluded(0.9, 10, {"spectrum_distance": 0.4}, {"spectrum_distance": 0.2}) is None
     with pytest.raises(ValueError, match="at least two"):
-        disqualified(1.0, 1, clear, noise)
+        excluded(1.0, 1, clear, noise)

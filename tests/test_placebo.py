@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.placebo import placebo
+from tests.placebo import null_simulation
 from vizrobust.intervals import wilson
-from vizrobust.study.contrasts import tabulated
-from vizrobust.study.verdicts import Series, trends
+from vizrobust.study.contrasts import from_table
+from vizrobust.study.verdicts import MetricSeries, contrast_results
 
 DOSES = (0, 1, 2, 4, 8, 16)
 METRICS, JUDGES = ("transfer", "forced_choice"), ("standard", "robust", "heavy")
@@ -28,7 +28,7 @@ def within(found: int, of: int, most: float = 0.05) -> bool:
 def test_runs_of_one_k_support_nothing() -> None:
     """Not even H3, although in these runs accuracy goes with the metrics."""
     some = runs(40, 1)
-    found = placebo(some, DOSES, seeds=5, relabellings=200, accuracy=some["transfer"])
+    found = null_simulation(some, DOSES, seeds=5, relabellings=200, accuracy=some["transfer"])
     assert set(found.supported) == {"H1", "H2", "H3"}
     assert not found.replaced
     assert found.passed
@@ -36,14 +36,14 @@ def test_runs_of_one_k_support_nothing() -> None:
 
 
 def test_a_few_runs_are_drawn_again() -> None:
-    found = placebo(runs(6, 3), DOSES, seeds=3, relabellings=150)
+    found = null_simulation(runs(6, 3), DOSES, seeds=3, relabellings=150)
     assert (found.runs, found.replaced, found.relabellings) == (6, True, 150)
     assert found.passed
 
 
 def test_the_same_arguments_give_the_same_counts() -> None:
     some = runs(20, 4)
-    assert placebo(some, (0, 1, 4), 4, 50) == placebo(some, (0, 1, 4), 4, 50)
+    assert null_simulation(some, (0, 1, 4), 4, 50) == null_simulation(some, (0, 1, 4), 4, 50)
 
 
 def test_a_placebo_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_a_placebo_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(contrasts, "stdtrit", lambda *_: 0.5)
     monkeypatch.setattr(contrasts, "stdtr", lambda *_: 0.0)
-    found = placebo(runs(40, 1), DOSES, seeds=5, relabellings=100)
+    found = null_simulation(runs(40, 1), DOSES, seeds=5, relabellings=100)
     assert not found.passed
     assert found.rate("H2") > 0.2
 
@@ -60,7 +60,7 @@ def test_a_placebo_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("values", [{"a": [1.0, 2.0]}, {"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0, 4.0]}])
 def test_too_few_or_uneven_runs_are_refused(values: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError, match="three or more runs"):
-        placebo(values)
+        null_simulation(values)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -72,12 +72,16 @@ def test_the_whole_procedure_is_wrong_at_most_one_time_in_twenty(seeds: int) -> 
     for _ in range(repetitions):
         run = generator.normal(0, 0.5, (seeds, 6)) + generator.normal(0, 0.5, (seeds, 1))
         series = [
-            Series(metric, "primary", 1, "plain", judge, "logits",
-                   tabulated(run + generator.normal(0, 0.2, run.shape), DOSES), 1.0, 0.0)
+            MetricSeries(metric, "primary", 1, "plain", judge, "logits",
+                   from_table(run + generator.normal(0, 0.2, run.shape), DOSES), 1.0, 0.0)
             for metric in METRICS
             for judge in JUDGES
         ]  # fmt: skip
-        found = {t.contrast.name for t in trends(series, describe=False) if t.series.judge is None and t.verdict == "supported"}
+        found = {
+            t.contrast.name
+            for t in contrast_results(series, describe=False)
+            if t.series.judge is None and t.verdict == "supported"
+        }
         for contrast in found:
             wrong[contrast] += 1
     assert all(within(count, repetitions) for count in wrong.values()), wrong
@@ -89,7 +93,9 @@ def test_an_effect_is_found_by_the_same_procedure() -> None:
     hits = 0
     for _ in range(60):
         table = np.array([0.0, 1.0, 1.5, 2.0, 2.5, 3.0]) + generator.normal(0, 0.5, (5, 6))
-        found = trends([Series("m", "primary", 1, "plain", None, "logits", tabulated(table, DOSES), 1.0, 0.0)], describe=False)
+        found = contrast_results(
+            [MetricSeries("m", "primary", 1, "plain", None, "logits", from_table(table, DOSES), 1.0, 0.0)], describe=False
+        )
         hits += {t.contrast.name for t in found if t.verdict == "supported"} == {"H1", "H2"}
     assert hits / 60 > 0.8
 
@@ -97,6 +103,6 @@ def test_an_effect_is_found_by_the_same_procedure() -> None:
 def test_many_metrics_do_not_make_it_likelier() -> None:
     """Eight metrics that have nothing to do with each other: without Holm's correction one in six would pass."""
     generator = np.random.default_rng(11)
-    found = placebo({f"metric {i}": generator.normal(0, 0.5, 40).tolist() for i in range(8)}, DOSES, seeds=5)
+    found = null_simulation({f"metric {i}": generator.normal(0, 0.5, 40).tolist() for i in range(8)}, DOSES, seeds=5)
     assert found.relabellings == 200
     assert found.passed

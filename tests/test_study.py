@@ -9,11 +9,11 @@ from scipy import stats
 
 from tests.conftest import CLASSES, SHAPE
 from tests.test_clarity import checkpoint
-from vizrobust.clarity import Judge
+from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, Judge, score_pictures, score_run, scoring_jobs
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import Channel, Logit, Request, plain, render_into
+from vizrobust.intervals import paired
 from vizrobust.runs import Run
-from vizrobust.study import NATURAL, RANDOM, clarity_scores, paired, score_pictures, scoring_jobs
 
 
 def test_paired_difference_is_the_t_interval_over_units():
@@ -56,7 +56,7 @@ def test_natural_pictures_of_the_right_class_beat_those_of_a_wrong_one(compute, 
         difference = paired(getattr(bad["one"], field), getattr(good["one"], field))
         assert difference.mean is not None
         assert difference.mean > 0
-    assert good[NATURAL] == bad[NATURAL]
+    assert good[NATURAL_IMAGES] == bad[NATURAL_IMAGES]
     assert all(0 <= value <= 1 for value in good["one"].recognised if value is not None)
 
 
@@ -81,7 +81,7 @@ def test_a_single_class_unit_has_nothing_to_be_told_from(compute, data):
 
 
 def test_hidden_units_are_scored_against_their_negated_pictures(compute, data, tmp_path):
-    one, random = checkpoint("one"), checkpoint("one").untrained(RANDOM)
+    one, random = checkpoint("one"), checkpoint("one").untrained(RANDOM_NETWORK)
     request = Request(plain(steps=3), Channel(layer="conv2"), (4, 9), seeds=(0, 1), batch_size=4)
     run = Run(tmp_path / "run", "compare", request.identity("fp32"))
     jobs = scoring_jobs([one, random], request)
@@ -89,8 +89,8 @@ def test_hidden_units_are_scored_against_their_negated_pictures(compute, data, t
     for who, job in jobs:
         list(render_into(run, who, job, compute))
     judge = Judge("judge", checkpoint("judge", "resnet_small", 3).net(), tuple("abcdefg"), compute)
-    scores = clarity_scores(run, [one], request, judge, data, compute, [random])
-    assert set(scores) == {"one", RANDOM, f"{NATURAL}, one"}
+    scores = score_run(run, [one], request, judge, data, compute, [random])
+    assert set(scores) == {"one", RANDOM_NETWORK, f"{NATURAL_IMAGES}, one"}
     for found in scores.values():
         assert found.transfer == (None, None)
         assert all(value is not None and 0 <= value <= 1 for value in found.forced_choice)
@@ -98,7 +98,7 @@ def test_hidden_units_are_scored_against_their_negated_pictures(compute, data, t
 
 def test_an_untrained_checkpoint_differs_and_claims_nothing():
     one = checkpoint("one", seed=3)
-    random = one.untrained(RANDOM)
+    random = one.untrained(RANDOM_NETWORK)
     assert random.sha256 != one.sha256
     assert random.sha256 == one.untrained("another").sha256
     assert random.about.training == ""

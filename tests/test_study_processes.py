@@ -24,7 +24,7 @@ from vizrobust.models import Checkpoint, Description, architecture, load_checkpo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows
-from vizrobust.study import Plan, Study, cells, report_of, write_report
+from vizrobust.study import Plan, Study, report_of, training_runs, write_report
 from vizrobust.study.networks import on_all, passes, shared_out
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def test_both_train_and_one_writes_all_else(done: Done) -> None:
     seen, unseen = (done.home / f"rank{rank}" / "study" for rank in (0, 1))
     assert {path.name for path in unseen.iterdir()} == {"cells", "checkpoints"}
     there, elsewhere = ({path.parent.name for path in of.glob("cells/*/checkpoint.safetensors")} for of in (seen, unseen))
-    names = {cell.name for cell in cells(small("x"), 0.1)}
+    names = {cell.name for cell in training_runs(small("x"), 0.1)}
     assert elsewhere < names <= there
     assert elsewhere, "the other process has trained too"
     for name in elsewhere:
@@ -138,7 +138,7 @@ def test_the_longest_trainings_are_shared_out_first_and_dependent_ones_stay_toge
     plan = replace(
         small("x"), steps=(0, 1, 2, 4, 8, 16), seeds=2, arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long")
     )
-    sweep = list(cells(plan, 0.1))
+    sweep = list(training_runs(plan, 0.1))
     assert shared_out(sweep, 1) == [sweep]
     for size in (2, 3, 5):
         shares = shared_out(sweep, size)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vizrobust.clarity import forced_choice
+from vizrobust.clarity import two_afc
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.features.picture_runs import images_of
@@ -19,9 +19,9 @@ from vizrobust.features.recipes import fourier, plain
 from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import read_rows
-from vizrobust.study import Plan, Stage, Study, brought, cells, read_report, report_of, verify, write_report
+from vizrobust.study import Plan, Stage, Study, provided_checkpoints, read_report, report_of, training_runs, verify, write_report
 from vizrobust.study.clarity_scores import first_reach
-from vizrobust.study.protocol import choose
+from vizrobust.study.protocol import choose_eps
 from vizrobust.study.stimuli import hidden_units
 from vizrobust.training import Training
 
@@ -114,7 +114,7 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
     for k, state in ((0, plain_state), (4, shuffled)):
         about = Description("small_cnn", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="digits", training="", attack_steps=k)
         save_checkpoint(tmp_path / f"k{k}.safetensors", state, about)
-    given = brought([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
+    given = provided_checkpoints([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
     study = Study(tmp_path / "study", replace(small, hidden=5), DIGITS, Compute("cpu", threads=1), given=given)
     for _stage in study.run():
         pass
@@ -136,7 +136,7 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
     assert rows[second, "matched"]["units"] == rows[first, None]["units"] == pairs["units"]
     # Asked of their pictures one by one, by where they were put.
     questions, judge, checkpoint = study.facts["questions"], study.judges[0], given[1].checkpoint
-    asked = questions.queries.opinions[judge.name].features
+    asked = questions.queries.outputs[judge.name].features
     for unit, value in zip(pairs["units"], rows[second, "matched"]["values"], strict=True):
         if unit in excited:
             partner = int((order == unit).nonzero())
@@ -144,7 +144,7 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
             shown = [judge(images_of(study.pictures(job), checkpoint, job)[partner]).features for job in (liked, disliked)]
             (of_unit,) = questions.own(checkpoint, liked.objective, (partner,))
             queries, distractors = of_unit.questions("hard")
-            assert value == pytest.approx(forced_choice(*shown, asked[queries], asked[distractors]), abs=1e-5)
+            assert value == pytest.approx(two_afc(*shown, asked[queries], asked[distractors]), abs=1e-5)
     assert rows[second, "matched"]["values"] != rows[second, None]["values"]
 
 
@@ -178,13 +178,13 @@ def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict
     folder, _report, _plan = finished
     report = read_report(folder)
     compute = Compute("cpu", threads=1)
-    findings = list(verify(report, folder, lambda: DIGITS, compute))
-    assert [one for one in findings if one.fine is not True] == []
-    assert len([one for one in findings if one.what.startswith("picture")]) == 5
+    checks = list(verify(report, folder, lambda: DIGITS, compute))
+    assert [one for one in checks if one.ok is not True] == []
+    assert len([one for one in checks if one.what.startswith("picture")]) == 5
     report["clarity"][0]["values"][0] = 0.123
     report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
     report["accuracy"] = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
-    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.fine is False}
+    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.ok is False}
     assert wrong >= {"rows", "picture"}
 
 
@@ -201,7 +201,7 @@ def test_another_processor_may_round_otherwise_and_no_more(
         report["versions"] = others if processor is None else {**others, "processor": processor}
         report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": score * row["score"]} for row in report["pictures"]]
         found = verify(report, folder, lambda: DIGITS, Compute("cpu", threads=1))
-        return [(one.fine, one.told) for one in found if one.what.startswith("picture")]
+        return [(one.ok, one.detail) for one in found if one.what.startswith("picture")]
 
     here = read_report(folder)["versions"]["processor"]
     assert {fine for fine, _ in pictures(1.001, here)} == {False}
@@ -218,9 +218,9 @@ def test_without_the_images_everything_else_is_looked_at(finished: tuple[Path, d
     def absent() -> DataSet:
         raise FileNotFoundError("digits is not on this machine")
 
-    findings = list(verify(read_report(folder), folder, absent, Compute("cpu", threads=1)))
-    assert [(one.what, one.told) for one in findings if one.fine is not True] == [("attacks", "digits is not on this machine")]
-    assert len([one for one in findings if one.what.startswith("picture")]) == 5
+    checks = list(verify(read_report(folder), folder, absent, Compute("cpu", threads=1)))
+    assert [(one.what, one.detail) for one in checks if one.ok is not True] == [("attacks", "digits is not on this machine")]
+    assert len([one for one in checks if one.what.startswith("picture")]) == 5
 
 
 def test_another_study_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any], Plan]) -> None:
@@ -233,30 +233,30 @@ def test_a_sweep_needs_two_doses(small: Plan) -> None:
     with pytest.raises(ValueError, match="two or more K, got --steps 4"):
         replace(small, steps=(4,))
     with pytest.raises(ValueError, match="two or more K, got K = 8"):
-        brought([load_checkpoint("mnist-k8"), load_checkpoint("mnist-fgsm")], load("mnist5k"))
+        provided_checkpoints([load_checkpoint("mnist-k8"), load_checkpoint("mnist-fgsm")], load("mnist5k"))
 
 
 def test_checkpoints_of_other_data_or_classes_are_refused() -> None:
     one = load_checkpoint("mnist-k0")
     other = replace(one, name="shirts", about=replace(one.about, classes=tuple("abcdefghij")))
     with pytest.raises(ValueError, match="class 0 is 'a' for shirts and '0' in mnist5k"):
-        brought([one, other], load("mnist5k"))
+        provided_checkpoints([one, other], load("mnist5k"))
     with pytest.raises(ValueError, match=r"mnist-k0 takes \(1, 28, 28\) and 10 classes, digits has"):
-        brought([one], DIGITS)
+        provided_checkpoints([one], DIGITS)
     elsewhere = replace(one, name="elsewhere", about=replace(one.about, data="npz:mine.npz"))
     with pytest.raises(ValueError, match=r"elsewhere was trained on npz:mine.npz, the others on mnist5k"):
-        brought([one, elsewhere], load("mnist5k"))
+        provided_checkpoints([one, elsewhere], load("mnist5k"))
 
 
 def test_brought_checkpoints_find_their_place() -> None:
-    given = brought([load_checkpoint(name) for name in ("mnist-k0", "mnist-fgsm", "mnist-k8")], load("mnist5k"))
+    given = provided_checkpoints([load_checkpoint(name) for name in ("mnist-k0", "mnist-fgsm", "mnist-k8")], load("mnist5k"))
     assert [(one.group, one.role, one.k, one.seed) for one in given] == [
         ("k0", "dose", 0, 0), ("fgsm", "arm", None, 0), ("k8", "dose", 8, 0)
     ]  # fmt: skip
 
 
 def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> None:
-    given = brought([load_checkpoint("mnist-k0"), load_checkpoint("mnist-k8")], load("mnist5k"))
+    given = provided_checkpoints([load_checkpoint("mnist-k0"), load_checkpoint("mnist-k8")], load("mnist5k"))
     plan = replace(small, judges=("mnist-k8",), steps=(), arms=(), controls=())
     with pytest.raises(ValueError, match="mnist-k8"):
         Study(tmp_path / "study", plan, load("mnist5k"), Compute("cpu"), given=given)
@@ -271,7 +271,7 @@ def test_too_few_images_for_a_metric_is_said(small: Plan, tmp_path: Path) -> Non
 
 def test_cells_follow_the_protocol(small: Plan) -> None:
     plan = replace(small, steps=(0, 1, 8), arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long", "k8-eps/4"))
-    by_name = {cell.name: cell for cell in cells(plan, 0.2)}
+    by_name = {cell.name: cell for cell in training_runs(plan, 0.2)}
     assert str(by_name["k8-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.2))"
     assert by_name["k0-s0"].training.attack is None
     assert str(by_name["fast-s0"].training.attack) == "PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25, clip_start=False)"
@@ -289,11 +289,11 @@ def test_the_eps_rule_takes_the_smallest_radius_at_which_fgsm_fails() -> None:
         asked.append((who, eps))
         return {"fgsm": {0.1: 0.9, 0.2: 0.4, 0.3: 0.1}[eps], "strong": 0.7}[who] if who == "fgsm" else 0.7
 
-    chosen = choose((0.3, 0.1, 0.2), 0.3, accuracy)
+    chosen = choose_eps((0.3, 0.1, 0.2), 0.3, accuracy)
     assert chosen.eps == 0.3
     # At 0.1 nothing could be twice .9, so K = 8 is not trained; at 0.2 it is, and .4 is not below half of .7.
     assert asked == [("fgsm", 0.1), ("fgsm", 0.2), ("strong", 0.2), ("fgsm", 0.3), ("strong", 0.3)]
-    assert choose((0.1,), 0.25, accuracy).eps == 0.25
+    assert choose_eps((0.1,), 0.25, accuracy).eps == 0.25
 
 
 def test_above_the_usual_radius_k8_is_trained_only_where_it_could_decide() -> None:
@@ -304,7 +304,7 @@ def test_above_the_usual_radius_k8_is_trained_only_where_it_could_decide() -> No
         kept = {"fgsm": {0.1: 0.52, 0.2: 0.4, 0.4: 0.2}, "strong": {0.1: 0.52, 0.4: 0.3}}
         return kept[who][eps]
 
-    chosen = choose((0.1, 0.2, 0.4), 0.1, accuracy)
+    chosen = choose_eps((0.1, 0.2, 0.4), 0.1, accuracy)
     assert chosen.eps == 0.1
     # .4 is not below half of .52, which is the most that K = 8 could keep at .2; .2 is, and then K = 8 decides.
     assert asked == [("fgsm", 0.1), ("fgsm", 0.2), ("strong", 0.1), ("fgsm", 0.4), ("strong", 0.4)]

@@ -13,15 +13,15 @@ from vizrobust.study.contrasts import (
     accuracy_slope,
     adversarial_against_standard,
     contrasts,
-    dose_slope,
+    from_table,
     interval,
     page_trend,
     rank_correlation,
-    tabulated,
+    step_slope,
 )
 from vizrobust.study.report import judged, series_of
 from vizrobust.study.summary import verdict
-from vizrobust.study.verdicts import Series, decide, holm, shape, trends
+from vizrobust.study.verdicts import MetricSeries, contrast_results, decide, dose_response_shape, holm_adjusted
 
 DOSES = (0, 1, 2, 4, 8, 16)
 GROWING, LEVEL, HILL = [0, 1, 1.3, 1.6, 1.9, 2.2], [0, 1, 1, 1, 1, 1], [0, 1, 1.5, 1.6, 1.3, 0.9]
@@ -37,7 +37,7 @@ def noisy(means: list[float], seeds: int, noise: float, seed: int = 0) -> np.nda
 
 def test_h1_is_the_paired_t_interval_of_scipy() -> None:
     table = noisy(GROWING, 5, 0.5)
-    found = adversarial_against_standard(tabulated(table, DOSES))
+    found = adversarial_against_standard(from_table(table, DOSES))
     oracle = stats.ttest_rel(table[:, 1:].mean(1), table[:, 0])
     low, high = oracle.confidence_interval(0.95)
     assert found.per_seed == pytest.approx(table[:, 1:].mean(1) - table[:, 0])
@@ -49,27 +49,27 @@ def test_h1_is_the_paired_t_interval_of_scipy() -> None:
 
 def test_h2_is_scipys_regression_on_doublings_without_k_0() -> None:
     table = noisy(GROWING, 4, 0.5)
-    found = dose_slope(tabulated(table, DOSES))
+    found = step_slope(from_table(table, DOSES))
     assert found.per_seed == pytest.approx([stats.linregress(np.arange(5), row[1:]).slope for row in table])
     table[:, 0] += 100
-    assert dose_slope(tabulated(table, DOSES)).per_seed == pytest.approx(found.per_seed)
+    assert step_slope(from_table(table, DOSES)).per_seed == pytest.approx(found.per_seed)
     assert found.span == 4
 
 
 def test_h3_is_scipys_regression_on_accuracy() -> None:
     table, accuracy = noisy(GROWING, 4, 0.5), noisy([0.0, 0.2, 0.3, 0.6, 0.7, 0.75], 4, 0.02, seed=1)
-    found = accuracy_slope(tabulated(table, DOSES), tabulated(accuracy, DOSES))
+    found = accuracy_slope(from_table(table, DOSES), from_table(accuracy, DOSES))
     oracle = [stats.linregress(x[1:], y[1:]).slope for x, y in zip(accuracy, table, strict=True)]
     assert found.per_seed == pytest.approx(oracle)
     assert found.span == pytest.approx(np.ptp(accuracy[:, 1:], axis=1).mean())
     ranks = [stats.spearmanr(x[1:], y[1:]).statistic for x, y in zip(accuracy, table, strict=True)]
-    assert rank_correlation(tabulated(table, DOSES), tabulated(accuracy, DOSES)) == pytest.approx(np.mean(ranks))
+    assert rank_correlation(from_table(table, DOSES), from_table(accuracy, DOSES)) == pytest.approx(np.mean(ranks))
 
 
 def test_a_seed_that_lacks_a_cell_is_left_out_of_what_needs_it() -> None:
     table = noisy(GROWING, 4, 0.5)
     table[1, 0], table[2, 3] = np.nan, np.nan
-    values = tabulated(table, DOSES, seeds=(7, 8, 9, 10))
+    values = from_table(table, DOSES, seeds=(7, 8, 9, 10))
     h1, h2 = contrasts(values)
     assert (h1.seeds, h1.left_out) == ((7, 10), (8, 9))
     assert (h2.seeds, h2.left_out) == ((7, 8, 10), (9,))
@@ -82,16 +82,16 @@ def test_a_seed_that_lacks_a_cell_is_left_out_of_what_needs_it() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_below_three_seeds_there_is_no_interval(seeds: int) -> None:
-    for found in contrasts(tabulated(noisy(GROWING, seeds, 0.1), DOSES)):
+    for found in contrasts(from_table(noisy(GROWING, seeds, 0.1), DOSES)):
         assert found.estimate == pytest.approx(np.mean(found.per_seed))
         assert (found.ci_low, found.ci_high, found.p, found.p_greater) == (None, None, None, None)
         assert decide(found, 0.1)[0] == "descriptive"
 
 
 def test_contrasts_that_the_doses_do_not_allow_are_left_away() -> None:
-    assert [one.name for one in contrasts(tabulated([[0.1, 0.2]] * 3, (0, 4)))] == ["H1"]
-    assert [one.name for one in contrasts(tabulated([[0.1, 0.2]] * 3, (1, 4)))] == ["H2"]
-    assert contrasts(tabulated([[0.1]] * 3, (0,))) == ()
+    assert [one.name for one in contrasts(from_table([[0.1, 0.2]] * 3, (0, 4)))] == ["H1"]
+    assert [one.name for one in contrasts(from_table([[0.1, 0.2]] * 3, (1, 4)))] == ["H2"]
+    assert contrasts(from_table([[0.1]] * 3, (0,))) == ()
 
 
 def test_seeds_that_agree_exactly_need_no_spread() -> None:
@@ -102,13 +102,13 @@ def test_seeds_that_agree_exactly_need_no_spread() -> None:
 
 def test_page_is_scipys_test_over_adversarial_doses() -> None:
     table = noisy(GROWING, 4, 0.5)
-    assert page_trend(tabulated(table, DOSES)) == pytest.approx(stats.page_trend_test(table[:, 1:]).pvalue)
-    assert page_trend(tabulated(table[:1], DOSES)) is None
+    assert page_trend(from_table(table, DOSES)) == pytest.approx(stats.page_trend_test(table[:, 1:]).pvalue)
+    assert page_trend(from_table(table[:1], DOSES)) is None
 
 
 def test_a_table_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="rows are seeds"):
-        tabulated([[1.0, 2.0]], DOSES)
+        from_table([[1.0, 2.0]], DOSES)
 
 
 def simulated(means: list[float], seeds: int, repetitions: int, units: int = 10) -> np.ndarray:
@@ -122,9 +122,9 @@ def simulated(means: list[float], seeds: int, repetitions: int, units: int = 10)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize(("contrast", "truth"), [(adversarial_against_standard, 1.6), (dose_slope, 0.3)])
+@pytest.mark.parametrize(("contrast", "truth"), [(adversarial_against_standard, 1.6), (step_slope, 0.3)])
 def test_intervals_cover_the_truth_95_percent_of_the_time(contrast: Any, truth: float, seeds: int) -> None:
-    found = [contrast(tabulated(table, DOSES)) for table in simulated(GROWING, seeds, 1500)]
+    found = [contrast(from_table(table, DOSES)) for table in simulated(GROWING, seeds, 1500)]
     covered = np.mean([one.ci_low <= truth <= one.ci_high for one in found])
     # The standard error of 1,500 repetitions is .6 points.
     assert 0.92 <= covered <= 0.98
@@ -160,39 +160,39 @@ def test_one_seed_with_resampled_units_would_be_wrong_a_third_of_the_time() -> N
     ],
 )
 def test_shapes(means: list[float], noise: float, expected: str) -> None:
-    assert shape(tabulated(noisy(means, 5, noise, seed=2), DOSES), smallest=0.2) == expected
+    assert dose_response_shape(from_table(noisy(means, 5, noise, seed=2), DOSES), smallest_effect=0.2) == expected
 
 
 def test_the_steps_are_those_of_tukeys_test() -> None:
     """Without differences between seeds the two-way layout is scipy's one-way test with fewer degrees of freedom."""
     table = noisy([0.0, 0.0, 0.75], 8, 0.35, seed=5)
     table -= table.mean(1, keepdims=True)
-    alike = tabulated(table, (1, 2, 4))
+    alike = from_table(table, (1, 2, 4))
     p = stats.tukey_hsd(*table.T).pvalue
-    assert (p[0, 2] < 0.01) == (shape(alike) == "rising")
-    flat = tabulated(noisy([0.0, 0.0, 0.0], 8, 0.35, seed=7), (1, 2, 4))
-    assert shape(flat) == "no clear shape"
+    assert (p[0, 2] < 0.01) == (dose_response_shape(alike) == "rising")
+    flat = from_table(noisy([0.0, 0.0, 0.0], 8, 0.35, seed=7), (1, 2, 4))
+    assert dose_response_shape(flat) == "no clear shape"
 
 
 def test_seeds_that_differ_as_a_whole_do_not_hide_a_shape() -> None:
     table = noisy(GROWING, 5, 0.05) + 10 * np.arange(5)[:, None]
-    assert shape(tabulated(table, DOSES)) == "rising"
+    assert dose_response_shape(from_table(table, DOSES)) == "rising"
 
 
 def test_shapes_are_found_by_chance_one_time_in_twenty() -> None:
-    found = [shape(tabulated(table, DOSES)) for table in simulated([0.0] * 6, 5, 400)]
+    found = [dose_response_shape(from_table(table, DOSES)) for table in simulated([0.0] * 6, 5, 400)]
     assert np.mean([one != "no clear shape" for one in found]) < 0.05 + 3 * 0.011
 
 
 def test_fewer_than_three_seeds_have_no_shape() -> None:
-    assert shape(tabulated(noisy(GROWING, 2, 0.01), DOSES), smallest=0.1) is None
+    assert dose_response_shape(from_table(noisy(GROWING, 2, 0.01), DOSES), smallest_effect=0.1) is None
 
 
 # Verdicts
 
 
 @pytest.mark.parametrize(
-    ("per_seed", "smallest", "p", "agree", "expected"),
+    ("per_seed", "smallest_effect", "p", "agree", "expected"),
     [
         ((1.0, 1.1, 1.2), 0.2, None, True, ("supported", "")),
         ((1.0, 1.1, 1.2), 0.2, 0.06, True, ("inconclusive", "not after Holm's correction")),
@@ -206,8 +206,10 @@ def test_fewer_than_three_seeds_have_no_shape() -> None:
         ((1.0, 1.1), 0.2, None, True, ("descriptive", "these checkpoints only")),
     ],
 )
-def test_the_rule(per_seed: tuple[float, ...], smallest: float | None, p: float | None, agree: bool, expected: Any) -> None:
-    assert decide(interval("H1", dict(enumerate(per_seed)), [], 1.0), smallest, p, agree) == expected
+def test_the_rule(
+    per_seed: tuple[float, ...], smallest_effect: float | None, p: float | None, agree: bool, expected: Any
+) -> None:
+    assert decide(interval("H1", dict(enumerate(per_seed)), [], 1.0), smallest_effect, p, agree) == expected
 
 
 def test_holm_against_the_definition() -> None:
@@ -215,19 +217,19 @@ def test_holm_against_the_definition() -> None:
     plainly = {}
     for rank, index in enumerate(np.argsort(p)):
         plainly[index] = max([*plainly.values(), min(1, (4 - rank) * p[index])])
-    assert holm(p) == pytest.approx([plainly[i] for i in range(4)])
-    assert holm([0.4, 0.9]) == [0.8, 0.9]
-    assert holm([None, 0.04]) == [None, 0.04]
+    assert holm_adjusted(p) == pytest.approx([plainly[i] for i in range(4)])
+    assert holm_adjusted([0.4, 0.9]) == [0.8, 0.9]
+    assert holm_adjusted([None, 0.04]) == [None, 0.04]
 
 
 def studied(
     effect: Any, seeds: int = 5, judges: tuple[str, ...] = ("a", "b", "c"), noise: float = 0.1, **fields: Any
-) -> list[Series]:
+) -> list[MetricSeries]:
     """Both primary metrics under both recipes; the references are 2 apart, so the smallest effect is .2."""
     return [
-        Series(
+        MetricSeries(
             metric, "primary", 1, recipe, judge, "logits",
-            tabulated(noisy(effect(metric, recipe), seeds, noise, seed=100 * m + 10 * r + j), DOSES), 1.5, -0.5, **fields,
+            from_table(noisy(effect(metric, recipe), seeds, noise, seed=100 * m + 10 * r + j), DOSES), 1.5, -0.5, **fields,
         )
         for m, metric in enumerate(("transfer", "forced_choice"))
         for r, recipe in enumerate(("plain", "fourier"))
@@ -235,40 +237,43 @@ def studied(
     ]  # fmt: skip
 
 
-ACCURACY = tabulated(noisy([0.0, 0.2, 0.3, 0.6, 0.7, 0.75], 5, 0.02, seed=1), DOSES)
+ACCURACY = from_table(noisy([0.0, 0.2, 0.3, 0.6, 0.7, 0.75], 5, 0.02, seed=1), DOSES)
 
 
 def test_the_smallest_effect_is_a_tenth_of_the_references_over_the_range() -> None:
-    found = {(t.series.judge, t.contrast.name): t for t in trends(studied(lambda *_: GROWING), ACCURACY)}
-    assert found["a", "H1"].smallest == pytest.approx(0.2)
-    assert found["a", "H2"].smallest == pytest.approx(0.2 / 4)
+    found = {(t.series.judge, t.contrast.name): t for t in contrast_results(studied(lambda *_: GROWING), ACCURACY)}
+    assert found["a", "H1"].smallest_effect == pytest.approx(0.2)
+    assert found["a", "H2"].smallest_effect == pytest.approx(0.2 / 4)
     span = np.mean([np.ptp([ACCURACY[k, seed] for k in DOSES[1:]]) for seed in range(5)])  # type: ignore[arg-type]
-    assert found[None, "H3"].smallest == pytest.approx(0.2 / span)
+    assert found[None, "H3"].smallest_effect == pytest.approx(0.2 / span)
 
 
 def test_references_in_the_wrong_order_set_no_smallest_effect() -> None:
-    one = Series("m", "primary", 1, "plain", None, "logits", {}, natural=0.1, random=0.3)
-    assert one.smallest is None
-    assert Series("m", "primary", -1, "plain", None, "logits", {}, natural=0.1, random=0.3).smallest == pytest.approx(0.02)
+    one = MetricSeries("m", "primary", 1, "plain", None, "logits", {}, natural=0.1, random=0.3)
+    assert one.smallest_effect is None
+    assert MetricSeries(
+        "m", "primary", -1, "plain", None, "logits", {}, natural=0.1, random=0.3
+    ).smallest_effect == pytest.approx(0.02)
 
 
 def test_a_metric_that_falls_as_pictures_clear_up_is_turned_round() -> None:
     table = noisy(GROWING, 5, 0.1)
-    up = trends([Series("m", "primary", 1, "plain", None, "logits", tabulated(table, DOSES), 1.5, -0.5)])
-    down = trends([Series("m", "primary", -1, "plain", None, "logits", tabulated(-table, DOSES), -1.5, 0.5)])
+    up = contrast_results([MetricSeries("m", "primary", 1, "plain", None, "logits", from_table(table, DOSES), 1.5, -0.5)])
+    down = contrast_results([MetricSeries("m", "primary", -1, "plain", None, "logits", from_table(-table, DOSES), -1.5, 0.5)])
     assert [t.row() for t in up] == [t.row() for t in down]
     assert up[0].verdict == "supported"
 
 
 def test_the_mean_over_judges_decides_and_all_must_agree_in_sign() -> None:
     def table(effect: float, seed: int) -> Any:
-        return tabulated(noisy([0.0] + [effect] * 5, 5, 0.05, seed), DOSES)
+        return from_table(noisy([0.0] + [effect] * 5, 5, 0.05, seed), DOSES)
 
     def verdict_of(*effects: float) -> str:
         views = [
-            Series("m", "primary", 1, "plain", str(j), "logits", table(effect, j), 1.5, -0.5) for j, effect in enumerate(effects)
+            MetricSeries("m", "primary", 1, "plain", str(j), "logits", table(effect, j), 1.5, -0.5)
+            for j, effect in enumerate(effects)
         ]
-        (found,) = [t for t in trends(views) if t.series.judge is None and t.contrast.name == "H1"]
+        (found,) = [t for t in contrast_results(views) if t.series.judge is None and t.contrast.name == "H1"]
         assert found.contrast.estimate == pytest.approx(np.mean(list(found.judges.values())))
         assert len(found.judges) == len(effects)
         return found.verdict
@@ -279,14 +284,14 @@ def test_the_mean_over_judges_decides_and_all_must_agree_in_sign() -> None:
 
 def test_holm_goes_over_the_primary_metrics_of_one_recipe_and_judge() -> None:
     series = studied(lambda *_: [0, *[0.07] * 5])
-    series.append(Series("other", "secondary", 1, "plain", None, "logits", series[0].values, 1.5, -0.5))
-    series.append(Series("shine", "diagnostic", 1, "plain", None, "logits", series[0].values, 1.5, -0.5))
-    found = trends(series)
+    series.append(MetricSeries("other", "secondary", 1, "plain", None, "logits", series[0].values, 1.5, -0.5))
+    series.append(MetricSeries("shine", "diagnostic", 1, "plain", None, "logits", series[0].values, 1.5, -0.5))
+    found = contrast_results(series)
     for recipe in ("plain", "fourier"):
         for judge in ("a", "b", "c", None):
             same = [t for t in found if (t.series.recipe, t.series.judge, t.contrast.name) == (recipe, judge, "H1")]
             primary = [t for t in same if t.series.role == "primary"]
-            assert [t.p_holm for t in primary] == pytest.approx(holm([t.contrast.p for t in primary]))
+            assert [t.p_holm for t in primary] == pytest.approx(holm_adjusted([t.contrast.p for t in primary]))
             assert len(primary) == 2
             assert all(t.p_holm is None for t in same if t.series.role != "primary")
     assert "shine" not in {t.series.metric for t in found}
@@ -295,8 +300,8 @@ def test_holm_goes_over_the_primary_metrics_of_one_recipe_and_judge() -> None:
 # Sentences
 
 
-def said(series: list[Series], **out: str) -> Any:
-    return verdict(trends(series, ACCURACY), out)
+def said(series: list[MetricSeries], **out: str) -> Any:
+    return verdict(contrast_results(series, ACCURACY), out)
 
 
 def test_the_sentences_of_a_study_in_which_all_agrees() -> None:
@@ -339,7 +344,7 @@ def test_a_verdict_that_is_open_somewhere_is_not_claimed() -> None:
 
     open_ = [
         one if (one.metric, one.recipe) != ("transfer", "fourier")
-        else Series(**{**one.__dict__, "values": tabulated(noisy([0.0] * 6, 5, 3.0, seed=4), DOSES)})
+        else MetricSeries(**{**one.__dict__, "values": from_table(noisy([0.0] * 6, 5, 3.0, seed=4), DOSES)})
         for one in studied(effect)
     ]  # fmt: skip
     found = said(open_)

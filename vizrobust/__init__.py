@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Transfer,
         parse_attack,
     )
-    from vizrobust.clarity import forced_choice, transfer
+    from vizrobust.clarity import judge_log_odds, two_afc
     from vizrobust.compute import Compute
     from vizrobust.data import load as load_data
     from vizrobust.features import (
@@ -85,10 +85,10 @@ __all__ = [
     "activations",
     "evaluate",
     "exemplars",
-    "forced_choice",
     "fourier",
     "gather",
     "gradient",
+    "judge_log_odds",
     "layers",
     "load_checkpoint",
     "load_data",
@@ -97,7 +97,7 @@ __all__ = [
     "plain",
     "render",
     "train",
-    "transfer",
+    "two_afc",
 ]
 
 # Where each public name lives; a test holds that every name of __all__ is found.
@@ -110,7 +110,7 @@ _HOMES = {
     "robustness": "evaluate gather",
     "features": "Channel Direction Logit Neuron Recipe Rendered exemplars fourier gradient parse_recipe plain render",
     "training": "Training train",
-    "clarity": "forced_choice transfer",
+    "clarity": "judge_log_odds two_afc",
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names.split()}
 

@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Opinion:
+class JudgeOutput:
     """What a judge says of N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
 
     logits: Tensor
@@ -34,7 +34,7 @@ class Opinion:
 class Judge:
     """A checkpoint in the role of judge and encoder.
 
-    `classes` are the names of its logits in an `Opinion`; `columns` says which of the network's own logits these are
+    `classes` are the names of its logits in an `JudgeOutput`; `columns` says which of the network's own logits these are
     (None: all, in order). `kind` is how it was trained, `clean` its accuracy on its own test images where known.
     """
 
@@ -48,7 +48,7 @@ class Judge:
     clean: float | None = None
     sha256: str = ""
 
-    def __call__(self, x: Tensor) -> Opinion:
+    def __call__(self, x: Tensor) -> JudgeOutput:
         """(N, C, H, W) in [0, 1] -> opinion, on the CPU in float32, in batches of one size."""
         head = last_linear(self.net)
         logits: list[Tensor] = []
@@ -58,22 +58,22 @@ class Judge:
         try:
             with borrowed(self.net), torch.no_grad():
                 for index, count in full_batches(len(x), BATCH_SIZE):
-                    images = fitted(self.compute.images(x[index]), self.input_shape)
+                    images = resized_to_input(self.compute.images(x[index]), self.input_shape)
                     logits.append(self.net(images)[:count].float().cpu())
                     features[-1] = features[-1][:count].float().cpu()
         finally:
             handle.remove()
         said = torch.cat(logits)
-        return Opinion(said if self.columns is None else said[:, list(self.columns)], torch.cat(features))
+        return JudgeOutput(said if self.columns is None else said[:, list(self.columns)], torch.cat(features))
 
 
-def fitted(x: Tensor, shape: Shape | None) -> Tensor:
+def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
     """Images as a network takes them: (N, C, H, W) in [0, 1] -> (N, *shape), untouched where they fit or shape is None.
 
     Resized bilinearly with antialiasing, whatever the aspect; grey is repeated for every channel, colour becomes grey
     by its mean. Raises ``ValueError`` for any other number of channels.
 
-    >>> fitted(torch.tensor([0.1, 0.2, 0.9]).reshape(1, 3, 1, 1), (1, 1, 1)).item()
+    >>> resized_to_input(torch.tensor([0.1, 0.2, 0.9]).reshape(1, 3, 1, 1), (1, 1, 1)).item()
     0.4000000059604645
     """
     if shape is None or tuple(x.shape[1:]) == shape:
@@ -139,13 +139,13 @@ APART = (
 )
 
 
-def shares_images(a: str, b: str) -> bool:
+def overlapping_data(a: str, b: str) -> bool:
     """Whether networks trained on the data references `a` and `b` have seen some of the same images.
 
     References of the same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) are the same images; a
     reference that is not known ("") shares none. Shuffled labels do not make other images.
 
-    >>> shares_images("mnist", "mnist5k"), shares_images("mnist55k", "mnist5k"), shares_images("npz:a.npz", "npz:a.npz")
+    >>> overlapping_data("mnist", "mnist5k"), overlapping_data("mnist55k", "mnist5k"), overlapping_data("npz:a.npz", "npz:a.npz")
     (True, False, True)
     """
     one, other = _sizeless(a), _sizeless(b)
@@ -157,10 +157,10 @@ def shares_images(a: str, b: str) -> bool:
     return related and {one, other} not in APART
 
 
-def taken_from_imagenet(a: str, b: str) -> bool:
+def subset_of_imagenet(a: str, b: str) -> bool:
     """Whether `a` is ImageNet and `b` a selection of its images, as Imagenette is: an overlap that cannot be told apart.
 
-    >>> taken_from_imagenet("imagenet", "imagenette64"), taken_from_imagenet("imagenet", "cifar10")
+    >>> subset_of_imagenet("imagenet", "imagenette64"), subset_of_imagenet("imagenet", "cifar10")
     (True, False)
     """
     return _sizeless(a) == "imagenet" and _sizeless(b) in FAMILIES[1]
@@ -171,8 +171,6 @@ def _sizeless(ref: str) -> str:
     bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
     return bare if ":" in bare else bare.lower()
 
-
-__all__ = ["BUILTIN", "Judge", "Opinion", "fitted", "judge_for", "judges_for", "last_linear"]
 
 KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
 # By data set, in the order of KINDS; of another architecture than the compared sweep, trained on images outside of it.
@@ -196,7 +194,7 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
     kind = _kind(data, chosen[0])
     judge, checkpoint = _judge(chosen[0], compared, compute, kind)
     for other in compared:
-        if shares_images(checkpoint.about.data, other.about.data):
+        if overlapping_data(checkpoint.about.data, other.about.data):
             warnings.warn(_seen(judge, checkpoint, other, other.about.data), stacklevel=2)
     return judge
 
@@ -219,9 +217,9 @@ def judges_for(
         judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref))
         for other in compared:
             trained_on = other.about.data or data_name
-            if shares_images(checkpoint.about.data, trained_on):
+            if overlapping_data(checkpoint.about.data, trained_on):
                 raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a --judge trained on other images")
-        if any(taken_from_imagenet(checkpoint.about.data, other.about.data or data_name) for other in compared):
+        if any(subset_of_imagenet(checkpoint.about.data, other.about.data or data_name) for other in compared):
             warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
         judges.setdefault(judge.sha256, judge)
     return list(judges.values())
@@ -272,7 +270,7 @@ def _seen(judge: Judge, checkpoint: Checkpoint, other: Checkpoint, trained_on: s
 TIMES_CHANCE = 2
 
 
-def disqualified(
+def excluded(
     natural_identification: float, units: int, natural: Mapping[str, float | None], random: Mapping[str, float | None]
 ) -> str | None:
     """Why a judge is disqualified, as a sentence, or None.
@@ -285,11 +283,11 @@ def disqualified(
     where both sides have a value; equal means are no reason. Ask once for each recipe. Raises ``ValueError`` for
     fewer than two units.
 
-    >>> disqualified(0.87, 10, {"transfer": 4.0}, {"transfer": -1.0}) is None
+    >>> excluded(0.87, 10, {"transfer": 4.0}, {"transfer": -1.0}) is None
     True
-    >>> disqualified(0.15, 10, {}, {})
+    >>> excluded(0.15, 10, {}, {})
     'it identifies 15.0 % of natural exemplars among 10 units, less than twice chance (20.0 %)'
-    >>> disqualified(0.9, 10, {"transfer": 1.0}, {"transfer": 2.5})
+    >>> excluded(0.9, 10, {"transfer": 1.0}, {"transfer": 2.5})
     'it ranks the random network above natural images by transfer to a judge (log-odds): 2.5 against 1'
     """
     if units < 2:

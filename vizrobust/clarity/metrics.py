@@ -14,10 +14,10 @@ from torch import Tensor
 from vizrobust.clarity.path_similarity import path_similarity
 
 
-def transfer(logits: Tensor, unit: Tensor) -> Tensor:
+def judge_log_odds(logits: Tensor, unit: Tensor) -> Tensor:
     """Log-odds that an outside judge gives the intended class: (N, classes), (N,) -> (N,). After Fel et al. 2023.
 
-    >>> transfer(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0]))
+    >>> judge_log_odds(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0]))
     tensor([0., 3.])
     """
     own = logits.gather(1, unit[:, None])[:, 0]
@@ -25,12 +25,12 @@ def transfer(logits: Tensor, unit: Tensor) -> Tensor:
     return own - others.logsumexp(1)
 
 
-def recognised(logits: Tensor, unit: Tensor) -> Tensor:
-    """Whether the judge's first guess is the intended class: (N, classes), (N,) -> (N,) bool. Shown beside `transfer`."""
+def judge_top1(logits: Tensor, unit: Tensor) -> Tensor:
+    """Whether the judge's first guess is the intended class: (N, classes), (N,) -> (N,) bool. Shown beside `judge_log_odds`."""
     return logits.argmax(1) == unit
 
 
-def forced_choice(exciting: Tensor, other: Tensor, queries: Tensor, distractors: Tensor) -> float:
+def two_afc(exciting: Tensor, other: Tensor, queries: Tensor, distractors: Tensor) -> float:
     """Two-alternative forced choice by machine (after Borowski et al. 2021; Zimmermann et al. 2024): an AUC, chance .5.
 
     `exciting` (R, d) and `other` (R', d) are features of pictures that do and do not belong to the unit, `queries`
@@ -39,7 +39,7 @@ def forced_choice(exciting: Tensor, other: Tensor, queries: Tensor, distractors:
     queries from distractors.
 
     >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> forced_choice(a, b, queries=a, distractors=b), forced_choice(b, a, queries=a, distractors=b)
+    >>> two_afc(a, b, queries=a, distractors=b), two_afc(b, a, queries=a, distractors=b)
     (1.0, 0.0)
     """
     natural = torch.cat((queries, distractors))
@@ -60,7 +60,7 @@ DIGITS = 12
 
 
 @dataclass(frozen=True)
-class Identified:
+class IdentificationScores:
     """One value per unit, each (M,) float64 in [0, 1], larger = clearer.
 
     `top1` is the share of the unit's natural images whose most similar pictures are its own, `reciprocal_rank` their
@@ -71,7 +71,7 @@ class Identified:
     reciprocal_rank: Tensor
 
 
-def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> Identified:
+def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> IdentificationScores:
     """Natural images of each unit, put to the pictures of all M units. Larger = clearer, chance 1/M.
 
     docs/measuring-clarity.md, "Identification".
@@ -105,7 +105,7 @@ def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> Ide
     harmonic = torch.cat((torch.zeros(1, dtype=torch.float64), (1 / torch.arange(1.0, len(queries) + 1).double()).cumsum(0)))
     top1 = (better == 0) / tied.double()
     reciprocal = (harmonic[better + tied] - harmonic[better]) / tied
-    return Identified(*(_means(value[:, None], queries)[:, 0] for value in (top1, reciprocal)))
+    return IdentificationScores(*(_means(value[:, None], queries)[:, 0] for value in (top1, reciprocal)))
 
 
 def _directions(pools: Sequence[Tensor]) -> Tensor:
@@ -122,14 +122,14 @@ def _means(rows: Tensor, pools: Sequence[Tensor]) -> Tensor:
     return torch.stack([part.mean(0) for part in torch.split(rows, [len(pool) for pool in pools])])
 
 
-def nearest_natural(pictures: Tensor, natural: Tensor) -> Tensor:
+def nearest_neighbour_distance(pictures: Tensor, natural: Tensor) -> Tensor:
     """Cosine distance to the nearest natural image: (N, d), (n, d) -> (N,) float64 in [0, 2], smaller = clearer.
 
     docs/measuring-clarity.md, "Distance to natural images". There is no chance level, but the more natural images there
     are, the nearer is one, so compare at one n.
     The distance is 1 - cosine because encoders differ in the length of their features.
 
-    >>> nearest_natural(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    >>> nearest_neighbour_distance(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([0., 1.], dtype=torch.float64)
     """
     if len(natural) == 0:
@@ -138,7 +138,7 @@ def nearest_natural(pictures: Tensor, natural: Tensor) -> Tensor:
     return 1 - cosine.amax(1)
 
 
-def kernel_distance(pictures: Tensor, natural: Tensor) -> float:
+def kid(pictures: Tensor, natural: Tensor) -> float:
     """Kernel distance of two sets of images, KID (Bińkowski et al. 2018): (N, d), (n, d) -> number, smaller = clearer.
 
     The unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, eq. 3) under the kernel
@@ -146,7 +146,7 @@ def kernel_distance(pictures: Tensor, natural: Tensor) -> float:
     depends on the encoder: compare under one judge. Raises ``ValueError`` for fewer than two images on a side.
 
     >>> near, far = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[4.0, 4.0], [5.0, 5.0]])
-    >>> kernel_distance(near, near) < kernel_distance(far, near)
+    >>> kid(near, near) < kid(far, near)
     True
     """
     if len(pictures) < 2 or len(natural) < 2:
@@ -165,7 +165,7 @@ def _mean_of_pairs(kernel: Tensor) -> Tensor:
     return (kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1))
 
 
-def seed_agreement(pictures: Sequence[Tensor]) -> Tensor:
+def cross_seed_similarity(pictures: Sequence[Tensor]) -> Tensor:
     """Mean cosine among a unit's pictures minus that to all other units' pictures: M times (R_u, d) -> (M,) float64.
 
     docs/measuring-clarity.md, "Seed agreement". In [-2, 2], larger = clearer, 0 where a unit's pictures are no more alike
@@ -173,9 +173,9 @@ def seed_agreement(pictures: Sequence[Tensor]) -> Tensor:
     than two units and for fewer than two pictures of a unit.
 
     >>> east, north = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-    >>> seed_agreement([east, north])
+    >>> cross_seed_similarity([east, north])
     tensor([1., 1.], dtype=torch.float64)
-    >>> seed_agreement([torch.stack((east[0], north[0]))] * 2)
+    >>> cross_seed_similarity([torch.stack((east[0], north[0]))] * 2)
     tensor([-0.5000, -0.5000], dtype=torch.float64)
     """
     counts = torch.tensor([len(pool) for pool in pictures])
@@ -305,7 +305,7 @@ class Metric:
     def chance_level(self, units: int, classes: int) -> float | None:
         """The chance level among so many units, for a judge of so many classes; None where there is none.
 
-        >>> METRICS["identification"].chance_level(units=20, classes=10), METRICS["transfer"].chance_level(20, 10)
+        >>> METRICS["identification"].chance_level(units=20, classes=10), METRICS["judge_log_odds"].chance_level(20, 10)
         (0.05, None)
         """
         if self.name == "reciprocal_rank":
@@ -319,16 +319,16 @@ def _catalogue(*metrics: Metric) -> dict[str, Metric]:
 
 # Roles: docs/measuring-clarity.md, "Metrics and their roles". The primary ones enter the verdict; diagnostics never do.
 METRICS = _catalogue(
-    Metric("transfer", "Transfer to a judge (log-odds)", "primary", 1, transfer, class_units=True),
-    Metric("forced_choice", "Two-alternative choice, hard (AUC)", "primary", 1, forced_choice, chance=0.5),
-    Metric("recognised", "Recognised by a judge (top-1)", "secondary", 1, recognised, among="classes", class_units=True),
-    Metric("forced_choice_easy", "Two-alternative choice, easy (AUC)", "secondary", 1, forced_choice, chance=0.5),
-    Metric("forced_choice_own", "Two-alternative choice, own queries (AUC)", "secondary", 1, forced_choice, chance=0.5),
+    Metric("transfer", "Transfer to a judge (log-odds)", "primary", 1, judge_log_odds, class_units=True),
+    Metric("forced_choice", "Two-alternative choice, hard (AUC)", "primary", 1, two_afc, chance=0.5),
+    Metric("recognised", "Recognised by a judge (top-1)", "secondary", 1, judge_top1, among="classes", class_units=True),
+    Metric("forced_choice_easy", "Two-alternative choice, easy (AUC)", "secondary", 1, two_afc, chance=0.5),
+    Metric("forced_choice_own", "Two-alternative choice, own queries (AUC)", "secondary", 1, two_afc, chance=0.5),
     Metric("identification", "Identification (top-1)", "secondary", 1, identification, among="units"),
     Metric("reciprocal_rank", "Identification (mean reciprocal rank)", "secondary", 1, identification, among="units"),
-    Metric("seed_agreement", "Agreement of seeds (cosine)", "secondary", 1, seed_agreement, chance=0.0),
-    Metric("nearest_natural", "Distance to the nearest natural image", "secondary", -1, nearest_natural),
-    Metric("kernel_distance", "Kernel distance to natural images (KID)", "secondary", -1, kernel_distance),
+    Metric("seed_agreement", "Agreement of seeds (cosine)", "secondary", 1, cross_seed_similarity, chance=0.0),
+    Metric("nearest_natural", "Distance to the nearest natural image", "secondary", -1, nearest_neighbour_distance),
+    Metric("kernel_distance", "Kernel distance to natural images (KID)", "secondary", -1, kid),
     Metric("spectrum_distance", "Distance of spectra", "diagnostic", -1, spectrum_distance, judged=False),
     Metric("high_frequency_share", "Power above 1/4 cycle per pixel", "diagnostic", -1, high_frequency_share, judged=False),
     Metric("nyquist_ratio", "Power at Nyquist over its neighbours", "diagnostic", -1, nyquist_ratio, judged=False),

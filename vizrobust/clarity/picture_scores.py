@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vizrobust.clarity import Judge, Opinion, Order, excitations, forced_choice, recognised, shared_orders, transfer
+from vizrobust.clarity.judges import Judge, JudgeOutput
+from vizrobust.clarity.metrics import judge_log_odds, judge_top1, two_afc
+from vizrobust.clarity.queries import QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
 from vizrobust.features import Logit, Objective, Request, images_of, subject
@@ -16,8 +18,8 @@ from vizrobust.models import Checkpoint
 from vizrobust.runs import Run
 
 QUERY_IMAGES = 1000
-NATURAL = "natural images"
-RANDOM = "random network"
+NATURAL_IMAGES = "natural images"
+RANDOM_NETWORK = "random network"
 
 Pictures = Mapping[int, Tensor]  # unit -> (R, C, H, W), one picture for each seed
 
@@ -35,14 +37,14 @@ class PictureScores:
 
 
 def scoring_jobs(checkpoints: Sequence[Checkpoint], request: Request) -> list[tuple[Checkpoint, Request]]:
-    """The pictures that `clarity_scores` needs: those asked for and, for hidden units, the same units negated."""
+    """The pictures that `score_run` needs: those asked for and, for hidden units, the same units negated."""
     asked = [(checkpoint, request) for checkpoint in checkpoints]
     if isinstance(subject(request.objective), Logit):
         return asked
     return [*asked, *((checkpoint, replace(request, sign=-request.sign)) for checkpoint in checkpoints)]
 
 
-def clarity_scores(
+def score_run(
     run: Run,
     checkpoints: Sequence[Checkpoint],
     request: Request,
@@ -86,8 +88,8 @@ def score_pictures(
     everyone = [*checkpoints, *references]
     of_class = isinstance(subject(objective), Logit)
     if data is None:
-        opinions = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
-        return {name: _unasked(own, units, of_class) for name, own in opinions.items()}
+        outputs = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
+        return {name: _unasked(own, units, of_class) for name, own in outputs.items()}
     held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
@@ -109,28 +111,28 @@ def score_pictures(
             other = {unit: _joined([best[u] for u in units if u != unit]) for unit in units}
         else:
             other = {u: _taken(examples, order.index[-count:]) for u, order in zip(units, shown[name], strict=True)}
-        label = NATURAL if of_class else f"{NATURAL}, {name}"
+        label = NATURAL_IMAGES if of_class else f"{NATURAL_IMAGES}, {name}"
         scores[label] = _scores(best, other, units, asked[name], seen, of_class)
     return scores
 
 
 def _orders(
     everyone: Sequence[Checkpoint], compared: int, objective: Objective, units: Sequence[int], images: Split, compute: Compute
-) -> dict[str, list[Order]]:
+) -> dict[str, list[QueryRanking]]:
     """By checkpoint name, each unit's order of the images: one for all for class units, each its own otherwise."""
     if isinstance(subject(objective), Logit):
         excited = [excitations(one.net(), objective, units, images, compute) for one in everyone[:compared]]
-        common = shared_orders(excited)
+        common = shared_rankings(excited)
         return {one.name: common for one in everyone}
-    return {one.name: shared_orders([excitations(one.net(), objective, units, images, compute)]) for one in everyone}
+    return {one.name: shared_rankings([excitations(one.net(), objective, units, images, compute)]) for one in everyone}
 
 
 def _scores(
-    own: Mapping[int, Opinion],
-    other: Mapping[int, Opinion | None],
+    own: Mapping[int, JudgeOutput],
+    other: Mapping[int, JudgeOutput | None],
     units: Sequence[int],
-    orders: Sequence[Order],
-    seen: Opinion,
+    orders: Sequence[QueryRanking],
+    seen: JudgeOutput,
     of_class: bool,
 ) -> PictureScores:
     chosen: list[float | None] = []
@@ -140,37 +142,37 @@ def _scores(
             chosen.append(None)
             continue
         queries, distractors = seen.features[order.queries()], seen.features[order.distractors()]
-        chosen.append(forced_choice(views.features, rest.features, queries, distractors))
+        chosen.append(two_afc(views.features, rest.features, queries, distractors))
     return replace(_unasked(own, units, of_class), forced_choice=tuple(chosen))
 
 
-def _unasked(own: Mapping[int, Opinion], units: Sequence[int], of_class: bool) -> PictureScores:
+def _unasked(own: Mapping[int, JudgeOutput], units: Sequence[int], of_class: bool) -> PictureScores:
     """What the judge sees in the pictures themselves, without a choice between images."""
     none: tuple[float | None, ...] = (None,) * len(units)
     if not of_class:
         return PictureScores(none, none, none)
     intended = [torch.full((len(own[unit].logits),), unit) for unit in units]
-    carried = (float(transfer(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
-    named = (float(recognised(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
+    carried = (float(judge_log_odds(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
+    named = (float(judge_top1(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
     return PictureScores(tuple(carried), tuple(named), none)
 
 
-def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int, Opinion]:
+def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int, JudgeOutput]:
     """The judge's opinion of each unit's pictures, asked of all at once: it fills small batches up."""
-    opinion = judge(torch.cat([pictures[unit] for unit in units]))
-    parts = torch.split(torch.arange(len(opinion.logits)), [len(pictures[unit]) for unit in units])
-    return {unit: _taken(opinion, part) for unit, part in zip(units, parts, strict=True)}
+    output = judge(torch.cat([pictures[unit] for unit in units]))
+    parts = torch.split(torch.arange(len(output.logits)), [len(pictures[unit]) for unit in units])
+    return {unit: _taken(output, part) for unit, part in zip(units, parts, strict=True)}
 
 
 def _all(images: Split) -> Tensor:
     return images.take(torch.arange(len(images)))
 
 
-def _taken(opinion: Opinion, index: Tensor) -> Opinion:
-    return Opinion(opinion.logits[index], opinion.features[index])
+def _taken(output: JudgeOutput, index: Tensor) -> JudgeOutput:
+    return JudgeOutput(output.logits[index], output.features[index])
 
 
-def _joined(opinions: list[Opinion]) -> Opinion | None:
-    if not opinions:
+def _joined(outputs: list[JudgeOutput]) -> JudgeOutput | None:
+    if not outputs:
         return None
-    return Opinion(torch.cat([o.logits for o in opinions]), torch.cat([o.features for o in opinions]))
+    return JudgeOutput(torch.cat([o.logits for o in outputs]), torch.cat([o.features for o in outputs]))

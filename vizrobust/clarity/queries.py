@@ -24,7 +24,7 @@ HARD = (0.10, 0.50)
 
 
 @dataclass(frozen=True)
-class Order:
+class QueryRanking:
     """Natural images of one unit in falling activation: `index` (n,) into the split.
 
     The questions must be images that were not shown as exemplars, or the natural reference would be told from
@@ -49,7 +49,7 @@ class Order:
     def questions(self, variant: Literal["hard", "easy"] = "hard", count: int = QUERIES) -> tuple[Tensor, Tensor]:
         """(queries, distractors), no image among both. Raises ``ValueError`` where there are too few images for that.
 
-        >>> [part.tolist() for part in Order(torch.arange(10)).questions("easy", count=2)]
+        >>> [part.tolist() for part in QueryRanking(torch.arange(10)).questions("easy", count=2)]
         [[0, 1], [8, 9]]
         """
         hard = variant == "hard"
@@ -78,10 +78,10 @@ def excitations(net: nn.Module, objective: Objective, units: Sequence[int], imag
     return torch.cat(columns, dim=1)
 
 
-def shared_orders(excited: Sequence[Tensor]) -> list[Order]:
+def shared_rankings(excited: Sequence[Tensor]) -> list[QueryRanking]:
     """Per unit, the order by mean rank over several networks' (units, n) excitations, the same for all of them."""
     ranks = sum(torch.from_numpy(rankdata(one.numpy(), axis=1)) for one in excited)
-    return [Order(row.argsort(descending=True, stable=True)) for row in torch.as_tensor(ranks)]
+    return [QueryRanking(row.argsort(descending=True, stable=True)) for row in torch.as_tensor(ranks)]
 
 
 def contrast_matched(images: Tensor, reference: Tensor) -> Tensor:

@@ -42,13 +42,13 @@ def command(
     vizrobust compare mnist-k0 mnist-k8
     vizrobust compare mnist-k0 mnist-k8 --layer conv2 --seeds 2 --attack standard --images 200
     """
+    from vizrobust.clarity import RANDOM_NETWORK
     from vizrobust.cli.attacking import Evaluations
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for, score_table
     from vizrobust.compute import Compute
     from vizrobust.features.picture_runs import checkpoint_facts
     from vizrobust.report import write_gallery
-    from vizrobust.study import RANDOM
 
     checkpoints = load_all(refs, arch, download)
     if len(checkpoints) < 2:
@@ -71,7 +71,7 @@ def command(
         found_ = attacked(checkpoints, loaded, evaluations, attack_text, eps, norm, n)
         tables += accuracy_tables(found_, loaded)
         numbers += accuracy_rows(found_, loaded)
-    untrained = checkpoints[0].untrained(RANDOM)
+    untrained = checkpoints[0].untrained(RANDOM_NETWORK)
     if found is not None:
         pictured.render_for_clarity([*checkpoints, untrained], quiet or as_json)
     finished = pictured.alone()

@@ -55,9 +55,9 @@ def command(
     """
     from vizrobust.compute import Compute
     from vizrobust.data import load
+    from vizrobust.experiments.input_dimension import dimension_study
     from vizrobust.report.style import format_of
     from vizrobust.runs import default_folder
-    from vizrobust.study import dimension_study
     from vizrobust.training import Progress, Training, recorded_threads
 
     for name, value in (("--images", n), ("--seeds", seeds)):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, PictureScores, score_run, scoring_jobs
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
 from vizrobust.features import (
@@ -30,11 +31,10 @@ from vizrobust.features import (
     units_of,
     with_priors,
 )
-from vizrobust.intervals import SCOPE
+from vizrobust.intervals import SCOPE, Difference, paired
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
 from vizrobust.runs import Row, Run, default_folder
-from vizrobust.study import NATURAL, RANDOM, Difference, PictureScores, clarity_scores, paired, scoring_jobs
 
 FRAMES = 60
 
@@ -155,7 +155,7 @@ class Pictured:
     ) -> dict[str, PictureScores]:  # fmt: skip
         """Render what the scores need besides, and score."""
         self.render_for_clarity([*checkpoints, *references], quiet)
-        return clarity_scores(self.run, checkpoints, self.request, judge, data, self.compute, references)
+        return score_run(self.run, checkpoints, self.request, judge, data, self.compute, references)
 
 
 def find_judge(
@@ -227,7 +227,7 @@ def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
         return f"{sum(there) / len(there):.{digits}f}" if there else "-"
 
     def last(name: str) -> bool:
-        return name == RANDOM or name.startswith(NATURAL)
+        return name == RANDOM_NETWORK or name.startswith(NATURAL_IMAGES)
 
     rows = [
         [name, mean(one.transfer, 2), mean(one.recognised, 2), mean(one.forced_choice, 3)]

@@ -70,7 +70,7 @@ def command(
     from vizrobust.data import load
     from vizrobust.report import write_study
     from vizrobust.runs import default_folder
-    from vizrobust.study import Study, brought, report_of, write_report
+    from vizrobust.study import Study, provided_checkpoints, report_of, write_report
     from vizrobust.training import recorded_threads
 
     checkpoints = load_all(refs, arch, download)
@@ -81,7 +81,7 @@ def command(
             "checkpoints are given, so nothing is trained; leave out --steps, --seeds, --arms, --controls, --epochs"
         )
     loaded = load(data or _data_of(checkpoints), download)
-    given = brought(checkpoints, loaded) if checkpoints else []
+    given = provided_checkpoints(checkpoints, loaded) if checkpoints else []
     plan = _plan(
         loaded, given, arch=arch, epochs=epochs, is_quick=quick, steps=_numbers(steps), seeds=seeds, eps=eps,
         arms=_names(arms), controls=_names(controls), image_seeds=image_seeds, layer=layer, hidden=hidden,
@@ -129,9 +129,9 @@ def _size(study: Study) -> str:
     plan = study.plan
     if study.given:
         return f"{len(study.given)} checkpoints, {len(plan.recipes)} recipes, {len(study.judges)} judges"
-    from vizrobust.study import cells
+    from vizrobust.study import training_runs
 
-    number = len(list(cells(plan, plan.eps or study.data.eps)))
+    number = len(list(training_runs(plan, plan.eps or study.data.eps)))
     return f"{number} networks to train, {len(plan.recipes)} recipes, {len(study.judges)} judges"
 
 

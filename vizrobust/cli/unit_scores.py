@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+from vizrobust.clarity import PictureScores
 from vizrobust.features import Logit, Request, row_key, subject
 from vizrobust.models import Checkpoint
 from vizrobust.report import Table
 from vizrobust.runs import Row
-from vizrobust.study import PictureScores
 
 MEASURES = ("transfer", "recognised", "forced_choice")
 TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}

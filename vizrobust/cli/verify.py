@@ -38,12 +38,12 @@ def command(path: str, seed: int, download: bool, device: str, precision: str, a
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     wrong = 0
     compute = Compute(device, precision, report["threads"])
-    for finding in verify(report, folder, lambda: load(report["data"]["name"], download), compute, seed):
-        wrong += finding.fine is False
+    for check in verify(report, folder, lambda: load(report["data"]["name"], download), compute, seed):
+        wrong += check.ok is False
         if as_json:
-            json_row({"what": finding.what, "fine": finding.fine, "told": finding.told})
+            json_row({"what": check.what, "fine": check.ok, "told": check.detail})
         else:
-            click.echo(f"{MARKS[finding.fine]:14} {finding.what}: {finding.told}")
+            click.echo(f"{MARKS[check.ok]:14} {check.what}: {check.detail}")
     if wrong:
         say(f"{wrong} finding{'s' if wrong > 1 else ''} differ from the report")
         sys.exit(1)

@@ -76,7 +76,7 @@ def dimension_growth(
     """The growth of the mean L1 norm of the gradient over networks (d, net, images), d = C * H * W of their images.
 
     The networks should be of one family and trained alike on the same images at several sizes
-    (`vizrobust.study.dimension_study` does that); the fit is as good as that likeness.
+    (`dimension_study` does that); the fit is as good as that likeness.
     """
     found = [(d, float(gradient_norms(net, images, compute, loss, batch_size).l1.mean())) for d, net, images in networks]
     return fit_growth([d for d, _ in found], [norm for _, norm in found])

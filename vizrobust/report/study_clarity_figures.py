@@ -47,7 +47,7 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
             if place % _beside(panels) == _beside(panels) - 1 or place == len(panels) - 1:
                 room = place % _beside(panels) == _beside(panels) - 1
                 label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25, room=room)
-            struck = " (disqualified)" if judge in study.disqualified else ""
+            struck = " (disqualified)" if judge in study.excluded else ""
             _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
         return figure
 
@@ -168,9 +168,7 @@ def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, fl
     for group in study.doses:
         by_step: dict[int, list[Entry]] = {}
         for row in study.entries("distance"):
-            mine = (
-                row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.disqualified
-            )
+            mine = row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.excluded
             if mine and row.get("value") is not None and row.get("distance") is not None:
                 by_step.setdefault(int(row["step"]), []).append(row)
         points = [

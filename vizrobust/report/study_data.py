@@ -104,7 +104,7 @@ class Study:
         )
 
     @cached_property
-    def disqualified(self) -> frozenset[str]:
+    def excluded(self) -> frozenset[str]:
         return frozenset(judge["name"] for judge in self.entries("judges") if judge.get("disqualified"))
 
     def judges(self, metric: str, layer: str) -> tuple[str | None, ...]:
@@ -127,7 +127,7 @@ class Study:
 
     def over_judges(self, metric: str, recipe: str, layer: str, control: str | None = None) -> dict[str, float]:
         """Checkpoint -> the mean over its units and over the judges that are not disqualified."""
-        judges = [judge for judge in self.judges(metric, layer) if judge not in self.disqualified]
+        judges = [judge for judge in self.judges(metric, layer) if judge not in self.excluded]
         found = [self.by_checkpoint(metric, recipe, judge, layer, control) for judge in judges]
         found = [values for values in found if values]
         names = _distinct(name for values in found for name in values)

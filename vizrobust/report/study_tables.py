@@ -45,7 +45,7 @@ def verdicts(study: Study, roles: Sequence[str]) -> Numbers | None:
         layer = entry.get("layer") or next(iter(study.layers), None)
         keys = ("metric", "recipe", "contrast")
         mine = [one for one in study.entries("trends") if all(one[key] == entry[key] for key in keys) and one["layer"] == layer]
-        mine = [one for one in mine if one.get("judge") not in study.disqualified]
+        mine = [one for one in mine if one.get("judge") not in study.excluded]
         estimates = [one["estimate"] for one in mine if one.get("estimate") is not None]
         lows, highs = ([one[key] for one in mine if one.get(key) is not None] for key in ("ci_low", "ci_high"))
         rows.append(

@@ -11,28 +11,28 @@ from torch import Tensor
 
 from vizrobust.clarity import (
     Judge,
-    Opinion,
-    Order,
+    JudgeOutput,
+    QueryRanking,
     blurred,
     contrast_matched,
-    forced_choice,
+    cross_seed_similarity,
     high_frequency_share,
     identification,
-    kernel_distance,
-    nearest_natural,
+    judge_log_odds,
+    judge_top1,
+    kid,
+    nearest_neighbour_distance,
     nyquist_ratio,
     path_similarity,
-    recognised,
-    seed_agreement,
     spectrum_distance,
-    transfer,
+    two_afc,
 )
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features import Logit, Objective, Request, Scorer
 from vizrobust.features.render import even
 from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.runs import Row
-from vizrobust.study.stimuli import Questions
+from vizrobust.study.stimuli import QuerySet
 
 CONTRAST, BLUR, EQUAL, MATCHED = "contrast", "blur", "equal-excitation", "matched"
 CONTROLS = (CONTRAST, BLUR)
@@ -55,8 +55,12 @@ class PictureSet:
         return self.others is None
 
 
-def scored(
-    pictures: PictureSet, questions: Questions, orders: Sequence[Order], own: Sequence[Order], controls: Sequence[str] = CONTROLS
+def metric_rows(
+    pictures: PictureSet,
+    questions: QuerySet,
+    orders: Sequence[QueryRanking],
+    own: Sequence[QueryRanking],
+    controls: Sequence[str] = CONTROLS,
 ) -> Iterator[Row]:
     """Rows ``metric, judge, control, units, values`` for everything that is measured on finished pictures.
 
@@ -68,23 +72,23 @@ def scored(
     natural = questions.queries
     changed = {control: _changed(pictures, questions, control) for control in controls}
     for control, version in changed.items():
-        yield from primary(version, questions, orders, control)
+        yield from primary_rows(version, questions, orders, control)
     for judge in questions.judges:
-        opinion = Views.of(judge, pictures)
-        asked = questions.queries.opinions[judge.name]
-        yield from _primary(pictures, opinion, asked, orders, judge.name, None)
+        output = Views.of(judge, pictures)
+        asked = questions.queries.outputs[judge.name]
+        yield from _primary(pictures, output, asked, orders, judge.name, None)
         if pictures.of_class:
-            yield _row("forced_choice_own", judge.name, None, pictures, _choices(opinion, asked, own))
-        yield _row("forced_choice_easy", judge.name, None, pictures, _choices(opinion, asked, orders, easy=True))
-        features = list(opinion.features)
+            yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, asked, own))
+        yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, asked, orders, easy=True))
+        features = list(output.features)
         found = identification([asked.features[order.queries()] for order in orders], features)
         yield _row("identification", judge.name, None, pictures, found.top1.tolist())
         yield _row("reciprocal_rank", judge.name, None, pictures, found.reciprocal_rank.tolist())
-        yield _row("seed_agreement", judge.name, None, pictures, seed_agreement(features).tolist())
-        near = [float(nearest_natural(one, natural.opinions[judge.name].features).mean()) for one in features]
+        yield _row("seed_agreement", judge.name, None, pictures, cross_seed_similarity(features).tolist())
+        near = [float(nearest_neighbour_distance(one, natural.outputs[judge.name].features).mean()) for one in features]
         yield _row("nearest_natural", judge.name, None, pictures, near)
         # A distance of distributions: that of all units' pictures together, the same number for each.
-        far = kernel_distance(opinion.features.flatten(0, 1), natural.opinions[judge.name].features)
+        far = kid(output.features.flatten(0, 1), natural.outputs[judge.name].features)
         yield _row("kernel_distance", judge.name, None, pictures, [far] * len(pictures.units))
     for name, values in (
         ("spectrum_distance", [float(spectrum_distance(one, natural.images).mean()) for one in pictures.images]),
@@ -94,18 +98,18 @@ def scored(
         yield _row(name, None, None, pictures, values)
 
 
-def primary(pictures: PictureSet, questions: Questions, orders: Sequence[Order], control: str | None) -> Iterator[Row]:
+def primary_rows(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking], control: str | None) -> Iterator[Row]:
     """The primary metrics alone, under every judge: for controls that are pictures of their own."""
     for judge in questions.judges:
-        opinion = Views.of(judge, pictures)
-        yield from _primary(pictures, opinion, questions.queries.opinions[judge.name], orders, judge.name, control)
+        output = Views.of(judge, pictures)
+        yield from _primary(pictures, output, questions.queries.outputs[judge.name], orders, judge.name, control)
 
 
-def choice_at(pictures: PictureSet, questions: Questions, orders: Sequence[Order]) -> dict[str, float]:
+def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking]) -> dict[str, float]:
     """Judge -> the mean hard two-alternative AUC of pictures on their way, for the clarity-distance curve."""
     found = {}
     for judge in questions.judges:
-        values = _choices(Views.of(judge, pictures), questions.queries.opinions[judge.name], orders)
+        values = _choices(Views.of(judge, pictures), questions.queries.outputs[judge.name], orders)
         there = [value for value in values if value is not None]
         found[judge.name] = sum(there) / len(there)
     return found
@@ -123,27 +127,27 @@ class Views:
     def of(judge: Judge, pictures: PictureSet) -> Views:
         count, seeds = pictures.images.shape[:2]
 
-        def seen(images: Tensor) -> Opinion:
+        def seen(images: Tensor) -> JudgeOutput:
             return judge(images.flatten(0, 1))
 
-        opinion = seen(pictures.images)
+        output = seen(pictures.images)
         others = None if pictures.others is None else seen(pictures.others).features.reshape(count, seeds, -1)
-        return Views(opinion.logits.reshape(count, seeds, -1), opinion.features.reshape(count, seeds, -1), others)
+        return Views(output.logits.reshape(count, seeds, -1), output.features.reshape(count, seeds, -1), others)
 
 
 def _primary(
-    pictures: PictureSet, views: Views, asked: Opinion, orders: Sequence[Order], judge: str, control: str | None
+    pictures: PictureSet, views: Views, asked: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None
 ) -> Iterator[Row]:
     if pictures.of_class:
         intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
-        carried = [float(transfer(one, unit).mean()) for one, unit in zip(views.logits, intended, strict=True)]
-        named = [float(recognised(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        carried = [float(judge_log_odds(one, unit).mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        named = [float(judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
         yield _row("transfer", judge, control, pictures, carried)
         yield _row("recognised", judge, control, pictures, named)
     yield _row("forced_choice", judge, control, pictures, _choices(views, asked, orders))
 
 
-def _choices(views: Views, asked: Opinion, orders: Sequence[Order], easy: bool = False) -> list[float | None]:
+def _choices(views: Views, asked: JudgeOutput, orders: Sequence[QueryRanking], easy: bool = False) -> list[float | None]:
     values: list[float | None] = []
     for place, order in enumerate(orders):
         if views.others is None:
@@ -155,11 +159,11 @@ def _choices(views: Views, asked: Opinion, orders: Sequence[Order], easy: bool =
         else:
             other = views.others[place]
         queries, distractors = order.questions("easy" if easy else "hard")
-        values.append(forced_choice(views.features[place], other, asked.features[queries], asked.features[distractors]))
+        values.append(two_afc(views.features[place], other, asked.features[queries], asked.features[distractors]))
     return values
 
 
-def _changed(pictures: PictureSet, questions: Questions, control: str) -> PictureSet:
+def _changed(pictures: PictureSet, questions: QuerySet, control: str) -> PictureSet:
     """The same pictures with the natural images' contrast, or blurred by a pixel."""
 
     def change(images: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ FLAGGED_BELOW = 0.25
 
 
 @dataclass(frozen=True)
-class Measured:
+class LayerScores:
     """`clarity` rows (see `scores.scored`), the clarity-distance curve, and how strongly the units were excited.
 
     `start` are the clarity rows of the pictures before optimization, `natural` those of the checkpoint's own exemplars
@@ -216,27 +220,27 @@ class Measured:
         return {"checkpoint": self.checkpoint, "recipe": self.recipe, **(self.path or {})}
 
     @staticmethod
-    def read(row: Mapping[str, Any]) -> Measured:
+    def read(row: Mapping[str, Any]) -> LayerScores:
         names = ("recipe", "layer", "clarity", "start", "natural", "distance", "path", "ratio", "radius", "reached")
-        return Measured(row["name"], **{name: row[name] for name in names})
+        return LayerScores(row["name"], **{name: row[name] for name in names})
 
 
-def measure(
+def score_layer(
     checkpoint: Checkpoint,
     job: Request,
     images: Mapping[int, Tensor],
     negative: Mapping[int, Tensor] | None,
     ways: Mapping[int, Tensor] | None,
-    questions: Questions,
+    questions: QuerySet,
     layer: str = "",
-) -> Measured:
+) -> LayerScores:
     """Score the pictures of a finished job: unit -> (R, C, H, W); `ways` unit -> (R, frames, C, H, W), the start first."""
     of_class = isinstance(job.objective, Logit)
     own = questions.own(checkpoint, job.objective, job.units)
     orders = questions.shared if of_class else own
     final = PictureSet(job.units, stacked(images, job.units), None if negative is None else stacked(negative, job.units))
-    clarity = list(scored(final, questions, orders, own))
-    natural = [] if of_class else list(scored(_exemplars(checkpoint, job, questions), questions, orders, own))
+    clarity = list(metric_rows(final, questions, orders, own))
+    natural = [] if of_class else list(metric_rows(_exemplars(checkpoint, job, questions), questions, orders, own))
     path = _path(checkpoint, final, layer, questions) if of_class and layer else None
     largest = questions.largest(checkpoint, job.objective, job.units)
     excited = activations(checkpoint, job.objective, final.images, job.units, questions.compute)
@@ -246,12 +250,12 @@ def measure(
     radius = reached = None
     if ways is not None:
         frames = stacked(ways, job.units)  # (units, R, F, C, H, W)
-        start = list(scored(PictureSet(job.units, frames[:, :, 0]), questions, orders, own, controls=()))
+        start = list(metric_rows(PictureSet(job.units, frames[:, :, 0]), questions, orders, own, controls=()))
         away = (frames - frames[:, :, :1]).flatten(3).norm(dim=3)  # (units, R, F)
         for place, step in enumerate(sorted(even(frames.shape[2], job.recipe.steps + 1))):
             at = PictureSet(job.units, frames[:, :, place])
             mean = round(float(away[:, :, place].mean()), 5)
-            for judge, value in choice_at(at, questions, orders).items():
+            for judge, value in mean_two_afc(at, questions, orders).items():
                 distance.append({"judge": judge, "step": step, "distance": mean, "value": round(value, 6)})
         grown = torch.stack(
             [
@@ -262,16 +266,16 @@ def measure(
         )
         there, radii = first_reach(grown, away, largest)
         equal = PictureSet(job.units, torch.stack([_picked(one, at) for one, at in zip(frames, there, strict=True)]))
-        clarity += list(primary(equal, questions, orders, EQUAL))
+        clarity += list(primary_rows(equal, questions, orders, EQUAL))
         known = radii[radii.isfinite()]
         radius = round(float(known.mean()), 5) if len(known) else None
         reached = round(float(radii.isfinite().float().mean()), 5)
     ratio = None if ratio is None else round(ratio, 5)
     about = (checkpoint.name, job.recipe.name, job.layer)
-    return Measured(*about, clarity, start, natural, distance, path, ratio, radius, reached)
+    return LayerScores(*about, clarity, start, natural, distance, path, ratio, radius, reached)
 
 
-def _exemplars(checkpoint: Checkpoint, job: Request, questions: Questions) -> PictureSet:
+def _exemplars(checkpoint: Checkpoint, job: Request, questions: QuerySet) -> PictureSet:
     """In place of the pictures of hidden units the exemplars that excite them most, against those that do least."""
     orders, count = questions.own(checkpoint, job.objective, job.units, asked=False), len(job.seeds)
     images = questions.exemplars.images
@@ -283,10 +287,10 @@ def _ends(count: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
     return (lambda index: index[:count]), (lambda index: index[-count:])
 
 
-def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: Questions) -> Row:
+def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: QuerySet) -> Row:
     """How alike class pictures and exemplars of the class travel through the network, at one hidden layer."""
     exemplars, count = questions.exemplars, pictures.images.shape[1]
-    index = [order.index[:count] for order in questions.shared_exemplars]
+    index = [order.index[:count] for order in questions.shared_exemplar_rankings]
     natural = _at_layer(checkpoint, torch.stack([exemplars.images[one] for one in index]), layer, questions.compute)
     shown = _at_layer(checkpoint, pictures.images, layer, questions.compute)
     found = path_similarity(list(natural), list(shown))

@@ -18,7 +18,7 @@ FEWEST_SEEDS = 3
 CONTRASTS = ("H1", "H2", "H3")
 
 # (K, training seed) -> the value of that checkpoint, None where there is none.
-Cells = Mapping[tuple[int, int], float | None]
+RunValues = Mapping[tuple[int, int], float | None]
 Values = NDArray[np.float64]
 
 
@@ -50,10 +50,10 @@ class Contrast:
         return self.p / 2 if self.estimate > 0 else 1 - self.p / 2
 
 
-def tabulated(table: ArrayLike, doses: Sequence[int], seeds: Sequence[int] | None = None) -> dict[tuple[int, int], float | None]:
+def from_table(table: ArrayLike, doses: Sequence[int], seeds: Sequence[int] | None = None) -> dict[tuple[int, int], float | None]:
     """Cells from an array (seeds, doses); a value that is not a finite number is a missing cell.
 
-    >>> tabulated([[0.5, 0.75]], doses=[0, 1])
+    >>> from_table([[0.5, 0.75]], doses=[0, 1])
     {(0, 0): 0.5, (1, 0): 0.75}
     """
     rows = np.asarray(table, dtype=np.float64)
@@ -67,22 +67,22 @@ def tabulated(table: ArrayLike, doses: Sequence[int], seeds: Sequence[int] | Non
     }
 
 
-def adversarial_against_standard(values: Cells) -> Contrast:
+def adversarial_against_standard(values: RunValues) -> Contrast:
     """H1: the mean over K >= 1 minus K = 0, seed by seed.
 
-    >>> adversarial_against_standard(tabulated([[0.25, 0.5, 1.0]], [0, 1, 4])).per_seed
+    >>> adversarial_against_standard(from_table([[0.25, 0.5, 1.0]], [0, 1, 4])).per_seed
     (0.5,)
     """
-    doses = doses_of(values)
+    doses = steps_of(values)
     if 0 not in doses or len(doses) < 2:
         return _nothing("H1", values)
     return _over_seeds("H1", values, doses, lambda row, _seed: (float(row[1:].mean() - row[0]), 1.0))
 
 
-def dose_slope(values: Cells) -> Contrast:
+def step_slope(values: RunValues) -> Contrast:
     """H2: the least-squares slope over log2 K among K >= 1, seed by seed: the change with each doubling of K.
 
-    >>> dose_slope(tabulated([[9.0, 0.5, 0.75, 1.0]], [0, 1, 2, 4])).per_seed
+    >>> step_slope(from_table([[9.0, 0.5, 0.75, 1.0]], [0, 1, 2, 4])).per_seed
     (0.25,)
     """
     doses = _positive(values)
@@ -93,7 +93,7 @@ def dose_slope(values: Cells) -> Contrast:
     return _over_seeds("H2", values, doses, lambda row, _seed: (slope(doublings, row), span))
 
 
-def accuracy_slope(values: Cells, accuracy: Cells) -> Contrast:
+def accuracy_slope(values: RunValues, accuracy: RunValues) -> Contrast:
     """H3: the slope of the value over accuracy under the strongest attack among K >= 1, seed by seed.
 
     Accuracies are fractions, so a slope is the change over 100 points. A seed without an accuracy, or one whose
@@ -113,9 +113,9 @@ def accuracy_slope(values: Cells, accuracy: Cells) -> Contrast:
     return _over_seeds("H3", values, doses, of)
 
 
-def contrasts(values: Cells, accuracy: Cells | None = None) -> tuple[Contrast, ...]:
+def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Contrast, ...]:
     """H1, H2 and, with accuracies, H3 of one table; those for which the table has no seed at all are left away."""
-    found = [adversarial_against_standard(values), dose_slope(values)]
+    found = [adversarial_against_standard(values), step_slope(values)]
     if accuracy:
         found.append(accuracy_slope(values, accuracy))
     return tuple(contrast for contrast in found if contrast.per_seed)
@@ -138,7 +138,7 @@ def interval(name: str, per_seed: Mapping[int, float], left_out: Sequence[int], 
     return Contrast(*start, mean, mean - half, mean + half, p)
 
 
-def page_trend(values: Cells) -> float | None:
+def page_trend(values: RunValues) -> float | None:
     """One-sided p of Page's test for a rise over K >= 1; None where it is not defined. A description only.
 
     With run-to-run noise it finds a trend far too often (17 % of the time: docs/measuring-clarity.md, "Descriptions that
@@ -151,7 +151,7 @@ def page_trend(values: Cells) -> float | None:
     return float(stats.page_trend_test(np.array(rows)).pvalue)
 
 
-def rank_correlation(values: Cells, accuracy: Cells | None = None) -> float | None:
+def rank_correlation(values: RunValues, accuracy: RunValues | None = None) -> float | None:
     """Spearman's correlation with K, or with `accuracy`, among K >= 1: the mean over seeds. A description only.
 
     None where no seed is complete, or where nothing varies.
@@ -166,12 +166,12 @@ def rank_correlation(values: Cells, accuracy: Cells | None = None) -> float | No
     return float(np.mean(found)) if found else None
 
 
-def doses_of(values: Cells) -> tuple[int, ...]:
+def steps_of(values: RunValues) -> tuple[int, ...]:
     """The K of a table, ascending."""
     return tuple(sorted({k for k, _ in values}))
 
 
-def complete(values: Cells, doses: Sequence[int]) -> Values:
+def complete(values: RunValues, doses: Sequence[int]) -> Values:
     """(seeds, doses): the rows of those seeds that have a value at each of the doses."""
     rows = [row for seed in _seeds(values) if (row := _row(values, doses, seed)) is not None]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(doses))
@@ -185,7 +185,7 @@ def slope(x: Values, y: Values) -> float:
 
 def _over_seeds(
     name: str,
-    values: Cells,
+    values: RunValues,
     doses: Sequence[int],
     of: Callable[[Values, int], tuple[float, float] | None],
 ) -> Contrast:
@@ -202,18 +202,18 @@ def _over_seeds(
     return interval(name, {seed: one[0] for seed, one in found.items()}, left_out, span)
 
 
-def _nothing(name: str, values: Cells) -> Contrast:
+def _nothing(name: str, values: RunValues) -> Contrast:
     return interval(name, {}, _seeds(values), None)
 
 
-def _seeds(values: Cells) -> list[int]:
+def _seeds(values: RunValues) -> list[int]:
     return sorted({seed for _, seed in values})
 
 
-def _positive(values: Cells) -> tuple[int, ...]:
-    return tuple(k for k in doses_of(values) if k >= 1)
+def _positive(values: RunValues) -> tuple[int, ...]:
+    return tuple(k for k in steps_of(values) if k >= 1)
 
 
-def _row(values: Cells, doses: Sequence[int], seed: int) -> Values | None:
+def _row(values: RunValues, doses: Sequence[int], seed: int) -> Values | None:
     found = [values.get((k, seed)) for k in doses]
     return None if any(one is None for one in found) else np.array(found, dtype=np.float64)

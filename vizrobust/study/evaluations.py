@@ -26,19 +26,19 @@ from vizrobust.study.protocol import Plan
 from vizrobust.training import seen
 
 
-def packed(right: Sequence[bool] | torch.Tensor) -> str:
+def packed_verdicts(right: Sequence[bool] | torch.Tensor) -> str:
     """Who is right, as hexadecimal: eight images a byte, the first in the highest bit.
 
-    >>> packed([True, False, False, False, False, False, False, True, True])
+    >>> packed_verdicts([True, False, False, False, False, False, False, True, True])
     '8180'
-    >>> unpacked('8180', 9)
+    >>> unpacked_verdicts('8180', 9)
     [True, False, False, False, False, False, False, True, True]
     """
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
 
 
-def unpacked(text: str, n: int) -> list[bool]:
-    """The reverse of `packed` for n images."""
+def unpacked_verdicts(text: str, n: int) -> list[bool]:
+    """The reverse of `packed_verdicts` for n images."""
     return [bool(bit) for bit in np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:n]]
 
 
@@ -151,7 +151,7 @@ class Accuracies:
         about = self._about(kind, label, known["attack"] if kind != "clean" else "", known["eps"], known["steps"])
         numbers = {"n": len(alive), "accuracy": share(alive), "ci_low": low, "ci_high": high}
         # Who survives, so that it can be verified image by image; the strongest is the worst over several attacks.
-        return {**about, **numbers} | ({} if kind == "strongest" else {"right": packed(alive)})
+        return {**about, **numbers} | ({} if kind == "strongest" else {"right": packed_verdicts(alive)})
 
     def _about(self, kind: str, label: str, attack: str, eps: float | None, steps: int | None) -> Row:
         named = {"checkpoint": self.checkpoint.name, "kind": kind, "label": label, "attack": attack}

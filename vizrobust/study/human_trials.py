@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizrobust.clarity import Order, excitations, shared_orders
+from vizrobust.clarity import QueryRanking, excitations, shared_rankings
 from vizrobust.clarity.queries import QUERIES
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Subset, load
@@ -272,18 +272,18 @@ def choose(
 
 def _orders(
     nets: Sequence[Checkpoint], objective: Objective, units: Sequence[int], data: DataSet, asked: Tensor, compute: Compute
-) -> dict[str, list[Order]]:
+) -> dict[str, list[QueryRanking]]:
     """By checkpoint name, each unit's test images in falling activation; one order for all for class units."""
     images = Subset(data.test, asked)
     excited = [excitations(net.net(), objective, units, images, compute) for net in nets]
     of_class = isinstance(objective, Logit)
-    found = {net.name: shared_orders(excited if of_class else [one]) for net, one in zip(nets, excited, strict=True)}
-    return {name: [Order(asked[order.index]) for order in orders] for name, orders in found.items()}
+    found = {net.name: shared_rankings(excited if of_class else [one]) for net, one in zip(nets, excited, strict=True)}
+    return {name: [QueryRanking(asked[order.index]) for order in orders] for name, orders in found.items()}
 
 
 def _trials(
-    pictures: Mapping[str, Mapping[int, Faces]], units: Sequence[int], orders: Mapping[str, list[Order]], shown: int, count: int,
-    seed: int,
+    pictures: Mapping[str, Mapping[int, Faces]], units: Sequence[int], orders: Mapping[str, list[QueryRanking]], shown: int,
+    count: int, seed: int,
 ) -> list[Row]:  # fmt: skip
     """As many trials for every checkpoint, about the same units; a unit's queries differ from trial to trial."""
     turn = [units[k] for k in Streams(seed, ["units"], "order of units").permutation(len(units))[0].tolist()]
@@ -335,13 +335,13 @@ def _placed(row: Row, name: str, seed: int) -> Trial:
     return Trial(id=name, exciting_side=exciting, answer=answer, **row)
 
 
-def _easy(order: Order, unit: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _easy(order: QueryRanking, unit: int, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The class's own images that excite it most, and others' that excite it least."""
     own = labels[order.index] == unit
     return order.index[own][:QUERIES], order.index[~own][-QUERIES:]
 
 
-def _queries(order: Order) -> int:
+def _queries(order: QueryRanking) -> int:
     """How many top images are asked about: 20, of few images the top tenth, so that no rank is on both sides."""
     count = min(QUERIES, len(order.index) // 10)
     if count < 1:

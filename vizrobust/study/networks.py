@@ -16,14 +16,14 @@ from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
 from vizrobust.runs import Row, Run, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
-from vizrobust.study.protocol import Cell, Chosen, Plan, cells, questions
+from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, eps_rule, training_runs
 from vizrobust.training import METRICS_FILE, Progress, Training, seen, ship, train, trained
 
-DOSE, ARM, CONTROL, RANDOM = "dose", "arm", "control", "random"
+SWEEP, BASELINE, CONTROL, RANDOM = "dose", "arm", "control", "random"
 
 
 @dataclass(frozen=True)
-class Compared:
+class StudyCheckpoint:
     """A checkpoint in its place: `group` is the same for all training seeds, `k` the dose (None outside the slope)."""
 
     checkpoint: Checkpoint
@@ -64,27 +64,27 @@ def _passes(training: str) -> int:
     return 1 + sum(getattr(attack, "steps", int(isinstance(attack, FGSM))) for attack in seen(training))
 
 
-def of_cell(cell: Cell, checkpoint: Checkpoint, history: Sequence[Row]) -> Compared:
+def of_training_run(cell: TrainingRun, checkpoint: Checkpoint, history: Sequence[Row]) -> StudyCheckpoint:
     """A trained cell under its own name."""
     named = replace(checkpoint, name=cell.name)
-    return Compared(named, cell.group, cell.role, cell.k, cell.seed, cell.label, tuple(history))
+    return StudyCheckpoint(named, cell.group, cell.role, cell.k, cell.seed, cell.label, tuple(history))
 
 
-def brought(checkpoints: Sequence[Checkpoint], data: DataSet) -> list[Compared]:
+def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> list[StudyCheckpoint]:
     """Checkpoints that somebody brings, by what their descriptions say of their training.
 
     A random start and the usual step make a dose, FGSM an arm; where the training is not known, the number of attack
     steps decides. Two checkpoints of one dose are two training seeds. Raises ``ValueError`` where they take other
     images or classes than `data`, or where there are not two doses.
     """
-    found: list[Compared] = []
+    found: list[StudyCheckpoint] = []
     for checkpoint in checkpoints:
         _fits(checkpoint, data)
         group, role, k = _place(checkpoint)
         seed = sum(one.group == group for one in found)
-        label = f"{checkpoint.name} (K = {k})" if role == DOSE else checkpoint.name
-        found.append(Compared(checkpoint, group, role, k, seed, label))
-    doses = {one.k for one in found if one.role == DOSE}
+        label = f"{checkpoint.name} (K = {k})" if role == SWEEP else checkpoint.name
+        found.append(StudyCheckpoint(checkpoint, group, role, k, seed, label))
+    doses = {one.k for one in found if one.role == SWEEP}
     if len(doses) < 2:
         have = f"K = {', '.join(map(str, sorted(k for k in doses if k is not None)))}" if doses else "none"
         raise ValueError(f"a study compares two or more K, got {have}; name checkpoints of other numbers of attack steps")
@@ -99,16 +99,16 @@ def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
         attacks = None
     if attacks is None:
         k = about.attack_steps
-        return (f"k{k}", DOSE, k) if k is not None else (checkpoint.name, "given", None)
+        return (f"k{k}", SWEEP, k) if k is not None else (checkpoint.name, "given", None)
     if about.data.startswith("shuffled:"):
         return checkpoint.name, CONTROL, None
     if not attacks:
-        return "k0", DOSE, 0
+        return "k0", SWEEP, 0
     (attack, *others) = attacks
     if isinstance(attack, PGD) and not others and attack.random_start and attack.alpha is None:
-        return f"k{attack.steps}", DOSE, attack.steps
+        return f"k{attack.steps}", SWEEP, attack.steps
     if isinstance(attack, FGSM) and not others:
-        return "fgsm", ARM, None
+        return "fgsm", BASELINE, None
     return checkpoint.name, "given", None
 
 
@@ -134,9 +134,9 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
 
 
 # A cell's file says what it is worth on so many images; the report's accuracies are on all of them.
-GLANCED = 200
+QUICK_IMAGES = 200
 # Test images that decide about eps.
-ASKED = 1000
+EPS_RULE_IMAGES = 1000
 
 # What is being done, and the gradient passes that it has taken.
 Doing = tuple[str, float]
@@ -154,34 +154,34 @@ class Trainings:
         self.folder, self.plan, self.data, self.compute, self.argv = folder, plan, data, compute, argv
         self.histories: dict[str, list[Row]] = {}
 
-    def choose_eps(self, attacks: Run) -> Generator[Doing, None, Chosen]:
+    def choose_eps(self, attacks: Run) -> Generator[Doing, None, EpsChoice]:
         """The radius that the plan gives or its rule finds; each answer decides the next question, so one process trains."""
         if self.plan.eps is not None or not self.plan.radii:
-            return Chosen(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
-        asking, answer = questions(self.plan.radii, self.data.eps), None
+            return EpsChoice(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
+        asking, answer = eps_rule(self.plan.radii, self.data.eps), None
         while True:
             try:
                 question = next(asking) if answer is None else asking.send(answer)
             except StopIteration as done:
-                chosen: Chosen = done.value
+                chosen: EpsChoice = done.value
                 return chosen
             answer = yield from self._tried(*question, attacks)
 
     def _tried(self, who: str, eps: float, attacks: Run) -> Generator[Doing, None, float]:
         """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
         plan = replace(self.plan, seeds=1, arms=("fgsm",), controls=(), steps=(0, 8))
-        wanted = next(cell for cell in cells(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))
+        wanted = next(cell for cell in training_runs(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))
         training, processes = wanted.training, self.compute.processes
         folder = self._folder(wanted, training, f"{wanted.name}-eps{eps:g}")
         if processes.main:
             yield from self._trained_in(folder, training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
         # What everything else depends on is asked of many images, also where the study itself attacks few.
-        images = first(self.data.test, self.plan.images if self.plan.quick else max(ASKED, self.plan.images))
+        images = first(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
         found = on_all(lambda: trained(folder, training.arch), training.arch, processes)
         return robust_accuracy(attack, found, images, self.compute.in_fp32(), attacks)
 
-    def learn(self, sweep: Sequence[Cell], eps: float) -> Generator[Doing, None, list[Compared]]:
+    def learn(self, sweep: Sequence[TrainingRun], eps: float) -> Generator[Doing, None, list[StudyCheckpoint]]:
         """Train the cells and measure what is stored of them at `eps`, or read those that are there."""
         processes = self.compute.processes
         mine = self._mine(sweep)
@@ -193,7 +193,7 @@ class Trainings:
             yield from self._meet(sweep, mine)
         return [self._outcome(cell) for cell in sweep]
 
-    def _mine(self, sweep: Sequence[Cell]) -> list[Cell]:
+    def _mine(self, sweep: Sequence[TrainingRun]) -> list[TrainingRun]:
         """This process's cells, in the order of the sweep; the main one has those that are trained already."""
         processes = self.compute.processes
         if processes.main:
@@ -207,16 +207,16 @@ class Trainings:
             shares[0] = [cell for cell in sweep if cell in shares[0] or cell.name in self.histories]
         return shares[processes.rank]
 
-    def _learn(self, cell: Cell, eps: float) -> Iterator[Doing]:
+    def _learn(self, cell: TrainingRun, eps: float) -> Iterator[Doing]:
         training, folder, path = self._training(cell), self._place(cell), self._shipped(cell)
         yield from self._trained_in(folder, training, cell.label)
         self.histories[cell.name] = self._history(cell)
         if not path.is_file():
             yield f"{cell.label}: measuring the stored weights", 0.0
             whole, alone = trained(folder, training.arch), self.compute.alone().in_fp32()
-            ship(whole, self.data, alone, path, eps, images=min(GLANCED, self.plan.images))
+            ship(whole, self.data, alone, path, eps, images=min(QUICK_IMAGES, self.plan.images))
 
-    def _meet(self, sweep: Sequence[Cell], mine: Sequence[Cell]) -> Iterator[Doing]:
+    def _meet(self, sweep: Sequence[TrainingRun], mine: Sequence[TrainingRun]) -> Iterator[Doing]:
         """Bring to the main process's folder what other processes trained where it does not see it."""
         processes = self.compute.processes
         lacking = processes.broadcast([cell.name for cell in sweep if not self._shipped(cell).is_file()])
@@ -230,40 +230,40 @@ class Trainings:
             if cell.name not in own:
                 yield f"trained by another process: {cell.label}", passes(cell.training, self.data)
 
-    def _packed(self, cell: Cell) -> tuple[str, dict[str, bytes]]:
+    def _packed(self, cell: TrainingRun) -> tuple[str, dict[str, bytes]]:
         """A finished cell's files by their names in the study's folder, the one that says that it is finished last."""
         place = self._place(cell)
         paths = [place / "run.json", place / METRICS_FILE, place / CHECKPOINT_FILE, self._shipped(cell)]
         return cell.name, {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
-    def _outcome(self, cell: Cell) -> Compared:
+    def _outcome(self, cell: TrainingRun) -> StudyCheckpoint:
         """A finished cell, which the main process reads for all."""
         processes, arch = self.compute.processes, cell.training.arch
         own = arch if ".py:" in arch else None
         found = on_all(lambda: load_checkpoint(str(self._shipped(cell)), own), arch, processes)
         self.histories[cell.name] = processes.broadcast(self._history(cell) if processes.main else [])
-        return of_cell(cell, found, self.histories[cell.name])
+        return of_training_run(cell, found, self.histories[cell.name])
 
-    def _training(self, cell: Cell) -> Training:
+    def _training(self, cell: TrainingRun) -> Training:
         """How the cell is trained; it may end where another one has come to."""
         if not cell.until:
             return cell.training
         return replace(cell.training, until_clean=self.histories[cell.until][-1]["val_clean"])
 
-    def _place(self, cell: Cell) -> Path:
+    def _place(self, cell: TrainingRun) -> Path:
         return self._folder(cell, self._training(cell), cell.name)
 
-    def _folder(self, cell: Cell, training: Training, usual: str) -> Path:
+    def _folder(self, cell: TrainingRun, training: Training, usual: str) -> Path:
         """Where a cell is trained: where the same training was begun already, be it to choose eps, else `usual`."""
         there = [self.folder / "cells" / cell.name, *sorted((self.folder / "cells").glob(f"{cell.name}-eps*"))]
         begun = ((folder, read_run(folder)) for folder in there)
         same = [folder for folder, run in begun if run is not None and run["identity"]["training"] == repr(training)]
         return same[0] if same else self.folder / "cells" / usual
 
-    def _shipped(self, cell: Cell) -> Path:
+    def _shipped(self, cell: TrainingRun) -> Path:
         return self.folder / "checkpoints" / f"{cell.name}.safetensors"
 
-    def _history(self, cell: Cell) -> list[Row]:
+    def _history(self, cell: TrainingRun) -> list[Row]:
         return read_rows(self._place(cell), METRICS_FILE)
 
     def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Doing]:
@@ -282,19 +282,19 @@ def passes(training: Training, data: DataSet) -> float:
     return float(training.epochs * (training.attack_steps + 2) * len(data.train))
 
 
-def shared_out(todo: Sequence[Cell], size: int) -> list[list[Cell]]:
+def shared_out(todo: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
     """Who of `size` processes trains which cells: the longest first, each by whoever has least to do.
 
     A cell that ends where another one has come to is trained by the same process, after that one.
     """
-    of_one: dict[str, list[Cell]] = {}
+    of_one: dict[str, list[TrainingRun]] = {}
     for cell in todo:
         of_one.setdefault(cell.until or cell.name, []).append(cell)
 
-    def length(some: Sequence[Cell]) -> int:
+    def length(some: Sequence[TrainingRun]) -> int:
         return sum(cell.training.epochs * (cell.training.attack_steps + 2) for cell in some)
 
-    shares: list[list[Cell]] = [[] for _ in range(size)]
+    shares: list[list[TrainingRun]] = [[] for _ in range(size)]
     for some in sorted(of_one.values(), key=length, reverse=True):
         min(shares, key=length).extend(some)
     return [[cell for cell in todo if cell in share] for share in shares]

@@ -31,7 +31,7 @@ TRAININGS = {
     ),
 }
 # Images of what is looked at beside the accuracies.
-BESIDE = 200
+SIDE_IMAGES = 200
 # The hidden layer whose units are drawn: the last one before the logits.
 LAYERS = {"small_cnn": "linear1", "resnet_small": "stage4"}
 # Where eps is looked for (the rule of `eps_rule`): MNIST's is settled, the rule only says whether one step fails there.
@@ -73,10 +73,10 @@ class Plan:
     pgd_steps: int = 50
     restarts: int = 5
     targets: int = 3
-    masking_images: int = BESIDE
+    masking_images: int = SIDE_IMAGES
     unforeseen: tuple[str, ...] = ("Elastic", "JPEG", "Fog", "Gabor", "Snow")
-    unforeseen_images: int = BESIDE
-    corruption_images: int = BESIDE
+    unforeseen_images: int = SIDE_IMAGES
+    corruption_images: int = SIDE_IMAGES
     query_images: int = 1000
     exemplar_images: int = 1000
     quick: bool = False
@@ -134,8 +134,8 @@ class Plan:
             (self.masking_images, "masking diagnosis"), (self.unforeseen_images, "unforeseen attacks"),
             (self.corruption_images, "corruptions"),
         ):  # fmt: skip
-            if number < BESIDE:
-                said.append(f"{what} on {number} images instead of {BESIDE}" if number else f"no {what}")
+            if number < SIDE_IMAGES:
+                said.append(f"{what} on {number} images instead of {SIDE_IMAGES}" if number else f"no {what}")
         if self.eps is not None and not given:
             said.append("eps was given, not chosen by the rule")
         return said
@@ -161,11 +161,11 @@ NAMES = {**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}
 
 
 # The control trainings refer to this dose.
-STRONG = 8
+REFERENCE_K = 8
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingRun:
     """One training run of a study. `group` is the same for all seeds; `k` is None where steps are not what is varied.
 
     `until` names the cell whose clean validation accuracy ends this one's training early.
@@ -188,37 +188,39 @@ class Cell:
         return f"{what}, seed {self.seed}"
 
 
-def dose(k: int, eps: float) -> Attack | None:
+def training_attack(k: int, eps: float) -> Attack | None:
     """K gradient steps from a random start; None, standard training, for K = 0."""
     return PGD(steps=k, ball=Linf(eps=eps)) if k else None
 
 
-def cells(plan: Plan, eps: float) -> Iterator[Cell]:
+def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
     """All cells, seed by seed, so that the first seed's sweep is whole before the next begins."""
-    strongest = STRONG if STRONG in plan.steps else max(plan.steps)
+    strongest = REFERENCE_K if REFERENCE_K in plan.steps else max(plan.steps)
     for seed in range(plan.seeds):
         base = replace(plan.training, seed=seed)
         for k in plan.steps:
-            yield Cell(f"k{k}", "dose", k, seed, replace(base, attack=dose(k, eps)))
+            yield TrainingRun(f"k{k}", "dose", k, seed, replace(base, attack=training_attack(k, eps)))
         for name in plan.arms:
-            yield Cell(name, "arm", None, seed, replace(base, attack=lookup(ARMS, name, "arm")(eps)))
+            yield TrainingRun(name, "arm", None, seed, replace(base, attack=lookup(ARMS, name, "arm")(eps)))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
 
 
-def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> Cell:
+def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> TrainingRun:
     """What else varies with K, held fixed: clean accuracy, gradient passes, the size of the perturbation."""
     if name == "k0-early":
-        return Cell(name, "control", 0, seed, base, until=f"k{strongest}-s{seed}")
+        return TrainingRun(name, "control", 0, seed, base, until=f"k{strongest}-s{seed}")
     if name == "k0-shuffled":
         # Trained on labels that mean nothing: its pictures can be strange, not clear.
-        return Cell(name, "control", 0, seed, replace(base, data=f"shuffled:{base.data}"))
+        return TrainingRun(name, "control", 0, seed, replace(base, data=f"shuffled:{base.data}"))
     if name == "k1-long":
         # K attack passes and one for the weights: as many passes as K = 8 takes.
         epochs = round(base.epochs * (strongest + 1) / 2)
-        return Cell(name, "control", 1, seed, replace(base, attack=dose(1, eps), epochs=epochs, eps_ramp=base.ramp))
+        return TrainingRun(
+            name, "control", 1, seed, replace(base, attack=training_attack(1, eps), epochs=epochs, eps_ramp=base.ramp)
+        )
     part = int(name.rpartition("/")[2])
-    return Cell(name, "control", strongest, seed, replace(base, attack=dose(strongest, eps / part)))
+    return TrainingRun(name, "control", strongest, seed, replace(base, attack=training_attack(strongest, eps / part)))
 
 
 FILE = "prereg.json"
@@ -286,7 +288,7 @@ PART = 0.5
 
 
 @dataclass(frozen=True)
-class Tried:
+class EpsTrial:
     """What was measured at one eps; `strong` is None where K = 8 was not trained, because nothing could be twice `fgsm`."""
 
     eps: float
@@ -296,11 +298,11 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EpsChoice:
     """The radius, whether by the rule, and all that was tried on the way."""
 
     eps: float
-    tried: tuple[Tried, ...]
+    tried: tuple[EpsTrial, ...]
     reason: str
 
     def row(self) -> dict[str, Any]:
@@ -308,16 +310,16 @@ class Chosen:
 
 
 # ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule wants to know next.
-Question = tuple[str, float]
+EpsQuestion = tuple[str, float]
 
 
-def questions(radii: Sequence[float], usual: float) -> Generator[Question, float, Chosen]:
+def eps_rule(radii: Sequence[float], usual: float) -> Generator[EpsQuestion, float, EpsChoice]:
     """The rule as a conversation: yields what it wants to know, is sent the accuracy, and returns its choice.
 
     It asks only for what can decide, because each answer is a training. Above the `usual` radius it first asks what K = 8
     keeps there, where the sweep would train it anyway: what it keeps at a larger radius is taken to be no more.
     """
-    tried: list[Tried] = []
+    tried: list[EpsTrial] = []
     most: float | None = None
     for eps in sorted(radii):
         fgsm, strong = (yield "fgsm", eps), None
@@ -325,25 +327,27 @@ def questions(radii: Sequence[float], usual: float) -> Generator[Question, float
             most = yield "strong", usual
         if fgsm < PART * (1 if most is None else most):
             strong = yield "strong", eps
-        tried.append(Tried(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
+        tried.append(EpsTrial(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
         if tried[-1].fulfilled:
-            return Chosen(eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps")
+            return EpsChoice(
+                eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps"
+            )
     reason = "no radius fulfils the rule, so the data set's usual one: one-step training did not fail"
     if most is not None and any(one.eps > usual and one.strong is None for one in tried):
         reason += f" (K = 8 keeps {most:.1%} at the usual radius, and is taken to keep no more at larger ones)"
-    return Chosen(usual, tuple(tried), reason)
+    return EpsChoice(usual, tuple(tried), reason)
 
 
-def choose(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> Chosen:
+def choose_eps(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> EpsChoice:
     """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
 
     Both are accuracies under PGD-50, `strong` that of K = 8. Where no radius fulfils the rule it is the data set's
     `usual` one.
 
-    >>> choose([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
+    >>> choose_eps([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
     0.3
     """
-    asking, answer = questions(radii, usual), None
+    asking, answer = eps_rule(radii, usual), None
     while True:
         try:
             answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from vizrobust.clarity import METRICS, disqualified
+from vizrobust.clarity import METRICS, excluded
 from vizrobust.compute import versions
 from vizrobust.features import Logit, row_key
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png, write_text
-from vizrobust.study.clarity_scores import MATCHED, Measured, PictureSet, scored
+from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, metric_rows
 from vizrobust.study.contrasts import CONTRASTS
-from vizrobust.study.networks import Compared
+from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.run import Study
 from vizrobust.study.summary import Verdict, verdict
-from vizrobust.study.verdicts import DIAGNOSTIC, Series, Trend, trends
+from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
 
 FORMAT = 1
 FILE = "report.json"
@@ -35,8 +35,8 @@ LOGITS = "logits"
 
 def report_of(study: Study, command: str) -> dict[str, Any]:
     """The report of a study that ran to its end; writes the exemplars' pictures into its folder."""
-    found: list[Measured] = study.facts["measured"]
-    references: list[Compared] = study.facts["references"]
+    found: list[LayerScores] = study.facts["measured"]
+    references: list[StudyCheckpoint] = study.facts["references"]
     random = {one.checkpoint.name for one in references}
     natural = list(_natural(study, [one for one in found if one.checkpoint not in random]))
     rows = [*natural, *_of_random(found, random), *_before(found, random)]
@@ -62,7 +62,7 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
         "judges": [_judge(study, judge, rows) for judge in study.judges],
         "distance": [{"checkpoint": one.checkpoint, "recipe": one.recipe, **row} for one in found for row in one.distance],
         "excitation": [_excitation(one) for one in found],
-        "matching": [pairs.row(name, study.plan.layer) for name, pairs in study.counterparts.items()],
+        "matching": [pairs.row(name, study.plan.layer) for name, pairs in study.matched_units.items()],
         "path_similarity": [one.path_row() for one in found if one.path is not None],
         "confounds": _confounds(study),
         "pictures": list(_pictures(study, found)),
@@ -75,9 +75,9 @@ def report_of(study: Study, command: str) -> dict[str, Any]:
 
 
 def conclude(report: dict[str, Any]) -> None:
-    """Put `trends` and `verdict` into a report, from its own rows alone."""
-    trends, verdict = judged(report)
-    report["trends"] = [one.row() for one in trends if one.series.control is None]
+    """Put `contrast_results` and `verdict` into a report, from its own rows alone."""
+    contrast_results, verdict = judged(report)
+    report["trends"] = [one.row() for one in contrast_results if one.series.control is None]
     report["verdict"] = verdict.row()
 
 
@@ -103,7 +103,7 @@ def _data(study: Study) -> Row:
     }  # fmt: skip
 
 
-def _checkpoint(study: Study, one: Compared) -> Row:
+def _checkpoint(study: Study, one: StudyCheckpoint) -> Row:
     path = study.folder / "checkpoints" / f"{one.checkpoint.name}.safetensors"
     ref = str(path.relative_to(study.folder)) if path.is_file() else one.checkpoint.reference
     row = one.row(ref, study.facts["masked"].get(one.checkpoint.name))
@@ -115,7 +115,7 @@ def _clean(study: Study) -> dict[str, float]:
     return {row["checkpoint"]: row["accuracy"] for row in study.facts["accuracy"] if row["kind"] == "clean"}
 
 
-def _excitation(one: Measured) -> Row:
+def _excitation(one: LayerScores) -> Row:
     about = {"checkpoint": one.checkpoint, "recipe": one.recipe, "layer": one.layer}
     return {**about, "ratio": one.ratio, "radius": one.radius, "reached": one.reached}
 
@@ -127,23 +127,23 @@ def _reference(name: str, recipe: str | None, layer: str, row: Row) -> Row:
     }
 
 
-def _natural(study: Study, compared: Sequence[Measured]) -> Iterable[Row]:
+def _natural(study: Study, compared: Sequence[LayerScores]) -> Iterable[Row]:
     """The same questions with each class's most exciting exemplars in place of its pictures; no recipe has a say."""
     questions, seeds = study.facts["questions"], study.plan.image_seeds
-    images = torch.stack([questions.exemplars.images[order.index[:seeds]] for order in questions.shared_exemplars])
-    rows = scored(PictureSet(questions.units, images), questions, questions.shared, questions.shared)
+    images = torch.stack([questions.exemplars.images[order.index[:seeds]] for order in questions.shared_exemplar_rankings])
+    rows = metric_rows(PictureSet(questions.units, images), questions, questions.shared, questions.shared)
     yield from (_reference(NATURAL, None, LOGITS, row) for row in rows)
     for one in compared:
         yield from (_reference(NATURAL, one.recipe, one.layer, row) for row in one.natural)
 
 
-def _of_random(found: Sequence[Measured], random: set[str]) -> Iterable[Row]:
+def _of_random(found: Sequence[LayerScores], random: set[str]) -> Iterable[Row]:
     for one in found:
         if one.checkpoint in random:
             yield from (_reference(RANDOM, one.recipe, one.layer, row) for row in one.clarity)
 
 
-def _before(found: Sequence[Measured], random: set[str]) -> Iterable[Row]:
+def _before(found: Sequence[LayerScores], random: set[str]) -> Iterable[Row]:
     """The start images are the same for every checkpoint, so those of the random network stand for all."""
     for one in found:
         if one.checkpoint in random:
@@ -164,7 +164,7 @@ def _judge(study: Study, judge: Any, references: Sequence[Row]) -> Row:
     natural = values(NATURAL, None)
     share = float(natural.get("identification") or 0.0)
     units = len(study.data.classes)
-    reasons = [disqualified(share, units, natural, values(RANDOM, recipe.name)) for recipe in study.plan.recipes]
+    reasons = [excluded(share, units, natural, values(RANDOM, recipe.name)) for recipe in study.plan.recipes]
     named = [f"under {recipe.name}: {why}" for recipe, why in zip(study.plan.recipes, reasons, strict=True) if why]
     return {
         "name": judge.name, "kind": judge.kind, "weights_sha256": judge.sha256, "clean": judge.clean,
@@ -188,7 +188,7 @@ def _confounds(study: Study) -> list[Row]:
     ]
 
 
-def _pictures(study: Study, found: Sequence[Measured]) -> Iterable[Row]:
+def _pictures(study: Study, found: Sequence[LayerScores]) -> Iterable[Row]:
     """The first image seed of every class unit, and of the hidden units of the first training seed, with their scores."""
     scores = _unit_scores(found, {judge.name for judge in study.judges})
     for one in study.compared:
@@ -216,7 +216,7 @@ def sha256_of(pixels: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def _unit_scores(found: Sequence[Measured], judges: set[str]) -> dict[tuple[str, str, str, int], dict[str, float]]:
+def _unit_scores(found: Sequence[LayerScores], judges: set[str]) -> dict[tuple[str, str, str, int], dict[str, float]]:
     """(checkpoint, recipe, layer, unit) -> metric -> its value, the mean over judges where there are several."""
     values: dict[tuple[str, str, str, int], dict[str, list[float]]] = {}
     for one in found:
@@ -233,7 +233,7 @@ def _unit_scores(found: Sequence[Measured], judges: set[str]) -> dict[tuple[str,
 def _exemplars(study: Study) -> Iterable[Row]:
     """Each class's most exciting images of the validation split, as files of the study's folder."""
     questions = study.facts["questions"]
-    for unit, order in zip(questions.units, questions.shared_exemplars, strict=True):
+    for unit, order in zip(questions.units, questions.shared_exemplar_rankings, strict=True):
         names = []
         for place, index in enumerate(order.index[:EXEMPLARS].tolist()):
             name = f"exemplars/{unit}-{place}.png"
@@ -242,7 +242,7 @@ def _exemplars(study: Study) -> Iterable[Row]:
         yield {"layer": LOGITS, "unit": unit, "images": names}
 
 
-def _seeds(compared: Sequence[Compared]) -> int:
+def _seeds(compared: Sequence[StudyCheckpoint]) -> int:
     return len({one.seed for one in compared if one.role == "dose"})
 
 
@@ -266,21 +266,21 @@ NATURAL, RANDOM = "natural", "random network"
 SCALES: Mapping[str | None, str | None] = {MATCHED: None}
 
 
-def judged(report: Mapping[str, Any]) -> tuple[list[Trend], Verdict]:
+def judged(report: Mapping[str, Any]) -> tuple[list[ContrastResult], Verdict]:
     """All trends and the verdict from `checkpoints`, `accuracy`, `metrics`, `clarity`, `references` and `judges`.
 
-    The rows `trends` and `verdict` of report.json are ``[trend.row() for trend in found if trend.series.control is
+    The rows `contrast_results` and `verdict` of report.json are ``[trend.row() for trend in found if trend.series.control is
     None]`` and ``verdict.row()``: controls have a say in the sentences alone. Only checkpoints with the role ``dose``
     enter; disqualified judges do not.
     """
     out = {judge["name"]: judge["disqualified"] for judge in report["judges"] if judge["disqualified"]}
-    found = trends(series_of(report), accuracies(report))
+    found = contrast_results(series_of(report), accuracies(report))
     order = {contrast: place for place, contrast in enumerate(CONTRASTS)}
     found.sort(key=lambda trend: order[trend.contrast.name])
     return found, verdict(found, out)
 
 
-def series_of(report: Mapping[str, Any]) -> list[Series]:
+def series_of(report: Mapping[str, Any]) -> list[MetricSeries]:
     """One series for each metric, recipe, qualified judge, control and layer of `clarity`, diagnostics left away.
 
     The value of a cell is the mean over those units that have one, None where none has.
@@ -300,7 +300,7 @@ def series_of(report: Mapping[str, Any]) -> list[Series]:
         scale = SCALES.get(control, control)
         ends = [reference(report["references"], one, name, recipe, judge, layer, scale) for one in (NATURAL, RANDOM)]
         about = (name, metrics[name]["role"], metrics[name]["direction"], recipe, judge, layer)
-        found.append(Series(*about, values, ends[0], ends[1], control))
+        found.append(MetricSeries(*about, values, ends[0], ends[1], control))
     return found
 
 

@@ -18,12 +18,12 @@ from vizrobust.models import Checkpoint
 from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, Run, digest
 from vizrobust.study import protocol
-from vizrobust.study.clarity_scores import MATCHED, Measured, PictureSet, measure, primary, stacked
+from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.evaluations import Accuracies
-from vizrobust.study.networks import RANDOM, Compared, Doing, Trainings
-from vizrobust.study.protocol import Cell, Chosen, Plan, cells
-from vizrobust.study.stimuli import Questions, drawn, hidden_units, of_classes, wanted
-from vizrobust.study.unit_matching import Counterparts, all_excitations, counterparts, reference_of
+from vizrobust.study.networks import RANDOM, Doing, StudyCheckpoint, Trainings
+from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, training_runs
+from vizrobust.study.stimuli import QuerySet, drawn, hidden_units, of_classes, wanted
+from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
 from vizrobust.study.verdicts import PRIMARY
 
 BATCH_SIZE = 100
@@ -49,7 +49,13 @@ class Study:
     """
 
     def __init__(
-        self, folder: Path | str, plan: Plan, data: DataSet, compute: Compute, argv: str = "", given: Sequence[Compared] = ()
+        self,
+        folder: Path | str,
+        plan: Plan,
+        data: DataSet,
+        compute: Compute,
+        argv: str = "",
+        given: Sequence[StudyCheckpoint] = (),
     ) -> None:
         self.plan, self.data, self.compute, self.argv, self.given = plan, data, compute, argv, list(given)
         # What cannot be judged is refused before anything is trained.
@@ -66,10 +72,10 @@ class Study:
         self.measured = self._run("clarity", "study clarity", judged)
         self.measured_matched = self._run("clarity-matched", "study clarity of matched units", judged)
         self.done = 0.0
-        self.cells: list[Cell] = []
-        self.chosen = Chosen(plan.eps or data.eps, (), "given")
-        self.compared: list[Compared] = []
-        self.counterparts: dict[str, Counterparts] = {}
+        self.cells: list[TrainingRun] = []
+        self.chosen = EpsChoice(plan.eps or data.eps, (), "given")
+        self.compared: list[StudyCheckpoint] = []
+        self.matched_units: dict[str, MatchedUnits] = {}
         self.facts: dict[str, Any] = {}
 
     def run(self) -> Iterator[Stage]:
@@ -79,11 +85,11 @@ class Study:
         """
         if self.given:
             self.compared = self.given
-            self.chosen = Chosen(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")
+            self.chosen = EpsChoice(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")
         else:
             trainings = Trainings(self.folder, self.plan, self.data, self.compute, self.argv)
             self.chosen = yield from self._told(trainings.choose_eps(self.attacks))
-            self.cells = list(cells(self.plan, self.chosen.eps))
+            self.cells = list(training_runs(self.plan, self.chosen.eps))
             self.compared = yield from self._told(trainings.learn(self.cells, self.chosen.eps))
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
@@ -111,7 +117,7 @@ class Study:
                 return found
             yield self._stage(what, passes)
 
-    def _attack(self, one: Compared) -> Iterator[Stage]:
+    def _attack(self, one: StudyCheckpoint) -> Iterator[Stage]:
         yield self._stage(f"attacking {one.label}", 0)
         accuracies = Accuracies(
             self.plan, self.chosen.eps, one.checkpoint, self.data, self.compute.in_fp32(), self.attacks, self.corruptions
@@ -137,12 +143,12 @@ class Study:
                 if some.name not in excited:
                     excited[some.name] = all_excitations(some, plan.layer, images, compute)
             there, name = drawn(plan, reference.checkpoint), reference.checkpoint.name
-            found = counterparts(name, excited[one.checkpoint.name], excited[name], there[1] if there else ())
+            found = matched_units(name, excited[one.checkpoint.name], excited[name], there[1] if there else ())
             if found:
-                self.counterparts[one.checkpoint.name] = found
-        self.counterparts = processes.broadcast(self.counterparts)
+                self.matched_units[one.checkpoint.name] = found
+        self.matched_units = processes.broadcast(self.matched_units)
 
-    def _render(self, one: Compared) -> Iterator[Stage]:
+    def _render(self, one: StudyCheckpoint) -> Iterator[Stage]:
         for job in [*self.jobs(one.checkpoint), *self.matched_jobs(one.checkpoint)]:
             run = self.pictures(job)
             todo = len(missing(run, one.checkpoint, job))
@@ -152,12 +158,12 @@ class Study:
                 for _ in render_into(run, one.checkpoint, job, self.compute.in_fp32()):
                     yield self._stage(what, job.recipe.steps)
 
-    def _score(self, references: Sequence[Compared]) -> Iterator[Stage]:
+    def _score(self, references: Sequence[StudyCheckpoint]) -> Iterator[Stage]:
         yield self._stage("asking the judges", 0)
-        questions = Questions(self.plan, self.data, self.judges, self.compute.in_fp32())
+        questions = QuerySet(self.plan, self.data, self.judges, self.compute.in_fp32())
         questions.agree_on([one.checkpoint for one in self.compared])
         everyone = [*self.compared, *references]
-        found: list[Measured] = []
+        found: list[LayerScores] = []
         for one in everyone:
             for job in self.jobs(one.checkpoint):
                 if job.sign < 0:
@@ -168,22 +174,22 @@ class Study:
         matched = [row for one in self.compared for row in self._scored_matched(one, found, questions)]
         self.facts |= {"measured": found, "matched": matched, "questions": questions, "references": list(references)}
 
-    def _scored(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> Measured:
+    def _scored(self, checkpoint: Checkpoint, job: Request, questions: QuerySet) -> LayerScores:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._asked()}
         for row in self.measured.rows():
             if all(row[name] == value for name, value in key.items()):
-                return Measured.read(row)
+                return LayerScores.read(row)
         run = self.pictures(job)
         negative = None if of_classes(job) else images_of(run, checkpoint, replace(job, sign=-1))
         ways = ways_of(run, checkpoint, job) if job.strip else None
-        measured = measure(checkpoint, job, images_of(run, checkpoint, job), negative, ways, questions, self.plan.layer)
+        measured = score_layer(checkpoint, job, images_of(run, checkpoint, job), negative, ways, questions, self.plan.layer)
         self.measured.add({**key, **measured.row()})
         return measured
 
-    def _scored_matched(self, one: Compared, found: Sequence[Measured], questions: Questions) -> Iterator[Row]:
+    def _scored_matched(self, one: StudyCheckpoint, found: Sequence[LayerScores], questions: QuerySet) -> Iterator[Row]:
         """Clarity rows of a network's counterparts; those of the network that they are matched with are its drawn units'."""
         name = one.checkpoint.name
-        if any(pairs.reference == name for pairs in self.counterparts.values()):
+        if any(pairs.reference == name for pairs in self.matched_units.values()):
             own = [some for some in found if some.checkpoint == name and some.layer == self.plan.layer]
             names = [metric.name for metric in METRICS.values() if metric.role == PRIMARY]
             for some in own:
@@ -193,7 +199,7 @@ class Study:
             if job.sign > 0:
                 yield from self._primary(one.checkpoint, job, questions)
 
-    def _primary(self, checkpoint: Checkpoint, job: Request, questions: Questions) -> list[Row]:
+    def _primary(self, checkpoint: Checkpoint, job: Request, questions: QuerySet) -> list[Row]:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "units": list(job.units)}
         for row in self.measured_matched.rows():
             if all(row[name] == value for name, value in key.items()):
@@ -202,7 +208,7 @@ class Study:
         both = (stacked(images_of(run, checkpoint, some), job.units) for some in (job, replace(job, sign=-1)))
         orders = questions.own(checkpoint, job.objective, job.units)
         # They stand under the numbers of the units that they are counterparts of.
-        rows = primary(PictureSet(self.counterparts[checkpoint.name].units, *both), questions, orders, MATCHED)
+        rows = primary_rows(PictureSet(self.matched_units[checkpoint.name].units, *both), questions, orders, MATCHED)
         clarity = [{"recipe": job.recipe.name, "layer": job.layer, **row} for row in rows]
         self.measured_matched.add({**key, "clarity": clarity})
         return [{"checkpoint": checkpoint.name, **one} for one in clarity]
@@ -217,18 +223,18 @@ class Study:
 
     def matched_jobs(self, checkpoint: Checkpoint) -> list[Request]:
         """The pictures of those hidden units that are matched with another network's; none where nothing is matched."""
-        if checkpoint.name not in self.counterparts:
+        if checkpoint.name not in self.matched_units:
             return []
-        return hidden_units(self.plan, self.data, checkpoint, self.counterparts[checkpoint.name].partners)
+        return hidden_units(self.plan, self.data, checkpoint, self.matched_units[checkpoint.name].matches)
 
     def pictures(self, job: Request) -> Run:
         """The run folder of a recipe's pictures of one layer."""
         name = f"{job.recipe.name}-{'classes' if of_classes(job) else 'hidden'}"
         return self._run(f"pictures/{name}", "neurons", job.identity("fp32"))
 
-    def _untrained(self) -> Compared:
+    def _untrained(self) -> StudyCheckpoint:
         first_one = self.compared[0].checkpoint
-        return Compared(first_one.untrained("random network"), "random", RANDOM, None, 0, "random network")
+        return StudyCheckpoint(first_one.untrained("random network"), "random", RANDOM, None, 0, "random network")
 
     def _judge_hashes(self) -> dict[str, str]:
         return {judge.name: judge.sha256 for judge in self.judges}
@@ -250,7 +256,7 @@ class Study:
         plan, compared = self.plan, len(self.given)
         training = 0.0
         if not self.given:
-            for cell in self.cells or cells(plan, plan.eps or self.data.eps):
+            for cell in self.cells or training_runs(plan, plan.eps or self.data.eps):
                 compared += 1
                 training += cell.training.epochs * (cell.training.attack_steps + 2) * len(self.data.train)
         attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
@@ -263,7 +269,7 @@ class Study:
         return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3
 
 
-def _radius(given: Sequence[Compared], data: DataSet) -> float:
+def _radius(given: Sequence[StudyCheckpoint], data: DataSet) -> float:
     """The radius that most of the given checkpoints were trained at; the data set's where none says."""
     radii = [one.checkpoint.about.eps for one in given if one.checkpoint.about.eps]
     return max(set(radii), key=radii.count) if radii else data.eps

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vizrobust.clarity import Judge, Opinion, Order, excitations, shared_orders
+from vizrobust.clarity import Judge, JudgeOutput, QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
 from vizrobust.features import Channel, Logit, Objective, Request, with_priors
@@ -59,10 +59,10 @@ class Natural:
 
     images: Tensor
     labels: Tensor
-    opinions: dict[str, Opinion]
+    outputs: dict[str, JudgeOutput]
 
 
-class Questions:
+class QuerySet:
     """Queries from the test split, exemplars from the validation split, and how the compared networks order them.
 
     For class units the order is by mean rank over all compared checkpoints, so that all are asked the same; the
@@ -75,14 +75,14 @@ class Questions:
         self.queries, self.exemplars = self._natural(self.asked), self._natural(self.shown)
         self.units = tuple(range(len(data.classes)))
         self._excited: dict[tuple[str, str, tuple[int, ...], bool], Tensor] = {}
-        self.shared: list[Order] = []
-        self.shared_exemplars: list[Order] = []
+        self.shared: list[QueryRanking] = []
+        self.shared_exemplar_rankings: list[QueryRanking] = []
 
     def agree_on(self, compared: Sequence[Checkpoint]) -> None:
         """Fix the order of the class units' queries by all compared checkpoints."""
         logits = Logit()
-        self.shared = shared_orders([self.excited(one, logits, self.units, True) for one in compared])
-        self.shared_exemplars = shared_orders([self.excited(one, logits, self.units, False) for one in compared])
+        self.shared = shared_rankings([self.excited(one, logits, self.units, True) for one in compared])
+        self.shared_exemplar_rankings = shared_rankings([self.excited(one, logits, self.units, False) for one in compared])
 
     def excited(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool) -> Tensor:
         """(units, n): how much each query (or exemplar) excites the checkpoint's units; kept."""
@@ -92,9 +92,9 @@ class Questions:
             self._excited[key] = excitations(checkpoint.net(), objective, units, images, self.compute)
         return self._excited[key]
 
-    def own(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool = True) -> list[Order]:
+    def own(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool = True) -> list[QueryRanking]:
         """Each unit's queries in the checkpoint's own order."""
-        return shared_orders([self.excited(checkpoint, objective, units, asked)])
+        return shared_rankings([self.excited(checkpoint, objective, units, asked)])
 
     def largest(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...]) -> Tensor:
         """(units,): the largest activation that a natural image reaches."""

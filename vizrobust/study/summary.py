@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vizrobust.study.contrasts import CONTRASTS
-from vizrobust.study.verdicts import DESCRIPTIVE, INCONCLUSIVE, NOT_SUPPORTED, PRIMARY, SUPPORTED, Trend
+from vizrobust.study.verdicts import DESCRIPTIVE, INCONCLUSIVE, NOT_SUPPORTED, PRIMARY, SUPPORTED, ContrastResult
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def explained(trend: Trend) -> str:
+def explained(trend: ContrastResult) -> str:
     """A trend's numbers and the reason for its verdict, on one line."""
     found = trend.contrast
     parts = [] if found.estimate is None else [f"{found.estimate:+.3g}"]
@@ -23,18 +23,18 @@ def explained(trend: Trend) -> str:
         parts.append(f"{len(found.left_out)} left out")
     if trend.p_holm is not None:
         parts.append(f"p = {trend.p_holm:.2g} after Holm")
-    parts.append("no smallest effect known" if trend.smallest is None else f"smallest effect {trend.smallest:.3g}")
+    parts.append("no smallest effect known" if trend.smallest_effect is None else f"smallest effect {trend.smallest_effect:.3g}")
     if len(trend.judges) > 1:
         parts.append(f"positive for {sum(one > 0 for one in trend.judges.values())} of {len(trend.judges)} judges")
     return "; ".join([*parts, trend.why] if trend.why else parts)
 
 
-def listed(entries: Sequence[Trend], say: Callable[[Trend], str], judges: str = "") -> str:
+def listed(entries: Sequence[ContrastResult], say: Callable[[ContrastResult], str], judges: str = "") -> str:
     """What is said of each entry and where it holds: what is the same for several is said once.
 
     `judges` is put behind what is the same everywhere.
     """
-    groups: dict[str, list[Trend]] = {}
+    groups: dict[str, list[ContrastResult]] = {}
     for trend in entries:
         groups.setdefault(say(trend), []).append(trend)
     if len(groups) == 1:
@@ -42,14 +42,14 @@ def listed(entries: Sequence[Trend], say: Callable[[Trend], str], judges: str = 
     return "; ".join(f"{text} for {where(group, entries)}" for text, group in groups.items())
 
 
-def everywhere(entries: Sequence[Trend]) -> str:
+def everywhere(entries: Sequence[ContrastResult]) -> str:
     """Under which recipes and by which metrics, where it is all of them."""
     recipes, metrics = recipes_of(entries), metrics_of(entries)
     under = f"under {joined(recipes)}" if len(recipes) > 1 else f"under {recipes[0]} alone"
     return f"{under}, {'by ' + named(metrics[0]) if len(metrics) == 1 else f'{every(len(metrics))} primary metrics'}"
 
 
-def where(part: Sequence[Trend], whole: Sequence[Trend]) -> str:
+def where(part: Sequence[ContrastResult], whole: Sequence[ContrastResult]) -> str:
     """Some of the entries: which metric under which recipe."""
     by_metric: dict[str, list[str]] = {}
     for trend in part:
@@ -64,15 +64,15 @@ def where(part: Sequence[Trend], whole: Sequence[Trend]) -> str:
     )
 
 
-def recipes_of(entries: Sequence[Trend]) -> list[str]:
+def recipes_of(entries: Sequence[ContrastResult]) -> list[str]:
     return list(dict.fromkeys(trend.series.recipe for trend in entries))
 
 
-def metrics_of(entries: Sequence[Trend]) -> list[str]:
+def metrics_of(entries: Sequence[ContrastResult]) -> list[str]:
     return list(dict.fromkeys(trend.series.metric for trend in entries))
 
 
-def judges_of(entries: Sequence[Trend]) -> list[str]:
+def judges_of(entries: Sequence[ContrastResult]) -> list[str]:
     return list(dict.fromkeys(name for trend in entries for name in trend.judges))
 
 
@@ -128,7 +128,7 @@ class Verdict:
     sentences: tuple[str, ...]
     overall: str
     by_contrast: Mapping[tuple[str, str], str]
-    by_metric: tuple[Trend, ...]
+    by_metric: tuple[ContrastResult, ...]
 
     def row(self) -> dict[str, Any]:
         """The `verdict` of report.json."""
@@ -147,14 +147,14 @@ class Verdict:
         }  # fmt: skip
 
 
-def verdict(trends: Sequence[Trend], left_out: Mapping[str, str] | None = None) -> Verdict:
+def verdict(contrast_results: Sequence[ContrastResult], left_out: Mapping[str, str] | None = None) -> Verdict:
     """The verdict from all trends of a study; `left_out` maps disqualified judges to the reason.
 
     For each layer and contrast, over both recipes and all primary metrics: the one verdict they share; else *depends
     on the prior* if a metric is supported under one recipe and not supported under another; else *depends on the
     metric* if one metric is supported and another is not; else *inconclusive*.
     """
-    over_judges = [trend for trend in trends if trend.series.judge is None]
+    over_judges = [trend for trend in contrast_results if trend.series.judge is None]
     plain = [trend for trend in over_judges if trend.series.control is None]
     primary = [trend for trend in plain if trend.series.role == PRIMARY]
     layers = sorted(dict.fromkeys(trend.series.layer for trend in primary), key=lambda layer: layer != LOGITS)
@@ -177,7 +177,7 @@ def verdict(trends: Sequence[Trend], left_out: Mapping[str, str] | None = None) 
     return Verdict(tuple(sentences), _overall(found), found, tuple(plain))
 
 
-def together(entries: Sequence[Trend]) -> str:
+def together(entries: Sequence[ContrastResult]) -> str:
     """One verdict from those of several recipes and metrics (see `verdict`)."""
     verdicts = {trend.verdict for trend in entries}
     if len(verdicts) == 1:
@@ -190,7 +190,7 @@ def together(entries: Sequence[Trend]) -> str:
     return METRIC
 
 
-def _sentences(contrast: str, found: str, entries: Sequence[Trend]) -> list[str]:
+def _sentences(contrast: str, found: str, entries: Sequence[ContrastResult]) -> list[str]:
     claim, judges = CLAIMS[contrast], len(judges_of(entries))
     judged = f", {every(judges)} judges" if judges > 1 else ", one judge" if judges else ""
     if found == DESCRIPTIVE:
@@ -205,26 +205,26 @@ def _sentences(contrast: str, found: str, entries: Sequence[Trend]) -> list[str]
         sentence = f"That {claim} ({contrast}) is not supported: {listed(entries, lambda one: one.why)}."
     else:
         sentence = f"That {claim} ({contrast}) is not shown: {listed(entries, _reason_of)}."
-    shapes = [trend for trend in entries if trend.shape is not None]
-    return [sentence, f"Form over K ≥ 1: {listed(shapes, lambda one: one.shape or '')}."] if shapes else [sentence]
+    shapes = [trend for trend in entries if trend.dose_response_shape is not None]
+    return [sentence, f"Form over K ≥ 1: {listed(shapes, lambda one: one.dose_response_shape or '')}."] if shapes else [sentence]
 
 
-def _verdict_of(trend: Trend) -> str:
+def _verdict_of(trend: ContrastResult) -> str:
     return trend.verdict
 
 
-def _reason_of(trend: Trend) -> str:
+def _reason_of(trend: ContrastResult) -> str:
     return f"{trend.verdict} ({trend.why})" if trend.why else trend.verdict
 
 
-def _sign(trend: Trend, more: str, less: str) -> str:
+def _sign(trend: ContrastResult, more: str, less: str) -> str:
     estimate = trend.contrast.estimate or 0.0
-    if not trend.agree:
+    if not trend.judges_agree:
         return "judges differ"
     return "no difference" if estimate == 0 else (more if estimate > 0 else less)
 
 
-def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) -> list[str]:
+def _controls(primary: Sequence[ContrastResult], found: Mapping[tuple[str, str], str]) -> list[str]:
     """How the verdicts change when what is not meant by clarity is taken away."""
     same, sentences = [], []
     for control in dict.fromkeys(trend.series.control for trend in primary):
@@ -246,7 +246,7 @@ def _controls(primary: Sequence[Trend], found: Mapping[tuple[str, str], str]) ->
     return [*([f"The verdicts are the same {joined(same)}."] if same else []), *sentences]
 
 
-def _scope(primary: Sequence[Trend]) -> list[str]:
+def _scope(primary: Sequence[ContrastResult]) -> list[str]:
     """Over how many training seeds this is said, and which of them are missing where."""
     counts = sorted({len(trend.contrast.per_seed) for trend in primary})
     said = joined([str(count) for count in counts])
@@ -269,7 +269,7 @@ def _scope(primary: Sequence[Trend]) -> list[str]:
         f"Left out of {joined(names)} for a missing cell: training seed{'s' if len(seeds) > 1 else ''} {joined(map(str, seeds))}."
         for seeds, names in by_seeds.items()
     ]
-    if any(trend.smallest is None and trend.verdict != DESCRIPTIVE for trend in primary):
+    if any(trend.smallest_effect is None and trend.verdict != DESCRIPTIVE for trend in primary):
         sentences.append("Where a reference is missing no smallest effect is known, so its absence cannot be shown.")
     return sentences
 

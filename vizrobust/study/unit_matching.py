@@ -20,7 +20,7 @@ from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.rng import Streams
 from vizrobust.runs import Row
-from vizrobust.study.networks import DOSE, Compared
+from vizrobust.study.networks import SWEEP, StudyCheckpoint
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _standardised(activations: Tensor) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Counterparts:
-    """`partners` are the units of a checkpoint that match the drawn `units` of the `reference` network, in their order.
+class MatchedUnits:
+    """`matches` are the units of a checkpoint that match the drawn `units` of the `reference` network, in their order.
 
     `correlations` are theirs on natural images, `quality` that of all pairs of the layer and `chance` what matching
     reaches where no unit has anything to do with another (see `matching`).
@@ -101,7 +101,7 @@ class Counterparts:
 
     reference: str
     units: tuple[int, ...]
-    partners: tuple[int, ...]
+    matches: tuple[int, ...]
     correlations: tuple[float, ...]
     quality: float
     chance: float
@@ -110,18 +110,18 @@ class Counterparts:
         """The row of `matching` in the report."""
         return {
             "checkpoint": checkpoint, "reference": self.reference, "layer": layer, "units": list(self.units),
-            "partners": list(self.partners), "correlations": [round(one, 5) for one in self.correlations],
+            "partners": list(self.matches), "correlations": [round(one, 5) for one in self.correlations],
             "drawn": round(fmean(self.correlations), 5), "quality": round(self.quality, 5), "chance": round(self.chance, 5),
         }  # fmt: skip
 
 
-def reference_of(one: Compared, compared: Sequence[Compared]) -> Compared | None:
+def reference_of(one: StudyCheckpoint, compared: Sequence[StudyCheckpoint]) -> StudyCheckpoint | None:
     """Whose units a checkpoint's are matched with: the network of its training seed with the fewest attack steps."""
-    doses = [other for other in compared if other.role == DOSE and other.seed == one.seed and other.k is not None]
+    doses = [other for other in compared if other.role == SWEEP and other.seed == one.seed and other.k is not None]
     return min(doses, key=lambda other: other.k or 0, default=None)
 
 
-def counterparts(reference: str, excited: Tensor, reference_excited: Tensor, drawn: Sequence[int]) -> Counterparts | None:
+def matched_units(reference: str, excited: Tensor, reference_excited: Tensor, drawn: Sequence[int]) -> MatchedUnits | None:
     """Match a whole layer of a network with that of the one called `reference`, and keep the pairs of its `drawn` units.
 
     `excited` (units, n) and `reference_excited` (units', n) say how much the same natural images excite all units of the
@@ -131,8 +131,8 @@ def counterparts(reference: str, excited: Tensor, reference_excited: Tensor, dra
     pairs = [(*pair, value) for pair, value in zip(found.pairs, found.correlations, strict=True) if pair[0] in set(drawn)]
     if not pairs:
         return None
-    units, partners, correlations = zip(*pairs, strict=True)
-    return Counterparts(reference, units, partners, correlations, found.quality, found.chance)
+    units, matches, correlations = zip(*pairs, strict=True)
+    return MatchedUnits(reference, units, matches, correlations, found.quality, found.chance)
 
 
 def all_excitations(checkpoint: Checkpoint, layer: str, images: Split, compute: Compute) -> Tensor:

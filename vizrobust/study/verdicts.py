@@ -15,14 +15,14 @@ from scipy import stats
 from vizrobust.study.contrasts import (
     CONFIDENCE,
     FEWEST_SEEDS,
-    Cells,
     Contrast,
+    RunValues,
     complete,
     contrasts,
-    dose_slope,
-    doses_of,
     page_trend,
     rank_correlation,
+    step_slope,
+    steps_of,
 )
 
 RISING, FALLING, PLATEAU, INVERTED_U, IRREGULAR, UNCLEAR = (
@@ -30,24 +30,24 @@ RISING, FALLING, PLATEAU, INVERTED_U, IRREGULAR, UNCLEAR = (
 )  # fmt: skip
 
 
-def shape(values: Cells, smallest: float | None = None) -> str | None:
+def dose_response_shape(values: RunValues, smallest_effect: float | None = None) -> str | None:
     """What form the values have over K >= 1; None below three complete seeds or two doses.
 
-    `values` are larger for clearer pictures, `smallest` is the smallest difference of interest in their units. The
+    `values` are larger for clearer pictures, `smallest_effect` is the smallest difference of interest in their units. The
     group means of any two K are compared at once (Tukey's honest significant difference in the two-way layout of
     seeds and K, 95 % for all pairs together). With a *step* for a pair whose interval leaves out 0:
 
     - ``rising``: there are steps, all of them up; ``falling``: all of them down;
     - ``inverted U``: steps up to the highest group and down from it, none down before it and none up behind it;
     - ``irregular``: any other mixture of steps;
-    - ``plateau``: no steps, and the interval of H2's slope over the whole range of K is within +-`smallest`;
-    - ``no clear shape``: no steps, and that interval is wider (or `smallest` is not known).
+    - ``plateau``: no steps, and the interval of H2's slope over the whole range of K is within +-`smallest_effect`;
+    - ``no clear dose_response_shape``: no steps, and that interval is wider (or `smallest_effect` is not known).
 
-    >>> from vizrobust.study.contrasts import tabulated
-    >>> shape(tabulated([[1, 5, 1.1], [2, 6.1, 2], [3, 7, 3.1]], doses=[1, 4, 16]))
+    >>> from vizrobust.study.contrasts import from_table
+    >>> dose_response_shape(from_table([[1, 5, 1.1], [2, 6.1, 2], [3, 7, 3.1]], doses=[1, 4, 16]))
     'inverted U'
     """
-    doses = [k for k in doses_of(values) if k >= 1]
+    doses = [k for k in steps_of(values) if k >= 1]
     table = complete(values, doses)
     seeds, count = table.shape
     if seeds < FEWEST_SEEDS or count < 2:
@@ -63,10 +63,10 @@ def shape(values: Cells, smallest: float | None = None) -> str | None:
         return INVERTED_U if _one_hill(up, down, int(np.argmax(means))) else IRREGULAR
     if up or down:
         return RISING if up else FALLING
-    trend = dose_slope(values)
-    if smallest is None or trend.ci_low is None or trend.ci_high is None or trend.span is None:
+    trend = step_slope(values)
+    if smallest_effect is None or trend.ci_low is None or trend.ci_high is None or trend.span is None:
         return UNCLEAR
-    return PLATEAU if max(-trend.ci_low, trend.ci_high) * trend.span <= smallest else UNCLEAR
+    return PLATEAU if max(-trend.ci_low, trend.ci_high) * trend.span <= smallest_effect else UNCLEAR
 
 
 def _one_hill(up: list[tuple[int, int]], down: list[tuple[int, int]], peak: int) -> bool:
@@ -84,13 +84,13 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, DESCRIPTIVE = "supported", "not supporte
 PRIMARY, SECONDARY, DIAGNOSTIC = "primary", "secondary", "diagnostic"
 # Share of (natural reference - random network) that a difference over the range of K must reach
 # (docs/measuring-clarity.md, "Smallest effect of interest").
-SMALLEST_SHARE = 0.1
+SMALLEST_EFFECT_SHARE = 0.1
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Series:
+class MetricSeries:
     """The values of one metric under one recipe, judge, control and layer: one for each (K, training seed).
 
     `direction` is 1 where larger is clearer, else -1. `natural` and `random` are the references: natural images and
@@ -103,15 +103,15 @@ class Series:
     recipe: str
     judge: str | None
     layer: str
-    values: Cells
+    values: RunValues
     natural: float | None = None
     random: float | None = None
     control: str | None = None
 
-    def turned(self) -> Series:
+    def oriented(self) -> MetricSeries:
         """The same with larger = clearer.
 
-        >>> Series("kid", "secondary", -1, "plain", None, "logits", {(0, 0): 0.5}, 0.1, 0.9).turned().values
+        >>> MetricSeries("kid", "secondary", -1, "plain", None, "logits", {(0, 0): 0.5}, 0.1, 0.9).oriented().values
         {(0, 0): -0.5}
         """
         if self.direction > 0:
@@ -121,54 +121,56 @@ class Series:
         return replace(self, direction=1, values=values, natural=natural, random=random)
 
     @property
-    def smallest(self) -> float | None:
+    def smallest_effect(self) -> float | None:
         """The smallest difference of interest over the range of K; None without both references in the right order."""
         if self.natural is None or self.random is None:
             return None
-        found = SMALLEST_SHARE * self.direction * (self.natural - self.random)
+        found = SMALLEST_EFFECT_SHARE * self.direction * (self.natural - self.random)
         return found if found > 0 else None
 
 
 @dataclass(frozen=True)
-class Trend:
+class ContrastResult:
     """What one contrast says about one series; all its numbers are turned so that positive means clearer.
 
     `judges` holds each judge's own estimate where the series is the mean over several. `p_holm` is None for metrics
-    that are not primary. `shape` is that over K >= 1, of H2 alone. `page_p` (Page's test) and `spearman` (the mean rank
-    correlation over seeds, with K or with accuracy) are descriptions.
+    that are not primary. `shape` is the dose-response shape over K >= 1, for H2 alone. `page_p` (Page's test) and
+    `spearman` (the mean rank correlation over seeds, with K or with accuracy) are descriptions.
     """
 
-    series: Series
+    series: MetricSeries
     contrast: Contrast
-    smallest: float | None
+    smallest_effect: float | None
     judges: Mapping[str, float]
     p_holm: float | None = None
     verdict: str = ""
     why: str = ""
-    shape: str | None = None
+    dose_response_shape: str | None = None
     page_p: float | None = None
     spearman: float | None = None
 
     @property
-    def agree(self) -> bool:
+    def judges_agree(self) -> bool:
         """Whether all judges have the same sign as the estimate."""
         sign = (self.contrast.estimate or 0) > 0
         return all((estimate > 0) == sign for estimate in self.judges.values())
 
     def row(self) -> dict[str, Any]:
-        """A row of `trends` in report.json."""
+        """A row of `contrast_results` in report.json."""
         series, found = self.series, self.contrast
         return {
             "metric": series.metric, "role": series.role, "recipe": series.recipe, "judge": series.judge,
             "layer": series.layer, "contrast": found.name, "per_seed": list(found.per_seed), "estimate": found.estimate,
             "ci_low": found.ci_low, "ci_high": found.ci_high, "p": found.p, "p_holm": self.p_holm,
-            "smallest_effect": self.smallest, "verdict": self.verdict, "shape": self.shape, "why": self.why,
+            "smallest_effect": self.smallest_effect, "verdict": self.verdict, "shape": self.dose_response_shape, "why": self.why,
             "training_seeds": len(found.per_seed), "seeds": list(found.seeds), "left_out_seeds": list(found.left_out),
             "judges": dict(self.judges), "spearman": self.spearman, "page_p": self.page_p,
         }  # fmt: skip
 
 
-def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bool = True) -> list[Trend]:
+def contrast_results(
+    series: Iterable[MetricSeries], accuracy: RunValues | None = None, describe: bool = True
+) -> list[ContrastResult]:
     """H1, H2 and, with `accuracy` (fractions by cell), H3 for every series and for the mean over judges.
 
     The mean over judges has ``judge=None``; it is what the verdict of a metric rests on, and it is *supported* only
@@ -176,18 +178,18 @@ def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bo
     of one recipe, judge, layer, control and contrast. Diagnostics get no trend: they do not measure clarity.
     Without `describe` the descriptions are left away, which take most of the time.
     """
-    turned = [one.turned() for one in series if one.role != DIAGNOSTIC]
-    measured = [(one, contrasts(one.values, accuracy)) for one in turned]
+    oriented = [one.oriented() for one in series if one.role != DIAGNOSTIC]
+    measured = [(one, contrasts(one.values, accuracy)) for one in oriented]
     found = [trend for one, own in measured for trend in _undecided(one, own, {}, accuracy, describe)]
     for views in _grouped(measured, lambda view: (view[0].metric, view[0].recipe, view[0].layer, view[0].control)):
         judged = {one.judge: own for one, own in views if one.judge is not None}
         if judged:
             mean = _mean([one for one, _ in views if one.judge is not None])
             found += _undecided(mean, contrasts(mean.values, accuracy), judged, accuracy, describe)
-    decided: list[Trend] = []
+    decided: list[ContrastResult] = []
     for same in _grouped(found, _family):
         family = [trend for trend in same if trend.series.role == PRIMARY]
-        corrected = holm([trend.contrast.p for trend in family])
+        corrected = holm_adjusted([trend.contrast.p for trend in family])
         by_metric = {trend.series.metric: p for trend, p in zip(family, corrected, strict=True)}
         for trend in same:
             p_holm = by_metric.get(trend.series.metric) if trend.series.role == PRIMARY else None
@@ -195,21 +197,21 @@ def trends(series: Iterable[Series], accuracy: Cells | None = None, describe: bo
     return decided
 
 
-def decide(contrast: Contrast, smallest: float | None, p: float | None = None, agree: bool = True) -> tuple[str, str]:
+def decide(contrast: Contrast, smallest_effect: float | None, p: float | None = None, agree: bool = True) -> tuple[str, str]:
     """The verdict on a contrast whose positive values speak for the claim, and why.
 
-    `smallest` is the smallest effect of interest in units of the estimate, `p` the two-sided p after Holm's
+    `smallest_effect` is the smallest effect of interest in units of the estimate, `p` the two-sided p after Holm's
     correction (the contrast's own where there is none). *Not supported* comes first: an interval that leaves out
     the smallest effect decides, also where it lies above 0.
 
     >>> from vizrobust.study.contrasts import interval
-    >>> decide(interval("H1", {0: 1.0, 1: 1.2, 2: 1.1}, [], 1.0), smallest=0.3)[0]
+    >>> decide(interval("H1", {0: 1.0, 1: 1.2, 2: 1.1}, [], 1.0), smallest_effect=0.3)[0]
     'supported'
     """
     low, high = contrast.ci_low, contrast.ci_high
     if low is None or high is None:
         return DESCRIPTIVE, "these checkpoints only"
-    if high < (0.0 if smallest is None else smallest):
+    if high < (0.0 if smallest_effect is None else smallest_effect):
         if high < 0:
             return NOT_SUPPORTED, "it goes the other way"
         return NOT_SUPPORTED, "smaller than the smallest effect of interest"
@@ -219,10 +221,10 @@ def decide(contrast: Contrast, smallest: float | None, p: float | None = None, a
     return INCONCLUSIVE, "not after Holm's correction" if low > 0 else "the interval holds 0 and effects of interest"
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
+def holm_adjusted(p: Sequence[float | None]) -> list[float | None]:
     """p values corrected for their number (Holm 1979); None stays None and does not count.
 
-    >>> holm([0.03, None, 0.01])
+    >>> holm_adjusted([0.03, None, 0.01])
     [0.03, None, 0.02]
     """
     order = sorted((value, i) for i, value in enumerate(p) if value is not None)
@@ -235,36 +237,38 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def _undecided(
-    series: Series,
+    series: MetricSeries,
     own: Sequence[Contrast],
     judged: Mapping[str, Sequence[Contrast]],
-    accuracy: Cells | None,
+    accuracy: RunValues | None,
     describe: bool,
-) -> list[Trend]:
+) -> list[ContrastResult]:
     found = []
     for contrast in own:
-        name, smallest = contrast.name, series.smallest
+        name, smallest_effect = contrast.name, series.smallest_effect
         judges = {judge: one.estimate for judge, seen in judged.items() for one in seen if one.name == name}
-        trend = Trend(
+        trend = ContrastResult(
             series,
             contrast,
-            smallest / contrast.span if smallest is not None and contrast.span else None,
+            smallest_effect / contrast.span if smallest_effect is not None and contrast.span else None,
             {judge: estimate for judge, estimate in judges.items() if estimate is not None},
         )
         if describe and name == "H2":
-            trend = replace(trend, shape=shape(series.values, smallest), page_p=page_trend(series.values))
+            trend = replace(
+                trend, dose_response_shape=dose_response_shape(series.values, smallest_effect), page_p=page_trend(series.values)
+            )
         if describe and name != "H1":
             trend = replace(trend, spearman=rank_correlation(series.values, accuracy if name == "H3" else None))
         found.append(trend)
     return found
 
 
-def _decided(trend: Trend) -> Trend:
-    verdict, why = decide(trend.contrast, trend.smallest, trend.p_holm, trend.agree)
+def _decided(trend: ContrastResult) -> ContrastResult:
+    verdict, why = decide(trend.contrast, trend.smallest_effect, trend.p_holm, trend.judges_agree)
     return replace(trend, verdict=verdict, why=why)
 
 
-def _mean(judged: Sequence[Series]) -> Series:
+def _mean(judged: Sequence[MetricSeries]) -> MetricSeries:
     """The mean over judges, cell by cell; None where one of them has no value."""
     keys = sorted({cell for one in judged for cell in one.values})
     values = {cell: _average([one.values.get(cell) for one in judged]) for cell in keys}
@@ -277,7 +281,7 @@ def _average(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if len(there) == len(values) else None
 
 
-def _family(trend: Trend) -> Hashable:
+def _family(trend: ContrastResult) -> Hashable:
     series = trend.series
     # Metrics without a judge stand beside the mean over judges of those that have one.
     return series.recipe, series.judge, series.layer, series.control, trend.contrast.name

@@ -23,7 +23,7 @@ from vizrobust.robustness import evaluate, gather
 from vizrobust.runs import Row
 from vizrobust.study import protocol
 from vizrobust.study import report as report_module
-from vizrobust.study.evaluations import unpacked
+from vizrobust.study.evaluations import unpacked_verdicts
 
 PICTURES, IMAGES = 5, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.
@@ -33,12 +33,12 @@ FLIPS = 1
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: `fine` None where it could not be (with the reason in `told`)."""
+class Check:
+    """One thing that was looked at: `ok` None where it could not be (with the reason in `detail`)."""
 
     what: str
-    fine: bool | None
-    told: str
+    ok: bool | None
+    detail: str
 
 
 def read_report(path: Path | str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def read_report(path: Path | str) -> dict[str, Any]:
 
 def verify(
     report: Mapping[str, Any], folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
     Five pictures and fifty attacked images are drawn at random among the checkpoints that can be loaded: those in the
@@ -73,7 +73,7 @@ def verify(
     loaded = dict(_loadable(report, folder))
     absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != "random"]
     if absent:
-        yield Finding("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}")
+        yield Check("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}")
     pictures = [row for row in report["pictures"] if row["checkpoint"] in loaded]
     for row in _drawn(pictures, PICTURES, seed, "pictures"):
         yield _rendered_again(row, loaded[row["checkpoint"]], report, compute, unlike)
@@ -82,28 +82,28 @@ def verify(
         try:
             data = images()
         except FileNotFoundError as error:
-            yield Finding("attacks", None, str(error))
+            yield Check("attacks", None, str(error))
         else:
             yield _attacked_again(row, loaded[row["checkpoint"]], data, compute, unlike, seed)
     for what, there in (("pictures", pictures), ("attacks", attacked)):
         if not there:
-            yield Finding(what, None, "none of the report's checkpoints is here")
+            yield Check(what, None, "none of the report's checkpoints is here")
 
 
-def _recomputed(report: Mapping[str, Any]) -> Iterator[Finding]:
+def _recomputed(report: Mapping[str, Any]) -> Iterator[Check]:
     """Everything that follows from the report's own rows."""
     written = protocol.sha256(report["prereg"]["content"])
     stated = report["prereg"]["sha256"]
-    yield Finding("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
+    yield Check("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
     rows = report_module.rows_sha256(report)
-    yield Finding("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
+    yield Check("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
     again = copy.deepcopy(dict(report))
     report_module.conclude(again)
     again = json.loads(json.dumps(again))
     for name in ("trends", "verdict"):
         wrong = _difference(report[name], again[name])
         count = len(report[name]) if isinstance(report[name], list) else len(report[name]["sentences"])
-        yield Finding(name, wrong is None, wrong or f"{count} {'rows' if name == 'trends' else 'sentences'} follow from the rows")
+        yield Check(name, wrong is None, wrong or f"{count} {'rows' if name == 'trends' else 'sentences'} follow from the rows")
 
 
 def _difference(stated: Any, found: Any, at: str = "") -> str | None:
@@ -150,7 +150,7 @@ def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Ch
             yield row["name"], shipped[row["weights_sha256"]]
 
 
-def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, unlike: str) -> Finding:
+def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, unlike: str) -> Check:
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
     shape = checkpoint.about.input_shape
@@ -159,25 +159,25 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
         compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
     )  # fmt: skip
     if report_module.sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
-        return Finding(what, True, "the same pixels, bit for bit")
-    told = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
+        return Check(what, True, "the same pixels, bit for bit")
+    detail = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
     near = abs(done.score - row["score"]) <= TOLERANCE * abs(row["score"])
     if not unlike:
-        return Finding(what, False, f"{told}, although processor, versions and threads are those recorded")
-    return Finding(what, near, f"{told} ({unlike}; so {100 * TOLERANCE:g} % is asked for)")
+        return Check(what, False, f"{detail}, although processor, versions and threads are those recorded")
+    return Check(what, near, f"{detail} ({unlike}; so {100 * TOLERANCE:g} % is asked for)")
 
 
-def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Compute, unlike: str, seed: int) -> Finding:
+def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Compute, unlike: str, seed: int) -> Check:
     """The same attack on images drawn at random; a verdict never depends on who else is attacked."""
     what = f"{row['label']} on {row['checkpoint']}"
-    right = unpacked(row["right"], row["n"])
+    right = unpacked_verdicts(row["right"], row["n"])
     places = sorted(int(i) for i in Streams(seed, ["images"], "verify").permutation(row["n"])[0][:IMAGES])
     attack = parse_attack(row["attack"])
     parts = evaluate(checkpoint.net(), attack, first(data.test, row["n"]), compute, only=places)
     found = gather(attack, parts)
     other = [place for place, alive in zip(found.images.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
-    told = f"{len(places) - len(other)} of {len(places)} images are decided as stated"
-    return Finding(what, len(other) <= (FLIPS if unlike else 0), told + (f"; not {other}" if other else ""))
+    detail = f"{len(places) - len(other)} of {len(places)} images are decided as stated"
+    return Check(what, len(other) <= (FLIPS if unlike else 0), detail + (f"; not {other}" if other else ""))
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int, purpose: str) -> list[Row]:
