@@ -19,7 +19,7 @@ from vizrobust.data import first, load
 from vizrobust.intervals import mcnemar
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 
 EPS = 0.15
 SEEN = 'Training(arch="small_cnn", data="digits", attack=PGD(steps=2, ball=Linf(eps=0.1)))'
@@ -53,7 +53,7 @@ def printed(*args: object) -> str:
 def test_a_row_is_what_the_library_says(trained: str, compute: Compute) -> None:
     (row,) = rows(trained, "--attack", "PGD(steps=5)", "--eps", EPS, "--images", 60)
     attack = PGD(steps=5, ball=Linf(EPS))
-    expected = gather(attack, evaluate(digits_net(), attack, first(load("digits").test, 60), compute)).row()
+    expected = merge_results(attack, evaluate(digits_net(), attack, first(load("digits").test, 60), compute)).row()
     del expected["seconds"]
     assert {key: row[key] for key in expected} == expected
     assert 0 < row["accuracy"] < row["clean"]
@@ -196,7 +196,8 @@ def test_compare_tests_the_difference_on_the_same_images(trained: str, compute: 
     row = next(row for row in map(json.loads, result.stdout.splitlines()) if "accuracy_difference" in row)
     attack, images = PGD(steps=3, ball=Linf(0.05)), first(load("digits").test, 40)
     other, base = (
-        gather(attack, evaluate(load_checkpoint(name).net(), attack, images, compute)) for name in ("other.safetensors", trained)
+        merge_results(attack, evaluate(load_checkpoint(name).net(), attack, images, compute))
+        for name in ("other.safetensors", trained)
     )
     assert row["accuracy_difference"] == mcnemar(other.robust, base.robust).row()
     assert row["accuracy_difference"]["difference"] < -0.3

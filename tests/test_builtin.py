@@ -14,7 +14,7 @@ from vizrobust.intervals import share
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
 from vizrobust.models.references import DIGITS
 from vizrobust.report.training_report import model_card
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, Training
 
@@ -102,7 +102,7 @@ def test_cards_are_true_of_fifty_steps(name, compute):
 def measured(name, attack, metric, compute):
     checkpoint = load_checkpoint(name)
     images = first(load("mnist5k").test, 1000)
-    found = gather(attack, list(evaluate(checkpoint.net(), attack, images, compute)))
+    found = merge_results(attack, list(evaluate(checkpoint.net(), attack, images, compute)))
     # Kernels of another machine or thread count may flip an image or two.
     assert share(found.clean) == pytest.approx(checkpoint.about.metrics["clean"], abs=0.003)
     assert share(found.robust) == pytest.approx(checkpoint.about.metrics[metric], abs=0.006)

@@ -14,7 +14,7 @@ from tests.test_training import RECIPE, tiny
 from vizrobust.attacks import JPEG, L1, L2, PGD, Elastic, Linf, parse_attack
 from vizrobust.cli import main
 from vizrobust.compute import Compute
-from vizrobust.experiments.uar_calibration import Plan, Stage, Table, _Work, calibrate, ladder, matched
+from vizrobust.experiments.uar_calibration import Plan, Stage, Table, _Work, calibrate, eps_grid, equally_hard
 from vizrobust.models import load_checkpoint
 from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
@@ -50,7 +50,7 @@ def without_date(row):
 
 
 def test_the_sizes_double_up_to_the_largest():
-    assert ladder(8.0, 4) == (1.0, 2.0, 4.0, 8.0)
+    assert eps_grid(8.0, 4) == (1.0, 2.0, 4.0, 8.0)
 
 
 def test_the_match_is_the_best_of_all_choices():
@@ -61,7 +61,7 @@ def test_the_match_is_the_best_of_all_choices():
             chosen: sum(abs(a - candidates[j]) for a, j in zip(anchors, chosen, strict=True))
             for chosen in itertools.permutations(range(6), 3)
         }
-        assert matched(anchors, candidates) == sorted(min(cost, key=cost.get))
+        assert equally_hard(anchors, candidates) == sorted(min(cost, key=cost.get))
 
 
 def test_ata_is_the_best_network_at_each_eps():
@@ -81,7 +81,7 @@ def test_a_calibration_is_what_its_networks_do(finished):
     assert parse(result["plan"], {**NAMES, "Plan": Plan}) == SMALL
     assert (result["data"], result["arch"], result["images"], result["command"]) == ("tiny", "small_cnn", 9, "the command")
     candidates = result["candidates"]
-    assert list(candidates["eps"]) == list(ladder(4.0, 6))
+    assert list(candidates["eps"]) == list(eps_grid(4.0, 6))
     assert result["eps"] == list(candidates["eps"])  # six of six
     assert result["ata"] == [max(column) for column in zip(*candidates["accuracy"], strict=True)]
     assert (anchor["name"], max(anchor["eps"])) == ("Linf", 0.4)  # four times tiny's 0.1

@@ -23,7 +23,7 @@ from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import Task, import_file, normalization, task
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import file_sha256
 
 CODE = str(Path(user_networks.__file__))
@@ -343,7 +343,7 @@ def imported(theirs, shared, folder):
 def accuracies(net, images, eps, compute):
     """Clean and robust accuracy in percent: 40 steps of eps/16 from a random start, wrong at no iterate."""
     attack = PGD(steps=40, ball=Linf(eps=eps), alpha=eps / 16)
-    found = gather(attack, list(evaluate(net, attack, images, compute)))
+    found = merge_results(attack, list(evaluate(net, attack, images, compute)))
     return 100 * share(found.clean), 100 * share(found.robust)
 
 

@@ -16,7 +16,7 @@ from vizrobust.attacks.square import Square
 from vizrobust.compute import Compute
 from vizrobust.data.dataset import ArraySplit
 from vizrobust.rng import Streams
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import parse
 
 BALL = Linf(8 / 255)
@@ -86,10 +86,10 @@ def test_an_evaluation_says_who_broke_each_image(compute: Compute) -> None:
     y = net(x).argmax(1)
     images = ArraySplit(x, y)
     attack = small(ball=Linf(0.03))
-    result = gather(attack, evaluate(net, attack, images, compute, batch_size=7))
+    result = merge_results(attack, evaluate(net, attack, images, compute, batch_size=7))
     whole = attack(net, x, y, Streams(0, range(n), "attack")).correct.all(0)
-    assert result.broken_by().keys() == {"APGD-CE", "APGD-T", "FAB-T", "Square"}
-    assert sum(result.broken_by().values()) == int((~result.robust).sum())
+    assert result.successes_by_component().keys() == {"APGD-CE", "APGD-T", "FAB-T", "Square"}
+    assert sum(result.successes_by_component().values()) == int((~result.robust).sum())
     # Images at the edge may fall either way: the batch has another size.
     assert (result.robust == whole).float().mean() > 0.95
 

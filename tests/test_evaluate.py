@@ -18,8 +18,8 @@ from vizrobust.data import ArraySplit, first
 from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
-from vizrobust.robustness import CLEAN, Part, evaluate, gather
-from vizrobust.robustness.evaluation_runs import evaluate_into, evaluated, identity
+from vizrobust.robustness import CLEAN, PartialResult, evaluate, merge_results
+from vizrobust.robustness.evaluation_runs import evaluate_in_folder, evaluated, identity
 from vizrobust.runs import Run
 
 N = 37
@@ -64,19 +64,19 @@ def plain_loop(net: nn.Module, attack: Attack, images: ArraySplit) -> dict[int, 
 
 
 @every_attack
-@pytest.mark.parametrize("every_walk", [True, False])
+@pytest.mark.parametrize("all_runs", [True, False])
 def test_every_image_breaks_at_the_step_at_which_it_breaks_in_a_plain_loop(
-    attack: Attack, every_walk: bool, images: ArraySplit, compute: Compute
+    attack: Attack, all_runs: bool, images: ArraySplit, compute: Compute
 ) -> None:
     net = make_net()
     expected = plain_loop(net, attack, images)
-    found = gather(attack, evaluate(net, attack, images, compute, batch_size=SIZE, every_walk=every_walk))
+    found = merge_results(attack, evaluate(net, attack, images, compute, batch_size=SIZE, all_runs=all_runs))
     assert found.clean.tolist() == [right for right, _ in expected.values()]
     for place, (right, steps) in expected.items():
-        column = found.broken_at[:, place].tolist()
+        column = found.first_success_step[:, place].tolist()
         if not right:
             assert column == [-1] * len(steps), "never attacked"
-        elif every_walk:
+        elif all_runs:
             assert column == steps
         else:
             first_broken = next((k for k, at in enumerate(steps) if at >= 0), len(steps))
@@ -101,9 +101,9 @@ def test_broken_images_leave(images: ArraySplit, compute: Compute) -> None:
     labels = torch.zeros(N, dtype=torch.int64)
     labels[5], x[5, 0, 0, 0] = 1, 0.1
     parts = list(evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=SIZE))
-    found = gather(attack, parts)
-    assert found.broken_at[0].tolist() == [2 if place != 5 else -1 for place in range(N)]
-    assert found.survives.shape == (51, N)
+    found = merge_results(attack, parts)
+    assert found.first_success_step[0].tolist() == [2 if place != 5 else -1 for place in range(N)]
+    assert found.robust_after_step.shape == (51, N)
     assert found.row()["steps"] == 50
 
 
@@ -120,9 +120,9 @@ class Dropping(nn.Module):
 
 def test_a_random_networks_noise_repeats_and_the_global_generator_is_left_alone(images: ArraySplit, compute: Compute) -> None:
     before = torch.get_rng_state()
-    found = [gather(ATTACKS[0], evaluate(Dropping(), ATTACKS[0], images, compute, batch_size=SIZE)) for _ in range(2)]
+    found = [merge_results(ATTACKS[0], evaluate(Dropping(), ATTACKS[0], images, compute, batch_size=SIZE)) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(found[0].broken_at, found[1].broken_at)
+    assert torch.equal(found[0].first_success_step, found[1].first_success_step)
 
 
 def test_the_last_point_alone_may_decide(compute: Compute) -> None:
@@ -130,9 +130,9 @@ def test_the_last_point_alone_may_decide(compute: Compute) -> None:
     attack = Scripted((((True, True, True), (False, True, True), (True, False, True)),), Linf(1.0))
     x, labels = torch.zeros(3, *SHAPE), torch.arange(3)
     x[:, 0, 0, 0] = labels / 10
-    found = gather(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, until="last"))
+    found = merge_results(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, stop="last"))
     assert found.robust.tolist() == [True, False, True]
-    assert found.broken_at.tolist() == [[-1, 2, -1]]
+    assert found.first_success_step.tolist() == [[-1, 2, -1]]
 
 
 def test_who_broke_what_is_counted_once(compute: Compute) -> None:
@@ -141,34 +141,34 @@ def test_who_broke_what_is_counted_once(compute: Compute) -> None:
     attack = Scripted((first_walk, second), Linf(1.0))
     x, labels = torch.zeros(3, *SHAPE), torch.arange(3)
     x[:, 0, 0, 0] = labels / 10
-    for every_walk in (True, False):
-        found = gather(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, every_walk=every_walk))
-        assert found.walks == ("script 0", "script 1")
+    for all_runs in (True, False):
+        found = merge_results(attack, evaluate(Says(), attack, ArraySplit(x, labels), compute, batch_size=2, all_runs=all_runs))
+        assert found.runs == ("script 0", "script 1")
         assert found.row()["broken_by"] == {"script": 2}
         assert found.robust.tolist() == [False, False, True]
-        assert found.broken_at.tolist() == [[1, -1, -1], [1 if every_walk else -1, 1, -1]]
+        assert found.first_success_step.tolist() == [[1, -1, -1], [1 if all_runs else -1, 1, -1]]
 
 
 @every_attack
 def test_what_is_known_is_not_computed_again(attack: Attack, images: ArraySplit, compute: Compute) -> None:
     whole = list(evaluate(make_net(), attack, images, compute, batch_size=SIZE))
-    expected = gather(attack, whole)
+    expected = merge_results(attack, whole)
     for kept in range(len(whole) + 1):
         rest = list(evaluate(make_net(), attack, images, compute, batch_size=SIZE, known=whole[:kept]))
-        seen = [(part.walk, place) for part in (*whole[:kept], *rest) for place in part.images]
+        seen = [(part.run, place) for part in (*whole[:kept], *rest) for place in part.indices]
         assert len(seen) == len(set(seen)), "no verdict twice"
-        found = gather(attack, [*whole[:kept], *rest])
-        assert torch.equal(found.broken_at, expected.broken_at)
+        found = merge_results(attack, [*whole[:kept], *rest])
+        assert torch.equal(found.first_success_step, expected.first_success_step)
         assert torch.equal(found.clean, expected.clean)
     assert not list(evaluate(make_net(), attack, images, compute, batch_size=SIZE, known=whole))
 
 
 def test_only_some_images(images: ArraySplit, compute: Compute) -> None:
     attack = ATTACKS[0]
-    whole = gather(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE))
-    some = gather(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE, only=[30, 4, 17]))
-    assert some.images.tolist() == [4, 17, 30]
-    assert torch.equal(some.robust, whole.robust[some.images])
+    whole = merge_results(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE))
+    some = merge_results(attack, evaluate(make_net(), attack, images, compute, batch_size=SIZE, indices=[30, 4, 17]))
+    assert some.indices.tolist() == [4, 17, 30]
+    assert torch.equal(some.robust, whole.robust[some.indices])
 
 
 def test_a_stopped_consumer_leaves_the_network_as_it_was(images: ArraySplit, compute: Compute) -> None:
@@ -207,13 +207,13 @@ class TestInARunFolder:
         for stop in range(1, 12, 2):
             path = tmp_path / f"stopped-{stop}"
             for _, _part in zip(
-                range(stop), evaluate_into(folder(path), checkpoint, attack, images, compute, **HOW), strict=False
+                range(stop), evaluate_in_folder(folder(path), checkpoint, attack, images, compute, **HOW), strict=False
             ):
                 pass
             with (path / "rows.jsonl").open("a") as file:
                 file.write('{"walk": "PGD", "ima')  # killed in the middle of a line
             found = evaluated(folder(path), checkpoint, attack, images, compute, **HOW)
-            assert torch.equal(found.broken_at, expected.broken_at)
+            assert torch.equal(found.first_success_step, expected.first_success_step)
             assert torch.equal(found.clean, expected.clean)
             rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
             verdicts = [(row["walk"], place) for row in rows for place in row["images"]]
@@ -232,7 +232,7 @@ class TestInARunFolder:
         expected = evaluated(folder(tmp_path / "whole"), checkpoint, ATTACKS[1], images, compute, **HOW)
         for n in (20, 7, N):
             found = evaluated(folder(tmp_path / "grown"), checkpoint, ATTACKS[1], first(images, n), compute, **HOW)
-            assert torch.equal(found.broken_at, expected.broken_at[:, :n])
+            assert torch.equal(found.first_success_step, expected.first_success_step[:, :n])
             assert found.row()["n"] == n
 
     def test_attacks_and_checkpoints_do_not_meet(
@@ -242,9 +242,9 @@ class TestInARunFolder:
         other = checkpoint.untrained("other")
         for one in (checkpoint, other):
             for attack in ATTACKS:
-                alone = gather(attack, evaluate(one.net(), attack, images, compute, batch_size=SIZE))
+                alone = merge_results(attack, evaluate(one.net(), attack, images, compute, batch_size=SIZE))
                 found = evaluated(run, one, attack, images, compute, **HOW)
-                assert torch.equal(found.broken_at, alone.broken_at)
+                assert torch.equal(found.first_success_step, alone.first_success_step)
         rows = run.rows()
         assert sum(len(row["images"]) for row in rows if row["walk"] == CLEAN) == 2 * N, "once for each checkpoint"
 
@@ -263,5 +263,5 @@ def test_costs_of_a_subset_are_in_proportion(
 
 
 def test_a_part_is_plain_data() -> None:
-    part = Part("PGD", "PGD", 3, (1, 2), (-1, 2), (0.1, 0.2), 8, 6, 0.5)
-    assert json.loads(json.dumps(vars(part)))["images"] == [1, 2]
+    part = PartialResult("PGD", "PGD", 3, (1, 2), (-1, 2), (0.1, 0.2), 8, 6, 0.5)
+    assert json.loads(json.dumps(vars(part)))["indices"] == [1, 2]

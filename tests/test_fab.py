@@ -95,8 +95,8 @@ def test_with_an_eps_only_what_is_inside_counts(ball: Ball) -> None:
     for image in (found.x, found.best):
         assert (ball.norm(image - x) <= limited.eps + 1e-6).all()
         assert ((image >= 0) & (image <= 1)).all()
-    unbroken = found.correct.all(0)
-    assert torch.equal(found.best[unbroken], x[unbroken])
+    not_broken = found.correct.all(0)
+    assert torch.equal(found.best[not_broken], x[not_broken])
 
 
 def test_its_loss_is_minus_the_distance_and_its_best_the_nearest_wrong_point() -> None:

@@ -78,11 +78,11 @@ def analysed(margin: Callable[[Tensor], Tensor], images: ArraySplit, compute: Co
 def test_on_a_linear_network_all_drops_are_the_predicted_one(ball, norm: int, compute: Compute) -> None:
     found = analysed(linear, inner(), compute, ball=ball)
     expected = EPS * np.linalg.norm(WEIGHT.flatten().double().numpy(), norm)
-    for drops in (found.predicted, found.linear, found.fgsm):
+    for drops in (found.first_order_drop, found.linear, found.fgsm):
         assert drops.numpy() == pytest.approx(np.full(9, expected), rel=1e-4)
     assert found.pgd.numpy() == pytest.approx(np.full(9, expected), rel=5e-2)  # in L2 its random start fades slowly
-    assert not found.hidden.any()
-    assert not found.short.any()
+    assert not found.gradient_underestimates.any()
+    assert not found.fgsm_falls_short.any()
 
 
 def test_with_cross_entropy_the_drop_is_that_of_log_p(compute: Compute) -> None:
@@ -92,7 +92,7 @@ def test_with_cross_entropy_the_drop_is_that_of_log_p(compute: Compute) -> None:
     log_p = -np.log1p(np.exp(-margins))
     after = -np.log1p(np.exp(-(margins - EPS * np.abs(w).sum())))
     assert found.fgsm.numpy() == pytest.approx(log_p - after, rel=1e-4)
-    assert found.predicted.numpy() == pytest.approx(EPS * (1 - np.exp(log_p)) * np.abs(w).sum(), rel=1e-4)
+    assert found.first_order_drop.numpy() == pytest.approx(EPS * (1 - np.exp(log_p)) * np.abs(w).sum(), rel=1e-4)
 
 
 def test_where_pixels_end_fgsm_is_measured_by_what_it_could_reach(compute: Compute) -> None:
@@ -102,24 +102,24 @@ def test_where_pixels_end_fgsm_is_measured_by_what_it_could_reach(compute: Compu
     reached = np.clip(x - EPS * np.sign(w), 0, 1) - x
     assert found.linear.numpy() == pytest.approx(-(reached * w).sum((1, 2, 3)), rel=1e-4)
     assert found.fgsm.numpy() == pytest.approx(found.linear.numpy(), rel=1e-4)
-    assert bool((found.linear < 0.9 * found.predicted).all())
-    assert not found.short.any()
+    assert bool((found.linear < 0.9 * found.first_order_drop).all())
+    assert not found.fgsm_falls_short.any()
 
 
 def test_a_clamp_in_the_forward_pass_hides_the_drop(compute: Compute) -> None:
     found = analysed(clamped, binary(), compute)
-    assert bool((found.predicted == 0).all())
+    assert bool((found.first_order_drop == 0).all())
     assert bool((found.pgd > 0.05).all())
-    assert found.hidden.all()
+    assert found.gradient_underestimates.all()
     about = found.summary()
     assert (about["hidden"], about["no_gradient"], about["pgd_over_predicted"]) == (1, 1, None)
     # On the same images the network without the clamp is not accused.
-    assert not analysed(linear, binary(), compute).hidden.any()
+    assert not analysed(linear, binary(), compute).gradient_underestimates.any()
 
 
 def test_a_network_that_only_is_sure_of_itself_is_accused_by_cross_entropy_alone(compute: Compute) -> None:
-    assert analysed(confident, inner(), compute, loss="ce").hidden.double().mean() > 0.8
-    assert not analysed(confident, inner(), compute, loss="margin").hidden.any()
+    assert analysed(confident, inner(), compute, loss="ce").gradient_underestimates.double().mean() > 0.8
+    assert not analysed(confident, inner(), compute, loss="margin").gradient_underestimates.any()
 
 
 def test_a_network_bent_against_one_step_is_short_and_hides_nothing(compute: Compute) -> None:
@@ -127,12 +127,12 @@ def test_a_network_bent_against_one_step_is_short_and_hides_nothing(compute: Com
     assert found.linear.numpy() == pytest.approx(np.full(9, 20 * EPS), rel=1e-3)
     assert found.fgsm.numpy() == pytest.approx(np.full(9, 0.2 * 20 * EPS), rel=1e-2)
     assert bool((found.pgd > 0.5 * 20 * EPS).all())
-    assert found.short.all()
-    assert not found.hidden.any()
+    assert found.fgsm_falls_short.all()
+    assert not found.gradient_underestimates.any()
     # Where many steps get no further than half the promise either, one step has not been singled out.
     early = analysed(lambda x: bent(x, 0.4), inner(), compute)
     assert bool((early.fgsm < 0).all())
-    assert not early.short.any()
+    assert not early.fgsm_falls_short.any()
 
 
 def test_without_any_slope_nothing_is_hidden_and_nothing_promised(compute: Compute) -> None:

@@ -26,7 +26,7 @@ from vizrobust.data import load
 from vizrobust.features import Logit, parse_recipe, render
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.training import train
 
 FILE = Path(__file__).with_name("golden.json")
@@ -79,9 +79,9 @@ def picture(name: str) -> tuple[str, list[float]]:
 def verdicts(text: str) -> tuple[str, float]:
     split = load("mnist5k").split("test")
     net = load_checkpoint("mnist-k8").net()
-    parts = evaluate(net, parse_attack(text), split, Compute("cpu", threads=1), 5, 10, only=range(30))
-    result = gather(parse_attack(text), list(parts))
-    return digest(result.broken_at), float(result.robust.float().mean())
+    parts = evaluate(net, parse_attack(text), split, Compute("cpu", threads=1), 5, 10, indices=range(30))
+    result = merge_results(parse_attack(text), list(parts))
+    return digest(result.first_success_step), float(result.robust.float().mean())
 
 
 @cache

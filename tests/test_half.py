@@ -21,7 +21,7 @@ from vizrobust.intervals import share
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, halved, read_checkpoint, weights_sha256
 from vizrobust.report.training_report import model_card
-from vizrobust.robustness import evaluate, gather, headline
+from vizrobust.robustness import evaluate, merge_results, reference_accuracies
 from vizrobust.training import Training, ship, train
 
 SHAPE = (1, 8, 8)  # of `digits`
@@ -123,7 +123,7 @@ def by_hand(net, eps, compute):
     images = first(load("digits").test, 1000)
     found = {}
     for name, attack in (("fgsm", FGSM(Linf(eps))), ("robust", PGD(steps=50, ball=Linf(eps)))):
-        outcome = gather(attack, list(evaluate(net, attack, images, compute)))
+        outcome = merge_results(attack, list(evaluate(net, attack, images, compute)))
         found |= {"clean": share(outcome.clean), name: share(outcome.robust)}
     return found | {"attack": repr(attack), "n": len(images)}
 
@@ -153,14 +153,14 @@ def test_shipping_measures_the_stored_weights(tmp_path, compute):
 
 
 def test_training_and_shipping_measure_alike(tmp_path, monkeypatch):
-    """What `train` writes into its checkpoint is what `headline` says of its weights."""
+    """What `train` writes into its checkpoint is what `reference_accuracies` says of its weights."""
     monkeypatch.setattr(train, "TESTED_IMAGES", 60)
     monkeypatch.setattr(train, "TESTED_STEPS", 3)
     data, compute = load("digits"), Compute("cpu")
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, data, compute, tmp_path / "run"))
     found = load_checkpoint(str(tmp_path / "run"))
-    assert dict(found.about.metrics) == headline(found.net(), data, compute, images=60, steps=3)
+    assert dict(found.about.metrics) == reference_accuracies(found.net(), data, compute, images=60, steps=3)
     assert found.about.metrics["n"] == 60
 
 

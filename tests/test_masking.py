@@ -17,7 +17,7 @@ from vizrobust.data import load
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.robustness.masking import CHECKS, NOT_ROBUST, OVERFITTED, UNDECIDED, Check, Diagnosis, Verdict
 
-LITTLE = ("--effort", "Effort(steps=5, restarts=1, queries=5, draws=2, probes=10)")
+LITTLE = ("--effort", "AttackBudget(steps=5, restarts=1, queries=5, draws=2, probes=10)")
 
 
 def run(*args: object) -> Result:
@@ -96,7 +96,7 @@ def test_a_checkpoint_is_not_transferred_from_itself() -> None:
     [
         (("--images", 0), "--images and --batch-size must be at least 1"),
         (("--effort", "PGD()"), "is not an effort"),
-        (("--effort", "Effort(restarts=0)"), "restarts must be at least 1"),
+        (("--effort", "AttackBudget(restarts=0)"), "restarts must be at least 1"),
         (("--norm", "L2"), "L2 has no eps; give --eps"),
         (("--norm", "L7"), "no norm 'L7'"),
         (("--trained-with", "pgdd"), "no attack 'pgdd'"),

@@ -42,32 +42,34 @@ from vizrobust.robustness.masking import (
     NOT_ROBUST,
     OVERFITTED,
     SOUND,
+    AttackBudget,
     Check,
-    Context,
-    Effort,
-    Subject,
+    MaskingAttacks,
+    NetworkUnderTest,
     diagnose,
-    judged,
+    diagnosis_of,
 )
 
-LITTLE = Effort(steps=10, restarts=2, queries=100, draws=200, probes=50)
-LESS = Effort(steps=20, restarts=1, queries=50, draws=5, probes=25)
+LITTLE = AttackBudget(steps=10, restarts=2, queries=100, draws=200, probes=50)
+LESS = AttackBudget(steps=20, restarts=1, queries=50, draws=5, probes=25)
 
 
 @cache
-def context(build: Callable[[], nn.Module], eps: float) -> Context:
+def context(build: Callable[[], nn.Module], eps: float) -> MaskingAttacks:
     """Shared, so that no attack is run twice on a network."""
-    return Context(Subject(build(), split(), Linf(eps), (PGD(steps=10),)), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    return MaskingAttacks(
+        NetworkUnderTest(build(), split(), Linf(eps), (PGD(steps=10),)), Compute("cpu"), LITTLE, batch_size=IMAGES
+    )
 
 
 @cache
-def mnist(name: str, source: str | None = None) -> Context:
+def mnist(name: str, source: str | None = None) -> MaskingAttacks:
     quantised = name == "quantised"
     net = load_checkpoint("mnist-k0" if quantised else name).net()
-    subject = Subject(
+    subject = NetworkUnderTest(
         Quantised(net) if quantised else net, first(load("mnist5k").test, 25), Linf(0.3), (PGD(steps=1),), source
     )  # fmt: skip
-    return Context(subject, Compute("cpu"), LESS, batch_size=25)
+    return MaskingAttacks(subject, Compute("cpu"), LESS, batch_size=25)
 
 
 def trained_mode() -> nn.Module:
@@ -124,7 +126,7 @@ def test_a_check_trips_on_what_training_has_planted(name: str, net: str, source:
 
 
 def _tripped(check: Check) -> None:
-    assert check.tripped, check
+    assert check.flagged, check
     assert check.advice
     assert check.value is not None
     assert check.counts
@@ -138,7 +140,7 @@ def test_every_check_is_tripped_by_something() -> None:
 @pytest.mark.parametrize("eps", [SAFE, WIDE])
 def test_nothing_trips_on_a_linear_network(name: str, eps: float) -> None:
     check = CHECKS[name](context(Sound, eps))
-    assert not check.tripped, check
+    assert not check.flagged, check
     assert not check.advice
     assert check.evidence
     assert not any(character in check.evidence for character in "[]")
@@ -148,7 +150,7 @@ def test_nothing_trips_on_a_linear_network(name: str, eps: float) -> None:
 @pytest.mark.parametrize("net", ["mnist-k0", "mnist-k8"])
 def test_nothing_trips_on_standard_and_on_sound_training(name: str, net: str) -> None:
     own = mnist(net)
-    assert not CHECKS[name](own).tripped, CHECKS[name](own)
+    assert not CHECKS[name](own).flagged, CHECKS[name](own)
 
 
 VERDICTS = [
@@ -168,36 +170,36 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("build", "eps", "name"), VERDICTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_verdicts(build: Callable[[], nn.Module], eps: float, name: str) -> None:
-    assert judged(context(build, eps)).verdict.name == name
+    assert diagnosis_of(context(build, eps)).verdict.name == name
 
 
 def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:
     """Rippled at WIDE leaves far more to its "training attack" than to the strongest; without one there is no gap."""
-    own = Context(Subject(Jumpy(), split(), Linf(SAFE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    own = MaskingAttacks(NetworkUnderTest(Jumpy(), split(), Linf(SAFE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
     assert own.by_training_attacks is None
     check = CHECKS["training_attack_gap"](own)
-    assert check.tripped is None
+    assert check.flagged is None
     assert "not adversarially trained" in check.evidence
 
 
 def test_training_on_noise_is_no_attack_to_have_overfitted_to() -> None:
     """Noise breaks nobody, so its gap to the strongest attack would call every such network masked."""
     trained = (Noise(draws=1, ball=Linf(WIDE)),)
-    own = Context(Subject(Sound(), split(), Linf(WIDE), trained), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    own = MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), trained), Compute("cpu"), LITTLE, batch_size=IMAGES)
     assert own.training_attacks == ()
     assert "looks for nothing" in CHECKS["training_attack_gap"](own).evidence
-    assert judged(own).verdict.name == NOT_ROBUST
+    assert diagnosis_of(own).verdict.name == NOT_ROBUST
 
 
 def test_one_step_stands_for_an_unknown_training() -> None:
-    own = Context(Subject(Sound(), split(20), Linf(SAFE)), Compute("cpu"), LITTLE, batch_size=20)
+    own = MaskingAttacks(NetworkUnderTest(Sound(), split(20), Linf(SAFE)), Compute("cpu"), LITTLE, batch_size=20)
     assert own.training_attacks == (FGSM(ball=Linf(SAFE)),)
     assert "unknown" in CHECKS["training_attack_gap"](own).evidence
 
 
 def test_the_attack_of_training_is_taken_to_the_ball_of_evaluation() -> None:
     def attacks(*trained) -> tuple:
-        return Context(Subject(Sound(), split(5), Linf(0.25), trained), Compute("cpu"), LITTLE).training_attacks
+        return MaskingAttacks(NetworkUnderTest(Sound(), split(5), Linf(0.25), trained), Compute("cpu"), LITTLE).training_attacks
 
     assert attacks(PGD(steps=7, ball=Linf(0.125), alpha=0.0625)) == (PGD(steps=7, ball=Linf(0.25), alpha=0.125),)
     assert attacks(PGD(steps=7, ball=L2(1.0))) == (PGD(steps=7, ball=Linf(0.25)),)
@@ -208,8 +210,11 @@ def test_attacks_after_pgd_meet_only_what_it_left() -> None:
     own = context(Quantised, WIDE)
     assert bool((own.by_everything <= own.by_gradients).all())
     asked: list[int] = []
-    fresh = Context(Subject(Sound(), split(), Linf(WIDE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
-    fresh.evaluate = lambda attack, only: (asked.append(-1 if only is None else len(only)), fresh._evaluate(attack, only))[1]
+    fresh = MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
+    fresh.evaluate = lambda attack, indices: (
+        asked.append(-1 if indices is None else len(indices)),
+        fresh._evaluate(attack, indices),
+    )[1]
     assert not fresh.by_gradients.any()
     assert not (fresh.by_margin & fresh.by_gradients).any()
     assert asked == [-1, 150], "the unchanged images, PGD on all, and nothing for the margin loss to do"
@@ -230,7 +235,9 @@ def test_the_network_is_given_back_as_it_was() -> None:
     net = trained_mode()
     flags = [module.training for module in net.modules()]
     state = torch.random.get_rng_state()
-    own = Context(Subject(net, split(10), Linf(SAFE), ()), Compute("cpu"), Effort(2, 1, 5, 2, 5), batch_size=5)
+    own = MaskingAttacks(
+        NetworkUnderTest(net, split(10), Linf(SAFE), ()), Compute("cpu"), AttackBudget(2, 1, 5, 2, 5), batch_size=5
+    )
     list(diagnose(own))
     assert [module.training for module in net.modules()] == flags
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -239,8 +246,10 @@ def test_the_network_is_given_back_as_it_was() -> None:
 
 def test_a_random_network_is_diagnosed_the_same_twice() -> None:
     def rows() -> dict:
-        own = Context(Subject(Dropping(), split(20), Linf(WIDE), ()), Compute("cpu"), Effort(3, 1, 5, 2, 10), batch_size=10)
-        return judged(own, tuple(diagnose(own))).row()
+        own = MaskingAttacks(
+            NetworkUnderTest(Dropping(), split(20), Linf(WIDE), ()), Compute("cpu"), AttackBudget(3, 1, 5, 2, 10), batch_size=10
+        )
+        return diagnosis_of(own, tuple(diagnose(own))).row()
 
     once = rows()
     torch.rand(3)
@@ -250,17 +259,22 @@ def test_a_random_network_is_diagnosed_the_same_twice() -> None:
 
 @pytest.mark.parametrize("ball", [L2(2.0), L1(10.0)], ids=repr)
 def test_other_balls(ball) -> None:
-    own = Context(Subject(Sound(), split(), ball, (PGD(steps=3),)), Compute("cpu"), Effort(5, 1, 20, 3, 20), batch_size=IMAGES)
+    own = MaskingAttacks(
+        NetworkUnderTest(Sound(), split(), ball, (PGD(steps=3),)),
+        Compute("cpu"),
+        AttackBudget(5, 1, 20, 3, 20),
+        batch_size=IMAGES,
+    )
     checks = {name: CHECKS[name](own) for name in (*DECIDING, "gradient_cosine", "local_linearity", "larger_eps_helps")}
-    assert not any(check.tripped for check in checks.values())
-    assert (checks["black_box_beats_white_box"].tripped is None) == isinstance(ball, L1)
+    assert not any(check.flagged for check in checks.values())
+    assert (checks["black_box_beats_white_box"].flagged is None) == isinstance(ball, L1)
 
 
 def test_a_network_that_is_never_right_is_refused() -> None:
     images = split(10)
     images = type(images)(images.pixels, (images.labels + 1) % CLASSES)
     with pytest.raises(ValueError, match="classifies none of 10 images correctly"):
-        list(diagnose(Context(Subject(Sound(), images, Linf(SAFE)), Compute("cpu"), LITTLE)))
+        list(diagnose(MaskingAttacks(NetworkUnderTest(Sound(), images, Linf(SAFE)), Compute("cpu"), LITTLE)))
 
 
 @pytest.mark.slow
@@ -274,5 +288,5 @@ def test_a_network_that_is_never_right_is_refused() -> None:
     ],
 )
 def test_the_built_in_sweep(name: str, trained: tuple, expected: str) -> None:
-    subject = Subject(load_checkpoint(name).net(), first(load("mnist5k").test, 500), Linf(0.3), trained)
-    assert judged(Context(subject, Compute("cpu"), batch_size=50)).verdict.name == expected
+    subject = NetworkUnderTest(load_checkpoint(name).net(), first(load("mnist5k").test, 500), Linf(0.3), trained)
+    assert diagnosis_of(MaskingAttacks(subject, Compute("cpu"), batch_size=50)).verdict.name == expected

@@ -16,10 +16,10 @@ from vizrobust.robustness.masking import (
     OVERFITTED,
     SOUND,
     UNDECIDED,
-    conclude,
     hiding,
     overfitting,
     unbounded,
+    verdict_of,
 )
 
 N = 1000
@@ -35,7 +35,7 @@ def verdict(training: int = 760, gradients: int = 750, missed: int = 0, left: in
     survivors = first(gradients, n)
     other = survivors & ~first(missed, n)
     criteria = [overfitting(first(training, n), survivors, other), hiding(survivors, other), unbounded(first(left, n), classes)]
-    return conclude(criteria, other)
+    return verdict_of(criteria, other)
 
 
 def test_the_limits_are_those_of_the_issue() -> None:
@@ -84,7 +84,7 @@ def test_masked_takes_the_lower_bound_and_sound_the_upper(fall: int) -> None:
     interval = mcnemar(a, b, confidence=0.9)
     assert (criterion.low, criterion.high) == (interval.ci_low, interval.ci_high)
     expected = OVERFITTED if interval.ci_low > 0.15 else SOUND if interval.ci_high < 0.15 else UNDECIDED
-    assert conclude([criterion], b).name == expected
+    assert verdict_of([criterion], b).name == expected
     # 150 of 1000 is at the limit itself, and no number of images would do.
     assert (criterion.images is None) == (fall == 150)
 
@@ -101,7 +101,7 @@ def test_what_an_attack_misses_itself_does_not_count_against_what_it_finds() -> 
 def test_an_unbounded_attack_is_held_against_guessing(left: int) -> None:
     found = unbounded(first(left), 10)
     wilson = binomtest(left, N).proportion_ci(0.9, method="wilson")
-    assert (found.value, found.limit) == (left / N, 0.1)
+    assert (found.value, found.threshold) == (left / N, 0.1)
     assert (found.low, found.high) == (wilson.low, wilson.high)
 
 
@@ -128,9 +128,9 @@ def test_the_number_of_images_tells_a_share_from_guessing(share: float) -> None:
 
 def test_near_zero_is_said_to_be_not_robust() -> None:
     criteria = [hiding(first(49), first(49))]
-    assert conclude(criteria, first(49)).name == NOT_ROBUST
-    assert conclude(criteria, first(50)).name == SOUND
+    assert verdict_of(criteria, first(49)).name == NOT_ROBUST
+    assert verdict_of(criteria, first(50)).name == SOUND
 
 
 def test_a_caveat_follows_the_sentence() -> None:
-    assert conclude([], first(50), "its answers are random").sentence.endswith("little. Its answers are random.")
+    assert verdict_of([], first(50), "its answers are random").sentence.endswith("little. Its answers are random.")

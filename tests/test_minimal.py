@@ -18,7 +18,7 @@ from vizrobust.attacks import CW, FAB, FGSM, L2, PGD, Attack, DeepFool, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.intervals import wilson
-from vizrobust.robustness import Evaluation
+from vizrobust.robustness import RobustAccuracy
 from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, on_network, smallest_eps
 
 N = 30
@@ -33,15 +33,15 @@ class Thresholds:
         self.limits, self.share, self.asked = torch.tensor(limits, dtype=torch.float64), share, Counter[int]()
         self.radii: list[float] = []
 
-    def __call__(self, attack: Attack, *, only=None, until="broken", every_walk=False) -> Evaluation:
-        places = torch.arange(len(self.limits)) if only is None else torch.tensor(only)
+    def __call__(self, attack: Attack, *, indices=None, stop="success", all_runs=False) -> RobustAccuracy:
+        places = torch.arange(len(self.limits)) if indices is None else torch.tensor(indices)
         self.asked.update(places.tolist())
         self.radii.append(attack.ball.eps)
         limits = self.limits[places]
         broken = limits <= attack.ball.eps
         # A perturbation is never shorter than the image's limit, and its norm may be off by a rounding.
         norms = torch.maximum(limits, torch.tensor(attack.ball.eps * self.share * (1 + 1e-9)))
-        return Evaluation(
+        return RobustAccuracy(
             attack, places, limits > 0, ("PGD",), ("PGD",), 1, torch.where(broken, 1, -1)[None], norms[None], 10, 4, 0.5
         )  # fmt: skip
 
@@ -56,16 +56,16 @@ def test_bisection_finds_what_trying_every_radius_finds(limits: list[float], rad
     attack = Thresholds(limits, share)
     found = smallest_eps(PGD(), attack, radii)
     for k, limit in enumerate(limits):
-        broken_at = [radius for radius in radii if limit <= radius]
+        first_success_step = [radius for radius in radii if limit <= radius]
         if limit == 0:
             assert found.eps[k] == 0
-        elif not broken_at:
+        elif not first_success_step:
             assert found.eps[k] == math.inf
-            assert found.failed[k] == radii[-1]
+            assert found.largest_unsuccessful_eps[k] == radii[-1]
         else:
             # What is reported is a perturbation's norm: within the smallest radius that breaks it, and not below the limit.
-            assert limit * (1 - 1e-6) <= found.eps[k] <= min(broken_at)
-            assert found.failed[k] <= limit
+            assert limit * (1 - 1e-6) <= found.eps[k] <= min(first_success_step)
+            assert found.largest_unsuccessful_eps[k] <= limit
     for row in found.curve():
         assert row["accuracy"] == pytest.approx(sum(limit > row["eps"] for limit in limits) / len(limits))
     assert max(attack.asked.values()) <= math.ceil(math.log2(len(radii) + 1))
@@ -77,7 +77,11 @@ def test_bisection_finds_what_trying_every_radius_finds(limits: list[float], rad
 def test_short_perturbations_save_runs() -> None:
     limits = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
     long, short = Thresholds(limits), Thresholds(limits, share=0.0)
-    assert smallest_eps(PGD(), short, even_radii(1.0)).runs < smallest_eps(PGD(), long, even_radii(1.0)).runs == 6
+    assert (
+        smallest_eps(PGD(), short, even_radii(1.0)).attacks_per_image
+        < smallest_eps(PGD(), long, even_radii(1.0)).attacks_per_image
+        == 6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,27 +95,27 @@ def linear() -> tuple[torch.nn.Module, ArraySplit, Tensor]:
     return net.float(), ArraySplit(x.float(), y), truth
 
 
-@pytest.mark.parametrize("only", [None, [3, 4, 7, 21]])
-def test_with_a_fixed_radius_each_image_is_bracketed(linear, compute: Compute, only: list[int] | None) -> None:
+@pytest.mark.parametrize("indices", [None, [3, 4, 7, 21]])
+def test_with_a_fixed_radius_each_image_is_bracketed(linear, compute: Compute, indices: list[int] | None) -> None:
     net, images, truth = linear
-    radii = even_radii(0.16, halvings=4)
-    found = smallest_eps(PGD(steps=15, random_start=False, loss="margin"), on_network(net, images, compute), radii, only)
-    places = list(range(N)) if only is None else only
-    assert found.images.tolist() == places
+    radii = even_radii(0.16, bisection_steps=4)
+    found = smallest_eps(PGD(steps=15, random_start=False, loss="margin"), on_network(net, images, compute), radii, indices)
+    places = list(range(N)) if indices is None else indices
+    assert found.indices.tolist() == places
     truth = truth[places]
     # PGD need not find what is only just possible.
     assert (found.eps >= truth * (1 - 1e-6)).all()
     broken = found.eps.isfinite()
     assert (found.eps <= truth + 2 * radii[0])[broken].all()
     assert (truth > radii[-2])[~broken].all()
-    assert (found.failed <= found.eps).all()
+    assert (found.largest_unsuccessful_eps <= found.eps).all()
     assert ((found.eps == 0) == (truth == 0)).all()
 
 
 def test_the_curve_is_that_of_evaluations_at_every_radius(linear, compute: Compute) -> None:
     net, images, _ = linear
     on = on_network(net, images, compute)
-    found = smallest_eps(FGSM(), on, even_radii(0.16, halvings=3))
+    found = smallest_eps(FGSM(), on, even_radii(0.16, bisection_steps=3))
     rows = found.curve()
     assert [row["eps"] for row in rows] == [0.0, *found.radii]
     for row in rows[1:]:

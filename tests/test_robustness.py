@@ -19,7 +19,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, first
 from vizrobust.intervals import share, wilson
 from vizrobust.rng import Streams
-from vizrobust.robustness import CLEAN, Evaluation, evaluate, gather
+from vizrobust.robustness import CLEAN, RobustAccuracy, evaluate, merge_results
 
 EPS = 8 / 255
 
@@ -34,8 +34,8 @@ def split() -> ArraySplit:
     return ArraySplit(x, y)
 
 
-def run(net: nn.Module, attack, split, compute: Compute, **options) -> Evaluation:
-    return gather(attack, list(evaluate(net, attack, split, compute, **options)))
+def run(net: nn.Module, attack, split, compute: Compute, **options) -> RobustAccuracy:
+    return merge_results(attack, list(evaluate(net, attack, split, compute, **options)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compu
     found = run(Says(), attack, ArraySplit(x, labels), compute, batch_size=3)
     assert found.clean.tolist() == [True, True, True, True, False]
     expected = [[True, False, True, True, False], [True, False, False, True, False], [True, False, False, False, False]]
-    assert found.survives.tolist() == expected
+    assert found.robust_after_step.tolist() == expected
     assert found.robust.tolist() == expected[-1]
     assert [row["accuracy"] for row in found.curve()] == [0.6, 0.4, 0.2]
     assert [row["steps"] for row in found.curve()] == [0, 1, 2]
@@ -114,9 +114,9 @@ def test_the_counts_are_those_of_attacking_all_images_at_once(attack, split: Arr
     for row in whole.correct.tolist():
         alive = [before and now for before, now in zip(alive, row, strict=True)]
         survivors.append(sum(alive))
-    found = run(make_net(), attack, split, compute, batch_size=10, every_walk=True)
-    assert [int(row.sum()) for row in found.survives] == survivors
-    assert found.survives.shape == (len(whole.correct), 23)
+    found = run(make_net(), attack, split, compute, batch_size=10, all_runs=True)
+    assert [int(row.sum()) for row in found.robust_after_step] == survivors
+    assert found.robust_after_step.shape == (len(whole.correct), 23)
 
 
 def test_a_curve_is_the_same_as_shorter_looks_at_the_same_run(split: ArraySplit, compute: Compute) -> None:
@@ -126,7 +126,7 @@ def test_a_curve_is_the_same_as_shorter_looks_at_the_same_run(split: ArraySplit,
     for steps in range(7):
         short = run(net, PGD(steps=steps, ball=Linf(EPS), alpha=EPS / 4), split, compute, batch_size=8)
         assert share(short.robust) == accuracies[steps]
-        assert torch.equal(short.survives, long.survives[: steps + 1])
+        assert torch.equal(short.robust_after_step, long.robust_after_step[: steps + 1])
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > accuracies[-1]
 
@@ -135,12 +135,12 @@ def test_repeats_that_fill_the_last_batch_do_not_count(split: ArraySplit, comput
     # The last image is the one repeated: were the repeats counted, making it wrong would show in the share.
     net, attack = make_net(), PGD(steps=2, ball=Linf(EPS))
     parts = list(evaluate(net, attack, split, compute, batch_size=10))
-    assert sorted(place for part in parts if part.walk == CLEAN for place in part.images) == list(range(23))
-    found = gather(attack, parts)
+    assert sorted(place for part in parts if part.run == CLEAN for place in part.indices) == list(range(23))
+    found = merge_results(attack, parts)
     assert len(found.clean) == len(found.robust) == found.row()["n"] == 23
     with torch.no_grad():
         assert found.clean.tolist() == (net(split.pixels).argmax(1) == split.labels).tolist()
-    attacked = [place for part in parts if part.walk != CLEAN for place in part.images]
+    attacked = [place for part in parts if part.run != CLEAN for place in part.indices]
     assert sorted(attacked) == found.clean.nonzero()[:, 0].tolist(), "each right image once, no wrong one"
 
 
@@ -149,7 +149,7 @@ def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySpli
     whole = run(net, attack, split, compute, batch_size=5)
     for n in (1, 4, 5, 11, 22):
         part = run(net, attack, first(split, n), compute, batch_size=5)
-        assert torch.equal(part.survives, whole.survives[:, :n])
+        assert torch.equal(part.robust_after_step, whole.robust_after_step[:, :n])
     assert len(run(net, attack, first(split, 99), compute, batch_size=5).clean) == 23
 
 
@@ -210,8 +210,8 @@ def test_the_lectures_iteration_is_labelled_when_it_leaves_the_ball(compute: Com
     far = run(make_net(), ISM(steps=10, ball=Linf(EPS), alpha=EPS, project=False), images, compute, batch_size=4)
     assert far.outside
     assert far.row()["note"] == "outside the ball"
-    assert far.max_norm > 3 * EPS
-    assert far.row()["max_norm"] == round(far.max_norm, 6)
+    assert far.largest_norm > 3 * EPS
+    assert far.row()["max_norm"] == round(far.largest_norm, 6)
     for attack in (
         ISM(steps=10, ball=Linf(EPS), project=False),
         ISM(steps=10, ball=Linf(EPS), alpha=EPS),
@@ -220,7 +220,7 @@ def test_the_lectures_iteration_is_labelled_when_it_leaves_the_ball(compute: Com
         inside = run(make_net(), attack, images, compute, batch_size=4)
         assert not inside.outside, attack
         assert inside.row()["note"] == ""
-        assert inside.max_norm <= attack.ball.eps + 1e-6
+        assert inside.largest_norm <= attack.ball.eps + 1e-6
 
 
 @pytest.mark.parametrize("right", [True, False])

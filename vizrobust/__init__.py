@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     )
     from vizrobust.models import Checkpoint, activations, layers, load_checkpoint
     from vizrobust.rng import Streams
-    from vizrobust.robustness import evaluate, gather
+    from vizrobust.robustness import evaluate, merge_results
     from vizrobust.training import Training, train
 
 __all__ = [
@@ -86,12 +86,12 @@ __all__ = [
     "evaluate",
     "exemplars",
     "fourier",
-    "gather",
     "gradient",
     "judge_log_odds",
     "layers",
     "load_checkpoint",
     "load_data",
+    "merge_results",
     "parse_attack",
     "parse_recipe",
     "plain",
@@ -107,7 +107,7 @@ _HOMES = {
     "data": "load_data",
     "models": "Checkpoint activations layers load_checkpoint",
     "attacks": "APGD CW FAB FGSM ISM L1 L2 PGD Attack Attacked AutoAttack DeepFool EoT Linf Noise Square Transfer parse_attack",
-    "robustness": "evaluate gather",
+    "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe Rendered exemplars fourier gradient parse_recipe plain render",
     "training": "Training train",
     "clarity": "judge_log_odds two_afc",

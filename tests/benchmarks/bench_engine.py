@@ -11,7 +11,7 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import first, load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
-from vizrobust.robustness import BATCH_SIZE, evaluate, gather
+from vizrobust.robustness import BATCH_SIZE, evaluate, merge_results
 
 IMAGES, EPS = 500, 0.3
 
@@ -30,7 +30,7 @@ def main() -> None:
                 attack(net, x, y, Streams(0, index.tolist(), "attack"))
 
         def evaluated(attack: PGD = attack, net: torch.nn.Module = net) -> None:
-            gather(attack, evaluate(net, attack, images, compute, every_walk=True)).curve()
+            merge_results(attack, evaluate(net, attack, images, compute, all_runs=True)).curve()
 
         times = best_times({f"{name}, {steps} steps, all": whole, f"{name}, {steps} steps, evaluated": evaluated})
         slow, fast = times.values()

@@ -20,7 +20,7 @@ from vizrobust.attacks import AutoAttack, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import first
 from vizrobust.intervals import share
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 
 IMAGES = 200
 CASES = (("cifar_wide_adv.pth", 2 / 255), ("mnist_lenet5_advtrained.pt", 0.3))
@@ -41,10 +41,10 @@ def main(names: list[str]) -> None:
             net = imported(theirs, shared, Path(folder))
         attack = AutoAttack(ball=Linf(eps))
         began = time.process_time()
-        found = gather(attack, evaluate(net, attack, images, Compute("cpu"), batch_size=BATCH_SIZE))
+        found = merge_results(attack, evaluate(net, attack, images, Compute("cpu"), batch_size=BATCH_SIZE))
         ours = time.process_time() - began
         print(f"{file}, {attack}, {IMAGES} images: clean {100 * share(found.clean):.1f}")
-        print(f"  vizrobust    {100 * share(found.robust):5.1f}  {ours:7.1f} CPU s  {found.broken_by()}", flush=True)
+        print(f"  vizrobust    {100 * share(found.robust):5.1f}  {ours:7.1f} CPU s  {found.successes_by_component()}", flush=True)
         x, y = images.take(torch.arange(IMAGES)), images.labels
         began = time.process_time()
         with warnings.catch_warnings():

@@ -100,7 +100,7 @@ def command(
     results: list[Result] = []
     for checkpoint, loaded in checkpoints:
         for attack in fitted(attacks, loaded, **options_):
-            found = evaluations(loaded).of(checkpoint, attack, images[checkpoint.id], every_walk=curve == "steps")
+            found = evaluations(loaded).of(checkpoint, attack, images[checkpoint.id], all_runs=curve == "steps")
             results.append((checkpoint, loaded, found))
             if as_json:
                 json_row({"checkpoint": checkpoint.name, "data": loaded.name, "split": split, **found.row()})
@@ -138,12 +138,12 @@ def _print(results: list[Result], split: str, images: dict[str, Split], per_clas
 
     if not as_json:
         attack_tables.accuracies(results, split)
-        attack_tables.broken_by(results)
+        attack_tables.successes_by_component(results)
         if per_class:
             attack_tables.classes(results, [images[checkpoint.id] for checkpoint, _, _ in results])
     elif per_class:
         for checkpoint, loaded, found in results:
-            labels = images[checkpoint.id].labels[found.images]
+            labels = images[checkpoint.id].labels[found.indices]
             for row in by_class(found.robust, labels, loaded.classes):
                 json_row({"checkpoint": checkpoint.name, "attack": repr(found.attack), **row.row()})
 
@@ -153,7 +153,7 @@ def _plot(path: str, curve: str, results: list[Result]) -> None:
 
     if curve == "steps":
         for _, _, found in results:
-            if len(set(found.members)) > 1:
+            if len(set(found.components)) > 1:
                 raise ValueError(f"{found.attack} has members of different steps; --curve steps needs one, such as pgd")
         accuracy_over_attack_steps(path, [(f"{c.name}, {r.attack}", r.curve()) for c, _, r in results], command=command_line())
         return

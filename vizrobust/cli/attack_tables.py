@@ -10,9 +10,9 @@ from vizrobust.cli.output import percent, table
 if TYPE_CHECKING:
     from vizrobust.data import DataSet, Split
     from vizrobust.models import Checkpoint
-    from vizrobust.robustness import Evaluation
+    from vizrobust.robustness import RobustAccuracy
 
-    Result = tuple[Checkpoint, DataSet, Evaluation]
+    Result = tuple[Checkpoint, DataSet, RobustAccuracy]
 
 
 def interval(row: dict[str, Any]) -> str:
@@ -36,17 +36,17 @@ def accuracies(results: Sequence[Result], split: str) -> None:
     table(f"accuracy under attack, first images of {names}", header, rows, note)
 
 
-def broken_by(results: Sequence[Result]) -> None:
+def successes_by_component(results: Sequence[Result]) -> None:
     """For attacks of several members: how many images each of them broke that no earlier one had."""
     for attack in dict.fromkeys(repr(result.attack) for _, _, result in results):
         mine = [(checkpoint, result) for checkpoint, _, result in results if repr(result.attack) == attack]
-        members = list(mine[0][1].broken_by())
+        members = list(mine[0][1].successes_by_component())
         if len(members) < 2:
             continue
         rows = []
         for checkpoint, result in mine:
             wrong = int((~result.clean).sum())
-            counts = [str(count) for count in result.broken_by().values()]
+            counts = [str(count) for count in result.successes_by_component().values()]
             rows.append([checkpoint.name, str(wrong), *counts, str(int(result.robust.sum()))])
         header = ["checkpoint", "wrong clean", *members, "left"]
         table(f"who broke each image first: {attack}", header, rows)
@@ -57,7 +57,7 @@ def classes(results: Sequence[Result], images: Sequence[Split]) -> None:
     from vizrobust.intervals import per_class, worst_class
 
     for (checkpoint, loaded, result), split in zip(results, images, strict=True):
-        labels = split.labels[result.images]
+        labels = split.labels[result.indices]
         found = [one.row() for one in per_class(result.robust, labels, loaded.classes)]
         order = sorted(found, key=lambda row: 2 if row["accuracy"] is None else row["accuracy"])
         rows = [[str(row["class"]), str(row["n"]), percent(row["accuracy"]), interval(row)] for row in order]

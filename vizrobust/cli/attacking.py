@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.compute import Compute, versions
-from vizrobust.robustness import BATCH_SIZE, gather
-from vizrobust.robustness.evaluation import Until
-from vizrobust.robustness.evaluation_runs import evaluate_into, identity
+from vizrobust.robustness import BATCH_SIZE, merge_results
+from vizrobust.robustness.evaluation import Stop
+from vizrobust.robustness.evaluation_runs import evaluate_in_folder, identity
 from vizrobust.runs import Run, default_folder
 
 if TYPE_CHECKING:
     from vizrobust.attacks import Attack
     from vizrobust.data import DataSet, Split
     from vizrobust.models import Checkpoint
-    from vizrobust.robustness import Evaluation, Part
+    from vizrobust.robustness import PartialResult, RobustAccuracy
 
 
 @dataclass
@@ -42,23 +42,23 @@ class Evaluations:
         return cls(Run(folder, command, described, record, compute.processes), compute, seed, batch_size, quiet)
 
     def of(
-        self, checkpoint: Checkpoint, attack: Attack, images: Split, *, only: Sequence[int] | None = None,
-        until: Until = "broken", every_walk: bool = False,
-    ) -> Evaluation:  # fmt: skip
+        self, checkpoint: Checkpoint, attack: Attack, images: Split, *, indices: Sequence[int] | None = None,
+        stop: Stop = "success", all_runs: bool = False,
+    ) -> RobustAccuracy:  # fmt: skip
         """The attack's outcome on a checkpoint, with a bar for each walk."""
         self.run.remember("checkpoints", {checkpoint.id: {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}})
-        parts: list[Part] = []
+        parts: list[PartialResult] = []
         with progress(self.quiet) as bars:
             tasks: dict[str, Any] = {}
-            for part in evaluate_into(
+            for part in evaluate_in_folder(
                 self.run, checkpoint, attack, images, self.compute, self.seed, self.batch_size,
-                only=only, until=until, every_walk=every_walk,
+                indices=indices, stop=stop, all_runs=all_runs,
             ):  # fmt: skip
-                if part.walk not in tasks:
-                    tasks[part.walk] = bars.add_task(f"{checkpoint.name}  {part.walk}", total=len(images))
-                bars.advance(tasks[part.walk], len(part.images))
+                if part.run not in tasks:
+                    tasks[part.run] = bars.add_task(f"{checkpoint.name}  {part.run}", total=len(images))
+                bars.advance(tasks[part.run], len(part.indices))
                 parts.append(part)
-        return gather(attack, parts)
+        return merge_results(attack, parts)
 
 
 def fitted(

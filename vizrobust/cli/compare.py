@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vizrobust.data import DataSet
     from vizrobust.models import Checkpoint
     from vizrobust.report import Table
-    from vizrobust.robustness import Evaluation
+    from vizrobust.robustness import RobustAccuracy
 
 
 @click.command()
@@ -112,7 +112,7 @@ def recipes(checkpoints: list[Checkpoint]) -> Table:
 
 def attacked(
     checkpoints: list[Checkpoint], data: DataSet, evaluations: Evaluations, text: str, eps: float | None, norm: str | None, n: int
-) -> list[tuple[Checkpoint, Evaluation]]:
+) -> list[tuple[Checkpoint, RobustAccuracy]]:
     """The same attack on the same images for every checkpoint."""
     from vizrobust.cli.attacking import fitted
     from vizrobust.data import first
@@ -122,7 +122,7 @@ def attacked(
     return [(checkpoint, evaluations.of(checkpoint, attack, images)) for checkpoint in checkpoints]
 
 
-def accuracy_rows(found: list[tuple[Checkpoint, Evaluation]], data: DataSet) -> list[dict[str, Any]]:
+def accuracy_rows(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet) -> list[dict[str, Any]]:
     """One JSON row for each checkpoint, with its worst class and, from the second on, its difference to the first."""
     from vizrobust.intervals import mcnemar, worst_class
 
@@ -130,7 +130,7 @@ def accuracy_rows(found: list[tuple[Checkpoint, Evaluation]], data: DataSet) -> 
     (reference, base), *_ = found
     for checkpoint, result in found:
         row = {"checkpoint": checkpoint.name, "data": data.name, **result.row()}
-        row["worst_class"] = worst_class(result.robust, data.test.labels[result.images], data.classes).row()
+        row["worst_class"] = worst_class(result.robust, data.test.labels[result.indices], data.classes).row()
         if checkpoint is not reference:
             row |= {"minus": reference.name}
             row |= {name: mcnemar(a, b).row() for name, a, b in (
@@ -140,7 +140,7 @@ def accuracy_rows(found: list[tuple[Checkpoint, Evaluation]], data: DataSet) -> 
     return rows
 
 
-def accuracy_tables(found: list[tuple[Checkpoint, Evaluation]], data: DataSet) -> list[Table]:
+def accuracy_tables(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet) -> list[Table]:
     """Accuracy under the attack, and the differences to the first checkpoint with McNemar's test."""
     from vizrobust.cli.attack_tables import interval
     from vizrobust.report import Table

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vizrobust.attacks import Attack, Ball
     from vizrobust.data import DataSet
     from vizrobust.models import Checkpoint
-    from vizrobust.robustness.masking import Check, Context, Diagnosis
+    from vizrobust.robustness.masking import Check, Diagnosis, MaskingAttacks
 
 MASKED_EXIT, UNDECIDED_EXIT = 3, 4
 # Below this width a check's evidence stands under its name, above it in a column of its own.
@@ -35,8 +35,8 @@ MARKS = {True: "YES", False: "no", None: "-"}
 @click.option("--transfer-from", "source", metavar="REF", help="Transfer attacks from this checkpoint too.")
 @click.option("--trained-with", metavar="SPEC|none", help="What a checkpoint that does not say it was trained against.")
 @click.option(
-    "--effort", "effort_text", default="Effort", metavar="SPEC",
-    help="How hard attacks try [Effort(steps=50, restarts=3, retries=10, queries=1000, draws=100, probes=100)].",
+    "--effort", "effort_text", default="AttackBudget", metavar="SPEC",
+    help="How hard attacks try [AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, draws=100, probes=100)].",
 )  # fmt: skip
 @click.option("--thorough", is_flag=True, help="The standard ensemble (AutoAttack) counts among the attacks; slow.")
 @options.data
@@ -94,12 +94,12 @@ def command(
 
 def _effort(text: str) -> Any:
     from vizrobust.attacks import NAMES
-    from vizrobust.robustness.masking import Effort
+    from vizrobust.robustness.masking import AttackBudget
     from vizrobust.spec import named, parse
 
-    effort = parse(text, {**NAMES, **named(Effort)}, "effort")
-    if not isinstance(effort, Effort):
-        raise ValueError(f"{text!r} is not an effort; write Effort(steps=50, restarts=3, queries=1000)")
+    effort = parse(text, {**NAMES, **named(AttackBudget)}, "effort")
+    if not isinstance(effort, AttackBudget):
+        raise ValueError(f"{text!r} is not an effort; write AttackBudget(steps=50, restarts=3, queries=1000)")
     return effort
 
 
@@ -109,14 +109,14 @@ def _subject(
 ) -> Any:  # fmt: skip
     from vizrobust.attacks import AutoAttack
     from vizrobust.data import first
-    from vizrobust.robustness.masking import Subject
+    from vizrobust.robustness.masking import NetworkUnderTest
 
     trained = _trained(checkpoint, trained_with)
     ball = _ball(checkpoint, trained or (), loaded, eps, norm)
     ensemble = AutoAttack(ball=ball) if thorough else None
     # From itself it would be an attack by its own gradients.
     source = None if source == checkpoint.name else source
-    return Subject(checkpoint.net(), first(loaded.split(split), n), ball, trained, source, ensemble)
+    return NetworkUnderTest(checkpoint.net(), first(loaded.split(split), n), ball, trained, source, ensemble)
 
 
 def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | None:
@@ -155,13 +155,14 @@ def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, ep
     return fit(PGD() if own is None else PGD(ball=own), loaded.eps, norm, eps=eps).ball  # type: ignore[attr-defined]
 
 
-def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> tuple[Context, Diagnosis]:
-    from vizrobust.robustness.evaluation_runs import evaluate_into
-    from vizrobust.robustness.masking import CHECKS, Context, diagnose, judged
+def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> tuple[MaskingAttacks, Diagnosis]:
+    from vizrobust.robustness.evaluation_runs import evaluate_in_folder
+    from vizrobust.robustness.masking import CHECKS, MaskingAttacks, diagnose, diagnosis_of
 
-    def evaluate(attack: Attack, only: Sequence[int] | None) -> Any:
-        return evaluate_into(
-            kept.run, checkpoint, attack, subject.images, kept.compute, kept.seed, kept.batch_size, net=context.net, only=only
+    def evaluate(attack: Attack, indices: Sequence[int] | None) -> Any:
+        return evaluate_in_folder(
+            kept.run, checkpoint, attack, subject.images, kept.compute, kept.seed, kept.batch_size,
+            net=context.net, indices=indices,
         )  # fmt: skip
 
     kept.run.remember("checkpoints", {checkpoint.id: {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}})
@@ -171,12 +172,12 @@ def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> 
         def report(text: str) -> None:
             bars.update(task, description=f"{checkpoint.name}  {text[-60:]}")
 
-        context = Context(subject, kept.compute, effort, kept.seed, kept.batch_size, report, evaluate)
+        context = MaskingAttacks(subject, kept.compute, effort, kept.seed, kept.batch_size, report, evaluate)
         checks: list[Check] = []
         for check in diagnose(context):
             checks.append(check)
             bars.advance(task)
-        return context, judged(context, tuple(checks))
+        return context, diagnosis_of(context, tuple(checks))
 
 
 def _print(title: str, diagnosis: Diagnosis) -> None:
@@ -207,7 +208,7 @@ def _table(console: Console, title: str, checks: Sequence[Check]) -> None:
     for number, check in enumerate(checks, start=1):
         name, *told = _told(check)
         drawn.add_row(
-            name, _value(check), _limit(check), MARKS[check.tripped], "\n".join(told), end_section=number == len(DECIDING)
+            name, _value(check), _limit(check), MARKS[check.flagged], "\n".join(told), end_section=number == len(DECIDING)
         )  # fmt: skip
     console.print(drawn)
 
@@ -225,9 +226,9 @@ def _list(console: Console, title: str, checks: Sequence[Check]) -> None:
     for number, check in enumerate(checks, start=1):
         name, *told = _told(check)
         blank = " " * (column - len(check.name))
-        console.print(f"{name}{blank}  {_value(check):>9}  {_limit(check):>8}  {MARKS[check.tripped]}")
+        console.print(f"{name}{blank}  {_value(check):>9}  {_limit(check):>8}  {MARKS[check.flagged]}")
         for line in told:
-            console.print(Padding(line, (0, 0, 0, 4)), style="dim" if not check.tripped else "")
+            console.print(Padding(line, (0, 0, 0, 4)), style="dim" if not check.flagged else "")
         if number == len(DECIDING):
             console.print("─" * (column + 30))
 
@@ -237,20 +238,20 @@ def _told(check: Check) -> list[str]:
     from rich.markup import escape
 
     lines = [check.name, check.evidence, *([f"what to do: {check.advice}"] if check.advice else [])]
-    bold = (True, False, True) if check.tripped else (False, False, False)
+    bold = (True, False, True) if check.flagged else (False, False, False)
     return [f"[bold]{escape(line)}[/]" if strong else escape(line) for line, strong in zip(lines, bold, strict=False)]
 
 
-def _summary(diagnoses: Sequence[tuple[Checkpoint, Context, Diagnosis]]) -> None:
+def _summary(diagnoses: Sequence[tuple[Checkpoint, MaskingAttacks, Diagnosis]]) -> None:
     from vizrobust.intervals import share
 
     rows = []
     for checkpoint, context, diagnosis in diagnoses:
         own = context.by_training_attacks
         accuracies = [context.clean, own, context.by_gradients, context.by_everything]
-        tripped = sum(bool(check.tripped) for check in diagnosis.checks)
+        flagged = sum(bool(check.flagged) for check in diagnosis.checks)
         cells = [percent(None if alive is None else share(alive)) for alive in accuracies]
-        rows.append([checkpoint.name, diagnosis.verdict.name, *cells, str(tripped)])
+        rows.append([checkpoint.name, diagnosis.verdict.name, *cells, str(flagged)])
     header = ["checkpoint", "verdict", "clean", "training attack", "PGD", "strongest", "checks tripped"]
     table("verdicts", header, rows, "training attack: one step where it is not known")
 
@@ -264,7 +265,7 @@ def _value(check: Check) -> str:
 def _limit(check: Check) -> str:
     if check.threshold is None:
         return ""
-    return f"{'>' if check.trips == 'above' else '<'} {_number(check.threshold, check.unit)}"
+    return f"{'>' if check.flagged_if == 'above' else '<'} {_number(check.threshold, check.unit)}"
 
 
 def _number(value: float, unit: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint
 
 # How often the range of radii is halved: 63 radii for each image's smallest eps, 15 for a curve.
-HALVINGS = {"minimal": 6, "curve": 4}
+BISECTION_STEPS = {"minimal": 6, "curve": 4}
 # Without --eps the largest radius tried, in units of the data set's own.
 LARGEST = 2.0
 DEFAULTS = ("pgd", "fab")
@@ -38,7 +38,7 @@ def smallest_radii(
         mine = []
         for attack in _attacks(attacks or (DEFAULTS if minimal else DEFAULTS[:1]), loaded, norm, steps, eps):
             evaluated = partial(how.of, checkpoint, images=images[checkpoint.id])
-            radii = () if is_minimal(attack) else _radii(attack, loaded, eps, HALVINGS["minimal" if minimal else "curve"])
+            radii = () if is_minimal(attack) else _radii(attack, loaded, eps, BISECTION_STEPS["minimal" if minimal else "curve"])
             mine.append(smallest_eps(attack, lambda attack, e=evaluated, **kw: e(attack=attack, **kw), radii))
         found.append((checkpoint, mine))
         for one in mine if as_json else ():
@@ -65,14 +65,14 @@ def _attacks(texts: Sequence[str], data: DataSet, norm: str | None, steps: int |
     return attacks
 
 
-def _radii(attack: Attack, data: DataSet, eps: float | None, halvings: int) -> tuple[float, ...]:
+def _radii(attack: Attack, data: DataSet, eps: float | None, bisection_steps: int) -> tuple[float, ...]:
     """Evenly spaced radii up to --eps, the attack's own eps, or twice the data set's."""
     own = threat(attack)[1]
     if eps is not None or own is not None:
-        return even_radii(float(eps if eps is not None else own or 0), halvings)
+        return even_radii(float(eps if eps is not None else own or 0), bisection_steps)
     if data.eps is None:
         raise ValueError(f"{data.name} has no eps of its own; give --eps, the largest radius to try")
-    return even_radii(min(LARGEST * data.eps, 1.0), halvings)
+    return even_radii(min(LARGEST * data.eps, 1.0), bisection_steps)
 
 
 def _json(checkpoint: Checkpoint, data: DataSet, one: SmallestEps, minimal: bool) -> None:
@@ -97,8 +97,8 @@ def _medians(found: Found, names: str) -> None:
         if len(mine) > 1 and len({threat(one.attack)[0] for one in mine}) == 1:
             smallest = smallest_of_all(mine)
             middle, low, high = median(smallest)
-            unbroken = int(smallest.isinf().sum())
-            rows.append([checkpoint.name, "the smaller of them", _eps(middle), f"{_eps(low)} to {_eps(high)}", str(unbroken),
+            not_broken = int(smallest.isinf().sum())
+            rows.append([checkpoint.name, "the smaller of them", _eps(middle), f"{_eps(low)} to {_eps(high)}", str(not_broken),
                          str(len(smallest)), "", ""])  # fmt: skip
     header = ["checkpoint", "attack", "median eps", "95 % interval", "unbroken", "images", "gradient", "seconds"]
     note = "0 for an image that is wrong unchanged; gradient: passes per image"
@@ -114,7 +114,7 @@ def _accuracies(found: Found, names: str) -> None:
                 [_eps(row["eps"]), percent(row["accuracy"]), f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}"]
                 for row in one.curve(_at(one))
             ]
-            note = f"{one.runs:.1f} attacks for each image: one that breaks it settles all larger radii"
+            note = f"{one.attacks_per_image:.1f} attacks for each image: one that breaks it settles all larger radii"
             table(
                 f"{checkpoint.name}, {one.attack}: first {len(one.eps)} images of {names}",
                 ["eps", "accuracy", "95 % interval"],
@@ -128,7 +128,9 @@ def _at(one: SmallestEps) -> tuple[float, ...]:
     if one.radii:
         return one.radii
     broken = one.eps[one.eps.isfinite()]
-    return even_radii(float(broken.quantile(0.9)), HALVINGS["curve"]) if len(broken) and float(broken.max()) > 0 else (1.0,)
+    return (
+        even_radii(float(broken.quantile(0.9)), BISECTION_STEPS["curve"]) if len(broken) and float(broken.max()) > 0 else (1.0,)
+    )
 
 
 def _draw(plot: str, found: Found, minimal: bool, training_eps: Sequence[float]) -> None:

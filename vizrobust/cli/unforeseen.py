@@ -18,7 +18,7 @@ from vizrobust.training import seen
 if TYPE_CHECKING:
     from vizrobust.data import DataSet, Split
     from vizrobust.models import Checkpoint
-    from vizrobust.robustness import Evaluation
+    from vizrobust.robustness import RobustAccuracy
 
 STEPS = 50
 # Balls that training seldom uses, at the third of six calibrated sizes, which is as hard as L-inf at a medium size.
@@ -107,16 +107,16 @@ def _attacks(
         yield suited(make(steps=steps), data.shape)
 
 
-def _row(attack: Attack, evaluated: Callable[..., Evaluation], calibration: Calibration | None) -> Row:
+def _row(attack: Attack, evaluated: Callable[..., RobustAccuracy], calibration: Calibration | None) -> Row:
     """Accuracy untargeted, by the published protocol, and UAR where there is a calibration."""
     found = evaluated(attack=attack)
     row = {**found.row(), "uar": None, "calibration": None}
     if hasattr(attack, "targeted"):
-        last = evaluated(attack=vary(attack, targeted=True), until="last")
+        last = evaluated(attack=vary(attack, targeted=True), stop="last")
         low, high = wilson(int(last.robust.sum()), len(last.robust))
         row |= {"published_protocol": {"accuracy": share(last.robust), "ci_low": low, "ci_high": high}}
     if calibration is not None:
-        how: Row = {"until": "last"} if calibration.published else {}
+        how: Row = {"stop": "last"} if calibration.published else {}
         sizes = [evaluated(attack=one, **how) for one in calibration.attacks()]
         accuracies = [share(one.robust) for one in sizes]
         row |= {

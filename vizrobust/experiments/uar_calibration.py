@@ -17,7 +17,7 @@ from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row, Run, digest, slug, write_json
 from vizrobust.spec import spec, vary
 from vizrobust.training import Trainer, Training, members, train, trained
@@ -92,21 +92,21 @@ class Table:
         return tuple(max(column) for column in zip(*self.accuracy, strict=True))
 
 
-def ladder(largest: float, count: int) -> tuple[float, ...]:
+def eps_grid(largest: float, count: int) -> tuple[float, ...]:
     """`count` radii that end at `largest`, each twice the one before.
 
-    >>> ladder(0.4, 3)
+    >>> eps_grid(0.4, 3)
     (0.1, 0.2, 0.4)
     """
     return tuple(largest / FACTOR**k for k in reversed(range(count)))
 
 
-def matched(anchors: Sequence[float], candidates: Sequence[float]) -> list[int]:
+def equally_hard(anchors: Sequence[float], candidates: Sequence[float]) -> list[int]:
     """The places of the distinct candidates whose ATA together are nearest to the anchors' ATA, in rising order.
 
     The assignment that makes the sum of |ATA(anchor) - ATA(candidate)| smallest (Kang et al. 2019, section 4).
 
-    >>> matched([0.9, 0.5], [0.99, 0.88, 0.87, 0.4, 0.1])
+    >>> equally_hard([0.9, 0.5], [0.99, 0.88, 0.87, 0.4, 0.1])
     [1, 3]
     """
     cost = np.abs(np.subtract.outer(np.array(anchors), np.array(candidates)))
@@ -139,7 +139,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
 
 def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:
     """One type's calibration with its provenance: the six sizes in rising order, their ATA, and all that led to them."""
-    places = matched(anchors.ata, table.ata)
+    places = equally_hard(anchors.ata, table.ata)
     return {
         "format": 1,
         "name": kind(table.attack),
@@ -184,7 +184,7 @@ class _Work:
 
     def table(self, attack: Attack, largest: float, count: int) -> Generator[Stage, None, Table]:
         """Train at every radius, test every network at every radius."""
-        radii = ladder(largest, count)
+        radii = eps_grid(largest, count)
         recipes = [replace(self.plan.recipe, attack=vary(attack, eps=eps)) for eps in radii]
         found = []
         for recipe in recipes:
@@ -241,7 +241,7 @@ class _Work:
         key = (checkpoint.sha256, repr(attack), len(images))
         if key not in self.rows:
             began = time.perf_counter()
-            found = gather(attack, list(evaluate(net, attack, images, self.compute.in_fp32())))
+            found = merge_results(attack, list(evaluate(net, attack, images, self.compute.in_fp32())))
             row = {"training": repr(recipe), "weights_sha256": key[0], "attack": key[1], "n": key[2]}
             row |= {"clean": share(found.clean), "accuracy": share(found.robust), "seconds": time.perf_counter() - began}
             self.run.add(row)

@@ -1,8 +1,8 @@
 """How robust a network is: accuracy under attack with intervals, curves over attack steps, examples."""
 
-from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
+from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
-from vizrobust.robustness.evaluation_runs import Examples, examples, headline
+from vizrobust.robustness.evaluation_runs import Examples, examples, reference_accuracies
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
@@ -17,17 +17,17 @@ __all__ = [
     "BATCH_SIZE",
     "CLEAN",
     "Calibration",
-    "Evaluation",
     "Examples",
-    "Part",
+    "PartialResult",
+    "RobustAccuracy",
     "calibration_for",
     "evaluate",
     "examples",
     "foreseen_ratio",
-    "gather",
-    "headline",
     "mean_accuracy",
     "mean_uar",
+    "merge_results",
     "read_calibrations",
+    "reference_accuracies",
     "uar",
 ]

@@ -16,12 +16,12 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams, seeded
-from vizrobust.robustness.accuracy import CLEAN, Part
+from vizrobust.robustness.accuracy import CLEAN, PartialResult
 
 BATCH_SIZE = 100
-Until = Literal["broken", "end", "last"]
-# A part is handed out at the latest after so many seconds, so that an interrupted evaluation loses little.
-PATIENCE = 5.0
+Stop = Literal["success", "end", "last"]
+# A partial result is yielded at the latest after so many seconds, so that an interrupted evaluation loses little.
+FLUSH_SECONDS = 5.0
 
 
 def evaluate(
@@ -32,80 +32,88 @@ def evaluate(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     *,
-    only: Sequence[int] | None = None,
-    known: Iterable[Part] = (),
-    until: Until = "broken",
-    every_walk: bool = False,
-) -> Iterator[Part]:
-    """Attack the images of a split (those at the places `only`); `gather` makes one result of the parts.
+    indices: Sequence[int] | None = None,
+    known: Iterable[PartialResult] = (),
+    stop: Stop = "success",
+    all_runs: bool = False,
+) -> Iterator[PartialResult]:
+    """Attack the images of a split (those at `indices`) and yield partial results; `merge_results` makes one of them.
 
-    A broken image needs no further gradients, so it leaves its batch and the next image takes its slot. The batch
-    size stays the same, and with it every image's result, bit for bit, whoever its mates are. What `known` parts of
-    an earlier, interrupted evaluation say is not computed again and not yielded again.
+    An image that is misclassified needs no further gradients: it leaves its batch, and the next image takes its slot.
+    The batch size stays the same, so an image's result does not depend on the other images in the batch, not even in
+    the last bit. What the `known` partial results of an interrupted evaluation say is neither computed nor yielded again.
 
-    Walks after the first attack only what is not broken yet, unless `every_walk`. ``until="end"`` lets each walk go
-    all its steps, for attacks that look for the smallest perturbation; ``until="last"`` does so too and counts an
-    image as broken by its last point alone, as some published protocols have it.
+    Runs after the first attack only the images on which no run has succeeded, unless `all_runs`. ``stop="end"`` lets
+    each run take all its steps, for attacks that look for the smallest perturbation; ``stop="last"`` does so too and
+    judges an image by its last point alone, as some published protocols do.
 
-    The `processes` of `compute` each take every so-manieth whole batch of what a walk still has to do. All of them
-    yield the parts of all, a few seconds after they were made.
+    Of n `processes` of `compute`, each takes every n-th batch of a run's remaining images. All of them yield the
+    partial results of all, a few seconds after they were made.
     """
     processes = compute.processes
     known = list(known)
-    places = list(range(len(images))) if only is None else list(only)
-    if not places:
+    wanted = list(range(len(images))) if indices is None else list(indices)
+    if not wanted:
         return
     compute.place(net)
-    verdicts = {place: at for part in known if part.walk == CLEAN for place, at in zip(part.images, part.broken_at, strict=True)}
-    unknown = [place for place in places if place not in verdicts]
+    verdicts = _first_success_steps(known, CLEAN)
+    unknown = [index for index in wanted if index not in verdicts]
     for part in processes.merged(_clean(net, images, unknown, compute, batch_size)):
-        verdicts |= zip(part.images, part.broken_at, strict=True)
+        verdicts |= zip(part.indices, part.first_success_step, strict=True)
         yield part
-    alive = [place for place in places if verdicts[place] < 0]
+    correct = [index for index in wanted if verdicts[index] < 0]
     with borrowed(net), compute.autocast():
-        walks = attack.stages(net, compute.images(images.take(torch.tensor(places[:1]))))
-    for walk in walks:
-        done = {
-            place: at for part in known if part.walk == walk.name for place, at in zip(part.images, part.broken_at, strict=True)
-        }
-        todo = [place for place in alive if place not in done]
-        if not todo and not any(part.walk == walk.name for part in known):
-            # A walk with nothing left to do is named all the same, so that a table can say that it broke nothing.
-            yield Part(walk.name, walk.member, walk.steps, (), (), (), 0, 0, 0.0)
-        slots = _Slots(net, walk, images, todo, compute, seed, batch_size, until)
-        for part in processes.merged(slots.parts(attack), PATIENCE):
-            done |= zip(part.images, part.broken_at, strict=True)
+        runs = attack.stages(net, compute.images(images.take(torch.tensor(wanted[:1]))))
+    for run in runs:
+        done = _first_success_steps(known, run.name)
+        todo = [index for index in correct if index not in done]
+        if not todo and not any(part.run == run.name for part in known):
+            # A run with nothing left to do is yielded all the same, so that a table can show that it succeeded nowhere.
+            yield PartialResult(run.name, run.member, run.steps, (), (), (), 0, 0, 0.0)
+        slots = SlotScheduler(net, run, images, todo, compute, seed, batch_size, stop)
+        for part in processes.merged(slots.parts(attack), FLUSH_SECONDS):
+            done |= zip(part.indices, part.first_success_step, strict=True)
             yield part
-        if not every_walk:
-            alive = [place for place in alive if done[place] < 0]
+        if not all_runs:
+            correct = [index for index in correct if done[index] < 0]
 
 
-class _Slots:
-    """A batch of images on their way through one walk, each at a step of its own."""
+def _first_success_steps(parts: Iterable[PartialResult], run: str) -> dict[int, int]:
+    """Index -> the step of its first misclassified point (-1: none), as the parts of one run say."""
+    return {
+        index: step
+        for part in parts
+        if part.run == run
+        for index, step in zip(part.indices, part.first_success_step, strict=True)
+    }
+
+
+class SlotScheduler:
+    """A batch of images in one run of an attack, each at a step of its own; an image that is decided gives up its slot."""
 
     def __init__(
-        self, net: nn.Module, walk: Walk, images: Split, todo: Sequence[int], compute: Compute, seed: int, size: int, until: str
+        self, net: nn.Module, run: Walk, images: Split, todo: Sequence[int], compute: Compute, seed: int, size: int, stop: str
     ) -> None:
-        self.net, self.walk, self.images, self.compute, self.seed = net, walk, images, compute, seed
-        self.leaves_ball = getattr(walk, "leaves_ball", False)
-        self.until = "end" if self.leaves_ball else until
+        self.net, self.run, self.images, self.compute, self.seed = net, run, images, compute, seed
+        self.leaves_ball = getattr(run, "leaves_ball", False)
+        self.stop = "end" if self.leaves_ball else stop
         self.todo = torch.tensor(todo, dtype=torch.int64)
         self.size = size
         self.passes = Passes(net)
-        self.begun = self._begun()
-        self.chunk: State = {}
-        self.chunk_cost = (0, 0)
-        self.chunk_places: list[int] = []
+        self.fresh_batches = self._fresh_batches()
+        self.fresh: State = {}
+        self.fresh_cost = (0, 0)
+        self.fresh_indices: list[int] = []
         self.state: State = {}
-        # The place of each slot's image in the split; None is padding.
-        self.places: list[int | None] = [None] * size
-        # At which step each slot's image was first wrong, -1 if it was not.
+        # The index of each slot's image in the split; None is padding.
+        self.indices: list[int | None] = [None] * size
+        # The step at which each slot's image was first misclassified, -1 if it was not.
         self.first = torch.full((size,), -1, device=compute.device)
         # Each slot's forward and gradient passes so far, and a step's.
         self.costs = [(0, 0)] * size
         self.step_cost: tuple[int, int] | None = None
 
-    def parts(self, attack: Attack) -> Iterator[Part]:
+    def parts(self, attack: Attack) -> Iterator[PartialResult]:
         for number in itertools.count():
             began = time.perf_counter()
             rows: list[tuple[int, int, float, int, int]] = []
@@ -116,73 +124,73 @@ class _Slots:
                 stack.enter_context(seeded(self.seed + number, self.compute.device))
                 stack.enter_context(self.passes)
                 self._refill()
-                while any(place is not None for place in self.places):
+                while any(index is not None for index in self.indices):
                     self._advance()
                     rows += self._retire(attack)
                     self._refill()
-                    if len(rows) >= self.size or (rows and time.perf_counter() - began > PATIENCE):
+                    if len(rows) >= self.size or (rows and time.perf_counter() - began > FLUSH_SECONDS):
                         break
             if not rows:
                 return
-            taken, broken_at, norms, forward, gradient = zip(*rows, strict=True)
-            yield Part(
-                self.walk.name, self.walk.member, self.walk.steps, taken, broken_at, norms,
+            indices, first_success_step, norms, forward, gradient = zip(*rows, strict=True)
+            yield PartialResult(
+                self.run.name, self.run.member, self.run.steps, indices, first_success_step, norms,
                 sum(forward), sum(gradient), time.perf_counter() - began,
             )  # fmt: skip
 
-    def _begun(self) -> Iterator[tuple[State, list[int], tuple[int, int]]]:
-        """This process's fresh states in batches of the one size, with the places of the images that count, and the cost."""
-        for index, count in self.compute.processes.mine(full_batches(len(self.todo), self.size)):
-            places = self.todo[index]
-            x = self.compute.images(self.images.take(places))
-            y = self.images.labels[places].to(self.compute.device)
-            streams = Streams(self.seed, places.tolist(), "attack")
+    def _fresh_batches(self) -> Iterator[tuple[State, list[int], tuple[int, int]]]:
+        """This process's initial states in batches of the one size, with the indices of the images that count, and the cost."""
+        for batch, count in self.compute.processes.mine(full_batches(len(self.todo), self.size)):
+            indices = self.todo[batch]
+            x = self.compute.images(self.images.take(indices))
+            y = self.images.labels[indices].to(self.compute.device)
+            streams = Streams(self.seed, indices.tolist(), "attack")
             before = self.passes.each(self.size)
-            state = self.walk.begin(self.net, x, y, streams)
-            yield state, places[:count].tolist(), _since(before, self.passes.each(self.size))
+            state = self.run.begin(self.net, x, y, streams)
+            yield state, indices[:count].tolist(), _since(before, self.passes.each(self.size))
 
     def _refill(self) -> None:
-        """Put the next images' fresh states into the free slots."""
-        free = [slot for slot, place in enumerate(self.places) if place is None]
+        """Put the initial states of the next images into the free slots."""
+        free = [slot for slot, index in enumerate(self.indices) if index is None]
         while free:
-            if not self.chunk_places:
-                found = next(self.begun, None)
+            if not self.fresh_indices:
+                found = next(self.fresh_batches, None)
                 if found is None:
                     break
-                self.chunk, self.chunk_places, self.chunk_cost = found
+                self.fresh, self.fresh_indices, self.fresh_cost = found
                 self.next = 0
                 if not self.state:
-                    self.state = {key: value.clone() for key, value in self.chunk.items()}
-            count = min(len(free), len(self.chunk_places))
+                    self.state = {key: value.clone() for key, value in self.fresh.items()}
+            count = min(len(free), len(self.fresh_indices))
             slots, free = free[:count], free[count:]
             for slot in slots:
-                self.places[slot] = self.chunk_places.pop(0)
-                self.costs[slot] = self.chunk_cost
+                self.indices[slot] = self.fresh_indices.pop(0)
+                self.costs[slot] = self.fresh_cost
             self._put(slots, range(self.next, self.next + count))
             self.next += count
-        # Padding that has reached its end begins again: no walk is asked for more steps than it has.
+        # Padding that has reached its end begins again: no run is asked for more steps than it has.
         if free and self.state:
-            over = (self.state["t"] > self.walk.steps).tolist()
+            over = (self.state["t"] > self.run.steps).tolist()
             if ended := [slot for slot in free if over[slot]]:
                 self._put(ended, [0] * len(ended))
 
     def _put(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         to = torch.tensor(slots, device=self.compute.device)
         rows_ = torch.tensor(list(rows), device=self.compute.device)
-        for key, value in self.chunk.items():
+        for key, value in self.fresh.items():
             # Not in place: two entries of a state may be one tensor.
             self.state[key] = self.state[key].index_copy(0, to, value[rows_].to(self.state[key].dtype))
         self.first[to] = -1
 
     def _advance(self) -> None:
-        ended = self.state["t"] >= self.walk.steps
+        ended = self.state["t"] >= self.run.steps
         before = self.passes.each(self.size)
         if bool((ended | ~self._taken()).all()):
             with torch.no_grad():
-                self.walk.judge(self.net, self.state)
+                self.run.judge(self.net, self.state)
             cost = self.step_cost or _since(before, self.passes.each(self.size))
         else:
-            self.walk.step(self.net, self.state)
+            self.run.step(self.net, self.state)
             cost = self.step_cost = _since(before, self.passes.each(self.size))
         self._pay(ended.tolist(), *cost)
         newly = self.state["wrong"] & (self.first < 0)
@@ -190,50 +198,52 @@ class _Slots:
 
     def _taken(self) -> Tensor:
         """(size,) bool: the slots that hold an image that counts."""
-        return torch.tensor([place is not None for place in self.places], device=self.compute.device)
+        return torch.tensor([index is not None for index in self.indices], device=self.compute.device)
 
     def _pay(self, ended: Sequence[bool], forward: int, gradient: int) -> None:
-        """Book a step. An image at its end needs no gradient, which it gets or not as its mates need one."""
+        """Book a step. An image at its end needs no gradient, and is not charged for one that the others in the batch need."""
         self.costs = [(f + forward, g + gradient * (not last)) for (f, g), last in zip(self.costs, ended, strict=True)]
 
     def _retire(self, attack: Attack) -> list[tuple[int, int, float, int, int]]:
-        """The place, first wrong step, norm and passes of every image that is decided; its slot is free."""
+        """Index, first success step, norm and passes of every image that is decided; its slot becomes free."""
         state = self.state
-        over = state["t"] > self.walk.steps
-        if self.until == "broken":
+        over = state["t"] > self.run.steps
+        if self.stop == "success":
             over = over | state["wrong"]
         if "done" in state:
             over = over | state["done"]
         over = over & self._taken()
         if not bool(over.any()):
             return []
-        broken = ~state["correct"] if self.until == "last" else state["wrong"]
-        # What decided an image's verdict; and where its walk ended, if it was not broken or may be outside its ball.
+        misclassified = ~state["correct"] if self.stop == "last" else state["wrong"]
+        # What decided an image's verdict; and where its run ended, if it had no success or may be outside its ball.
         ended = measure(attack, state["adv"] - state["x"])
         best = measure(attack, state["best"] - state["x"])
         norms = (
-            ended if self.until == "last" else torch.maximum(best, ended if self.leaves_ball else ended.masked_fill(broken, 0))
+            ended
+            if self.stop == "last"
+            else torch.maximum(best, ended if self.leaves_ball else ended.masked_fill(misclassified, 0))
         )
         rows = []
         for slot in over.nonzero()[:, 0].tolist():
-            place = self.places[slot]
-            assert place is not None
-            at = int(self.first[slot] if self.until != "last" else state["t"][slot] - 1) if broken[slot] else -1
-            rows.append((place, at, float(norms[slot]), *self.costs[slot]))
-            self.places[slot] = None
+            index = self.indices[slot]
+            assert index is not None
+            step = int(self.first[slot] if self.stop != "last" else state["t"][slot] - 1) if misclassified[slot] else -1
+            rows.append((index, step, float(norms[slot]), *self.costs[slot]))
+            self.indices[slot] = None
         return rows
 
 
-def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, batch_size: int) -> Iterator[Part]:
-    places = torch.tensor(todo, dtype=torch.int64)
-    for index, count in compute.processes.mine(full_batches(len(places), batch_size)):
+def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, batch_size: int) -> Iterator[PartialResult]:
+    indices = torch.tensor(todo, dtype=torch.int64)
+    for batch, count in compute.processes.mine(full_batches(len(indices), batch_size)):
         began = time.perf_counter()
-        taken = places[index]
+        taken = indices[batch]
         with borrowed(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
-        broken_at = tuple(-int(hit) for hit in right[:count].tolist())
+        first_success_step = tuple(-int(hit) for hit in right[:count].tolist())
         seconds = time.perf_counter() - began
-        yield Part(CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), broken_at, (0.0,) * count, count, 0, seconds)
+        yield PartialResult(CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), first_success_step, (0.0,) * count, count, 0, seconds)
 
 
 def _since(before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
@@ -247,7 +257,7 @@ class Passes:
         self.net, self.forward, self.gradient = net, 0, 0
 
     def each(self, size: int) -> tuple[int, int]:
-        """Forward and gradient passes of each image of the batches of that size so far."""
+        """Forward and gradient passes per image so far, in batches of that size."""
         return self.forward // size, self.gradient // size
 
     def __enter__(self) -> Passes:

@@ -1,4 +1,4 @@
-"""Evaluations in a run folder, the examples they show, and the accuracies that a checkpoint records."""
+"""Evaluations in a run folder, the examples they show, and the reference accuracies that a checkpoint records."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from vizrobust.data import DataSet, Split, Subset, first
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import CLEAN, Evaluation, Part, gather
-from vizrobust.robustness.evaluation import BATCH_SIZE, Until, evaluate
+from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
+from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate
 from vizrobust.runs import Row, Run
+
+# The keys of a partial result, and of its fields, in rows.jsonl.
+KEYS = {"run": "walk", "component": "member", "indices": "images", "first_success_step": "broken_at"}
+STOPS: dict[Stop, str] = {"success": "broken", "end": "end", "last": "last"}
 
 
 def identity(data: str, split: str, seed: int, batch_size: int, precision: str) -> dict[str, Any]:
@@ -25,20 +29,20 @@ def identity(data: str, split: str, seed: int, batch_size: int, precision: str) 
     return {"data": data, "split": split, "seed": seed, "batch_size": batch_size, "precision": precision}
 
 
-def evaluate_into(
+def evaluate_in_folder(
     run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
-    batch_size: int = BATCH_SIZE, *, net: nn.Module | None = None, only: Sequence[int] | None = None,
-    until: Until = "broken", every_walk: bool = False,
-) -> Iterator[Part]:  # fmt: skip
-    """As `evaluate`, with every part saved in the run before it is yielded; first come those that were there.
+    batch_size: int = BATCH_SIZE, *, net: nn.Module | None = None, indices: Sequence[int] | None = None,
+    stop: Stop = "success", all_runs: bool = False,
+) -> Iterator[PartialResult]:  # fmt: skip
+    """As `evaluate`, with every partial result saved in the run folder before it is yielded; saved ones come first.
 
-    A run may hold several checkpoints and attacks, and more images than are asked for now. `net` saves building
+    A run folder may hold several checkpoints and attacks, and more images than are asked for now. `net` saves building
     the checkpoint's network again.
     """
-    places = set(range(len(images)) if only is None else only)
-    about = {"checkpoint": checkpoint.id, "attack": repr(attack), "until": until, "every_walk": every_walk}
+    wanted = set(range(len(images)) if indices is None else indices)
+    about = {"checkpoint": checkpoint.id, "attack": repr(attack), "until": STOPS[stop], "every_walk": all_runs}
     known = [
-        _among(_part(row), places)
+        _restricted(_partial_result(row), wanted)
         for row in run.rows()
         # The verdicts on unchanged images are the same whatever the attack.
         if all(row.get(key) == value for key, value in about.items() if row["walk"] != CLEAN or key == "checkpoint")
@@ -47,39 +51,34 @@ def evaluate_into(
     network = checkpoint.net() if net is None else net
     for part in evaluate(
         network, attack, images, compute, seed, batch_size,
-        only=only, known=known, until=until, every_walk=every_walk,
+        indices=indices, known=known, stop=stop, all_runs=all_runs,
     ):  # fmt: skip
-        run.add({**about, **asdict(part)})
+        run.add({**about, **{KEYS.get(name, name): value for name, value in asdict(part).items()}})
         yield part
 
 
-def evaluated(run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any) -> Evaluation:
-    """`evaluate_into`, gathered."""
-    return gather(attack, evaluate_into(run, checkpoint, attack, images, compute, **how))
+def evaluated(run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any) -> RobustAccuracy:
+    """`evaluate_in_folder`, merged into one result."""
+    return merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute, **how))
 
 
-def _part(row: Row) -> Part:
+def _partial_result(row: Row) -> PartialResult:
     values: dict[str, Any] = {}
-    for field in fields(Part):
-        value = row[field.name]
+    for field in fields(PartialResult):
+        value = row[KEYS.get(field.name, field.name)]
         values[field.name] = tuple(value) if isinstance(value, list) else value
-    return Part(**values)
+    return PartialResult(**values)
 
 
-def _among(part: Part, places: set[int]) -> Part:
-    """The part for those of its images that are asked for; its costs in proportion."""
-    kept = [k for k, place in enumerate(part.images) if place in places]
-    if len(kept) == len(part.images):
+def _restricted(part: PartialResult, wanted: set[int]) -> PartialResult:
+    """The partial result of those of its images that are wanted; its costs in proportion."""
+    kept = [k for k, index in enumerate(part.indices) if index in wanted]
+    if len(kept) == len(part.indices):
         return part
-    if not kept:
-        return replace(part, images=(), broken_at=(), norms=(), seconds=0.0, forward_passes=0, gradient_passes=0)
-    images, broken_at = (tuple(column[k] for k in kept) for column in (part.images, part.broken_at))
-    norms = tuple(part.norms[k] for k in kept)
-    ratio = len(kept) / len(part.images)
-    return replace(
-        part, images=images, broken_at=broken_at, norms=norms, seconds=part.seconds * ratio,
-        forward_passes=round(part.forward_passes * ratio), gradient_passes=round(part.gradient_passes * ratio),
-    )  # fmt: skip
+    ratio = len(kept) / len(part.indices)
+    columns = {name: tuple(getattr(part, name)[k] for k in kept) for name in ("indices", "first_success_step", "norms")}
+    costs = {name: round(getattr(part, name) * ratio) for name in ("forward_passes", "gradient_passes")}
+    return replace(part, **columns, **costs, seconds=part.seconds * ratio)  # type: ignore[arg-type]
 
 
 SHOWN = 4
@@ -96,13 +95,15 @@ class Examples:
     adv_probs: Tensor
 
 
-def examples(net: nn.Module, result: Evaluation, images: Split, compute: Compute, seed: int = 0, count: int = SHOWN) -> Examples:
-    """The first images that an evaluation found broken, attacked again; the first correct ones where none is."""
-    broken = (result.clean & ~result.robust).nonzero()[:, 0]
-    chosen = broken if len(broken) else result.clean.nonzero()[:, 0]
+def examples(
+    net: nn.Module, result: RobustAccuracy, images: Split, compute: Compute, seed: int = 0, count: int = SHOWN
+) -> Examples:
+    """The first images on which an attack succeeded, attacked again; the first correct ones where there are none."""
+    misclassified = (result.clean & ~result.robust).nonzero()[:, 0]
+    chosen = misclassified if len(misclassified) else result.clean.nonzero()[:, 0]
     if not len(chosen):
         raise ValueError("the network classifies no image correctly, so there is no example to show")
-    index = result.images[chosen[:count]]
+    index = result.indices[chosen[:count]]
     shown = Subset(images, index)
     x = compute.images(shown.take(torch.arange(len(index))))
     y = shown.labels.to(compute.device)
@@ -115,13 +116,13 @@ def examples(net: nn.Module, result: Evaluation, images: Split, compute: Compute
     return Examples(x.cpu(), adv.cpu(), y.cpu(), clean_probs.cpu(), adv_probs.cpu())
 
 
-HEADLINE_IMAGES = 1000
-HEADLINE_STEPS = 50
+REFERENCE_IMAGES = 1000
+REFERENCE_STEPS = 50
 
 
-def headline(
+def reference_accuracies(
     net: nn.Module, data: DataSet, compute: Compute, eps: float | None = None,
-    images: int = HEADLINE_IMAGES, steps: int = HEADLINE_STEPS,
+    images: int = REFERENCE_IMAGES, steps: int = REFERENCE_STEPS,
 ) -> dict[str, Any]:  # fmt: skip
     """Shares of the first test images that `net` gets right, as a `Description.metrics` holds them.
 
@@ -130,7 +131,9 @@ def headline(
     """
     ball = Linf(eps=data.eps if eps is None else eps)
     tested, strong = first(data.test, images), PGD(steps=steps, ball=ball)
-    one_step, found = (gather(attack, list(evaluate(net, attack, tested, compute.in_fp32()))) for attack in (FGSM(ball), strong))
+    one_step, found = (
+        merge_results(attack, list(evaluate(net, attack, tested, compute.in_fp32()))) for attack in (FGSM(ball), strong)
+    )
     return {
         "clean": share(found.clean),
         "fgsm": share(one_step.robust),

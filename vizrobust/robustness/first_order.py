@@ -25,17 +25,17 @@ STEPS = 20
 # A function that is linear over the ball never drops by more than the prediction, so 1 is the bound of a sound
 # network without curvature. Twice as much means that on its way PGD met slopes at least twice as steep, on average,
 # as the gradient admitted at the image. On the built-in sweep (margin loss, eps 0.05 to 0.3) no image reaches it.
-HIDDEN_BEYOND = 2.0
+UNDERESTIMATED_BEYOND = 2.0
 # FGSM's own step is a straight line along the gradient: with less than half of what the gradient promised there,
 # the slope has on average at least halved, and did so in the one direction that one-step training looks at.
-SHORT_BELOW = 0.5
+FALLS_SHORT_BELOW = 0.5
 
 
 @dataclass(frozen=True)
 class FirstOrder:
     """Drops of n images that are classified correctly, in units of the loss: nats of log p ("ce") or logits ("margin").
 
-    `predicted` is eps times the dual norm of the gradient (for L-inf eps * sum |g_j|, the lecture's formula): the most
+    `first_order_drop` is eps times the dual norm of the gradient (for L-inf eps * sum |g_j|, the lecture's formula): the most
     that a linear function could lose in the ball. `linear` is what it would lose at FGSM's point, which is less, as
     pixels end at 0 and 1. `fgsm` and `pgd` are the drops at FGSM's point and at PGD's best one. `image` (n,) holds the
     places of these images in the split; `n_all` counts the wrong ones too.
@@ -46,7 +46,7 @@ class FirstOrder:
     steps: int
     n_all: int
     image: Tensor
-    predicted: Tensor
+    first_order_drop: Tensor
     linear: Tensor
     fgsm: Tensor
     pgd: Tensor
@@ -55,27 +55,28 @@ class FirstOrder:
         return len(self.image)
 
     @property
-    def hidden(self) -> Tensor:
-        """(n,) bool: PGD's drop exceeds the prediction by a factor of more than `HIDDEN_BEYOND`: the gradient hid it.
+    def gradient_underestimates(self) -> Tensor:
+        """(n,) bool: PGD's drop exceeds the prediction by a factor of more than `UNDERESTIMATED_BEYOND`: the gradient hid it.
 
         To be read with the margin loss: cross entropy is flat where a network is sure of itself, so with it every
         confident network looks masked.
         """
-        return self.pgd > HIDDEN_BEYOND * self.predicted
+        return self.pgd > UNDERESTIMATED_BEYOND * self.first_order_drop
 
     @property
-    def short(self) -> Tensor:
-        """(n,) bool: FGSM's drop is below `SHORT_BELOW` of what the gradient promised, though PGD's is not.
+    def fgsm_falls_short(self) -> Tensor:
+        """(n,) bool: FGSM's drop is below `FALLS_SHORT_BELOW` of what the gradient promised, though PGD's is not.
 
         The mark of overfitting to one-step attacks: the gradient is honest, and the network bends away just there.
         """
-        promised = SHORT_BELOW * self.linear
+        promised = FALLS_SHORT_BELOW * self.linear
         return (self.fgsm < promised) & (self.pgd >= promised)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row an image: ``image, predicted, linear, fgsm, pgd``."""
+        """One row an image: ``image, first_order_drop, linear, fgsm, pgd``."""
         names = ("image", "predicted", "linear", "fgsm", "pgd")
-        for values in zip(*(getattr(self, name).tolist() for name in names), strict=True):
+        columns = (self.image, self.first_order_drop, self.linear, self.fgsm, self.pgd)
+        for values in zip(*(column.tolist() for column in columns), strict=True):
             yield dict(zip(names, values, strict=True))
 
     def summary(self) -> dict[str, Any]:
@@ -90,15 +91,16 @@ class FirstOrder:
             "steps": self.steps,
             "n": len(self),
             "n_all": self.n_all,
-            **{name: _median(getattr(self, name)) for name in ("predicted", "linear", "fgsm", "pgd")},
+            "predicted": _median(self.first_order_drop),
+            **{name: _median(getattr(self, name)) for name in ("linear", "fgsm", "pgd")},
             "fgsm_over_linear": _median_ratio(self.fgsm, self.linear),
-            "pgd_over_predicted": _median_ratio(self.pgd, self.predicted),
+            "pgd_over_predicted": _median_ratio(self.pgd, self.first_order_drop),
             "fgsm_over_pgd": _median_ratio(self.fgsm, self.pgd),
-            "rank_fgsm": _rank_correlation(self.predicted, self.fgsm),
-            "rank_pgd": _rank_correlation(self.predicted, self.pgd),
-            **_counted("hidden", self.hidden),
-            **_counted("short", self.short),
-            "no_gradient": float((self.predicted == 0).double().mean()),
+            "rank_fgsm": _rank_correlation(self.first_order_drop, self.fgsm),
+            "rank_pgd": _rank_correlation(self.first_order_drop, self.pgd),
+            **_counted("hidden", self.gradient_underestimates),
+            **_counted("short", self.fgsm_falls_short),
+            "no_gradient": float((self.first_order_drop == 0).double().mean()),
         }
 
 
@@ -138,7 +140,7 @@ def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
     """(N, C, H, W) -> (N,) float64: the most that a linear function with this gradient grows per unit of the ball's norm.
 
     L1 of the gradient for L-inf, L2 for L2, and the largest entry for L1: more than can be had from a single pixel that
-    ends at 0 and 1, so with L1 a drop is rarely found `hidden`.
+    ends at 0 and 1, so with L1 a drop is rarely found `gradient_underestimates`.
 
     >>> dual_norm(Linf(eps=0.1), torch.tensor([[[[3.0, -4.0]]]])), dual_norm(L2(eps=1.0), torch.tensor([[[[3.0, -4.0]]]]))
     (tensor([7.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
@@ -171,7 +173,7 @@ def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, l
     straight = (_exact(gradient) * _exact(one.x - x)).flatten(1).sum(1)
     return {
         "correct": correct,
-        "predicted": radius(ball) * dual_norm(ball, gradient),
+        "first_order_drop": radius(ball) * dual_norm(ball, gradient),
         "linear": straight,
         "fgsm": _losses(one)[-1] - _exact(before),
         "pgd": _losses(many).amax(0) - _exact(before),

@@ -14,36 +14,37 @@ from vizrobust.attacks import Attack, ball_of, is_minimal, threat
 from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.intervals import CONFIDENCE, share, wilson
-from vizrobust.robustness.accuracy import Evaluation, gather
+from vizrobust.robustness.accuracy import RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.spec import vary
 
 
 class Evaluated(Protocol):
-    """Evaluates an attack on the images at the places `only` of a split, all of them with None (see `evaluate`)."""
+    """Evaluates an attack on the images at `indices` of a split, all of them with None (see `evaluate`)."""
 
     def __call__(
-        self, attack: Attack, *, only: Sequence[int] | None = None, until: Literal["broken", "end"] = "broken",
-        every_walk: bool = False,
-    ) -> Evaluation: ...  # fmt: skip
+        self, attack: Attack, *, indices: Sequence[int] | None = None, stop: Literal["success", "end"] = "success",
+        all_runs: bool = False,
+    ) -> RobustAccuracy: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SmallestEps:
     """The smallest radius found to break each of n images, in units of the attack's radius.
 
-    `eps` (n,) float64 is 0 where the image is wrong unchanged, inf where nothing broke it. `failed` (n,) is the largest
-    smaller radius at which the attack was tried in vain (0: at none), so the attack's own limit lies between the two.
-    `radii` are those that were tried, none for attacks that look for the smallest perturbation by themselves.
-    `runs` says how many radii were tried on an image, on average. Passes and seconds are totals.
+    `eps` (n,) float64 is 0 where the image is wrong unchanged and inf where no attack succeeded.
+    `largest_unsuccessful_eps` (n,) is the largest smaller radius at which the attack was tried without success (0: at
+    none), so the attack's own limit lies between the two. `radii` are those that were tried, none for attacks that
+    look for the smallest perturbation by themselves. `attacks_per_image` says how many radii were tried on an image,
+    on average. Passes and seconds are totals.
     """
 
     attack: Attack
-    images: Tensor
+    indices: Tensor
     eps: Tensor
-    failed: Tensor
+    largest_unsuccessful_eps: Tensor
     radii: tuple[float, ...]
-    runs: float
+    attacks_per_image: float
     forward_passes: int
     gradient_passes: int
     seconds: float
@@ -66,7 +67,7 @@ class SmallestEps:
             "ci_high": high,
             "clean": share(self.eps > 0),
             "unbroken": int(self.eps.isinf().sum()),
-            "runs": round(self.runs, 2),
+            "runs": round(self.attacks_per_image, 2),
             "forward_passes": round(self.forward_passes / n, 2),
             "gradient_passes": round(self.gradient_passes / n, 2),
             "seconds": round(self.seconds, 2),
@@ -83,7 +84,7 @@ class SmallestEps:
 
 
 def smallest_eps(
-    attack: Attack, evaluated: Evaluated, radii: Sequence[float] = (), only: Sequence[int] | None = None
+    attack: Attack, evaluated: Evaluated, radii: Sequence[float] = (), indices: Sequence[int] | None = None
 ) -> SmallestEps:
     """The smallest radius that breaks each image, from as few attacks as bisection allows.
 
@@ -96,59 +97,61 @@ def smallest_eps(
     """
     if is_minimal(attack):
         attack = vary(attack, eps=None)
-        found = evaluated(attack, only=only, until="end", every_walk=True)
-        return SmallestEps(attack, found.images, found.norm, torch.zeros_like(found.norm), (), 1.0, *_costs([found]))
+        found = evaluated(attack, indices=indices, stop="end", all_runs=True)
+        return SmallestEps(
+            attack, found.indices, found.minimum_norm, torch.zeros_like(found.minimum_norm), (), 1.0, *_costs([found])
+        )
     grid = torch.tensor([0.0, *radii, torch.inf], dtype=torch.float64)
     if len(grid) < 3 or not bool((grid.diff() > 0).all()):
         raise ValueError(f"{type(attack).__name__} is tried at several radii, rising from above 0; got {tuple(radii)}")
-    evaluations: list[Evaluation] = []
+    evaluations: list[RobustAccuracy] = []
 
-    def tried(index: int, places: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-        """The places, and for each the norm at which this radius of the grid breaks its image."""
-        found = evaluated(vary(attack, eps=float(grid[index])), only=places)
+    def tried(index: int, wanted: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """The indices, and for each the norm of the success at this radius of the grid (inf: none)."""
+        found = evaluated(vary(attack, eps=float(grid[index])), indices=wanted)
         evaluations.append(found)
         # A norm may exceed the radius by a rounding, and where there is no ball it means nothing.
-        longest = found.norm.clamp(max=float(grid[index]))
-        norms = longest if ball_of(attack) else torch.where(found.norm > 0, longest.new_tensor(float(grid[index])), 0.0)
-        return found.images, torch.where(found.norm.isfinite(), norms, torch.inf)
+        longest = found.minimum_norm.clamp(max=float(grid[index]))
+        norms = longest if ball_of(attack) else torch.where(found.minimum_norm > 0, longest.new_tensor(float(grid[index])), 0.0)
+        return found.indices, torch.where(found.minimum_norm.isfinite(), norms, torch.inf)
 
     # Dyadic: at first the multiples of the largest power of 2 are tried, then those of half of it, down to 1. Then each
     # radius is tried in one round, whatever bracket the images that ask for it come from.
     stride = 1 << (len(radii).bit_length() - 1)
-    places, eps = tried(stride, only)
+    found_indices, eps = tried(stride, indices)
     low, high = torch.where(eps.isinf(), stride, 0), torch.searchsorted(grid, eps)
     while stride := stride // 2:
         index = (low // stride + 1) * stride  # the only one left within the bracket, if any is
         for radius in sorted(set(index[index < high].tolist())):
             asked = ((index == radius) & (index < high)).nonzero()[:, 0]
-            _, norms = tried(radius, places[asked].tolist())
+            _, norms = tried(radius, found_indices[asked].tolist())
             eps[asked] = torch.minimum(eps[asked], norms)
             low[asked] = torch.where(norms.isinf(), radius, low[asked])
             high[asked] = torch.searchsorted(grid, eps[asked])
-    runs = sum(len(found.images) for found in evaluations) / len(places)
-    return SmallestEps(attack, places, eps, grid[low].minimum(eps), tuple(radii), runs, *_costs(evaluations))
+    runs = sum(len(found.indices) for found in evaluations) / len(found_indices)
+    return SmallestEps(attack, found_indices, eps, grid[low].minimum(eps), tuple(radii), runs, *_costs(evaluations))
 
 
-def even_radii(largest: float, halvings: int = 6) -> tuple[float, ...]:
-    """As many evenly spaced radii up to the largest as that many halvings tell apart.
+def even_radii(largest: float, bisection_steps: int = 6) -> tuple[float, ...]:
+    """As many evenly spaced radii up to the largest as that many bisection steps tell apart.
 
-    >>> even_radii(0.7, halvings=3)
+    >>> even_radii(0.7, bisection_steps=3)
     (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     """
-    count = 2**halvings - 1
+    count = 2**bisection_steps - 1
     # Rounded to what a person would write; the error of a product shows in every table.
     return (*(float(f"{largest * k / count:.12g}") for k in range(1, count)), largest)
 
 
 def on_network(net: nn.Module, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE) -> Evaluated:
-    """`evaluate` and `gather` on a network and a split, as `smallest_eps` asks for them."""
+    """`evaluate` and `merge_results` on a network and a split, as `smallest_eps` asks for them."""
 
     def evaluated(
-        attack: Attack, *, only: Sequence[int] | None = None, until: Literal["broken", "end"] = "broken",
-        every_walk: bool = False,
-    ) -> Evaluation:  # fmt: skip
-        parts = evaluate(net, attack, images, compute, seed, batch_size, only=only, until=until, every_walk=every_walk)
-        return gather(attack, parts)
+        attack: Attack, *, indices: Sequence[int] | None = None, stop: Literal["success", "end"] = "success",
+        all_runs: bool = False,
+    ) -> RobustAccuracy:  # fmt: skip
+        parts = evaluate(net, attack, images, compute, seed, batch_size, indices=indices, stop=stop, all_runs=all_runs)
+        return merge_results(attack, parts)
 
     return evaluated
 
@@ -173,7 +176,7 @@ def _at(radius: float, alive: Tensor) -> dict[str, Any]:
     return {"eps": radius, "accuracy": share(alive), "ci_low": low, "ci_high": high}
 
 
-def _costs(evaluations: Sequence[Evaluation]) -> tuple[int, int, float]:
+def _costs(evaluations: Sequence[RobustAccuracy]) -> tuple[int, int, float]:
     return (
         sum(found.forward_passes for found in evaluations),
         sum(found.gradient_passes for found in evaluations),

@@ -15,11 +15,11 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
 from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
-from vizrobust.robustness import Evaluation, Part, gather
+from vizrobust.robustness import PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.corrupted import corrupted
 from vizrobust.robustness.corruptions.corruption import SMALLEST
-from vizrobust.robustness.evaluation_runs import evaluate_into
-from vizrobust.robustness.masking import Context, Effort, Subject, judged
+from vizrobust.robustness.evaluation_runs import evaluate_in_folder
+from vizrobust.robustness.masking import AttackBudget, MaskingAttacks, NetworkUnderTest, diagnosis_of
 from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
 from vizrobust.runs import Row, Run
 from vizrobust.study.protocol import Plan
@@ -97,9 +97,9 @@ class Accuracies:
         trained = seen(self.checkpoint.about.training)
         number = self.plan.masking_images
         if number:
-            subject = Subject(self.net, first(self.data.test, number), self.ball, trained)
-            effort = Effort(steps=self.plan.pgd_steps, queries=500, probes=min(100, number))
-            verdict = judged(Context(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
+            subject = NetworkUnderTest(self.net, first(self.data.test, number), self.ball, trained)
+            effort = AttackBudget(steps=self.plan.pgd_steps, queries=500, probes=min(100, number))
+            verdict = diagnosis_of(MaskingAttacks(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
             return Masked(verdict.name if verdict.masked else "", verdict.sentence)
         attacks = [attack for attack in trained if isinstance(attack, FGSM | PGD)]
         if not attacks:
@@ -116,17 +116,17 @@ class Accuracies:
         if self.plan.targets and bool(alive.any()):
             attack = APGD(steps=self.plan.pgd_steps, ball=self.ball, loss="dlr", targeted=True, targets=self.plan.targets)
             left = alive.nonzero()[:, 0].tolist()
-            found = self._evaluated(attack, only=left)
+            found = self._evaluated(attack, indices=left)
             alive = alive.clone()
-            alive[found.images] &= found.robust
+            alive[found.indices] &= found.robust
         return alive
 
-    def _evaluated(self, attack: Attack, images: Split | None = None, only: Sequence[int] | None = None) -> Evaluation:
-        return gather(attack, self._parts(images or self.images)(attack, only))
+    def _evaluated(self, attack: Attack, images: Split | None = None, indices: Sequence[int] | None = None) -> RobustAccuracy:
+        return merge_results(attack, self._parts(images or self.images)(attack, indices))
 
     def _parts(self, images: Split) -> Any:
-        def parts(attack: Attack, only: Sequence[int] | None = None) -> Iterator[Part]:
-            return evaluate_into(self.attacks, self.checkpoint, attack, images, self.compute, net=self.net, only=only)
+        def parts(attack: Attack, indices: Sequence[int] | None = None) -> Iterator[PartialResult]:
+            return evaluate_in_folder(self.attacks, self.checkpoint, attack, images, self.compute, net=self.net, indices=indices)
 
         return parts
 
@@ -144,7 +144,7 @@ class Accuracies:
                 kept = {key: row[key] for key in ("n", "accuracy", "ci_low", "ci_high")}
                 yield {**self._about("corruption", row["corruption"], "", None, None), **kept}
 
-    def _row(self, kind: str, label: str, found: Evaluation, alive: Tensor | None = None) -> Row:
+    def _row(self, kind: str, label: str, found: RobustAccuracy, alive: Tensor | None = None) -> Row:
         alive = found.robust if alive is None else alive
         low, high = wilson(int(alive.sum()), len(alive))
         known = found.row()
@@ -171,4 +171,4 @@ def _in(attack: FGSM | PGD, ball: Linf) -> Attack:
 
 def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: Run) -> float:
     """Accuracy under one attack, kept in a run folder."""
-    return share(gather(attack, evaluate_into(run, checkpoint, attack, images, compute)).robust)
+    return share(merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute)).robust)

@@ -19,7 +19,7 @@ from vizrobust.features.pictures import to_uint8
 from vizrobust.features.render import render_jobs
 from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
 from vizrobust.study import protocol
 from vizrobust.study import report as report_module
@@ -173,9 +173,9 @@ def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Co
     right = unpacked_verdicts(row["right"], row["n"])
     places = sorted(int(i) for i in Streams(seed, ["images"], "verify").permutation(row["n"])[0][:IMAGES])
     attack = parse_attack(row["attack"])
-    parts = evaluate(checkpoint.net(), attack, first(data.test, row["n"]), compute, only=places)
-    found = gather(attack, parts)
-    other = [place for place, alive in zip(found.images.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
+    parts = evaluate(checkpoint.net(), attack, first(data.test, row["n"]), compute, indices=places)
+    found = merge_results(attack, parts)
+    other = [place for place, alive in zip(found.indices.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
     detail = f"{len(places) - len(other)} of {len(places)} images are decided as stated"
     return Check(what, len(other) <= (FLIPS if unlike else 0), detail + (f"; not {other}" if other else ""))
 

@@ -10,8 +10,8 @@ from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import halved, read_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
-from vizrobust.robustness import headline
-from vizrobust.robustness.evaluation_runs import HEADLINE_IMAGES
+from vizrobust.robustness import reference_accuracies
+from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES
 
 SUFFIX = ".safetensors"
 
@@ -34,17 +34,17 @@ def ship(
     out: Path | str,
     eps: float | None = None,
     other_data: str = "",
-    images: int = HEADLINE_IMAGES,
+    images: int = REFERENCE_IMAGES,
 ) -> Checkpoint:
     """Write `checkpoint` to `out` in half precision and give back what the file holds.
 
-    Clean, FGSM and PGD-50 accuracy are measured anew with the rounded weights (`headline`), on the first test `images`
-    of `data` at `eps` (None: the data set's). `other_data` is its reference where it is not the data set of
+    Clean, FGSM and PGD-50 accuracy are measured anew with the rounded weights (`reference_accuracies`), on the first
+    test `images` of `data` at `eps` (None: the data set's). `other_data` is its reference where it is not the data set of
     the checkpoint; the metrics then name it. The file is written when that is done.
     """
     path = check_target(out, checkpoint.reference)
     rounded = {key: tensor.to(checkpoint.state[key].dtype) for key, tensor in halved(checkpoint.state).items()}
-    metrics = headline(replace(checkpoint, state=rounded).net(), data, compute, eps, images)
+    metrics = reference_accuracies(replace(checkpoint, state=rounded).net(), data, compute, eps, images)
     if other_data not in ("", checkpoint.about.data):
         metrics["data"] = other_data
     save_checkpoint(path, rounded, replace(checkpoint.about, metrics=metrics), half=True)

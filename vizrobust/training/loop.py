@@ -19,7 +19,7 @@ from vizrobust.data import DataSet, first, kept
 from vizrobust.intervals import share
 from vizrobust.models import Normalized, architecture, borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness import evaluate, gather
+from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.data_parallel import own_part
@@ -43,13 +43,13 @@ def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compu
     gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
     """
     split, compute = first(data.val, images), compute.in_fp32()
-    found = [gather(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.eps)]
+    found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
     if len(found) > 1:
         row["val_robust_each"] = [share(one) for one in robust]
     if isinstance(attack, FGSM | ISM | PGD):
-        row["val_attack"] = share(gather(attack, list(evaluate(net, attack, split, compute))).robust)
+        row["val_attack"] = share(merge_results(attack, list(evaluate(net, attack, split, compute))).robust)
     return row
 
 

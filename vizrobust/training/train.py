@@ -19,9 +19,9 @@ from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
-from vizrobust.robustness import headline
-from vizrobust.robustness.evaluation_runs import HEADLINE_IMAGES as TESTED_IMAGES
-from vizrobust.robustness.evaluation_runs import HEADLINE_STEPS as TESTED_STEPS
+from vizrobust.robustness import reference_accuracies
+from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES as TESTED_IMAGES
+from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
 from vizrobust.runs import Run, Taken, read_run, sole_writer, write_atomic, write_rows
 from vizrobust.spec import unknown
 from vizrobust.training.loop import Progress, Trainer
@@ -199,7 +199,7 @@ def _description(trainer: Trainer) -> Description:
 
 def _measured(trainer: Trainer) -> dict[str, Any]:
     """Accuracies on the first 1,000 test images: clean, under one step, and under PGD-50 (``robust``)."""
-    return headline(trainer.outcome(), trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
+    return reference_accuracies(trainer.outcome(), trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
 
 
 def cells(

@@ -1,9 +1,9 @@
 """Masked gradients: checks that look for them, and a verdict on whether a robust accuracy can be believed."""
 
 from vizrobust.robustness.masking.accuracy_checks import DECIDING
-from vizrobust.robustness.masking.attacks import Context
-from vizrobust.robustness.masking.check import Check, Effort, Subject
-from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, judged
+from vizrobust.robustness.masking.attacks import MaskingAttacks
+from vizrobust.robustness.masking.check import AttackBudget, Check, NetworkUnderTest
+from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, diagnosis_of
 from vizrobust.robustness.masking.verdict import (
     GAP,
     HIDDEN,
@@ -14,10 +14,10 @@ from vizrobust.robustness.masking.verdict import (
     UNDECIDED,
     Criterion,
     Verdict,
-    conclude,
     hiding,
     overfitting,
     unbounded,
+    verdict_of,
 )
 
 __all__ = [
@@ -30,17 +30,17 @@ __all__ = [
     "OVERFITTED",
     "SOUND",
     "UNDECIDED",
+    "AttackBudget",
     "Check",
-    "Context",
     "Criterion",
     "Diagnosis",
-    "Effort",
-    "Subject",
+    "MaskingAttacks",
+    "NetworkUnderTest",
     "Verdict",
-    "conclude",
     "diagnose",
+    "diagnosis_of",
     "hiding",
-    "judged",
     "overfitting",
     "unbounded",
+    "verdict_of",
 ]

@@ -16,10 +16,10 @@ from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
 from vizrobust.models import borrowed
 from vizrobust.rng import Streams
-from vizrobust.robustness.accuracy import CLEAN, Part, gather
+from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.robustness.first_order import FirstOrder, first_order, input_gradient
-from vizrobust.robustness.masking.check import Effort, Subject
+from vizrobust.robustness.masking.check import AttackBudget, NetworkUnderTest
 
 
 def in_ball(attack: Attack, ball: Ball) -> Attack:
@@ -49,10 +49,10 @@ def whole_range(ball: Ball, images: Split) -> Ball:
 
 
 # Evaluates an attack on the network's images, those at the places given or all, e.g. in a run folder.
-Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[Part]]
+Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[PartialResult]]
 
 
-class Context:
+class MaskingAttacks:
     """The attacks on one subject, each run when it is first asked for, and its probes.
 
     A verdict tensor (n,) bool says who survives. Attacks other than PGD with cross entropy meet only what that left
@@ -60,10 +60,10 @@ class Context:
     """
 
     def __init__(
-        self, subject: Subject, compute: Compute, effort: Effort | None = None, seed: int = 0, batch_size: int = BATCH_SIZE,
-        report: Callable[[str], None] = lambda _text: None, evaluate: Evaluate | None = None,
+        self, subject: NetworkUnderTest, compute: Compute, effort: AttackBudget | None = None, seed: int = 0,
+        batch_size: int = BATCH_SIZE, report: Callable[[str], None] = lambda _text: None, evaluate: Evaluate | None = None,
     ) -> None:  # fmt: skip
-        self.subject, self.compute, self.effort, self.seed, self.report = subject, compute, effort or Effort(), seed, report
+        self.subject, self.compute, self.effort, self.seed, self.report = subject, compute, effort or AttackBudget(), seed, report
         self.batch_size, self.evaluate = batch_size, evaluate or self._evaluate
         self.n = len(subject.images)
         if not self.n:
@@ -95,15 +95,15 @@ class Context:
             return int(self.net(self.compute.images(self.subject.images.take(torch.arange(1)))).shape[1])
 
     @cached_property
-    def _unchanged(self) -> list[Part]:
+    def _unchanged(self) -> list[PartialResult]:
         """The verdicts on the unchanged images, the first that every evaluation gives."""
         nothing = PGD(steps=0, ball=self.ball, random_start=False)
-        return [part for part in self._run(nothing, None) if part.walk == CLEAN]
+        return [part for part in self._run(nothing, None) if part.run == CLEAN]
 
     @cached_property
     def clean(self) -> Tensor:
         """(n,) bool: right unchanged. ``ValueError`` where nothing is: there is nothing to attack then."""
-        right = gather(PGD(ball=self.ball), self._unchanged).clean
+        right = merge_results(PGD(ball=self.ball), self._unchanged).clean
         if not right.any():
             raise ValueError(f"the network classifies none of {self.n} images correctly; is this its data set (--data)?")
         return right
@@ -112,27 +112,27 @@ class Context:
     def ball(self) -> Ball:
         return self.subject.ball
 
-    def survivors(self, attack: Attack, only: Tensor | None = None) -> Tensor:
-        """(n,) bool: right unchanged and not broken; images outside `only` (n,) bool are not attacked and survive."""
+    def survivors(self, attack: Attack, indices: Tensor | None = None) -> Tensor:
+        """(n,) bool: right unchanged and not broken; images outside `indices` (n,) bool are not attacked and survive."""
         if attack not in self.broken:
-            places = (self.clean if only is None else self.clean & only).nonzero()[:, 0].tolist()
+            places = (self.clean if indices is None else self.clean & indices).nonzero()[:, 0].tolist()
             parts = list(self._run(attack, places)) if places else []
-            self.broken[attack] = self.clean & ~gather(attack, [*self._unchanged, *parts]).robust
+            self.broken[attack] = self.clean & ~merge_results(attack, [*self._unchanged, *parts]).robust
         return self.clean & ~self.broken[attack]
 
-    def _run(self, attack: Attack, only: Sequence[int] | None) -> Iterator[Part]:
+    def _run(self, attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
         """The parts of an evaluation, reported as they come."""
-        total = self.n if only is None else len(only)
+        total = self.n if indices is None else len(indices)
         met: dict[str, int] = {}
-        for part in self.evaluate(attack, only):
-            met[part.walk] = met.get(part.walk, 0) + len(part.images)
-            self.report(f"{attack}: {part.walk}, {met[part.walk]} of {total} images")
+        for part in self.evaluate(attack, indices):
+            met[part.run] = met.get(part.run, 0) + len(part.indices)
+            self.report(f"{attack}: {part.run}, {met[part.run]} of {total} images")
             yield part
 
-    def _evaluate(self, attack: Attack, only: Sequence[int] | None) -> Iterator[Part]:
-        known = () if only is None else self._unchanged
+    def _evaluate(self, attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
+        known = () if indices is None else self._unchanged
         images = self.subject.images
-        return evaluate(self.net, attack, images, self.compute, self.seed, self.batch_size, only=only, known=known)
+        return evaluate(self.net, attack, images, self.compute, self.seed, self.batch_size, indices=indices, known=known)
 
     # The attacks, by the part they play.
 
@@ -209,7 +209,7 @@ class Context:
         for verdicts in others:
             if verdicts is not None:
                 claimed |= self.by_gradients & ~verdicts
-        attack = replace(self.pgd, restarts=max(self.effort.retries, self.effort.restarts))
+        attack = replace(self.pgd, restarts=max(self.effort.confirm_restarts, self.effort.restarts))
         return self.by_gradients & (self.survivors(attack, claimed) if attack != self.pgd else self.by_gradients)
 
     @cached_property

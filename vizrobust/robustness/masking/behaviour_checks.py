@@ -13,8 +13,8 @@ from vizrobust.attacks.losses import LOSSES, margin
 from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import borrowed
 from vizrobust.rng import seeded
-from vizrobust.robustness.masking.attacks import Context
-from vizrobust.robustness.masking.check import Check, held, not_run
+from vizrobust.robustness.masking.attacks import MaskingAttacks
+from vizrobust.robustness.masking.check import Check, skipped, threshold_check
 
 # The indicators are signs of single images; a network shows one where more than a tenth of its images do (our choice,
 # after the tenth of I2).
@@ -27,20 +27,20 @@ CHANGE = 0.1
 LAST, STILL_RISING = 10, 0.05
 
 
-def unavailable_gradients(context: Context) -> Check:
+def unavailable_gradients(context: MaskingAttacks) -> Check:
     """I1, and AutoAttack's zero gradient at the start: no gradient, or one of zeros, at unchanged images."""
     name, advice = "no gradient at the start", "replace what cannot be differentiated for the attack (BPDA, Athalye et al. 2018)"
     if context.gradient_error is not None:
         told = f"autograd refuses: {context.gradient_error}"
-        return held(name, 1.0, 0, told, advice, counts={"images": len(context.probes), "without": len(context.probes)})
+        return threshold_check(name, 1.0, 0, told, advice, counts={"images": len(context.probes), "without": len(context.probes)})
     without = {loss: int((_gradient(context, loss).flatten(1).abs().amax(1) == 0).sum()) for loss in ("margin", "ce")}
     n = len(context.probes)
     evidence = f"{without['margin']} of {n} images have no gradient at all ({without['ce']} under cross entropy)"
     counts = {"images": n, "without": without["margin"], "without under cross entropy": without["ce"]}
-    return held(name, without["margin"] / n, 0, evidence, advice, counts=counts)
+    return threshold_check(name, without["margin"] / n, 0, evidence, advice, counts=counts)
 
 
-def unstable_predictions(context: Context) -> Check:
+def unstable_predictions(context: MaskingAttacks) -> Check:
     """I2: small noise changes the loss a lot, so a gradient tells little about the neighbourhood."""
     x, y = context.probe_images
     streams = context.streams("unstable predictions")
@@ -54,10 +54,10 @@ def unstable_predictions(context: Context) -> Check:
     value = float((changes / NOISY_POINTS).mean())
     evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
     advice = "smooth the loss: attack its mean over noise (EoT), and look at the loss along the attack's path"
-    return held("unstable predictions", value, CHANGE, evidence, advice, counts={"images": len(x)})
+    return threshold_check("unstable predictions", value, CHANGE, evidence, advice, counts={"images": len(x)})
 
 
-def silent_success(context: Context) -> Check:
+def silent_success(context: MaskingAttacks) -> Check:
     """I3: an iterate was wrong and the last one is not, so an attack that returns its last point reports a failure."""
     correct = _correct(context)
     silent = int((~correct[1:].all(0) & correct[-1]).sum())
@@ -66,16 +66,16 @@ def silent_success(context: Context) -> Check:
     )
     advice = "count an image as broken at any iterate, as vizrobust does; other tools' numbers on this network will be too high"
     counts = {"images": correct.shape[1], "silent": silent}
-    return held("silent success", silent / correct.shape[1], OF_IMAGES, evidence, advice, counts=counts)
+    return threshold_check("silent success", silent / correct.shape[1], OF_IMAGES, evidence, advice, counts=counts)
 
 
-def incomplete_optimisation(context: Context) -> Check:
+def incomplete_optimisation(context: MaskingAttacks) -> Check:
     """I4: the loss still rises in the last steps on images that were not broken: more steps would find more."""
     name, loss, alive = "stopped too early", context.trajectory.loss, _correct(context).all(0)
     assert loss is not None
     n, steps = int(alive.sum()), len(loss) - 1
     if not n:
-        return not_run(name, f"all {len(alive)} images are broken, so nothing was left to climb")
+        return skipped(name, f"all {len(alive)} images are broken, so nothing was left to climb")
     best = loss[:, alive].double().cummax(0).values
     last = min(LAST, steps // 5)
     whole = best[-1] - loss[:, alive].double().amin(0)
@@ -84,24 +84,26 @@ def incomplete_optimisation(context: Context) -> Check:
         f"on {rising} of {n} unbroken images the last {last} of {steps} steps brought over {100 * STILL_RISING:.0f} % of the rise"
     )
     advice = f"use more steps than {steps}, or APGD, until the accuracy stops falling"
-    return held(name, rising / n, OF_IMAGES, evidence, advice, counts={"images": n, "still rising": rising})
+    return threshold_check(name, rising / n, OF_IMAGES, evidence, advice, counts={"images": n, "still rising": rising})
 
 
-def judged_is_differentiated(context: Context) -> Check:
+def judged_is_differentiated(context: MaskingAttacks) -> Check:
     """I5: the network answers otherwise when it is differentiated, so the attack was on another network."""
     (x, y), adv = context.probe_images, context.trajectory.best
     assert adv is not None
     with borrowed(context.net), context.compute.autocast():
         with torch.no_grad():
-            judged = context.net(adv).argmax(1)
+            diagnosis_of = context.net(adv).argmax(1)
         differentiated = context.net(adv.detach().requires_grad_()).detach().argmax(1)
-    other = int((judged != differentiated).sum())
+    other = int((diagnosis_of != differentiated).sum())
     evidence = f"{other} of {len(y)} adversarial images get another class when gradients are asked for"
     advice = "attack the network that is used: the same forward pass with and without gradients"
-    return held("attacked another network", other / len(x), 0, evidence, advice, counts={"images": len(x), "other": other})
+    return threshold_check(
+        "attacked another network", other / len(x), 0, evidence, advice, counts={"images": len(x), "other": other}
+    )
 
 
-FAILURES: dict[str, Callable[[Context], Check]] = {
+ATTACK_RUN_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
     check.__name__: check
     for check in (
         unavailable_gradients, unstable_predictions, silent_success, incomplete_optimisation, judged_is_differentiated,
@@ -109,14 +111,14 @@ FAILURES: dict[str, Callable[[Context], Check]] = {
 }  # fmt: skip
 
 
-def _gradient(context: Context, loss: str) -> Tensor:
+def _gradient(context: MaskingAttacks, loss: str) -> Tensor:
     x, y = context.probe_images
     with borrowed(context.net), context.compute.autocast():
         point = x.detach().requires_grad_()
         return torch.autograd.grad(LOSSES[loss](context.net(point), y).sum(), point)[0]
 
 
-def _correct(context: Context) -> Tensor:
+def _correct(context: MaskingAttacks) -> Tensor:
     """(steps + 1, p) bool: the verdicts along PGD's path."""
     assert context.trajectory.correct is not None
     return context.trajectory.correct
@@ -132,21 +134,21 @@ MATES = 1e-3
 SUMS_TO_ONE, MOST = 1e-2, 0.5
 
 
-def square_beats_all_gradients(context: Context) -> Check:
+def square_beats_all_gradients(context: MaskingAttacks) -> Check:
     """Square breaks images that no gradient attack does, neither PGD on either loss nor APGD."""
     name = "Square beats all gradients"
     if context.by_square is None:
-        return not_run(name, f"Square has no windows for the {type(context.ball).__name__} ball")
+        return skipped(name, f"Square has no windows for the {type(context.ball).__name__} ball")
     gradients = context.by_gradients & context.by_margin & context.by_apgd
     test = mcnemar(gradients, gradients & context.by_square, confidence=2 * CONFIDENCE - 1)
     bounds = f"{100 * max(0.0, test.ci_low):.1f} to {100 * test.ci_high:.1f}"
     evidence = f"of {test.n} images it breaks {test.only_a} that PGD on two losses and APGD do not ({bounds})"
     advice = "the gradients are not to be trusted to the last point: quote an ensemble with Square in it (--attack standard)"
     counts = {"images": test.n, "newly broken": test.only_a}
-    return held(name, test.difference, SQUARE, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
+    return threshold_check(name, test.difference, SQUARE, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
 
 
-def randomised(context: Context) -> Check:
+def randomised(context: MaskingAttacks) -> Check:
     """The same images get other logits each time."""
     x = context.probe_images[0]
     with borrowed(context.net), context.compute.autocast(), torch.no_grad(), seeded(context.seed, context.compute.device):
@@ -158,10 +160,10 @@ def randomised(context: Context) -> Check:
     )
     advice = "switch the randomness off or attack its expectation: --attack 'EoT(attack=PGD(), samples=20)'"
     counts = {"images": len(x), "other class": classes}
-    return held("randomised", float(moved.max()), DIFFERENT, evidence, advice, counts=counts, unit="number")
+    return threshold_check("randomised", float(moved.max()), DIFFERENT, evidence, advice, counts=counts, unit="number")
 
 
-def softmax_output(context: Context) -> Check:
+def softmax_output(context: MaskingAttacks) -> Check:
     """The network returns probabilities in place of logits, on which cross entropy takes a second softmax."""
     x = context.probe_images[0]
     with borrowed(context.net), context.compute.autocast(), torch.no_grad():
@@ -170,10 +172,12 @@ def softmax_output(context: Context) -> Check:
     evidence = f"the outputs of {int(like.sum())} of {len(x)} images are not negative and sum to 1"
     advice = "leave the softmax out of the network: attacks need its logits"
     value = float(like.double().mean())
-    return held("softmax output", value, MOST, evidence, advice, counts={"images": len(x), "probabilities": int(like.sum())})
+    return threshold_check(
+        "softmax output", value, MOST, evidence, advice, counts={"images": len(x), "probabilities": int(like.sum())}
+    )
 
 
-def optimisation_in_forward(context: Context) -> Check:
+def optimisation_in_forward(context: MaskingAttacks) -> Check:
     """The forward pass takes gradients of its own (it purifies, or adapts at test time)."""
     recorded: list[Tensor] = []
     x = context.probe_images[0][:1]
@@ -194,10 +198,10 @@ def optimisation_in_forward(context: Context) -> Check:
     evidence = f"{kept} when nobody outside the network asks for one"
     advice = "gradients through an inner optimisation mislead: attack the whole loop, or without gradients (Square), adaptively"
     counts = {"tensors": len(recorded)}
-    return held("inner optimisation", len(recorded), 0, evidence, advice, counts=counts, unit="number")
+    return threshold_check("inner optimisation", len(recorded), 0, evidence, advice, counts=counts, unit="number")
 
 
-def batch_norm_mode(context: Context) -> Check:
+def batch_norm_mode(context: MaskingAttacks) -> Check:
     """An image's logits depend on its mates, or the network was handed over in training mode."""
     name, kinds = "statistics of the batch", (_BatchNorm, nn.modules.dropout._DropoutNd)
     training = [type(module).__name__ for module in context.net.modules() if isinstance(module, kinds) and module.training]
@@ -208,17 +212,17 @@ def batch_norm_mode(context: Context) -> Check:
         again = context.net(x[:1].expand_as(x))
     moved = float((alone[0] - among[0]).abs().max())
     if not training and not torch.equal(alone, again):
-        return not_run(name, "the network is random, so it cannot be told whose mates moved it")
+        return skipped(name, "the network is random, so it cannot be told whose mates moved it")
     evidence = f"an image's logits move by {moved:.2g} with its mates"
     if training:
         evidence += f"; handed over in training mode: {', '.join(dict.fromkeys(training))} (attacked in evaluation mode)"
     advice = "call net.eval() and use running statistics: an attack on a batch attacks its statistics, not an image"
-    value, limit = (float(len(training)), 0) if training else (moved, MATES)
+    value, threshold = (float(len(training)), 0) if training else (moved, MATES)
     counts = {"images": len(x), "layers in training mode": len(training)}
-    return held(name, value, limit, evidence, advice, counts=counts, unit="number")
+    return threshold_check(name, value, threshold, evidence, advice, counts=counts, unit="number")
 
 
-FLAGS: dict[str, Callable[[Context], Check]] = {
+NETWORK_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
     check.__name__: check
     for check in (square_beats_all_gradients, randomised, softmax_output, optimisation_in_forward, batch_norm_mode)
 }

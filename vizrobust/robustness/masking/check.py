@@ -14,29 +14,29 @@ from vizrobust.spec import spec
 
 @spec
 @dataclass(frozen=True)
-class Effort:
+class AttackBudget:
     """How hard the attacks try: PGD's `steps` and `restarts`, the `queries` of Square, the `draws` of noise.
 
-    What another attack breaks meets PGD again, with `retries` restarts, before it counts as hidden from gradients:
+    What another attack breaks meets PGD again, with `confirm_restarts` restarts, before it counts as hidden from gradients:
     another round of any attack finds a few images more. Ten are those of PGD-50-10 (Wong et al. 2020).
     `probes` images, those that are classified correctly first, serve the checks that look at gradients and losses.
     """
 
     steps: int = 50
     restarts: int = 3
-    retries: int = 10
+    confirm_restarts: int = 10
     queries: int = 1000
     draws: int = 100
     probes: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "retries", "draws", "probes"):
+        for name in ("steps", "restarts", "confirm_restarts", "draws", "probes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Effort: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"AttackBudget: {name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
-class Subject:
+class NetworkUnderTest:
     """A network under diagnosis and what is known of it.
 
     `ball` holds the evaluation eps. `trained` are the attacks that it was trained against: none for standard
@@ -60,7 +60,7 @@ Unit = Literal["share", "points", "number"]
 class Check:
     """One sign of masked gradients, looked for in one network.
 
-    It is `tripped` where `value` is on the wrong side of `threshold` (above it unless `trips` is ``"below"``); None
+    It is `flagged` where `value` is on the wrong side of `threshold` (above it unless `flagged_if` is ``"below"``); None
     where it could not be run, which `evidence` then explains. `counts` are whole numbers of images behind the value,
     `advice` says what to do about it, and is empty unless it tripped or was not run.
     """
@@ -68,20 +68,22 @@ class Check:
     name: str
     value: float | None
     threshold: float | None
-    tripped: bool | None
+    flagged: bool | None
     counts: dict[str, int] = field(default_factory=dict)
     evidence: str = ""
     advice: str = ""
     unit: Unit = "share"
-    trips: Literal["above", "below"] = "above"
+    flagged_if: Literal["above", "below"] = "above"
 
     def row(self) -> dict[str, Any]:
         """The fields of a check in JSON."""
-        names = ("name", "value", "threshold", "tripped", "counts", "evidence", "advice")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "name": self.name, "value": self.value, "threshold": self.threshold, "tripped": self.flagged,
+            "counts": self.counts, "evidence": self.evidence, "advice": self.advice,
+        }  # fmt: skip
 
 
-def held(
+def threshold_check(
     name: str,
     value: float,
     threshold: float,
@@ -90,19 +92,21 @@ def held(
     *,
     counts: dict[str, int] | None = None,
     unit: Unit = "share",
-    trips: Literal["above", "below"] = "above",
+    flagged_if: Literal["above", "below"] = "above",
     bound: float | None = None,
 ) -> Check:
     """A value held against its threshold; where a confidence `bound` is given, that decides in the value's place.
 
-    >>> held("gap", 0.2, 0.15, "20 images of 100", "attack harder", bound=0.13).tripped
+    >>> threshold_check("gap", 0.2, 0.15, "20 images of 100", "attack harder", bound=0.13).flagged
     False
     """
     decisive = value if bound is None else bound
-    tripped = decisive > threshold if trips == "above" else decisive < threshold
-    return Check(name, float(value), threshold, bool(tripped), counts or {}, evidence, advice if tripped else "", unit, trips)
+    flagged = decisive > threshold if flagged_if == "above" else decisive < threshold
+    return Check(
+        name, float(value), threshold, bool(flagged), counts or {}, evidence, advice if flagged else "", unit, flagged_if
+    )
 
 
-def not_run(name: str, why: str, advice: str = "") -> Check:
+def skipped(name: str, why: str, advice: str = "") -> Check:
     """A check that has nothing to say here."""
     return Check(name, None, None, None, {}, why, advice)

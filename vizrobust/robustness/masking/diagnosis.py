@@ -8,15 +8,21 @@ from typing import Any
 
 from vizrobust.attacks import radius
 from vizrobust.rng import seeded
-from vizrobust.robustness.masking.accuracy_checks import DECIDING, SYMPTOMS, criteria
-from vizrobust.robustness.masking.attacks import Context
-from vizrobust.robustness.masking.behaviour_checks import FAILURES, FLAGS
+from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, criteria
+from vizrobust.robustness.masking.attacks import MaskingAttacks
+from vizrobust.robustness.masking.behaviour_checks import ATTACK_RUN_CHECKS, NETWORK_CHECKS
 from vizrobust.robustness.masking.check import Check
-from vizrobust.robustness.masking.gradient_checks import SLOPES
-from vizrobust.robustness.masking.verdict import Verdict, conclude
+from vizrobust.robustness.masking.gradient_checks import GRADIENT_CHECKS
+from vizrobust.robustness.masking.verdict import Verdict, verdict_of
 
 # The first ones decide the verdict; the rest is evidence.
-CHECKS: dict[str, Callable[[Context], Check]] = {**DECIDING, **SYMPTOMS, **FAILURES, **FLAGS, **SLOPES}
+CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
+    **DECIDING,
+    **ACCURACY_CHECKS,
+    **ATTACK_RUN_CHECKS,
+    **NETWORK_CHECKS,
+    **GRADIENT_CHECKS,
+}
 
 # Signs that make the numbers themselves doubtful, whatever the verdict.
 WARNINGS = {
@@ -45,8 +51,8 @@ class Diagnosis:
         }
 
 
-def diagnose(context: Context, checks: Mapping[str, Callable[[Context], Check]] = CHECKS) -> Iterator[Check]:
-    """Run the checks one after the other; attacks are shared among them and with `judged`.
+def diagnose(context: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS) -> Iterator[Check]:
+    """Run the checks one after the other; attacks are shared among them and with `diagnosis_of`.
 
     Raises ``ValueError`` where the network classifies no image correctly.
     """
@@ -56,21 +62,21 @@ def diagnose(context: Context, checks: Mapping[str, Callable[[Context], Check]] 
             yield check(context)
 
 
-def judged(context: Context, checks: tuple[Check, ...] = ()) -> Diagnosis:
+def diagnosis_of(context: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Diagnosis:
     """The verdict, with the checks that were done."""
     with seeded(context.seed, context.compute.device):
-        verdict = conclude(list(criteria(context)), context.by_everything, _caveat(context, checks))
+        verdict = verdict_of(list(criteria(context)), context.by_everything, _caveat(context, checks))
     return Diagnosis(verdict, radius(context.ball), checks)
 
 
-def _caveat(context: Context, checks: tuple[Check, ...]) -> str:
+def _caveat(context: MaskingAttacks, checks: tuple[Check, ...]) -> str:
     """What a reader of the one sentence must know besides."""
-    tripped = [check.name for check in checks if check.tripped]
-    told = [sentence for name, sentence in WARNINGS.items() if name in tripped]
+    flagged = [check.name for check in checks if check.flagged]
+    told = [sentence for name, sentence in WARNINGS.items() if name in flagged]
     if context.subject.trained == ():
         told.append("it was not adversarially trained")
     deciding = [check.name for check in checks[: len(DECIDING)]]
-    signs = [name for name in tripped if name not in deciding]
+    signs = [name for name in flagged if name not in deciding]
     if signs:
         told.append(f"signs to look at: {', '.join(signs)}")
     return "; ".join(told)

@@ -11,9 +11,9 @@ from torch import Tensor
 from vizrobust.attacks import radius
 from vizrobust.attacks.losses import margin
 from vizrobust.models import borrowed
-from vizrobust.robustness.first_order import HIDDEN_BEYOND, SHORT_BELOW, input_gradient
-from vizrobust.robustness.masking.attacks import Context
-from vizrobust.robustness.masking.check import Check, held, not_run
+from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
+from vizrobust.robustness.masking.attacks import MaskingAttacks
+from vizrobust.robustness.masking.check import Check, skipped, threshold_check
 
 # A network shows a sign where more than a tenth of its images, or of an image's pixels, do (our choice).
 OF_IMAGES = OF_PIXELS = 0.1
@@ -27,7 +27,7 @@ BENT = 0.5
 WRONG_WITH_GRADIENTS = "the network is wrong everywhere when gradients are asked for"
 
 
-def zero_gradient_coordinates(context: Context) -> Check:
+def zero_gradient_coordinates(context: MaskingAttacks) -> Check:
     """Pixels without a gradient that have one once the image is moved inside [0, 1]: a clamp in the forward pass.
 
     The shares of all zero coordinates, split by saturated and other pixels, are in the evidence.
@@ -49,10 +49,10 @@ def zero_gradient_coordinates(context: Context) -> Check:
     )
     counts = {"pixels": int(saturated.sum()), "without a gradient": int((zero & saturated).sum()), "lost": int(lost.sum())}
     advice = "clip outside the differentiated path, or pass the gradient through the clamp unchanged"
-    return held("black and white frozen", value, OF_PIXELS, evidence, advice, counts=counts)
+    return threshold_check("black and white frozen", value, OF_PIXELS, evidence, advice, counts=counts)
 
 
-def cross_entropy_underflow(context: Context) -> Check:
+def cross_entropy_underflow(context: MaskingAttacks) -> Check:
     """Plain cross entropy has no gradient at all, as the network is surer than its digits can say."""
     x, y = context.probe_images
     with borrowed(context.net), context.compute.autocast():
@@ -65,10 +65,10 @@ def cross_entropy_underflow(context: Context) -> Check:
     evidence = f"{under} of {len(x)} images have no slope in plain cross entropy; the label leads by {sure:.3g} in the median"
     advice = "other tools' attacks on cross entropy stop here; divide the logits, or use the margin or DLR loss"
     counts = {"images": len(x), "without a slope": under}
-    return held("cross entropy underflows", under / len(x), 0, evidence, advice, counts=counts)
+    return threshold_check("cross entropy underflows", under / len(x), 0, evidence, advice, counts=counts)
 
 
-def gradient_cosine(context: Context) -> Check:
+def gradient_cosine(context: MaskingAttacks) -> Check:
     """Gradients at the image and at a random point of the ball point in different directions."""
     name = "gradients turn in the ball"
     x, _ = context.probe_images
@@ -76,16 +76,16 @@ def gradient_cosine(context: Context) -> Check:
     here, there = (_gradient(context, points).double().flatten(1) for points in (x, near))
     some = here.any(1) & there.any(1)
     if not bool(some.any()):
-        return not_run(name, "there are no gradients to compare")
+        return skipped(name, "there are no gradients to compare")
     cosines = F.cosine_similarity(here[some], there[some])
     value = float(cosines.mean())
     evidence = f"mean cosine of the gradients at an image and at a random point of its ball: {value:.2f}"
     advice = "the sign of catastrophic overfitting: train with more steps or GradAlign; attack with many steps and restarts"
     counts = {"images": len(cosines), "below": int((cosines < COSINE).sum())}
-    return held(name, value, COSINE, evidence, advice, counts=counts, unit="number", trips="below")
+    return threshold_check(name, value, COSINE, evidence, advice, counts=counts, unit="number", flagged_if="below")
 
 
-def local_linearity(context: Context) -> Check:
+def local_linearity(context: MaskingAttacks) -> Check:
     """One step of eps along the gradient changes the loss quite otherwise than the gradient says."""
     x, y = context.probe_images
     gradient, before = _gradient(context, x), _margin(context, x, y)
@@ -97,33 +97,33 @@ def local_linearity(context: Context) -> Check:
     evidence = f"at the end of one step the margin is off by {100 * value:.0f} % of what was promised and done, in the median"
     advice = "one-step attacks say nothing here: use many small steps"
     counts = {"images": len(x), "above": int((errors > BENT).sum())}
-    return held("bent along one step", value, BENT, evidence, advice, counts=counts, unit="number")
+    return threshold_check("bent along one step", value, BENT, evidence, advice, counts=counts, unit="number")
 
 
-def promised_too_little(context: Context) -> Check:
+def promised_too_little(context: MaskingAttacks) -> Check:
     """PGD lowers the margin by far more than the gradient at the image promises: it is hidden there."""
     name, found = "gradient promises too little", context.first_order
     if found is None:
-        return not_run(name, WRONG_WITH_GRADIENTS)
-    hidden = int(found.hidden.sum())
-    evidence = f"on {hidden} of {len(found)} images PGD's drop is over {HIDDEN_BEYOND:g} times what the gradient promises"
+        return skipped(name, WRONG_WITH_GRADIENTS)
+    hidden = int(found.gradient_underestimates.sum())
+    evidence = f"on {hidden} of {len(found)} images PGD's drop is over {UNDERESTIMATED_BEYOND:g} times what the gradient promises"
     advice = "start attacks at random points of the ball, and use attacks without gradients beside them"
     counts = {"images": len(found), "hidden": hidden}
-    return held(name, hidden / len(found), OF_IMAGES, evidence, advice, counts=counts)
+    return threshold_check(name, hidden / len(found), OF_IMAGES, evidence, advice, counts=counts)
 
 
-def fell_short(context: Context) -> Check:
+def fell_short(context: MaskingAttacks) -> Check:
     """FGSM gets less than half of what the gradient promises though PGD gets it: overfitted to one step."""
     name, found = "one step falls short", context.first_order
     if found is None:
-        return not_run(name, WRONG_WITH_GRADIENTS)
-    short = int(found.short.sum())
-    evidence = f"on {short} of {len(found)} images FGSM's drop is under {SHORT_BELOW:g} times its promise, PGD's is not"
+        return skipped(name, WRONG_WITH_GRADIENTS)
+    short = int(found.fgsm_falls_short.sum())
+    evidence = f"on {short} of {len(found)} images FGSM's drop is under {FALLS_SHORT_BELOW:g} times its promise, PGD's is not"
     advice = "the network bends away just where one-step training looks: judge it by many steps only"
-    return held(name, short / len(found), OF_IMAGES, evidence, advice, counts={"images": len(found), "short": short})
+    return threshold_check(name, short / len(found), OF_IMAGES, evidence, advice, counts={"images": len(found), "short": short})
 
 
-SLOPES: dict[str, Callable[[Context], Check]] = {
+GRADIENT_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
     check.__name__: check
     for check in (
         zero_gradient_coordinates, cross_entropy_underflow, gradient_cosine, local_linearity, promised_too_little, fell_short,
@@ -131,13 +131,13 @@ SLOPES: dict[str, Callable[[Context], Check]] = {
 }  # fmt: skip
 
 
-def _gradient(context: Context, x: Tensor) -> Tensor:
+def _gradient(context: MaskingAttacks, x: Tensor) -> Tensor:
     """Of the margin, at points (p, C, H, W) that belong to the probes."""
     with context.compute.autocast():
         return input_gradient(context.net, x, context.probe_images[1], "margin")[2]
 
 
-def _margin(context: Context, x: Tensor, y: Tensor) -> Tensor:
+def _margin(context: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
     with borrowed(context.net), context.compute.autocast(), torch.no_grad():
         return margin(context.net(x), y).double()
 

@@ -31,7 +31,7 @@ NEAR_ZERO = 0.05
 
 @dataclass(frozen=True)
 class Criterion:
-    """A difference of accuracies on n images that makes a network masked where it is certainly above `limit`.
+    """A difference of accuracies on n images that makes a network masked where it is certainly above `threshold`.
 
     `low` and `high` are its one-sided 95 % bounds; `images` says how many images would tell on which side of the
     limit it lies (n where they do already; None where no number is in sight).
@@ -39,7 +39,7 @@ class Criterion:
 
     verdict: str
     value: float
-    limit: float
+    threshold: float
     low: float
     high: float
     n: int
@@ -50,14 +50,14 @@ class Criterion:
 
     @property
     def side(self) -> Literal["above", "below", "open"]:
-        if self.low > self.limit:
+        if self.low > self.threshold:
             return "above"
-        return "below" if self.high < self.limit else "open"
+        return "below" if self.high < self.threshold else "open"
 
     def __str__(self) -> str:
         """Such as: what random noise breaks and PGD does not is 1.0 points (0.0 to 2.2; limit 2)."""
         low, high = (f"{100 * bound:.1f}" for bound in (max(self.low, 0), self.high))
-        return f"{self.what} is {100 * self.value:.1f} points ({low} to {high}; limit {100 * self.limit:g})"
+        return f"{self.what} is {100 * self.value:.1f} points ({low} to {high}; limit {100 * self.threshold:g})"
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def underflow(under_plain_loss: Tensor, under_gradients: Tensor) -> Criterion:
 
 def unbounded(left: Tensor, classes: int) -> Criterion:
     """The share (n,) bool that an attack leaves which may change every pixel at will, against guessing."""
-    n, value, limit = len(left), share(left), 1 / classes
+    n, value, threshold = len(left), share(left), 1 / classes
     low, high = wilson(int(left.sum()), n, 2 * CONFIDENCE - 1)
-    criterion = Criterion(HIDDEN, value, limit, low, high, n, n)
-    return criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, limit, n))
+    criterion = Criterion(HIDDEN, value, threshold, low, high, n, n)
+    return criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, threshold, n))
 
 
-def conclude(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") -> Verdict:
+def verdict_of(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") -> Verdict:
     """One verdict from all criteria and from who survives everything (n,) bool: above one limit is masked.
 
     Sound takes every criterion to be certainly below its limit; anything else is undecided. `caveat` is appended.
@@ -143,16 +143,16 @@ def _with(sentence: str, caveat: str) -> str:
     return f"{sentence}. {caveat[0].upper()}{caveat[1:]}." if caveat else f"{sentence}."
 
 
-def _paired(verdict: str, a: Tensor, b: Tensor, limit: float) -> Criterion:
+def _paired(verdict: str, a: Tensor, b: Tensor, threshold: float) -> Criterion:
     # The ends of a two-sided 90 % interval are one-sided 95 % bounds.
     test = mcnemar(a, b, confidence=2 * CONFIDENCE - 1)
-    return Criterion(verdict, test.difference, limit, test.ci_low, test.ci_high, test.n, needed(a, b, limit))
+    return Criterion(verdict, test.difference, threshold, test.ci_low, test.ci_high, test.n, needed(a, b, threshold))
 
 
-def _images_for_share(value: float, limit: float, n: int) -> int | None:
+def _images_for_share(value: float, threshold: float, n: int) -> int | None:
     """How many images would tell a share from a limit, with the power of `statistics.needed`."""
-    if value == limit:
+    if value == threshold:
         return None
     z = float(norm.ppf(CONFIDENCE) + norm.ppf(POWER))
-    spread = max(value * (1 - value), limit * (1 - limit))
-    return max(n + 1, math.ceil(z * z * spread / (value - limit) ** 2))
+    spread = max(value * (1 - value), threshold * (1 - threshold))
+    return max(n + 1, math.ceil(z * z * spread / (value - threshold) ** 2))
