@@ -31,8 +31,8 @@ def short():
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (import_module("vizrobust.training.loop"), "WATCHED_STEPS"),
-            (import_module("vizrobust.training.train"), "TESTED_STEPS"),
-            (import_module("vizrobust.training.train"), "TESTED_IMAGES"),
+            (import_module("vizrobust.training.training_runs"), "TESTED_STEPS"),
+            (import_module("vizrobust.training.training_runs"), "TESTED_IMAGES"),
         ):
             patch.setattr(module, name, 1)
         yield

@@ -21,7 +21,7 @@ from vizrobust.experiments.input_dimension import fit_growth
 from vizrobust.models import Description, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness.first_order import first_order
-from vizrobust.training import train
+from vizrobust.training import training_runs
 
 SMALL = ("--data", "digits", "--epochs", 1, "--seeds", 1, "--images", 20, "--quiet")
 
@@ -41,8 +41,8 @@ def reader(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TESTED_IMAGES", 10)
-    monkeypatch.setattr(train, "TESTED_STEPS", 2)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 10)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 2)
 
 
 def test_first_order_prints_a_row_for_each_loss_and_how_to_read_it(reader, tmp_path):

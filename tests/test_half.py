@@ -22,7 +22,7 @@ from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, halved, read_checkpoint, weights_sha256
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, merge_results, reference_accuracies
-from vizrobust.training import Training, ship, train
+from vizrobust.training import Training, ship, train, training_runs
 
 SHAPE = (1, 8, 8)  # of `digits`
 ABOUT = Description(
@@ -154,8 +154,8 @@ def test_shipping_measures_the_stored_weights(tmp_path, compute):
 
 def test_training_and_shipping_measure_alike(tmp_path, monkeypatch):
     """What `train` writes into its checkpoint is what `reference_accuracies` says of its weights."""
-    monkeypatch.setattr(train, "TESTED_IMAGES", 60)
-    monkeypatch.setattr(train, "TESTED_STEPS", 3)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 60)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 3)
     data, compute = load("digits"), Compute("cpu")
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, data, compute, tmp_path / "run"))
@@ -172,7 +172,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_import_half_writes_file_and_card_of_a_training_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TESTED_IMAGES", 5)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 5)
     folder, out = tmp_path / "runs" / "k1", tmp_path / "k1.safetensors"
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, load("digits"), Compute("cpu"), folder, "vizrobust train --data digits --quiet"))

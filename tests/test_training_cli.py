@@ -11,7 +11,7 @@ from vizrobust.cli import main
 from vizrobust.cli import train as offered
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import sole_writer
-from vizrobust.training import ARMS, METHODS, MIXES, seen, train
+from vizrobust.training import ARMS, METHODS, MIXES, seen, training_runs
 from vizrobust.training.recipe import ON_COLLAPSE
 from vizrobust.training.train_state import SCHEDULES
 
@@ -24,7 +24,7 @@ def run(*args):
 
 
 def test_train_against_two_attacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TESTED_IMAGES", 50)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 50)
     two = ["--attack", "PGD", "--attack", "PGD(ball=L2(eps=0.5))", "--mix", "random"]
     done = run(*two, "--steps", 1, "--epochs", 1, "--out", tmp_path / "t", "--quiet", "--json")
     assert done.exit_code == 0, done.output
@@ -61,8 +61,8 @@ def test_what_is_offered_is_what_there_is():
     ],
 )  # fmt: skip
 def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, args, expected):
-    monkeypatch.setattr(train, "TESTED_IMAGES", 20)
-    monkeypatch.setattr(train, "TESTED_STEPS", 1)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
     done = run(*args, "--epochs", 1, "--watch", 20, "--out", tmp_path / "t", "--quiet")
     assert done.exit_code == 0, done.output
     assert expected in load_checkpoint(str(tmp_path / "t")).about.training
@@ -70,8 +70,8 @@ def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, ar
 
 
 def test_the_command_that_comes_next_runs_also_for_a_network_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TESTED_IMAGES", 20)
-    monkeypatch.setattr(train, "TESTED_STEPS", 1)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
     (tmp_path / "mine.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
@@ -90,8 +90,8 @@ SWEEP = ["--steps", "0,1", "--seeds", 2, "--epochs", 1, "--watch", 20, "--quiet"
 
 @pytest.fixture
 def brief(monkeypatch):
-    monkeypatch.setattr(train, "TESTED_IMAGES", 20)
-    monkeypatch.setattr(train, "TESTED_STEPS", 1)
+    monkeypatch.setattr(training_runs, "TESTED_IMAGES", 20)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
 
 
 def test_a_sweep_is_runs_in_one_folder_and_each_can_be_started_alone(tmp_path, brief):

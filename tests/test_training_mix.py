@@ -178,7 +178,7 @@ def test_the_norms_of_avg_are_means_over_all_examples():
 def test_a_mix_goes_on_to_the_same_weights_and_the_checkpoint_says_what_it_has_seen(tmp_path, monkeypatch, how):
     for module, name in (
         (import_module("vizrobust.training.loop"), "WATCHED_STEPS"),
-        (import_module("vizrobust.training.train"), "TESTED_STEPS"),
+        (import_module("vizrobust.training.training_runs"), "TESTED_STEPS"),
     ):
         monkeypatch.setattr(module, name, 1)
     compute = Compute("cpu")

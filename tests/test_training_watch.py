@@ -16,7 +16,7 @@ from vizrobust.compute import Compute
 from vizrobust.models import load_checkpoint
 from vizrobust.report.training_report import training_curves
 from vizrobust.rng import Streams
-from vizrobust.training import loop, train
+from vizrobust.training import loop, train, training_runs
 from vizrobust.training.loop import accuracies, collapse, is_fooled
 
 ROBUST = replace(RECIPE, attack=ATTACK, eps_ramp=0, epochs=6)
@@ -37,7 +37,7 @@ def told(monkeypatch):
             lambda *_: dict(zip(("val_clean", "val_robust"), left.pop(0) if len(left) > 1 else left[0], strict=True)),
         )  # fmt: skip
 
-    monkeypatch.setattr(train, "TESTED_STEPS", 1)
+    monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
     return tell
 
 

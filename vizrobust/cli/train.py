@@ -287,7 +287,7 @@ def _sweep(
     out: str | None,
 ) -> None:  # fmt: skip
     from vizrobust.runs import Taken, default_folder
-    from vizrobust.training.train import cells, chosen
+    from vizrobust.training.training_runs import cells, chosen
 
     all_cells = cells(recipe, steps, seeds)
     root = Path(out or default_folder("train", {name: repr(one) for name, one in all_cells.items()}))

@@ -5,7 +5,7 @@ from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
 from vizrobust.training.multi_attack import MIXES, Mix, members
 from vizrobust.training.recipe import ARMS, NAMES, Training, seen
-from vizrobust.training.train import METRICS_FILE, recorded_threads, train, trained
+from vizrobust.training.training_runs import METRICS_FILE, recorded_threads, train, trained
 
 __all__ = [
     "ARMS",
