@@ -17,7 +17,9 @@ import vizrobust
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
     {"parallel"},
-    {"trackers", "lifeline", "spec", "rng", "requests", "results", "intervals", "plugins", "legacy"},
+    {"trackers", "lifeline", "rng", "intervals", "legacy"},
+    {"spec", "results"},
+    {"plugins", "requests"},
     {"compute"},
     {"data", "runs"},
     {"models"},

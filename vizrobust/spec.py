@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import json
 import math
 import typing
@@ -12,6 +13,8 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import Any, TypeVar
+
+from vizrobust.legacy import new_fields, new_name, old_defaults
 
 T = TypeVar("T")
 Names = Mapping[str, Callable[..., Any]]
@@ -139,7 +142,7 @@ def _build(node: ast.expr, names: Names, kind: str, text: str) -> Any:
         case ast.Name(id="inf"):
             return math.inf
         case ast.Name(id=name):
-            return _call(lookup(names, name, kind), name, (), {})
+            return _call(_found(names, name, kind), name, (), {})
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(build(item) for item in items)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -158,7 +161,7 @@ def _build(node: ast.expr, names: Names, kind: str, text: str) -> Any:
             values = {str(keyword.arg): build(keyword.value) for keyword in keywords}
             if len(values) < len(keywords):
                 raise ValueError(f"in {text!r}, a field of {name} is given twice")
-            return _call(lookup(names, name, kind), name, tuple(build(arg) for arg in args), values)
+            return _call(_found(names, name, kind), name, tuple(build(arg) for arg in args), values)
     raise ValueError(f"cannot read {ast.unparse(node)!r} in {kind} {text!r}: write it like Name(field=value)")
 
 
@@ -176,7 +179,17 @@ def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
         raise ValueError(f"in {text!r}, {_text(a)} and {_text(b)} cannot be combined") from error
 
 
+def _found(names: Names, name: str, kind: str) -> Callable[..., Any]:
+    """What `name` stands for in the catalogue, today or before it was renamed."""
+    new = None if name.lower() in {key.lower() for key in names} else new_name(name, names)
+    return lookup(names, new or name, kind)
+
+
 def _call(thing: Callable[..., Any], name: str, args: tuple[Any, ...], values: dict[str, Any]) -> Any:
+    own = _parameters(thing)
+    values = new_fields(thing.__name__, values, own)
+    if name.lower() != thing.__name__.lower():
+        values = {**old_defaults(name, own[len(args) :]), **values}
     try:
         return thing(*args, **values)
     except TypeError as error:
@@ -207,6 +220,14 @@ def number_text(value: float) -> str:
     as_fraction = f"{steps}/255"
     # 0.2 is exactly 51/255 too: the shorter text is what a person would write.
     return as_fraction if steps / 255 == value and len(as_fraction) < len(plain) else plain
+
+
+@cache
+def _parameters(thing: Callable[..., Any]) -> tuple[str, ...]:
+    """The names that a class or function of a catalogue takes."""
+    if isinstance(thing, type) and is_dataclass(thing):
+        return tuple(field.name for field in fields(thing) if field.init)
+    return tuple(inspect.signature(thing).parameters)
 
 
 @cache

@@ -1,0 +1,71 @@
+"""Old class, field and default values of specs, so that files and commands written before a renaming still read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Old class name -> new class name. A name counts only where the new one is in the catalogue that reads it.
+NAMES: dict[str, str] = {
+    "ISM": "BIM",
+    "EoT": "EOT",
+    "Magnitude": "MACO",
+    "Shared": "SharedLowFrequency",
+    "Transparent": "AlphaChannel",
+    "Ascent": "NormalizedAscent",
+    "Glance": "RawGradient",
+    "Energy": "DeepDream",
+    "Mix": "MultiAttack",
+    "Training": "TrainingRecipe",
+    "Plan": "StudyRequest",
+    "Effort": "AttackBudget",
+}
+
+# (new class name, old field) -> new field. A field counts only where the class has the new one and not the old one.
+FIELDS: dict[tuple[str, str], str] = {
+    ("Noise", "draws"): "samples",
+    ("SharedLowFrequency", "cycles"): "cutoff",
+    ("SharedLowFrequency", "faces"): "group_size",
+    ("Diversity", "faces"): "group_size",
+    ("Alignment", "faces"): "group_size",
+    ("NormalizedAscent", "rate"): "step_size",
+    ("plain", "rate"): "step_size",
+    ("MultiAttack", "how"): "mode",
+    ("AttackBudget", "retries"): "confirm_restarts",
+    ("AttackBudget", "draws"): "noise_samples",
+}
+
+# Old class name -> {new field: value} that the old text left out because it was the default then, and no longer is.
+DEFAULTS: dict[str, dict[str, Any]] = {}
+
+_FOLDED = {old.lower(): old for old in NAMES}
+
+
+def new_name(name: str, known: Collection[str]) -> str | None:
+    """What the class called `name` (in any case) is called now, if `known` has that; else None.
+
+    >>> new_name("ISM", ["BIM", "PGD"]), new_name("ISM", ["PGD"]), new_name("PGD", ["PGD"])
+    ('BIM', None, None)
+    """
+    found = NAMES.get(_FOLDED.get(name.lower(), ""))
+    return found if found in known else None
+
+
+def new_fields(name: str, values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The fields of the class now called `name` under their present names; `known` are those that it has.
+
+    >>> new_fields("SharedLowFrequency", {"faces": 2}, ["group_size", "cutoff"])
+    {'group_size': 2}
+    """
+
+    def present(field: str) -> str:
+        new = field if field in known else FIELDS.get((name, field), field)
+        return new if new in known and new not in values else field
+
+    return {present(field): value for field, value in values.items()}
+
+
+def old_defaults(name: str, known: Collection[str]) -> dict[str, Any]:
+    """Values that a text with the old class name `name` (in any case) means where it names no others."""
+    old = DEFAULTS.get(_FOLDED.get(name.lower(), ""), {})
+    return {field: value for field, value in old.items() if field in known}
