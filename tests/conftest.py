@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from vizrobust.attacks import Attack, State
-from vizrobust.compute import Compute
+from vizrobust.compute import Compute, ask_for_repeatable
 from vizrobust.models import Description, Normalized, architecture, borrowed, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 
 SHAPE = (3, 20, 16)  # channels, height and width differ from each other and from every batch size used
 CLASSES = 7
+ask_for_repeatable()  # As every computation of ours does, before a test that starts with a product of its own.
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 

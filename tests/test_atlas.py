@@ -30,21 +30,21 @@ def test_the_sample_has_the_same_share_of_every_class_and_grows():
     labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 40)[torch.randperm(150, generator=torch.Generator().manual_seed(0))]
     before: set[int] = set()
     for n in (10, 15, 60, 149, 150):
-        index = Atlas("a", images=n).chosen(labels)
+        index = Atlas("a", images=n).sampled_images(labels)
         assert index.tolist() == sorted(set(index.tolist()))
         assert len(index) == n
         for kind, size in enumerate((100, 10, 40)):
             assert abs(int((labels[index] == kind).sum()) - n * size / 150) <= 1
         assert before <= set(index.tolist())
         before = set(index.tolist())
-    assert Atlas("a", images=20, seed=1).chosen(labels).tolist() != Atlas("a", images=20).chosen(labels).tolist()
+    assert Atlas("a", images=20, seed=1).sampled_images(labels).tolist() != Atlas("a", images=20).sampled_images(labels).tolist()
 
 
 def test_one_vector_from_one_place_of_each_image(compute):
     """Against a search through the whole map; every image has a place of its own, whoever its mates and whatever their order."""
     net, split, atlas = make_net(), pictures(), Atlas("conv2", images=N)
     steps: list[int] = []
-    vectors = atlas.gathered(net, split, torch.arange(N), shape=SHAPE, compute=compute, seen=steps.append)
+    vectors = atlas.activation_vectors(net, split, torch.arange(N), shape=SHAPE, compute=compute, progress=steps.append)
     assert sum(steps) == N
     with torch.no_grad():
         maps = activations(net, split.pixels, ["conv2"])["conv2"]
@@ -58,16 +58,16 @@ def test_one_vector_from_one_place_of_each_image(compute):
     assert {y for y, _ in places} == set(range(height))
     assert {x for _, x in places} == set(range(width))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(atlas.gathered(net, split, order, shape=SHAPE, compute=compute), vectors[order])
+    assert torch.equal(atlas.activation_vectors(net, split, order, shape=SHAPE, compute=compute), vectors[order])
     few = torch.tensor([3, 41, 8])
-    assert torch.equal(atlas.gathered(net, split, few, shape=SHAPE, compute=compute), vectors[few])
-    other = replace(atlas, seed=1).gathered(net, split, torch.arange(N), shape=SHAPE, compute=compute)
+    assert torch.equal(atlas.activation_vectors(net, split, few, shape=SHAPE, compute=compute), vectors[few])
+    other = replace(atlas, seed=1).activation_vectors(net, split, torch.arange(N), shape=SHAPE, compute=compute)
     assert (other != vectors).any(1).float().mean() > 0.7
 
 
 def test_layers_without_places_and_an_untouched_network(compute):
     net, split = make_net().train(), pictures(12)
-    found = Atlas("linear1").gathered(net, split, torch.arange(12), shape=SHAPE, compute=compute)
+    found = Atlas("linear1").activation_vectors(net, split, torch.arange(12), shape=SHAPE, compute=compute)
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
     net.eval()
@@ -88,7 +88,7 @@ def test_networks_with_equal_maps_are_seen_at_the_same_places(compute):
             return self.pool.forward(x) * 0 + self.scale * torch.arange(maps[0, 0].numel()).reshape(maps.shape[2:])
 
     one, two = (
-        Atlas("pool", images=N).gathered(_Last(Index(scale)), pictures(), torch.arange(N), shape=SHAPE, compute=compute)
+        Atlas("pool", images=N).activation_vectors(_Last(Index(scale)), pictures(), torch.arange(N), shape=SHAPE, compute=compute)
         for scale in (1.0, 2.0)
     )
     assert torch.equal(2 * one, two)
@@ -120,9 +120,9 @@ def clusters(rng: np.random.Generator, each: int = 40) -> tuple[np.ndarray, np.n
 def test_what_points_alike_lies_together(layout):
     vectors, kinds = clusters(np.random.default_rng(0))
     atlas = Atlas("a", layout=layout)
-    places = atlas.laid_out(vectors)
+    places = atlas.positions(vectors)
     assert places.shape == (len(vectors), 2)
-    assert np.array_equal(places, atlas.laid_out(vectors.copy())), "the same bits again"
+    assert np.array_equal(places, atlas.positions(vectors.copy())), "the same bits again"
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
     assert (kinds[apart.argmin(1)] == kinds).all()
     if layout == "pca":
@@ -136,21 +136,21 @@ def test_the_layout_does_not_depend_on_threads():
     found = []
     for threads in (1, 4):
         with threadpool_limits(threads):
-            found.append(Atlas("a").laid_out(vectors))
+            found.append(Atlas("a").positions(vectors))
     np.testing.assert_array_equal(*found)
 
 
 def test_one_dimension_is_laid_out_too():
     vectors = np.array([[1.0], [-1.0]] * 10)
     for layout in LAYOUTS:
-        assert np.isfinite(Atlas("a", layout=layout).laid_out(vectors)).all()
+        assert np.isfinite(Atlas("a", layout=layout).positions(vectors)).all()
 
 
-@pytest.mark.parametrize(("grid", "fewest"), [(1, 1), (3, 4), (4, 2), (7, 1)])
-def test_cells_and_means_are_those_of_plain_loops(grid, fewest):
+@pytest.mark.parametrize(("grid", "min_activations"), [(1, 1), (3, 4), (4, 2), (7, 1)])
+def test_cells_and_means_are_those_of_plain_loops(grid, min_activations):
     rng = np.random.default_rng(grid)
     places, vectors = rng.normal(size=(90, 2)) * [3, 0.1] + [5, -1], rng.normal(size=(90, 6)).astype(np.float32)
-    atlas = Atlas("a", grid=grid, fewest=fewest)
+    atlas = Atlas("a", grid=grid, min_activations=min_activations)
     cells = atlas.cells(places)
     edges = [np.percentile(places[:, axis], [1, 99]) for axis in (0, 1)]
     members: dict[tuple[int, int], list[int]] = {}
@@ -168,9 +168,9 @@ def test_cells_and_means_are_those_of_plain_loops(grid, fewest):
             own, number = members.get((row, column), []), row * grid + column
             assert cells.members(number).tolist() == own
             assert cells.counts[number] == len(own)
-            assert cells.full[number] == (len(own) >= fewest)
+            assert cells.full[number] == (len(own) >= min_activations)
             expected = np.zeros(6)
-            if len(own) >= fewest:
+            if len(own) >= min_activations:
                 for i in own:
                     expected += vectors[i].astype(np.float64) / len(own)
             np.testing.assert_allclose(means[number], expected, rtol=1e-12, atol=1e-15)
@@ -190,7 +190,7 @@ def test_directions_are_means_of_length_one_and_whitened_where_asked():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(4000, 4)) @ rng.normal(size=(4, 4)) + 1
     places = rng.normal(size=(4000, 2))
-    atlas = Atlas("a", grid=4, fewest=100)
+    atlas = Atlas("a", grid=4, min_activations=100)
     cells = atlas.cells(places)
     assert not cells.full.all()
     moments = vectors.T @ vectors / len(vectors)
@@ -218,13 +218,13 @@ def test_fewer_images_than_channels_can_be_whitened():
 def test_layers_without_anything_to_see_are_one_sentence(compute):
     split, index = pictures(12), torch.arange(12)
     with pytest.raises(ValueError, match="answers all images alike, so there is nothing to lay out"):
-        Atlas("a").laid_out(np.zeros((20, 3)))
+        Atlas("a").positions(np.zeros((20, 3)))
     with pytest.raises(ValueError, match="an atlas needs at least 10 images, got 9"):
-        Atlas("a").laid_out(np.random.default_rng(0).normal(size=(9, 3)))
+        Atlas("a").positions(np.random.default_rng(0).normal(size=(9, 3)))
     broken = make_net()
     next(broken.parameters()).data.fill_(float("nan"))
     with pytest.raises(ValueError, match="layer 'conv1' gives values that are not finite"):
-        Atlas("conv1").gathered(broken, split, index, shape=SHAPE, compute=compute)
+        Atlas("conv1").activation_vectors(broken, split, index, shape=SHAPE, compute=compute)
 
     class Plane(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -232,4 +232,4 @@ def test_layers_without_anything_to_see_are_one_sentence(compute):
 
     odd = nn.Sequential(Plane(), nn.Flatten(), nn.Linear(SHAPE[1] * SHAPE[2], 4))
     with pytest.raises(ValueError, match="layer '0' has no units that can be read"):
-        Atlas("0").gathered(odd, split, index, shape=SHAPE, compute=compute)
+        Atlas("0").activation_vectors(odd, split, index, shape=SHAPE, compute=compute)

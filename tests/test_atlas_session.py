@@ -21,8 +21,8 @@ from vizrobust.cli import atlas as command
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.data.dataset import SPLITS
 from vizrobust.features import Direction, Provenance, plain, rerender
-from vizrobust.features.atlas import LAYOUTS, Atlas, Plan, atlas_into, atlas_rows, mapped, missing_cells
-from vizrobust.features.exemplar_runs import Source
+from vizrobust.features.atlas import LAYOUTS, Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
+from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.collect import Subject
@@ -72,8 +72,8 @@ def small_checkpoint(seed: int = 0) -> Checkpoint:
 
 
 def plan_of(layer: str = "conv2", **options: object) -> Plan:
-    atlas = Atlas(layer, **{"grid": 3, "images": N, "fewest": 3, "layout": "pca", **options})  # type: ignore[arg-type]
-    return Plan(atlas, Source(data_set(), "train"), plain(steps=3), batch_size=4)
+    atlas = Atlas(layer, **{"grid": 3, "images": N, "min_activations": 3, "layout": "pca", **options})  # type: ignore[arg-type]
+    return Plan(atlas, ImageSource(data_set(), "train"), plain(steps=3), batch_size=4)
 
 
 def opened(folder: Path, plan: Plan) -> Run:
@@ -82,9 +82,9 @@ def opened(folder: Path, plan: Plan) -> Run:
 
 
 def test_a_cells_picture_is_what_its_images_share(tmp_path, compute):
-    plan = replace(plan_of("logits", grid=2, fewest=8), recipe=plain(steps=60))
+    plan = replace(plan_of("logits", grid=2, min_activations=8), recipe=plain(steps=60))
     run_, subject = opened(tmp_path, plan), linear_checkpoint()
-    there = mapped(run_, subject, plan, compute)
+    there = atlas_layout(run_, subject, plan, compute)
     rows = list(atlas_into(run_, subject, plan, there, compute))
     assert {name for row in rows for name in row["classes"]} == {"above", "below"}
     for row in rows:
@@ -100,7 +100,7 @@ def test_a_cells_picture_is_what_its_images_share(tmp_path, compute):
 def test_the_rows_say_what_the_cells_hold(tmp_path, compute):
     plan = plan_of()
     run_, subject = opened(tmp_path, plan), small_checkpoint()
-    there = mapped(run_, subject, plan, compute)
+    there = atlas_layout(run_, subject, plan, compute)
     rows = list(atlas_into(run_, subject, plan, there, compute))
     assert [row["unit"] for row in rows] == np.flatnonzero(there.cells.counts >= 3).tolist()
     labels, names = plan.source.whole.labels.numpy(), ("above", "below")
@@ -123,9 +123,9 @@ def test_a_stopped_atlas_goes_on_with_the_same_pictures(tmp_path, compute, monke
     """What was computed is read: not even the network is run again for activations and layout."""
     plan, subject = plan_of(), small_checkpoint()
     whole = opened(tmp_path / "whole", plan)
-    expected = list(atlas_into(whole, subject, plan, mapped(whole, subject, plan, compute), compute))
+    expected = list(atlas_into(whole, subject, plan, atlas_layout(whole, subject, plan, compute), compute))
     stopped = opened(tmp_path / "stopped", plan)
-    rendering = atlas_into(stopped, subject, plan, mapped(stopped, subject, plan, compute), compute)
+    rendering = atlas_into(stopped, subject, plan, atlas_layout(stopped, subject, plan, compute), compute)
     assert len([next(rendering), next(rendering)]) == 2 < len(expected)
     rendering.close()
     with (tmp_path / "stopped" / "rows.jsonl").open("a") as file:
@@ -134,10 +134,10 @@ def test_a_stopped_atlas_goes_on_with_the_same_pictures(tmp_path, compute, monke
     def never(*args: object, **options: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("gathered", "laid_out", "directions"):
+    for name in ("activation_vectors", "positions", "directions"):
         monkeypatch.setattr(Atlas, name, never)
     resumed = opened(tmp_path / "stopped", plan)
-    there = mapped(resumed, subject, plan, compute)
+    there = atlas_layout(resumed, subject, plan, compute)
     assert len(missing_cells(resumed, subject, there)) == len(expected) - 2
     assert len(list(atlas_into(resumed, subject, plan, there, compute))) == len(expected) - 2
     assert not missing_cells(resumed, subject, there)
@@ -152,20 +152,20 @@ def test_a_stopped_atlas_goes_on_with_the_same_pictures(tmp_path, compute, monke
 def test_changed_directions_are_refused(tmp_path, compute):
     plan, subject = plan_of(), small_checkpoint()
     run_ = opened(tmp_path, plan)
-    mapped(run_, subject, plan, compute)
+    atlas_layout(run_, subject, plan, compute)
     file = tmp_path / "atlas" / subject.id / "directions.npy"
     np.save(file, np.load(file) * 2)
     with pytest.raises(ValueError, match="is not the file that this run began with"):
-        mapped(opened(tmp_path, plan), subject, plan, compute)
+        atlas_layout(opened(tmp_path, plan), subject, plan, compute)
     file.with_name("layout.npy").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"is not readable .* delete it and run the command again"):
-        mapped(opened(tmp_path, plan), subject, plan, compute)
+        atlas_layout(opened(tmp_path, plan), subject, plan, compute)
 
 
 def test_an_atlas_picture_is_rendered_again_from_what_it_says(tmp_path, compute):
     plan, subject = plan_of(), small_checkpoint()
     run_ = opened(tmp_path, plan)
-    row, *_ = atlas_into(run_, subject, plan, mapped(run_, subject, plan, compute), compute)
+    row, *_ = atlas_into(run_, subject, plan, atlas_layout(run_, subject, plan, compute), compute)
     made = Provenance.read(tmp_path / row["image"])
     again = rerender(made, subject, "cpu")
     np.testing.assert_array_equal((again.image * 255).round().movedim(0, -1).numpy(), made.pixels)

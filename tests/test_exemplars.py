@@ -87,7 +87,7 @@ def test_small_batches_and_a_filled_last_one_find_the_same(pictures: ArraySplit,
 
     steps: list[int] = []
     whole, *parts = (
-        exemplars(Exact(), ["pool"], pictures, K, shape=SHAPE, compute=compute, batch_size=size, seen=steps.append)["pool"]
+        exemplars(Exact(), ["pool"], pictures, K, shape=SHAPE, compute=compute, batch_size=size, progress=steps.append)["pool"]
         for size in (N, 1, 4, 40)
     )
     assert sum(steps) == 4 * N
@@ -222,9 +222,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_a_finished_search_is_read_and_another_is_not(
     pictures: ArraySplit, compute: Compute, passes: list[list[str]], tmp_path: Path
 ) -> None:
-    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.Source(dataset(pictures))
-    first = session.searched(run, one, ["conv1", "logits"], source, 3, compute)
-    again = session.searched(run, one, ["logits", "conv2", "conv1"], source, 3, compute)
+    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
+    first = session.cached_exemplars(run, one, ["conv1", "logits"], source, 3, compute)
+    again = session.cached_exemplars(run, one, ["logits", "conv2", "conv1"], source, 3, compute)
     assert passes == [["conv1", "logits"], ["conv2"]]
     for name in ("conv1", "logits"):
         assert first[name].size == again[name].size
@@ -236,40 +236,41 @@ def test_a_finished_search_is_read_and_another_is_not(
     changed = ArraySplit(pictures.pixels.flip(3), pictures.labels)
     fewer = ArraySplit(pictures.pixels[:-1], pictures.labels[:-1])
     for other in (
-        {"checkpoint": checkpoint(1)}, {"k": 4}, {"measure": "peak"}, {"source": session.Source(dataset(changed))},
-        {"source": session.Source(dataset(pictures), split="test")}, {"source": session.Source(dataset(fewer))},
-        {"source": session.Source(dataset(pictures, "renamed"))}, {"source": session.Source(dataset(pictures), most=10)},
+        {"checkpoint": checkpoint(1)}, {"k": 4}, {"measure": "peak"}, {"source": session.ImageSource(dataset(changed))},
+        {"source": session.ImageSource(dataset(pictures), split="test")}, {"source": session.ImageSource(dataset(fewer))},
+        {"source": session.ImageSource(dataset(pictures, "renamed"))},
+        {"source": session.ImageSource(dataset(pictures), most=10)},
     ):  # fmt: skip
         passes.clear()
         how = {"checkpoint": one, "source": source, "k": 3, "measure": "mean", **other}
-        session.searched(run, layers=["conv1"], compute=compute, **how)
+        session.cached_exemplars(run, layers=["conv1"], compute=compute, **how)
         assert passes == [["conv1"]], other
 
 
 def test_a_killed_pass_and_a_damaged_file_lose_only_themselves(
     pictures: ArraySplit, compute: Compute, passes: list[list[str]], tmp_path: Path
 ) -> None:
-    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.Source(dataset(pictures))
-    session.searched(run, one, ["conv1"], source, 3, compute)
+    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
+    session.cached_exemplars(run, one, ["conv1"], source, 3, compute)
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session.searched(run, one, ["conv1", "conv2"], source, 3, compute, seen=stop)
+        session.cached_exemplars(run, one, ["conv1", "conv2"], source, 3, compute, progress=stop)
     (kept,) = (tmp_path / "run" / "exemplars").iterdir()
     kept.write_bytes(kept.read_bytes()[:200])
     passes.clear()
-    session.searched(run, one, ["conv1"], source, 3, compute)
+    session.cached_exemplars(run, one, ["conv1"], source, 3, compute)
     assert passes == [["conv1"]]
 
 
 def test_shown_exemplars_are_files_with_their_place(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
     run, one = Run(tmp_path / "run", "neurons", {}), checkpoint()
     data = dataset(ArraySplit((pictures.pixels * 255).round().byte(), pictures.labels))
-    source = session.Source(data, most=12)
+    source = session.ImageSource(data, most=12)
     rows = session.exemplars_into(run, one, Channel("conv2"), [6, 1], source, 3, compute)
-    found = session.searched(run, one, ["conv2"], source, 3, compute)["conv2"]
+    found = session.cached_exemplars(run, one, ["conv2"], source, 3, compute)["conv2"]
     assert [(row["unit"], row["sign"]) for row in rows] == [(6, 1), (6, -1), (1, 1), (1, -1)]
     assert (rows[0]["n"], rows[0]["of"], rows[0]["split"], rows[0]["data"]) == (12, 23, "val", "tiny")
     for row in rows:
@@ -296,7 +297,7 @@ def session_image(path: Path) -> Any:
 
 
 def test_rows_grow_with_the_units_and_replace_their_own(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
-    run, source = Run(tmp_path / "run", "neurons", {}), session.Source(dataset(pictures))
+    run, source = Run(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
     assert session.exemplar_rows(run.folder) == []
     session.exemplars_into(run, checkpoint(), Logit(), [0], source, 3, compute)
     session.exemplars_into(run, checkpoint(), Logit(), [0, 4], source, 2, compute)
@@ -312,17 +313,17 @@ def test_rows_grow_with_the_units_and_replace_their_own(pictures: ArraySplit, co
 
 
 def test_the_objective_says_what_ranks_the_images() -> None:
-    assert session.measured(Logit()) == ("logits", "mean", None, 1)
-    assert session.measured(Neuron("conv1", y=3)) == ("conv1", (3, None), None, 1)
-    assert session.measured(-2 * Channel("conv1", unit=4) - TotalVariation()) == ("conv1", "mean", 4, -1)
+    assert session.ranking_measure(Logit()) == ("logits", "mean", None, 1)
+    assert session.ranking_measure(Neuron("conv1", y=3)) == ("conv1", (3, None), None, 1)
+    assert session.ranking_measure(-2 * Channel("conv1", unit=4) - TotalVariation()) == ("conv1", "mean", 4, -1)
     with pytest.raises(ValueError, match=r"has none of them; leave out --exemplars"):
-        session.measured(Direction("conv1", "v.npy"))
+        session.ranking_measure(Direction("conv1", "v.npy"))
     with pytest.raises(ValueError, match=r"has 2 of them; leave out --exemplars"):
-        session.measured(Channel("conv1", unit=1) + Channel("conv1", unit=2))
+        session.ranking_measure(Channel("conv1", unit=1) + Channel("conv1", unit=2))
 
 
 def test_an_objective_turned_round_has_its_ends_exchanged(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
-    run, source = Run(tmp_path / "run", "neurons", {}), session.Source(dataset(pictures))
+    run, source = Run(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
     most, least = session.exemplars_into(run, checkpoint(), Channel("conv1"), [2], source, 3, compute)
     turned, round_ = session.exemplars_into(run, checkpoint(), -Channel("conv1"), [2], source, 3, compute)
     assert (turned["images"], round_["images"]) == (least["images"], most["images"])

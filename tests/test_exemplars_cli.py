@@ -78,7 +78,7 @@ def test_a_data_set_of_other_classes_gives_images_all_the_same(tmp_path: Path) -
     [
         (["--exemplars", 99999], "99999 images asked for each unit, but there are only"),
         (["--exemplars", 0], "0 is not in the range x>=1"),
-        (["--exemplars", 2, "--objective", "Energy('conv2')"], "has none of them; leave out --exemplars"),
+        (["--exemplars", 2, "--objective", "DeepDream('conv2')"], "has none of them; leave out --exemplars"),
         (["--exemplars", 2, "NODATA"], "--exemplars needs natural images; name a data set with --data"),
     ],
 )

@@ -67,9 +67,9 @@ def picture(name: str) -> tuple[str, list[float]]:
     checkpoint = load_checkpoint(ref)
     recipe = parse_recipe(text)
     if "maco" in name:
-        from vizrobust.features import with_priors
+        from vizrobust.features import with_data_statistics
 
-        recipe = with_priors(recipe, load("mnist5k"))
+        recipe = with_data_statistics(recipe, load("mnist5k"))
     done = list(render(checkpoint, Logit(), [1, 3], recipe, compute=Compute("cpu", threads=1), batch_size=2))
     image = torch.stack([one.image for one in done])
     return digest((image * 255).round().to(torch.uint8)), [round(value, 2) for value in image.flatten(1).mean(1).tolist()]

@@ -12,7 +12,16 @@ from tests.conftest import make_net
 from tests.test_cli import checkpoint, run
 from vizrobust.cli.reconstructing import small
 from vizrobust.compute import Compute
-from vizrobust.features import Caricature, Inversion, Original, direct, reference_image, reference_sha256, render, spread_layers
+from vizrobust.features import (
+    Caricature,
+    ImageActivations,
+    Inversion,
+    direct,
+    reference_image,
+    reference_sha256,
+    render,
+    representative_layers,
+)
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
 
@@ -65,9 +74,9 @@ def test_a_caricature_answers_more_strongly_in_the_same_direction():
 @pytest.mark.parametrize("layer", ["conv2", "linear1", "logits"])
 def test_likeness_is_what_numpy_makes_of_the_activations(two, layer):
     subject = load_checkpoint(str(two[0]))
-    original = Original.of(subject, IMAGE, ["conv1", "conv2", "linear1", "logits"], Compute("cpu"))
+    original = ImageActivations.of(subject, IMAGE, ["conv1", "conv2", "linear1", "logits"], Compute("cpu"))
     picture = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = original.likeness(layer, picture)
+    found = original.similarity(layer, picture)
 
     def answer(x):
         with torch.no_grad():
@@ -75,8 +84,8 @@ def test_likeness_is_what_numpy_makes_of_the_activations(two, layer):
 
     a0, a, grey = map(answer, (original.image, picture, torch.full((1, 8, 8), 0.5)))
     assert found.error == pytest.approx(((a - a0) ** 2).sum() / (a0**2).sum(), rel=1e-4)
-    assert found.error_of_grey == pytest.approx(((grey - a0) ** 2).sum() / (a0**2).sum(), rel=1e-4)
-    assert found.multiple == pytest.approx(a @ a0 / (a0 @ a0), rel=1e-4)
+    assert found.grey_baseline_error == pytest.approx(((grey - a0) ** 2).sum() / (a0**2).sum(), rel=1e-4)
+    assert found.relative_projection == pytest.approx(a @ a0 / (a0 @ a0), rel=1e-4)
     assert found.cosine == pytest.approx(a @ a0 / np.sqrt((a0 @ a0) * (a @ a)), rel=1e-4)
     missed = ((picture - original.image) ** 2).double().mean()
     assert found.psnr == pytest.approx(float(10 * torch.log10(1 / missed)), rel=1e-5)
@@ -84,17 +93,17 @@ def test_likeness_is_what_numpy_makes_of_the_activations(two, layer):
 
 
 def test_an_image_is_like_itself(two):
-    original = Original.of(load_checkpoint(str(two[0])), IMAGE, ["conv1"], Compute("cpu"))
-    found = original.likeness("conv1", original.image)
+    original = ImageActivations.of(load_checkpoint(str(two[0])), IMAGE, ["conv1"], Compute("cpu"))
+    found = original.similarity("conv1", original.image)
     assert (found.error, found.psnr) == (0, None)
-    assert (found.multiple, found.cosine, found.ssim) == pytest.approx((1, 1, 1))
+    assert (found.relative_projection, found.cosine, found.ssim) == pytest.approx((1, 1, 1))
 
 
 def test_a_layer_without_an_answer_is_refused(two):
     subject = load_checkpoint(str(two[0]))
     subject.state["conv1.bias"].fill_(-1e3)
     with pytest.raises(ValueError, match=r"layer 'relu1' of .*a\.safetensors answers 'digits#5' with nothing but 0"):
-        Original.of(subject, IMAGE, ["relu1"], Compute("cpu"))
+        ImageActivations.of(subject, IMAGE, ["relu1"], Compute("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ def test_a_layer_without_an_answer_is_refused(two):
     ids=["plain", "stages", "nested", "one"],
 )
 def test_layers_are_spread_over_the_depth(net, shape, expected):
-    assert spread_layers(net(), shape) == expected
+    assert representative_layers(net(), shape) == expected
 
 
 def test_the_sheet_has_a_row_for_each_checkpoint_and_a_column_for_each_layer(two, tmp_path):
@@ -163,7 +172,7 @@ def test_without_layers_the_default_ones_are_shown_and_colours_become_grey(two, 
 
 
 def test_a_caricature_may_begin_from_the_image_itself(two, tmp_path):
-    args = ("caricature", two[0], IMAGE, "--layer", "conv2", "--recipe", "plain(rate=0.0)", "--steps", 1, "--quiet", "--json")
+    args = ("caricature", two[0], IMAGE, "--layer", "conv2", "--recipe", "plain(step_size=0.0)", "--steps", 1, "--quiet", "--json")
     same = json.loads(run(*args, "--start", "--out", tmp_path / "same").stdout)
     assert same["ssim"] > 0.999
     assert same["multiple"] == pytest.approx(1, abs=0.01)

@@ -525,5 +525,5 @@ def test_a_head_and_a_class_token_can_be_rendered():
     net = seeded(TinyViT, attention="qkv")
     for name in ("attn:heads", "norm2:class", "mlp.1"):
         for done in render(net, Channel(layer=name), [0, 2], plain(steps=12), shape=SHAPE, batch_size=2):
-            assert done.alive
+            assert done.had_gradient
             assert done.trajectory[-1][1] > done.trajectory[0][1], name

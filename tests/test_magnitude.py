@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vizrobust.data import ArraySplit, DataSet
-from vizrobust.features import Magnitude
+from vizrobust.features import MACO
 from vizrobust.features.parametrizations import IMAGENET_COLORS, mixing
 from vizrobust.features.parametrizations.maco import magnitudes, resampled
 from vizrobust.rng import Streams
@@ -16,7 +16,7 @@ UNIFORM = np.pi / np.sqrt(3)
 
 def begun(shape, n=3, **fields):
     """z far from its start, in float64."""
-    z = Magnitude(**fields).init(shape, Streams(0, range(n))).to(torch.float64)
+    z = MACO(**fields).init(shape, Streams(0, range(n))).to(torch.float64)
     return z + torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -47,14 +47,14 @@ def slowly(z, magnitude):
 def test_an_image_is_what_the_definition_says(height, width):
     z = begun((1, height, width))
     magnitude = magnitudes(None, None, 1, height, width)[0].numpy()
-    image = Magnitude(contrast=0.7)(z).numpy()
+    image = MACO(contrast=0.7)(z).numpy()
     expected = np.stack([slowly(one[0].numpy(), 0.7 * magnitude) for one in z])
     assert np.allclose(image[:, 0], 1 / (1 + np.exp(-expected)), atol=1e-7)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_every_image_has_the_fixed_magnitudes(height, width):
-    image = Magnitude()(begun((3, height, width))).numpy()
+    image = MACO()(begun((3, height, width))).numpy()
     found = np.abs(np.fft.fft2(planes_of(image), norm="ortho"))
     expected = magnitudes(None, None, 3, height, width).numpy()
     y, x = np.arange(height)[:, None], np.arange(width)
@@ -72,7 +72,7 @@ def test_what_is_the_same_at_f_and_minus_f_changes_nothing(height, width):
     y, x = torch.arange(height)[:, None], torch.arange(width)
     own = (2 * y % height == 0) & (2 * x % width == 0)
     redundant[..., own] = 0
-    param = Magnitude()
+    param = MACO()
     assert (param(z + redundant) - param(z)).abs().max() < 1e-12
     assert (param(z + rest) - param(z)).abs().max() > 0.05
     # Where a frequency is its own mirror, z is all there is.
@@ -82,7 +82,7 @@ def test_what_is_the_same_at_f_and_minus_f_changes_nothing(height, width):
 
 
 def test_phases_start_evenly_over_the_circle_and_no_place_is_special():
-    image = Magnitude()(Magnitude().init((1, 12, 15), Streams(0, range(400)))).double().numpy()
+    image = MACO()(MACO().init((1, 12, 15), Streams(0, range(400)))).double().numpy()
     planes = planes_of(image)
     phases = np.angle(np.fft.fft2(planes))[:, 0, 1:6, 1:7].ravel()
     counts = np.histogram(phases, bins=8, range=(-np.pi, np.pi))[0]
@@ -97,13 +97,13 @@ def test_phases_start_evenly_over_the_circle_and_no_place_is_special():
 @pytest.mark.parametrize("size", [28, 33, 64, 128])
 @pytest.mark.parametrize("contrast", [1.0, 2.0])
 def test_contrast_is_the_same_at_any_size(size, contrast):
-    planes = planes_of(Magnitude(contrast=contrast)(begun((3, size, size), n=2)).numpy())
+    planes = planes_of(MACO(contrast=contrast)(begun((3, size, size), n=2)).numpy())
     assert np.sqrt(planes.var((2, 3)).mean(1)) == pytest.approx([contrast] * 2, rel=0.02)
 
 
 def test_a_contrast_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="Magnitude: contrast must be above 0, got 0"):
-        Magnitude(contrast=0.0)
+    with pytest.raises(ValueError, match="MACO: contrast must be above 0, got 0"):
+        MACO(contrast=0.0)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -115,7 +115,7 @@ def test_an_image_s_phases_are_kept_when_it_is_the_start(height, width):
     phases = np.angle(np.fft.fft2(planes))
     own_size = magnitudes(None, None, 1, height, width).numpy() * np.exp(1j * phases)
     expected = np.fft.ifft2(own_size, norm="ortho").real
-    found = planes_of(Magnitude()(Magnitude().invert(image)).numpy())
+    found = planes_of(MACO()(MACO().invert(image)).numpy())
     for one, two in zip(found, expected, strict=True):
         # The few phases of a small image have not exactly the deviation of a uniform angle.
         assert np.corrcoef(one.ravel(), two.ravel())[0, 1] > 0.9
@@ -195,7 +195,7 @@ def test_horama_s_file_is_read_as_rfft2_wrote_it(tmp_path, height, width):
     if width % 2 == 0 or height == width:
         assert np.allclose(without_mean(found), unit(np.abs(np.fft.fft2(x)).mean(0)), rtol=1e-5)
     # An odd width that is not the height is taken for even; the picture is of the right kind all the same.
-    image = Magnitude(spectrum=str(tmp_path / "spectrum_decorrelated.npy"))(begun((3, 17, 21)))
+    image = MACO(spectrum=str(tmp_path / "spectrum_decorrelated.npy"))(begun((3, 17, 21)))
     assert image.shape == (3, 3, 17, 21)
     assert image.std() > 0.05
 
@@ -211,10 +211,10 @@ def test_a_file_and_the_data_it_was_made_of_give_one_picture(photographs, tmp_pa
     pixels, labels = (x.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8), np.arange(60) % 3
     np.savez(file, x_train=pixels, y_train=labels, x_val=pixels[:5], y_val=labels[:5], x_test=pixels[:4], y_test=labels[:4])
     z = begun((3, 15, 16))
-    one = Magnitude(spectrum=str(tmp_path / "own.npy"), colors=IMAGENET_COLORS)(z)
-    two = Magnitude(spectrum=f"npz:{file}", colors=IMAGENET_COLORS)(z)
+    one = MACO(spectrum=str(tmp_path / "own.npy"), colors=IMAGENET_COLORS)(z)
+    two = MACO(spectrum=f"npz:{file}", colors=IMAGENET_COLORS)(z)
     assert torch.allclose(one, two, atol=1e-5)
-    assert not torch.allclose(one, Magnitude(colors=IMAGENET_COLORS)(z), atol=1e-2)
+    assert not torch.allclose(one, MACO(colors=IMAGENET_COLORS)(z), atol=1e-2)
 
 
 def test_resampling_is_linear_periodic_and_symmetric():
@@ -247,16 +247,16 @@ def test_resampling_is_linear_periodic_and_symmetric():
 def test_a_file_that_is_no_spectrum_gets_one_sentence(tmp_path, array, sentence):
     np.save(tmp_path / "bad.npy", array)
     with pytest.raises(ValueError, match=sentence):
-        Magnitude(spectrum=str(tmp_path / "bad.npy"))(begun((3, 6, 5)))
+        MACO(spectrum=str(tmp_path / "bad.npy"))(begun((3, 6, 5)))
 
 
 def test_a_source_that_is_not_there_gets_one_sentence(tmp_path, photographs):
-    with pytest.raises(FileNotFoundError, match=r"no file '.*nothing\.npy' \(the spectrum of Magnitude\)"):
-        Magnitude(spectrum=str(tmp_path / "nothing.npy"))(begun((1, 6, 5)))
+    with pytest.raises(FileNotFoundError, match=r"no file '.*nothing\.npy' \(the spectrum of MACO\)"):
+        MACO(spectrum=str(tmp_path / "nothing.npy"))(begun((1, 6, 5)))
     with pytest.raises(ValueError, match="no data set 'imagenot'"):
-        Magnitude(spectrum="imagenot")(begun((1, 6, 5)))
+        MACO(spectrum="imagenot")(begun((1, 6, 5)))
     with pytest.raises(ValueError, match=r"the spectrum 'npz:.*' has 3 channels, the image 1; name another"):
-        Magnitude(spectrum=photographs[0])(begun((1, 6, 5)))
+        MACO(spectrum=photographs[0])(begun((1, 6, 5)))
 
 
 def test_data_know_their_magnitudes_plane_by_plane():

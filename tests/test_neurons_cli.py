@@ -38,7 +38,7 @@ def test_diversity_gives_several_faces_whose_weight_is_written_down(ref):
     assert [(row["unit"], row["seed"]) for row in rows] == [(unit, seed) for unit in (2, 5) for seed in range(6)]
     objective = parse_objective(rows[0]["objective"])
     (one, about), (weight, diversity) = objective.parts
-    assert (one, about.layer, diversity.layer, diversity.faces) == (1, "conv1", "conv1", 3)
+    assert (one, about.layer, diversity.layer, diversity.group_size) == (1, "conv1", "conv1", 3)
     assert weight < 0
     assert {row["objective"] for row in rows} == {repr(objective)}
 
@@ -75,7 +75,7 @@ def test_an_objective_without_a_free_unit_is_one_picture(ref):
 
 
 def test_an_objective_about_a_whole_layer_is_called_so(ref):
-    (row,) = rendered(ref, "--objective", "Energy(layer='conv1') - 0.1 * TotalVariation")
+    (row,) = rendered(ref, "--objective", "DeepDream(layer='conv1') - 0.1 * TotalVariation")
     assert (row["layer"], row["unit"]) == ("conv1", 0)
     page = Path("out/index.html").read_text()
     assert "conv1 as a whole" in page
@@ -86,7 +86,7 @@ def test_a_picture_may_start_from_a_test_image_or_a_file(ref):
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save("grey.png")
     for start in ("digits#5", "grey.png"):
         (row,) = rendered(
-            ref, "--units", "1", "--start", start, "--recipe", "plain(rate=0.0001)", "--out", re.sub(r"\W", "", start)
+            ref, "--units", "1", "--start", start, "--recipe", "plain(step_size=0.0001)", "--out", re.sub(r"\W", "", start)
         )
         assert row["status"] in ("ok", "saturated")
 
@@ -95,10 +95,13 @@ BAD = {
     "no layer": (["--objective", "TotalVariation"], r"TotalVariation\(\) names no layer"),
     "no such layer": (["--objective", "Channel(layer='conv9')"], "no layer 'conv9'; did you mean conv"),
     "no such unit": (["--objective", "Channel(layer='conv1', unit=99)"], "no unit 99 in layer 'conv1', which has"),
-    "units of their own": (["--objective", "Energy(layer='conv1')", "--units", "3"], "asks for no unit besides its own"),
+    "units of their own": (["--objective", "DeepDream(layer='conv1')", "--units", "3"], "asks for no unit besides its own"),
     "faces of logits": (["--diversity", "4"], "logits have no positions in which styles could differ"),
-    "faces and batch": (["--layer", "conv1", "--diversity", "5", "--batch-size", "4"], "has no room for a group of 5 faces"),
-    "faces at odds": (["--objective", "Diversity(layer='conv1', faces=2) + Alignment(layer='conv1', faces=3)"], "the same faces"),
+    "faces and batch": (["--layer", "conv1", "--diversity", "5", "--batch-size", "4"], "has no room for a group of 5 images"),
+    "faces at odds": (
+        ["--objective", "Diversity('conv1', group_size=2) + Alignment('conv1', group_size=3)"],
+        "the same group_size",
+    ),
     "no test image": (["--start", "digits#99999"], "no image 99999 in digits, whose test images are 0 to"),
     "no image": (["--objective", "Inversion(layer='conv1', image='gone.png')"], "no image file 'gone.png'"),
     "not an objective": (["--objective", "3"], "not an objective"),

@@ -9,20 +9,20 @@ from vizrobust.features import (
     Alignment,
     Caricature,
     Channel,
+    DeepDream,
     Direction,
     Diversity,
-    Energy,
     Inversion,
     Logit,
     Neuron,
     SquaredDeviation,
     Style,
     TotalVariation,
-    is_about_units,
+    main_term,
+    needs_unit,
     parse_objective,
-    subject,
 )
-from vizrobust.features.objectives import opposite
+from vizrobust.features.objectives import negated
 
 N, C, H, W = 5, 7, 4, 6
 UNIT = torch.tensor([6, 0, 3, 3, 1])
@@ -143,22 +143,22 @@ def cosine(a, b):
 @pytest.mark.parametrize(("make", "seen"), [(Diversity, slow_gram), (Alignment, lambda maps: maps)])
 def test_faces_are_compared_with_the_others_of_their_group(make, seen):
     maps = torch.from_numpy(np.random.default_rng(4).normal(size=(6, C, H, W)))
-    found = make("a", faces=3)({"a": maps}, torch.zeros(6, 3, 8, 12), torch.zeros(6, dtype=torch.int64))
+    found = make("a", group_size=3)({"a": maps}, torch.zeros(6, 3, 8, 12), torch.zeros(6, dtype=torch.int64))
     views = [seen(one) for one in maps.numpy()]
     for i in range(6):
         mates = [j for j in range(6) if j // 3 == i // 3 and j != i]
         assert float(found[i]) == pytest.approx(np.mean([cosine(views[i], views[j]) for j in mates]), abs=1e-10)
-    with pytest.raises(ValueError, match="5 images are no whole number of groups of 3 faces"):
-        make("a", faces=3)({"a": MAPS}, IMAGE, UNIT)
-    with pytest.raises(ValueError, match="faces must be at least 2, got 1"):
-        make("a", faces=1)
+    with pytest.raises(ValueError, match="5 images do not divide into groups of 3"):
+        make("a", group_size=3)({"a": MAPS}, IMAGE, UNIT)
+    with pytest.raises(ValueError, match="group_size must be at least 2, got 1"):
+        make("a", group_size=1)
 
 
 def test_whole_layers_against_sums_in_numpy():
     wanted = torch.from_numpy(np.random.default_rng(5).normal(size=(1, C, H, W)))
     there = {"a": MAPS, "a of x.png": wanted}
     maps, target = MAPS.numpy(), wanted.numpy()[0]
-    assert np.allclose(Energy("a")(there, IMAGE, UNIT), [(one**2).mean() for one in maps])
+    assert np.allclose(DeepDream("a")(there, IMAGE, UNIT), [(one**2).mean() for one in maps])
     missed = [((one - target) ** 2).sum() / (target**2).sum() for one in maps]
     assert np.allclose(Inversion("a", "x.png")(there, IMAGE, UNIT), -np.array(missed))
     dots = np.array([(one * target).sum() / (target**2).sum() for one in maps])
@@ -193,8 +193,8 @@ def test_a_unit_of_its_own_comes_before_the_row_s():
         own = make("a", unit=3)({"a": MAPS}, IMAGE, UNIT)
         assert torch.equal(own, make("a")({"a": MAPS}, IMAGE, torch.full_like(UNIT, 3)))
     assert Logit(unit=2)({"logits": ROWS}, IMAGE, UNIT).tolist() == ROWS[:, 2].tolist()
-    assert is_about_units(Channel("a") + Logit(unit=2))
-    assert not is_about_units(Channel("a", unit=3) + Energy("b"))
+    assert needs_unit(Channel("a") + Logit(unit=2))
+    assert not needs_unit(Channel("a", unit=3) + DeepDream("b"))
 
 
 @pytest.mark.parametrize("unit", [7, -1])
@@ -204,22 +204,22 @@ def test_a_unit_out_of_range_is_named(unit):
 
 
 def test_a_sum_s_parts_must_group_alike():
-    with pytest.raises(ValueError, match="group images differently; give them the same faces"):
-        Channel("a") - Diversity("a", faces=2) + Alignment("b", faces=3)
+    with pytest.raises(ValueError, match="group images differently; give them the same group_size"):
+        Channel("a") - Diversity("a", group_size=2) + Alignment("b", group_size=3)
 
 
 def test_the_opposite_turns_the_unit_round_and_keeps_what_guides_it():
-    made = Channel("a") + 2 * Logit() - 0.5 * Diversity("a", faces=2) - 0.1 * TotalVariation()
-    expected = -Channel("a") - 2 * Logit() - 0.5 * Diversity("a", faces=2) - 0.1 * TotalVariation()
-    assert opposite(made) == expected
-    assert opposite(Channel("a")) == -Channel("a")
+    made = Channel("a") + 2 * Logit() - 0.5 * Diversity("a", group_size=2) - 0.1 * TotalVariation()
+    expected = -Channel("a") - 2 * Logit() - 0.5 * Diversity("a", group_size=2) - 0.1 * TotalVariation()
+    assert negated(made) == expected
+    assert negated(Channel("a")) == -Channel("a")
 
 
 def test_an_objective_needs_a_layer_and_its_first_unit_names_the_picture():
     with pytest.raises(ValueError, match=r"TotalVariation\(\) names no layer, so nothing in the network would be excited"):
-        subject(TotalVariation())
-    assert subject(Energy("b") + Channel("a")) == Channel("a")
-    assert subject(-0.1 * TotalVariation() + Energy("b")) == Energy("b")
+        main_term(TotalVariation())
+    assert main_term(DeepDream("b") + Channel("a")) == Channel("a")
+    assert main_term(-0.1 * TotalVariation() + DeepDream("b")) == DeepDream("b")
 
 
 @pytest.mark.parametrize("text", ["Channel(layer='a') * Channel(layer='a')", "Channel(layer='a') + 1", "3", "'text'"])

@@ -6,7 +6,7 @@ import torch
 
 from vizrobust.attacks import L2, Linf
 from vizrobust.data import saturated_share
-from vizrobust.features import CPPN, PARAMETRIZATIONS, Fourier, Magnitude, Pixels, Shared, sized
+from vizrobust.features import CPPN, MACO, PARAMETRIZATIONS, Fourier, Pixels, SharedLowFrequency, for_shape
 from vizrobust.features.parametrizations import IMAGENET_COLORS, color_directions, hartley, mixing
 from vizrobust.rng import Streams
 
@@ -159,7 +159,14 @@ OWN = (0.3, 0.1, 0.02, 0.28, -0.02, -0.05, 0.31, -0.07, 0.04)
 @pytest.mark.parametrize("size", [(12, 10), (11, 10), (12, 9), (13, 7)], ids=str)
 @pytest.mark.parametrize(
     "param",
-    [Pixels(), Fourier(), Fourier(decay=0.5), Fourier(colors=OWN), Shared(faces=1), Shared(inner=Fourier(colors=OWN), faces=1)],
+    [
+        Pixels(),
+        Fourier(),
+        Fourier(decay=0.5),
+        Fourier(colors=OWN),
+        SharedLowFrequency(group_size=1),
+        SharedLowFrequency(inner=Fourier(colors=OWN), group_size=1),
+    ],
     ids=repr,
 )
 def test_the_numbers_of_an_image_make_that_image(param, size):
@@ -206,7 +213,7 @@ def coefficients(image):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 12), (15, 20)])
 def test_large_structure_is_shared_within_a_group_and_nowhere_else(height, width):
-    param = Shared(faces=3, cycles=2.5)
+    param = SharedLowFrequency(group_size=3, cutoff=2.5)
     z = param.init((3, height, width), Streams(0, range(6))).double() * 30
     found = coefficients(param(z))
     ky, kx = np.fft.fftfreq(height, 1 / height), np.fft.fftfreq(width, 1 / width)
@@ -221,28 +228,28 @@ def test_large_structure_is_shared_within_a_group_and_nowhere_else(height, width
     assert np.allclose(found[:3][..., low], own[:3].mean(0)[..., low], atol=1e-5)
 
 
-@pytest.mark.parametrize("inner", [Fourier(), Magnitude()], ids=repr)
+@pytest.mark.parametrize("inner", [Fourier(), MACO()], ids=repr)
 def test_shared_images_start_as_varied_as_others(inner):
     alone = inner(inner.init((1, 16, 16), Streams(0, range(200)))).std()
-    together = Shared(inner=inner)
+    together = SharedLowFrequency(inner=inner)
     assert together(together.init((1, 16, 16), Streams(0, range(200)))).std() == pytest.approx(float(alone), rel=0.1)
 
 
 def test_no_cycles_share_the_mean_alone_and_one_face_shares_nothing():
     z = Fourier().init((3, 9, 8), Streams(0, range(4))).double() * 30
-    found, own = coefficients(Shared(cycles=0.0)(z)), coefficients(Fourier()(z))
+    found, own = coefficients(SharedLowFrequency(cutoff=0.0)(z)), coefficients(Fourier()(z))
     assert np.allclose(found[..., 0, 0], own[..., 0, 0].mean(0))
     assert np.allclose(found.reshape(4, 3, -1)[..., 1:], own.reshape(4, 3, -1)[..., 1:])
-    assert torch.equal(Shared(faces=1)(z), Fourier()(z))
+    assert torch.equal(SharedLowFrequency(group_size=1)(z), Fourier()(z))
 
 
 def test_shared_refuses_what_is_no_group():
-    with pytest.raises(ValueError, match="Shared: 5 images are no whole groups of 4 faces"):
-        Shared()(torch.zeros(5, 3, 8, 8))
-    with pytest.raises(ValueError, match="Shared: faces must be at least 1, got 0"):
-        Shared(faces=0)
-    with pytest.raises(ValueError, match="Shared: cycles must not be negative, got -1"):
-        Shared(cycles=-1)
+    with pytest.raises(ValueError, match="SharedLowFrequency: 5 images do not divide into groups of 4"):
+        SharedLowFrequency()(torch.zeros(5, 3, 8, 8))
+    with pytest.raises(ValueError, match="SharedLowFrequency: group_size must be at least 1, got 0"):
+        SharedLowFrequency(group_size=0)
+    with pytest.raises(ValueError, match="SharedLowFrequency: cutoff must not be negative, got -1"):
+        SharedLowFrequency(cutoff=-1)
 
 
 # Networks of coordinates
@@ -250,7 +257,7 @@ def test_shared_refuses_what_is_no_group():
 
 def test_a_cppn_is_the_network_of_its_definition():
     height, width, units = 5, 8, 3
-    param = CPPN(width=units, depth=2, colors=OWN).sized((3, height, width))
+    param = CPPN(width=units, depth=2, colors=OWN).for_shape((3, height, width))
     z = param.init((3, height, width), Streams(0, range(2))).double() * 2
     image = param(z).numpy()
     matrix = mixing(OWN, 3).double().numpy()
@@ -276,7 +283,7 @@ def test_a_cppn_is_the_network_of_its_definition():
 
 def test_a_cppn_s_picture_is_the_same_at_any_size():
     z = CPPN().init((3, 10, 8), Streams(0, range(3))).double()
-    small, large = (CPPN().sized((3, *size))(z) for size in ((10, 8), (30, 24)))
+    small, large = (CPPN().for_shape((3, *size))(z) for size in ((10, 8), (30, 24)))
     # The middle of every nine pixels lies where the one pixel did.
     assert torch.allclose(large[:, :, 1::3, 1::3], small, atol=1e-6)
 
@@ -286,7 +293,7 @@ def test_a_cppn_s_units_keep_mean_0_and_deviation_1_through_the_layers():
     for values in (arc / 0.67, (arc**2 - 0.45) / 0.40):
         assert abs(float(values.mean())) < 0.02
         assert float(values.std()) == pytest.approx(1, abs=0.03)
-    image = CPPN().sized((3, 32, 32))(CPPN().init((3, 32, 32), Streams(0, range(20))))
+    image = CPPN().for_shape((3, 32, 32))(CPPN().init((3, 32, 32), Streams(0, range(20))))
     assert 0.002 < image.std() < 0.05
     assert saturated_share(image).max() == 0
 
@@ -299,5 +306,5 @@ def test_a_cppn_must_know_its_images_size():
         CPPN(width=0)
     with pytest.raises(ValueError, match=r"CPPN: shape must be \(channels, height, width\), got \(3, 0, 5\)"):
         CPPN(shape=(3, 0, 5))
-    assert sized(CPPN(width=5), (3, 8, 6)) == CPPN(width=5, shape=(3, 8, 6))
-    assert sized(Fourier(), (3, 8, 6)) == Fourier()
+    assert for_shape(CPPN(width=5), (3, 8, 6)) == CPPN(width=5, shape=(3, 8, 6))
+    assert for_shape(Fourier(), (3, 8, 6)) == Fourier()

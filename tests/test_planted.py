@@ -17,14 +17,14 @@ from vizrobust.compute import Compute
 from vizrobust.features import (
     Caricature,
     Channel,
+    DeepDream,
     Direction,
-    Energy,
+    FeatureImage,
     Inversion,
     Logit,
     Neuron,
     Objective,
     Pixels,
-    Rendered,
     Style,
     TotalVariation,
     plain,
@@ -37,7 +37,7 @@ signs = pytest.mark.parametrize("sign", [1, -1])
 
 def rendered(
     net: nn.Module, objective: Objective, units: range, shape: tuple[int, int, int] = SHAPE, **options
-) -> list[Rendered]:
+) -> list[FeatureImage]:
     recipe = options.pop("recipe", plain())
     return list(render(net, objective, units, recipe, shape=shape, compute=Compute("cpu"), **options))
 
@@ -163,7 +163,7 @@ def test_an_inversion_and_away_from_it(picture):
     net, _ = orthonormal()
     name, pixels = picture
     start = torch.full((3, 5, 6), 0.5)
-    recipe = replace(plain(steps=400, rate=0.002), parametrization=Pixels())
+    recipe = replace(plain(steps=400, step_size=0.002), parametrization=Pixels())
     (found,) = rendered(net, Inversion("1", name), range(1), (3, 5, 6), start=start, recipe=recipe)
     assert torch.allclose(found.image, pixels, atol=0.01)
     (away,) = rendered(net, Inversion("1", name), range(1), (3, 5, 6), start=start, recipe=plain(steps=400), sign=-1)
@@ -177,7 +177,7 @@ def test_a_style_is_met_by_colours_in_any_places(picture):
     layer.weight.data = torch.eye(3)[:, :, None, None]
     name, pixels = picture
     net = nn.Sequential(layer, nn.Identity()).eval()
-    (found,) = rendered(net, Style("0", name), range(1), (3, 5, 6), recipe=plain(steps=400, rate=0.002))
+    (found,) = rendered(net, Style("0", name), range(1), (3, 5, 6), recipe=plain(steps=400, step_size=0.002))
     wanted, made = (x.reshape(3, -1) @ x.reshape(3, -1).T / 30 for x in (pixels, found.image))
     assert torch.allclose(made, wanted, atol=2e-3)
     assert (found.image - pixels).abs().mean() > 0.05
@@ -186,7 +186,7 @@ def test_a_style_is_met_by_colours_in_any_places(picture):
 @signs
 def test_energy_is_largest_in_white_and_smallest_in_black(sign):
     net = planted(torch.eye(30).reshape(30, 1, 5, 6) * torch.linspace(1, 2, 30)[:, None, None, None])
-    (found,) = rendered(net, Energy("1"), range(1), (1, 5, 6), sign=sign, recipe=plain(steps=800))
+    (found,) = rendered(net, DeepDream("1"), range(1), (1, 5, 6), sign=sign, recipe=plain(steps=800))
     assert torch.allclose(found.image, torch.full((1, 5, 6), float(sign > 0)), atol=0.02)
 
 
@@ -194,5 +194,5 @@ def test_energy_is_largest_in_white_and_smallest_in_black(sign):
 def test_total_variation_smooths_whatever_the_sign(sign):
     net = planted(torch.full((1, 1, 5, 6), 1e-3))
     objective = Logit() - 5 * TotalVariation()
-    (found,) = rendered(net, objective, range(1), (1, 5, 6), sign=sign, recipe=plain(steps=300, rate=0.001))
+    (found,) = rendered(net, objective, range(1), (1, 5, 6), sign=sign, recipe=plain(steps=300, step_size=0.001))
     assert float(found.image.amax() - found.image.amin()) < 0.06

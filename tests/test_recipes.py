@@ -10,18 +10,18 @@ from vizrobust.attacks import L2
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import (
     CPPN,
+    MACO,
     RECIPES,
     Adam,
     Affine,
     Fourier,
     Jitter,
     Logit,
-    Magnitude,
     NAdam,
     Pad,
     Pixels,
     Recipe,
-    Shared,
+    SharedLowFrequency,
     fourier,
     gradient,
     lucid,
@@ -29,7 +29,7 @@ from vizrobust.features import (
     parse_recipe,
     plain,
     render,
-    with_priors,
+    with_data_statistics,
 )
 from vizrobust.features.parametrizations import IMAGENET_COLORS
 
@@ -48,7 +48,7 @@ def test_a_recipe_by_name_reads_back_from_its_text(name):
     ("text", "recipe"),
     [
         ("plain(ball=L2(eps=3))", plain(ball=L2(eps=3.0))),
-        ("PLAIN(steps=64, rate=0.01)", plain(steps=64, rate=0.01)),
+        ("PLAIN(steps=64, step_size=0.01)", plain(steps=64, step_size=0.01)),
         ("fourier(decay=1.5, size=33)", fourier(decay=1.5, size=33)),
         (" gradient() ", gradient()),
         ("Fourier(steps=9)", fourier(steps=9)),
@@ -73,9 +73,9 @@ def test_a_recipe_of_one_s_own():
 
 
 def test_the_documented_defaults():
-    assert (plain().steps, plain().optimizer.rate, plain().parametrization, plain().transforms) == (200, 0.005, Pixels(), ())
+    assert (plain().steps, plain().optimizer.step_size, plain().parametrization, plain().transforms) == (200, 0.005, Pixels(), ())
     assert (fourier().steps, fourier().optimizer.lr, fourier().transforms) == (200, 0.05, (Jitter(size=1 / 16),))
-    assert (maco().steps, maco().optimizer, maco().parametrization) == (256, NAdam(lr=1.0), Magnitude())
+    assert (maco().steps, maco().optimizer, maco().parametrization) == (256, NAdam(lr=1.0), MACO())
     assert repr(maco().transforms) == "(Crops(low=0.5, high=0.75), Noise(deviation=0.01))"
     assert gradient().steps == 1
     assert gradient().parametrization.deviation == 0
@@ -90,9 +90,9 @@ def test_lucid_moves_a_picture_of_128_pixels_as_published():
     assert (first.reach((128, 128)), last.reach((128, 128))) == ((4, 4), (2, 2))
     assert (first.reach((64, 64)), last.reach((64, 64))) == ((2, 2), (1, 1))
     draws = np.random.default_rng(0).random((4000, 2))
-    zoom = 1 / scale.maps(draws[:, :1], (128, 128))[:, 0, 0]
+    zoom = 1 / scale.matrices(draws[:, :1], (128, 128))[:, 0, 0]
     assert sorted(set(zoom.round(6))) == pytest.approx(list(np.arange(90, 111, 2) / 100))
-    maps = rotate.maps(draws, (128, 128))
+    maps = rotate.matrices(draws, (128, 128))
     degrees = np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0])).round().astype(int)
     assert set(degrees) == set(range(-10, 11))
     assert (degrees == 0).mean() == pytest.approx(6 / 26, abs=0.02)
@@ -130,7 +130,7 @@ def data_set(name="npz:x.npz", channels=3):
 
 def test_fourier_takes_the_data_set_s_own_colours():
     data = data_set()
-    recipe = with_priors(fourier(steps=7), data)
+    recipe = with_data_statistics(fourier(steps=7), data)
     directions = torch.tensor(recipe.parametrization.colors).reshape(3, 3).double()
     assert torch.allclose(directions @ directions.T, data.color_covariance, atol=1e-4)
     assert recipe.steps == 7
@@ -138,11 +138,11 @@ def test_fourier_takes_the_data_set_s_own_colours():
 
 
 def test_four_channels_have_colours_of_their_own():
-    assert len(with_priors(fourier(), data_set(channels=4)).parametrization.colors) == 16
+    assert len(with_data_statistics(fourier(), data_set(channels=4)).parametrization.colors) == 16
 
 
 def test_imagenet_keeps_the_published_colours():
-    assert with_priors(fourier(), data_set("imagenette")).parametrization.colors == IMAGENET_COLORS
+    assert with_data_statistics(fourier(), data_set("imagenette")).parametrization.colors == IMAGENET_COLORS
 
 
 def recipe_of(parametrization):
@@ -151,31 +151,33 @@ def recipe_of(parametrization):
 
 def test_maco_takes_the_data_set_s_own_magnitudes_by_reference():
     data = data_set()
-    found = with_priors(maco(), data).parametrization
-    assert found == Magnitude(spectrum="npz:x.npz", colors=with_priors(fourier(), data).parametrization.colors)
-    assert with_priors(maco(), data_set(channels=1)).parametrization == Magnitude(spectrum="npz:x.npz")
-    assert with_priors(maco(spectrum="other.npy"), data).parametrization.spectrum == "other.npy"
-    assert with_priors(maco(), None) == maco()
+    found = with_data_statistics(maco(), data).parametrization
+    assert found == MACO(spectrum="npz:x.npz", colors=with_data_statistics(fourier(), data).parametrization.colors)
+    assert with_data_statistics(maco(), data_set(channels=1)).parametrization == MACO(spectrum="npz:x.npz")
+    assert with_data_statistics(maco(spectrum="other.npy"), data).parametrization.spectrum == "other.npy"
+    assert with_data_statistics(maco(), None) == maco()
 
 
 def test_priors_reach_what_is_shared_and_networks_of_coordinates():
     data = data_set()
-    colors = with_priors(fourier(), data).parametrization.colors
-    assert with_priors(recipe_of(CPPN(width=5)), data) == recipe_of(CPPN(width=5, colors=colors))
-    inner = Magnitude(spectrum="npz:x.npz", colors=colors)
-    assert with_priors(recipe_of(Shared(inner=Magnitude(), faces=2)), data) == recipe_of(Shared(inner=inner, faces=2))
-    chosen = recipe_of(Shared(inner=Fourier(colors=IMAGENET_COLORS)))
-    assert with_priors(chosen, data) == chosen
+    colors = with_data_statistics(fourier(), data).parametrization.colors
+    assert with_data_statistics(recipe_of(CPPN(width=5)), data) == recipe_of(CPPN(width=5, colors=colors))
+    inner = MACO(spectrum="npz:x.npz", colors=colors)
+    assert with_data_statistics(recipe_of(SharedLowFrequency(inner=MACO(), group_size=2)), data) == recipe_of(
+        SharedLowFrequency(inner=inner, group_size=2)
+    )
+    chosen = recipe_of(SharedLowFrequency(inner=Fourier(colors=IMAGENET_COLORS)))
+    assert with_data_statistics(chosen, data) == chosen
 
 
 @pytest.mark.parametrize("recipe", [plain(), gradient(), fourier(colors=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))], ids=lambda r: r.name)
 def test_other_recipes_and_chosen_colours_stay_as_they_are(recipe):
-    assert with_priors(recipe, data_set()) == recipe
+    assert with_data_statistics(recipe, data_set()) == recipe
 
 
 def test_grey_or_unknown_data_changes_nothing():
-    assert with_priors(fourier(), data_set(channels=1)) == fourier()
-    assert with_priors(fourier(), None) == fourier()
+    assert with_data_statistics(fourier(), data_set(channels=1)) == fourier()
+    assert with_data_statistics(fourier(), None) == fourier()
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_grey_or_unknown_data_changes_nothing():
         lucid(steps=12),
         maco(steps=12, crops=2),
         recipe_of(CPPN(width=6, depth=2)),
-        recipe_of(Shared(faces=2)),
-        Recipe("both", Shared(inner=Magnitude(), faces=2), NAdam()),
+        recipe_of(SharedLowFrequency(group_size=2)),
+        Recipe("both", SharedLowFrequency(inner=MACO(), group_size=2), NAdam()),
     ],
     ids=lambda recipe: f"{recipe.name}-{type(recipe.parametrization).__name__}",
 )
@@ -196,7 +198,7 @@ def test_a_few_steps_excite_the_unit(recipe, net, compute):
     assert [(one.unit, one.seed) for one in done] == [(2, 0), (2, 1), (5, 0), (5, 1)]
     for one in done:
         assert one.image.shape == SHAPE
-        assert one.alive
+        assert one.had_gradient
         assert one.score > one.trajectory[0][1]
     assert not torch.equal(done[0].image, done[1].image)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from vizrobust.features.redirected_relu import redirected
+from vizrobust.features.redirected_relu import redirected_relu
 
 RELUS = {
     "nn.ReLU": lambda: nn.ReLU(),
@@ -66,7 +66,7 @@ def gradient(net, x, context=True):
     scores = score(net, x)
     if not context:
         return scores.detach(), torch.autograd.grad(scores.sum(), x)[0], None
-    with redirected() as seen:
+    with redirected_relu() as seen:
         (grad,) = torch.autograd.grad(scores.sum(), x)
     return scores.detach(), grad, seen.redirected
 
@@ -152,7 +152,7 @@ def test_an_image_never_depends_on_its_mates(layout):
 def test_only_what_would_raise_a_negative_input_passes():
     x = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, 5.0], [-1.0, -2.0, 5.0], [-1.0, -2.0, -3.0]], requires_grad=True)
     weight = torch.tensor([[2.0, -3.0, 0.0], [2.0, -3.0, 4.0], [2.0, -3.0, 0.0], [-2.0, -3.0, 0.0]])
-    with redirected() as seen:
+    with redirected_relu() as seen:
         (grad,) = torch.autograd.grad((F.relu(x) * weight).sum(), x)
     assert grad.tolist() == [[2, 0, 0], [0, 0, 4], [2, 0, 0], [0, 0, 0]]
     assert seen.redirected.tolist() == [True, False, True, False]
@@ -161,7 +161,7 @@ def test_only_what_would_raise_a_negative_input_passes():
 def test_a_relu6_stuck_at_either_end_is_brought_back():
     x = torch.tensor([[-1.0, 7.0, 3.0], [-1.0, 7.0, 3.0], [-1.0, 7.0, 3.0]], requires_grad=True)
     weight = torch.tensor([[2.0, -3.0, 1.0], [2.0, -3.0, 0.0], [-2.0, 3.0, 0.0]])
-    with redirected() as seen:
+    with redirected_relu() as seen:
         (grad,) = torch.autograd.grad((F.relu6(x) * weight).sum(), x)
     assert grad.tolist() == [[0, 0, 1], [2, -3, 0], [0, 0, 0]]
     assert seen.redirected.tolist() == [False, True, False]
@@ -172,7 +172,7 @@ def test_other_nonlinearities_keep_their_gradient():
     for function in (F.hardtanh, F.hardswish, F.threshold_, lambda x: x.clamp(min=0), torch.sigmoid, F.gelu):
         call = (lambda x: F.threshold(x, 1.0, 0.0)) if function is F.threshold_ else function
         (plain,) = torch.autograd.grad(call(x).sum(), x)
-        with redirected() as seen:
+        with redirected_relu() as seen:
             (grad,) = torch.autograd.grad(call(x).sum(), x)
         assert torch.equal(grad, plain)
         assert seen.redirected is None
@@ -180,7 +180,7 @@ def test_other_nonlinearities_keep_their_gradient():
 
 def test_the_record_is_of_the_passes_since_its_reset():
     net, x = Net(nn.ReLU(), 0), pictures().requires_grad_()
-    with redirected() as seen:
+    with redirected_relu() as seen:
         assert seen.redirected is None
         torch.autograd.grad(score(net, x).sum(), x)
         assert torch.equal(seen.redirected, DEAD)
@@ -196,7 +196,7 @@ def test_patches_folded_into_the_batch_count_with_their_image():
     x = torch.ones(3, 4, 2)
     x[1, 2] = -1
     x.requires_grad_()
-    with redirected() as seen:
+    with redirected_relu() as seen:
         inner = F.relu(x.flatten(0, 1)).reshape(3, 8)
         torch.autograd.grad(F.relu(inner + 1).sum(), x)
     assert seen.redirected.tolist() == [False, True, False]
@@ -205,7 +205,7 @@ def test_patches_folded_into_the_batch_count_with_their_image():
 def test_nothing_is_left_behind_also_after_an_exception():
     net, x = Net(nn.ReLU(), 1), pictures()
     plain = gradient(net, x, context=False)[1]
-    with pytest.raises(RuntimeError, match="stop"), redirected():
+    with pytest.raises(RuntimeError, match="stop"), redirected_relu():
         raise RuntimeError("stop")
     assert _get_current_dispatch_mode() is None
     gradient(net, x)
@@ -218,8 +218,8 @@ def test_a_context_in_a_context_does_the_same_and_both_record():
     net, x = Net(nn.ReLU(), 1), pictures()
     grad = gradient(net, x)[1]
     z = x.clone().requires_grad_()
-    with redirected() as outer:
-        with redirected() as inner:
+    with redirected_relu() as outer:
+        with redirected_relu() as inner:
             (twice,) = torch.autograd.grad(score(net, z).sum(), z)
         assert torch.equal(outer.redirected, DEAD)
         assert torch.equal(inner.redirected, DEAD)
@@ -243,7 +243,7 @@ def test_an_untrained_network_of_torchvision_with_a_dead_unit(name):
     target = layer(stem) if name == "resnet18" else layer.conv[0](stem)
     (plain,) = torch.autograd.grad(target[:, 3].sum(), x, retain_graph=True)
     assert (plain == 0).all()
-    with redirected() as seen:
+    with redirected_relu() as seen:
         (grad,) = torch.autograd.grad(target[:, 3].sum(), x)
     assert (grad.flatten(1).abs().sum(1) > 0).all()
     assert seen.redirected.all()

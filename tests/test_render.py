@@ -20,13 +20,13 @@ from vizrobust.features import (
     Channel,
     Crops,
     Diversity,
+    FeatureImage,
     Inversion,
     Jitter,
     Logit,
     Neuron,
     Pixels,
     Recipe,
-    Rendered,
     TotalVariation,
     fourier,
     gradient,
@@ -35,7 +35,7 @@ from vizrobust.features import (
     plain,
     render,
 )
-from vizrobust.features.recipes import Adam, Ascent
+from vizrobust.features.recipes import Adam, NormalizedAscent
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.rng import Streams
 
@@ -252,13 +252,13 @@ def test_a_unit_without_gradient_is_dead():
 
 
 def test_saturated_means_25_points_above_the_data():
-    def status(share, data_share, alive=True):
-        return Rendered(0, 0, 1, torch.zeros(1, 4, 3), 0.0, (), share, alive).status(data_share)
+    def status(share, data_share, had_gradient=True):
+        return FeatureImage(0, 0, 1, torch.zeros(1, 4, 3), 0.0, (), share, had_gradient).status(data_share)
 
     assert status(0.25, 0.0) == "ok"
     assert status(0.26, 0.0) == "saturated"
     assert status(1.0, 0.8) == "ok"  # as MNIST's own images are
-    assert status(1.0, 0.0, alive=False) == "dead"
+    assert status(1.0, 0.0, had_gradient=False) == "dead"
 
 
 def test_the_saturated_share_is_that_of_the_image(weights):
@@ -300,7 +300,7 @@ def test_gradient_is_one_backward_pass_shown_as_it_is(net, sign):
 
 def test_a_start_image_is_where_plain_begins(net):
     start = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
-    for found in rendered(net, plain(steps=3, rate=1e-6), range(3), start=start):
+    for found in rendered(net, plain(steps=3, step_size=1e-6), range(3), start=start):
         assert (found.image - start).abs().max() < 1e-3
     near = rendered(net, plain(steps=30, ball=L2(eps=0.5)), range(3), start=start)
     assert all(float((one.image - start).norm()) <= 0.5 + 1e-5 for one in near)
@@ -312,7 +312,7 @@ def test_a_start_image_that_cannot_be_taken_is_refused(net):
         invert = None
 
     with pytest.raises(ValueError, match=r"recipe 'noise' cannot start from an image; take plain, fourier or gradient"):
-        rendered(net, Recipe("noise", Noise(), Ascent()), [0], start=torch.rand(SHAPE))
+        rendered(net, Recipe("noise", Noise(), NormalizedAscent()), [0], start=torch.rand(SHAPE))
     with pytest.raises(ValueError, match=r"the start image is \(1, 28, 28\), the recipe's images are \(3, 20, 16\)"):
         rendered(net, plain(steps=1), [0], start=torch.rand(1, 28, 28))
 
@@ -324,7 +324,7 @@ def test_a_recipe_s_size_is_the_size_of_its_images(net):
 
 def test_transforms_are_on_the_way_and_not_in_the_score(net):
     """The score is of the finished image itself, and the transforms change how it comes about."""
-    moved = Recipe("moved", Pixels(), Ascent(), (Affine(scale=0.3, rotate=40.0),), steps=5)
+    moved = Recipe("moved", Pixels(), NormalizedAscent(), (Affine(scale=0.3, rotate=40.0),), steps=5)
     still = replace(moved, transforms=())
     for one, two in zip(rendered(net, moved), rendered(net, still), strict=True):
         assert not torch.equal(one.image, two.image)
@@ -377,20 +377,20 @@ def test_a_sleeping_unit_is_woken_and_its_mates_keep_every_bit(recipe):
 
 
 def test_without_redirection_a_sleeping_unit_would_stay_asleep(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("vizrobust.features.render"), "redirected", contextlib.nullcontext)
+    monkeypatch.setattr(importlib.import_module("vizrobust.features.render"), "redirected_relu", contextlib.nullcontext)
     (_, found, _) = rendered(asleep(), plain(steps=40), range(3), Channel("2"), shape=(3, 9, 11))
     assert found.status(1.0) == "dead"
 
 
 def test_faces_of_a_group_come_out_alike_whatever_is_asked_with_them(net):
-    objective = Channel("conv2") - 2 * Diversity("conv2", faces=3)
+    objective = Channel("conv2") - 2 * Diversity("conv2", group_size=3)
     whole = {(one.unit, one.seed): one for one in rendered(net, plain(steps=8), [1, 4], objective, seeds=range(6), batch_size=7)}
     assert len(whole) == 12
     part = rendered(net, plain(steps=8), [4], objective, seeds=[5, 1], batch_size=7)
     assert sorted((one.unit, one.seed) for one in part) == [(4, 1), (4, 5)]
     for one in part:
         assert torch.equal(one.image, whole[4, one.seed].image)
-    with pytest.raises(ValueError, match="a batch of 2 has no room for a group of 3 faces; make it at least 3"):
+    with pytest.raises(ValueError, match="a batch of 2 has no room for a group of 3 images; make it at least 3"):
         rendered(net, plain(steps=1), [0], objective, batch_size=2)
 
 
@@ -399,14 +399,14 @@ def test_diversity_makes_faces_differ_and_alignment_makes_them_alike(net):
         found = rendered(net, plain(steps=40), [0, 3], objective, seeds=range(4), batch_size=8)
         images = torch.stack([one.image for one in found])
         seen = activations(net, images, ["conv2"])
-        return float(Alignment("conv2", faces=4)(seen, images, torch.zeros(8)).mean()), float(
-            Diversity("conv2", faces=4)(seen, images, torch.zeros(8)).mean()
+        return float(Alignment("conv2", group_size=4)(seen, images, torch.zeros(8)).mean()), float(
+            Diversity("conv2", group_size=4)(seen, images, torch.zeros(8)).mean()
         )
 
     with torch.no_grad():
         alone = likeness(Channel("conv2"))
-        diverse = likeness(Channel("conv2") - 5 * Diversity("conv2", faces=4))
-        aligned = likeness(Channel("conv2") + 5 * Alignment("conv2", faces=4))
+        diverse = likeness(Channel("conv2") - 5 * Diversity("conv2", group_size=4))
+        aligned = likeness(Channel("conv2") + 5 * Alignment("conv2", group_size=4))
     assert diverse[1] < alone[1] - 0.02
     assert aligned[0] > alone[0] + 0.02
 
@@ -439,17 +439,17 @@ def test_an_inversion_brings_back_what_a_linear_layer_can_tell(tmp_path):
 
 
 def test_a_film_shows_the_way_from_the_start_to_the_picture(net):
-    (found,) = rendered(net, plain(steps=10), [2], film=4)
-    assert found.film.dtype == torch.uint8
-    assert found.film.shape == (4, *SHAPE)
-    (short,) = rendered(net, plain(steps=3), [2], film=4)
+    (found,) = rendered(net, plain(steps=10), [2], frames=4)
+    assert found.frames.dtype == torch.uint8
+    assert found.frames.shape == (4, *SHAPE)
+    (short,) = rendered(net, plain(steps=3), [2], frames=4)
     assert torch.equal(
-        found.film[0], (Pixels().init(SHAPE, Streams(0, ["2/0"], "render").child("start"))[0] * 255).round().byte()
+        found.frames[0], (Pixels().init(SHAPE, Streams(0, ["2/0"], "render").child("start"))[0] * 255).round().byte()
     )
-    assert torch.equal(found.film[-1], (found.image * 255).round().byte())
-    assert torch.equal(short.film[3], found.film[1])
+    assert torch.equal(found.frames[-1], (found.image * 255).round().byte())
+    assert torch.equal(short.frames[3], found.frames[1])
     (none,) = rendered(net, plain(steps=3), [2])
-    assert none.film is None
+    assert none.frames is None
 
 
 def test_random_crops_are_scored_together(net):

@@ -74,7 +74,7 @@ OPTIONS = {
     "network of coordinates": ["--recipe", "Recipe('c', CPPN(width=4, depth=2), Adam())"],
     "both": ["--both"],
     "faces": ["--layer", "conv2", "--diversity", 2],
-    "shared structure": ["--recipe", "Recipe('s', Shared(faces=2), Adam())", "--seeds", 2],
+    "shared structure": ["--recipe", "Recipe('s', SharedLowFrequency(group_size=2), Adam())", "--seeds", 2],
     "start": ["--start", "{image.png}", "--recipe", "fourier"],
     "start from data": ["--start", "digits#4"],
     "position": ["--layer", "conv1", "--neuron", "1,2"],
@@ -233,7 +233,7 @@ def test_batch_size_precision_and_threads_are_those_of_then_and_threads_put_back
         seen.append((torch.get_num_threads(), batch_size, compute.precision))
         return iter(["done"])
 
-    monkeypatch.setattr(provenance, "render_jobs", rendered)
+    monkeypatch.setattr(provenance, "render_pairs", rendered)
     identity = {"batch_size": 7, "precision": "bf16", "start": ""}
     made = Provenance.read(changed(picture, tmp_path / "other.png", about={"threads": 3, "identity": identity}))
     before = torch.get_num_threads()

@@ -43,18 +43,18 @@ jobs_ = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), unique=True, m
 
 @given(jobs_, st.integers(1, 3), st.integers(3, 8), st.integers(1, 4))
 def test_a_process_renders_whole_batches_of_the_one_process_partition(
-    jobs: list[tuple[int, int]], faces: int, batch_size: int, size: int
+    jobs: list[tuple[int, int]], group_size: int, batch_size: int, size: int
 ) -> None:
-    batches = in_batches(jobs, faces, batch_size)
+    batches = in_batches(jobs, group_size, batch_size)
     assert sorted(job for batch in batches for job in batch) == sorted(jobs)
     owner: dict[tuple[int, int], int] = {}
     for number, batch in enumerate(batches):
-        assert len({(unit, seed // faces) for unit, seed in batch}) * faces <= batch_size
-        assert all(owner.setdefault((unit, seed // faces), number) == number for unit, seed in batch), "groups stay whole"
+        assert len({(unit, seed // group_size) for unit, seed in batch}) * group_size <= batch_size
+        assert all(owner.setdefault((unit, seed // group_size), number) == number for unit, seed in batch), "groups stay whole"
     for rank in range(size):
         mine = list(Processes(rank, size).mine(batches))
         # What a process hands to the renderer in one list falls into the very same batches.
-        assert in_batches([job for batch in mine for job in batch], faces, batch_size) == mine
+        assert in_batches([job for batch in mine for job in batch], group_size, batch_size) == mine
 
 
 def test_without_groups_batches_are_those_of_full_batches() -> None:

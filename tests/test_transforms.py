@@ -241,7 +241,7 @@ def test_a_quarter_turn_of_an_oblong_image_is_rot90_of_its_middle(turns):
 
 def drawn(move, size=(24, 40), n=4000):
     """(n, 3, 3): the maps of n images."""
-    return move.maps(Streams(0, range(n)).uniform(move.draws).double().numpy(), size)
+    return move.matrices(Streams(0, range(n)).uniform(move.draws).double().numpy(), size)
 
 
 def spreads_evenly(values, low, high):

@@ -15,34 +15,34 @@ from vizrobust.compute import Compute
 from vizrobust.data import load, saturated_share
 from vizrobust.features import (
     CPPN,
+    MACO,
     Adam,
-    Ascent,
+    AlphaChannel,
     Channel,
     Fourier,
     Logit,
-    Magnitude,
+    NormalizedAscent,
     PixelDifference,
     Pixels,
     Provenance,
     Recipe,
-    Request,
+    RenderJob,
     Scorer,
-    Shared,
-    Transparent,
+    SharedLowFrequency,
     images_of,
     parse_recipe,
     render,
     rerender,
-    with_priors,
+    with_data_statistics,
 )
-from vizrobust.features.parametrizations import seen, worth
-from vizrobust.features.parametrizations.wrappers import composed
+from vizrobust.features.parametrizations import alpha_penalized, composited
+from vizrobust.features.parametrizations.wrappers import over_background
 from vizrobust.features.pictures import png_bytes, read_opaque, read_png, to_uint8
 from vizrobust.models import borrowed, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.runs import write_png
 
-CLEAR = 'Recipe(name="clear", parametrization=Transparent(), optimizer=Adam(lr=0.05), transforms=(Jitter(),))'
+CLEAR = 'Recipe(name="clear", parametrization=AlphaChannel(), optimizer=Adam(lr=0.05), transforms=(Jitter(),))'
 
 
 def z_of(param, shape, n=3, spread=3.0):
@@ -60,9 +60,9 @@ def seen_in_numpy(image, ground):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 6), (3, 9, 5)], ids=str)
-@pytest.mark.parametrize("inner", [Fourier(), Pixels(), Magnitude(), Shared(faces=3)], ids=repr)
+@pytest.mark.parametrize("inner", [Fourier(), Pixels(), MACO(), SharedLowFrequency(group_size=3)], ids=repr)
 def test_colours_are_those_of_inner_and_opacity_one_more_spectrum(inner, shape):
-    param = Transparent(inner, decay=1.5)
+    param = AlphaChannel(inner, decay=1.5)
     z = z_of(param, shape)
     z = param.constrain(z, z)
     image = param(z)
@@ -71,31 +71,31 @@ def test_colours_are_those_of_inner_and_opacity_one_more_spectrum(inner, shape):
     start = param(param.init(shape, Streams(0, range(3))))[:, -1]
     assert (start - 0.5).abs().max() < 0.05
     assert len({float(one.sum()) for one in start}) == 3
-    assert param.faces == getattr(inner, "faces", 1)
+    assert param.group_size == getattr(inner, "group_size", 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 6), (3, 9, 5)], ids=str)
 def test_what_is_seen_is_the_composition_of_the_book(shape):
-    param = Transparent()
+    param = AlphaChannel()
     image = param(z_of(param, shape))
-    assert torch.allclose(seen(param, image).double(), torch.from_numpy(seen_in_numpy(image, 0.5)), atol=1e-6)
+    assert torch.allclose(composited(param, image).double(), torch.from_numpy(seen_in_numpy(image, 0.5)), atol=1e-6)
     ground = Fourier(decay=1.5, deviation=2 / max(shape[1:]) ** 0.5)
     drawn = ground(ground.init(shape, Streams(0, range(3), "grounds")))
-    over = seen(param, image, Streams(0, range(3), "grounds"))
+    over = composited(param, image, Streams(0, range(3), "grounds"))
     assert torch.allclose(over.double(), torch.from_numpy(seen_in_numpy(image, drawn.double().numpy())), atol=1e-6)
     opaque = torch.cat((image[:, :-1], torch.ones_like(image[:, :1])), 1)
-    assert torch.equal(seen(param, opaque, Streams(0, range(3))), image[:, :-1])
-    assert torch.equal(seen(Fourier(), image, Streams(0, range(3))), image)
+    assert torch.equal(composited(param, opaque, Streams(0, range(3))), image[:, :-1])
+    assert torch.equal(composited(Fourier(), image, Streams(0, range(3))), image)
 
 
 def test_grounds_are_drawn_anew_each_in_its_own_way_and_smooth():
     shape, streams = (3, 32, 24), Streams(0, range(40), "grounds")
-    param = Transparent()
+    param = AlphaChannel()
     clear = torch.zeros(40, 4, *shape[1:])
-    first, second = seen(param, clear, streams), seen(param, clear, streams)
+    first, second = composited(param, clear, streams), composited(param, clear, streams)
     assert (first - second).abs().mean((1, 2, 3)).min() > 0.05
     assert (first[0] - first[1]).abs().mean() > 0.05
-    again = seen(param, clear[[3, 1]], Streams(0, [3, 1], "grounds"))
+    again = composited(param, clear[[3, 1]], Streams(0, [3, 1], "grounds"))
     assert torch.equal(again, first[[3, 1]])
     # From near black to near white, dark and bright on the whole, and smooth: neighbours are alike (two strangers: 1.41).
     assert first.amin() < 0.05
@@ -104,11 +104,11 @@ def test_grounds_are_drawn_anew_each_in_its_own_way_and_smooth():
     assert (first[..., 1:] - first[..., :-1]).std() < 0.5 * first.std()
     for size in ((1, 12, 20), (3, 64, 48), (3, 129, 129)):
         blank = torch.zeros(20, size[0] + 1, *size[1:])
-        assert 0.18 < seen(param, blank, Streams(0, range(20), "grounds")).std() < 0.35
-    assert torch.equal(seen(Transparent(background=0.0), clear, streams), torch.full((40, *shape), 0.5))
+        assert 0.18 < composited(param, blank, Streams(0, range(20), "grounds")).std() < 0.35
+    assert torch.equal(composited(AlphaChannel(background=0.0), clear, streams), torch.full((40, *shape), 0.5))
     grey = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-    for inner in (Fourier(colors=grey), Shared(Fourier(colors=grey), faces=1)):
-        ground = seen(Transparent(inner), clear, streams)
+    for inner in (Fourier(colors=grey), SharedLowFrequency(Fourier(colors=grey), group_size=1)):
+        ground = composited(AlphaChannel(inner), clear, streams)
         assert torch.allclose(ground[:, :1].expand_as(ground), ground, atol=1e-6)
 
 
@@ -117,37 +117,37 @@ def test_scores_are_worth_less_the_more_is_opaque():
     mean = image[:, 2].double().mean((1, 2)).numpy()
     scores = torch.tensor([4.0, 0.0, -2.0, 1e-3])
     expected = np.where(scores.numpy() >= 0, scores.numpy() * (1 - mean), scores.numpy() * (1 + mean))
-    assert np.allclose(worth(Transparent(), scores, image).double(), expected, atol=1e-6)
+    assert np.allclose(alpha_penalized(AlphaChannel(), scores, image).double(), expected, atol=1e-6)
     for score in (3.0, -3.0):
         x = image.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(worth(Transparent(), torch.full((4,), score), x).sum(), x)
+        (grad,) = torch.autograd.grad(alpha_penalized(AlphaChannel(), torch.full((4,), score), x).sum(), x)
         assert torch.allclose(grad[:, 2], torch.tensor(-3.0 / 30))
         assert (grad[:, :2] == 0).all()
-    assert worth(Fourier(), scores, image) is scores
+    assert alpha_penalized(Fourier(), scores, image) is scores
 
 
 def test_it_starts_from_an_image_opaque():
     images = 0.02 + 0.96 * torch.rand(2, 3, 9, 5, generator=torch.Generator().manual_seed(0))
-    param = Transparent()
+    param = AlphaChannel()
     found = param(param.invert(images))
     assert torch.allclose(found[:, :3], images, atol=1e-4)
     assert torch.allclose(found[:, 3], torch.tensor(0.98), atol=1e-4)
 
 
 def test_texts_and_what_cannot_be():
-    param = Transparent(inner=Pixels(), background=0.5)
-    assert repr(param) == "Transparent(inner=Pixels(), background=0.5)"
-    assert parse_recipe(CLEAR).parametrization == Transparent()
+    param = AlphaChannel(inner=Pixels(), background=0.5)
+    assert repr(param) == "AlphaChannel(inner=Pixels(), background=0.5)"
+    assert parse_recipe(CLEAR).parametrization == AlphaChannel()
     with pytest.raises(ValueError, match="inner must be"):
-        Transparent(inner=CPPN())
+        AlphaChannel(inner=CPPN())
     with pytest.raises(ValueError, match="background must not be negative"):
-        Transparent(background=-1.0)
+        AlphaChannel(background=-1.0)
 
 
 def test_a_data_set_s_colours_reach_the_inner_parametrization():
     data = load("digits")
-    spectral = Recipe("clear", Transparent(Shared(Magnitude())), Adam())
-    assert with_priors(spectral, data).parametrization == Transparent(Shared(Magnitude(spectrum=data.name)))
+    spectral = Recipe("clear", AlphaChannel(SharedLowFrequency(MACO())), Adam())
+    assert with_data_statistics(spectral, data).parametrization == AlphaChannel(SharedLowFrequency(MACO(spectrum=data.name)))
 
 
 # Files
@@ -188,20 +188,20 @@ def test_opaque_files_are_drawn_as_ever(tmp_path):
     "recipe",
     [
         parse_recipe(CLEAR),
-        Recipe("pixels", Transparent(Pixels()), Ascent()),
+        Recipe("pixels", AlphaChannel(Pixels()), NormalizedAscent()),
     ],
     ids=["fourier", "pixels"],
 )
 def test_score_saturation_and_films_are_those_over_mid_grey(recipe):
     net, shape, recipe = make_net(), SHAPE, replace(recipe, steps=4)
-    (one,) = render(net, Channel("conv2"), [3], recipe, shape=shape, batch_size=2, film=2, compute=Compute("cpu"))
+    (one,) = render(net, Channel("conv2"), [3], recipe, shape=shape, batch_size=2, frames=2, compute=Compute("cpu"))
     assert one.image.shape == (4, *shape[1:])
-    shown = composed(one.image)[None]
+    shown = over_background(one.image)[None]
     scorer = Scorer.of(net, Channel("conv2"), shape, Compute("cpu"))
     with borrowed(net), torch.no_grad():
         assert one.score == pytest.approx(float(scorer(shown, torch.tensor([3]))), rel=1e-5)
     assert one.saturated_share == pytest.approx(float(saturated_share(shown)), abs=1e-4)
-    assert torch.equal(one.film[-1], (shown[0] * 255).round().byte())
+    assert torch.equal(one.frames[-1], (shown[0] * 255).round().byte())
     assert one._repr_png_().startswith(b"\x89PNG")
 
 
@@ -239,19 +239,19 @@ def test_what_the_network_does_not_look_at_becomes_transparent():
 def test_each_step_is_seen_over_grounds_of_its_own_and_the_end_over_grey():
     net, looks = Corner(), []
     net.register_forward_pre_hook(lambda module, args: looks.append(args[0].detach().clone()))
-    param, shape = Transparent(Pixels()), (1, 12, 10)
-    recipe = Recipe("clear", param, Ascent(rate=1e-3), steps=3)
+    param, shape = AlphaChannel(Pixels()), (1, 12, 10)
+    recipe = Recipe("clear", param, NormalizedAscent(step_size=1e-3), steps=3)
     (one,) = render(net, Logit(), [0], recipe, shape=shape, batch_size=1, compute=Compute("cpu"))
     *_, first, second, third, last = looks
     streams = Streams(0, ["0/0"], "render")
     grounds = streams.child("transforms")
     start = param(param.init(shape, streams.child("start")))
-    assert torch.equal(first, seen(param, start, grounds))
+    assert torch.equal(first, composited(param, start, grounds))
     # The picture hardly moves in three small steps, so it is over other grounds.
-    assert torch.allclose(second, seen(param, start, grounds), atol=0.03)
-    assert torch.allclose(third, seen(param, start, grounds), atol=0.03)
+    assert torch.allclose(second, composited(param, start, grounds), atol=0.03)
+    assert torch.allclose(third, composited(param, start, grounds), atol=0.03)
     assert min(float((first - second).abs().mean()), float((second - third).abs().mean())) > 0.05
-    assert torch.equal(last[0], composed(one.image))
+    assert torch.equal(last[0], over_background(one.image))
 
 
 def test_a_three_is_opaque_where_its_strokes_are_and_clear_at_the_border():
@@ -286,7 +286,7 @@ def test_a_run_keeps_the_opacity_and_renders_it_again(tmp_path):
         assert run("rerender", file).stdout == "same pixels\n"
         with Image.open(out / row["film"]) as film:
             assert film.mode in ("L", "P")
-    request = Request(made.recipe, Logit(), (2, 3), batch_size=2)
+    request = RenderJob(made.recipe, Logit(), (2, 3), batch_size=2)
     loaded = load_checkpoint(str(net))
 
     class Folder:
@@ -297,7 +297,7 @@ def test_a_run_keeps_the_opacity_and_renders_it_again(tmp_path):
 
     found = images_of(Folder(), loaded, request)[3]
     assert found.shape == (1, 1, 8, 8)
-    assert torch.allclose(found[0], composed(read_png(out / rows[1]["image"])), atol=1e-6)
+    assert torch.allclose(found[0], over_background(read_png(out / rows[1]["image"])), atol=1e-6)
     # The sheet holds the picture over grey, enlarged pixel by pixel.
     with Image.open(out / "contact-sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L")).astype(int)

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import SHAPE
 from vizrobust.compute import Compute
 from vizrobust.features import OBJECTIVES, Channel, Scorer, Sum, parse_objective
-from vizrobust.features.objectives import faces_of, subject
+from vizrobust.features.objectives import group_size_of, main_term
 
 UNITS = torch.tensor([3, 0, 6, 2, 3, 1])
 FACES = 3
@@ -22,7 +22,7 @@ def objective(request, tmp_path):
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(7, 32)))
     pixels = np.random.default_rng(1).integers(0, 255, size=(*SHAPE[1:], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "seen.png")
-    given = {"layer": "conv2", "vector": str(tmp_path / "vectors.npy"), "image": str(tmp_path / "seen.png"), "faces": FACES}
+    given = {"layer": "conv2", "vector": str(tmp_path / "vectors.npy"), "image": str(tmp_path / "seen.png"), "group_size": FACES}
     return request.param(**{field.name: given[field.name] for field in fields(request.param) if field.name in given})
 
 
@@ -54,7 +54,7 @@ def test_a_few_steps_along_its_gradient_raise_every_score(net, pictures, objecti
 def test_an_image_s_score_depends_on_its_own_group_alone(net, pictures, objective):
     x = pictures.clone().requires_grad_()
     found = scores(net, objective, x)
-    size = faces_of(objective)
+    size = group_size_of(objective)
     for i in range(6):
         (grad,) = torch.autograd.grad(found[i], x, retain_graph=True)
         moved = grad.flatten(1).abs().amax(1) > 0
@@ -89,7 +89,7 @@ def test_arithmetic_is_that_of_the_scores_and_leaves_the_operands_alone(net, pic
         assert torch.allclose(scores(net, made, pictures), expected, atol=1e-5), made
         assert parse_objective(repr(made)) == made
         assert scores(net, parse_objective(repr(made)), pictures).tolist() == scores(net, made, pictures).tolist()
-        assert faces_of(made) == faces_of(objective)
+        assert group_size_of(made) == group_size_of(objective)
         assert set(made.layers) == {*objective.layers, *(("conv1",) if other in [p for _, p in made.parts] else ())}
     assert (repr(objective), repr(other)) == (text, text_of_other)
 
@@ -100,4 +100,4 @@ def test_what_is_no_number_and_no_objective_does_not_combine(objective):
             combine()
     assert isinstance(objective + objective, Sum)
     if objective.layers:
-        assert subject(objective) is objective
+        assert main_term(objective) is objective

@@ -1,14 +1,14 @@
 """What every parametrization of the catalogue must do, for one, three and four channels at odd and even sizes.
 
-One with `faces` couples the rows of each group of so many images; for it, a group stands for an image. One with `over`
+One with `group_size` couples the rows of each group of so many images; for it, a group stands for an image. One with `composite`
 makes pictures with an opacity behind their colours; what a network sees of them must then be as good as an image.
 """
 
 import pytest
 import torch
 
-from vizrobust.features import NAMES, PARAMETRIZATIONS, Parametrization, sized
-from vizrobust.features.parametrizations import seen, worth
+from vizrobust.features import NAMES, PARAMETRIZATIONS, Parametrization, for_shape
+from vizrobust.features.parametrizations import alpha_penalized, composited
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 
@@ -21,25 +21,25 @@ pytestmark = [
 ]
 
 
-def faces_of(make):
-    return getattr(make(), "faces", 1)
+def group_size_of(make):
+    return getattr(make(), "group_size", 1)
 
 
 def begun(make, shape, groups=range(GROUPS)):
     """The parametrization for this shape, and where the z of these groups start."""
-    param, faces = sized(make(), shape), faces_of(make)
+    param, group_size = for_shape(make(), shape), group_size_of(make)
     assert isinstance(param, Parametrization)
-    return param, param.init(shape, Streams(0, [g * faces + k for g in groups for k in range(faces)], "start"))
+    return param, param.init(shape, Streams(0, [g * group_size + k for g in groups for k in range(group_size)], "start"))
 
 
 def pictured(make, shape):
     """The shape of a picture: an opacity is one plane more."""
-    return (shape[0] + hasattr(make, "over"), *shape[1:])
+    return (shape[0] + hasattr(make, "composite"), *shape[1:])
 
 
 def rows(make, groups):
-    faces = faces_of(make)
-    return [g * faces + k for g in groups for k in range(faces)]
+    group_size = group_size_of(make)
+    return [g * group_size + k for g in groups for k in range(group_size)]
 
 
 def test_images_are_in_0_1_wherever_z_goes(make, shape):
@@ -47,7 +47,7 @@ def test_images_are_in_0_1_wherever_z_goes(make, shape):
     for moved in (z, z + 0.3, z - 5 * torch.randn_like(z), 100 * z):
         image = param(param.constrain(moved, z))
         assert image.shape == (len(z), *pictured(make, shape))
-        for shown in (image, seen(param, image), seen(param, image, Streams(0, range(len(z)), "grounds"))):
+        for shown in (image, composited(param, image), composited(param, image, Streams(0, range(len(z)), "grounds"))):
             assert shown.dtype == torch.float32
             assert shown.min() >= 0
             assert shown.max() <= 1
@@ -92,9 +92,9 @@ def test_what_a_network_sees_and_what_that_is_worth_is_the_same_whoever_its_mate
         """The network's view, a score of it, what that is worth and its gradient, for these rows together."""
         x = z[keep].requires_grad_()
         image = param(x)
-        view = seen(param, image, Streams(0, keep, "grounds"))
+        view = composited(param, image, Streams(0, keep, "grounds"))
         scores = (view * weights[keep]).flatten(1).sum(1)
-        value = worth(param, scores, image)
+        value = alpha_penalized(param, scores, image)
         return view.detach(), scores.detach(), value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
     for one, other in zip(optimized(list(range(len(z)))), optimized(order), strict=True):
@@ -113,7 +113,7 @@ def test_a_gradient_reaches_every_number_and_only_the_image_s_own(make, shape):
     z.requires_grad_()
     weights = torch.randn(pictured(make, shape), generator=torch.Generator().manual_seed(1))
     (grad,) = torch.autograd.grad((param(z)[1] * weights).sum(), z)
-    own = rows(make, [1 // faces_of(make)])
+    own = rows(make, [1 // group_size_of(make)])
     assert (grad[1] != 0).all()
     for row in range(len(z)):
         if row not in own:
@@ -131,4 +131,4 @@ def test_float64_stays_float64(make, shape):
 
 def test_is_written_as_it_is_read(make, shape):
     assert parse(repr(make()), NAMES) == make()
-    assert parse(repr(sized(make(), shape)), NAMES) == sized(make(), shape)
+    assert parse(repr(for_shape(make(), shape)), NAMES) == for_shape(make(), shape)

@@ -13,7 +13,7 @@ from vizrobust.clarity.metrics import judge_log_odds, judge_top1, two_afc
 from vizrobust.clarity.queries import QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
-from vizrobust.features import Logit, Objective, Request, images_of, subject
+from vizrobust.features import Logit, Objective, RenderJob, images_of, main_term
 from vizrobust.models import Checkpoint
 from vizrobust.runs import Run
 
@@ -36,10 +36,10 @@ class PictureScores:
     forced_choice: tuple[float | None, ...]
 
 
-def scoring_jobs(checkpoints: Sequence[Checkpoint], request: Request) -> list[tuple[Checkpoint, Request]]:
+def scoring_jobs(checkpoints: Sequence[Checkpoint], request: RenderJob) -> list[tuple[Checkpoint, RenderJob]]:
     """The pictures that `score_run` needs: those asked for and, for hidden units, the same units negated."""
     asked = [(checkpoint, request) for checkpoint in checkpoints]
-    if isinstance(subject(request.objective), Logit):
+    if isinstance(main_term(request.objective), Logit):
         return asked
     return [*asked, *((checkpoint, replace(request, sign=-request.sign)) for checkpoint in checkpoints)]
 
@@ -47,7 +47,7 @@ def scoring_jobs(checkpoints: Sequence[Checkpoint], request: Request) -> list[tu
 def score_run(
     run: Run,
     checkpoints: Sequence[Checkpoint],
-    request: Request,
+    request: RenderJob,
     judge: Judge,
     data: DataSet | None,
     compute: Compute,
@@ -56,7 +56,7 @@ def score_run(
     """`score_pictures` for the finished pictures of a run folder."""
     everyone = [*checkpoints, *references]
     opposite = replace(request, sign=-request.sign)
-    of_class = isinstance(subject(request.objective), Logit)
+    of_class = isinstance(main_term(request.objective), Logit)
     pictures = {one.name: images_of(run, one, request) for one in everyone}
     negatives = {} if of_class else {one.name: images_of(run, one, opposite) for one in everyone}
     return score_pictures(checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references)
@@ -86,7 +86,7 @@ def score_pictures(
     for each checkpoint. `references` (a random network) are scored but have no say in the questions.
     """
     everyone = [*checkpoints, *references]
-    of_class = isinstance(subject(objective), Logit)
+    of_class = isinstance(main_term(objective), Logit)
     if data is None:
         outputs = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
         return {name: _unasked(own, units, of_class) for name, own in outputs.items()}
@@ -120,7 +120,7 @@ def _orders(
     everyone: Sequence[Checkpoint], compared: int, objective: Objective, units: Sequence[int], images: Split, compute: Compute
 ) -> dict[str, list[QueryRanking]]:
     """By checkpoint name, each unit's order of the images: one for all for class units, each its own otherwise."""
-    if isinstance(subject(objective), Logit):
+    if isinstance(main_term(objective), Logit):
         excited = [excitations(one.net(), objective, units, images, compute) for one in everyone[:compared]]
         common = shared_rankings(excited)
         return {one.name: common for one in everyone}

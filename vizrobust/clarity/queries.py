@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.features import Objective, Scorer, subject
+from vizrobust.features import Objective, Scorer, main_term
 from vizrobust.models import borrowed
 
 BATCH_SIZE = 100
@@ -66,13 +66,13 @@ def excitations(net: nn.Module, objective: Objective, units: Sequence[int], imag
     """(units, n): how much each natural image excites each unit; penalties in an objective have no say."""
     compute.place(net)
     channels, height, width = images.take(torch.tensor([0])).shape[1:]
-    scorer = Scorer.of(net, subject(objective), (channels, height, width), compute)
+    scorer = Scorer.of(net, main_term(objective), (channels, height, width), compute)
     wanted = torch.tensor(list(units), device=compute.device)
     columns = []
     with borrowed(net), torch.no_grad():
         for index, count in full_batches(len(images), BATCH_SIZE):
             x = compute.images(images.take(index))
-            seen = scorer.seen(x)
+            seen = scorer.activations(x)
             scores = [scorer.objective(seen, x, unit.expand(len(x))) for unit in wanted]
             columns.append(torch.stack(scores)[:, :count].float().cpu())
     return torch.cat(columns, dim=1)

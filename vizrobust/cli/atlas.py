@@ -50,8 +50,8 @@ def command(
     from vizrobust.compute import Compute
     from vizrobust.data import load
     from vizrobust.features import objective_for
-    from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_rows, mapped, missing_cells
-    from vizrobust.features.exemplar_runs import Source
+    from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
+    from vizrobust.features.exemplar_runs import ImageSource
     from vizrobust.report.sheets import about_atlas, atlas_sheet, subject_of
     from vizrobust.runs import Run, default_folder, slug
 
@@ -61,10 +61,10 @@ def command(
     if not ref:
         raise click.UsageError(f"{first.name!r} does not say what it was trained on; give --data (vizrobust list data)")
     loaded = load(ref, download)
-    source = Source(loaded, split)
+    source = ImageSource(loaded, split)
     n = min(MOST_IMAGES, len(source.whole)) if images is None else images
     atlas = Atlas(layer, grid, n, fewest, layout, whiten, seed=seed)
-    atlas.chosen(source.whole.labels)
+    atlas.sampled_images(source.whole.labels)
     objectives = [objective_for(checkpoint, layer)[0] for checkpoint in checkpoints]
     request = request_for(
         first, loaded, objectives[0], (0,), recipe_text=recipe_text, steps=steps, size=size, batch_size=batch_size
@@ -76,7 +76,7 @@ def command(
     with progress(quiet or as_json) as bars:
         for checkpoint in checkpoints:
             looking = bars.add_task(f"{checkpoint.name}, activations", total=n)
-            there = mapped(run, checkpoint, plan, compute, partial(bars.advance, looking))
+            there = atlas_layout(run, checkpoint, plan, compute, partial(bars.advance, looking))
             bars.remove_task(looking)
             todo = len(missing_cells(run, checkpoint, there))
             if todo:

@@ -10,7 +10,7 @@ from vizrobust.cli import options
 from vizrobust.cli.output import command_line, json_row, say, table
 
 if TYPE_CHECKING:
-    from vizrobust.features import Likeness
+    from vizrobust.features import Similarity
 
 
 @click.command()
@@ -35,8 +35,8 @@ def command(
     from vizrobust.cli.reconstructing import Reconstructions, number
     from vizrobust.features import Caricature
 
-    def lines(one: Likeness) -> tuple[str, ...]:
-        return f"× {number(one.multiple)}", f"cosine {number(one.cosine)}"
+    def lines(one: Similarity) -> tuple[str, ...]:
+        return f"× {number(one.relative_projection)}", f"cosine {number(one.cosine)}"
 
     done = Reconstructions.make(
         "caricature", refs, image, layers, lambda layer: Caricature(layer, image, power), data=data, arch=arch,
@@ -55,7 +55,7 @@ def command(
         return
     rows = [
         [one.checkpoint.name, one.layer, *([str(one.row["seed"])] if done.several_seeds else []),
-         number(one.likeness.multiple), number(one.likeness.cosine), number(one.likeness.ssim)]
+         number(one.similarity.relative_projection), number(one.similarity.cosine), number(one.similarity.ssim)]
         for one in done.made
     ]  # fmt: skip
     header = ["checkpoint", "layer", *(["seed"] if done.several_seeds else []), "multiple", "cosine", "SSIM"]

@@ -10,7 +10,7 @@ from vizrobust.cli import options
 from vizrobust.cli.output import command_line, json_row, say, table
 
 if TYPE_CHECKING:
-    from vizrobust.features import Likeness
+    from vizrobust.features import Similarity
 
 
 @click.command()
@@ -43,7 +43,7 @@ def command(
         own = Inversion(layer, image)
         return Sum(((1.0, own), (-smooth, TotalVariation()))) if smooth else own
 
-    def lines(one: Likeness) -> tuple[str, ...]:
+    def lines(one: Similarity) -> tuple[str, ...]:
         return f"error {small(one.error)}", f"SSIM {number(one.ssim)}"
 
     done = Reconstructions.make(
@@ -61,8 +61,8 @@ def command(
             json_row(one.facts())
         return
     rows = [
-        [one.checkpoint.name, one.layer, *([str(one.row["seed"])] if done.several_seeds else []), small(one.likeness.error),
-         small(one.likeness.error_of_grey), number(one.likeness.psnr, 1, "same"), number(one.likeness.ssim)]
+        [one.checkpoint.name, one.layer, *([str(one.row["seed"])] if done.several_seeds else []), small(one.similarity.error),
+         small(one.similarity.grey_baseline_error), number(one.similarity.psnr, 1, "same"), number(one.similarity.ssim)]
         for one in done.made
     ]  # fmt: skip
     header = ["checkpoint", "layer", *(["seed"] if done.several_seeds else []), "error", "of grey", "PSNR", "SSIM"]

@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from vizrobust.cli.rendering import Pictured
     from vizrobust.data import DataSet
     from vizrobust.features import Objective
-    from vizrobust.features.exemplar_runs import Source
+    from vizrobust.features.exemplar_runs import ImageSource
     from vizrobust.models import Checkpoint
     from vizrobust.runs import Row
 
 
-def exemplar_source(data: DataSet | None, objective: Objective, checkpoints: Sequence[Checkpoint], k: int) -> Source:
+def exemplar_source(data: DataSet | None, objective: Objective, checkpoints: Sequence[Checkpoint], k: int) -> ImageSource:
     """Where the exemplars come from; ``ValueError``, before anything is rendered, where they cannot be found."""
-    from vizrobust.features.exemplar_runs import Source, measured
+    from vizrobust.features.exemplar_runs import ImageSource, ranking_measure
     from vizrobust.features.exemplars import check_images
 
     if data is None:
         raise ValueError("--exemplars needs natural images; name a data set with --data (vizrobust list data)")
-    measured(objective)
-    source = Source(data)
+    ranking_measure(objective)
+    source = ImageSource(data)
     for checkpoint in checkpoints:
         check_images(source.images, k, checkpoint.about.input_shape)
     return source
 
 
-def add_exemplars(pictured: Pictured, checkpoints: Sequence[Checkpoint], source: Source, k: int, quiet: bool) -> list[Row]:
+def add_exemplars(pictured: Pictured, checkpoints: Sequence[Checkpoint], source: ImageSource, k: int, quiet: bool) -> list[Row]:
     """Find and save the exemplars of every checkpoint's units; returns their rows."""
     from vizrobust.features.exemplar_runs import exemplars_into
 

@@ -22,7 +22,7 @@ FIRST_LOOK = 100
 @click.option("--neuron", metavar="Y,X", help="One position of the layer's map instead of the mean over all.")
 @click.option("--negative", is_flag=True, help="Render what the units dislike.")
 @click.option("--both", is_flag=True, help="Render what the units like and what they dislike.")
-@click.option("--diversity", default=1, show_default=True, metavar="N", help="Several faces of a unit that differ in style.")
+@click.option("--diversity", default=1, show_default=True, metavar="N", help="N pictures of each unit that differ in style.")
 @click.option("--objective", "objective_text", metavar="SPEC", help="A whole objective in place of --layer and --neuron.")
 @click.option("--steps", type=int, help="Render steps; default: the recipe's.")
 @click.option("--size", type=int, help="Picture size; default: the network's input.")
@@ -64,7 +64,7 @@ def command(
     from vizrobust.cli.rendering import Pictured, asked_for, clarity_rows, difference_table, find_judge, request_for
     from vizrobust.cli.unit_scores import unit_table
     from vizrobust.compute import Compute
-    from vizrobust.features import Logit, subject
+    from vizrobust.features import Logit, main_term
     from vizrobust.models import SWEEP
     from vizrobust.report import write_gallery
 
@@ -87,7 +87,7 @@ def command(
     say(f"{count} unit{'s' if count > 1 else ''} of {request.layer}, {request.objective}, {request.recipe}")
     pictured = Pictured.open("neurons", request, Compute(device, precision), out)
     # A hidden unit's clarity needs pictures of the negated unit too: twice the work, done where networks are compared.
-    judged = len(checkpoints) > 1 or isinstance(subject(objective), Logit)
+    judged = len(checkpoints) > 1 or isinstance(main_term(objective), Logit)
     found = find_judge(checkpoints, loaded, judge, pictured.compute, objective) if judged else None
     signs = [request, replace(request, sign=-request.sign)] if both else [request]
     rows = pictured.render([(checkpoint, one) for one in signs for checkpoint in checkpoints], quiet or as_json)

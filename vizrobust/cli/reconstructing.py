@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ from vizrobust.cli.loading import load_all, maybe_data_of
 from vizrobust.cli.output import command_line, progress, say
 from vizrobust.cli.rendering import made_with, request_for
 from vizrobust.compute import Compute
-from vizrobust.features import Likeness, Objective, Original, Request, missing, render_into, row_key, spread_layers
+from vizrobust.features import (
+    ImageActivations,
+    Objective,
+    RenderJob,
+    Similarity,
+    missing,
+    picture_key,
+    render_into,
+    representative_layers,
+)
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
@@ -33,11 +42,11 @@ class Reconstruction:
     checkpoint: Checkpoint
     layer: str
     row: Row
-    likeness: Likeness
-    original: Original
+    similarity: Similarity
+    original: ImageActivations
 
     def facts(self) -> dict[str, Any]:
-        return {**self.row, **asdict(self.likeness)}
+        return {**self.row, **self.similarity.row()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Reconstructions:
     run: Run
     image: str
     layers: Sequence[str]
-    request: Request
+    request: RenderJob
     made: Sequence[Reconstruction]
 
     @staticmethod
@@ -62,7 +71,7 @@ class Reconstructions:
         """
         checkpoints = load_all(refs, arch, download)
         first, compute = checkpoints[0], Compute(device, precision)
-        names = list(dict.fromkeys(layers)) or spread_layers(first.net(), first.about.input_shape)
+        names = list(dict.fromkeys(layers)) or representative_layers(first.net(), first.about.input_shape)
         for checkpoint in checkpoints:
             _check(checkpoint, names)
         loaded = maybe_data_of(first, data, download)
@@ -74,18 +83,18 @@ class Reconstructions:
         ]
         request, full = jobs[0][2], compute.in_fp32()
         originals = {
-            checkpoint.id: Original.of(checkpoint, image, names, full, request.recipe.size) for checkpoint in checkpoints
+            checkpoint.id: ImageActivations.of(checkpoint, image, names, full, request.recipe.size) for checkpoint in checkpoints
         }
         identity = {**request.identity(precision), "objective": repr(objective(ANY_LAYER))}
         run = Run(out or default_folder(command, identity), command, identity, made_with(compute, request))
         _render(run, jobs, compute, quiet)
-        rows = {row_key(row): row for row in run.rows()}
+        rows = {picture_key(row): row for row in run.rows()}
         made = []
         for checkpoint, name, one in jobs:
             for key in one.keys(checkpoint):
                 original = originals[checkpoint.id]
-                likeness = original.likeness(name, read_png(run.folder / rows[key]["image"], len(original.image)))
-                made.append(Reconstruction(checkpoint, name, rows[key], likeness, original))
+                similarity = original.similarity(name, read_png(run.folder / rows[key]["image"], len(original.image)))
+                made.append(Reconstruction(checkpoint, name, rows[key], similarity, original))
         write_rows(run.folder / SCORES, [one.facts() for one in made])
         return Reconstructions(run, image, names, request, made)
 
@@ -93,7 +102,7 @@ class Reconstructions:
     def several_seeds(self) -> bool:
         return len(self.request.seeds) > 1
 
-    def sheet(self, title: str, lines: Callable[[Likeness], tuple[str, ...]], caption: Sequence[str]) -> Path:
+    def sheet(self, title: str, lines: Callable[[Similarity], tuple[str, ...]], caption: Sequence[str]) -> Path:
         """Draw the image and the pictures, a row for each checkpoint and seed; returns the file."""
         rows = []
         for key in dict.fromkeys((one.checkpoint.id, one.row["seed"]) for one in self.made):
@@ -102,7 +111,7 @@ class Reconstructions:
             words = Subject(key[0], row[0].checkpoint.name, attack_steps=about.attack_steps).training_words
             head = [row[0].checkpoint.name, words, f"seed {key[1]}" if self.several_seeds else ""]
             image = Reconstructed(to_uint8(row[0].original.image))
-            pictures = [Reconstructed(to_uint8(self._picture(one)), lines(one.likeness)) for one in row]
+            pictures = [Reconstructed(to_uint8(self._picture(one)), lines(one.similarity)) for one in row]
             rows.append(SheetRow(tuple(line for line in head if line), (image, *pictures)))
         path = self.run.folder / f"{self.run.info['command']}.png"
         return reconstruction_sheet(path, title, ["image", *self.layers], rows, caption, command_line())
@@ -131,7 +140,7 @@ def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
             raise ValueError(f"layer {name!r} of {checkpoint.name} cannot be visualized: {chosen.reason}; choose another layer")
 
 
-def _render(run: Run, jobs: Sequence[tuple[Checkpoint, str, Request]], compute: Compute, quiet: bool) -> None:
+def _render(run: Run, jobs: Sequence[tuple[Checkpoint, str, RenderJob]], compute: Compute, quiet: bool) -> None:
     todo = sum(len(missing(run, checkpoint, request)) for checkpoint, _, request in jobs)
     if todo:
         say(f"to render: {todo}, {jobs[0][2].recipe}")

@@ -14,22 +14,22 @@ from vizrobust.features import (
     Direction,
     Logit,
     Objective,
-    Request,
-    accepts,
+    RenderJob,
+    check_input_size,
     diverse,
-    is_about_units,
+    main_term,
     missing,
+    needs_unit,
     objective_for,
     parse_objective,
     parse_recipe,
+    picture_key,
     reference_image,
     reference_sha256,
     render_into,
-    row_key,
     sources,
-    subject,
     units_of,
-    with_priors,
+    with_data_statistics,
 )
 from vizrobust.intervals import SCOPE, Difference, paired
 from vizrobust.models import layer as layer_of
@@ -56,7 +56,10 @@ def asked_for(
         objective, _ = objective_for(checkpoint, layer, _position(neuron))
     numbers, count = units_of(checkpoint, objective, units)
     if units is None and len(numbers) < count:
-        say(f"{subject(objective).layers[0]} has {count} units; rendering the first {len(numbers)} (--units all for all of them)")
+        say(
+            f"{main_term(objective).layers[0]} has {count} units; "
+            f"rendering the first {len(numbers)} (--units all for all of them)"
+        )
     return objective, numbers
 
 
@@ -75,17 +78,17 @@ def request_for(
     batch_size: int = 16,
     diversity: int = 1,
     movie: bool = False,
-) -> Request:
+) -> RenderJob:
     """The request that the options describe."""
     if not seeds or batch_size < 1:
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
-    recipe = with_priors(parse_recipe(recipe_text), data)
+    recipe = with_data_statistics(parse_recipe(recipe_text), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
     own = checkpoint.about.input_shape
     shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)
     if shape != own:
-        accepts(checkpoint, objective, shape)
-    request = Request(
+        check_input_size(checkpoint, objective, shape)
+    request = RenderJob(
         recipe=recipe,
         objective=objective,
         units=units,
@@ -97,14 +100,14 @@ def request_for(
         start_sha256="" if start is None else reference_sha256(start),
         data_share=1.0 if data is None else data.saturated_share,
         references=sources(objective, recipe),
-        film=min(FRAMES, recipe.steps + 1) if movie else 0,
+        frames=min(FRAMES, recipe.steps + 1) if movie else 0,
     )
     if movie and recipe.steps >= FRAMES:
         say(f"the GIFs show {FRAMES} of the {recipe.steps + 1} pictures on the way")
     return diverse(request, checkpoint, diversity) if diversity > 1 else request
 
 
-def made_with(compute: Compute, request: Request) -> dict[str, Any]:
+def made_with(compute: Compute, request: RenderJob) -> dict[str, Any]:
     """What run.json and every picture record besides the identity."""
     record = {"argv": command_line(), "versions": versions(), "threads": compute.threads, "device": compute.device.type}
     return {**record, "start": request.start_reference} if request.start_reference else record
@@ -115,11 +118,11 @@ class Pictured:
     """A request with the run folder that holds its pictures."""
 
     run: Run
-    request: Request
+    request: RenderJob
     compute: Compute
 
     @staticmethod
-    def open(command: str, request: Request, compute: Compute, out: str | None) -> Pictured:
+    def open(command: str, request: RenderJob, compute: Compute, out: str | None) -> Pictured:
         identity = request.identity(compute.precision)
         folder = out or default_folder(command, identity)
         return Pictured(Run(folder, command, identity, made_with(compute, request), compute.processes), request, compute)
@@ -128,7 +131,7 @@ class Pictured:
     def folder(self) -> Path:
         return self.run.folder
 
-    def render(self, jobs: Sequence[tuple[Checkpoint, Request]], quiet: bool) -> list[Row]:
+    def render(self, jobs: Sequence[tuple[Checkpoint, RenderJob]], quiet: bool) -> list[Row]:
         """Render what is missing of each job; returns all rows of the jobs, old and new."""
         with progress(quiet) as bars:
             for checkpoint, request in jobs:
@@ -139,7 +142,7 @@ class Pictured:
                     for _ in render_into(self.run, checkpoint, request, self.compute):
                         bars.advance(task)
         wanted = {key for checkpoint, request in jobs for key in request.keys(checkpoint)}
-        return [row for row in self.run.rows() if row_key(row) in wanted]
+        return [row for row in self.run.rows() if picture_key(row) in wanted]
 
     def alone(self) -> Pictured | None:
         """The same for the one process that goes on when all pictures are there; None in the others."""
@@ -164,12 +167,12 @@ def find_judge(
     """The judge for these checkpoints, or None with a note that says why there is none."""
     from vizrobust.clarity import judge_for
 
-    if not is_about_units(objective):
+    if not needs_unit(objective):
         say(f"clarity is not scored: {objective} asks for no unit that pictures could show")
         return None
     about = checkpoints[0].about
     name = about.data if data is None else data.name
-    if data is None and not (name and isinstance(subject(objective), Logit)):
+    if data is None and not (name and isinstance(main_term(objective), Logit)):
         say("clarity is not scored: it needs the data set's images (--data REF)")
         return None
     shape, classes = (about.input_shape, about.classes) if data is None else (data.shape, data.classes)
@@ -237,8 +240,8 @@ def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
     return Table("Clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")
 
 
-def _check_units(checkpoint: Checkpoint, request: Request) -> None:
-    if not is_about_units(request.objective) or isinstance(subject(request.objective), Direction):
+def _check_units(checkpoint: Checkpoint, request: RenderJob) -> None:
+    if not needs_unit(request.objective) or isinstance(main_term(request.objective), Direction):
         return
     chosen = layer_of(checkpoint.net(), checkpoint.about.input_shape, request.layer)
     too_far = [unit for unit in request.units if unit >= chosen.units]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from vizrobust.clarity import PictureScores
-from vizrobust.features import Logit, Request, row_key, subject
+from vizrobust.features import Logit, RenderJob, main_term, picture_key
 from vizrobust.models import Checkpoint
 from vizrobust.report import Table
 from vizrobust.runs import Row
@@ -19,7 +19,7 @@ Column = Mapping[int, float]
 
 
 def unit_table(
-    rows: Sequence[Row], checkpoints: Sequence[Checkpoint], request: Request, scores: Mapping[str, PictureScores] | None,
+    rows: Sequence[Row], checkpoints: Sequence[Checkpoint], request: RenderJob, scores: Mapping[str, PictureScores] | None,
     judge: str, order: str,
 ) -> Table:  # fmt: skip
     """One row for each unit: activation and, where a judge scored the pictures, each measure of each checkpoint.
@@ -39,7 +39,7 @@ def unit_table(
         shown = next(one for one in (order, "transfer", "forced_choice", "score") if one in there)
         columns = {key: values for key, values in columns.items() if key[1] == shown}
     header = ["unit", *(f"{name} {TITLES[measure]}" if several else TITLES[measure] for name, measure in columns)]
-    names = checkpoints[0].about.classes if isinstance(subject(request.objective), Logit) else ()
+    names = checkpoints[0].about.classes if isinstance(main_term(request.objective), Logit) else ()
     body = [
         [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
     ]
@@ -49,16 +49,16 @@ def unit_table(
     return Table("Units", header, body, f"{told}score: activation{means}")
 
 
-def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: Request) -> Column:
+def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: RenderJob) -> Column:
     wanted = set(request.keys(checkpoint))
     found: dict[int, list[float]] = {}
     for row in rows:
-        if row_key(row) in wanted:
+        if picture_key(row) in wanted:
             found.setdefault(row["unit"], []).append(row["score"])
     return {unit: fmean(values) for unit, values in found.items()}
 
 
-def _scores(scores: Mapping[str, PictureScores] | None, checkpoint: Checkpoint, request: Request, measure: str) -> Column:
+def _scores(scores: Mapping[str, PictureScores] | None, checkpoint: Checkpoint, request: RenderJob, measure: str) -> Column:
     if scores is None:
         return {}
     values = getattr(scores[checkpoint.name], measure)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.features.exemplar_runs import Source
+from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Direction
-from vizrobust.features.picture_runs import Request, checkpoint_facts, row_of
+from vizrobust.features.picture_runs import RenderJob, checkpoint_facts, row_of
 from vizrobust.features.pictures import to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import BATCH_SIZE, Job, render_jobs
+from vizrobust.features.render import BATCH_SIZE, UnitSeed, render_pairs
 from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, Run, file_sha256, slug, write_atomic
@@ -44,7 +44,7 @@ class Atlas:
 
     One activation vector of `layer` from each of `images` images, at a random place where the layer has places; laid
     out in two dimensions by `layout` (``tsne`` or ``pca``) and cut into `grid` x `grid` cells. A cell with at least
-    `fewest` vectors becomes a direction: their mean, multiplied with the inverse of all vectors' second moments where
+    `min_activations` vectors becomes a direction: their mean, multiplied with the inverse of all vectors' second moments where
     `whiten`. Pictures climb dot product times cosine^`power` along it. `seed` fixes images, places, layout and noise.
 
     Whitening, which Carter et al. use on a million images of a large network, brings out in what cells differ. It is
@@ -58,7 +58,7 @@ class Atlas:
     layer: str
     grid: int = 8
     images: int = 2000
-    fewest: int = 5
+    min_activations: int = 5
     layout: str = "tsne"
     whiten: bool = False
     power: float = 2.0
@@ -67,13 +67,17 @@ class Atlas:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"Atlas: no layout {self.layout!r}; there are: {', '.join(LAYOUTS)}")
-        for name, value, least in (("grid", self.grid, 1), ("images", self.images, FEWEST), ("fewest", self.fewest, 1)):
+        for name, value, least in (
+            ("grid", self.grid, 1),
+            ("images", self.images, FEWEST),
+            ("min_activations", self.min_activations, 1),
+        ):
             if value < least:
                 raise ValueError(f"Atlas: {name} must be at least {least}, got {value}")
         if self.power < 0:
             raise ValueError(f"Atlas: power must not be negative, got {self.power:g}")
 
-    def chosen(self, labels: Tensor) -> Tensor:
+    def sampled_images(self, labels: Tensor) -> Tensor:
         """(images,) int64, ascending: which images of a split with these labels (n,), the same share of every class.
 
         More images contain those of fewer. ``ValueError`` where there are not so many.
@@ -89,7 +93,7 @@ class Atlas:
             place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
         return order[place[order].argsort(stable=True)[: self.images]].sort().values
 
-    def gathered(
+    def activation_vectors(
         self,
         net: nn.Module,
         images: Split,
@@ -97,12 +101,12 @@ class Atlas:
         *,
         shape: tuple[int, int, int],
         compute: Compute | None = None,
-        seen: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Tensor:
         """(n, channels) float32: the layer's vector for each image at `index` (n,), at one random place of its map.
 
         The place depends on the seed and the image's number alone, so networks with equal maps are seen at the same.
-        In float32, in batches of one size; `seen` is called with the number of images after each. ``ValueError`` for
+        In float32, in batches of one size; `progress` is called with the number of images after each. ``ValueError`` for
         a layer without units, for images that the network does not take, and for values that are not finite.
         """
         there = tuple(images.take(index[:1]).shape[1:])
@@ -120,8 +124,8 @@ class Atlas:
                 maps = maps.reshape(*maps.shape[:2], -1)
                 at = (places[batch] * maps.shape[2]).long().flatten()
                 found.append(maps[torch.arange(len(maps)), :, at][:count])
-                if seen is not None:
-                    seen(count)
+                if progress is not None:
+                    progress(count)
         vectors = torch.cat(found)
         if not vectors.isfinite().all():
             raise ValueError(
@@ -129,7 +133,7 @@ class Atlas:
             )
         return vectors
 
-    def laid_out(self, vectors: Array) -> Array:
+    def positions(self, vectors: Array) -> Array:
         """(n, channels) -> (n, 2) float64: vectors that point alike come close, whatever their lengths.
 
         t-SNE runs in one thread: sums over several come out in the order in which these end. ``ValueError`` for
@@ -161,12 +165,12 @@ class Atlas:
         """The cells of vectors that lie at places (n, 2). ``ValueError`` where every cell is left empty."""
         cell = self.cell_of(places)
         counts = np.bincount(cell, minlength=self.grid**2)
-        if counts.max() < self.fewest:
+        if counts.max() < self.min_activations:
             raise ValueError(
-                f"a grid of {self.grid} x {self.grid} leaves fewer than {self.fewest} of {len(cell)} images in every cell; "
-                "make it coarser or take more images"
+                f"a grid of {self.grid} x {self.grid} leaves fewer than {self.min_activations} of {len(cell)} images in "
+                "every cell; make it coarser or take more images"
             )
-        return Cells(cell, counts, counts >= self.fewest)
+        return Cells(cell, counts, counts >= self.min_activations)
 
     def cell_of(self, places: Array) -> Array:
         """(n, 2) -> (n,) int64: row * grid + column; the first coordinate runs right, the second down."""
@@ -212,7 +216,7 @@ class Plan:
     """An atlas of some images, and how its cells' directions are rendered."""
 
     atlas: Atlas
-    source: Source
+    source: ImageSource
     recipe: Recipe
     batch_size: int = BATCH_SIZE
 
@@ -227,29 +231,31 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class AtlasLayout:
     """A checkpoint's atlas before it is rendered: its cells, their classes by frequency, and the directions as a request."""
 
     cells: Cells
     classes: dict[int, dict[str, int]]
-    request: Request
+    request: RenderJob
 
 
-def mapped(run: Run, checkpoint: Checkpoint, plan: Plan, compute: Compute, seen: Callable[[int], object] | None = None) -> Mapped:
+def atlas_layout(
+    run: Run, checkpoint: Checkpoint, plan: Plan, compute: Compute, progress: Callable[[int], object] | None = None
+) -> AtlasLayout:
     """Activations, layout and directions of a checkpoint; those that the run holds are read, the others made and saved.
 
-    `seen` is called with the number of images after each batch. Raises ``ValueError`` as `Atlas` does, and where the
+    `progress` is called with the number of images after each batch. Raises ``ValueError`` as `Atlas` does, and where the
     run's directions are no longer those that its pictures were rendered along.
     """
     atlas, split = plan.atlas, plan.source.whole
     folder = run.folder / "atlas" / checkpoint.id
-    index = atlas.chosen(split.labels)
+    index = atlas.sampled_images(split.labels)
     shape = checkpoint.about.input_shape
     vectors = _kept(
         folder / "activations.npy",
-        lambda: atlas.gathered(checkpoint.net(), split, index, shape=shape, compute=compute, seen=seen).numpy(),
+        lambda: atlas.activation_vectors(checkpoint.net(), split, index, shape=shape, compute=compute, progress=progress).numpy(),
     )
-    cells = atlas.cells(_kept(folder / "layout.npy", lambda: atlas.laid_out(vectors)))
+    cells = atlas.cells(_kept(folder / "layout.npy", lambda: atlas.positions(vectors)))
     directions = folder / "directions.npy"
     _kept(directions, lambda: atlas.directions(vectors, cells))
     sha256 = file_sha256(directions)
@@ -267,11 +273,11 @@ def mapped(run: Run, checkpoint: Checkpoint, plan: Plan, compute: Compute, seen:
     names, labels = plan.source.data.classes, split.labels[index].numpy()
     classes = {number: _frequent(names[label] for label in labels[cells.members(number)]) for number in full}
     objective = Direction(atlas.layer, str(directions), atlas.power)
-    request = Request(
+    request = RenderJob(
         plan.recipe, objective, full, (atlas.seed,), batch_size=plan.batch_size, data_share=plan.source.data.saturated_share,
         references=((objective.vector, sha256),),
     )  # fmt: skip
-    return Mapped(cells, classes, request)
+    return AtlasLayout(cells, classes, request)
 
 
 def atlas_rows(run: Run, checkpoint: Checkpoint) -> list[Row]:
@@ -279,7 +285,7 @@ def atlas_rows(run: Run, checkpoint: Checkpoint) -> list[Row]:
     return [row for row in run.rows() if row["checkpoint"] == checkpoint.id]
 
 
-def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: Mapped, compute: Compute) -> Iterator[Row]:
+def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: AtlasLayout, compute: Compute) -> Iterator[Row]:
     """Render the cells that the run does not hold yet, save each picture and then its row, and yield the rows.
 
     A row is that of a feature image (`unit` is row * grid + column) with `row`, `column`, `count`, the number of
@@ -289,7 +295,7 @@ def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: Mapped, comp
     request, grid = there.request, plan.atlas.grid
     todo = missing_cells(run, checkpoint, there)
     began = time.perf_counter()
-    for done in render_jobs(
+    for done in render_pairs(
         checkpoint.net(), request.objective, todo, request.recipe,
         shape=checkpoint.about.input_shape, compute=compute, batch_size=request.batch_size,
     ):  # fmt: skip
@@ -305,7 +311,7 @@ def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: Mapped, comp
         began = time.perf_counter()
 
 
-def missing_cells(run: Run, checkpoint: Checkpoint, there: Mapped) -> list[Job]:
+def missing_cells(run: Run, checkpoint: Checkpoint, there: AtlasLayout) -> list[UnitSeed]:
     """The cells (and the seed) that are still to be rendered."""
     held = {row["unit"] for row in atlas_rows(run, checkpoint)}
     return [(unit, seed) for unit in there.request.units for seed in there.request.seeds if unit not in held]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, Subset
-from vizrobust.features.exemplars import BATCH_SIZE, Exemplars, Measure, Ranked, exemplars, receptive_fields
+from vizrobust.features.exemplars import BATCH_SIZE, Exemplars, Measure, TopK, exemplars, receptive_fields
 from vizrobust.features.objectives import Channel, Logit, Neuron, Objective, Sum
 from vizrobust.features.pictures import to_uint8
 from vizrobust.models import Checkpoint
@@ -31,7 +31,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """The images that exemplars are chosen from: a split of a data set, of more than 10,000 images some at even distances."""
 
     data: DataSet = field(repr=False)
@@ -61,7 +61,7 @@ class Source:
         return {**about, "sha256": content.hexdigest()}
 
 
-def measured(objective: Objective) -> tuple[str, Measure, int | None, int]:
+def ranking_measure(objective: Objective) -> tuple[str, Measure, int | None, int]:
     """What ranks the images for an objective: layer, measure, the unit it names itself, and the sign of its weight.
 
     Penalties and other parts that name no unit do not count. ``ValueError`` where no unit is left, or several.
@@ -78,15 +78,15 @@ def measured(objective: Objective) -> tuple[str, Measure, int | None, int]:
     return part.layers[0], measure, part.unit, -1 if weight < 0 else 1
 
 
-def searched(
+def cached_exemplars(
     run: Run,
     checkpoint: Checkpoint,
     layers: Sequence[str],
-    source: Source,
+    source: ImageSource,
     k: int,
     compute: Compute,
     measure: Measure = "mean",
-    seen: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None,
     *,
     net: nn.Module | None = None,
 ) -> dict[str, Exemplars]:
@@ -98,7 +98,7 @@ def searched(
     if todo:
         found = exemplars(
             checkpoint.net() if net is None else net, todo, source.images, k,
-            shape=checkpoint.about.input_shape, measure=measure, compute=compute, seen=seen,
+            shape=checkpoint.about.input_shape, measure=measure, compute=compute, progress=progress,
         )  # fmt: skip
         for layer, one in found.items():
             write_atomic(files[layer], partial(np.savez, **_arrays(one)))
@@ -111,10 +111,10 @@ def exemplars_into(
     checkpoint: Checkpoint,
     objective: Objective,
     units: Sequence[int],
-    source: Source,
+    source: ImageSource,
     k: int,
     compute: Compute,
-    seen: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Row]:
     """Save the k natural images that excite each unit most and least, with the place that did it; returns their rows.
 
@@ -122,9 +122,9 @@ def exemplars_into(
     file, index in the split, label, value, place in the layer's map and box in the image (see `receptive_fields`).
     Rows take the place of those that the run had of the same checkpoint, objective, unit and end.
     """
-    layer, measure, fixed, direction = measured(objective)
+    layer, measure, fixed, direction = ranking_measure(objective)
     net = checkpoint.net()
-    found = searched(run, checkpoint, [layer], source, k, compute, measure, seen, net=net)[layer]
+    found = cached_exemplars(run, checkpoint, [layer], source, k, compute, measure, progress, net=net)[layer]
     asked = torch.tensor([unit if fixed is None else fixed for unit in units])
     boxes: dict[tuple[int, int], Any] = {}
     if found.size is not None:
@@ -157,7 +157,7 @@ def exemplar_rows(folder: Path | str) -> list[Row]:
         raise ValueError(f"{str(path)!r} is not readable ({error}); delete it and run the command again") from error
 
 
-def _images(end: Ranked, unit: int, boxes: dict[tuple[int, int], Any], source: Source) -> list[dict[str, Any]]:
+def _images(end: TopK, unit: int, boxes: dict[tuple[int, int], Any], source: ImageSource) -> list[dict[str, Any]]:
     entries = []
     for rank, at in enumerate(end.images[unit].tolist()):
         place = None if end.places is None else tuple(end.places[unit, rank].tolist())
@@ -173,7 +173,7 @@ def _images(end: Ranked, unit: int, boxes: dict[tuple[int, int], Any], source: S
     return entries
 
 
-def _save_images(run: Run, source: Source, among: Tensor) -> None:
+def _save_images(run: Run, source: ImageSource, among: Tensor) -> None:
     for index in sorted(set(source.index[among].flatten().tolist())):
         path = run.folder / _image_name(source, index)
         if not path.is_file():
@@ -181,7 +181,7 @@ def _save_images(run: Run, source: Source, among: Tensor) -> None:
             write_png(path, to_uint8(source.whole.take(torch.tensor([index]))[0]), texts)
 
 
-def _image_name(source: Source, index: int) -> str:
+def _image_name(source: ImageSource, index: int) -> str:
     return f"images/exemplars/{source.split}-{source.identity['sha256'][:8]}/{index}.png"
 
 
@@ -189,7 +189,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["checkpoint"], row["objective"], row["unit"], row["sign"]
 
 
-def _cache_name(checkpoint: Checkpoint, layer: str, source: Source, k: int, measure: Measure) -> str:
+def _cache_name(checkpoint: Checkpoint, layer: str, source: ImageSource, k: int, measure: Measure) -> str:
     about = {
         "format": FORMAT, "weights": checkpoint.sha256, "layer": layer, "measure": measure, "k": k,
         "batch_size": BATCH_SIZE, **source.identity,
@@ -211,7 +211,7 @@ def _read(content: bytes) -> Exemplars | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             parts = {name: torch.from_numpy(array) for name, array in arrays.items()}
         most, least = (
-            Ranked(parts[f"{end}_values"], parts[f"{end}_images"], parts.get(f"{end}_places")) for end in ("most", "least")
+            TopK(parts[f"{end}_values"], parts[f"{end}_images"], parts.get(f"{end}_places")) for end in ("most", "least")
         )
         height, width = parts["size"].tolist()
     except (ValueError, KeyError, EOFError, OSError, BadZipFile):

@@ -78,7 +78,7 @@ NOWHERE = -1
 
 
 @dataclass(frozen=True)
-class Ranked:
+class TopK:
     """The k images at one end of each unit's order, the most extreme first; of equal ones the lower index first.
 
     `values` (units, k) float32 and `images` (units, k) int64, the indices in the split. `places` (units, k, 2) int64
@@ -95,11 +95,11 @@ class Ranked:
 class Exemplars:
     """Both ends of a layer's units; `size` is the height and width of its maps, None where it has none."""
 
-    most: Ranked
-    least: Ranked
+    most: TopK
+    least: TopK
     size: tuple[int, int] | None
 
-    def end(self, sign: int) -> Ranked:
+    def end(self, sign: int) -> TopK:
         return self.most if sign > 0 else self.least
 
 
@@ -113,7 +113,7 @@ def exemplars(
     measure: Measure = "mean",
     compute: Compute | None = None,
     batch_size: int = BATCH_SIZE,
-    seen: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Exemplars]:
     """The k images that excite every unit of the named layers most, and the k that excite it least; one pass.
 
@@ -121,7 +121,7 @@ def exemplars(
     `Channel` climbs), ``peak``, its largest value for the most and its smallest for the least exciting, or (row,
     column), its value there (what `Neuron` climbs; None is the middle); the three are one for layers without
     positions. The place is that of the largest or smallest value, whatever the measure, or (row, column) itself.
-    Memory is that of one batch plus units x k numbers, however many the images. `seen` is called with the number of
+    Memory is that of one batch plus units x k numbers, however many the images. `progress` is called with the number of
     images after each batch. Images are ranked in float32 and in batches of exactly `batch_size`, because the last
     bits of a value depend on it.
 
@@ -141,7 +141,7 @@ def exemplars(
     compute = (compute or Compute()).in_fp32()
     compute.place(net)
     reading = Reading.of(net, shape, layers)
-    ends = {name: (_End(k, 1), _End(k, -1)) for name in layers}
+    ends = {name: (_TopKSearch(k, 1), _TopKSearch(k, -1)) for name in layers}
     sizes: dict[str, tuple[int, int] | None] = {}
     with borrowed(net), torch.no_grad():
         for index, count in full_batches(len(images), batch_size):
@@ -151,14 +151,14 @@ def exemplars(
                 sizes[name] = _size(maps)
                 for end in ends[name]:
                     end.add(_scores(maps, end.sign, measure, name), index[:count].to(maps.device), maps, measure)
-            if seen is not None:
-                seen(count)
+            if progress is not None:
+                progress(count)
     return {
         name: Exemplars(most.ranked(sizes[name]), least.ranked(sizes[name]), sizes[name]) for name, (most, least) in ends.items()
     }
 
 
-class _End:
+class _TopKSearch:
     """The k most extreme images of each unit so far."""
 
     def __init__(self, k: int, sign: int) -> None:
@@ -178,13 +178,13 @@ class _End:
             unit, slot = (order >= before).nonzero(as_tuple=True)
             self.kept[2][unit, slot] = _places(maps[order[unit, slot] - before, unit], self.sign, measure)
 
-    def ranked(self, size: tuple[int, int] | None) -> Ranked:
+    def ranked(self, size: tuple[int, int] | None) -> TopK:
         values, images, places = (part.cpu() for part in self.kept)
         if size is None:
-            return Ranked(self.sign * values, images, None)
+            return TopK(self.sign * values, images, None)
         rows = places.div(size[1], rounding_mode="floor")
         split = torch.stack((rows, places - rows * size[1]), dim=-1)
-        return Ranked(self.sign * values, images, torch.where(places[..., None] == NOWHERE, NOWHERE, split))
+        return TopK(self.sign * values, images, torch.where(places[..., None] == NOWHERE, NOWHERE, split))
 
 
 def _scores(maps: Tensor, sign: int, measure: Measure, name: str) -> Tensor:

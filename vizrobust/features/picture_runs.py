@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from vizrobust.compute import Compute
-from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, is_about_units, subject
+from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, main_term, needs_unit
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import BATCH_SIZE, Job, Rendered, Scorer, faces_together, in_batches, render, render_jobs
+from vizrobust.features.render import (
+    BATCH_SIZE,
+    FeatureImage,
+    Scorer,
+    UnitSeed,
+    in_batches,
+    joint_group_size,
+    render,
+    render_pairs,
+)
 from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
 from vizrobust.runs import Row, Run, slug, write_gif, write_png
 
@@ -40,7 +49,7 @@ def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | N
     return (Logit() if name == LOGITS else Channel(layer=name)), chosen
 
 
-def accepts(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int, int]) -> None:
+def check_input_size(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int, int]) -> None:
     """Try images of another size than the network's own; ``ValueError`` where it cannot take them as far as needed."""
     net = checkpoint.net()
     try:
@@ -50,14 +59,14 @@ def accepts(checkpoint: Checkpoint, objective: Objective, shape: tuple[int, int,
     except (RuntimeError, AssertionError) as error:  # torchvision's transformers assert their size
         size = " x ".join(map(str, shape[1:]))
         raise ValueError(
-            f"{checkpoint.name} cannot take images of {size} as far as {subject(objective).layers[-1]!r}; leave out --size"
+            f"{checkpoint.name} cannot take images of {size} as far as {main_term(objective).layers[-1]!r}; leave out --size"
         ) from error
 
 
 def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> tuple[tuple[int, ...], int]:
     """The units that `text` names (see `units_from`) for an objective, and how many there are to choose from."""
-    about = subject(objective)
-    if not is_about_units(objective):
+    about = main_term(objective)
+    if not needs_unit(objective):
         if text is not None:
             raise ValueError(f"{objective!r} asks for no unit besides its own; leave out --units")
         return (getattr(about, "unit", 0),), 1
@@ -96,16 +105,16 @@ def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
 
 Pixels = np.ndarray[Any, Any]
 # A picture's row, its pixels, and the frames of its way, if any were asked for (or the one strip that holds them).
-Finished = tuple[Row, Pixels, list[Pixels]]
+Picture = tuple[Row, Pixels, list[Pixels]]
 
 
 @dataclass(frozen=True)
-class Request:
+class RenderJob:
     """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
 
     `references` are the files and data sets that objective and recipe read, with their hashes (see `sources`),
-    `start_reference` is what names the start image, `film` the number of frames that are kept of a picture's way: as a
-    GIF to look at, or with `strip` as one PNG, side by side and without loss, to measure.
+    `start_reference` is what names the start image, `frames` the number of frames that are kept of a picture's way: as a
+    GIF to look at, or with `frame_strip` as one PNG, side by side and without loss, to measure.
     """
 
     recipe: Recipe
@@ -119,16 +128,16 @@ class Request:
     start_sha256: str = ""
     data_share: float = 1.0
     references: tuple[tuple[str, str], ...] = ()
-    film: int = 0
-    strip: bool = False
+    frames: int = 0
+    frame_strip: bool = False
 
     @property
     def layer(self) -> str:
-        return subject(self.objective).layers[0]
+        return main_term(self.objective).layers[0]
 
     @property
     def position(self) -> list[int] | None:
-        at = subject(self.objective)
+        at = main_term(self.objective)
         return [at.y, at.x] if isinstance(at, Neuron) and at.y is not None and at.x is not None else None
 
     def identity(self, precision: str) -> dict[str, Any]:
@@ -140,8 +149,8 @@ class Request:
             "batch_size": self.batch_size,
             "precision": precision,
             **({"references": [list(one) for one in self.references]} if self.references else {}),
-            **({"film": self.film} if self.film else {}),
-            **({"strip": True} if self.strip else {}),
+            **({"film": self.frames} if self.frames else {}),
+            **({"strip": True} if self.frame_strip else {}),
         }
 
     def keys(self, checkpoint: Checkpoint) -> list[tuple[Any, ...]]:
@@ -153,13 +162,13 @@ class Request:
         return (checkpoint, repr(self.recipe), repr(self.objective), unit, seed, self.sign)
 
 
-def row_key(row: Row) -> tuple[Any, ...]:
-    """What tells one row of a run from another; the same as `Request.key`."""
+def picture_key(row: Row) -> tuple[Any, ...]:
+    """What tells one row of a run from another; the same as `RenderJob.key`."""
     return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
 
 
-def diverse(request: Request, checkpoint: Checkpoint, faces: int) -> Request:
-    """The request with `faces` pictures of each unit and seed that are to differ in style.
+def diverse(request: RenderJob, checkpoint: Checkpoint, group_size: int) -> RenderJob:
+    """The request with `group_size` pictures of each unit and seed that are to differ in style.
 
     Half of the score that the first unit reaches by itself is what complete likeness costs, to two digits: the
     objective's text then carries a plain number.
@@ -167,12 +176,12 @@ def diverse(request: Request, checkpoint: Checkpoint, faces: int) -> Request:
     if isinstance(request.objective, Logit):
         raise ValueError(
             "logits have no positions in which styles could differ; give --diversity with a --layer, or an --objective such as "
-            'Logit() - 2 * Diversity(layer="...", faces=4)'
+            'Logit() - 2 * Diversity(layer="...", group_size=4)'
         )
     alone = render(checkpoint, request.objective, request.units[:1], request.recipe, sign=request.sign, batch_size=1)
     weight = float(f"{max(abs(next(alone).score) / 2, 1e-6):.2g}")
-    objective = Sum(((1.0, request.objective), (-weight, Diversity(request.layer, faces=faces))))
-    seeds = tuple(seed * faces + face for seed in request.seeds for face in range(faces))
+    objective = Sum(((1.0, request.objective), (-weight, Diversity(request.layer, group_size=group_size))))
+    seeds = tuple(seed * group_size + face for seed in request.seeds for face in range(group_size))
     return replace(request, objective=objective, seeds=seeds)
 
 
@@ -197,14 +206,14 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def missing(run: Run, checkpoint: Checkpoint, request: Request) -> list[tuple[int, int]]:
+def missing(run: Run, checkpoint: Checkpoint, request: RenderJob) -> list[tuple[int, int]]:
     """The (unit, seed) pairs that the run does not hold yet."""
-    there = {row_key(row) for row in run.rows()}
+    there = {picture_key(row) for row in run.rows()}
     name = checkpoint.id
     return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
 
 
-def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Compute) -> Iterator[Row]:
+def render_into(run: Run, checkpoint: Checkpoint, request: RenderJob, compute: Compute) -> Iterator[Row]:
     """Render what is missing of a request, save each image and then its row, and yield the rows as they come.
 
     The `processes` of `compute` share the batches, and the main one saves the pictures of all, in the order of one
@@ -216,46 +225,46 @@ def render_into(run: Run, checkpoint: Checkpoint, request: Request, compute: Com
     if not todo:
         return
     for finished in compute.processes.merged(_batches(checkpoint, request, todo, compute)):
-        for row, picture, film in finished:
-            if film and run.writes:
-                if request.strip:
-                    write_png(run.folder / row["strip"], film[0], {})
+        for row, picture, frames in finished:
+            if frames and run.writes:
+                if request.frame_strip:
+                    write_png(run.folder / row["strip"], frames[0], {})
                 else:
-                    write_gif(run.folder / row["film"], film)
+                    write_gif(run.folder / row["film"], frames)
             yield run.add_image(row, picture, _file(name, request, row))
 
 
-def _batches(checkpoint: Checkpoint, request: Request, todo: Sequence[Job], compute: Compute) -> Iterator[list[Finished]]:
+def _batches(checkpoint: Checkpoint, request: RenderJob, todo: Sequence[UnitSeed], compute: Compute) -> Iterator[list[Picture]]:
     """This process's batches of pictures."""
-    faces = faces_together(request.objective, request.recipe)
-    batches = list(compute.processes.mine(in_batches(todo, faces, max(request.batch_size, faces))))
+    group_size = joint_group_size(request.objective, request.recipe)
+    batches = list(compute.processes.mine(in_batches(todo, group_size, max(request.batch_size, group_size))))
     net = checkpoint.net()
     began = time.perf_counter()
-    rendered = render_jobs(
+    rendered = render_pairs(
         net, request.objective, [job for batch in batches for job in batch], request.recipe,
         shape=checkpoint.about.input_shape, compute=compute, sign=request.sign, start=request.start,
-        batch_size=request.batch_size, film=request.film,
+        batch_size=request.batch_size, frames=request.frames,
     )  # fmt: skip
     for batch in batches:
         finished = []
         for done in itertools.islice(rendered, len(batch)):
             row = row_of(checkpoint.id, checkpoint, request, done)
             row["seconds"] = round(time.perf_counter() - began, 3)
-            stem, film = _file(checkpoint.id, request, row).removesuffix(".png"), []
-            if done.film is not None and request.strip:
+            stem, frames = _file(checkpoint.id, request, row).removesuffix(".png"), []
+            if done.frames is not None and request.frame_strip:
                 row["strip"] = f"{stem}-way.png"
-                film = [to_uint8(torch.cat(list(done.film), dim=2).float() / 255)]
-            elif done.film is not None:
+                frames = [to_uint8(torch.cat(list(done.frames), dim=2).float() / 255)]
+            elif done.frames is not None:
                 row["film"] = f"{stem}.gif"
-                film = [frame.movedim(0, -1).numpy() for frame in done.film]
-            finished.append((row, to_uint8(done.image), film))
+                frames = [frame.movedim(0, -1).numpy() for frame in done.frames]
+            finished.append((row, to_uint8(done.image), frames))
             began = time.perf_counter()
         yield finished
 
 
-def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
+def images_of(run: Run, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
-    rows = {row_key(row): row for row in run.rows()}
+    rows = {picture_key(row): row for row in run.rows()}
     name, channels = checkpoint.id, checkpoint.about.input_shape[0]
     found: dict[int, Tensor] = {}
     for unit in request.units:
@@ -264,18 +273,18 @@ def images_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, T
     return found
 
 
-def ways_of(run: Run, checkpoint: Checkpoint, request: Request) -> dict[int, Tensor]:
-    """The frames on the way of a request with `strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
-    rows = {row_key(row): row for row in run.rows()}
+def frames_of(run: Run, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
+    """The frames on the way of a request with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
+    rows = {picture_key(row): row for row in run.rows()}
     name = checkpoint.id
     found: dict[int, Tensor] = {}
     for unit in request.units:
         strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"]) for seed in request.seeds]
-        found[unit] = torch.stack([torch.stack(strip.chunk(request.film, dim=2)) for strip in strips])
+        found[unit] = torch.stack([torch.stack(frame_strip.chunk(request.frames, dim=2)) for frame_strip in strips])
     return found
 
 
-def row_of(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) -> Row:
+def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureImage) -> Row:
     """The facts of a finished picture, without the file's name and the seconds it took."""
     return {
         "checkpoint": name,
@@ -295,7 +304,7 @@ def row_of(name: str, checkpoint: Checkpoint, request: Request, done: Rendered) 
     }
 
 
-def _file(name: str, request: Request, row: Row) -> str:
+def _file(name: str, request: RenderJob, row: Row) -> str:
     at = "@{},{}".format(*request.position) if request.position else ""
     negative = "-neg" if row["sign"] < 0 else ""
     return f"images/{name}/{slug(request.recipe.name)}/{slug(request.layer)}/{row['unit']}{at}{negative}-s{row['seed']}.png"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vizrobust.data import load
-from vizrobust.features.parametrizations.wrappers import composed
+from vizrobust.features.parametrizations.wrappers import over_background
 from vizrobust.runs import file_sha256
 
 Shape = tuple[int, int, int]
@@ -110,7 +110,7 @@ def read_png(path: Path, channels: int | None = None) -> Tensor:
     with Image.open(path) as picture:
         pixels = torch.from_numpy(np.asarray(picture).copy())
     image = (pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)).to(torch.float32) / 255
-    return composed(image) if channels is not None and len(image) == channels + 1 else image
+    return over_background(image) if channels is not None and len(image) == channels + 1 else image
 
 
 def read_opaque(path: Path) -> np.ndarray[Any, Any]:

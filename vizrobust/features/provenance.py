@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import load
-from vizrobust.features.exemplar_runs import Source
+from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Objective, parse_objective
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
-from vizrobust.features.render import Rendered, render_jobs
+from vizrobust.features.render import FeatureImage, render_pairs
 from vizrobust.models import Checkpoint
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
@@ -61,10 +61,10 @@ def _vector_sha256(path: str) -> str:
 def _spectrum_sha256(source: str) -> str:
     """Of a .npy file, or the fingerprint of a data set's training images."""
     if not source.lower().endswith(".npy"):
-        return str(Source(load(source), "train").identity["sha256"])
+        return str(ImageSource(load(source), "train").identity["sha256"])
     path = Path(source).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no file {source!r} (the spectrum of Magnitude)")
+        raise FileNotFoundError(f"no file {source!r} (the spectrum of MACO)")
     return file_sha256(path)
 
 
@@ -152,7 +152,7 @@ class Provenance:
             pixels=pixels,
         )
 
-    def texts(self, done: Rendered, device: str | None, argv: str, checkpoint: Checkpoint) -> dict[str, str]:
+    def texts(self, done: FeatureImage, device: str | None, argv: str, checkpoint: Checkpoint) -> dict[str, str]:
         """The text chunks for the picture made once more: score, command, device and versions are those of now."""
         facts = {**self.run["checkpoints"][self.row["checkpoint"]], "ref": checkpoint.reference}
         now = {"argv": argv, "versions": versions(), "device": device or self.device}
@@ -168,7 +168,7 @@ class Provenance:
         return changed
 
 
-def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None) -> Rendered:
+def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None) -> FeatureImage:
     """The picture once more: the same weights, objective, recipe, batch size, precision and number of threads.
 
     `device` is the recorded one unless named. Raises ``ValueError`` where the weights, the start image or another
@@ -184,7 +184,7 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
     own, size = checkpoint.about.input_shape, made.recipe.size
     start = _start(made, own if size is None else (own[0], size, size))
     with _threads(made.threads):
-        (done,) = render_jobs(
+        (done,) = render_pairs(
             checkpoint.net(), made.objective, [(made.unit, made.seed)], made.recipe, shape=own, sign=made.sign, start=start,
             batch_size=made.batch_size, compute=Compute(device or made.device, made.precision),
         )  # fmt: skip

@@ -13,9 +13,9 @@ from vizrobust.attacks import BALLS, Ball
 from vizrobust.data import DataSet
 from vizrobust.features.parametrizations import (
     IMAGENET_COLORS,
+    MACO,
     PARAMETRIZATIONS,
     Fourier,
-    Magnitude,
     Parametrization,
     Pixels,
     color_directions,
@@ -35,13 +35,13 @@ class Optimizer(Protocol):
 
 @spec
 @dataclass(frozen=True)
-class Ascent:
-    """Each step is the gradient brought to length `rate` * sqrt(number of coordinates), image by image."""
+class NormalizedAscent:
+    """Each step is the gradient brought to length `step_size` * sqrt(number of coordinates), image by image."""
 
-    rate: float = 0.005
+    step_size: float = 0.005
 
     def begin(self, z: Tensor) -> Step:
-        length = self.rate * z[0].numel() ** 0.5
+        length = self.step_size * z[0].numel() ** 0.5
         return lambda z, grad: z + length * _unit(grad)
 
 
@@ -71,7 +71,7 @@ class NAdam:
 
 @spec
 @dataclass(frozen=True)
-class Glance:
+class RawGradient:
     """The gradient itself as a picture: .5 + .5 * gradient / (`deviations` * its deviation), clipped (Tsipras et al. 2019)."""
 
     deviations: float = 3.0
@@ -106,7 +106,7 @@ def _as_rows(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-OPTIMIZERS = named(Ascent, Adam, NAdam, Glance)
+OPTIMIZERS = named(NormalizedAscent, Adam, NAdam, RawGradient)
 
 
 IMAGENET_LIKE = ("imagenet", "imagenette")
@@ -136,12 +136,12 @@ class Recipe:
 
 def gradient() -> Recipe:
     """One backward pass from grey, or from `--start IMAGE`, shown as it is: no prior and no tuning to blame."""
-    return Recipe("gradient", Pixels(deviation=0.0), Glance(), steps=1)
+    return Recipe("gradient", Pixels(deviation=0.0), RawGradient(), steps=1)
 
 
-def plain(steps: int = 200, rate: float = 0.005, ball: Ball | None = None, size: int | None = None) -> Recipe:
+def plain(steps: int = 200, step_size: float = 0.005, ball: Ball | None = None, size: int | None = None) -> Recipe:
     """Normalized gradient ascent on pixels, no transforms: what the network itself wants to see."""
-    return Recipe("plain", Pixels(ball=ball), Ascent(rate=rate), steps=steps, size=size)
+    return Recipe("plain", Pixels(ball=ball), NormalizedAscent(step_size=step_size), steps=steps, size=size)
 
 
 def direct(steps: int = 500, lr: float = 0.05, size: int | None = None) -> Recipe:
@@ -182,7 +182,7 @@ def maco(
     size: int | None = None,
 ) -> Recipe:
     """NAdam on phases alone under a fixed magnitude spectrum, seen through noisy random crops (Fel et al. 2023)."""
-    parametrization = Magnitude(spectrum=spectrum, contrast=contrast, colors=colors)
+    parametrization = MACO(spectrum=spectrum, contrast=contrast, colors=colors)
     transforms: tuple[Transform, ...] = (Crops(count=crops, low=low, high=high), Noise(deviation=noise))
     return Recipe("maco", parametrization, NAdam(lr=lr), transforms, steps, size)
 
@@ -204,11 +204,11 @@ def parse_recipe(text: str) -> Recipe:
     return recipe
 
 
-def with_priors(recipe: Recipe, data: DataSet | None) -> Recipe:
+def with_data_statistics(recipe: Recipe, data: DataSet | None) -> Recipe:
     """The recipe with what `data` knows about its images, wherever the recipe names nothing of its own.
 
     Decorrelated colours become the data set's (the published ones for ImageNet's relatives), the magnitudes of
-    `Magnitude` those of its training images, by reference. Without data both stay general: ImageNet's colours, 1/f.
+    `MACO` those of its training images, by reference. Without data both stay general: ImageNet's colours, 1/f.
     """
     if data is None:
         return recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +19,42 @@ SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """How near a picture is to an image, in a layer's activations a (of the image a0) and in pixels.
 
-    `error` is |a - a0|^2 / |a0|^2 (0: the layer cannot tell them apart), `error_of_grey` that of a plain grey image,
-    `multiple` a·a0 / |a0|^2 (2: twice as much of the same) and `cosine` that of the angle between a and a0. `psnr` in
+    `error` is |a - a0|^2 / |a0|^2 (0: the layer cannot tell them apart), `grey_baseline_error` that of a plain grey image,
+    `relative_projection` a·a0 / |a0|^2 (2: twice as much of the same) and `cosine` that of the angle between a and a0. `psnr` in
     decibel is None for equal pixels, `ssim` (Wang et al. 2004) for images of less than 7 pixels.
     """
 
     error: float
-    error_of_grey: float
-    multiple: float
+    grey_baseline_error: float
+    relative_projection: float
     cosine: float
     psnr: float | None
     ssim: float | None
 
+    def row(self) -> dict[str, float | None]:
+        """The numbers under the keys of likeness.jsonl, some of which are older than the names here."""
+        names = {"grey_baseline_error": "error_of_grey", "relative_projection": "multiple"}
+        return {names.get(key, key): value for key, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
-class Original:
+class ImageActivations:
     """An image (C, H, W) and what some layers of a network make of it. Made by `of`."""
 
     image: Tensor
     net: nn.Module = field(repr=False)
     reading: Reading = field(repr=False)
     activations: Mapping[str, Tensor] = field(repr=False)
-    of_grey: Mapping[str, Tensor] = field(repr=False)
+    grey_activations: Mapping[str, Tensor] = field(repr=False)
     compute: Compute = field(repr=False)
 
     @staticmethod
-    def of(checkpoint: Checkpoint, reference: str, names: Sequence[str], compute: Compute, size: int | None = None) -> Original:
+    def of(
+        checkpoint: Checkpoint, reference: str, names: Sequence[str], compute: Compute, size: int | None = None
+    ) -> ImageActivations:
         """For the image that `reference` names, at the network's size or `size`; ``ValueError`` for a layer that answers 0."""
         c, h, w = checkpoint.about.input_shape
         shape = (c, h, w) if size is None else (c, size, size)
@@ -57,9 +64,9 @@ class Original:
         silent = [name for name in names if not found[name].any()]
         if silent:
             raise ValueError(f"layer {silent[0]!r} of {checkpoint.name} answers {reference!r} with nothing but 0; take another")
-        return Original(image, net, reading, found, _read(net, reading, torch.full_like(image, 0.5), compute), compute)
+        return ImageActivations(image, net, reading, found, _read(net, reading, torch.full_like(image, 0.5), compute), compute)
 
-    def likeness(self, layer: str, picture: Tensor) -> Likeness:
+    def similarity(self, layer: str, picture: Tensor) -> Similarity:
         """Of a picture (C, H, W) in [0, 1] of the same size."""
         wanted = self.activations[layer]
         found = _read(self.net, self.reading, picture, self.compute)[layer]
@@ -70,17 +77,19 @@ class Original:
 
         dot = (found * wanted).sum()
         cosine = float(dot / (found.norm() * square.sqrt()).clamp_min(1e-30))
-        return Likeness(error(found), error(self.of_grey[layer]), float(dot / square), cosine, *_in_pixels(self.image, picture))
+        return Similarity(
+            error(found), error(self.grey_activations[layer]), float(dot / square), cosine, *_in_pixels(self.image, picture)
+        )
 
 
-def spread_layers(net: nn.Module, shape: tuple[int, int, int], most: int = MOST_LAYERS) -> list[str]:
+def representative_layers(net: nn.Module, shape: tuple[int, int, int], most: int = MOST_LAYERS) -> list[str]:
     """At most so many layers that hold weights, spread over the depth, the first and the last among them.
 
     They are taken from the outermost level of modules at which there are at least four: a residual network's stages,
     a transformer's blocks, the convolutions of a plain network.
 
     >>> from vizrobust.models import load_checkpoint
-    >>> spread_layers(load_checkpoint("mnist-k8").net(), (1, 28, 28))
+    >>> representative_layers(load_checkpoint("mnist-k8").net(), (1, 28, 28))
     ['conv1', 'conv2', 'linear1', 'linear2']
     """
     weighty = {name for name, module in modules(net).items() if any(weight.dim() > 1 for weight in module.parameters())}

@@ -36,7 +36,7 @@ class Redirections:
 
 
 @contextmanager
-def redirected() -> Iterator[Redirections]:
+def redirected_relu() -> Iterator[Redirections]:
     """Inside, a ReLU through which no gradient at all gets for an image passes the part that would wake it up.
 
     That is: where the input is negative and a larger one would raise what is differentiated, so scores are to be
@@ -48,7 +48,7 @@ def redirected() -> Iterator[Redirections]:
     What is compiled, and what only resembles a ReLU (``clamp``, hard swish), is differentiated as always.
 
     >>> x = torch.tensor([[-1.0, -2.0], [3.0, -4.0]], requires_grad=True)
-    >>> with redirected() as seen:
+    >>> with redirected_relu() as seen:
     ...     (grad,) = torch.autograd.grad((x.relu() * torch.tensor([1.0, -1.0])).sum(), x)
     >>> grad, seen.redirected
     (tensor([[1., 0.],

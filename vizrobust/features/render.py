@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import saturated_share
-from vizrobust.features.objectives import Objective, faces_of, of, opposite, references_of, subject
-from vizrobust.features.parametrizations import Parametrization, seen, sized, worth
+from vizrobust.features.objectives import Objective, group_size_of, main_term, negated, reference_key, references_of
+from vizrobust.features.parametrizations import Parametrization, alpha_penalized, composited, for_shape
 from vizrobust.features.pictures import png_bytes, reference_image, to_uint8
 from vizrobust.features.recipes import Recipe, plain
-from vizrobust.features.redirected_relu import redirected
+from vizrobust.features.redirected_relu import redirected_relu
 from vizrobust.features.transforms import transformed
 from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.rng import Streams
@@ -29,7 +29,7 @@ class Scorer:
     net: nn.Module
     objective: Objective
     reading: Reading
-    known: Mapping[str, Tensor] = field(repr=False)
+    references: Mapping[str, Tensor] = field(repr=False)
 
     @staticmethod
     def of(net: nn.Module, objective: Objective, shape: Shape, compute: Compute, batch_size: int = 1) -> Scorer:
@@ -37,22 +37,22 @@ class Scorer:
 
         Raises ``ValueError`` for an unknown layer or an objective without one, and where a reference is no image.
         """
-        subject(objective)
+        main_term(objective)
         reading = Reading.of(net, shape, objective.layers)
-        known: dict[str, Tensor] = {}
+        references: dict[str, Tensor] = {}
         for reference in references_of(objective):
             x = compute.images(reference_image(reference, shape).to(_dtype(net)).expand(batch_size, *shape))
             with borrowed(net), torch.no_grad(), compute.autocast():
                 found = reading(net, x)
-            known |= {of(layer, reference): found[layer][:1].clone() for layer in objective.layers}
-        return Scorer(net, objective, reading, known)
+            references |= {reference_key(layer, reference): found[layer][:1].clone() for layer in objective.layers}
+        return Scorer(net, objective, reading, references)
 
-    def seen(self, image: Tensor) -> Mapping[str, Tensor]:
+    def activations(self, image: Tensor) -> Mapping[str, Tensor]:
         """What the objective reads for these images: their activations, and those of the references."""
-        return {**self.reading(self.net, image), **self.known}
+        return {**self.reading(self.net, image), **self.references}
 
     def __call__(self, image: Tensor, unit: Tensor) -> Tensor:
-        return self.objective(self.seen(image), image, unit)
+        return self.objective(self.activations(image), image, unit)
 
 
 def _dtype(net: nn.Module) -> torch.dtype:
@@ -63,15 +63,15 @@ BATCH_SIZE = 16
 TRAJECTORY_POINTS = 21
 SATURATED_ABOVE = 0.25
 
-Job = tuple[int, int]  # a unit and a seed
+UnitSeed = tuple[int, int]  # a unit and a seed
 
 
 @dataclass(frozen=True)
-class Rendered:
+class FeatureImage:
     """One feature image: `image` (C, H, W) in [0, 1] on the CPU, one plane more where it has an opacity; notebooks show it.
 
     `score` is the objective (turned round where `sign` is -1) of the finished image without transforms; `trajectory` holds
-    (step, score) pairs on the way, `film` (frames, C, H, W) uint8 pictures if any were asked for; `alive` is False
+    (step, score) pairs on the way, `frames` (frames, C, H, W) uint8 pictures if any were asked for; `had_gradient` is False
     where the unit never had a gradient. What is seen of a picture with an opacity is it over mid grey, on the way of its
     trajectory over random grounds.
     """
@@ -83,12 +83,12 @@ class Rendered:
     score: float
     trajectory: tuple[tuple[int, float], ...] = field(repr=False)
     saturated_share: float
-    alive: bool
-    film: Tensor | None = field(default=None, repr=False)
+    had_gradient: bool
+    frames: Tensor | None = field(default=None, repr=False)
 
     def status(self, data_share: float) -> str:
         """``dead``, ``saturated`` (over 25 points more extreme pixels than the data's own images have) or ``ok``."""
-        if not self.alive:
+        if not self.had_gradient:
             return "dead"
         return "saturated" if self.saturated_share > data_share + SATURATED_ABOVE else "ok"
 
@@ -108,15 +108,15 @@ def render(
     sign: int = 1,
     start: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
-    film: int = 0,
-) -> Iterator[Rendered]:
+    frames: int = 0,
+) -> Iterator[FeatureImage]:
     """Optimize one image for each unit and seed, unit by unit, and yield each when it is done.
 
     `net` is a checkpoint, or any network of images in [0, 1], which then needs `shape` (C, H, W). `recipe` is
     `plain()` unless told otherwise. `sign` -1 renders what the unit dislikes, `start` (C, H, W) begins from an image
-    instead of noise, `film` keeps that many pictures of the way. A stream of random numbers belongs to (unit, seed),
+    instead of noise, `frames` keeps that many pictures of the way. A stream of random numbers belongs to (unit, seed),
     so every network gets the same start and the same transforms, and at one `batch_size` an image is the same bit for
-    bit whatever else is rendered with it. Where an objective couples faces, the seeds k·faces … k·faces + faces - 1 of
+    bit whatever else is rendered with it. Where an objective couples g images, the seeds k·g … k·g + g - 1 of
     a unit are one group; a group is always rendered whole.
 
     >>> from vizrobust.features import Logit, plain
@@ -129,16 +129,16 @@ def render(
         net = net.net()
     if shape is None:
         raise ValueError("render needs the shape (C, H, W) of the network's images, unless it is given a checkpoint")
-    yield from render_jobs(
+    yield from render_pairs(
         net, objective, [(unit, seed) for unit in units for seed in seeds], recipe or plain(), shape=shape,
-        compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size, film=film,
+        compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size, frames=frames,
     )  # fmt: skip
 
 
-def render_jobs(
+def render_pairs(
     net: nn.Module,
     objective: Objective,
-    jobs: Sequence[Job],
+    jobs: Sequence[UnitSeed],
     recipe: Recipe,
     *,
     shape: Shape,
@@ -146,110 +146,110 @@ def render_jobs(
     sign: int = 1,
     start: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
-    film: int = 0,
-) -> Iterator[Rendered]:
+    frames: int = 0,
+) -> Iterator[FeatureImage]:
     """As `render`, for any list of (unit, seed) pairs."""
     for unit, _ in jobs:
         if unit < 0:
             raise ValueError(f"no unit {unit}; units are counted from 0")
     if not jobs:
         return
-    faces = faces_together(objective, recipe)
-    if batch_size < faces:
-        raise ValueError(f"a batch of {batch_size} has no room for a group of {faces} faces; make it at least {faces}")
+    group_size = joint_group_size(objective, recipe)
+    if batch_size < group_size:
+        raise ValueError(f"a batch of {batch_size} has no room for a group of {group_size} images; make it at least {group_size}")
     size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
-    rows = batch_size // faces * faces
+    rows = batch_size // group_size * group_size
     compute.place(net)
-    scorer = Scorer.of(net, objective if sign > 0 else opposite(objective), size, compute, rows)
+    scorer = Scorer.of(net, objective if sign > 0 else negated(objective), size, compute, rows)
     wanted = set(jobs)
-    groups = _groups(jobs, faces)
-    for index, count in full_batches(len(groups), rows // faces):
+    groups = _groups(jobs, group_size)
+    for index, count in full_batches(len(groups), rows // group_size):
         batch = [job for i in index.tolist() for job in groups[i]]
-        done = _render_batch(scorer, batch, recipe, size, compute, sign, start, film)
-        yield from (one for one in done[: count * faces] if (one.unit, one.seed) in wanted)
+        done = _render_batch(scorer, batch, recipe, size, compute, sign, start, frames)
+        yield from (one for one in done[: count * group_size] if (one.unit, one.seed) in wanted)
 
 
-def faces_together(objective: Objective, recipe: Recipe) -> int:
-    """How many faces form a group: the objective's or the parametrization's; ``ValueError`` where they disagree."""
-    one, two = faces_of(objective), getattr(recipe.parametrization, "faces", 1)
+def joint_group_size(objective: Objective, recipe: Recipe) -> int:
+    """How many images form a group, by the objective or the parametrization; ``ValueError`` where they disagree."""
+    one, two = group_size_of(objective), getattr(recipe.parametrization, "group_size", 1)
     if one > 1 and two > 1 and one != two:
-        raise ValueError(f"the objective groups {one} faces and the parametrization {two}; give them the same faces")
+        raise ValueError(f"the objective groups {one} images and the parametrization {two}; give both the same group_size")
     return max(one, two)
 
 
-def in_batches(jobs: Sequence[Job], faces: int, batch_size: int) -> list[list[Job]]:
-    """The jobs as `render_jobs` puts them into its batches.
+def in_batches(jobs: Sequence[UnitSeed], group_size: int, batch_size: int) -> list[list[UnitSeed]]:
+    """The jobs as `render_pairs` puts them into its batches.
 
-    >>> in_batches([(0, 0), (0, 1), (1, 1), (2, 0)], faces=2, batch_size=5)
+    >>> in_batches([(0, 0), (0, 1), (1, 1), (2, 0)], group_size=2, batch_size=5)
     [[(0, 0), (0, 1), (1, 1)], [(2, 0)]]
     """
-    wanted, groups, count = set(jobs), _groups(jobs, faces), batch_size // faces
+    wanted, groups, count = set(jobs), _groups(jobs, group_size), batch_size // group_size
     batches = [groups[start : start + count] for start in range(0, len(groups), count)]
     return [[job for group in batch for job in group if job in wanted] for batch in batches]
 
 
-def _groups(jobs: Sequence[Job], faces: int) -> list[list[Job]]:
-    """Each job alone, or the whole groups of faces that the jobs belong to."""
-    if faces == 1:
+def _groups(jobs: Sequence[UnitSeed], group_size: int) -> list[list[UnitSeed]]:
+    """Each job alone, or the whole groups that the jobs belong to."""
+    if group_size == 1:
         return [[job] for job in jobs]
-    there = dict.fromkeys((unit, seed // faces) for unit, seed in jobs)
-    return [[(unit, group * faces + face) for face in range(faces)] for unit, group in there]
+    there = dict.fromkeys((unit, seed // group_size) for unit, seed in jobs)
+    return [[(unit, group * group_size + face) for face in range(group_size)] for unit, group in there]
 
 
 def _render_batch(
     scorer: Scorer,
-    batch: list[Job],
+    batch: list[UnitSeed],
     recipe: Recipe,
     shape: Shape,
     compute: Compute,
     sign: int,
     start: Tensor | None,
-    film: int,
-) -> list[Rendered]:
+    frames: int,
+) -> list[FeatureImage]:
     unit = torch.tensor([unit for unit, _ in batch], device=compute.device)
     streams = Streams(0, [f"{unit}/{seed}" for unit, seed in batch], "render")
-    to_image, draws = sized(recipe.parametrization, shape), streams.child("transforms")
+    to_image, draws = for_shape(recipe.parametrization, shape), streams.child("transforms")
     weight = next(scorer.net.parameters(), torch.zeros(()))
     first = _first(recipe, shape, streams.child("start"), start).to(compute.device, weight.dtype)
     z, step = first, recipe.optimizer.begin(first)
-    frames, kept = [], even(film, recipe.steps + 1)
+    pictures, kept = [], even(frames, recipe.steps + 1)
 
-    def climb(z: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
+    def ascend(z: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
         """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
         z = z.detach().requires_grad_()
         with compute.full_precision():
             image = to_image(z)
-            views = compute.images(transformed(seen(to_image, image, draws), recipe.transforms, draws))
+            views = compute.images(transformed(composited(to_image, image, draws), recipe.transforms, draws))
         scores = scorer(views, unit.repeat(len(views) // len(z))).reshape(-1, len(z)).mean(0)
-        (grad,) = torch.autograd.grad(worth(to_image, scores, image).sum(), z)
+        (grad,) = torch.autograd.grad(alpha_penalized(to_image, scores, image).sum(), z)
         return scores.detach(), grad
 
     scores: list[Tensor] = []
-    alive = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
+    had_gradient = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
     with borrowed(scorer.net):
         with compute.autocast():
             for t in range(recipe.steps):
                 if t in kept:
-                    frames.append(_frame(to_image, z))
+                    pictures.append(_frame(to_image, z))
                 again = draws.take(slice(None))
-                climbed, grad = climb(z, draws)
-                living = grad.flatten(1).abs().amax(1) > 0
-                if not living.all():
-                    with redirected():
-                        grad = torch.where(living.reshape(-1, *[1] * (z.dim() - 1)), grad, climb(z, again)[1])
-                scores.append(climbed)
-                alive |= living
+                score, grad = ascend(z, draws)
+                has_gradient_now = grad.flatten(1).abs().amax(1) > 0
+                if not has_gradient_now.all():
+                    with redirected_relu():
+                        grad = torch.where(has_gradient_now.reshape(-1, *[1] * (z.dim() - 1)), grad, ascend(z, again)[1])
+                scores.append(score)
+                had_gradient |= has_gradient_now
                 with torch.no_grad():
                     z = to_image.constrain(step(z.detach(), grad), first)
         with torch.no_grad():
             image = to_image(z)
-            finished = seen(to_image, image)
+            finished = composited(to_image, image)
             final = scorer(compute.images(finished), unit).float()
             if recipe.steps in kept:
-                frames.append(_frame(to_image, z))
-    films = torch.stack(frames, 1) if frames else None
+                pictures.append(_frame(to_image, z))
+    stacked = torch.stack(pictures, 1) if pictures else None
     shares = saturated_share(finished)
-    return _rendered(batch, sign, image, shares, final, torch.stack(scores).float(), alive, films)
+    return _rendered(batch, sign, image, shares, final, torch.stack(scores).float(), had_gradient, stacked)
 
 
 def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None) -> Tensor:
@@ -274,21 +274,28 @@ def even(count: int, steps: int) -> set[int]:
 @torch.no_grad()
 def _frame(to_image: Parametrization, z: Tensor) -> Tensor:
     """(N, C, H, W) uint8 on the CPU."""
-    return (seen(to_image, to_image(z)).float() * 255).round().to("cpu", torch.uint8)
+    return (composited(to_image, to_image(z)).float() * 255).round().to("cpu", torch.uint8)
 
 
 def _rendered(
-    batch: list[Job], sign: int, image: Tensor, shares: Tensor, final: Tensor, scores: Tensor, alive: Tensor, films: Tensor | None
-) -> list[Rendered]:
+    batch: list[UnitSeed],
+    sign: int,
+    image: Tensor,
+    shares: Tensor,
+    final: Tensor,
+    scores: Tensor,
+    had_gradient: Tensor,
+    frames: Tensor | None,
+) -> list[FeatureImage]:
     steps = len(scores)
     kept = sorted(even(TRAJECTORY_POINTS, steps))
     images, ends, ways = image.cpu().contiguous(), final.tolist(), scores[kept].T.tolist()
-    extreme, living = shares.tolist(), alive.tolist()
+    extreme, has_gradient = shares.tolist(), had_gradient.tolist()
     return [
-        Rendered(
+        FeatureImage(
             unit, seed, sign, images[i], ends[i],
             tuple((step, round(value, 5)) for step, value in zip([*kept, steps], [*ways[i], ends[i]], strict=True)),
-            round(extreme[i], 4), living[i], None if films is None else films[i],
+            round(extreme[i], 4), has_gradient[i], None if frames is None else frames[i],
         )
         for i, (unit, seed) in enumerate(batch)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vizrobust.features import parse_objective, subject
+from vizrobust.features import main_term, parse_objective
 from vizrobust.features.exemplar_runs import exemplar_rows
 from vizrobust.models import LOGITS
 from vizrobust.runs import Row, digest, read_rows, read_run
@@ -199,9 +199,9 @@ class Panel:
 
     @cached_property
     def whole(self) -> str:
-        """What an objective that is about no unit is called, such as Energy; empty where columns are units."""
+        """What an objective that is about no unit is called, such as DeepDream; empty where columns are units."""
         try:
-            about = subject(parse_objective(self.objective))
+            about = main_term(parse_objective(self.objective))
             return "" if hasattr(about, "unit") else type(about).__name__
         except (ValueError, FileNotFoundError):  # a Direction whose vectors have moved
             return ""

@@ -259,7 +259,7 @@ def about_atlas(atlas: Any, facts: Mapping[str, Any], images: Mapping[str, Any],
     whitened = ", whitened" if atlas.whiten else ""
     cells = f"{facts['cells']} of {atlas.grid} x {atlas.grid} cells"
     laid_out = f"one activation vector each of {facts['images']:,} images of {images['data']} ({images['split']}), laid out by "
-    kept = f"have at least {atlas.fewest} of them, {facts['images'] - facts['left_out']:,} in all"
+    kept = f"have at least {atlas.min_activations} of them, {facts['images'] - facts['left_out']:,} in all"
     made = f"recipe {row['recipe_text']}, along a cell's mean{whitened}: dot product x cosine^{atlas.power:g}, seed {atlas.seed}"
     return [f"{laid_out}{ways[atlas.layout]}; {cells} {kept}", made]
 

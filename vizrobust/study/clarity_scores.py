@@ -28,7 +28,7 @@ from vizrobust.clarity import (
     two_afc,
 )
 from vizrobust.compute import Compute, full_batches
-from vizrobust.features import Logit, Objective, Request, Scorer
+from vizrobust.features import Logit, Objective, RenderJob, Scorer
 from vizrobust.features.render import even
 from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.runs import Row
@@ -227,7 +227,7 @@ class LayerScores:
 
 def score_layer(
     checkpoint: Checkpoint,
-    job: Request,
+    job: RenderJob,
     images: Mapping[int, Tensor],
     negative: Mapping[int, Tensor] | None,
     ways: Mapping[int, Tensor] | None,
@@ -275,7 +275,7 @@ def score_layer(
     return LayerScores(*about, clarity, start, natural, distance, path, ratio, radius, reached)
 
 
-def _exemplars(checkpoint: Checkpoint, job: Request, questions: QuerySet) -> PictureSet:
+def _exemplars(checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> PictureSet:
     """In place of the pictures of hidden units the exemplars that excite them most, against those that do least."""
     orders, count = questions.own(checkpoint, job.objective, job.units, asked=False), len(job.seeds)
     images = questions.exemplars.images

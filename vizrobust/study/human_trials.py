@@ -70,7 +70,7 @@ def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:
     return data
 
 
-def faces_of(
+def group_size_of(
     folder: Path, report: Mapping[str, Any], recipe: str, layer: str, names: Sequence[str]
 ) -> dict[str, dict[int, Faces]]:
     """Checkpoint name -> unit -> pictures, for the checkpoints `names`, or for one of each dose.
@@ -240,7 +240,7 @@ def choose(
     folder = Path(folder)
     if count < 1:
         raise ValueError(f"--trials must be at least 1, got {count}")
-    pictures = faces_of(folder, report, recipe, layer, names)
+    pictures = group_size_of(folder, report, recipe, layer, names)
     shown = min(REFERENCES, mode(len(face.own) for faces in pictures.values() for face in faces.values()))
     pictures = {name: {unit: face for unit, face in faces.items() if len(face.own) >= shown} for name, faces in pictures.items()}
     units = sorted(set.intersection(*(set(faces) for faces in pictures.values())))

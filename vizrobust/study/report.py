@@ -15,7 +15,7 @@ import torch
 
 from vizrobust.clarity import METRICS, excluded
 from vizrobust.compute import versions
-from vizrobust.features import Logit, row_key
+from vizrobust.features import Logit, picture_key
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png, write_text
@@ -197,7 +197,7 @@ def _pictures(study: Study, found: Sequence[LayerScores]) -> Iterable[Row]:
             if job.sign < 0 or not (of_class or one.seed == 0):
                 continue
             run = study.pictures(job)
-            rows = {row_key(row): row for row in run.rows()}
+            rows = {picture_key(row): row for row in run.rows()}
             for unit in job.units:
                 row = rows[job.key(one.checkpoint.id, unit, job.seeds[0])]
                 file = run.folder / row["image"]

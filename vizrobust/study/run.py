@@ -12,8 +12,8 @@ from torch import Tensor
 from vizrobust.clarity import METRICS, Judge, judges_for
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, first
-from vizrobust.features import Request, render_into
-from vizrobust.features.picture_runs import images_of, missing, ways_of
+from vizrobust.features import RenderJob, render_into
+from vizrobust.features.picture_runs import frames_of, images_of, missing
 from vizrobust.models import Checkpoint
 from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, Run, digest
@@ -169,20 +169,20 @@ class Study:
                 if job.sign < 0:
                     continue
                 passes = len(job.units) * len(job.seeds) * len(self.judges) * (self.plan.frames + 6) / 3
-                yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.strip else 0)
+                yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.frame_strip else 0)
                 found.append(self._scored(one.checkpoint, job, questions))
         matched = [row for one in self.compared for row in self._scored_matched(one, found, questions)]
         self.facts |= {"measured": found, "matched": matched, "questions": questions, "references": list(references)}
 
-    def _scored(self, checkpoint: Checkpoint, job: Request, questions: QuerySet) -> LayerScores:
+    def _scored(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> LayerScores:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._asked()}
         for row in self.measured.rows():
             if all(row[name] == value for name, value in key.items()):
                 return LayerScores.read(row)
         run = self.pictures(job)
         negative = None if of_classes(job) else images_of(run, checkpoint, replace(job, sign=-1))
-        ways = ways_of(run, checkpoint, job) if job.strip else None
-        measured = score_layer(checkpoint, job, images_of(run, checkpoint, job), negative, ways, questions, self.plan.layer)
+        frames = frames_of(run, checkpoint, job) if job.frame_strip else None
+        measured = score_layer(checkpoint, job, images_of(run, checkpoint, job), negative, frames, questions, self.plan.layer)
         self.measured.add({**key, **measured.row()})
         return measured
 
@@ -199,7 +199,7 @@ class Study:
             if job.sign > 0:
                 yield from self._primary(one.checkpoint, job, questions)
 
-    def _primary(self, checkpoint: Checkpoint, job: Request, questions: QuerySet) -> list[Row]:
+    def _primary(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> list[Row]:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "units": list(job.units)}
         for row in self.measured_matched.rows():
             if all(row[name] == value for name, value in key.items()):
@@ -217,17 +217,17 @@ class Study:
         """What the shared queries depend on: the compared checkpoints."""
         return protocol.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
 
-    def jobs(self, checkpoint: Checkpoint) -> list[Request]:
+    def jobs(self, checkpoint: Checkpoint) -> list[RenderJob]:
         """The pictures of one checkpoint, those of matched units apart."""
         return wanted(self.plan, self.data, checkpoint)
 
-    def matched_jobs(self, checkpoint: Checkpoint) -> list[Request]:
+    def matched_jobs(self, checkpoint: Checkpoint) -> list[RenderJob]:
         """The pictures of those hidden units that are matched with another network's; none where nothing is matched."""
         if checkpoint.name not in self.matched_units:
             return []
         return hidden_units(self.plan, self.data, checkpoint, self.matched_units[checkpoint.name].matches)
 
-    def pictures(self, job: Request) -> Run:
+    def pictures(self, job: RenderJob) -> Run:
         """The run folder of a recipe's pictures of one layer."""
         name = f"{job.recipe.name}-{'classes' if of_classes(job) else 'hidden'}"
         return self._run(f"pictures/{name}", "neurons", job.identity("fp32"))

@@ -11,21 +11,21 @@ from torch import Tensor
 from vizrobust.clarity import Judge, JudgeOutput, QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
-from vizrobust.features import Channel, Logit, Objective, Request, with_priors
+from vizrobust.features import Channel, Logit, Objective, RenderJob, with_data_statistics
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.study.protocol import Plan
 from vizrobust.study.unit_matching import draw_units
 
 
-def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[Request]:
+def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]:
     """Class units, and hidden units with both signs, under every recipe."""
     found, there = [], drawn(plan, checkpoint)
     for recipe in plan.recipes:
-        known = with_priors(recipe, data)
-        bare = Request(known, Logit(), (), batch_size=plan.batch_size, data_share=data.saturated_share)
+        known = with_data_statistics(recipe, data)
+        bare = RenderJob(known, Logit(), (), batch_size=plan.batch_size, data_share=data.saturated_share)
         classes, seeds = tuple(range(len(data.classes))), tuple(range(plan.image_seeds))
-        found.append(replace(bare, units=classes, seeds=seeds, film=min(plan.frames, known.steps + 1), strip=True))
+        found.append(replace(bare, units=classes, seeds=seeds, frames=min(plan.frames, known.steps + 1), frame_strip=True))
         if there:
             layer, units = there
             # Batches are filled up to their size: one that is larger than all pictures would be rendered in vain.
@@ -36,12 +36,12 @@ def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[Request]:
     return found
 
 
-def hidden_units(plan: Plan, data: DataSet, checkpoint: Checkpoint, units: Sequence[int]) -> list[Request]:
+def hidden_units(plan: Plan, data: DataSet, checkpoint: Checkpoint, units: Sequence[int]) -> list[RenderJob]:
     """The same pictures of other hidden units than the drawn ones."""
     return [replace(one, units=tuple(units)) for one in wanted(plan, data, checkpoint) if not of_classes(one)]
 
 
-def of_classes(request: Request) -> bool:
+def of_classes(request: RenderJob) -> bool:
     return isinstance(request.objective, Logit)
 
 

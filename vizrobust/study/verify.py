@@ -16,7 +16,7 @@ from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import DataSet, first
 from vizrobust.features import parse_objective, parse_recipe
 from vizrobust.features.pictures import to_uint8
-from vizrobust.features.render import render_jobs
+from vizrobust.features.render import render_pairs
 from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
@@ -154,7 +154,7 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
     shape = checkpoint.about.input_shape
-    (done,) = render_jobs(
+    (done,) = render_pairs(
         checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
         compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
     )  # fmt: skip

@@ -4,8 +4,8 @@ from vizrobust.features.objectives.images import (
     AbsoluteDeviation,
     Alignment,
     Caricature,
+    DeepDream,
     Diversity,
-    Energy,
     Inversion,
     SquaredDeviation,
     Style,
@@ -14,19 +14,19 @@ from vizrobust.features.objectives.images import (
 from vizrobust.features.objectives.objective import (
     Objective,
     Sum,
-    each,
-    faces_of,
-    is_about_units,
-    of,
-    opposite,
+    group_size_of,
+    main_term,
+    needs_unit,
+    negated,
+    reference_key,
     references_of,
-    subject,
+    terms,
 )
 from vizrobust.features.objectives.units import Channel, Direction, Logit, Neuron
 from vizrobust.spec import named, parse
 
 OBJECTIVES = named(
-    Logit, Channel, Neuron, Direction, Energy, Inversion, Caricature, Style, Diversity, Alignment,
+    Logit, Channel, Neuron, Direction, DeepDream, Inversion, Caricature, Style, Diversity, Alignment,
     TotalVariation, AbsoluteDeviation, SquaredDeviation,
 )  # fmt: skip
 
@@ -49,9 +49,9 @@ __all__ = [
     "Alignment",
     "Caricature",
     "Channel",
+    "DeepDream",
     "Direction",
     "Diversity",
-    "Energy",
     "Inversion",
     "Logit",
     "Neuron",
@@ -60,12 +60,12 @@ __all__ = [
     "Style",
     "Sum",
     "TotalVariation",
-    "each",
-    "faces_of",
-    "is_about_units",
-    "of",
-    "opposite",
+    "group_size_of",
+    "main_term",
+    "needs_unit",
+    "negated",
     "parse_objective",
+    "reference_key",
     "references_of",
-    "subject",
+    "terms",
 ]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vizrobust.features.objectives.objective import algebra, of
+from vizrobust.features.objectives.objective import algebra, reference_key
 from vizrobust.spec import spec
 
 
 @algebra
 @spec
 @dataclass(frozen=True)
-class Energy:
+class DeepDream:
     """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015)."""
 
     layer: str
@@ -49,7 +49,7 @@ class Inversion:
         return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return -_missed(activations[self.layer], activations[of(self.layer, self.image)])
+        return -_missed(activations[self.layer], activations[reference_key(self.layer, self.image)])
 
 
 @algebra
@@ -78,7 +78,7 @@ class Caricature:
         return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        wanted = activations[of(self.layer, self.image)].flatten(1)
+        wanted = activations[reference_key(self.layer, self.image)].flatten(1)
         found = activations[self.layer].flatten(1)
         dot, square = (found * wanted).sum(1), wanted.square().sum(1).clamp_min(1e-12)
         if self.power == 0:
@@ -106,7 +106,7 @@ class Style:
         return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return -_missed(gram(activations[self.layer]), gram(activations[of(self.layer, self.image)]))
+        return -_missed(gram(activations[self.layer]), gram(activations[reference_key(self.layer, self.image)]))
 
 
 def gram(maps: Tensor) -> Tensor:
@@ -173,60 +173,63 @@ class SquaredDeviation:
 @spec
 @dataclass(frozen=True)
 class Diversity:
-    """How alike an image is to the other faces of its unit: mean cosine of their Gram matrices (Olah et al. 2017).
+    """How alike an image is to the others of its group: mean cosine of their Gram matrices (Olah et al. 2017).
 
-    Likeness is what it measures, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", faces=4)``.
-    Images come in groups of `faces` consecutive rows and meet within a group only.
+    Likeness is what it measures, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", group_size=4)``.
+    Images come in groups of `group_size` consecutive rows and meet within a group only.
     """
 
     layer: str
-    faces: int = 4
+    group_size: int = 4
 
     def __post_init__(self) -> None:
-        check_faces("Diversity", self.faces)
+        check_group_size("Diversity", self.group_size)
 
     @property
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return likeness(gram(activations[self.layer]), self.faces)
+        return group_similarity(gram(activations[self.layer]), self.group_size)
 
 
 @algebra
 @spec
 @dataclass(frozen=True)
 class Alignment:
-    """How alike an image is to the other faces of its unit, place by place: mean cosine of their activations.
+    """How alike an image is to the others of its group, position by position: mean cosine of their activations.
 
-    Added, it keeps the same thing at the same place in all faces (Mordvintsev et al. 2018, aligned interpolation).
+    Added, it keeps the same thing at the same position in all images (Mordvintsev et al. 2018, aligned interpolation).
     """
 
     layer: str
-    faces: int = 4
+    group_size: int = 4
 
     def __post_init__(self) -> None:
-        check_faces("Alignment", self.faces)
+        check_group_size("Alignment", self.group_size)
 
     @property
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return likeness(activations[self.layer], self.faces)
+        return group_similarity(activations[self.layer], self.group_size)
 
 
-def likeness(x: Tensor, faces: int) -> Tensor:
-    """(N, ...) -> (N,): the mean cosine of each row with the other rows of its group of `faces`."""
-    if len(x) % faces:
-        raise ValueError(f"{len(x)} images are no whole number of groups of {faces} faces")
+def group_similarity(x: Tensor, group_size: int) -> Tensor:
+    """(N, ...) -> (N,): the mean cosine of each row with the other rows of its group of `group_size`."""
+    if len(x) % group_size:
+        raise ValueError(f"{len(x)} images do not divide into groups of {group_size}")
     unit = torch.nn.functional.normalize(x.flatten(1), dim=1, eps=1e-12)
-    groups = unit.reshape(-1, faces, unit.shape[1])
+    groups = unit.reshape(-1, group_size, unit.shape[1])
     # Pair by pair and not as one matrix product, whose rounding depends on where a row stands.
-    others = [torch.stack([(groups[:, i] * groups[:, j]).sum(1) for j in range(faces) if j != i]).mean(0) for i in range(faces)]
+    others = [
+        torch.stack([(groups[:, i] * groups[:, j]).sum(1) for j in range(group_size) if j != i]).mean(0)
+        for i in range(group_size)
+    ]
     return torch.stack(others, 1).flatten()
 
 
-def check_faces(owner: str, faces: int) -> None:
-    if faces < 2:
-        raise ValueError(f"{owner}: faces must be at least 2, got {faces}")
+def check_group_size(owner: str, group_size: int) -> None:
+    if group_size < 2:
+        raise ValueError(f"{owner}: group_size must be at least 2, got {group_size}")

@@ -18,9 +18,9 @@ class Objective(Protocol):
     """``objective(activations, image, unit)``: layer outputs by name, (N, C, H, W), (N,) int64 -> scores (N,).
 
     `layers` are the layers it reads; the network runs once, to the deepest of them. Activations are (N, units)
-    or (N, units, height, width). Three more attributes are for those that need them: `faces` (that many
-    consecutive rows belong together, see `faces_of`), `references` (images whose activations it compares with,
-    under the name that `of` gives) and `unit` (the unit it is about, whatever the row's).
+    or (N, units, height, width). Three more attributes are for those that need them: `group_size` (that many
+    consecutive rows belong together, see `group_size_of`), `references` (images whose activations it compares with,
+    under the name that `reference_key` gives) and `unit` (the unit it is about, whatever the row's).
     """
 
     @property
@@ -28,7 +28,7 @@ class Objective(Protocol):
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor: ...
 
 
-def of(layer: str, reference: str) -> str:
+def reference_key(layer: str, reference: str) -> str:
     """The name under which `activations` holds a layer's answer (1, ...) to a reference image."""
     return f"{layer} of {reference}"
 
@@ -45,7 +45,7 @@ class Sum:
     parts: tuple[tuple[float, Any], ...]
 
     def __post_init__(self) -> None:
-        faces_of(self)
+        group_size_of(self)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -97,17 +97,17 @@ def algebra(cls: type[T]) -> type[T]:
 algebra(Sum)
 
 
-def each(objective: Objective) -> Iterator[Objective]:
+def terms(objective: Objective) -> Iterator[Objective]:
     """The objectives that a sum is made of; of any other, itself."""
     for _, part in _parts(objective):
         yield part
 
 
-def faces_of(objective: Objective) -> int:
+def group_size_of(objective: Objective) -> int:
     """How many consecutive images belong together; ``ValueError`` where two parts of a sum disagree."""
-    there = {part: faces for part in each(objective) if (faces := getattr(part, "faces", 1)) > 1}
+    there = {part: group_size for part in terms(objective) if (group_size := getattr(part, "group_size", 1)) > 1}
     if len(set(there.values())) > 1:
-        raise ValueError(f"{' and '.join(map(repr, there))} group images differently; give them the same faces")
+        raise ValueError(f"{' and '.join(map(repr, there))} group images differently; give them the same group_size")
     return next(iter(there.values()), 1)
 
 
@@ -116,29 +116,29 @@ def references_of(objective: Objective) -> tuple[str, ...]:
     return tuple(getattr(objective, "references", ()))
 
 
-def subject(objective: Objective) -> Objective:
+def main_term(objective: Objective) -> Objective:
     """The part that a picture is named after: the first that asks for the row's unit, else the first with a layer."""
-    parts = [part for part in each(objective) if part.layers]
+    parts = [part for part in terms(objective) if part.layers]
     if not parts:
         raise ValueError(
             f"{objective!r} names no layer, so nothing in the network would be excited; add an objective that does, "
             'such as Channel(layer="...")'
         )
-    return next((part for part in parts if is_about_units(part)), parts[0])
+    return next((part for part in parts if needs_unit(part)), parts[0])
 
 
-def opposite(objective: Objective) -> Objective:
-    """For what a unit dislikes: the parts about the network turn round; penalties and the coupling of faces stay."""
+def negated(objective: Objective) -> Objective:
+    """The objective for what a unit dislikes: terms about the network change sign; penalties and terms about groups stay."""
 
     def turns(part: Objective) -> bool:
-        return bool(part.layers) and getattr(part, "faces", 1) == 1
+        return bool(part.layers) and getattr(part, "group_size", 1) == 1
 
     return Sum(tuple((-weight if turns(part) else weight, part) for weight, part in _parts(objective)))
 
 
-def is_about_units(objective: Objective) -> bool:
+def needs_unit(objective: Objective) -> bool:
     """Whether the row's unit means anything to it, or to a part of it."""
-    return any(getattr(part, "unit", 0) is None for part in each(objective))
+    return any(getattr(part, "unit", 0) is None for part in terms(objective))
 
 
 def _parts(objective: Any) -> tuple[tuple[float, Any], ...]:

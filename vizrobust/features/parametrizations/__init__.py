@@ -2,28 +2,28 @@
 
 from vizrobust.features.parametrizations.cppn import CPPN
 from vizrobust.features.parametrizations.fourier import IMAGENET_COLORS, Fourier, color_directions, falloff, hartley, mixing
-from vizrobust.features.parametrizations.maco import Magnitude
-from vizrobust.features.parametrizations.parametrization import Parametrization, Pixels, seen, sized, worth
-from vizrobust.features.parametrizations.wrappers import Shared, Transparent
+from vizrobust.features.parametrizations.maco import MACO
+from vizrobust.features.parametrizations.parametrization import Parametrization, Pixels, alpha_penalized, composited, for_shape
+from vizrobust.features.parametrizations.wrappers import AlphaChannel, SharedLowFrequency
 from vizrobust.spec import named
 
-PARAMETRIZATIONS = named(Pixels, Fourier, Magnitude, Shared, CPPN, Transparent)
+PARAMETRIZATIONS = named(Pixels, Fourier, MACO, SharedLowFrequency, CPPN, AlphaChannel)
 
 __all__ = [
     "CPPN",
     "IMAGENET_COLORS",
+    "MACO",
     "PARAMETRIZATIONS",
+    "AlphaChannel",
     "Fourier",
-    "Magnitude",
     "Parametrization",
     "Pixels",
-    "Shared",
-    "Transparent",
+    "SharedLowFrequency",
+    "alpha_penalized",
     "color_directions",
+    "composited",
     "falloff",
+    "for_shape",
     "hartley",
     "mixing",
-    "seen",
-    "sized",
-    "worth",
 ]

@@ -30,7 +30,7 @@ class CPPN:
     Pictures are smooth and may be made at any size. Adam(lr=0.01) suits them; larger steps end in black and white.
     `colors` as in `Fourier`. `shape` (C, H, W) is that of the images, which z does not tell; `render` fills it in.
 
-    >>> param = CPPN(width=5, depth=2).sized((3, 5, 4))
+    >>> param = CPPN(width=5, depth=2).for_shape((3, 5, 4))
     >>> param(param.init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 3, 5, 4])
     """
@@ -46,7 +46,7 @@ class CPPN:
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ValueError(f"CPPN: shape must be (channels, height, width), got {self.shape}")
 
-    def sized(self, shape: Shape) -> CPPN:
+    def for_shape(self, shape: Shape) -> CPPN:
         return replace(self, shape=shape)
 
     def init(self, shape: Shape, streams: Streams) -> Tensor:

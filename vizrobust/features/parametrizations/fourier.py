@@ -28,13 +28,13 @@ def falloff(height: int, width: int, decay: float) -> Tensor:
     return 1 / torch.sqrt(fy**2 + fx**2).clamp_min(1 / max(height, width)) ** decay
 
 
-def mirrored(x: Tensor) -> Tensor:
+def negated_frequencies(x: Tensor) -> Tensor:
     """(..., H, W) -> (..., H, W): the number at each frequency f becomes that at -f."""
     return x.flip(-2, -1).roll((1, 1), (-2, -1))
 
 
 @lru_cache(maxsize=16)
-def own_mirrors(height: int, width: int) -> Tensor:
+def self_conjugate(height: int, width: int) -> Tensor:
     """(H, W): 1 where a frequency is its own negative, as the constant term is, else 0."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
     return ((2 * y % height == 0) & (2 * x % width == 0)).to(torch.float32)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from vizrobust.data import load
-from vizrobust.features.parametrizations.fourier import Colors, falloff, from_colors, mirrored, own_mirrors, to_colors, unmixing
+from vizrobust.features.parametrizations.fourier import (
+    Colors,
+    falloff,
+    from_colors,
+    negated_frequencies,
+    self_conjugate,
+    to_colors,
+    unmixing,
+)
 from vizrobust.features.parametrizations.parametrization import Shape
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
@@ -30,7 +38,7 @@ def magnitudes(source: str | None, colors: Colors, channels: int, height: int, w
     if source is None:
         found = torch.ones(channels, 1, 1, dtype=torch.float64)
     elif source.lower().endswith(".npy"):
-        found = _flattened(_whole(_read(source)))
+        found = _flattened(_full_spectrum(_read(source)))
     else:
         data = load(source)
         _check(source, data.shape[0], channels)
@@ -76,7 +84,7 @@ def _flattened(magnitude: Tensor) -> Tensor:
     return flat
 
 
-def _whole(half: Tensor) -> Tensor:
+def _full_spectrum(half: Tensor) -> Tensor:
     """(C, H, W//2 + 1) as ``rfft2`` has it -> (C, H, W): the spectrum of a real image is the same at f and -f.
 
     Whether W is even the half does not tell; a square image is taken for likely.
@@ -86,7 +94,7 @@ def _whole(half: Tensor) -> Tensor:
     whole = torch.zeros(len(half), height, width, dtype=half.dtype)
     whole[:, :, :kept] = half[:, :, :width]
     missing = torch.arange(width) >= kept
-    return torch.where(missing, mirrored(whole), whole)
+    return torch.where(missing, negated_frequencies(whole), whole)
 
 
 def _read(path: str) -> Tensor:
@@ -94,7 +102,7 @@ def _read(path: str) -> Tensor:
     try:
         loaded = np.load(Path(path).expanduser(), allow_pickle=False)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no file {path!r} (the spectrum of Magnitude)") from None
+        raise FileNotFoundError(f"no file {path!r} (the spectrum of MACO)") from None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path!r} is not a .npy array of numbers ({error})") from error
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiu" or loaded.ndim != 3 or loaded.size == 0:
@@ -110,7 +118,7 @@ UNIFORM = math.pi / math.sqrt(3)
 
 @spec
 @dataclass(frozen=True)
-class Magnitude:
+class MACO:
     """z holds the phases of a spectrum whose magnitudes are fixed: MACO (Fel et al. 2023).
 
     ``image = sigmoid(C contrast irfft2(magnitude exp(i phase)))`` in decorrelated colours C. The phase at frequency f
@@ -125,7 +133,7 @@ class Magnitude:
     are brought to the image's size and to one `contrast`, the deviation of the planes before the sigmoid. `colors`
     as in `Fourier`.
 
-    >>> Magnitude()(Magnitude().init((3, 5, 4), Streams(0, range(2)))).shape
+    >>> MACO()(MACO().init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 3, 5, 4])
     """
 
@@ -135,7 +143,7 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         if not self.contrast > 0:
-            raise ValueError(f"Magnitude: contrast must be above 0, got {self.contrast:g}")
+            raise ValueError(f"MACO: contrast must be above 0, got {self.contrast:g}")
 
     def init(self, shape: Shape, streams: Streams) -> Tensor:
         # Half the difference of two numbers uniform over two turns is, as an angle, uniform over one.
@@ -162,7 +170,7 @@ class Magnitude:
 
 def _phase(z: Tensor) -> Tensor:
     """(N, C, H, W): odd in frequency, but z itself where a frequency is its own mirror."""
-    return (z - mirrored(z)) / 2 + own_mirrors(z.shape[2], z.shape[3]).to(z) * z
+    return (z - negated_frequencies(z)) / 2 + self_conjugate(z.shape[2], z.shape[3]).to(z) * z
 
 
 def _spread(phase: Tensor) -> Tensor:

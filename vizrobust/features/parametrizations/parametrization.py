@@ -19,11 +19,11 @@ class Parametrization(Protocol):
     """Free numbers z behind an image. Every image of a batch has its own, and its own stream.
 
     Some methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1], where there is a way
-    back. ``sized(shape)`` gives the parametrization for images of `shape`, where z alone does not tell their size.
-    ``over(image, streams)`` and ``worth(scores, image)`` belong to pictures that are more than what a network can look
+    back. ``for_shape(shape)`` gives the parametrization for images of `shape`, where z alone does not tell their size.
+    ``over(image, streams)`` and ``alpha_penalized(scores, image)`` belong to pictures that are more than what a network can look
     at, as those with an opacity are: what it sees of them, and what its scores are worth then. Both see the picture, not
-    z, so that the render loop makes it once a step and knows nothing of opacity (see `seen` and `worth`).
-    One with a field `faces` couples the rows of each group of so many consecutive images, and no others.
+    z, so that the render loop makes it once a step and knows nothing of opacity (see `composited` and `alpha_penalized`).
+    One with a field `group_size` couples the rows of each group of so many consecutive images, and no others.
     """
 
     def init(self, shape: Shape, streams: Streams) -> Tensor:
@@ -36,21 +36,21 @@ class Parametrization(Protocol):
         """z after a step, brought back to what is allowed, given the z it started from; outside the graph."""
 
 
-def sized(parametrization: Parametrization, shape: Shape) -> Parametrization:
+def for_shape(parametrization: Parametrization, shape: Shape) -> Parametrization:
     """The parametrization as it is used for images of `shape` (C, H, W)."""
-    fit = getattr(parametrization, "sized", None)
-    return parametrization if fit is None else cast(Parametrization, fit(shape))
+    resize = getattr(parametrization, "for_shape", None)
+    return parametrization if resize is None else cast(Parametrization, resize(shape))
 
 
-def seen(parametrization: Parametrization, image: Tensor, streams: Streams | None = None) -> Tensor:
+def composited(parametrization: Parametrization, image: Tensor, streams: Streams | None = None) -> Tensor:
     """What a network sees of pictures, (N, C, H, W): at one step, which draws from `streams`, or without any, finished."""
-    over = getattr(parametrization, "over", None)
-    return image if over is None else cast(Tensor, over(image, streams))
+    composite = getattr(parametrization, "composite", None)
+    return image if composite is None else cast(Tensor, composite(image, streams))
 
 
-def worth(parametrization: Parametrization, scores: Tensor, image: Tensor) -> Tensor:
+def alpha_penalized(parametrization: Parametrization, scores: Tensor, image: Tensor) -> Tensor:
     """(N,): what is optimized, from the network's scores (N,) of what it saw of the pictures."""
-    own = getattr(parametrization, "worth", None)
+    own = getattr(parametrization, "alpha_penalized", None)
     return scores if own is None else cast(Tensor, own(scores, image))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vizrobust.features.transforms.geometry import Affine, Flip, Jitter, Rotate, Scale, Shift, check_share
 from vizrobust.features.transforms.pixels import Blur, Crops, Noise
-from vizrobust.features.transforms.sampling import EDGES, Move, sampled
+from vizrobust.features.transforms.sampling import EDGES, GeometricTransform, sampled
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec
 
@@ -63,13 +63,13 @@ def transformed(image: Tensor, transforms: tuple[Transform, ...], streams: Strea
 
 
 @lru_cache(maxsize=64)
-def _stages(transforms: tuple[Transform, ...]) -> list[tuple[tuple[Move, ...], Pad, Transform | None]]:
+def _stages(transforms: tuple[Transform, ...]) -> list[tuple[tuple[GeometricTransform, ...], Pad, Transform | None]]:
     """Runs of moves, the edge that they see, and what comes after each run."""
-    stages: list[tuple[tuple[Move, ...], Pad, Transform | None]] = []
+    stages: list[tuple[tuple[GeometricTransform, ...], Pad, Transform | None]] = []
     edge = Pad(mode="reflect")
-    run: tuple[Move, ...] = ()
+    run: tuple[GeometricTransform, ...] = ()
     for transform in transforms:
-        if isinstance(transform, Move):
+        if isinstance(transform, GeometricTransform):
             run = (*run, transform)
             continue
         stages.append((run, edge, None if isinstance(transform, Pad) else transform))

@@ -28,13 +28,13 @@ class Jitter:
     def __post_init__(self) -> None:
         check_share("Jitter", "size", self.size)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.reach(size) == (0, 0)
 
     def reach(self, size: Size) -> Size:
         return min(round(self.size * size[0]), size[0] - 1), min(round(self.size * size[1]), size[1] - 1)
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         dy, dx = self.reach(size)
         y, x = np.floor(draws[:, 0] * (2 * dy + 1)) - dy, np.floor(draws[:, 1] * (2 * dx + 1)) - dx
         return affine(len(draws), 1, 0, 0, 1, x, y)
@@ -60,10 +60,10 @@ class Scale:
             raise ValueError(f"Scale: size must be at least 0 and less than 1, got {self.size:g}")
         _check_choices("Scale", self.choices)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.size == 0
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         # Zooming in by z means looking at a part of the image that is z times smaller.
         part = 1 / (1 + self.size * spread(draws[:, 0], self.choices))
         return affine(len(draws), part, 0, 0, part)
@@ -91,10 +91,10 @@ class Rotate:
         _check_choices("Rotate", self.choices)
         check_share("Rotate", "still_share", self.still_share)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.degrees == 0 or self.still_share == 1
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         turns = draws[:, 0] >= self.still_share
         angle = np.where(turns, np.radians(self.degrees) * spread(draws[:, 1], self.choices), 0.0)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -115,10 +115,10 @@ class Shift:
     def __post_init__(self) -> None:
         check_share("Shift", "size", self.size)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.size == 0
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         y, x = (2 * draws.T - 1) * self.size
         return affine(len(draws), 1, 0, 0, 1, x * size[1], y * size[0])
 
@@ -145,10 +145,10 @@ class Affine:
         check_share("Affine", "shift", self.shift)
         _check_degrees("Affine", "rotate", self.rotate)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.scale == self.rotate == self.shift == 0
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         zoom, turn, x, y = 2 * draws.T - 1
         part = np.exp(-zoom * math.log1p(self.scale))
         cos, sin = np.cos(np.radians(self.rotate) * turn), np.sin(np.radians(self.rotate) * turn)
@@ -170,10 +170,10 @@ class Flip:
     def __post_init__(self) -> None:
         check_share("Flip", "share", self.share)
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.share == 0
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         return affine(len(draws), np.where(draws[:, 0] < self.share, -1.0, 1.0), 0, 0, 1)
 
     def __call__(self, image: Tensor, streams: Streams) -> Tensor:

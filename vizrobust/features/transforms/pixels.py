@@ -100,10 +100,10 @@ class Crops:
     def window(self, size: Size) -> Size:
         return size if self.pixels is None else (self.pixels, max(1, round(self.pixels * size[1] / size[0])))
 
-    def still(self, size: Size) -> bool:
+    def is_identity(self, size: Size) -> bool:
         return self.count == self.low == 1 and self.window(size) == size
 
-    def maps(self, draws: Matrices, size: Size) -> Matrices:
+    def matrices(self, draws: Matrices, size: Size) -> Matrices:
         share, y, x = draws.reshape(len(draws), self.count, 3).transpose(2, 1, 0).reshape(3, -1)
         side = self.low + (self.high - self.low) * share
         height, width = self.window(size)

@@ -77,28 +77,28 @@ EDGES = ("reflect", "constant", "wrap")
 
 
 @runtime_checkable
-class Move(Protocol):
+class GeometricTransform(Protocol):
     """A random affine map of the plane, in pixels about the centre: the picture's point p shows what was at M p.
 
-    ``maps(draws, size)``: numbers (N, `draws`) in [0, 1), height and width of the picture -> (N, 3, 3) acting on
-    (x, y, 1). A move that is `still` is the identity at this size, whatever is drawn.
+    ``matrices(draws, size)``: numbers (N, `draws`) in [0, 1), height and width of the picture -> (N, 3, 3) acting on
+    (x, y, 1). A move that is `is_identity` is the identity at this size, whatever is drawn.
     """
 
     @property
     def draws(self) -> int: ...
-    def still(self, size: Size) -> bool: ...
-    def maps(self, draws: Matrices, size: Size) -> Matrices: ...
+    def is_identity(self, size: Size) -> bool: ...
+    def matrices(self, draws: Matrices, size: Size) -> Matrices: ...
 
 
 @runtime_checkable
-class WholePixels(Move, Protocol):
+class WholePixels(GeometricTransform, Protocol):
     """A move by whole pixels, of at most `reach` (rows, columns)."""
 
     def reach(self, size: Size) -> Size: ...
 
 
 @runtime_checkable
-class Several(Move, Protocol):
+class MultipleViews(GeometricTransform, Protocol):
     """A move that makes `count` pictures of one, each of the size `window`; its maps are (count * N, 3, 3), copy by copy."""
 
     @property
@@ -107,7 +107,7 @@ class Several(Move, Protocol):
 
 
 def sampled(
-    image: Tensor, moves: Sequence[Move], streams: Streams, edge: str = "reflect", value: float = 0.5
+    image: Tensor, moves: Sequence[GeometricTransform], streams: Streams, edge: str = "reflect", value: float = 0.5
 ) -> tuple[Tensor, Streams]:
     """The image (N, C, H, W) after all moves, (N * copies, C, height, width), and the streams of these rows.
 
@@ -123,9 +123,9 @@ def sampled(
         draws = streams.uniform(sum(move.draws for move, _, _ in part)).numpy().astype(np.float64)
         for move, whole, several in part:
             own, draws = draws[:, : move.draws], draws[:, move.draws :]
-            if move.still(size):
+            if move.is_identity(size):
                 continue
-            step = move.maps(own, size)
+            step = move.matrices(own, size)
             total = step if total is None else np.tile(total, (len(step) // len(total), 1, 1)) @ step
             far = whole.reach(size) if whole else None
             reach = None if reach is None or far is None else (reach[0] + far[0], reach[1] + far[1])
@@ -141,17 +141,19 @@ def sampled(
 
 
 @lru_cache(maxsize=64)
-def _drawn_together(moves: tuple[Move, ...]) -> list[list[tuple[Move, WholePixels | None, Several | None]]]:
+def _drawn_together(
+    moves: tuple[GeometricTransform, ...],
+) -> list[list[tuple[GeometricTransform, WholePixels | None, MultipleViews | None]]]:
     """The moves in stretches that are drawn in one call, each with what else it is; one ends where an image becomes several.
 
     Cached: to ask a Protocol costs more than to draw.
     """
-    parts: list[list[tuple[Move, WholePixels | None, Several | None]]] = []
+    parts: list[list[tuple[GeometricTransform, WholePixels | None, MultipleViews | None]]] = []
     fresh = True
     for move in moves:
         if fresh:
             parts.append([])
-        whole, several = move if isinstance(move, WholePixels) else None, move if isinstance(move, Several) else None
+        whole, several = move if isinstance(move, WholePixels) else None, move if isinstance(move, MultipleViews) else None
         parts[-1].append((move, whole, several))
         fresh = several is not None
     return parts
