@@ -26,6 +26,7 @@ FIELDS: dict[tuple[str, str], str] = {
     ("Noise", "draws"): "samples",
     ("SharedLowFrequency", "cycles"): "cutoff",
     ("SharedLowFrequency", "faces"): "group_size",
+    ("Atlas", "fewest"): "min_activations",
     ("Diversity", "faces"): "group_size",
     ("Alignment", "faces"): "group_size",
     ("NormalizedAscent", "rate"): "step_size",
