@@ -27,7 +27,7 @@ from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.collect import Subject
 from vizrobust.report.sheets import atlas_sheet, resized
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 N = 70
 
@@ -76,9 +76,9 @@ def plan_of(layer: str = "conv2", **options: object) -> Plan:
     return Plan(atlas, ImageSource(data_set(), "train"), plain(steps=3), batch_size=4)
 
 
-def opened(folder: Path, plan: Plan) -> Run:
+def opened(folder: Path, plan: Plan) -> RunFolder:
     record = {"threads": torch.get_num_threads(), "device": "cpu", "versions": {}}
-    return Run(folder, "atlas", plan.identity("fp32"), record)
+    return RunFolder(folder, "atlas", plan.identity("fp32"), record)
 
 
 def test_a_cells_picture_is_what_its_images_share(tmp_path, compute):

@@ -20,7 +20,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 from vizrobust.robustness import CLEAN, PartialResult, evaluate, merge_results
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder, evaluated, identity
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 N = 37
 SIZE = 8
@@ -191,8 +191,8 @@ def checkpoint() -> Checkpoint:
     return Checkpoint("tiny", about, body_state(net), architecture("small_cnn", SHAPE, CLASSES))
 
 
-def folder(path: Path) -> Run:
-    return Run(path, "attack", identity("toy", "test", 0, SIZE, "fp32"))
+def folder(path: Path) -> RunFolder:
+    return RunFolder(path, "attack", identity("toy", "test", 0, SIZE, "fp32"))
 
 
 HOW = {"batch_size": SIZE}

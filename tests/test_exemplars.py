@@ -19,7 +19,7 @@ from vizrobust.features import exemplar_runs as session
 from vizrobust.features.exemplars import Exemplars, Measure, exemplars, receptive_fields
 from vizrobust.models import Checkpoint, Description, activations
 from vizrobust.models.checkpoints import body_state
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 N, K = 23, 5
 LAYERS = ["conv1", "conv2", "relu2", "logits"]
@@ -222,7 +222,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_a_finished_search_is_read_and_another_is_not(
     pictures: ArraySplit, compute: Compute, passes: list[list[str]], tmp_path: Path
 ) -> None:
-    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
+    run, one, source = RunFolder(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
     first = session.cached_exemplars(run, one, ["conv1", "logits"], source, 3, compute)
     again = session.cached_exemplars(run, one, ["logits", "conv2", "conv1"], source, 3, compute)
     assert passes == [["conv1", "logits"], ["conv2"]]
@@ -250,7 +250,7 @@ def test_a_finished_search_is_read_and_another_is_not(
 def test_a_killed_pass_and_a_damaged_file_lose_only_themselves(
     pictures: ArraySplit, compute: Compute, passes: list[list[str]], tmp_path: Path
 ) -> None:
-    run, one, source = Run(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
+    run, one, source = RunFolder(tmp_path / "run", "neurons", {}), checkpoint(), session.ImageSource(dataset(pictures))
     session.cached_exemplars(run, one, ["conv1"], source, 3, compute)
 
     def stop(_: int) -> None:
@@ -266,7 +266,7 @@ def test_a_killed_pass_and_a_damaged_file_lose_only_themselves(
 
 
 def test_shown_exemplars_are_files_with_their_place(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
-    run, one = Run(tmp_path / "run", "neurons", {}), checkpoint()
+    run, one = RunFolder(tmp_path / "run", "neurons", {}), checkpoint()
     data = dataset(ArraySplit((pictures.pixels * 255).round().byte(), pictures.labels))
     source = session.ImageSource(data, most=12)
     rows = session.exemplars_into(run, one, Channel("conv2"), [6, 1], source, 3, compute)
@@ -297,7 +297,7 @@ def session_image(path: Path) -> Any:
 
 
 def test_rows_grow_with_the_units_and_replace_their_own(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
-    run, source = Run(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
+    run, source = RunFolder(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
     assert session.exemplar_rows(run.folder) == []
     session.exemplars_into(run, checkpoint(), Logit(), [0], source, 3, compute)
     session.exemplars_into(run, checkpoint(), Logit(), [0, 4], source, 2, compute)
@@ -323,7 +323,7 @@ def test_the_objective_says_what_ranks_the_images() -> None:
 
 
 def test_an_objective_turned_round_has_its_ends_exchanged(pictures: ArraySplit, compute: Compute, tmp_path: Path) -> None:
-    run, source = Run(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
+    run, source = RunFolder(tmp_path / "run", "neurons", {}), session.ImageSource(dataset(pictures))
     most, least = session.exemplars_into(run, checkpoint(), Channel("conv1"), [2], source, 3, compute)
     turned, round_ = session.exemplars_into(run, checkpoint(), -Channel("conv1"), [2], source, 3, compute)
     assert (turned["images"], round_["images"]) == (least["images"], most["images"])

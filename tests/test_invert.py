@@ -172,7 +172,19 @@ def test_without_layers_the_default_ones_are_shown_and_colours_become_grey(two, 
 
 
 def test_a_caricature_may_begin_from_the_image_itself(two, tmp_path):
-    args = ("caricature", two[0], IMAGE, "--layer", "conv2", "--recipe", "plain(step_size=0.0)", "--steps", 1, "--quiet", "--json")
+    args = (
+        "caricature",
+        two[0],
+        IMAGE,
+        "--layer",
+        "conv2",
+        "--recipe",
+        "plain(step_size=0.0)",
+        "--steps",
+        1,
+        "--quiet",
+        "--json",
+    )
     same = json.loads(run(*args, "--start", "--out", tmp_path / "same").stdout)
     assert same["ssim"] > 0.999
     assert same["multiple"] == pytest.approx(1, abs=0.01)

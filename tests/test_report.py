@@ -21,7 +21,7 @@ from vizrobust.report.attack_figures import (
 )
 from vizrobust.report.canvas import scaled, shortened, text_width, wrapped
 from vizrobust.report.style import apart
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 COMMAND = "vizrobust neurons k0 k8 --out runs/Zürich"
 CHECKPOINT = {
@@ -44,7 +44,7 @@ def make_run(
     folder: Path, units: Any = range(3), *, checkpoints: Any = CHECKPOINTS, shape: tuple[int, ...] = (6, 4), seeds: Any = (0,),
     skip: Any = (), command: str = "neurons", identity: str = "plain", **row: Any,
 ) -> Path:  # fmt: skip
-    run = Run(
+    run = RunFolder(
         folder, command, {"recipe": identity}, {"checkpoints": checkpoints, "argv": COMMAND, "versions": {"torch": "2.15.0"}}
     )
     for checkpoint in checkpoints:

@@ -21,7 +21,7 @@ from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features.render import in_batches
 from vizrobust.parallel import ALONE, Launch, Processes, launched
-from vizrobust.runs import Run, read_rows
+from vizrobust.runs import RunFolder, read_rows
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
@@ -174,7 +174,7 @@ def test_commands_that_share_nothing_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_only_the_main_process_writes_and_all_know_the_same(tmp_path: Path) -> None:
     identity, before = {"recipe": "plain"}, {"unit": 0, "at": [1, 2]}
-    Run(tmp_path / "run", "neurons", identity).add(before)
+    RunFolder(tmp_path / "run", "neurons", identity).add(before)
 
     @dataclass(frozen=True)
     class Told(Processes):
@@ -183,7 +183,8 @@ def test_only_the_main_process_writes_and_all_know_the_same(tmp_path: Path) -> N
 
     picture = np.zeros((2, 3), dtype=np.uint8)
     runs = [
-        Run(tmp_path / ("run" if rank == 0 else "elsewhere"), "neurons", identity, processes=Told(rank, 2)) for rank in (0, 1)
+        RunFolder(tmp_path / ("run" if rank == 0 else "elsewhere"), "neurons", identity, processes=Told(rank, 2))
+        for rank in (0, 1)
     ]
     for run in runs:
         run.remember("checkpoints", {"a": {"name": "a"}})

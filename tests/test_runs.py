@@ -18,7 +18,7 @@ from PIL import Image
 
 from vizrobust import runs
 from vizrobust.runs import (
-    Run,
+    RunFolder,
     default_folder,
     digest,
     file_sha256,
@@ -40,10 +40,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a" / "b", "neurons", IDENTITY, {"threads": 2})
+    run = RunFolder(tmp_path / "a" / "b", "neurons", IDENTITY, {"threads": 2})
     run.add({"unit": 1, "name": "é\n"})
     run.add({"unit": 2})
-    again = Run(tmp_path / "a" / "b", "neurons", IDENTITY, {"threads": 3})
+    again = RunFolder(tmp_path / "a" / "b", "neurons", IDENTITY, {"threads": 3})
     again.add({"unit": 3})
     assert [row["unit"] for row in again.rows()] == [1, 2, 3]
     assert read_rows(tmp_path / "a" / "b")[0]["name"] == "é\n"
@@ -55,8 +55,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_what_is_recorded_besides_may_grow_and_is_kept(tmp_path: Path) -> None:
-    Run(tmp_path, "neurons", IDENTITY, {"checkpoints": ["a"], "seeds": [0]})
-    Run(tmp_path, "neurons", IDENTITY, {"checkpoints": ["a", "b"]})
+    RunFolder(tmp_path, "neurons", IDENTITY, {"checkpoints": ["a"], "seeds": [0]})
+    RunFolder(tmp_path, "neurons", IDENTITY, {"checkpoints": ["a", "b"]})
     info = read_run(tmp_path)
     assert info is not None
     assert info["checkpoints"] == ["a", "b"]
@@ -64,8 +64,8 @@ def test_what_is_recorded_besides_may_grow_and_is_kept(tmp_path: Path) -> None:
 
 
 def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
-    Run(tmp_path, "neurons", {"size": (28, 28)})
-    Run(tmp_path, "neurons", {"size": [28, 28]})
+    RunFolder(tmp_path, "neurons", {"size": (28, 28)})
+    RunFolder(tmp_path, "neurons", {"size": [28, 28]})
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
     ],
 )
 def test_another_run_is_refused_and_the_folder_left_alone(tmp_path: Path, command: str, identity: dict, said: str) -> None:
-    run = Run(tmp_path, "neurons", IDENTITY)
+    run = RunFolder(tmp_path, "neurons", IDENTITY)
     run.add_image({"unit": 1}, PICTURE, "images/1.png")
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"half')
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"\S") as error:
-        Run(tmp_path, command, identity, {"threads": 9})
+        RunFolder(tmp_path, command, identity, {"threads": 9})
     assert said in str(error.value)
     assert "give --out another folder" in str(error.value)
     assert contents(tmp_path) == before
@@ -93,20 +93,20 @@ def test_another_run_is_refused_and_the_folder_left_alone(tmp_path: Path, comman
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files; give --out a new or empty folder"):
-        Run(tmp_path, "neurons", IDENTITY)
+        RunFolder(tmp_path, "neurons", IDENTITY)
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
 def test_hidden_files_do_not_count(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    Run(tmp_path, "neurons", IDENTITY)
+    RunFolder(tmp_path, "neurons", IDENTITY)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"identity": 3}', "{}", ""])
 def test_a_foreign_run_json_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match="give --out another folder"):
-        Run(tmp_path, "neurons", IDENTITY)
+        RunFolder(tmp_path, "neurons", IDENTITY)
     assert contents(tmp_path) == {"run.json": text.encode()}
 
 
@@ -114,18 +114,18 @@ def test_a_foreign_run_json_is_refused_and_kept(tmp_path: Path, text: str) -> No
 def test_a_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file, not a folder"):
-        Run(tmp_path / name, "neurons", IDENTITY)
+        RunFolder(tmp_path / name, "neurons", IDENTITY)
 
 
 def test_an_incomplete_last_row_is_dropped(tmp_path: Path) -> None:
-    run = Run(tmp_path, "neurons", IDENTITY)
+    run = RunFolder(tmp_path, "neurons", IDENTITY)
     run.add({"unit": 1})
     path = tmp_path / "rows.jsonl"
     whole = path.read_bytes()
     for half in (b'{"unit": 2', b'{"unit": "\xc3', b"{"):
         path.write_bytes(whole + half)
         assert read_rows(tmp_path) == [{"unit": 1}], "readers skip it"
-        again = Run(tmp_path, "neurons", IDENTITY)
+        again = RunFolder(tmp_path, "neurons", IDENTITY)
         assert path.read_bytes() == whole, "the next run cuts it"
         again.add({"unit": 3})
         assert [row["unit"] for row in read_rows(tmp_path)] == [1, 3]
@@ -133,7 +133,7 @@ def test_an_incomplete_last_row_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_picture_carries_its_row(tmp_path: Path) -> None:
-    run = Run(tmp_path, "neurons", IDENTITY)
+    run = RunFolder(tmp_path, "neurons", IDENTITY)
     row = run.add_image({"unit": 3, "objective": 'Channel(layer="é")', "score": 1.5}, PICTURE, "images/a/3.png")
     assert row == {"unit": 3, "objective": 'Channel(layer="é")', "score": 1.5, "image": "images/a/3.png"}
     with Image.open(tmp_path / "images/a/3.png") as picture:
@@ -150,7 +150,7 @@ def test_grey_pictures_are_saved_too(tmp_path: Path) -> None:
 
 
 def test_a_picture_comes_before_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, "neurons", IDENTITY)
+    run = RunFolder(tmp_path, "neurons", IDENTITY)
     monkeypatch.setattr(runs, "write_png", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         run.add_image({"unit": 3}, PICTURE, "images/3.png")
@@ -212,8 +212,8 @@ def test_a_files_hash_is_sha256(tmp_path: Path) -> None:
 WRITER = """
 import sys
 import numpy as np
-from vizrobust.runs import Run, write_json
-run = Run(sys.argv[1], "neurons", {"recipe": "plain"})
+from vizrobust.runs import RunFolder, write_json
+run = RunFolder(sys.argv[1], "neurons", {"recipe": "plain"})
 done = len(run.rows())
 print("started", flush=True)
 noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -253,11 +253,11 @@ def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path) -> None:
 
 TO_FOLDER = """
 import os, sys
-from vizrobust.runs import Run, write_json
+from vizrobust.runs import RunFolder, write_json
 if len(sys.argv) > 2:  # permissions do not bind root, so root becomes another user once Python is loaded
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 try:
-    run = Run(sys.argv[1], "neurons", {"recipe": "plain"})
+    run = RunFolder(sys.argv[1], "neurons", {"recipe": "plain"})
     for unit in range(1000):
         write_json(run.folder / "state.json", {"unit": unit, "note": "y" * 5_000 * unit})
         run.add({"unit": unit, "note": "x" * 5_000})
@@ -299,3 +299,42 @@ def test_an_unwritable_folder_is_an_os_error_and_stays_as_it_is(tmp_path: Path) 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.stdout.strip() == str(errno.EACCES), done.stderr
     assert contents(locked) == {}
+
+
+def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from vizrobust.runs import RunFolder; run = RunFolder(sys.argv[1], 'neurons', {}); "
+        "print(1, flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(ValueError, match=f"is being written by process {other.pid}"):
+            RunFolder(tmp_path / "run", "neurons", {})
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    RunFolder(tmp_path / "run", "neurons", {}).add({"unit": 1})
+
+
+def test_links_in_place_of_a_runs_files_are_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine\n")
+    for name in (".lock", "rows.jsonl"):
+        run = tmp_path / name.strip(".")
+        RunFolder(run, "neurons", {}).close()
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(elsewhere)
+        with pytest.raises(ValueError, match="is a link"):
+            RunFolder(run, "neurons", {})
+    assert elsewhere.read_text() == "mine\n"
+
+
+def test_a_damaged_row_is_named_by_file_and_line(tmp_path: Path) -> None:
+    RunFolder(tmp_path, "neurons", {}).add({"unit": 1})
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("{broken\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl', line 2, is damaged"):
+        read_rows(tmp_path)

@@ -13,7 +13,7 @@ from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, Judge, score_pictu
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import Channel, Logit, RenderJob, plain, render_into
 from vizrobust.intervals import paired
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 
 def test_paired_difference_is_the_t_interval_over_units():
@@ -83,7 +83,7 @@ def test_a_single_class_unit_has_nothing_to_be_told_from(compute, data):
 def test_hidden_units_are_scored_against_their_negated_pictures(compute, data, tmp_path):
     one, random = checkpoint("one"), checkpoint("one").untrained(RANDOM_NETWORK)
     request = RenderJob(plain(steps=3), Channel(layer="conv2"), (4, 9), seeds=(0, 1), batch_size=4)
-    run = Run(tmp_path / "run", "compare", request.identity("fp32"))
+    run = RunFolder(tmp_path / "run", "compare", request.identity("fp32"))
     jobs = scoring_jobs([one, random], request)
     assert sorted(job.sign for _, job in jobs) == [-1, -1, 1, 1]
     for who, job in jobs:

@@ -13,7 +13,7 @@ from vizrobust.data import load
 from vizrobust.features.pictures import to_uint8
 from vizrobust.models import Description, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
-from vizrobust.runs import Run, write_json, write_png
+from vizrobust.runs import RunFolder, write_json, write_png
 
 SHAPE = (1, 8, 8)
 CHECKPOINTS = {"k0-s0": ("k0", 0), "k8-s0": ("k8", 8), "k8-s1": ("k8", 8)}
@@ -79,7 +79,7 @@ def _pictures(
     folder: Path, report: dict[str, Any], checkpoint: str, layer: str, objective: str, units: tuple[int, ...],
     signs: tuple[int, ...], one_seed: bool,
 ) -> None:  # fmt: skip
-    run = Run(folder / f"pictures/plain-{layer}", "neurons", {"recipe": RECIPE})
+    run = RunFolder(folder / f"pictures/plain-{layer}", "neurons", {"recipe": RECIPE})
     for unit in units:
         for sign in signs:
             for seed in SEEDS:

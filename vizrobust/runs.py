@@ -10,10 +10,11 @@ import re
 import socket
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -24,12 +25,13 @@ Row = dict[str, Any]
 ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
 
 
-class Run:
-    """A folder that holds the rows of one command and goes on where an earlier process stopped.
+class RunFolder:
+    """A locked folder that holds the rows of one command and continues where an earlier process stopped.
 
-    `identity` is everything that the rows depend on and that must not change within the folder (not the
-    checkpoints, units and seeds: those may grow); `record` is what is worth knowing besides. Opening a folder
-    with another identity raises ``ValueError`` that names the difference, and leaves the folder as it is.
+    `identity` is everything that the rows depend on and that must not change within the folder (not the checkpoints,
+    units and seeds: those may grow); `record` is what is worth knowing besides. Opening a folder with another identity
+    raises ``ValueError`` that names the difference and leaves the folder as it is; a folder that another process writes
+    raises `Taken`, or with `wait` is waited for. With `folder` None the rows stay in memory (`RunFolder.memory`).
 
     Of several `processes` that open it together the main one reads and writes: no file has two writers, and the folder
     need not be on a disk that all machines see. The others get the rows that were there and keep what is added in
@@ -37,28 +39,59 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path | str, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
-        processes: Processes = ALONE,
+        self, folder: Path | str | None, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
+        processes: Processes = ALONE, *, wait: bool = False,
     ) -> None:  # fmt: skip
-        self.folder = Path(folder)
-        self.writes = processes.main
+        self.folder = Path() if folder is None else Path(folder)
+        self.writes = processes.main and folder is not None
         described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
         self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
         self._rows_file = self.folder / "rows.jsonl"
+        self._lock: _Lock | None = None
         if self.writes:
-            self._open(described)
-        self._known = None if processes.size == 1 else processes.broadcast(read_rows(self.folder) if self.writes else [])
+            self._open(described, wait)
+        there = read_rows(self.folder) if self.writes else []
+        self._known = None if self.writes and processes.size == 1 else processes.broadcast(there)
 
-    def _open(self, described: Mapping[str, Any]) -> None:
+    @classmethod
+    def memory(cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = ALONE) -> RunFolder:
+        """A run without files: what is added is known until the object goes.
+
+        >>> run = RunFolder.memory()
+        >>> run.cached({"unit": 3}, lambda: {"score": 0.5}), run.cached({"unit": 3}, lambda: {"score": 9.0})
+        ({'unit': 3, 'score': 0.5}, {'unit': 3, 'score': 0.5})
+        """
+        return cls(None, command, identity or {}, None, processes)
+
+    def _open(self, described: Mapping[str, Any], wait: bool) -> None:
+        self._refuse_foreign(described)
+        make_folder(self.folder)
+        for name in (LOCK_FILE, "run.json", "rows.jsonl"):
+            if (self.folder / name).is_symlink():
+                raise ValueError(f"{str(self.folder / name)!r} is a link; a run writes only files of its own, so remove it")
+        self._lock = _Lock.take(self.folder, wait)
+        weakref.finalize(self, self._lock.release)
+        # Once more under the lock: another process may have written the folder in between.
+        old = self._refuse_foreign(described)
+        for left in self.folder.rglob(".*.tmp"):  # of killed processes
+            left.unlink(missing_ok=True)
+        self.info = {**(old or {}), **self.info}
+        write_json(self.folder / "run.json", self.info)
+        _drop_incomplete_row(self._rows_file)
+
+    def _refuse_foreign(self, described: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The run.json that is there; ``ValueError`` where the folder belongs to another run or to something else."""
         old = read_run(self.folder)
         if old is not None:
             _refuse_other(self.folder, old, described)
         elif self.folder.is_dir() and any(not item.name.startswith(".") for item in self.folder.iterdir()):
             raise ValueError(f"folder {str(self.folder)!r} holds other files; give --out a new or empty folder")
-        make_folder(self.folder)
-        self.info = {**(old or {}), **self.info}
-        write_json(self.folder / "run.json", self.info)
-        _drop_incomplete_row(self._rows_file)
+        return old
+
+    def close(self) -> None:
+        """Let another process write the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def remember(self, key: str, entries: Mapping[str, Any]) -> None:
         """Add entries to a table of run.json that grows with the run, such as its checkpoints."""
@@ -69,16 +102,22 @@ class Run:
     def rows(self) -> list[Row]:
         return read_rows(self.folder) if self._known is None else list(self._known)
 
-    def add(self, row: Row) -> None:
+    def cached(self, key: Mapping[str, Any], compute: Callable[[], Row]) -> Row:
+        """The row whose fields equal `key`; where there is none, the one that `compute` makes is added under that key."""
+        wanted = json.loads(json.dumps(dict(key)))
+        found = next((row for row in self.rows() if all(row.get(name) == value for name, value in wanted.items())), None)
+        return self.add({**wanted, **compute()}) if found is None else found
+
+    def add(self, row: Row) -> Row:
         """Append a row; it is on disk when this returns."""
         if self._known is not None:
             self._known.append(json.loads(json.dumps(row)))
-        if not self.writes:
-            return
-        with self._rows_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self.writes:
+            with self._rows_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return row
 
     def add_image(self, row: Row, image: np.ndarray[Any, Any], name: str) -> Row:
         """Save the picture first and its row second, so that a row always has its picture; returns the row.
@@ -86,13 +125,10 @@ class Run:
         The PNG carries both the row and what the whole run was made with, so that it can be made again by itself.
         """
         full = {**row, "image": name}
-        if not self.writes:
-            self.add(full)
-            return full
-        about = {**self.info, "checkpoints": {row.get("checkpoint"): self.info.get("checkpoints", {}).get(row.get("checkpoint"))}}
-        write_png(self.folder / name, image, picture_texts(full, about))
-        self.add(full)
-        return full
+        if self.writes:
+            own = {row.get("checkpoint"): self.info.get("checkpoints", {}).get(row.get("checkpoint"))}
+            write_png(self.folder / name, image, picture_texts(full, {**self.info, "checkpoints": own}))
+        return self.add(full)
 
 
 def default_folder(command: str, identity: Mapping[str, Any], root: Path | str = "runs") -> Path:
@@ -134,7 +170,18 @@ def read_rows(folder: Path | str, name: str = "rows.jsonl") -> list[Row]:
     path = Path(folder) / name
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line) if line else {}
+        except ValueError as error:
+            raise ValueError(
+                f"{str(path)!r}, line {number}, is damaged; remove that line, or give --out another folder"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}, is no row; remove that line, or give --out another folder")
+        rows += [row] if line else []
+    return rows
 
 
 def make_folder(folder: Path) -> None:
@@ -230,7 +277,7 @@ def _drop_incomplete_row(path: Path) -> None:
         write_atomic(path, lambda file: file.write(complete))
 
 
-if sys.platform != "win32":  # Whoever starts one run twice on Windows is not stopped.
+if sys.platform != "win32":  # On Windows nothing stops a second process.
     import fcntl
 
 LOCK_FILE = ".lock"
@@ -240,9 +287,55 @@ class Taken(ValueError):
     """Another process is writing the folder."""
 
 
+class _Lock:
+    """This process's lock on a folder, shared by all that open the folder within the process.
+
+    The operating system releases it when the process ends, however it ends.
+    """
+
+    held: ClassVar[dict[Path, _Lock]] = {}
+
+    def __init__(self, folder: Path, file: IO[str] | None) -> None:
+        self.folder, self.file, self.users = folder, file, 1
+
+    @classmethod
+    def take(cls, folder: Path | str, wait: bool = False) -> _Lock:
+        key = Path(folder).resolve()
+        if key in cls.held:
+            cls.held[key].users += 1
+            return cls.held[key]
+        cls.held[key] = cls(key, None if sys.platform == "win32" else _locked_file(Path(folder), wait))
+        return cls.held[key]
+
+    def release(self) -> None:
+        self.users -= 1
+        if self.users == 0:
+            self.held.pop(self.folder, None)
+            if self.file is not None:
+                self.file.close()
+
+
+def _locked_file(folder: Path, wait: bool) -> IO[str]:
+    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        file.seek(0)
+        writer = file.read().strip() or "another process"
+        file.close()
+        raise Taken(
+            f"{str(folder)!r} is being written by {writer}; wait for it (--wait), or give --out another folder"
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
 @contextmanager
 def sole_writer(folder: Path | str) -> Iterator[None]:
-    """Inside, no other process gets into this block for `folder`, which must exist; `Taken` if one is there already.
+    """Inside, nobody else gets into this block for `folder`, which must exist; `Taken` if somebody is there already.
 
     It holds between the processes of one machine, and between machines where their shared file system keeps locks.
 
@@ -253,19 +346,10 @@ def sole_writer(folder: Path | str) -> Iterator[None]:
     Traceback (most recent call last):
     vizrobust.runs.Taken: ...
     """
-    path = Path(folder) / LOCK_FILE
-    if sys.platform == "win32":
+    if Path(folder).resolve() in _Lock.held:
+        raise Taken(f"{str(folder)!r} is being written by this process already; give --out another folder")
+    lock = _Lock.take(folder)
+    try:
         yield
-        return
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            writer = file.read().strip() or "another process"
-            raise Taken(f"{str(folder)!r} is being written by {writer}; wait for it, or give --out another folder") from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+    finally:
+        lock.release()

@@ -247,6 +247,8 @@ def _fit(owner: str, name: str, value: Any, hint: Any) -> Any:
     """`value` as the annotated type, or a ValueError."""
     allowed = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
     scalars = [kind for kind in allowed if kind in _SCALARS]
+    if Any in allowed:
+        return value
     if isinstance(value, bool):
         fits = bool in scalars
     elif isinstance(value, int) and int not in scalars and float in scalars:

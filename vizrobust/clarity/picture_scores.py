@@ -15,7 +15,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, first
 from vizrobust.features import Logit, Objective, RenderJob, images_of, main_term
 from vizrobust.models import Checkpoint
-from vizrobust.runs import Run
+from vizrobust.runs import RunFolder
 
 QUERY_IMAGES = 1000
 NATURAL_IMAGES = "natural images"
@@ -45,7 +45,7 @@ def scoring_jobs(checkpoints: Sequence[Checkpoint], request: RenderJob) -> list[
 
 
 def score_run(
-    run: Run,
+    run: RunFolder,
     checkpoints: Sequence[Checkpoint],
     request: RenderJob,
     judge: Judge,

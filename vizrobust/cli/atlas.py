@@ -53,7 +53,7 @@ def command(
     from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
     from vizrobust.features.exemplar_runs import ImageSource
     from vizrobust.report.sheets import about_atlas, atlas_sheet, subject_of
-    from vizrobust.runs import Run, default_folder, slug
+    from vizrobust.runs import RunFolder, default_folder, slug
 
     checkpoints = load_all(refs, arch, download)
     first = checkpoints[0]
@@ -72,7 +72,7 @@ def command(
     plan, compute = Plan(atlas, source, request.recipe, batch_size), Compute(device, precision)
     say(f"{n} images of {loaded.name} ({split}), {atlas}, {plan.recipe}")
     identity = plan.identity(compute.precision)
-    run = Run(out or default_folder("atlas", identity), "atlas", identity, made_with(compute, request))
+    run = RunFolder(out or default_folder("atlas", identity), "atlas", identity, made_with(compute, request))
     with progress(quiet or as_json) as bars:
         for checkpoint in checkpoints:
             looking = bars.add_task(f"{checkpoint.name}, activations", total=n)

@@ -12,7 +12,7 @@ from vizrobust.compute import Compute, versions
 from vizrobust.robustness import BATCH_SIZE, merge_results
 from vizrobust.robustness.evaluation import Stop
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder, identity
-from vizrobust.runs import Run, default_folder
+from vizrobust.runs import RunFolder, default_folder
 
 if TYPE_CHECKING:
     from vizrobust.attacks import Attack
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Evaluations:
     """A run folder in which attacks on checkpoints are evaluated; what it holds already is read."""
 
-    run: Run
+    run: RunFolder
     compute: Compute
     seed: int
     batch_size: int
@@ -39,7 +39,7 @@ class Evaluations:
         described = identity(data.name, split, seed, batch_size, compute.precision)
         folder = Path(out) if out else default_folder(command, described)
         record = {"argv": command_line(), "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        return cls(Run(folder, command, described, record, compute.processes), compute, seed, batch_size, quiet)
+        return cls(RunFolder(folder, command, described, record, compute.processes), compute, seed, batch_size, quiet)
 
     def of(
         self, checkpoint: Checkpoint, attack: Attack, images: Split, *, indices: Sequence[int] | None = None,

@@ -28,7 +28,7 @@ from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.report.collect import Subject
 from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
-from vizrobust.runs import Row, Run, default_folder, write_rows
+from vizrobust.runs import Row, RunFolder, default_folder, write_rows
 
 SCORES = "likeness.jsonl"
 # In the text that names all layers of a run at once.
@@ -53,7 +53,7 @@ class Reconstruction:
 class Reconstructions:
     """All pictures of one command in its run folder. Made by `make`."""
 
-    run: Run
+    run: RunFolder
     image: str
     layers: Sequence[str]
     request: RenderJob
@@ -86,7 +86,7 @@ class Reconstructions:
             checkpoint.id: ImageActivations.of(checkpoint, image, names, full, request.recipe.size) for checkpoint in checkpoints
         }
         identity = {**request.identity(precision), "objective": repr(objective(ANY_LAYER))}
-        run = Run(out or default_folder(command, identity), command, identity, made_with(compute, request))
+        run = RunFolder(out or default_folder(command, identity), command, identity, made_with(compute, request))
         _render(run, jobs, compute, quiet)
         rows = {picture_key(row): row for row in run.rows()}
         made = []
@@ -140,7 +140,7 @@ def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
             raise ValueError(f"layer {name!r} of {checkpoint.name} cannot be visualized: {chosen.reason}; choose another layer")
 
 
-def _render(run: Run, jobs: Sequence[tuple[Checkpoint, str, RenderJob]], compute: Compute, quiet: bool) -> None:
+def _render(run: RunFolder, jobs: Sequence[tuple[Checkpoint, str, RenderJob]], compute: Compute, quiet: bool) -> None:
     todo = sum(len(missing(run, checkpoint, request)) for checkpoint, _, request in jobs)
     if todo:
         say(f"to render: {todo}, {jobs[0][2].recipe}")

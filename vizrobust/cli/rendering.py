@@ -34,7 +34,7 @@ from vizrobust.features import (
 from vizrobust.intervals import SCOPE, Difference, paired
 from vizrobust.models import layer as layer_of
 from vizrobust.report import Table
-from vizrobust.runs import Row, Run, default_folder
+from vizrobust.runs import Row, RunFolder, default_folder
 
 FRAMES = 60
 
@@ -117,7 +117,7 @@ def made_with(compute: Compute, request: RenderJob) -> dict[str, Any]:
 class Pictured:
     """A request with the run folder that holds its pictures."""
 
-    run: Run
+    run: RunFolder
     request: RenderJob
     compute: Compute
 
@@ -125,7 +125,7 @@ class Pictured:
     def open(command: str, request: RenderJob, compute: Compute, out: str | None) -> Pictured:
         identity = request.identity(compute.precision)
         folder = out or default_folder(command, identity)
-        return Pictured(Run(folder, command, identity, made_with(compute, request), compute.processes), request, compute)
+        return Pictured(RunFolder(folder, command, identity, made_with(compute, request), compute.processes), request, compute)
 
     @property
     def folder(self) -> Path:

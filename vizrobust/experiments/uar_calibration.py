@@ -18,7 +18,7 @@ from vizrobust.data import DataSet, first
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import evaluate, merge_results
-from vizrobust.runs import Row, Run, digest, slug, write_json
+from vizrobust.runs import Row, RunFolder, digest, slug, write_json
 from vizrobust.spec import spec, vary
 from vizrobust.training import Trainer, Training, members, train, trained
 
@@ -127,7 +127,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         Trainer(replace(plan.recipe, attack=vary(attack, eps=threat(attack)[1] or default)), data, compute).rehearse()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = Run(folder, "calibrate", {"plan": repr(plan)}, record)
+    run = RunFolder(folder, "calibrate", {"plan": repr(plan)}, record)
     work = _Work(plan, data, compute, run, argv)
     anchors = yield from work.table(plan.anchor, threat(plan.anchor)[1] or default, SIZES)
     yield _kept(run, result(plan, anchors, anchors, argv))
@@ -159,7 +159,7 @@ def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:
     }
 
 
-def _kept(run: Run, row: Row) -> Row:
+def _kept(run: RunFolder, row: Row) -> Row:
     write_json(run.folder / "calibrations" / f"{slug(row['name'])}.json", row)
     return row
 
@@ -174,7 +174,7 @@ def _found(table: Table) -> Row:
 class _Work:
     """The networks and tests of one run, each made once."""
 
-    def __init__(self, plan: Plan, data: DataSet, compute: Compute, run: Run, argv: str) -> None:
+    def __init__(self, plan: Plan, data: DataSet, compute: Compute, run: RunFolder, argv: str) -> None:
         self.plan, self.data, self.compute, self.run, self.argv = plan, data, compute, run, argv
         self.rows = {(row["weights_sha256"], row["attack"], row["n"]): row for row in run.rows()}
         self.networks: dict[str, tuple[Checkpoint, nn.Module]] = {}

@@ -25,7 +25,7 @@ from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import BATCH_SIZE, UnitSeed, render_pairs
 from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.rng import Streams
-from vizrobust.runs import Row, Run, file_sha256, slug, write_atomic
+from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
 from vizrobust.spec import spec
 
 Array = np.ndarray[Any, Any]
@@ -240,7 +240,7 @@ class AtlasLayout:
 
 
 def atlas_layout(
-    run: Run, checkpoint: Checkpoint, plan: Plan, compute: Compute, progress: Callable[[int], object] | None = None
+    run: RunFolder, checkpoint: Checkpoint, plan: Plan, compute: Compute, progress: Callable[[int], object] | None = None
 ) -> AtlasLayout:
     """Activations, layout and directions of a checkpoint; those that the run holds are read, the others made and saved.
 
@@ -280,12 +280,12 @@ def atlas_layout(
     return AtlasLayout(cells, classes, request)
 
 
-def atlas_rows(run: Run, checkpoint: Checkpoint) -> list[Row]:
+def atlas_rows(run: RunFolder, checkpoint: Checkpoint) -> list[Row]:
     """The finished cells of a checkpoint."""
     return [row for row in run.rows() if row["checkpoint"] == checkpoint.id]
 
 
-def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: AtlasLayout, compute: Compute) -> Iterator[Row]:
+def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasLayout, compute: Compute) -> Iterator[Row]:
     """Render the cells that the run does not hold yet, save each picture and then its row, and yield the rows.
 
     A row is that of a feature image (`unit` is row * grid + column) with `row`, `column`, `count`, the number of
@@ -311,7 +311,7 @@ def atlas_into(run: Run, checkpoint: Checkpoint, plan: Plan, there: AtlasLayout,
         began = time.perf_counter()
 
 
-def missing_cells(run: Run, checkpoint: Checkpoint, there: AtlasLayout) -> list[UnitSeed]:
+def missing_cells(run: RunFolder, checkpoint: Checkpoint, there: AtlasLayout) -> list[UnitSeed]:
     """The cells (and the seed) that are still to be rendered."""
     held = {row["unit"] for row in atlas_rows(run, checkpoint)}
     return [(unit, seed) for unit in there.request.units for seed in there.request.seeds if unit not in held]

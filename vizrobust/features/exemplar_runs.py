@@ -22,7 +22,7 @@ from vizrobust.features.exemplars import BATCH_SIZE, Exemplars, Measure, TopK, e
 from vizrobust.features.objectives import Channel, Logit, Neuron, Objective, Sum
 from vizrobust.features.pictures import to_uint8
 from vizrobust.models import Checkpoint
-from vizrobust.runs import Row, Run, digest, slug, write_atomic, write_json, write_png
+from vizrobust.runs import Row, RunFolder, digest, slug, write_atomic, write_json, write_png
 
 SHOWN = "exemplars.json"
 MOST_IMAGES = 10_000
@@ -79,7 +79,7 @@ def ranking_measure(objective: Objective) -> tuple[str, Measure, int | None, int
 
 
 def cached_exemplars(
-    run: Run,
+    run: RunFolder,
     checkpoint: Checkpoint,
     layers: Sequence[str],
     source: ImageSource,
@@ -107,7 +107,7 @@ def cached_exemplars(
 
 
 def exemplars_into(
-    run: Run,
+    run: RunFolder,
     checkpoint: Checkpoint,
     objective: Objective,
     units: Sequence[int],
@@ -173,7 +173,7 @@ def _images(end: TopK, unit: int, boxes: dict[tuple[int, int], Any], source: Ima
     return entries
 
 
-def _save_images(run: Run, source: ImageSource, among: Tensor) -> None:
+def _save_images(run: RunFolder, source: ImageSource, among: Tensor) -> None:
     for index in sorted(set(source.index[among].flatten().tolist())):
         path = run.folder / _image_name(source, index)
         if not path.is_file():

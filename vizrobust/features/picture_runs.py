@@ -27,7 +27,7 @@ from vizrobust.features.render import (
     render_pairs,
 )
 from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
-from vizrobust.runs import Row, Run, slug, write_gif, write_png
+from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
 FEW_UNITS = 20
 FIRST_UNITS = 16
@@ -206,14 +206,14 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def missing(run: Run, checkpoint: Checkpoint, request: RenderJob) -> list[tuple[int, int]]:
+def missing(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[tuple[int, int]]:
     """The (unit, seed) pairs that the run does not hold yet."""
     there = {picture_key(row) for row in run.rows()}
     name = checkpoint.id
     return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
 
 
-def render_into(run: Run, checkpoint: Checkpoint, request: RenderJob, compute: Compute) -> Iterator[Row]:
+def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, compute: Compute) -> Iterator[Row]:
     """Render what is missing of a request, save each image and then its row, and yield the rows as they come.
 
     The `processes` of `compute` share the batches, and the main one saves the pictures of all, in the order of one
@@ -262,7 +262,7 @@ def _batches(checkpoint: Checkpoint, request: RenderJob, todo: Sequence[UnitSeed
         yield finished
 
 
-def images_of(run: Run, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
+def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {picture_key(row): row for row in run.rows()}
     name, channels = checkpoint.id, checkpoint.about.input_shape[0]
@@ -273,7 +273,7 @@ def images_of(run: Run, checkpoint: Checkpoint, request: RenderJob) -> dict[int,
     return found
 
 
-def frames_of(run: Run, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
+def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The frames on the way of a request with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
     rows = {picture_key(row): row for row in run.rows()}
     name = checkpoint.id

@@ -17,7 +17,7 @@ from vizrobust.models import Checkpoint, borrowed
 from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate
-from vizrobust.runs import Row, Run
+from vizrobust.runs import Row, RunFolder
 
 # The keys of a partial result, and of its fields, in rows.jsonl.
 KEYS = {"run": "walk", "component": "member", "indices": "images", "first_success_step": "broken_at"}
@@ -30,7 +30,7 @@ def identity(data: str, split: str, seed: int, batch_size: int, precision: str) 
 
 
 def evaluate_in_folder(
-    run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
+    run: RunFolder, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
     batch_size: int = BATCH_SIZE, *, net: nn.Module | None = None, indices: Sequence[int] | None = None,
     stop: Stop = "success", all_runs: bool = False,
 ) -> Iterator[PartialResult]:  # fmt: skip
@@ -57,7 +57,9 @@ def evaluate_in_folder(
         yield part
 
 
-def evaluated(run: Run, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any) -> RobustAccuracy:
+def evaluated(
+    run: RunFolder, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any
+) -> RobustAccuracy:
     """`evaluate_in_folder`, merged into one result."""
     return merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute, **how))
 

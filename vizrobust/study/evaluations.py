@@ -21,7 +21,7 @@ from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder
 from vizrobust.robustness.masking import AttackBudget, MaskingAttacks, NetworkUnderTest, diagnosis_of
 from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
-from vizrobust.runs import Row, Run
+from vizrobust.runs import Row, RunFolder
 from vizrobust.study.protocol import Plan
 from vizrobust.training import seen
 
@@ -58,7 +58,14 @@ class Accuracies:
     """The attacks on one checkpoint, in run folders that are taken up where they stopped."""
 
     def __init__(
-        self, plan: Plan, eps: float, checkpoint: Checkpoint, data: DataSet, compute: Compute, attacks: Run, corruptions: Run
+        self,
+        plan: Plan,
+        eps: float,
+        checkpoint: Checkpoint,
+        data: DataSet,
+        compute: Compute,
+        attacks: RunFolder,
+        corruptions: RunFolder,
     ) -> None:
         self.plan, self.eps, self.checkpoint, self.data, self.compute = plan, eps, checkpoint, data, compute
         self.attacks, self.corruptions = attacks, corruptions
@@ -169,6 +176,6 @@ def _in(attack: FGSM | PGD, ball: Linf) -> Attack:
     return replace(attack, ball=ball, alpha=None) if isinstance(attack, PGD) else replace(attack, ball=ball)
 
 
-def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: Run) -> float:
+def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: RunFolder) -> float:
     """Accuracy under one attack, kept in a run folder."""
     return share(merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute)).robust)

@@ -14,7 +14,7 @@ from vizrobust.data import DataSet, first, shuffled_labels
 from vizrobust.models import Checkpoint, architecture, load_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
-from vizrobust.runs import Row, Run, read_rows, read_run, write_atomic
+from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
 from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, eps_rule, training_runs
 from vizrobust.training import METRICS_FILE, Progress, Training, seen, ship, train, trained
@@ -154,7 +154,7 @@ class Trainings:
         self.folder, self.plan, self.data, self.compute, self.argv = folder, plan, data, compute, argv
         self.histories: dict[str, list[Row]] = {}
 
-    def choose_eps(self, attacks: Run) -> Generator[Doing, None, EpsChoice]:
+    def choose_eps(self, attacks: RunFolder) -> Generator[Doing, None, EpsChoice]:
         """The radius that the plan gives or its rule finds; each answer decides the next question, so one process trains."""
         if self.plan.eps is not None or not self.plan.radii:
             return EpsChoice(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
@@ -167,7 +167,7 @@ class Trainings:
                 return chosen
             answer = yield from self._tried(*question, attacks)
 
-    def _tried(self, who: str, eps: float, attacks: Run) -> Generator[Doing, None, float]:
+    def _tried(self, who: str, eps: float, attacks: RunFolder) -> Generator[Doing, None, float]:
         """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
         plan = replace(self.plan, seeds=1, arms=("fgsm",), controls=(), steps=(0, 8))
         wanted = next(cell for cell in training_runs(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))

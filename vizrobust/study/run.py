@@ -16,7 +16,7 @@ from vizrobust.features import RenderJob, render_into
 from vizrobust.features.picture_runs import frames_of, images_of, missing
 from vizrobust.models import Checkpoint
 from vizrobust.robustness.evaluation_runs import identity as evaluation
-from vizrobust.runs import Row, Run, digest
+from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.evaluations import Accuracies
@@ -64,8 +64,8 @@ class Study:
             raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in given}}
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        self.folder = Run(folder, "study", described, record, compute.processes).folder
-        self._opened: dict[str, Run] = {}
+        self.folder = RunFolder(folder, "study", described, record, compute.processes).folder
+        self._opened: dict[str, RunFolder] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         judged = {"plan": repr(plan), "judges": self._judge_hashes()}
@@ -227,7 +227,7 @@ class Study:
             return []
         return hidden_units(self.plan, self.data, checkpoint, self.matched_units[checkpoint.name].matches)
 
-    def pictures(self, job: RenderJob) -> Run:
+    def pictures(self, job: RenderJob) -> RunFolder:
         """The run folder of a recipe's pictures of one layer."""
         name = f"{job.recipe.name}-{'classes' if of_classes(job) else 'hidden'}"
         return self._run(f"pictures/{name}", "neurons", job.identity("fp32"))
@@ -239,12 +239,12 @@ class Study:
     def _judge_hashes(self) -> dict[str, str]:
         return {judge.name: judge.sha256 for judge in self.judges}
 
-    def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> Run:
+    def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> RunFolder:
         record = {"argv": self.argv, "threads": self.compute.threads, "device": self.compute.device.type, "versions": versions()}
         # Opened once: opening is an exchange.
         key = f"{name} {digest(identity)}"
         if key not in self._opened:
-            self._opened[key] = Run(self.folder / name, command, identity, record, self.compute.processes)
+            self._opened[key] = RunFolder(self.folder / name, command, identity, record, self.compute.processes)
         return self._opened[key]
 
     def _stage(self, what: str, passes: float) -> Stage:

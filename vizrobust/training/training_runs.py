@@ -22,7 +22,7 @@ from vizrobust.parallel import Processes
 from vizrobust.robustness import reference_accuracies
 from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES as TESTED_IMAGES
 from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
-from vizrobust.runs import Run, Taken, read_run, sole_writer, write_atomic, write_rows
+from vizrobust.runs import RunFolder, Taken, read_run, sole_writer, write_atomic, write_rows
 from vizrobust.spec import unknown
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.multi_attack import members
@@ -64,7 +64,7 @@ def train(
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     if processes.size > 1:
         record["processes"] = processes.size
-    run = Run(folder, "train", {"training": repr(recipe)}, record, processes)
+    run = RunFolder(folder, "train", {"training": repr(recipe)}, record, processes)
     if finished:
         return
     with one_of_all(run.folder, processes):
@@ -106,7 +106,7 @@ def one_of_all(folder: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _trained(trainer: Trainer, run: Run, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
+def _trained(trainer: Trainer, run: RunFolder, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
     recipe, files = trainer.recipe, _Files(run.folder, trainer)
     files.take_up()
     while not trainer.finished:

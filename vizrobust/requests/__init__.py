@@ -1,0 +1,24 @@
+"""All commands by name: the request that states one, and the function that answers it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from vizrobust.requests.request import Command, ParameterError, Request
+
+COMMANDS: dict[str, Command] = {
+    "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
+}
+
+__all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]
+
+
+def request_class(command: str) -> type[Request]:
+    """The request of a command; imports neither torch nor the command's function.
+
+    >>> request_class("attack")(models=("mnist-k8",), attacks=("pgd",), steps=7)
+    AttackRequest(models=("mnist-k8",), attacks=("pgd",), steps=7)
+    """
+    module, _, name = COMMANDS[command].request.partition(":")
+    found: type[Request] = getattr(import_module(f"vizrobust.requests.{module}"), name)
+    return found

@@ -1,0 +1,130 @@
+"""What a request is: a frozen dataclass whose fields are a command's parameters, each with its help, kind and role."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vizrobust.spec import spec, unknown
+
+# Asking torch for these would make every --help slow; a test compares them with compute.py.
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("fp32", "bf16")
+SPLITS = ("train", "val", "test")
+ROLES = ("identity", "grows", "view")
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be used, in one sentence: the value, what was expected, the next step.
+
+    `template` names parameters in braces; ``str`` shows them as Python writes them, the command line as options.
+    `values` fill the ``%s`` of the template.
+
+    >>> error = ParameterError("{images} must be at least 1, got %s", 0)
+    >>> print(error, "|", error.text("--{}".format))
+    images must be at least 1, got 0 | --images must be at least 1, got 0
+    """
+
+    def __init__(self, template: str, *values: object) -> None:
+        self.template, self.values = template, values
+        super().__init__(self.text(str))
+
+    def text(self, show: Callable[[str], str]) -> str:
+        """The sentence, with each parameter's name as `show` writes it."""
+        shown = named_parameters(self.template, show)
+        return shown % self.values if self.values else shown
+
+
+def named_parameters(template: str, show: Callable[[str], str]) -> str:
+    """A template with its ``{parameter}`` names replaced by what `show` makes of them."""
+    return re.sub(r"\{([a-z_]+)\}", lambda match: show(match.group(1)), template)
+
+
+def param(
+    default: Any = dataclasses.MISSING, help: str = "", *, role: str = "identity", kind: str = "", choices: Sequence[str] = (),  # noqa: A002
+    flag: str = "", metavar: str = "", argument: bool = False, aliases: Sequence[str] = (), least: int | None = None,
+) -> Any:  # fmt: skip
+    """A field of a request.
+
+    `role`: rows depend on an ``identity`` field; a run folder may hold several values of one that ``grows``; a ``view``
+    changes what is shown. `kind` says how text is read (``fraction``: 8/255; ``attack``, ``recipe``, ``objective``: a
+    spec; ``file``, ``folder``). `flag` is the option's name where it is not the field's, `aliases` are older names that
+    are still understood; an `argument` stands without an option's name. `least` is the smallest number allowed.
+    """
+    if role not in ROLES:
+        raise ValueError(unknown(role, ROLES, "role"))
+    about = {
+        "help": help, "role": role, "kind": kind, "choices": tuple(choices), "flag": flag, "metavar": metavar,
+        "argument": argument, "aliases": tuple(aliases), "least": least,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=about)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The parameters of one command. Its text reads back; an impossible combination raises `ParameterError` when it is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = field.metadata["least"]
+            if least is not None and value is not None and value < least:
+                raise ParameterError(f"{{{field.name}}} must be at least %s, got %s", least, value)
+            choices = field.metadata["choices"]
+            for one in value if isinstance(value, tuple) else (value,):
+                if choices and one is not None and one not in choices:
+                    raise ParameterError(unknown(str(one), choices, f"{{{field.name}}}").replace("%", "%%"))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what cannot go together, before anything heavy is loaded."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that rows depend on and that are the same for all rows of a run folder; they name the folder."""
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.metadata["role"] == "identity"
+        }
+
+
+class Command(NamedTuple):
+    """A command: its request, ``module:Class`` in `vizrobust.requests`; its function, ``module:name`` in `vizrobust.commands`.
+
+    `group` is its heading in the program's help. `resumable` commands continue where they stopped, `parallel` ones share
+    their work among the processes that torchrun starts. `exits` are the exit codes of a result whose `ok` is False or None.
+    """
+
+    request: str
+    function: str
+    group: str
+    resumable: bool = False
+    parallel: bool = False
+    exits: Mapping[bool | None, int] = {False: 1, None: 1}
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Request):
+    """A request whose rows depend on random numbers and on the precision of the computation."""
+
+    seed: int = param(0, "Seed of all random numbers.")
+    precision: str = param("fp32", "bf16 is autocast to bfloat16.", choices=PRECISIONS)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class OnImages(Seeded):
+    """A request that evaluates checkpoints on the images of a split."""
+
+    models: tuple[Any, ...] = param(kind="model", role="grows", argument=True, help="Checkpoints: names, files, run folders.")
+    data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
+    images: int = param(1000, "Use the first N images of the split.", role="grows", least=1)
+    split: str = param("test", "train, val or test.", choices=SPLITS)
+    batch_size: int | None = param(None, "Recorded: an image's result is bit-equal at one batch size.", least=1)
+    eps: float | None = param(
+        None, "Radius of the attack's ball in [0, 1] pixels; default: the data set's.", kind="fraction", role="grows"
+    )
+    norm: str | None = param(None, "Norm of the attack's ball: Linf, L2 or L1.", role="grows", metavar="NAME")
