@@ -25,7 +25,7 @@ from vizrobust.features.atlas import LAYOUTS, Atlas, Plan, atlas_into, atlas_lay
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.models import Checkpoint, Description
 from vizrobust.models.checkpoints import body_state
-from vizrobust.report.collect import Subject
+from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.sheets import atlas_sheet, resized
 from vizrobust.runs import RunFolder
 
@@ -186,7 +186,7 @@ def test_a_pictures_area_is_proportional_to_its_count(tmp_path):
             "row": i, "column": 2 - i, "count": count, "classes": {"cat": count}, "status": "ok", "image": f"{i}.png",
             "layer": "conv", "score": 1.0,
         })  # fmt: skip
-    sheet = atlas_sheet(tmp_path / "s.png", tmp_path, rows, Subject("net", "net"), ["about"], 3, "made so")
+    sheet = atlas_sheet(tmp_path / "s.png", tmp_path, rows, CheckpointFacts("net", "net"), ["about"], 3, "made so")
     page = pixels_of(sheet)
     sides, centers = [], []
     for color in colors:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
-from tests.test_report_naturals import add_naturals
+from tests.test_report_exemplars import add_exemplars
 from vizrobust.report import Table, write_gallery
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -29,7 +29,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def natural_gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("natural") / "run"
     make_run(folder, range(3), seeds=(0, 1))
-    add_naturals(folder, [0, 1])
+    add_exemplars(folder, [0, 1])
     return write_gallery(folder, [folder])
 
 
@@ -163,15 +163,17 @@ def naturals(browser: Any, natural_gallery: Path) -> Iterator[Any]:
 
 
 def test_exemplars_stand_below_their_picture_with_the_place_marked(naturals: Any) -> None:
-    assert naturals.locator(".natural").count() == 2 * 2 * 2 * 5
+    assert naturals.locator(".exemplar").count() == 2 * 2 * 2 * 5
     assert min(naturals.evaluate("[...document.images].map(image => image.naturalWidth)")) > 0
-    assert naturals.locator(".cell").first.locator(".end").all_inner_texts() == ["most exciting", "least exciting"]
+    assert naturals.locator(".cell").first.locator(".extreme").all_inner_texts() == ["most exciting", "least exciting"]
     cell = naturals.locator(".cell").first
-    picture, first = cell.locator(".tile").first.bounding_box(), cell.locator(".natural").first.bounding_box()
+    picture, first = cell.locator(".tile").first.bounding_box(), cell.locator(".exemplar").first.bounding_box()
     assert picture["y"] + picture["height"] <= first["y"]
     assert cell.bounding_box()["x"] <= first["x"] < cell.bounding_box()["x"] + cell.bounding_box()["width"]
-    assert len({round(grid.bounding_box()["y"]) for grid in cell.locator(".naturals").all()}) == 1  # side by side below two seeds
-    image, mark = (cell.locator(f".natural {what}").first.bounding_box() for what in ("img", ".mark"))
+    assert (
+        len({round(grid.bounding_box()["y"]) for grid in cell.locator(".exemplar-images").all()}) == 1
+    )  # side by side below two seeds
+    image, mark = (cell.locator(f".exemplar {what}").first.bounding_box() for what in ("img", ".mark"))
     assert mark["y"] - image["y"] == pytest.approx(image["height"] * 2 / 6, abs=1)
     assert mark["x"] - image["x"] == pytest.approx(image["width"] * 1 / 4, abs=1)
     assert mark["height"] == pytest.approx(image["height"] * 3 / 6, abs=1)
@@ -179,13 +181,13 @@ def test_exemplars_stand_below_their_picture_with_the_place_marked(naturals: Any
 
 
 def test_an_exemplar_enlarges_with_its_place_and_arrows_move_among_exemplars(naturals: Any) -> None:
-    naturals.locator(".natural").nth(1).click()
+    naturals.locator(".exemplar").nth(1).click()
     facts, title = naturals.locator("#large-facts"), naturals.locator("#large-title")
     assert title.inner_text() == "k0 · zero · most exciting"
     found = dict(zip(facts.locator("dt").all_inner_texts(), facts.locator("dd").all_inner_texts(), strict=True))
     assert found["rank"] == "2 from the top of 500 validation images of mnist5k"
     assert (found["index"], found["label"], found["activation"]) == ("10", "two", "2.5")
-    assert found["place"] == "row 1, column 0 of 2 x 2"
+    assert found["position"] == "row 1, column 0 of 2 x 2"
     assert naturals.locator("#large-image .mark.box").count() == 1
     naturals.keyboard.press("ArrowDown")
     assert title.inner_text() == "k8 · zero · most exciting"

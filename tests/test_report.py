@@ -13,14 +13,14 @@ from PIL import Image
 
 from vizrobust.report import Collection, Column, Table, collect, contact_sheet, write_gallery
 from vizrobust.report.attack_figures import (
-    _dose_and_arms,
+    _sweep_and_baselines,
     accuracy_over_attack_steps,
     accuracy_over_training_steps,
     adversarial_examples,
     amplification,
 )
-from vizrobust.report.canvas import scaled, shortened, text_width, wrapped
-from vizrobust.report.style import apart
+from vizrobust.report.canvas import lines_within, scaled, shortened, text_width
+from vizrobust.report.style import spread_labels
 from vizrobust.runs import RunFolder
 
 COMMAND = "vizrobust neurons k0 k8 --out runs/Zürich"
@@ -77,11 +77,11 @@ def test_collect_groups_rows_into_panels(tmp_path: Path) -> None:
     make_run(folder, [6], layer="conv2", position=[0, 9], objective='Neuron(layer="conv2", y=0, x=9)')
     collection = collect([folder])
     liked, disliked, hidden = collection.panels
-    assert [subject.name for subject in collection.subjects] == ["k0", "k8"]
+    assert [subject.name for subject in collection.checkpoints] == ["k0", "k8"]
     assert [liked.label(column) for column in liked.columns] == ["zero", "one", "two"]
     assert [hidden.label(column) for column in hidden.columns] == ["5 @3,4", "6 @0,9"]
     assert (liked.sign, disliked.sign, liked.seeds) == (1, -1, (0, 1))
-    k0, k8 = collection.subjects
+    k0, k8 = collection.checkpoints
     assert liked.pictures(k0, Column(1)) == ()
     assert [picture.seed for picture in liked.pictures(k8, Column(1))] == [0, 1]
     assert collection.command == COMMAND
@@ -104,7 +104,10 @@ def test_collect_joins_runs_and_keeps_recipes_apart(tmp_path: Path) -> None:
 
 def test_two_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
     twins = {id_: {**facts, "name": "k"} for id_, facts in CHECKPOINTS.items()}
-    assert [s.name for s in collect([make_run(tmp_path / "run", checkpoints=twins)]).subjects] == ["k (bbbbbbbb)", "k (aaaaaaaa)"]
+    assert [s.name for s in collect([make_run(tmp_path / "run", checkpoints=twins)]).checkpoints] == [
+        "k (bbbbbbbb)",
+        "k (aaaaaaaa)",
+    ]
 
 
 def test_collect_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
@@ -118,7 +121,7 @@ def test_collect_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
         collect([make_run(tmp_path / "empty", [])])
     folder = make_run(tmp_path / "run")
     (folder / "images/k8-a/1-s0.png").unlink()
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="is missing"):
         collect([folder])
     stranger = make_run(tmp_path / "stranger")
     info = json.loads((stranger / "run.json").read_text())
@@ -273,20 +276,20 @@ def test_named_arms_stand_beside_the_line() -> None:
         {"steps": 0, "name": "mnist-k0", "accuracy": 0.3},
         {"steps": 1, "arm": "free", "accuracy": 0.4},
     ]
-    dose, arms = _dose_and_arms(points)
+    dose, arms = _sweep_and_baselines(points)
     assert [point["name"] for point in dose] == ["mnist-k0", "mnist-k1"]
     assert [name for name, _ in arms] == ["free", "mnist-fgsm"]
 
 
 def test_labels_move_apart_as_little_as_they_can() -> None:
     heights = [4.0, 4.0, 4.0, 4.0]
-    placed = apart([50, 90, 51, 50.5], heights)
+    placed = spread_labels([50, 90, 51, 50.5], heights)
     assert placed[1] == 90
     assert sorted(placed[:1] + placed[2:]) == pytest.approx([46.5, 50.5, 54.5])
     assert placed[0] < placed[3] < placed[2]
     # Lines that all end at 0 have their labels above one another from there, none below the axis.
-    assert apart([0, 0, 0, 5], heights, within=(0, 100)) == [2, 6, 10, 14]
-    assert apart([100, 99, 20], heights[:3], within=(0, 100)) == [98, 94, 20]
+    assert spread_labels([0, 0, 0, 5], heights, within=(0, 100)) == [2, 6, 10, 14]
+    assert spread_labels([100, 99, 20], heights[:3], within=(0, 100)) == [98, 94, 20]
 
 
 def test_examples_show_clean_perturbation_and_adversarial_pixels(tmp_path: Path) -> None:
@@ -329,8 +332,8 @@ def test_scaled_repeats_or_averages_whole_pixels() -> None:
 
 def test_text_fits_the_width_it_is_given() -> None:
     for text in ("word " * 20, "x" * 90, "runs/some/where/k8"):
-        assert all(text_width(line, 20) <= 150 for line in wrapped(text, 150, 20))
-        assert "".join("".join(wrapped(text, 150, 20)).split()) == "".join(text.split())
+        assert all(text_width(line, 20) <= 150 for line in lines_within(text, 150, 20))
+        assert "".join("".join(lines_within(text, 150, 20)).split()) == "".join(text.split())
         assert text_width(shortened(text, 100, 20), 20) <= 100
     assert shortened("runs/some/where/k8", 100, 20).endswith("k8")
     assert shortened("k8", 100, 20) == "k8"

@@ -20,8 +20,8 @@ from vizrobust.report.robustness_figures import (
     _survivors,
     accuracy_over_eps,
     corruption_curves,
-    foreseen_and_unforeseen,
-    smallest_eps,
+    minimal_perturbations,
+    trained_and_unforeseen_attacks,
 )
 
 
@@ -46,8 +46,8 @@ DROPS = [("k0", [{"predicted": 1.0, "fgsm": 0.5, "pgd": 0.9}] * 3), ("k1", [{"pr
 GROWTH = [("margin", fit_growth([49, 196, 784], [1.0, 2.1, 3.9])), ("ce", fit_growth([49, 784], [1.0, 0.5]))]
 
 FIGURES: list[tuple[Callable[..., Path], Any]] = [
-    (accuracy_over_eps, OVER_EPS), (smallest_eps, RADII), (foreseen_and_unforeseen, ATTACKS), (corruption_curves, CORRUPTED),
-    (first_order_scatter, DROPS), (gradient_growth, GROWTH),
+    (accuracy_over_eps, OVER_EPS), (minimal_perturbations, RADII), (trained_and_unforeseen_attacks, ATTACKS),
+    (corruption_curves, CORRUPTED), (first_order_scatter, DROPS), (gradient_growth, GROWTH),
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_a_figure_is_a_file_with_its_command(tmp_path: Path, draw: Callable[...,
 
 
 def test_other_formats_and_the_same_twice(tmp_path: Path) -> None:
-    paths = [smallest_eps(tmp_path / name, RADII, "vizrobust attack k0") for name in ("a.svg", "b.svg", "c.pdf")]
+    paths = [minimal_perturbations(tmp_path / name, RADII, "vizrobust attack k0") for name in ("a.svg", "b.svg", "c.pdf")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert b"vizrobust attack k0" in paths[0].read_bytes()
     assert paths[2].read_bytes().startswith(b"%PDF")
@@ -119,14 +119,14 @@ def test_ticks_of_many_radii_do_not_touch(drawn: list[Figure]) -> None:
 
 
 def test_the_survival_curve_is_the_accuracy_at_each_eps(drawn: list[Figure]) -> None:
-    smallest_eps("x.png", RADII)
+    minimal_perturbations("x.png", RADII)
     (axes,) = drawn[0].axes
     x, y = line(axes, axes_module.COLORS[1], 1.8)
     assert dict(zip(x[:-1].tolist(), y[:-1].tolist(), strict=True)) == pytest.approx({0.0: 100, 0.25: 80, 0.3: 60})
     labels = [text.get_text() for text in drawn[0].legends[0].texts]
     assert labels == ["k0: median 0.1", "k8 $: median above 0.3"]
     with pytest.raises(ValueError, match="not a number"):
-        smallest_eps("x.png", [("k0", [0.1, np.nan])])
+        minimal_perturbations("x.png", [("k0", [0.1, np.nan])])
 
 
 def test_survivors_and_median_by_hand() -> None:
@@ -138,7 +138,7 @@ def test_survivors_and_median_by_hand() -> None:
 
 
 def test_attacks_stand_in_blocks_and_unforeseen_ones_are_hollow(drawn: list[Figure]) -> None:
-    foreseen_and_unforeseen("x.png", ATTACKS)
+    trained_and_unforeseen_attacks("x.png", ATTACKS)
     (axes,) = drawn[0].axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["clean", "PGD()", "Fog(eps=0.5)"]
     dots = {round(float(one.get_xdata()[0])): one.get_markerfacecolor() for one in axes.lines if len(one.get_xdata()) == 1}

@@ -16,11 +16,11 @@ from tests.test_cli import checkpoint, run
 from vizrobust.cli import spritemap as command
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.report.canvas import Canvas
-from vizrobust.report.collect import Subject
-from vizrobust.report.sheets import ORDERS, crossed, spritemap_sheet
+from vizrobust.report.collect import CheckpointFacts
+from vizrobust.report.sheets import ORDERS, missing_tile, spritemap_sheet
 from vizrobust.runs import Row
 
-SUBJECT = Subject("net", "net", classes=("cat", "dog"))
+NET = CheckpointFacts("net", "net", classes=("cat", "dog"))
 
 
 def sprites(folder: Path, count: int, size: tuple[int, int] = (5, 4), dead: tuple[int, ...] = ()) -> list[Row]:
@@ -70,7 +70,7 @@ def enlarged(file: Path, target: int) -> np.ndarray:
 @pytest.mark.parametrize("order", ["unit", "score"])
 def test_every_picture_is_there_once_in_the_order_asked_for(tmp_path, order):
     rows = sprites(tmp_path, 11)
-    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT, order=order, command="made so")
+    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET, order=order, command="made so")
     shown = found_in(sheet, {row["unit"]: enlarged(tmp_path / row["image"], 168) for row in rows})
     expected = sorted(rows, key=lambda row: row["unit"] if order == "unit" else -row["score"])
     assert shown == [row["unit"] for row in expected]
@@ -93,19 +93,19 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
 
 def test_dead_units_are_crossed_counted_and_last_by_score(tmp_path, monkeypatch):
     rows, texts = sprites(tmp_path, 6, dead=(2, 5)), written(monkeypatch)
-    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT, order="score")
+    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET, order="score")
     labels = [text for text, _, _ in texts if text.isdigit()]
     assert labels[-2:] == ["2", "5"] or labels[-2:] == ["5", "2"]
     assert any(text.startswith("crossed, 2 of 6, dead") for text, _, _ in texts)
     page = pixels_of(sheet)
     alive = {row["unit"]: enlarged(tmp_path / row["image"], 168) for row in rows if row["status"] == "ok"}
     assert len(found_in(sheet, alive)) == 4
-    tile = crossed(*reversed(alive[0].shape[:2]))
+    tile = missing_tile(*reversed(alive[0].shape[:2]))
     assert len(places_in(page, tile)) == 2
 
 
 def test_a_cross_runs_from_corner_to_corner():
-    tile = crossed(6, 9)[..., 0] < 255
+    tile = missing_tile(6, 9)[..., 0] < 255
     assert tile.shape == (9, 6)
     assert tile[0, 0]
     assert tile[0, -1]
@@ -116,14 +116,14 @@ def test_a_cross_runs_from_corner_to_corner():
 
 def test_all_pictures_dead_is_still_a_sheet(tmp_path):
     rows = sprites(tmp_path, 3, dead=(0, 1, 2))
-    assert spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT).is_file()
+    assert spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET).is_file()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 150)])
 def test_512_units_make_a_near_square_sheet_with_a_readable_number_each(tmp_path, monkeypatch, size):
     (row,), texts = sprites(tmp_path, 1, size), written(monkeypatch)
     rows = [{**row, "unit": unit} for unit in range(512)]
-    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT)
+    sheet = spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET)
     with Image.open(sheet) as page:
         width, height = page.size
     assert max(width, height) < 3500
@@ -136,13 +136,13 @@ def test_512_units_make_a_near_square_sheet_with_a_readable_number_each(tmp_path
 
 def test_columns_and_class_names(tmp_path, monkeypatch):
     rows, texts = sprites(tmp_path, 7), written(monkeypatch)
-    spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT, columns=3)
+    spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET, columns=3)
     numbers = [(x, y) for text, x, y in texts if text.isdigit()]
     assert (len({x for x, _ in numbers}), len({y for _, y in numbers})) == (3, 3)
     for row in rows:
         row["layer"] = "logits"
     texts.clear()
-    spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT)
+    spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET)
     assert [text for text, _, _ in texts if text in ("cat", "dog", "2")] == ["cat", "dog", "2"]
 
 
@@ -154,12 +154,12 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path):
         ({"rows": []}, "holds no pictures of net"),
     ):
         with pytest.raises(ValueError, match=words):
-            spritemap_sheet(tmp_path / "s.png", tmp_path, **{"rows": rows, "subject": SUBJECT, **change})
+            spritemap_sheet(tmp_path / "s.png", tmp_path, **{"rows": rows, "checkpoint": NET, **change})
     with pytest.raises(ValueError, match=r"900 units in 1 columns make a sheet of .* give other --columns"):
-        spritemap_sheet(tmp_path / "s.png", tmp_path, rows * 300, SUBJECT, columns=1)
+        spritemap_sheet(tmp_path / "s.png", tmp_path, rows * 300, NET, columns=1)
     (tmp_path / "1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"picture '.*1\.png' is gone"):
-        spritemap_sheet(tmp_path / "s.png", tmp_path, rows, SUBJECT)
+    with pytest.raises(FileNotFoundError, match=r"picture '.*1\.png' is missing"):
+        spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET)
     assert not (tmp_path / "s.png").exists()
 
 

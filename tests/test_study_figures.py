@@ -64,13 +64,13 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts]
 
 
-def test_groups_are_in_order_with_doses_on_the_axis_and_arms_beside_it(study: Study) -> None:
-    assert [group.k for group in study.doses] == list(DOSES)
-    assert [group.name for group in study.arms] == list(ARMS)
+def test_groups_are_in_order_with_the_sweep_on_the_axis_and_baselines_beside_it(study: Study) -> None:
+    assert [group.k for group in study.swept] == list(DOSES)
+    assert [group.name for group in study.baselines] == list(ARMS)
     assert [group.role for group in study.groups[-2:]] == ["control", "control"]
-    assert [group.masked for group in study.doses] == [0, 2, 2, 0, 0, 0]
+    assert [group.masked for group in study.swept] == [0, 2, 2, 0, 0, 0]
     shuffled = Study({**study.report, "checkpoints": study.report["checkpoints"][::-1]})
-    assert [group.k for group in shuffled.doses] == list(DOSES)
+    assert [group.k for group in shuffled.swept] == list(DOSES)
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -106,7 +106,7 @@ def test_clarity_is_the_mean_over_units_then_seeds_and_leaves_out_what_is_missin
     assert set(found) == {group.name for group in Study(changed).groups}
 
 
-def test_a_disqualified_judge_does_not_count_and_is_said_to_be(report: dict[str, Any]) -> None:
+def test_an_excluded_judge_does_not_count_and_is_named_as_excluded(report: dict[str, Any]) -> None:
     changed = copy.deepcopy(report)
     changed["judges"][2]["disqualified"] = "ranks the random network above natural images"
     study = Study(changed)
@@ -116,7 +116,7 @@ def test_a_disqualified_judge_does_not_count_and_is_said_to_be(report: dict[str,
     assert mean != pytest.approx(np.mean(each))
     figure = clarity_over_k(study, "primary", "logits")
     assert figure is not None
-    assert sum("disqualified" in axes.get_title(loc="left") for axes in figure.axes) == 2
+    assert sum("excluded" in axes.get_title(loc="left") for axes in figure.axes) == 2
 
 
 def test_accuracy_over_k_has_a_line_per_attack_the_arms_and_the_masked(study: Study) -> None:
@@ -230,7 +230,7 @@ def test_given_checkpoints_without_k_are_marks(report: dict[str, Any]) -> None:
 
 def test_two_given_checkpoints_of_one_k_keep_their_names(report: dict[str, Any]) -> None:
     given = [{**one, "role": "given", "group": one["name"]} for one in report["checkpoints"][:4]]
-    assert [group.label for group in Study({**report, "checkpoints": given}).doses] == ["k0-s0", "k0-s1", "k0-s2", "K = 1"]
+    assert [group.label for group in Study({**report, "checkpoints": given}).swept] == ["k0-s0", "k0-s1", "k0-s2", "K = 1"]
 
 
 def test_the_sheet_has_the_pictures_of_each_k_below_each_other(study: Study, folder: Path, tmp_path: Path) -> None:
@@ -261,6 +261,6 @@ def test_the_sheet_of_a_missing_recipe_is_none_and_hostile_names_are_drawn(
     assert study_sheet(tmp_path / "sheet.png", Study(report), folder, "other", "logits") is None
     assert list(tmp_path.iterdir()) == []
     named = {**report, "pictures": [{**row, "unit_name": f"{SCRIPT} $x$ 犬"} for row in report["pictures"]]}
-    assert study_sheet(tmp_path / "sheet.png", Study(named), folder, "fourier", "logits", arms=True) is not None
+    assert study_sheet(tmp_path / "sheet.png", Study(named), folder, "fourier", "logits", baselines=True) is not None
     with pytest.raises(ValueError, match=r"must end in \.png"):
         study_sheet(tmp_path / "sheet.svg", Study(report), folder, "plain", "logits")

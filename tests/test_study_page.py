@@ -17,7 +17,7 @@ from vizrobust.report.study_units import inside
 NAMES = ("tench", "springer", "church", "truck")
 SECTIONS = (
     "Verdict", "Accuracy over K", "Units over K", "Clarity over K", "Clarity and distance", "Clarity against accuracy",
-    "Foreseen and unforeseen attacks", "Common corruptions", "What else varies with K", "Methods",
+    "Unforeseen attacks", "Common corruptions", "Confounds", "Methods",
 )  # fmt: skip
 
 
@@ -335,10 +335,10 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_tables_hold_every_row_of_the_report(tmp_path: Path) -> None:
     report = full_report(tmp_path, seeds=1, doses=(0, 4), names=("tench",))
     study = Study(report)
-    trends = study_tables.trends(study, ["primary"])
+    trends = study_tables.estimates(study, ["primary"])
     assert trends is not None
     assert len(trends.rows) == sum(row["role"] == "primary" for row in report["trends"])
-    effort = study_tables.effort(study)
+    effort = study_tables.activation_and_distance(study)
     assert effort is not None
     assert effort.rows[0] == ["K = 0", "plain", "logits", "2.6", "3"]
     every = study_tables.clarity(study)

@@ -52,7 +52,7 @@ def command(
     from vizrobust.features import objective_for
     from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
     from vizrobust.features.exemplar_runs import ImageSource
-    from vizrobust.report.sheets import about_atlas, atlas_sheet, subject_of
+    from vizrobust.report.sheets import about_atlas, atlas_sheet, facts_of
     from vizrobust.runs import RunFolder, default_folder, slug
 
     checkpoints = load_all(refs, arch, download)
@@ -88,7 +88,7 @@ def command(
         rows, facts = atlas_rows(run, checkpoint), run.info["atlas"][checkpoint.id]
         about = about_atlas(atlas, facts, identity["images"], rows[0])
         name = run.folder / f"{checkpoint.id}-{slug(layer)}.png"
-        sheets.append(atlas_sheet(name, run.folder, rows, subject_of(checkpoint), about, grid, command_line()))
+        sheets.append(atlas_sheet(name, run.folder, rows, facts_of(checkpoint), about, grid, command_line()))
         if as_json:
             for row in rows:
                 json_row(row)

@@ -145,7 +145,7 @@ def _draw(plot: str, found: Found, minimal: bool, training_eps: Sequence[float])
     labelled = [(f"{c.name}, {type(one.attack).__name__}" if several else c.name, one) for c, mine in found for one in mine]
     if minimal:
         series = [(label, one.eps.tolist()) for label, one in labelled]
-        robustness_figures.smallest_eps(plot, series, command_line(), training_eps=marked)
+        robustness_figures.minimal_perturbations(plot, series, command_line(), training_eps=marked)
     else:
         curves: list[tuple[str, list[dict[str, Any]]]] = [(label, one.curve(_at(one))) for label, one in labelled]
         robustness_figures.accuracy_over_eps(plot, curves, command_line(), training_eps=marked, axis=f"eps ({norm})")

@@ -26,7 +26,7 @@ from vizrobust.features import (
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
-from vizrobust.report.collect import Subject
+from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
 from vizrobust.runs import Row, RunFolder, default_folder, write_rows
 
@@ -108,7 +108,7 @@ class Reconstructions:
         for key in dict.fromkeys((one.checkpoint.id, one.row["seed"]) for one in self.made):
             row = [one for one in self.made if (one.checkpoint.id, one.row["seed"]) == key]
             about = row[0].checkpoint.about
-            words = Subject(key[0], row[0].checkpoint.name, attack_steps=about.attack_steps).training_words
+            words = CheckpointFacts(key[0], row[0].checkpoint.name, attack_steps=about.attack_steps).training_words
             head = [row[0].checkpoint.name, words, f"seed {key[1]}" if self.several_seeds else ""]
             image = Reconstructed(to_uint8(row[0].original.image))
             pictures = [Reconstructed(to_uint8(self._picture(one)), lines(one.similarity)) for one in row]

@@ -43,7 +43,7 @@ def command(
     from vizrobust.cli.loading import load_all, maybe_data_of
     from vizrobust.cli.rendering import Pictured, asked_for, request_for
     from vizrobust.compute import Compute
-    from vizrobust.report.sheets import spritemap_sheet, subject_of
+    from vizrobust.report.sheets import facts_of, spritemap_sheet
     from vizrobust.runs import slug
 
     checkpoints = load_all(refs, arch, download)
@@ -64,7 +64,7 @@ def command(
         own = [row for row in rows if row["checkpoint"] == checkpoint.id]
         name = f"{checkpoint.id}-{slug(layer)}{'-neg' if negative else ''}-s{seed}.png"
         sheet = spritemap_sheet(
-            pictured.folder / name, pictured.folder, own, subject_of(checkpoint), order=order, columns=columns,
+            pictured.folder / name, pictured.folder, own, facts_of(checkpoint), order=order, columns=columns,
             command=command_line(),
         )  # fmt: skip
         sheets.append(sheet)

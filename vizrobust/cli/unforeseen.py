@@ -56,10 +56,10 @@ def unforeseen(
     if not as_json:
         _compare(found)
     if plot:
-        from vizrobust.report.robustness_figures import foreseen_and_unforeseen
+        from vizrobust.report.robustness_figures import trained_and_unforeseen_attacks
 
         drawn = [(checkpoint.name, [{**row, "attack": row["kind"]} for row in rows]) for checkpoint, rows in found]
-        foreseen_and_unforeseen(plot, drawn, command_line())
+        trained_and_unforeseen_attacks(plot, drawn, command_line())
         say(f"drawn: {plot}")
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
+from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
 from vizrobust.report.style import (
     COLORS,
     FAINT,
@@ -23,7 +23,6 @@ from vizrobust.report.style import (
     Curves,
     Point,
     accuracy_axes,
-    broken,
     check,
     format_of,
     house_style,
@@ -31,9 +30,10 @@ from vizrobust.report.style import (
     legend_above,
     percent,
     save_figure,
+    wrapped,
 )
 
-ARM_GAP, DODGE = 0.3, 0.08
+BASELINE_GAP, DODGE = 0.3, 0.08
 
 
 def accuracy_over_attack_steps(path: Path | str, curves: Curves, command: str = "") -> Path:
@@ -63,48 +63,48 @@ def accuracy_over_training_steps(path: Path | str, series: Curves, command: str 
     """Draw accuracy over the number K of attack steps used in training, one line per attack.
 
     `series` are (label, points); a point has ``steps`` (its K), and, as shares, ``accuracy, ci_low, ci_high``. K is
-    evenly spaced. A point with an ``arm`` (a name such as ``fgsm``) is a marker of its own to the right of the line;
-    so is every further point of one K, under its ``name``. Formats and errors as in `accuracy_over_attack_steps`.
+    evenly spaced. A point with an ``arm`` (the name of a baseline, such as ``fgsm``) is a marker to the right of the line;
+    so is every further point with the same K, under its ``name``. Formats and errors as in `accuracy_over_attack_steps`.
     """
     format_of(path)
     check(series)
-    split = [_dose_and_arms(points) for _, points in series]
-    doses = sorted({point["steps"] for dose, _ in split for point in dose})
-    arms = list(dict.fromkeys(name for _, named in split for name, _ in named))
-    places: dict[Any, float] = {dose: float(i) for i, dose in enumerate(doses)}
-    places |= {arm: len(doses) + ARM_GAP + i if doses else float(i) for i, arm in enumerate(arms)}
+    split = [_sweep_and_baselines(points) for _, points in series]
+    ks = sorted({point["steps"] for sweep, _ in split for point in sweep})
+    baselines = list(dict.fromkeys(name for _, named in split for name, _ in named))
+    places: dict[Any, float] = {k: float(i) for i, k in enumerate(ks)}
+    places |= {name: len(ks) + BASELINE_GAP + i if ks else float(i) for i, name in enumerate(baselines)}
     with house_style():
         figure, axes = accuracy_axes()
-        for index, (dose, named) in enumerate(split):
+        for index, (sweep, named) in enumerate(split):
             look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
             shift = DODGE * (index - (len(series) - 1) / 2)
-            _marks(axes, [places[point["steps"]] + shift for point in dose], dose, "-", look)
+            _marks(axes, [places[point["steps"]] + shift for point in sweep], sweep, "-", look)
             _marks(axes, [places[name] + shift for name, _ in named], [point for _, point in named], "none", look)
-        if doses and arms:
-            axes.axvline(len(doses) - 0.5 + ARM_GAP / 2, color=FAINT, linewidth=0.8)
-        axes.set_xticks(list(places.values()), [*map(str, doses), *(broken(arm, 14) for arm in arms)])
+        if ks and baselines:
+            axes.axvline(len(ks) - 0.5 + BASELINE_GAP / 2, color=FAINT, linewidth=0.8)
+        axes.set_xticks(list(places.values()), [*map(str, ks), *(wrapped(name, 14) for name in baselines)])
         axes.set_xlim(-0.35, max(places.values()) + 0.35)
         axes.set_xlabel("attack steps K used in training (0: standard training)")
         legend_above(figure, [label for label, _ in series])
         return save_figure(figure, path, command)
 
 
-def _dose_and_arms(points: Sequence[Point]) -> tuple[list[Point], list[tuple[str, Point]]]:
+def _sweep_and_baselines(points: Sequence[Point]) -> tuple[list[Point], list[tuple[str, Point]]]:
     """The points on the line by K, and the named ones beside it.
 
-    Of several points with one K the line takes the one that is called by it (``mnist-k1`` before ``mnist-fgsm``).
+    Of several points with one K the line takes the one that is named after it (``mnist-k1`` before ``mnist-fgsm``).
     """
     named = [(str(point["arm"]), point) for point in points if point.get("arm")]
-    dose: dict[int, Point] = {}
-    for point in sorted((p for p in points if not p.get("arm")), key=lambda p: (p["steps"], not _called_by_its_dose(p))):
-        if point["steps"] in dose:
+    sweep: dict[int, Point] = {}
+    for point in sorted((p for p in points if not p.get("arm")), key=lambda p: (p["steps"], not _named_after_its_k(p))):
+        if point["steps"] in sweep:
             named.append((str(point.get("name") or f"K = {point['steps']}"), point))
         else:
-            dose[point["steps"]] = point
-    return list(dose.values()), named
+            sweep[point["steps"]] = point
+    return list(sweep.values()), named
 
 
-def _called_by_its_dose(point: Point) -> bool:
+def _named_after_its_k(point: Point) -> bool:
     return re.search(rf"k{point['steps']}(?!\d)", str(point.get("name", "")), re.IGNORECASE) is not None
 
 
@@ -189,7 +189,7 @@ def _draw(
     widest = column + min(room - 16, 2 * (MARGIN - 30))
     line = TEXT * LEADING
     title = [shortened(f"{name} under attack", width - 2 * MARGIN, TITLE, bold=True)]
-    attack_lines = wrapped(attack, width - 2 * MARGIN, TEXT)
+    attack_lines = lines_within(attack, width - 2 * MARGIN, TEXT)
     row = height + 14 + 2 * line
     above = MARGIN + TITLE * LEADING + len(attack_lines) * line + 30 + HEAD * LEADING + 12
     canvas = Canvas(width, math.ceil(above + len(tiles) * (row + ROW_GAP) - ROW_GAP + MARGIN))

@@ -101,7 +101,7 @@ def shortened(text: str, width: float, size: float, bold: bool = False, keep: st
     return short(max(0, too_wide - 1))
 
 
-def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
+def lines_within(text: str, width: float, size: float, bold: bool = False) -> list[str]:
     """The text in lines no wider than `width`, broken at spaces; a word that is too wide is broken in itself."""
     lines = [""]
     for word in text.split():

@@ -1,11 +1,11 @@
-"""Finished `neurons` runs and their natural exemplars, collected for galleries and sheets."""
+"""Collect finished `neurons` runs and their exemplars for galleries and sheets."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ SPLIT_WORDS = {"val": "validation", "train": "training", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Natural:
-    """One natural image at an end of a unit's order; `rank` counts from 1.
+class Exemplar:
+    """One natural image that excites a unit most or least; `rank` counts from 1.
 
-    `place` is (row, column) in the layer's map of `map` (height, width), `box` (top, left, height, width) in pixels.
+    `position` is (row, column) in the layer's map of size `map` (height, width); `box` is the receptive field of that
+    position, (top, left, height, width) in pixels.
     """
 
     file: Path
@@ -34,58 +35,67 @@ class Natural:
     index: int
     label: str
     value: float
-    place: tuple[int, int] | None
+    position: tuple[int, int] | None
     box: tuple[int, int, int, int] | None
     map: tuple[int, int] | None
 
     @property
     def center(self) -> tuple[float, float] | None:
-        """Where the place is in the image, as shares of its height and width."""
-        if self.place is None or self.map is None:
+        """The position as shares of the image's height and width."""
+        if self.position is None or self.map is None:
             return None
-        return (self.place[0] + 0.5) / self.map[0], (self.place[1] + 0.5) / self.map[1]
+        return (self.position[0] + 0.5) / self.map[0], (self.position[1] + 0.5) / self.map[1]
 
 
 @dataclass(frozen=True)
-class Naturals:
-    """Both ends of one unit, the most extreme image first; `source` says in words what they were chosen from."""
+class Exemplars:
+    """The images that excite one unit `most` and `least`, the most extreme first; `source` says where they are from."""
 
-    ends: Mapping[int, tuple[Natural, ...]] = field(repr=False)
+    most: tuple[Exemplar, ...] = field(repr=False)
+    least: tuple[Exemplar, ...] = field(repr=False)
     source: str
+
+    def of_sign(self, sign: int) -> tuple[Exemplar, ...]:
+        """`most` for a positive sign, `least` for a negative one."""
+        return self.most if sign > 0 else self.least
+
+    @property
+    def images(self) -> tuple[Exemplar, ...]:
+        return (*self.most, *self.least)
 
     @property
     def count(self) -> int:
-        return max(len(end) for end in self.ends.values())
+        return max(len(self.most), len(self.least))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many images stand below and beside each other."""
+        """Rows and columns of a grid that holds them."""
         across = math.ceil(math.sqrt(self.count))
         return math.ceil(self.count / across), across
 
 
-def read_naturals(folder: Path, origin: int) -> dict[Key, Naturals]:
-    """The exemplars in a run folder; ``FileNotFoundError`` for an image that is gone."""
-    found: dict[Key, dict[int, tuple[Natural, ...]]] = {}
+def read_exemplars(folder: Path, origin: int) -> dict[Key, Exemplars]:
+    """Read the exemplars of a run folder. Raises ``FileNotFoundError`` where an image is missing."""
+    found: dict[Key, dict[int, tuple[Exemplar, ...]]] = {}
     sources: dict[Key, str] = {}
     for row in exemplar_rows(folder):
         key = (str(row["checkpoint"]), str(row["objective"]), int(row["unit"]))
         found.setdefault(key, {})[int(row["sign"])] = tuple(
-            _natural(row, entry, rank, folder, origin) for rank, entry in enumerate(row["images"], 1)
+            _exemplar(row, entry, rank, folder, origin) for rank, entry in enumerate(row["images"], 1)
         )
         sources[key] = _source(row)
-    return {key: Naturals(ends, sources[key]) for key, ends in found.items()}
+    return {key: Exemplars(images.get(1, ()), images.get(-1, ()), sources[key]) for key, images in found.items()}
 
 
-def _natural(row: Row, entry: Mapping[str, Any], rank: int, folder: Path, origin: int) -> Natural:
+def _exemplar(row: Row, entry: Mapping[str, Any], rank: int, folder: Path, origin: int) -> Exemplar:
     file = folder / entry["image"]
     if not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again")
+        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again")
 
     def numbers(value: Any) -> Any:
         return None if value is None else tuple(map(int, value))
 
-    return Natural(
+    return Exemplar(
         file, str(entry["image"]), origin, int(row["sign"]), rank, int(entry["index"]), str(entry["label"]),
         float(entry["value"]), numbers(entry["place"]), numbers(entry["box"]), numbers(row["map"]),
     )  # fmt: skip
@@ -102,8 +112,12 @@ COMMANDS = ("neurons", "compare")  # whose run folders hold feature images
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A checkpoint as a report knows it: what run.json says about it. Unknown numbers are None, unknown texts empty."""
+class CheckpointFacts:
+    """What run.json says about a checkpoint. Unknown numbers are None, unknown texts are empty.
+
+    >>> CheckpointFacts("k8-a", "k8", attack_steps=8).training_words
+    'K = 8 attack steps'
+    """
 
     id: str
     name: str
@@ -121,7 +135,7 @@ class Subject:
 
     @property
     def training_words(self) -> str:
-        """``K = 8 attack steps``, ``standard training``, or nothing where it is unknown."""
+        """``K = 8 attack steps``, ``standard training``, or empty where the steps are unknown."""
         if self.attack_steps is None:
             return ""
         if self.attack_steps == 0:
@@ -142,8 +156,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Film:
-    """A picture's way from its start, as a GIF beside it."""
+class Frames:
+    """The frames of a picture's optimization, as a GIF beside it."""
 
     file: Path
     name: str
@@ -152,7 +166,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Picture:
-    """One feature image with its facts. `file` is None where there is nothing to show (a dead unit)."""
+    """One feature image with its facts. `file` is None for a dead unit."""
 
     checkpoint: str
     column: Column
@@ -166,14 +180,14 @@ class Picture:
     name: str
     origin: int
     weights_sha256: str
-    film: Film | None = None
+    frames: Frames | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The pictures of one layer, recipe and sign: rows are checkpoints, columns units, a cell one picture per seed.
+    """The pictures of one layer, recipe and sign: a row per checkpoint, a column per unit, in a cell one picture per seed.
 
-    `naturals` holds the natural exemplars of those cells that have some.
+    `exemplars` holds the natural exemplars of those cells that have some.
     """
 
     layer: str
@@ -181,17 +195,22 @@ class Panel:
     recipe_text: str
     sign: int
     objective: str
-    subjects: tuple[Subject, ...]
+    checkpoints: tuple[CheckpointFacts, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, Column], tuple[Picture, ...]] = field(repr=False)
-    naturals: Mapping[tuple[str, Column], Naturals] = field(repr=False, default_factory=dict)
+    exemplars: Mapping[tuple[str, Column], Exemplars] = field(repr=False, default_factory=dict)
 
-    def pictures(self, subject: Subject, column: Column) -> tuple[Picture, ...]:
+    def pictures(self, checkpoint: CheckpointFacts, column: Column) -> tuple[Picture, ...]:
         """The cell's pictures by seed; empty where there are none."""
-        return self.cells.get((subject.id, column), ())
+        return self.cells.get((checkpoint.id, column), ())
 
-    def naturals_of(self, subject: Subject, column: Column) -> Naturals | None:
-        return self.naturals.get((subject.id, column))
+    def exemplars_of(self, checkpoint: CheckpointFacts, column: Column) -> Exemplars | None:
+        return self.exemplars.get((checkpoint.id, column))
+
+    @property
+    def signs(self) -> tuple[int, int]:
+        """The signs of exemplars in the order in which they are shown: that of the pictures first."""
+        return self.sign, -self.sign
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -199,7 +218,7 @@ class Panel:
 
     @cached_property
     def whole(self) -> str:
-        """What an objective that is about no unit is called, such as DeepDream; empty where columns are units."""
+        """The name of an objective that needs no unit; empty where columns are units."""
         try:
             about = main_term(parse_objective(self.objective))
             return "" if hasattr(about, "unit") else type(about).__name__
@@ -207,10 +226,10 @@ class Panel:
             return ""
 
     def label(self, column: Column) -> str:
-        """The class name for a class unit on which all checkpoints agree, otherwise the unit's number; ``@y,x`` behind it."""
+        """The class name where all checkpoints agree on it, otherwise the unit's number; ``@y,x`` follows it."""
         if self.whole:
             return self.whole
-        names = {subject.classes[column.unit] for subject in self.subjects if column.unit < len(subject.classes)}
+        names = {one.classes[column.unit] for one in self.checkpoints if column.unit < len(one.classes)}
         label = names.pop() if self.layer == LOGITS and len(names) == 1 else str(column.unit)
         return f"{label} {column.place}".strip()
 
@@ -229,7 +248,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pictures came from: a run folder, its command line and versions, and 8 hex digits of its identity."""
+    """The run that made pictures: its folder, command line and versions, and 8 hex digits of its identity."""
 
     folder: Path
     identity: str
@@ -239,36 +258,40 @@ class Origin:
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything that one report shows."""
+    """The checkpoints, panels and runs that one report shows."""
 
-    subjects: tuple[Subject, ...]
+    checkpoints: tuple[CheckpointFacts, ...]
     panels: tuple[Panel, ...]
     origins: tuple[Origin, ...]
 
     @property
     def command(self) -> str:
-        """The command lines behind it, one a line."""
+        """The command lines of the runs, one per line."""
         return "\n".join(origin.command for origin in self.origins if origin.command)
 
 
 def collect(folders: Sequence[Path | str]) -> Collection:
-    """The pictures of one or more finished `neurons` (or `compare`) runs, grouped into panels.
+    """Group the pictures of one or more finished `neurons` or `compare` runs into panels.
 
-    Checkpoints keep the order of run.json, units are sorted, later folders win where two hold the same picture.
-    Cells may be missing. Raises ``FileNotFoundError`` for a folder without a run or a picture that is gone, and
-    ``ValueError`` for a run of another command, without rows, or with a row whose checkpoint run.json lacks.
+    Checkpoints keep the order of run.json, and units are sorted. Where two folders hold the same picture, the later one is
+    used. Cells may be missing. Raises ``FileNotFoundError`` for a folder without a run or a missing picture, and
+    ``ValueError`` for a run of another command, without rows, or with a row whose checkpoint is not in run.json.
+
+    >>> collect([])
+    Traceback (most recent call last):
+    ValueError: no run folder given; name at least one that vizrobust neurons wrote
     """
     if not folders:
         raise ValueError("no run folder given; name at least one that vizrobust neurons wrote")
-    subjects: dict[str, Subject] = {}
+    checkpoints: dict[str, CheckpointFacts] = {}
     origins: list[Origin] = []
     groups: dict[tuple[Any, ...], dict[tuple[str, Column, int], Picture]] = {}
-    naturals: dict[Key, Naturals] = {}
+    exemplars: dict[Key, Exemplars] = {}
     for index, folder in enumerate(map(Path, folders)):
         origin, found = _open(folder)
         origins.append(origin)
-        subjects.update({id_: subject for id_, subject in found.items() if id_ not in subjects})
-        naturals |= read_naturals(folder, index)
+        checkpoints |= {id_: facts for id_, facts in found.items() if id_ not in checkpoints}
+        exemplars |= read_exemplars(folder, index)
         rows = read_rows(folder)
         if not rows:
             raise ValueError(f"run {str(folder)!r} holds no pictures yet; run its command again to fill it")
@@ -283,12 +306,12 @@ def collect(folders: Sequence[Path | str]) -> Collection:
             text = str(row.get("recipe_text") or recipe)
             key = (str(row["layer"]), recipe, text, int(row["sign"]), _without_position(picture.objective))
             groups.setdefault(key, {})[picture.checkpoint, picture.column, picture.seed] = picture
-    ordered = _told_apart(subjects.values())
-    panels = tuple(_panel(key, group, ordered, naturals) for key, group in groups.items())
+    ordered = _distinct_names(checkpoints.values())
+    panels = tuple(_panel(key, group, ordered, exemplars) for key, group in groups.items())
     return Collection(ordered, panels, tuple(origins))
 
 
-def _open(folder: Path) -> tuple[Origin, dict[str, Subject]]:
+def _open(folder: Path) -> tuple[Origin, dict[str, CheckpointFacts]]:
     info = read_run(folder)
     if info is None:
         raise FileNotFoundError(f"folder {str(folder)!r} holds no run; give a folder that vizrobust neurons wrote")
@@ -299,21 +322,21 @@ def _open(folder: Path) -> tuple[Origin, dict[str, Subject]]:
     argv = info.get("argv") or ""
     command = argv if isinstance(argv, str) else " ".join(map(str, argv))
     origin = Origin(folder, digest(info["identity"]), command, versions)
-    return origin, {id_: _subject(id_, facts) for id_, facts in described.items()}
+    return origin, {id_: _checkpoint_facts(id_, facts) for id_, facts in described.items()}
 
 
-def _subject(id_: str, facts: Mapping[str, Any]) -> Subject:
-    known = {name: facts[name] for name in Subject.__dataclass_fields__ if name != "id" and facts.get(name) is not None}
+def _checkpoint_facts(id_: str, facts: Mapping[str, Any]) -> CheckpointFacts:
+    known = {name: facts[name] for name in CheckpointFacts.__dataclass_fields__ if name != "id" and facts.get(name) is not None}
     known["classes"] = tuple(map(str, known.get("classes", ())))
-    return Subject(**{"name": id_, **known, "id": id_})
+    return CheckpointFacts(**{"name": id_, **known, "id": id_})
 
 
 def _picture(row: Row, folder: Path, origin: int) -> Picture:
     position = row.get("position")
     file = folder / row["image"] if row.get("image") and row["status"] != "dead" else None
     if file is not None and not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
-    film = row.get("film")
+        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
+    frames = row.get("film")
     return Picture(
         checkpoint=row["checkpoint"],
         column=Column(int(row["unit"]), None if position is None else (int(position[0]), int(position[1]))),
@@ -327,7 +350,7 @@ def _picture(row: Row, folder: Path, origin: int) -> Picture:
         name=str(row.get("image") or ""),
         origin=origin,
         weights_sha256=str(row.get("weights_sha256", "")),
-        film=Film(folder / film, film, origin) if film and file is not None and (folder / film).is_file() else None,
+        frames=Frames(folder / frames, frames, origin) if frames and file is not None and (folder / frames).is_file() else None,
     )
 
 
@@ -343,28 +366,26 @@ def _without_position(objective: str) -> str:
 def _panel(
     key: tuple[Any, ...],
     group: Mapping[tuple[str, Column, int], Picture],
-    subjects: tuple[Subject, ...],
-    naturals: Mapping[Key, Naturals],
+    checkpoints: tuple[CheckpointFacts, ...],
+    exemplars: Mapping[Key, Exemplars],
 ) -> Panel:
     layer, recipe, text, sign, objective = key
     cells: dict[tuple[str, Column], tuple[Picture, ...]] = {}
-    for checkpoint, column, seed in sorted(group):
-        cells[checkpoint, column] = (*cells.get((checkpoint, column), ()), group[checkpoint, column, seed])
-    present = {checkpoint for checkpoint, _ in cells}
+    for id_, column, seed in sorted(group):
+        cells[id_, column] = (*cells.get((id_, column), ()), group[id_, column, seed])
+    present = {id_ for id_, _ in cells}
     columns = tuple(sorted({column for _, column in cells}, key=lambda column: (column.unit, column.position or (-1, -1))))
-    rows = tuple(subject for subject in subjects if subject.id in present)
-    found = {cell: naturals.get((cell[0], pictures[0].objective, cell[1].unit)) for cell, pictures in cells.items()}
+    rows = tuple(checkpoint for checkpoint in checkpoints if checkpoint.id in present)
+    found = {cell: exemplars.get((cell[0], pictures[0].objective, cell[1].unit)) for cell, pictures in cells.items()}
     shown = {cell: one for cell, one in found.items() if one is not None}
     return Panel(layer, recipe, text, sign, objective, rows, columns, cells, shown)
 
 
-def _told_apart(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
-    """Checkpoints of one name get the first digits of their hash behind it."""
-    subjects = tuple(subjects)
-    names = [subject.name for subject in subjects]
+def _distinct_names(checkpoints: Iterable[CheckpointFacts]) -> tuple[CheckpointFacts, ...]:
+    """Append the first digits of the hash to the names of checkpoints that share one."""
+    checkpoints = tuple(checkpoints)
+    names = [one.name for one in checkpoints]
     return tuple(
-        Subject(**{**subject.__dict__, "name": f"{subject.name} ({subject.weights_sha256[:8] or subject.id})"})
-        if names.count(subject.name) > 1
-        else subject
-        for subject in subjects
+        replace(one, name=f"{one.name} ({one.weights_sha256[:8] or one.id})") if names.count(one.name) > 1 else one
+        for one in checkpoints
     )

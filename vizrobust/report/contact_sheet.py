@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
-from vizrobust.report.canvas import LEADING, Canvas, scaled, shortened, text_width, wrapped
-from vizrobust.report.collect import Collection, Column, Naturals, Panel, Picture, Subject
+from vizrobust.report.canvas import LEADING, Canvas, lines_within, scaled, shortened, text_width
+from vizrobust.report.collect import CheckpointFacts, Collection, Column, Exemplars, Panel, Picture
 from vizrobust.report.exemplar_views import Grid
 from vizrobust.report.style import FAINT, QUIET, house_style
-from vizrobust.report.words import DEAD, ENDS, SATURATED, accuracies, ends, exemplars_shown, meaning_of_robust, seeds_shown
+from vizrobust.report.words import DEAD, EXCITING, SATURATED, accuracies, exemplars_shown, meaning_of_robust, seeds_shown
 
-MOST_ACROSS, MOST_WITH_SEEDS, MOST_WITH_NATURALS = 32, 24, 12
+MOST_ACROSS, MOST_WITH_SEEDS, MOST_WITH_EXEMPLARS = 32, 24, 12
 MARGIN, MIN_WIDTH = 72, 1200
 TITLE, SECTION, LABEL, NAME, SMALL, CAPTION = 46, 36, 29, 31, 26, 23
 HEAD_MOST, HEAD_GAP, SLANTED_MOST = 560, 44, 320
 GAP, SEED_GAP, BLOCK_GAP, HAIRLINE = 14, 8, 64, 2
-NATURAL_GAP = 16  # above a grid of natural images
+EXEMPLAR_GAP = 16  # above a grid of natural images
 
 
 def contact_sheet(path: Path | str, collection: Collection) -> Path:
@@ -35,7 +35,7 @@ def contact_sheet(path: Path | str, collection: Collection) -> Path:
         blocks = [block for panel in collection.panels for block in _blocks(panel)]
         head = max(block.head for block in blocks)
         width = max(MIN_WIDTH, 2 * MARGIN + head + max(block.width for block in blocks))
-        caption = [line for text in _caption(collection, blocks) for line in wrapped(text, width - 2 * MARGIN, CAPTION)]
+        caption = [line for text in _caption(collection, blocks) for line in lines_within(text, width - 2 * MARGIN, CAPTION)]
         height = 2 * MARGIN + sum(block.height for block in blocks) + BLOCK_GAP * len(blocks)
         canvas = Canvas(math.ceil(width), math.ceil(height + len(caption) * CAPTION * LEADING))
         y = MARGIN
@@ -82,7 +82,7 @@ class _Block:
 
     @property
     def row(self) -> int:
-        below = 2 * (self.grid.height + NATURAL_GAP) + 2 * GAP if self.grid else 0
+        below = 2 * (self.grid.height + EXEMPLAR_GAP) + 2 * GAP if self.grid else 0
         return self.top_row + below
 
     @property
@@ -103,7 +103,7 @@ class _Block:
 
     @property
     def height(self) -> int:
-        return self.top + len(self.panel.subjects) * (self.row + GAP) - GAP
+        return self.top + len(self.panel.checkpoints) * (self.row + GAP) - GAP
 
     def draw(self, canvas: Canvas, x: int, y: int, head: int) -> None:
         if self.title:
@@ -117,33 +117,33 @@ class _Block:
             else:
                 top = first - 10 - len(lines) * LABEL * LEADING
                 canvas.lines(lines, left + self.cell / 2, top, LABEL, align="center")
-        for i, subject in enumerate(self.panel.subjects):
+        for i, checkpoint in enumerate(self.panel.checkpoints):
             above = first + i * (self.row + GAP)
-            self._draw_head(canvas, subject, x, above)
+            self._draw_head(canvas, checkpoint, x, above)
             for left, column in zip(lefts, self.columns, strict=True):
                 inset, drop = (self.cell - self.pictures) // 2, (self.top_row - self.tile[1]) // 2
-                self._draw_cell(canvas, self.panel.pictures(subject, column), left + inset, above + drop)
-                self._draw_naturals(canvas, self.panel.naturals_of(subject, column), left, above + self.top_row)
-            self._draw_ends(canvas, x, above + self.top_row)
+                self._draw_cell(canvas, self.panel.pictures(checkpoint, column), left + inset, above + drop)
+                self._draw_exemplars(canvas, self.panel.exemplars_of(checkpoint, column), left, above + self.top_row)
+            self._draw_exemplar_labels(canvas, x, above + self.top_row)
 
-    def _draw_naturals(self, canvas: Canvas, naturals: Naturals | None, x: int, y: int) -> None:
-        if self.grid is None or naturals is None:
+    def _draw_exemplars(self, canvas: Canvas, exemplars: Exemplars | None, x: int, y: int) -> None:
+        if self.grid is None or exemplars is None:
             return
         x += (self.cell - self.grid.width) // 2
-        for sign in ends(self.panel):
-            self.grid.draw(canvas, naturals.ends.get(sign, ()), x, y + NATURAL_GAP)
-            y += NATURAL_GAP + self.grid.height
+        for sign in self.panel.signs:
+            self.grid.draw(canvas, exemplars.of_sign(sign), x, y + EXEMPLAR_GAP)
+            y += EXEMPLAR_GAP + self.grid.height
 
-    def _draw_ends(self, canvas: Canvas, x: int, y: int) -> None:
+    def _draw_exemplar_labels(self, canvas: Canvas, x: int, y: int) -> None:
         """What the two grids are, at the head of their rows."""
-        for sign in ends(self.panel) if self.grid else ():
+        for sign in self.panel.signs if self.grid else ():
             assert self.grid is not None
-            middle = y + NATURAL_GAP + self.grid.height / 2
-            canvas.text(f"{ENDS[sign]} exciting images", x, middle + SMALL * 0.35, SMALL, color=QUIET)
-            y += NATURAL_GAP + self.grid.height
+            middle = y + EXEMPLAR_GAP + self.grid.height / 2
+            canvas.text(f"{EXCITING[sign]} images", x, middle + SMALL * 0.35, SMALL, color=QUIET)
+            y += EXEMPLAR_GAP + self.grid.height
 
-    def _draw_head(self, canvas: Canvas, subject: Subject, x: int, y: int) -> None:
-        lines = _head_lines(subject)
+    def _draw_head(self, canvas: Canvas, checkpoint: CheckpointFacts, x: int, y: int) -> None:
+        lines = _head_lines(checkpoint)
         y += round((self.top_row - NAME * LEADING - SMALL * LEADING * (len(lines) - 1)) / 2)
         after = canvas.lines([shortened(lines[0], HEAD_MOST, NAME, bold=True)], x, y, NAME, bold=True)
         canvas.lines(lines[1:], x, after, SMALL, color=QUIET)
@@ -175,15 +175,15 @@ class _Block:
 def _blocks(panel: Panel) -> list[_Block]:
     """A panel as blocks of about equal width."""
     seeds = panel.seeds if len(panel.columns) * len(panel.seeds) <= MOST_WITH_SEEDS else panel.seeds[:1]
-    count = math.ceil(len(panel.columns) / (MOST_WITH_NATURALS if panel.naturals else MOST_ACROSS))
+    count = math.ceil(len(panel.columns) / (MOST_WITH_EXEMPLARS if panel.exemplars else MOST_ACROSS))
     per = math.ceil(len(panel.columns) / count)
     across = per * len(seeds)
-    target = 280 if across <= 3 else 168 if across <= 16 or panel.naturals else 112
+    target = 280 if across <= 3 else 168 if across <= 16 or panel.exemplars else 112
     tile = _tile(panel, target)
-    grid = Grid.of(panel.naturals.values(), tile[0])
-    head = max(_head_width(subject) for subject in panel.subjects) + HEAD_GAP
+    grid = Grid.of(panel.exemplars.values(), tile[0])
+    head = max(_head_width(checkpoint) for checkpoint in panel.checkpoints) + HEAD_GAP
     if grid is not None:
-        head = max(head, text_width(f"{ENDS[-1]} exciting images", SMALL) + HEAD_GAP)
+        head = max(head, text_width(f"{EXCITING[-1]} images", SMALL) + HEAD_GAP)
     cell = max(len(seeds) * tile[0] + (len(seeds) - 1) * SEED_GAP, grid.width if grid else 0)
     labels, rotated = _labels([panel.label(column) for column in panel.columns], cell + GAP - 4)
     title = [panel.title, panel.subtitle]
@@ -198,7 +198,7 @@ def _blocks(panel: Panel) -> list[_Block]:
 
 def _labels(labels: list[str], width: int) -> tuple[list[list[str]], bool]:
     """Column heads in at most three lines each, or, where a word is too wide for that, all of them slanted."""
-    lines = [wrapped(label, width, LABEL) for label in labels]
+    lines = [lines_within(label, width, LABEL) for label in labels]
     if all(" ".join(parts) == " ".join(label.split()) for label, parts in zip(labels, lines, strict=True)):
         return [
             [*parts[:2], *([shortened(" ".join(parts[2:]), width, LABEL, keep="start")] if parts[2:] else [])] for parts in lines
@@ -218,18 +218,18 @@ def _tile(panel: Panel, target: int) -> tuple[int, int]:
     return max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)
 
 
-def _head_lines(subject: Subject) -> list[str]:
-    return [line for line in (subject.name, subject.training_words, accuracies(subject)) if line]
+def _head_lines(checkpoint: CheckpointFacts) -> list[str]:
+    return [line for line in (checkpoint.name, checkpoint.training_words, accuracies(checkpoint)) if line]
 
 
-def _head_width(subject: Subject) -> float:
-    lines = _head_lines(subject)
+def _head_width(checkpoint: CheckpointFacts) -> float:
+    lines = _head_lines(checkpoint)
     return max(min(HEAD_MOST, text_width(lines[0], NAME, bold=True)), *(text_width(line, SMALL) for line in lines[1:]))
 
 
 def _caption(collection: Collection, blocks: list[_Block]) -> list[str]:
     """What a reader must know: one entry a paragraph."""
-    texts = [meaning_of_robust(collection.subjects)]
+    texts = [meaning_of_robust(collection.checkpoints)]
     texts += [
         f"recipe {name}: {text}" for text, name in {p.recipe_text: p.recipe for p in collection.panels}.items() if text != name
     ]

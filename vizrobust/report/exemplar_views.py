@@ -1,4 +1,4 @@
-"""Natural exemplars on a canvas and in the gallery page, each with its receptive field outlined."""
+"""Draw exemplars on a sheet and lay them out in the gallery page, each with its receptive field outlined."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from vizrobust.report.canvas import Canvas, Pixels, scaled
-from vizrobust.report.collect import Column, Natural, Naturals, Panel, Picture, Subject
+from vizrobust.report.collect import CheckpointFacts, Column, Exemplar, Exemplars, Panel, Picture
 from vizrobust.report.style import FAINT, MARK
-from vizrobust.report.words import ENDS, ends
+from vizrobust.report.words import EXCITING
 
 GRID_GAP, HAIRLINE, OUTLINE = 6, 1, 2
-CROSS = 12  # how large the cross is that stands for a place that sees the whole image, as a part of the image's side
+CROSS = 12  # an arm of the cross is this part of the image's side
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Grid:
     target: int
 
     @staticmethod
-    def of(units: Iterable[Naturals], width: int) -> Grid | None:
+    def of(units: Iterable[Exemplars], width: int) -> Grid | None:
         """The grid that holds those of every unit in about `width` pixels; None where there are none."""
         units = [unit for unit in units if unit.count]
         if not units:
@@ -36,7 +36,7 @@ class Grid:
         deep, across = max(units, key=lambda unit: unit.count).shape
         target = max(16, width // across)
         sizes = set()
-        for file in {natural.file for unit in units for end in unit.ends.values() for natural in end}:
+        for file in {exemplar.file for unit in units for exemplar in unit.images}:
             with Image.open(file) as image:
                 sizes.add(image.size)
         shapes = [scaled(np.zeros((height, width), np.uint8), target).shape for width, height in sizes]
@@ -50,19 +50,19 @@ class Grid:
     def height(self) -> int:
         return self.deep * (self.tile[1] + GRID_GAP) - GRID_GAP
 
-    def draw(self, canvas: Canvas, end: tuple[Natural, ...], x: int, y: int) -> None:
-        for i, natural in enumerate(end):
+    def draw(self, canvas: Canvas, exemplars: tuple[Exemplar, ...], x: int, y: int) -> None:
+        for i, exemplar in enumerate(exemplars):
             left, top = x + i % self.across * (self.tile[0] + GRID_GAP), y + i // self.across * (self.tile[1] + GRID_GAP)
-            with Image.open(natural.file) as image:
+            with Image.open(exemplar.file) as image:
                 pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-            shown = marked(scaled(pixels, self.target), natural, pixels.shape[1])
+            shown = marked(scaled(pixels, self.target), exemplar, pixels.shape[1])
             left, top = left + (self.tile[0] - shown.shape[1]) // 2, top + (self.tile[1] - shown.shape[0]) // 2
             edge = HAIRLINE
             canvas.frame(left - edge, top - edge, shown.shape[1] + 2 * edge, shown.shape[0] + 2 * edge, FAINT, edge)
             canvas.image(shown, left, top)
 
 
-def marked(pixels: Pixels, natural: Natural, width: int) -> Pixels:
+def marked(pixels: Pixels, exemplar: Exemplar, width: int) -> Pixels:
     """(h, w, 3) uint8 with the receptive field outlined, or a cross where that is the whole image.
 
     `width` is that of the image before it was scaled to these pixels.
@@ -70,16 +70,16 @@ def marked(pixels: Pixels, natural: Natural, width: int) -> Pixels:
     color = tuple(int(MARK[i : i + 2], 16) for i in (1, 3, 5))
     height, across = pixels.shape[:2]
     shown = pixels.copy()
-    if natural.box is not None:
+    if exemplar.box is not None:
         scale = across / width
-        top, left = (round(side * scale) for side in natural.box[:2])
-        bottom, right = (round((at + size) * scale) for at, size in zip(natural.box[:2], natural.box[2:], strict=True))
+        top, left = (round(side * scale) for side in exemplar.box[:2])
+        bottom, right = (round((at + size) * scale) for at, size in zip(exemplar.box[:2], exemplar.box[2:], strict=True))
         outline = np.zeros((height, across), bool)
         outline[top:bottom, left:right] = True
         outline[top + OUTLINE : bottom - OUTLINE, left + OUTLINE : right - OUTLINE] = False
         shown[outline] = color
-    elif natural.center is not None:
-        y, x = round(natural.center[0] * height), round(natural.center[1] * across)
+    elif exemplar.center is not None:
+        y, x = round(exemplar.center[0] * height), round(exemplar.center[1] * across)
         arm = max(3, min(height, across) // CROSS)
         shown[max(0, y - 1) : y + 1, max(0, x - arm) : x + arm] = color
         shown[max(0, y - arm) : y + arm, max(0, x - 1) : x + 1] = color
@@ -90,7 +90,7 @@ AIM, SMALLEST, CELL_GAP = 168, 40, 2
 
 
 @dataclass(frozen=True)
-class NaturalCells:
+class ExemplarCells:
     """Lengths in CSS pixels: `tile` of an image, `across` of them beside each other; `smooth` where they are reduced."""
 
     panel: Panel = field(repr=False)
@@ -99,73 +99,77 @@ class NaturalCells:
     smooth: bool = False
 
     @staticmethod
-    def of(panel: Panel) -> NaturalCells:
-        units = [one for one in panel.naturals.values() if one.count]
+    def of(panel: Panel) -> ExemplarCells:
+        units = [one for one in panel.exemplars.values() if one.count]
         if not units:
-            return NaturalCells(panel)
+            return ExemplarCells(panel)
         largest = max(units, key=lambda one: one.count)
         across = largest.shape[1]
         aim = max(SMALLEST, AIM // across)
-        with Image.open(next(iter(largest.ends.values()))[0].file) as image:
+        with Image.open(largest.images[0].file) as image:
             side = image.size[0]
         # Whole multiples keep the pixels square.
         tile = max(1, round(aim / side)) * side if side <= 1.5 * aim else aim
-        return NaturalCells(panel, across, tile, side > tile)
+        return ExemplarCells(panel, across, tile, side > tile)
 
     @property
     def width(self) -> int:
         return self.across * self.tile + max(0, self.across - 1) * CELL_GAP
 
-    def ends(
-        self, subject: Subject, column: Column, source: Callable[[Picture | Natural], str], facts: list[dict[str, Any]]
+    def grids(
+        self,
+        checkpoint: CheckpointFacts,
+        column: Column,
+        source: Callable[[Picture | Exemplar], str],
+        facts: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
         """The unit's grids as the template wants them; `facts` grows by one entry per image."""
-        naturals = self.panel.naturals_of(subject, column)
-        if naturals is None:
+        exemplars = self.panel.exemplars_of(checkpoint, column)
+        if exemplars is None:
             return []
         grids = []
-        for sign in ends(self.panel):
+        for sign in self.panel.signs:
             images = []
-            for natural in naturals.ends.get(sign, ()):
-                facts.append(_facts(self.panel, natural, naturals, subject.name, column))
-                with Image.open(natural.file) as image:
+            for exemplar in exemplars.of_sign(sign):
+                facts.append(_facts(self.panel, exemplar, exemplars, checkpoint.name, column))
+                with Image.open(exemplar.file) as image:
                     width, height = image.size
-                mark = _mark(natural, width, height)
-                images.append({"index": len(facts) - 1, "source": source(natural), "mark": mark, "natural": natural})
-            grids.append({"title": f"{ENDS[sign]} exciting", "images": images})
+                mark = _mark(exemplar, width, height)
+                images.append({"index": len(facts) - 1, "source": source(exemplar), "mark": mark, "exemplar": exemplar})
+            grids.append({"title": EXCITING[sign], "images": images})
         return grids
 
 
-def _mark(natural: Natural, width: int, height: int) -> dict[str, Any] | None:
+def _mark(exemplar: Exemplar, width: int, height: int) -> dict[str, Any] | None:
     """Class and style of the outline or the cross."""
-    if natural.box is not None:
-        top, left, tall, wide = natural.box
+    if exemplar.box is not None:
+        top, left, tall, wide = exemplar.box
         shares = {"top": top / height, "left": left / width, "height": tall / height, "width": wide / width}
         return {"kind": "box", "style": "; ".join(f"{name}: {100 * share:.2f}%" for name, share in shares.items())}
-    if natural.center is not None:
-        return {"kind": "cross", "style": f"top: {100 * natural.center[0]:.2f}%; left: {100 * natural.center[1]:.2f}%"}
+    if exemplar.center is not None:
+        return {"kind": "cross", "style": f"top: {100 * exemplar.center[0]:.2f}%; left: {100 * exemplar.center[1]:.2f}%"}
     return None
 
 
-def _facts(panel: Panel, natural: Natural, naturals: Naturals, name: str, column: Column) -> dict[str, Any]:
+def _facts(panel: Panel, exemplar: Exemplar, exemplars: Exemplars, name: str, column: Column) -> dict[str, Any]:
     """What the enlarged image says about itself."""
     pairs = {
-        "activation": f"{natural.value:.4g}",
-        "rank": f"{natural.rank} from the {'top' if natural.sign > 0 else 'bottom'} of {naturals.source}",
-        "label": natural.label,
-        "index": str(natural.index),
+        "activation": f"{exemplar.value:.4g}",
+        "rank": f"{exemplar.rank} from the {'top' if exemplar.sign > 0 else 'bottom'} of {exemplars.source}",
+        "label": exemplar.label,
+        "index": str(exemplar.index),
         "layer and unit": f"{panel.layer}, unit {column.unit}{f', position {column.place}' if column.position else ''}",
-        "place": _place(natural),
-        "file": natural.name,
+        "position": _position(exemplar),
+        "file": exemplar.name,
     }
     return {
-        "title": f"{name} · {panel.label(column)} · {ENDS[natural.sign]} exciting",
+        "title": f"{name} · {panel.label(column)} · {EXCITING[exemplar.sign]}",
         "pairs": [[key, value] for key, value in pairs.items() if value],
         "trajectory": (),
     }
 
 
-def _place(natural: Natural) -> str:
-    if natural.place is None or natural.map is None:
-        return "" if natural.map is None else "several cells of the map share this value"
-    return f"row {natural.place[0]}, column {natural.place[1]} of {natural.map[0]} x {natural.map[1]}"
+def _position(exemplar: Exemplar) -> str:
+    if exemplar.position is None or exemplar.map is None:
+        return "" if exemplar.map is None else "several positions share this value"
+    return f"row {exemplar.position[0]}, column {exemplar.position[1]} of {exemplar.map[0]} x {exemplar.map[1]}"

@@ -20,12 +20,12 @@ from vizrobust.report.style import (
     MARKERS,
     QUIET,
     blank,
-    broken,
     check,
     format_of,
     house_style,
     legend_of,
     save_figure,
+    wrapped,
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -69,7 +69,7 @@ def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], co
                     [row["predicted"] for row in some], [row[key] for row in some], linestyle="none", color=COLORS[index],
                     marker=MARKERS[index], markersize=3.4, markeredgewidth=0, alpha=0.55, zorder=3,
                 )  # fmt: skip
-            axes.set_title(f"{broken(label, 32)}\n{_medians(some)}", loc="left", fontsize=8.5, linespacing=1.4, pad=6)
+            axes.set_title(f"{wrapped(label, 32)}\n{_medians(some)}", loc="left", fontsize=8.5, linespacing=1.4, pad=6)
             if place + beside >= len(panels):  # also above a place that stays empty
                 axes.tick_params(labelbottom=True)
         unit = UNITS.get(loss, loss)

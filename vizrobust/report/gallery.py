@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vizrobust.report import words
-from vizrobust.report.collect import Collection, Film, Natural, Panel, Picture, collect
+from vizrobust.report.collect import Collection, Exemplar, Frames, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
-from vizrobust.report.exemplar_views import NaturalCells
+from vizrobust.report.exemplar_views import ExemplarCells
 from vizrobust.runs import slug, write_atomic, write_text
 
-Shown = Picture | Film | Natural
+Shown = Picture | Frames | Exemplar
 EMBED_BELOW = 16 * 2**20
 FEW, SOME = (4, 168), (8, 112)  # up to so many tiles in a line: so many CSS pixels each
 MANY, SEED_GAP = 96, 3
@@ -61,7 +61,7 @@ def write_gallery(
         collection=collection,
         origins=[(origin, _runs_name(origin.folder)) for origin in collection.origins],
         recipes=words.recipes(collection.panels),
-        robust=words.meaning_of_robust(collection.subjects),
+        robust=words.meaning_of_robust(collection.checkpoints),
         percent=words.percent,
         short_name=words.short_name,
     )
@@ -73,25 +73,25 @@ def _panel(
     panel: Panel, index: int, collection: Collection, source: Callable[[Shown], str], facts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A panel as the template wants it; `facts` grows by one entry per picture, which the tile names by its index."""
-    naturals = NaturalCells.of(panel)
-    tile = _tile_width(panel, naturals.width)
+    exemplars = ExemplarCells.of(panel)
+    tile = _tile_width(panel, exemplars.width)
     rows = []
-    for subject in panel.subjects:
+    for checkpoint in panel.checkpoints:
         cells = []
         for column in panel.columns:
             tiles: list[dict[str, Any] | None] = []
-            by_seed = {picture.seed: picture for picture in panel.pictures(subject, column)}
+            by_seed = {picture.seed: picture for picture in panel.pictures(checkpoint, column)}
             for seed in panel.seeds:
                 picture = by_seed.get(seed)
                 if picture is None:
                     tiles.append(None)
                     continue
-                film = source(picture.film) if picture.film else ""
-                facts.append({**_facts(panel, picture, subject.name, collection), "film": film})
+                frames = source(picture.frames) if picture.frames else ""
+                facts.append({**_facts(panel, picture, checkpoint.name, collection), "frames": frames})
                 tiles.append({"index": len(facts) - 1, "source": source(picture) if picture.file else "", "picture": picture})
-            ends = naturals.ends(subject, column, source, facts)
-            cells.append({"label": panel.label(column), "tiles": tiles, "ends": ends})
-        rows.append({"subject": subject, "cells": cells})
+            grids = exemplars.grids(checkpoint, column, source, facts)
+            cells.append({"label": panel.label(column), "tiles": tiles, "exemplars": grids})
+        rows.append({"checkpoint": checkpoint, "cells": cells})
     return {
         "id": f"panel-{index}",
         "panel": panel,
@@ -101,8 +101,8 @@ def _panel(
         "rows": rows,
         "labels": [(column, panel.label(column)) for column in panel.columns],
         "tile": tile,
-        "cell": max(_across(len(panel.seeds), tile), _across(min(2, len(panel.seeds)), naturals.width)),
-        "naturals": naturals,
+        "cell": max(_across(len(panel.seeds), tile), _across(min(2, len(panel.seeds)), exemplars.width)),
+        "exemplars": exemplars,
         "smooth": _largest_side(panel) > tile,
     }
 
@@ -164,10 +164,8 @@ def _largest_side(panel: Panel) -> int:
 
 def _bytes(collection: Collection) -> int:
     files = [picture.file for picture in _pictures(collection)]
-    files += [picture.film.file for picture in _pictures(collection) if picture.film]
-    files += [
-        image.file for panel in collection.panels for one in panel.naturals.values() for end in one.ends.values() for image in end
-    ]
+    files += [picture.frames.file for picture in _pictures(collection) if picture.frames]
+    files += [image.file for panel in collection.panels for one in panel.exemplars.values() for image in one.images]
     return sum(file.stat().st_size for file in files if file is not None)
 
 
@@ -208,7 +206,7 @@ def _runs_name(folder: Path) -> str:
 
 def _summary(collection: Collection) -> str:
     count = sum(picture.file is not None for picture in _pictures(collection))
-    parts: Mapping[str, int] = {"checkpoint": len(collection.subjects), "picture": count}
+    parts: Mapping[str, int] = {"checkpoint": len(collection.checkpoints), "picture": count}
     return ", ".join(f"{number:,} {word}{'' if number == 1 else 's'}" for word, number in parts.items())
 
 
@@ -216,5 +214,5 @@ def _notes(panel: Panel) -> list[str]:
     statuses = {picture.status for cell in panel.cells.values() for picture in cell}
     known = {"saturated": f"Orange corner, {words.SATURATED}.", "dead": f"{words.DEAD.capitalize()}."}
     shown = words.exemplars_shown(panel)
-    natural = [f"{shown[0].upper()}{shown[1:]}."] if shown else []
-    return [*natural, *(text for status, text in known.items() if status in statuses)]
+    exemplars = [f"{shown[0].upper()}{shown[1:]}."] if shown else []
+    return [*exemplars, *(text for status, text in known.items() if status in statuses)]

@@ -26,7 +26,6 @@ from vizrobust.report.style import (
     Point,
     accuracy_axes,
     blank,
-    broken,
     check,
     format_of,
     house_style,
@@ -36,6 +35,7 @@ from vizrobust.report.style import (
     percent,
     percent_upwards,
     save_figure,
+    wrapped,
 )
 
 # Where half of the radii lie in this part of the axis they would fall together, so the axis is logarithmic.
@@ -75,7 +75,7 @@ def accuracy_over_eps(
         return save_figure(figure, path, command)
 
 
-def smallest_eps(
+def minimal_perturbations(
     path: Path | str,
     series: Sequence[tuple[str, Sequence[float]]],
     command: str = "",
@@ -121,7 +121,7 @@ def smallest_eps(
         return save_figure(figure, path, command)
 
 
-def foreseen_and_unforeseen(path: Path | str, series: Curves, command: str = "") -> Path:
+def trained_and_unforeseen_attacks(path: Path | str, series: Curves, command: str = "") -> Path:
     """Draw accuracy with its interval under each attack, side by side; full marks where training used the attack.
 
     `series` are (label, rows); a row has ``attack, foreseen`` (whether training used it; None for clean images) and, as
@@ -145,7 +145,7 @@ def foreseen_and_unforeseen(path: Path | str, series: Curves, command: str = "")
         for place in range(1, len(attacks)):
             new = blocks[place] != blocks[place - 1]
             axes.axhline(place - 0.5, color=QUIET if new else FAINT, linewidth=1.0 if new else 0.7, zorder=1)
-        axes.set_yticks(range(len(attacks)), [broken(name, 34) for name in attacks])
+        axes.set_yticks(range(len(attacks)), [wrapped(name, 34) for name in attacks])
         axes.set_ylim(len(attacks) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.grid(axis="x")
@@ -177,7 +177,7 @@ def corruption_curves(path: Path | str, series: Curves, command: str = "", *, cl
                 continue
             percent_upwards(axes)
             axes.tick_params(pad=3, labelsize=8)
-            axes.set_title(broken(kinds[place].replace("_", " "), 18), loc="left", fontsize=9, pad=5)
+            axes.set_title(wrapped(kinds[place].replace("_", " "), 18), loc="left", fontsize=9, pad=5)
             for index, (label, rows) in enumerate(series):
                 mine = sorted((row for row in rows if str(row["corruption"]) == kinds[place]), key=lambda row: row["severity"])
                 _severities(axes, mine, (clean or {}).get(label), index)

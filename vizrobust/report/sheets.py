@@ -14,8 +14,8 @@ from PIL import Image
 from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.pictures import read_opaque
 from vizrobust.models import LOGITS, Checkpoint
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
-from vizrobust.report.collect import Subject
+from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
+from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
 from vizrobust.runs import Row
@@ -33,7 +33,7 @@ def spritemap_sheet(
     path: Path | str,
     folder: Path | str,
     rows: Sequence[Row],
-    subject: Subject,
+    checkpoint: CheckpointFacts,
     *,
     order: str = "unit",
     columns: int | None = None,
@@ -48,10 +48,10 @@ def spritemap_sheet(
     if order not in ORDERS:
         raise ValueError(f"no order {order!r}; there are: {', '.join(ORDERS)}")
     if not rows:
-        raise ValueError(f"run {str(folder)!r} holds no pictures of {subject.name}; run its command again to fill it")
+        raise ValueError(f"run {str(folder)!r} holds no pictures of {checkpoint.name}; run its command again to fill it")
     if columns is not None and columns < 1:
         raise ValueError(f"a sheet has at least 1 column, got {columns}")
-    sprites = [_Sprite.of(row, Path(folder), subject) for row in _ordered(rows, order)]
+    sprites = [_Sprite.of(row, Path(folder), checkpoint) for row in _ordered(rows, order)]
     target = next((size for most, size in SPRITE_TARGETS if len(sprites) <= most), SPRITE_SMALLEST)
     with house_style():
         tiles = [sprite.shape(target) for sprite in sprites]
@@ -60,11 +60,11 @@ def spritemap_sheet(
         across = min(len(sprites), columns or _columns(len(sprites), step[1] / step[0]))
         down = math.ceil(len(sprites) / across)
         width = max(SPRITE_MIN_WIDTH, 2 * SPRITE_MARGIN + across * step[0] - SPRITE_GAP)
-        head = _head(rows, subject, order, width - 2 * SPRITE_MARGIN)
+        head = _head(rows, checkpoint, order, width - 2 * SPRITE_MARGIN)
         foot = [
             line
-            for text in _spritemap_foot(sprites, subject)
-            for line in wrapped(text, width - 2 * SPRITE_MARGIN, SPRITE_CAPTION)
+            for text in _spritemap_caption(sprites, checkpoint)
+            for line in lines_within(text, width - 2 * SPRITE_MARGIN, SPRITE_CAPTION)
         ]
         top = SPRITE_MARGIN + round(SPRITE_TITLE * LEADING + len(head[1]) * SPRITE_SMALL * LEADING + SPRITE_SMALL)
         height = top + down * step[1] + round(SPRITE_CAPTION + len(foot) * SPRITE_CAPTION * LEADING) + SPRITE_MARGIN
@@ -81,18 +81,20 @@ def spritemap_sheet(
         return canvas.save(path, command)
 
 
-def subject_of(checkpoint: Checkpoint) -> Subject:
+def facts_of(checkpoint: Checkpoint) -> CheckpointFacts:
     """A checkpoint as reports know it."""
     facts = checkpoint_facts(checkpoint)
-    own = {name: facts[name] for name in Subject.__dataclass_fields__ if facts.get(name) is not None}
-    return Subject(**{**own, "id": checkpoint.id, "classes": checkpoint.about.classes})
+    own = {name: facts[name] for name in CheckpointFacts.__dataclass_fields__ if facts.get(name) is not None}
+    return CheckpointFacts(**{**own, "id": checkpoint.id, "classes": checkpoint.about.classes})
 
 
-def introduced(subject: Subject) -> str:
+def title_line(checkpoint: CheckpointFacts) -> str:
     """A checkpoint in one line: name, training, accuracies as far as they are known."""
-    known = subject.clean is not None or subject.robust is not None
+    known = checkpoint.clean is not None or checkpoint.robust is not None
     return ", ".join(
-        text for text in (subject.name, subject.training_words, *(accuracies(subject).split("   ") if known else ())) if text
+        text
+        for text in (checkpoint.name, checkpoint.training_words, *(accuracies(checkpoint).split("   ") if known else ()))
+        if text
     )
 
 
@@ -105,12 +107,12 @@ class _Sprite:
     file: Path | None
 
     @staticmethod
-    def of(row: Row, folder: Path, subject: Subject) -> _Sprite:
-        named = row["layer"] == LOGITS and row["unit"] < len(subject.classes)
+    def of(row: Row, folder: Path, checkpoint: CheckpointFacts) -> _Sprite:
+        named = row["layer"] == LOGITS and row["unit"] < len(checkpoint.classes)
         file = None if row["status"] == "dead" else folder / row["image"]
         if file is not None and not file.is_file():
-            raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
-        return _Sprite(subject.classes[row["unit"]] if named else str(row["unit"]), row["status"], file)
+            raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
+        return _Sprite(checkpoint.classes[row["unit"]] if named else str(row["unit"]), row["status"], file)
 
     def shape(self, target: int) -> tuple[int, int]:
         """Height and width of its tile; nothing but the file's header is read."""
@@ -121,7 +123,7 @@ class _Sprite:
 
     def draw(self, canvas: Canvas, x: int, y: int, tile: tuple[int, int], target: int) -> None:
         width, height = tile
-        pixels = crossed(width, height) if self.file is None else scaled(read_opaque(self.file), target)
+        pixels = missing_tile(width, height) if self.file is None else scaled(read_opaque(self.file), target)
         left, top = x + (width - pixels.shape[1]) // 2, y + (height - pixels.shape[0]) // 2
         canvas.frame(left - 1, top - 1, pixels.shape[1] + 2, pixels.shape[0] + 2, FAINT, 1)
         canvas.image(pixels, left, top)
@@ -131,7 +133,7 @@ class _Sprite:
         canvas.text(label, x + width / 2, y + height + SPRITE_LABEL * 1.1, SPRITE_LABEL, color=QUIET, align="center")
 
 
-def crossed(width: int, height: int) -> Pixels:
+def missing_tile(width: int, height: int) -> Pixels:
     """(height, width, 3) uint8: an empty tile with its two diagonals."""
     tile = np.full((height, width, 3), 255, np.uint8)
     y, x = np.indices((height, width))
@@ -154,7 +156,7 @@ def _ordered(rows: Sequence[Row], order: str) -> list[Row]:
     return sorted(rows, key=lambda row: (row["status"] == "dead", -row["score"], row["unit"]))
 
 
-def _head(rows: Sequence[Row], subject: Subject, order: str, width: int) -> tuple[str, list[str]]:
+def _head(rows: Sequence[Row], checkpoint: CheckpointFacts, order: str, width: int) -> tuple[str, list[str]]:
     """The title, and what stands below it in lines."""
     row, count = rows[0], len(rows)
     what = "class units" if row["layer"] == LOGITS else f"units of {row['layer']}"
@@ -164,16 +166,16 @@ def _head(rows: Sequence[Row], subject: Subject, order: str, width: int) -> tupl
     span = f", score {max(scores):.3g} to {min(scores):.3g}" if scores else ""
     made = f"recipe {row['recipe_text']}, objective {row['objective']}, seed {row['seed']}"
     sorted_by = {"unit": f"by number{span}", "score": f"by score, the highest first{span}"}[order]
-    texts = [introduced(subject), f"{made}; {sorted_by}"]
+    texts = [title_line(checkpoint), f"{made}; {sorted_by}"]
     return shortened(title, width, SPRITE_TITLE, bold=True), [
-        line for text in texts for line in wrapped(text, width, SPRITE_SMALL)
+        line for text in texts for line in lines_within(text, width, SPRITE_SMALL)
     ]
 
 
-def _spritemap_foot(sprites: Sequence[_Sprite], subject: Subject) -> list[str]:
+def _spritemap_caption(sprites: Sequence[_Sprite], checkpoint: CheckpointFacts) -> list[str]:
     """What a reader must know: one entry a paragraph."""
     count = {status: sum(sprite.status == status for sprite in sprites) for status in ("dead", "saturated")}
-    texts = [meaning_of_robust([subject])]
+    texts = [meaning_of_robust([checkpoint])]
     if count["dead"]:
         texts.append(f"crossed, {count['dead']} of {len(sprites)}, {DEAD}")
     if count["saturated"]:
@@ -193,7 +195,7 @@ def atlas_sheet(
     path: Path | str,
     folder: Path | str,
     rows: Sequence[Row],
-    subject: Subject,
+    checkpoint: CheckpointFacts,
     about: Sequence[str],
     grid: int,
     command: str = "",
@@ -204,7 +206,7 @@ def atlas_sheet(
     have no row stay empty. The area of a picture is proportional to its cell's count, from a least size on.
     """
     if not rows:
-        raise ValueError(f"run {str(folder)!r} holds no pictures of {subject.name}; run its command again to fill it")
+        raise ValueError(f"run {str(folder)!r} holds no pictures of {checkpoint.name}; run its command again to fill it")
     target = next((size for most, size in ATLAS_TARGETS if grid <= most), ATLAS_SMALLEST)
     pictures = {(row["row"], row["column"]): _picture(row, Path(folder)) for row in rows}
     full = [scaled(one, target).shape for one in pictures.values() if one is not None] or [(target, target)]
@@ -213,8 +215,16 @@ def atlas_sheet(
     densest = max(row["count"] for row in rows)
     with house_style():
         width = max(ATLAS_MIN_WIDTH, 2 * ATLAS_MARGIN + grid * step[0] - ATLAS_GAP)
-        head = [line for text in (introduced(subject), *about) for line in wrapped(text, width - 2 * ATLAS_MARGIN, ATLAS_SMALL)]
-        foot = [line for text in _atlas_foot(rows, subject) for line in wrapped(text, width - 2 * ATLAS_MARGIN, ATLAS_CAPTION)]
+        head = [
+            line
+            for text in (title_line(checkpoint), *about)
+            for line in lines_within(text, width - 2 * ATLAS_MARGIN, ATLAS_SMALL)
+        ]
+        foot = [
+            line
+            for text in _atlas_caption(rows, checkpoint)
+            for line in lines_within(text, width - 2 * ATLAS_MARGIN, ATLAS_CAPTION)
+        ]
         top = ATLAS_MARGIN + round(ATLAS_TITLE * LEADING + len(head) * ATLAS_SMALL * LEADING + ATLAS_SMALL)
         height = top + grid * step[1] + round(ATLAS_CAPTION + len(foot) * ATLAS_CAPTION * LEADING) + ATLAS_MARGIN
         canvas = Canvas(width, height)
@@ -232,7 +242,7 @@ def atlas_sheet(
 def _draw(canvas: Canvas, row: Row, picture: Pixels | None, x: int, y: int, tile: tuple[int, int], share: float) -> None:
     """One cell: its picture in the middle of the tile, below it the most frequent class and how frequent it is."""
     width, height = (max(1, round(side * share)) for side in tile)
-    pixels = crossed(width, height) if picture is None else resized(picture, width, height)
+    pixels = missing_tile(width, height) if picture is None else resized(picture, width, height)
     left, above = x + (tile[0] - width) // 2, y + (tile[1] - height) // 2
     canvas.frame(left - 1, above - 1, width + 2, height + 2, FAINT, 1)
     canvas.image(pixels, left, above)
@@ -269,11 +279,11 @@ def _picture(row: Row, folder: Path) -> Pixels | None:
         return None
     file = folder / row["image"]
     if not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is gone; run the command of {str(folder)!r} again in a new folder")
+        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
     return read_opaque(file)
 
 
-def _atlas_foot(rows: Sequence[Row], subject: Subject) -> list[str]:
+def _atlas_caption(rows: Sequence[Row], checkpoint: CheckpointFacts) -> list[str]:
     """What a reader must know: one entry a paragraph."""
     most = max(row["count"] for row in rows)
     texts = [
@@ -284,7 +294,7 @@ def _atlas_foot(rows: Sequence[Row], subject: Subject) -> list[str]:
         texts.append(f"crossed, {count['dead']} of {len(rows)}, {DEAD.replace('unit', 'direction')}")
     if count["saturated"]:
         texts.append(f"orange corner, {count['saturated']} of {len(rows)}, {SATURATED}")
-    return [text for text in (*texts, meaning_of_robust([subject])) if text]
+    return [text for text in (*texts, meaning_of_robust([checkpoint])) if text]
 
 
 MARGIN, GAP, ROW_GAP, EDGE = 72, 24, 40, 2
@@ -325,7 +335,7 @@ def reconstruction_sheet(
         head = round(max(_head_width(row) for row in rows)) + HEAD_GAP
         width = max(MIN_WIDTH, 2 * MARGIN + head + len(columns) * (cell + GAP) - GAP)
         heights = [_height(row, drawn) for row, drawn in zip(rows, tiles, strict=True)]
-        notes = [line for text in caption for line in wrapped(text, width - 2 * MARGIN, CAPTION)]
+        notes = [line for text in caption for line in lines_within(text, width - 2 * MARGIN, CAPTION)]
         top = MARGIN + round(TITLE * LEADING + 18 + LABEL * LEADING + 12)
         height = top + sum(heights) + ROW_GAP * len(rows) + len(notes) * CAPTION * LEADING + MARGIN
         canvas = Canvas(width, math.ceil(height))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vizrobust.report.study_data import Entry, Group, Study
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
-from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, broken, house_style
+from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, house_style, wrapped
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
@@ -29,9 +29,9 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
     Bands are t intervals over training seeds (the range of two, none of one).
     """
     panels = [(metric, judge) for metric in study.metrics(role, layer) for judge in study.judges(metric["name"], layer)]
-    if not panels or not study.doses:
+    if not panels or not study.swept:
         return None
-    steps = Steps.of(study, arms=False)
+    steps = Steps.of(study, baselines=False)
     with house_style():
         figure, grid = _panels(len(panels), _beside(panels))
         for place, ((metric, judge), axes) in enumerate(zip(panels, grid, strict=False)):
@@ -47,7 +47,7 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
             if place % _beside(panels) == _beside(panels) - 1 or place == len(panels) - 1:
                 room = place % _beside(panels) == _beside(panels) - 1
                 label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25, room=room)
-            struck = " (disqualified)" if judge in study.excluded else ""
+            struck = " (excluded)" if judge in study.excluded else ""
             _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
         return figure
 
@@ -57,9 +57,9 @@ def controls_over_k(study: Study, layer: str) -> Figure | None:
     panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
     drawn = [[(c, study.spreads(study.over_judges(m["name"], r, layer, c))) for c in CONTROLS] for m, r in panels]
     drawn = [[(control, series) for control, series in panel if series] for panel in drawn]
-    if not study.doses or not any(control for panel in drawn for control, _series in panel):
+    if not study.swept or not any(control for panel in drawn for control, _series in panel):
         return None
-    steps, beside = Steps.of(study, arms=False), len(study.recipes)
+    steps, beside = Steps.of(study, baselines=False), len(study.recipes)
     with house_style():
         figure, grid = _panels(len(panels), beside)
         for place, ((metric, recipe), lines, axes) in enumerate(zip(panels, drawn, grid, strict=False)):
@@ -81,7 +81,7 @@ def controls_over_k(study: Study, layer: str) -> Figure | None:
 
 
 def clarity_distance(study: Study) -> Figure | None:
-    """Clarity of the pictures on their way, over their mean L2 distance from the start, a line per K."""
+    """Clarity during optimization over the mean L2 distance from the start image, a line per K."""
     curves = {recipe: _curves(study, recipe) for recipe in study.recipes}
     curves = {recipe: lines for recipe, lines in curves.items() if lines}
     if not curves:
@@ -106,7 +106,7 @@ def clarity_distance(study: Study) -> Figure | None:
                     [points[-1][0], right], [y, y], color=color, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, scalex=False
                 )
             label_lines(axes, right, ends, 3.0, size=9, leader=0.03 * right)
-        figure.axes[0].set_ylabel("hard two-alternative AUC")
+        figure.axes[0].set_ylabel("2AFC AUC (hard)")
         return figure
 
 
@@ -118,35 +118,35 @@ def clarity_against_accuracy(study: Study, layer: str) -> Figure | None:
     if not robust or not any(name in robust for values in found for name in values):
         return None
     beside = len(study.recipes)
-    colors = dict(zip([group.name for group in study.doses], shades(len(study.doses)), strict=True))
+    colors = dict(zip([group.name for group in study.swept], shades(len(study.swept)), strict=True))
     with house_style():
         figure, grid = _panels(len(panels), beside)
         for (metric, recipe), values, axes in zip(panels, found, grid, strict=False):
             labels = []
-            for group in (*study.doses, *study.arms):
+            for group in (*study.swept, *study.baselines):
                 points = [(100 * robust[name], values[name]) for name in group.checkpoints if name in robust and name in values]
                 if not points:
                     continue
                 color = colors.get(group.name, QUIET)
                 xs, ys = zip(*points, strict=True)
-                face = "none" if group.is_dose and not group.k else color
+                face = "none" if group.has_k and not group.k else color
                 axes.scatter(
                     xs,
                     ys,
                     s=24,
-                    marker="o" if group.is_dose else "D",
+                    marker="o" if group.has_k else "D",
                     color=color,
                     facecolor=face,
                     linewidth=1.3,
                     zorder=3,
                     clip_on=False,
                 )
-                at = (sum(xs) / len(xs), max(ys)) if group.is_dose else (max(xs), sum(ys) / len(ys))
-                labels.append((*at, str(group.k) if group.is_dose and group.label[:1] == "K" else group.label, color))
+                at = (sum(xs) / len(xs), max(ys)) if group.has_k else (max(xs), sum(ys) / len(ys))
+                labels.append((*at, str(group.k) if group.has_k and group.label[:1] == "K" else group.label, color))
             _quiet(axes)
             axes.margins(y=0.16)
             axes.set_xlim(-4, 104)
-            for x, y, text, color in labels:  # numbers above their marks, names of arms beside them
+            for x, y, text, color in labels:  # numbers above their marks, names of baselines beside them
                 place: dict[str, Any] = (
                     {"xytext": (0, 5), "ha": "center"} if color != QUIET else {"xytext": (6, -3), "ha": "left"}
                 )
@@ -157,7 +157,7 @@ def clarity_against_accuracy(study: Study, layer: str) -> Figure | None:
 
 
 def shades(count: int) -> list[str]:
-    """`count` colours from light to dark for more and more steps, in an order that any colour vision sees."""
+    """`count` colours from light to dark for more and more steps, ordered for any colour vision."""
     palette = mpl.colormaps["viridis_r"]
     return [to_hex(palette(0.4 + 0.55 * index / max(1, count - 1))) for index in range(count)]
 
@@ -165,7 +165,7 @@ def shades(count: int) -> list[str]:
 def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, float]]]]:
     """Group -> (distance, value) by step, each the mean over its training seeds and the judges that count."""
     found = []
-    for group in study.doses:
+    for group in study.swept:
         by_step: dict[int, list[Entry]] = {}
         for row in study.entries("distance"):
             mine = row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.excluded
@@ -239,8 +239,8 @@ def _quiet(axes: Axes) -> None:
 
 def _title(axes: Axes, title: str, below: str, metric: Entry) -> None:
     notes = [below, "lower is clearer" if metric.get("direction", 1) < 0 and metric["role"] != "diagnostic" else ""]
-    second = broken(", ".join(note for note in notes if note), 44)
-    axes.set_title(f"{broken(title, 44)}\n{second or ' '}", loc="left", fontsize=8.5, linespacing=1.3, pad=7)
+    second = wrapped(", ".join(note for note in notes if note), 44)
+    axes.set_title(f"{wrapped(title, 44)}\n{second or ' '}", loc="left", fontsize=8.5, linespacing=1.3, pad=7)
 
 
 def _mean(values: Sequence[float]) -> float:

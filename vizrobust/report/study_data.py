@@ -1,4 +1,4 @@
-"""A study's report.json as its page needs it: groups of checkpoints, one value a group with its spread over seeds."""
+"""Read a study's report.json by groups of checkpoints: for each group one value with its spread over training seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from vizrobust.intervals import mean_interval
+from vizrobust.report.words import key_word
 
 Entry = Mapping[str, Any]
 ROLES = {"dose": 0, "arm": 1, "control": 2, "given": 3, "random": 4}
@@ -28,7 +29,7 @@ class Group:
     masked: int = 0
 
     @property
-    def is_dose(self) -> bool:
+    def has_k(self) -> bool:
         return self.k is not None and self.role in ("dose", "given")
 
 
@@ -56,7 +57,7 @@ class AccuracySeries:
 
 
 class Study:
-    """Reads a report of format 1; whatever is empty or absent in it is empty here."""
+    """A report of format 1; whatever is absent in the file is empty here."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
         self.report = report
@@ -71,27 +72,27 @@ class Study:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Doses by their K, then named arms, controls, given and random networks."""
+        """The sweep over K in order of K, then baselines, controls, provided and random networks."""
         members: dict[str, list[Entry]] = {}
         for checkpoint in self.entries("checkpoints"):
             members.setdefault(str(checkpoint.get("group") or checkpoint["name"]), []).append(checkpoint)
-        doses = [some[0].get("k") for some in members.values() if some[0].get("role") in ("dose", "given")]
-        groups = [_group(name, some, doses) for name, some in members.items()]
-        return tuple(sorted(groups, key=lambda g: (not g.is_dose, g.k or 0 if g.is_dose else 0, ROLES.get(g.role, 9))))
+        ks = [some[0].get("k") for some in members.values() if some[0].get("role") in ("dose", "given")]
+        groups = [_group(name, some, ks) for name, some in members.items()]
+        return tuple(sorted(groups, key=lambda g: (not g.has_k, g.k or 0 if g.has_k else 0, ROLES.get(g.role, 9))))
 
     @cached_property
-    def doses(self) -> tuple[Group, ...]:
-        return tuple(group for group in self.groups if group.is_dose)
+    def swept(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.has_k)
 
     @cached_property
-    def arms(self) -> tuple[Group, ...]:
-        """Named arms, and given checkpoints of which no K is known."""
-        return tuple(group for group in self.groups if not group.is_dose and group.role in ("arm", "given"))
+    def baselines(self) -> tuple[Group, ...]:
+        """Named baselines, and provided checkpoints whose K is unknown."""
+        return tuple(group for group in self.groups if not group.has_k and group.role in ("arm", "given"))
 
     @cached_property
     def seeds(self) -> int:
-        """The most training seeds that any dose has."""
-        return max((len(group.checkpoints) for group in self.doses or self.groups), default=0)
+        """The largest number of training seeds at any K."""
+        return max((len(group.checkpoints) for group in self.swept or self.groups), default=0)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ class Study:
         return frozenset(judge["name"] for judge in self.entries("judges") if judge.get("disqualified"))
 
     def judges(self, metric: str, layer: str) -> tuple[str | None, ...]:
-        """Who judged a metric at a layer; None alone for a metric without a judge."""
+        """The judges of a metric at a layer; ``(None,)`` for a metric that needs no judge."""
         return _distinct(row.get("judge") for row in self._clarity if row["metric"] == metric and row["layer"] == layer)
 
     def metrics(self, role: str, layer: str) -> list[Entry]:
@@ -117,7 +118,8 @@ class Study:
         return [metric for metric in self.entries("metrics") if metric["role"] == role and metric["name"] in measured]
 
     def title(self, metric: str) -> str:
-        return next((str(entry.get("title") or metric) for entry in self.entries("metrics") if entry["name"] == metric), metric)
+        titles = {entry["name"]: str(entry.get("title") or "") for entry in self.entries("metrics")}
+        return titles.get(metric) or key_word(metric)
 
     def by_checkpoint(
         self, metric: str, recipe: str, judge: str | None, layer: str, control: str | None = None
@@ -126,7 +128,7 @@ class Study:
         return self._means.get((metric, recipe, judge, layer, control), {})
 
     def over_judges(self, metric: str, recipe: str, layer: str, control: str | None = None) -> dict[str, float]:
-        """Checkpoint -> the mean over its units and over the judges that are not disqualified."""
+        """Checkpoint -> the mean over its units and over the judges that are not excluded."""
         judges = [judge for judge in self.judges(metric, layer) if judge not in self.excluded]
         found = [self.by_checkpoint(metric, recipe, judge, layer, control) for judge in judges]
         found = [values for values in found if values]
@@ -153,7 +155,7 @@ class Study:
     def reference(
         self, name: str, metric: str, recipe: str | None, judge: str | None, layer: str, control: str | None = None
     ) -> float | None:
-        """A reference's value; one that no recipe made counts for every recipe."""
+        """A reference's value; a reference without a recipe holds for every recipe."""
         for row in self.entries("references"):
             same = (row["metric"], row.get("judge"), row["layer"], row.get("control")) == (metric, judge, layer, control)
             if same and row["reference"] == name and row.get("recipe") in (None, recipe) and _is_number(row.get("value")):
@@ -231,17 +233,17 @@ def range_over_seeds(values: Sequence[float]) -> Spread:
     return Spread(_mean_of(values), min(values), max(values), len(values))
 
 
-def _group(name: str, members: Sequence[Entry], doses: Sequence[int | None]) -> Group:
+def _group(name: str, members: Sequence[Entry], ks: Sequence[int | None]) -> Group:
     first = members[0]
     role, k = str(first.get("role") or "given"), first.get("k")
-    alone = k is not None and doses.count(k) == 1
+    alone = k is not None and ks.count(k) == 1
     label = f"K = {k}" if role == "dose" or (role == "given" and alone) else name
     masked = sum(is_masked(member) for member in members)
     return Group(name, label, role, k, tuple(str(member["name"]) for member in members), masked)
 
 
 def is_masked(checkpoint: Entry) -> bool:
-    """Whether the diagnosis calls a checkpoint's gradients masked (it may also call them sound, or be undecided)."""
+    """Whether the diagnosis of a checkpoint's gradients is "masked", as opposed to sound or undecided."""
     return str((checkpoint.get("masked") or {}).get("verdict", "")).startswith("masked")
 
 

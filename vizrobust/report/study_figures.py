@@ -19,11 +19,11 @@ from vizrobust.report.style import (
     MARKERS,
     QUIET,
     accuracy_axes,
-    apart,
     blank,
-    broken,
     house_style,
     percent_upwards,
+    spread_labels,
+    wrapped,
 )
 
 K_AXIS = "attack steps K used in training (0: standard training)"
@@ -34,37 +34,37 @@ LINE = 1.22  # of a label's size
 
 @dataclass(frozen=True)
 class Steps:
-    """Where each group stands: doses at 0, 1, 2, …, the arms behind a gap of `gap` places that holds the lines' names."""
+    """The x axis: the groups of the sweep over K at 0, 1, 2, …, the baselines after a gap that holds the lines' names."""
 
-    doses: tuple[Group, ...]
-    arms: tuple[Group, ...]
+    swept: tuple[Group, ...]
+    baselines: tuple[Group, ...]
     gap: float = 0.0
 
     @staticmethod
-    def of(study: Study, arms: bool = True, gap: float = 0.0) -> Steps:
-        return Steps(study.doses, study.arms if arms else (), gap)
+    def of(study: Study, baselines: bool = True, gap: float = 0.0) -> Steps:
+        return Steps(study.swept, study.baselines if baselines else (), gap)
 
     @property
     def places(self) -> dict[str, float]:
-        first_arm = len(self.doses) - 1 + self.gap + 0.9 if self.doses else 0.0
-        places = {group.name: float(index) for index, group in enumerate(self.doses)}
-        return places | {group.name: first_arm + ARM_PITCH * index for index, group in enumerate(self.arms)}
+        first_arm = len(self.swept) - 1 + self.gap + 0.9 if self.swept else 0.0
+        places = {group.name: float(index) for index, group in enumerate(self.swept)}
+        return places | {group.name: first_arm + ARM_PITCH * index for index, group in enumerate(self.baselines)}
 
     @property
     def end(self) -> float:
-        """The last dose's place."""
-        return max(0, len(self.doses) - 1)
+        """The position of the largest K."""
+        return max(0, len(self.swept) - 1)
 
     def dress(self, axes: Axes, labelled: bool = True, marked: bool = False, size: float = 10) -> None:
-        """Ticks, limits, the line before the arms, and with `marked` a column behind masked checkpoints."""
+        """Ticks, limits, the line before the baselines, and with `marked` a tinted column behind masked checkpoints."""
         places = self.places
-        names = [_tick(group) for group in self.doses] + [broken(group.label, 9) for group in self.arms]
+        names = [_tick(group) for group in self.swept] + [wrapped(group.label, 9) for group in self.baselines]
         axes.set_xticks(list(places.values()), names if labelled else [""] * len(names), fontsize=size)
         right = max([*places.values(), self.end + self.gap]) if places else 0.0
         axes.set_xlim(-0.35, right + 0.4)
-        if self.doses and self.arms:
-            axes.axvline(places[self.arms[0].name] - 0.5, color=FAINT, linewidth=0.8)
-        for group in (*self.doses, *self.arms) if marked else ():
+        if self.swept and self.baselines:
+            axes.axvline(places[self.baselines[0].name] - 0.5, color=FAINT, linewidth=0.8)
+        for group in (*self.swept, *self.baselines) if marked else ():
             if group.masked:
                 x = places[group.name]
                 axes.axvspan(x - 0.3, x + 0.3, color=MARK, alpha=0.1, linewidth=0, zorder=0)
@@ -77,11 +77,11 @@ class Steps:
     def draw(
         self, axes: Axes, series: Series, *, scale: float = 1.0, shift: float = 0.0, thin: bool = False, **look: Any
     ) -> None:
-        """One series: a line with its band over the doses, marks with their intervals over the arms."""
+        """One series: a line with its band over K, marks with their intervals over the baselines."""
         places, color = self.places, look["color"]
-        doses = [(places[group.name], series[group.name]) for group in self.doses if group.name in series]
-        xs, ys = [x for x, _ in doses], [scale * spread.mean for _, spread in doses]
-        banded = [(x, scale * one.low, scale * one.high) for x, one in doses if one.low is not None and one.high is not None]
+        points = [(places[group.name], series[group.name]) for group in self.swept if group.name in series]
+        xs, ys = [x for x, _ in points], [scale * spread.mean for _, spread in points]
+        banded = [(x, scale * one.low, scale * one.high) for x, one in points if one.low is not None and one.high is not None]
         if not thin and len(banded) > 1:
             edge, low, high = (list(side) for side in zip(*banded, strict=True))
             axes.fill_between(edge, low, high, color=color, alpha=BAND, linewidth=0, zorder=2)
@@ -89,7 +89,7 @@ class Steps:
             axes.vlines(*banded[0], color=color, linewidth=1.4, alpha=0.6, zorder=2)
         look = {"linewidth": 1.8, "markersize": 5.5, "clip_on": False, "zorder": 3, **look}
         axes.plot(xs, ys, **look)
-        for group in self.arms:
+        for group in self.baselines:
             if group.name not in series:
                 continue
             x, spread = places[group.name] + shift, series[group.name]
@@ -98,8 +98,8 @@ class Steps:
                 axes.vlines(x, scale * spread.low, scale * spread.high, color=color, linewidth=1.4, alpha=0.6, zorder=2)
 
     def last(self, series: Series) -> float | None:
-        """The mean where the line over the doses ends."""
-        there = [series[group.name].mean for group in self.doses if group.name in series]
+        """The mean at the largest K."""
+        there = [series[group.name].mean for group in self.swept if group.name in series]
         return there[-1] if there else None
 
 
@@ -114,10 +114,10 @@ def label_lines(
     """
     low, high = axes.get_ylim()
     wanted = [100 * (y - low) / (high - low) for y, _, _ in entries]
-    texts = [broken(text, width) for _, text, _ in entries]
+    texts = [wrapped(text, width) for _, text, _ in entries]
     line = 100 * size * LINE / 72 / tall
     joint: Mapping[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 4}
-    places = apart(wanted, [line * (1 + text.count("\n")) for text in texts])
+    places = spread_labels(wanted, [line * (1 + text.count("\n")) for text in texts])
     for text, (_, _, color), here, there in zip(texts, entries, wanted, places, strict=True):
         axes.plot([x, x + leader], [here / 100, there / 100], color=color, linewidth=1.0, scalex=False, scaley=False, **joint)
         axes.text(
@@ -134,12 +134,12 @@ def label_lines(
 
 
 def _tick(group: Group) -> str:
-    return str(group.k) if group.label == f"K = {group.k}" else broken(group.label, 9)
+    return str(group.k) if group.label == f"K = {group.k}" else wrapped(group.label, 9)
 
 
 BLUE, RED, GREEN, AMBER = COLORS[:4]
-LECTURE_RATIO = 0.5  # "roughly half" of the robust accuracy is left under an attack that was not foreseen
-LEAST_FORESEEN = 0.1  # below this a ratio of accuracies is one of chance
+LECTURE_RATIO = 0.5  # "roughly half" of the robust accuracy remains under an unforeseen attack
+LEAST_FORESEEN = 0.1  # below this accuracy the ratio is dominated by chance
 RATIO_AXIS = 1.6
 NAMED_UP_TO = 8
 PALEST, TALL = 0.42, 3.4
@@ -148,10 +148,10 @@ PALEST, TALL = 0.42, 3.4
 def accuracy_over_k(study: Study) -> Figure | None:
     """Accuracy over K, clean, under FGSM, PGD of several lengths and the strongest attack found; None where unmeasured.
 
-    Bands are the Wilson interval of one training seed or the range of several; masked checkpoints stand on a tinted ground.
+    Bands are the Wilson interval of one training seed or the range of several; masked checkpoints have a tinted background.
     """
     series = study.accuracies("clean", "fgsm", "pgd", "strongest")
-    if not series or not (study.doses or study.arms):
+    if not series or not (study.swept or study.baselines):
         return None
     lengths = [one.label for one in series if one.kind == "pgd"]
     with house_style():
@@ -170,19 +170,19 @@ def accuracy_over_k(study: Study) -> Figure | None:
 
 
 def unforeseen_over_k(study: Study) -> Figure | None:
-    """Accuracy under foreseen and unforeseen attacks over K, and its ratio beside the lecture's "roughly half"."""
+    """Accuracy under attacks seen in training and unforeseen ones over K, and its ratio beside the lecture's "roughly half"."""
     attacks = study.accuracies("unforeseen")
     foreseen = study.accuracy_of("strongest")
-    if not attacks or not foreseen or not study.doses:
+    if not attacks or not foreseen or not study.swept:
         return None
     with house_style():
         figure = blank((9.0, 4.0), pad=0.1)
         left, right = figure.subplots(1, 2, width_ratios=(1, 1))
-        steps = Steps.of(study, arms=False)
+        steps = Steps.of(study, baselines=False)
         percent_upwards(left)
         for one in attacks:
             steps.draw(left, one.spreads, scale=100, thin=True, color=_pale(AMBER, 0.5), linewidth=0.9)
-        lines = ((foreseen, "strongest foreseen", BLUE, "o"), (unforeseen_mean(study), "mean of unforeseen", AMBER, "s"))
+        lines = ((foreseen, "strongest seen in training", BLUE, "o"), (unforeseen_mean(study), "mean of unforeseen", AMBER, "s"))
         labels = []
         for values, label, color, marker in lines:
             spreads = study.ranges(values)
@@ -201,7 +201,7 @@ def unforeseen_over_k(study: Study) -> Figure | None:
 def corruptions_over_k(study: Study) -> Figure | None:
     """Accuracy under each common corruption over K, their mean, and clean accuracy."""
     corruptions = study.accuracies("corruption")
-    if not corruptions or not study.doses:
+    if not corruptions or not study.swept:
         return None
     means = study.ranges(corrupted_mean(study))
     with house_style():
@@ -223,9 +223,9 @@ def corruptions_over_k(study: Study) -> Figure | None:
 
 
 def ratios(study: Study) -> Series:
-    """Unforeseen over foreseen accuracy: the mean accuracy of the unforeseen attacks by that under the strongest foreseen.
+    """Mean accuracy under unforeseen attacks, divided by that under the strongest attack seen in training.
 
-    One value per training seed; checkpoints below 10 % under the foreseen attack have none.
+    One value per training seed; checkpoints with less than 10 % under the latter have none.
     """
     foreseen, mean = study.accuracy_of("strongest"), unforeseen_mean(study)
     shares = {name: mean[name] / foreseen[name] for name in mean if foreseen.get(name, 0.0) >= LEAST_FORESEEN}
@@ -257,7 +257,7 @@ def _ratio(axes: Axes, steps: Steps, study: Study) -> None:
     steps.dress(axes)
     top = min(RATIO_AXIS, max([1.0, *(spread.high or spread.mean for spread in found.values())]))
     axes.set_ylim(0, 1.08 * top)
-    for group in steps.doses:
+    for group in steps.swept:
         if group.name in found and found[group.name].mean > 1.08 * top:
             axes.text(
                 steps.places[group.name], 1.05 * top, f"↑ {found[group.name].mean:.1f}", fontsize=8.5, ha="center", va="top"
@@ -267,17 +267,17 @@ def _ratio(axes: Axes, steps: Steps, study: Study) -> None:
     axes.tick_params(length=0, pad=6)
     axes.spines["left"].set_visible(False)
     axes.text(-0.3, LECTURE_RATIO + 0.02, "the lecture: “roughly half”", fontsize=8.5, color=QUIET, va="bottom")
-    axes.set_title("unforeseen : foreseen", loc="left", fontsize=10.5, pad=10)
-    left_out = [group.label for group in steps.doses if group.name not in found]
+    axes.set_title("unforeseen / seen in training", loc="left", fontsize=10.5, pad=10)
+    left_out = [group.label for group in steps.swept if group.name not in found]
     if left_out:
         axes.text(
-            0.02, 0.03, f"no ratio below {100 * LEAST_FORESEEN:.0f} % foreseen accuracy: {', '.join(left_out)}",
+            0.02, 0.03, f"no ratio below {100 * LEAST_FORESEEN:.0f} % accuracy under the seen attack: {', '.join(left_out)}",
             transform=axes.transAxes, fontsize=7.5, color=QUIET,
         )  # fmt: skip
 
 
 def _named(steps: Steps, series: Sequence[AccuracySeries], color: str) -> list[tuple[float, str, str]]:
-    """The thin lines' labels, where they are few enough to be told apart."""
+    """The thin lines' labels, unless there are too many to read."""
     if len(series) > NAMED_UP_TO:
         return []
     ends = [(steps.last(one.spreads), one.label) for one in series]
@@ -298,7 +298,7 @@ def _marker(one: AccuracySeries, lengths: Sequence[str]) -> str:
 
 
 def _pale(color: str, share: float) -> str:
-    """The colour with so much white in it.
+    """Mix a colour with the given share of white.
 
     >>> _pale("#000000", 0.5)
     '#808080'

@@ -1,4 +1,4 @@
-"""The page of a study: verdict, figures and every unit at every K; and Figure 27.4 of the lecture as a sheet."""
+"""Write the page of a study (verdict, figures and every unit at every K) and its contact sheets (Figure 27.4)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
 from vizrobust.report import study_tables as tables
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, scaled, shortened, text_width, wrapped
+from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
 from vizrobust.report.study_clarity_figures import clarity_against_accuracy, clarity_distance, clarity_over_k, controls_over_k
 from vizrobust.report.study_data import METRIC_ROLES, Group, Study
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
 from vizrobust.report.style import FAINT, QUIET, house_style, save_figure
-from vizrobust.report.words import DEAD, SATURATED, percent
+from vizrobust.report.words import DEAD, SATURATED, key_word, percent
 from vizrobust.runs import slug, write_text
 from vizrobust.spec import number_text
 
@@ -34,18 +34,18 @@ TARGET, SMALL_TARGET = 196, 140  # pixels of a tile, for up to eight and for mor
 EXEMPLARS = 4  # in a square, where they would be as large as a third of a tile or more
 
 
-def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer: str, *, arms: bool = False) -> Path | None:
+def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer: str, *, baselines: bool = False) -> Path | None:
     """Draw one recipe's pictures of a layer's units to a PNG, a row per K; None where the study has no such pictures.
 
-    `arms` adds the named arms below (they are there also where no K is known). Each cell shows the picture of the lowest
-    training seed and the lowest image seed; of more than twelve units the first.
+    `baselines` adds the named baselines below; they are also shown where no K is known. Each cell shows the picture of the
+    lowest training seed and image seed. At most the first twelve units are shown.
     Raises ``ValueError`` where `path` does not end in .png.
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"cannot draw a contact sheet to {str(path)!r}; its name must end in .png")
     found = {key: some[0] for key, some in cells(study, folder, recipe, layer).items()}
     columns = units(study, recipe, layer)
-    wanted = (*study.doses, *study.arms) if arms or not study.doses else study.doses
+    wanted = (*study.swept, *study.baselines) if baselines or not study.swept else study.swept
     rows = [group for group in wanted if any((group.name, unit) in found for unit, _ in columns)]
     if not rows:
         return None
@@ -84,11 +84,11 @@ def _draw(
         )
         + HEAD_GAP
     )
-    names = [wrapped(name, tile, LABEL)[:3] for _, name in shown]
+    names = [lines_within(name, tile, LABEL)[:3] for _, name in shown]
     names = [[shortened(line, tile + GAP, LABEL) for line in lines] for lines in names]
     width = max(900, math.ceil(2 * MARGIN + head + len(shown) * (tile + GAP) - GAP))
     caption = _caption(study, found, rows, recipe, layer, len(shown), units_in_all)
-    lines = [line for text in caption for line in wrapped(text, width - 2 * MARGIN, CAPTION)]
+    lines = [line for text in caption for line in lines_within(text, width - 2 * MARGIN, CAPTION)]
     top = MARGIN + max(map(len, names)) * round(LABEL * LEADING) + 12
     below = top + len(rows) * (tile + GAP) + (GAP + tile + GAP if natural else 0)
     canvas = Canvas(width, math.ceil(below + 14 + len(lines) * CAPTION * LEADING + MARGIN / 2))
@@ -201,9 +201,9 @@ FIGURES, SHEET = "figures", "contact-sheet"
 TITLE = "Do feature images get clearer with more attack steps?"
 SHOWN_AS_IS = ("scope", "quick", "left_out", "command", "versions", "device", "threads", "rows_sha256", "recipes")
 CLARITY_NOTES = {
-    "primary": "Primary metrics: the verdict rests on these.",
-    "secondary": "Secondary metrics: beside the verdict, not in it.",
-    "diagnostic": "Diagnostics: they describe the pictures and say nothing of clarity.",
+    "primary": "Primary metrics: the verdict is based on these.",
+    "secondary": "Secondary metrics: reported beside the verdict, not part of it.",
+    "diagnostic": "Diagnostics: they describe the pictures and do not measure clarity.",
 }
 
 
@@ -226,6 +226,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plainly"] = _plainly
+    environment.filters["key_word"] = key_word
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     page = environment.get_template("study.html.j2").render(
         study=study,
@@ -329,7 +330,7 @@ def _plainly(value: Any) -> str:
     'eps: 4/255; tried: 0.1, 0.2; why: given'
     """
     if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_plainly(one)}" for key, one in value.items() if one not in (None, [], ""))
+        return "; ".join(f"{key_word(str(key))}: {_plainly(one)}" for key, one in value.items() if one not in (None, [], ""))
     if isinstance(value, list | tuple):
         return ", ".join(map(_plainly, value))
     return number_text(value) if isinstance(value, float) else str(value)
@@ -350,4 +351,4 @@ def _intervals(study: Study) -> str:
         return f"Bands: 95 % t intervals over {study.seeds} training seeds."
     if study.seeds == 2:
         return "Bands: the range of two training seeds."
-    return "One training seed: there is no interval over training runs, so these lines describe these checkpoints only."
+    return "One training seed: there is no interval over training runs; these lines describe these checkpoints only."

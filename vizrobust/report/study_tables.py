@@ -1,4 +1,4 @@
-"""The tables of a study's page: verdicts, accuracies, clarity of every group, effort, judges, what else varies with K."""
+"""The tables of a study's page: verdicts, estimates, accuracies, clarity, matching, judges and confounds."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, Study
 from vizrobust.report.study_figures import ratios, unforeseen_mean
-from vizrobust.report.words import percent
+from vizrobust.report.words import key_word, percent
 
 CONTRASTS = {
     "H1": "H1: adversarial against standard training (mean of K ≥ 1 minus K = 0)",
-    "H2": "H2: the dose (slope over log2 K among K ≥ 1)",
+    "H2": "H2: more attack steps (slope over log2 K among K ≥ 1)",
     "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
 }
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Table:
     """A header, rows of texts, and a note below; the last column of `worded` tables is a sentence that may wrap."""
 
     title: str
@@ -28,15 +28,15 @@ class Numbers:
     worded: bool = False
 
 
-def contrasts(study: Study) -> Numbers | None:
+def contrasts(study: Study) -> Table | None:
     """The verdict of each contrast over all recipes and primary metrics."""
     entries = study.table("verdict").get("by_contrast") or ()
     rows = [[CONTRASTS.get(e["contrast"], str(e["contrast"])), str(e["layer"]), str(e["verdict"])] for e in entries]
-    return Numbers("Verdicts over recipes and primary metrics", ("contrast", "layer", "verdict"), rows) if rows else None
+    return Table("Verdicts over recipes and primary metrics", ("contrast", "layer", "verdict"), rows) if rows else None
 
 
-def verdicts(study: Study, roles: Sequence[str]) -> Numbers | None:
-    """Metric, recipe and contrast with the verdict over all judges, what the judges' estimates span, and why."""
+def verdicts(study: Study, roles: Sequence[str]) -> Table | None:
+    """Metric, recipe and contrast with the verdict over all judges, the span of their estimates, and the reason."""
     rows = []
     role = {metric["name"]: metric["role"] for metric in study.entries("metrics")}
     for entry in study.table("verdict").get("by_metric") or ():
@@ -60,11 +60,11 @@ def verdicts(study: Study, roles: Sequence[str]) -> Numbers | None:
             ]
         )
     header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
-    note = ". ".join(CONTRASTS.values()) + ". Estimates and intervals of several judges are given from the least to the most."
-    return Numbers(f"Verdicts: {', '.join(roles)} metrics", header, rows, note, worded=True) if rows else None
+    note = ". ".join(CONTRASTS.values()) + ". Of several judges, the smallest and the largest estimates and bounds are given."
+    return Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note, worded=True) if rows else None
 
 
-def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
+def estimates(study: Study, roles: Sequence[str]) -> Table | None:
     """Every estimate with its interval, a row per judge."""
     rows = []
     for entry in sorted((e for e in study.entries("trends") if e["role"] in roles), key=lambda e: METRIC_ROLES.index(e["role"])):
@@ -104,19 +104,19 @@ def trends(study: Study, roles: Sequence[str]) -> Numbers | None:
     note = (
         "t intervals over training seeds; smallest effect of interest: 10 % of natural minus random network over the range of K."
     )
-    return Numbers(f"Estimates: {', '.join(roles)} metrics", header, rows, note) if rows else None
+    return Table(f"Estimates: {', '.join(roles)} metrics", header, rows, note) if rows else None
 
 
-def accuracies(study: Study) -> Numbers | None:
+def accuracies(study: Study) -> Table | None:
     """Groups by attacks."""
     series = study.accuracies("clean", "fgsm", "pgd", "strongest", "unforeseen", "corruption")
     rows = [[group.label, *(_share(one.spreads.get(group.name)) for one in series)] for group in study.groups]
     note = "Percent; in brackets the Wilson 95 % interval of one training seed, or the range of several."
-    return Numbers("Accuracies", ("", *(one.label for one in series)), rows, note) if series else None
+    return Table("Accuracies", ("", *(one.label for one in series)), rows, note) if series else None
 
 
 def masked(study: Study) -> list[str]:
-    """One sentence for each checkpoint whose gradients are diagnosed, other than sound."""
+    """One sentence for each checkpoint whose gradients were diagnosed and are not sound."""
     found = []
     for checkpoint in study.entries("checkpoints"):
         diagnosis = checkpoint.get("masked") or {}
@@ -126,7 +126,7 @@ def masked(study: Study) -> list[str]:
     return found
 
 
-def clarity(study: Study) -> Numbers | None:
+def clarity(study: Study) -> Table | None:
     """Every mean over units: metric, recipe, judge, control and layer by groups and references."""
     keys = dict.fromkeys(
         (row["metric"], row["recipe"], row.get("judge"), row.get("control"), row["layer"]) for row in study.entries("clarity")
@@ -148,11 +148,11 @@ def clarity(study: Study) -> Numbers | None:
             ]
         )
     header = ("metric", "recipe", "judge", "control", "layer", *(group.label for group in study.groups), *names)
-    return Numbers("Clarity of every group", header, rows, "Means over units, image seeds and training seeds.") if rows else None
+    return Table("Clarity of every group", header, rows, "Means over units, image seeds and training seeds.") if rows else None
 
 
-def effort(study: Study) -> Numbers | None:
-    """How excited the units got, and how far from the start that took."""
+def activation_and_distance(study: Study) -> Table | None:
+    """The activation that the pictures reached and their distance from the start image."""
     rows = []
     for recipe, layer in dict.fromkeys((row["recipe"], row["layer"]) for row in study.entries("excitation")):
         mine = [row for row in study.entries("excitation") if (row["recipe"], row["layer"]) == (recipe, layer)]
@@ -166,12 +166,12 @@ def effort(study: Study) -> Numbers | None:
             if any(group.name in series for series in columns)
         ]
     header = ("", "recipe", "layer", "activation / largest natural", "excitation radius (L2)")
-    note = "The excitation radius is mechanically linked to L2 robustness: it says little about clarity by itself."
-    return Numbers("Effort", header, rows, note) if rows else None
+    note = "The excitation radius follows from L2 robustness, so it says little about clarity by itself."
+    return Table("Activation and distance", header, rows, note) if rows else None
 
 
-def matching(study: Study) -> Numbers | None:
-    """How well the hidden units of each group correspond to those that they are matched with."""
+def matching(study: Study) -> Table | None:
+    """How well the hidden units of each group correlate with the units that they are matched with."""
     entries = study.entries("matching")
     columns = [study.spreads({row["checkpoint"]: row[key] for row in entries}) for key in ("drawn", "quality", "chance")]
     rows = [
@@ -179,14 +179,14 @@ def matching(study: Study) -> Numbers | None:
     ]
     header = ("", "drawn units", "all units of the layer", "by chance")
     note = (
-        "Mean correlation, on the same natural images, with the matched unit of the network of the same training seed with "
-        "the fewest attack steps. Matching picks the best pairs, so that chance is above 0; it favours what networks share."
+        "Mean correlation, on the same natural images, with the matched unit of the network of the same training seed and "
+        "the fewest attack steps. Matching picks the best pairs, so chance is above 0, and it favours what networks share."
     )
-    return Numbers("Match quality", header, rows, note) if rows else None
+    return Table("Match quality", header, rows, note) if rows else None
 
 
-def paths(study: Study) -> Numbers | None:
-    """How alike class pictures and natural images travel through each group's networks."""
+def paths(study: Study) -> Table | None:
+    """How similarly pictures and natural images of a class excite each layer, by group."""
     rows = []
     for recipe in study.recipes:
         mine = [row for row in study.entries("path_similarity") if row["recipe"] == recipe]
@@ -195,18 +195,18 @@ def paths(study: Study) -> Numbers | None:
             of = [row for row in mine if row["checkpoint"] in group.checkpoints]
             flagged = sum(bool(row.get("flagged")) for row in of)
             why = "; ".join(dict.fromkeys(str(row["why"]) for row in of if row.get("why")))
-            told = f"flagged: {flagged} of {len(of)}" if flagged else why or "-"
-            rows += [[group.label, recipe, str(of[0].get("layer") or "-"), _mean(series, group.name), told]] if of else []
-    header = ("", "recipe", "layer", "path similarity", "remark")
-    note = (
-        "1 where pictures excite a layer as natural images of the class do, 0 where as those of other classes (Geirhos et al. "
+            note = f"flagged: {flagged} of {len(of)}" if flagged else why or "-"
+            rows += [[group.label, recipe, str(of[0].get("layer") or "-"), _mean(series, group.name), note]] if of else []
+    header = ("", "recipe", "layer", "path similarity", "note")
+    below = (
+        "1: pictures excite the layer as natural images of their class do; 0: as images of other classes do (Geirhos et al. "
         "2023). Low values are flagged: such pictures may come from a circuit that natural images do not use."
     )
-    return Numbers("Path similarity", header, rows, note, worded=True) if rows else None
+    return Table("Path similarity", header, rows, below, worded=True) if rows else None
 
 
-def unforeseen(study: Study) -> Numbers | None:
-    """Foreseen and unforeseen accuracy and their ratio by group."""
+def unforeseen(study: Study) -> Table | None:
+    """Accuracy under attacks seen in training and under unforeseen attacks, and their ratio, by group."""
     columns = (study.ranges(study.accuracy_of("strongest")), study.ranges(unforeseen_mean(study)))
     share = ratios(study)
     rows = [
@@ -214,14 +214,16 @@ def unforeseen(study: Study) -> Numbers | None:
         for group in study.groups
         if all(group.name in series for series in columns)
     ]
-    header = ("", "strongest foreseen", "mean of unforeseen", "ratio")
+    header = ("", "strongest seen in training", "mean of unforeseen", "ratio")
     return (
-        Numbers("Foreseen and unforeseen attacks", header, rows, "Percent, with the range over training seeds.") if rows else None
+        Table("Attacks seen in training and unforeseen attacks", header, rows, "Percent, with the range over training seeds.")
+        if rows
+        else None
     )
 
 
-def confounds(study: Study) -> Numbers | None:
-    """What else varies with K."""
+def confounds(study: Study) -> Table | None:
+    """What varies with K besides clarity and robustness."""
     labels = {group.name: group.label for group in study.groups}
     rows = [
         [
@@ -235,10 +237,10 @@ def confounds(study: Study) -> Numbers | None:
         for row in study.entries("confounds")
     ]
     header = ("", "clean accuracy", "mean |δ|∞ / eps", "mean |δ|₂", "gradient passes", "attack steps")
-    return Numbers("What else varies with K", header, rows) if rows else None
+    return Table("Confounds", header, rows) if rows else None
 
 
-def judges(study: Study) -> Numbers | None:
+def judges(study: Study) -> Table | None:
     rows = [
         [
             str(row["name"]),
@@ -249,8 +251,8 @@ def judges(study: Study) -> Numbers | None:
         ]
         for row in study.entries("judges")
     ]
-    header = ("judge", "kind", "clean accuracy", "identifies natural exemplars", "disqualified")
-    return Numbers("Judges", header, rows, worded=True) if rows else None
+    header = ("judge", "kind", "clean accuracy", "identifies exemplars", "excluded")
+    return Table("Judges", header, rows, worded=True) if rows else None
 
 
 def checkpoints(study: Study) -> list[Mapping[str, Any]]:
@@ -259,7 +261,7 @@ def checkpoints(study: Study) -> list[Mapping[str, Any]]:
     for entry in study.entries("checkpoints"):
         pairs = {
             "name": entry["name"],
-            "role": entry.get("role"),
+            "role": key_word(str(entry.get("role") or "")),
             "training": entry.get("training"),
             "epochs": entry.get("epochs"),
             "gradients": _diagnosis(entry),
@@ -283,7 +285,7 @@ def _share(spread: Spread | None) -> str:
 
 
 def _span(lows: Sequence[float], highs: Sequence[float]) -> str:
-    """The least of some numbers to the most of others.
+    """From the smallest of `lows` to the largest of `highs`.
 
     >>> _span([0.1, 0.2], [0.3, 0.25]), _span([0.5], [0.5]), _span([], [])
     ('0.1 to 0.3', '0.5', '-')

@@ -101,10 +101,10 @@ def label_ends(axes: Axes, labels: Sequence[str], ends: Sequence[float]) -> None
     """Each line's label at the right edge, at the height (0 to 100) where it ends, moved apart where they would touch."""
     title, names = shared(labels)
     if title:
-        axes.set_title(broken(title, TITLE_WIDTH), loc="left", fontsize=10, pad=12)
-    texts = [broken(label, WIDTH) for label in names]
+        axes.set_title(wrapped(title, TITLE_WIDTH), loc="left", fontsize=10, pad=12)
+    texts = [wrapped(label, WIDTH) for label in names]
     heights = [APART * (1 + text.count("\n")) for text in texts]
-    for index, y in enumerate(apart(ends, heights)):
+    for index, y in enumerate(spread_labels(ends, heights)):
         if not texts[index]:
             continue  # a single line's label is the title
         color = COLORS[index % len(COLORS)]
@@ -131,7 +131,7 @@ def shared(labels: Sequence[str]) -> tuple[str, list[str]]:
     return "", list(labels)
 
 
-def apart(wanted: Sequence[float], heights: Sequence[float], within: tuple[float, float] = (-1, 101)) -> list[float]:
+def spread_labels(wanted: Sequence[float], heights: Sequence[float], within: tuple[float, float] = (-1, 101)) -> list[float]:
     """Centres as near to the wanted ones as they can be without overlap, in the same order from below.
 
     They stay `within` these bounds, so that labels of lines that end at 0 do not run into what stands below the axis.
@@ -158,7 +158,7 @@ def apart(wanted: Sequence[float], heights: Sequence[float], within: tuple[float
     return placed
 
 
-def broken(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
     """The text in lines of about `width` characters, broken after spaces, commas and hyphens where there are any."""
     lines = [""]
     for part in re.findall(r"[^\s,\-]+[,\-]*\s*|\S+\s*", text):
@@ -224,7 +224,7 @@ def legend_above(figure: Figure, labels: Sequence[str], markers: bool = True, **
 
 
 def legend_of(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
-    texts = [broken(label, TITLE_WIDTH) for label in labels]
+    texts = [wrapped(label, TITLE_WIDTH) for label in labels]
     beside = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, texts)) + 6)))
     beside = math.ceil(len(labels) / math.ceil(len(labels) / beside))  # rows of about the same length
     figure.legend(handles, texts, loc="outside upper left", ncols=beside, frameon=False, fontsize=LABEL_SIZE, handlelength=2.2)

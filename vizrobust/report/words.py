@@ -1,34 +1,70 @@
-"""How reports put numbers and facts into words, the same in pictures and pages."""
+"""The words for numbers, facts and keys of files, the same in pictures and pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from vizrobust.features.render import SATURATED_ABOVE
-from vizrobust.report.collect import Panel, Subject
+from vizrobust.report.collect import CheckpointFacts, Panel
 
+# Keys and values of rows, reports and run files that people know under another word. The files keep their keys.
+KEYS = {
+    "arm": "baseline",
+    "broken_at": "first success step",
+    "broken_by": "successes by component",
+    "disqualified": "excluded",
+    "dose": "sweep over K",
+    "eps_rule": "choice of eps",
+    "film": "frames",
+    "forced_choice": "2AFC AUC",
+    "foreseen": "seen in training",
+    "given": "provided",
+    "kernel_distance": "KID",
+    "multiple": "relative projection",
+    "nearest_natural": "nearest-neighbour distance",
+    "partners": "matches",
+    "place": "position",
+    "recognised": "judge top-1",
+    "seed_agreement": "cross-seed similarity",
+    "transfer": "judge log-odds",
+    "trends": "contrasts",
+    "tripped": "flagged",
+}
 SATURATED = f"saturated: its share of black or white pixels is over {100 * SATURATED_ABOVE:.0f} points above that of the data"
-ENDS = {1: "most", -1: "least"}
+EXCITING = {1: "most exciting", -1: "least exciting"}  # by the sign of exemplars
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
+def key_word(key: str) -> str:
+    """A key of a file as a person reads it.
+
+    >>> key_word("forced_choice"), key_word("test_images")
+    ('2AFC AUC', 'test images')
+    """
+    return KEYS.get(key, key.replace("_", " "))
+
+
 def percent(share: float | None) -> str:
-    """A share as ``96.8 %``, or ``-`` where it is unknown."""
+    """A share as a percentage, or ``-`` where it is unknown.
+
+    >>> percent(0.968), percent(None)
+    ('96.8 %', '-')
+    """
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def accuracies(subject: Subject) -> str:
-    return f"clean {percent(subject.clean)}   robust {percent(subject.robust)}"
+def accuracies(checkpoint: CheckpointFacts) -> str:
+    return f"clean {percent(checkpoint.clean)}   robust {percent(checkpoint.robust)}"
 
 
-def meaning_of_robust(subjects: Sequence[Subject]) -> str:
-    """One sentence that says which attack on how many images is behind "robust"; empty where nothing is known."""
+def meaning_of_robust(checkpoints: Sequence[CheckpointFacts]) -> str:
+    """Which attack, on how many images, gave the robust accuracies; empty where none is known."""
     behind: dict[str, list[str]] = {}
-    for subject in subjects:
-        if subject.robust is not None:
-            attack = subject.robust_attack or "an attack that its description does not name"
-            images = f" on {subject.robust_n:,} images" if subject.robust_n else ""
-            behind.setdefault(f"{attack}{images}", []).append(subject.name)
+    for checkpoint in checkpoints:
+        if checkpoint.robust is not None:
+            attack = checkpoint.robust_attack or "an attack that the checkpoint does not name"
+            images = f" on {checkpoint.robust_n:,} images" if checkpoint.robust_n else ""
+            behind.setdefault(f"{attack}{images}", []).append(checkpoint.name)
     if not behind:
         return ""
     parts = list(behind) if len(behind) == 1 else [f"{test} ({', '.join(names)})" for test, names in behind.items()]
@@ -36,44 +72,46 @@ def meaning_of_robust(subjects: Sequence[Subject]) -> str:
 
 
 def short_name(name: str, most: int = 46) -> str:
-    """A long name by what tells it apart: the end of a path, both ends of another name."""
+    """A long name shortened to `most` characters: to the end of a path, or to both ends of another name.
+
+    >>> short_name("runs/a/long/folder/k8.safetensors", most=16)
+    '…/k8.safetensors'
+    """
     if len(name) <= most:
         return name
     return f"…{name[-(most - 1) :]}" if "/" in name else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
 
 
 def recipes(panels: Sequence[Panel]) -> dict[str, str]:
-    """Each recipe text of the panels with its name."""
+    """Recipe text -> recipe name, for all panels."""
     return {panel.recipe_text: panel.recipe for panel in panels}
 
 
 def exemplars_shown(panel: Panel) -> str:
-    """What the natural images beside a panel's pictures are; empty where there are none. Several sources are all named."""
-    shown = list(panel.naturals.values())
+    """Where the natural images of a panel come from and how they are marked; empty where there are none."""
+    shown = list(panel.exemplars.values())
     if not shown:
         return ""
     sources = " or ".join(dict.fromkeys(one.source for one in shown))
     count = max(one.count for one in shown)
     text = f"natural images: for each unit, the {count} most and the {count} least exciting of {sources}"
-    images = [image for one in shown for end in one.ends.values() for image in end]
+    images = [image for one in shown for image in one.images]
     how = [
-        *(["outlined as what it sees"] if any(image.box for image in images) else []),
-        *(["marked by a cross where that is the whole image"] if any(image.place and not image.box for image in images) else []),
+        *(["outlined with its receptive field"] if any(image.box for image in images) else []),
+        *(
+            ["marked by a cross where the receptive field is the whole image"]
+            if any(image.position and not image.box for image in images)
+            else []
+        ),
     ]
     if how:
         neuron = any(column.position for column in panel.columns)
-        place = (
-            "the neuron's place" if neuron else "the place of the largest activation (of the smallest, among the least exciting)"
-        )
-        text += f"; {place} is {' or '.join(how)}"
-    if any(image.map and not image.place for image in images):
-        text += "; nothing is marked where several places share that value, such as the zeros of a ReLU"
+        largest = "the largest activation (in the least exciting images the smallest)"
+        position = "the neuron's position" if neuron else f"the position of {largest}"
+        text += f"; {position} is {' or '.join(how)}"
+    if any(image.map and not image.position for image in images):
+        text += "; nothing is marked where several positions share that value, such as the zeros of a ReLU"
     return text
-
-
-def ends(panel: Panel) -> tuple[int, int]:
-    """The end of a unit's images that belongs to the panel's pictures, and the other one."""
-    return panel.sign, -panel.sign
 
 
 def seeds_shown(seeds: Sequence[int]) -> str:

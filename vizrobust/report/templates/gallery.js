@@ -8,7 +8,7 @@
   const frame = document.getElementById("large-picture");
   const holder = document.getElementById("large-image");
   const image = new Image();
-  const way = document.getElementById("film");
+  const framesButton = document.getElementById("frames");
   let current = null;
 
   // One panel at a time; without this script all of them are on the page.
@@ -52,14 +52,14 @@
     document.getElementById("matches").textContent = left === heads.length ? "" : `${left} of ${heads.length} units`;
   }
 
-  // The tiles (or the natural images) of the shown panel as rows; a missing cell keeps its place.
+  // The tiles (or the exemplars) of the shown panel as rows; a missing cell is an empty entry.
   function grid(kind) {
     const lines = document.querySelectorAll(".panel:not([hidden]) .line:not(.heads)");
     return [...lines].map(line => [...line.querySelectorAll(".cell:not([hidden])")].map(cell => [...cell.querySelectorAll(kind)]));
   }
 
   function neighbour(tile, direction) {
-    const rows = grid(tile.matches(".natural") ? ".natural" : ".tile");
+    const rows = grid(tile.matches(".exemplar") ? ".exemplar" : ".tile");
     for (let r = 0; r < rows.length; r++) for (let c = 0; c < rows[r].length; c++) {
       const s = rows[r][c].indexOf(tile);
       if (s < 0) continue;
@@ -112,7 +112,7 @@
 
   function show(tile) {
     current = tile;
-    const { title, pairs, trajectory, film } = facts[Number(tile.dataset.facts)];
+    const { title, pairs, trajectory, frames } = facts[Number(tile.dataset.facts)];
     const small = tile.querySelector("img");
     document.getElementById("large-title").textContent = title;
     document.getElementById("large-dead").hidden = Boolean(small);
@@ -131,18 +131,18 @@
       return [dt, dd];
     }));
     sparkline(trajectory);
-    way.hidden = !film;
-    way.setAttribute("aria-pressed", "false");
+    framesButton.hidden = !frames;
+    framesButton.setAttribute("aria-pressed", "false");
     for (const button of dialog.querySelectorAll("[data-move]")) button.disabled = !neighbour(tile, button.dataset.move);
     if (!dialog.open) dialog.showModal();
     if (small) image.decode().then(fit, () => {});
   }
 
-  // The GIF takes the picture's place, and gives it back.
-  function play() {
-    const playing = way.getAttribute("aria-pressed") === "true";
-    image.src = playing ? current.querySelector("img").src : facts[Number(current.dataset.facts)].film;
-    way.setAttribute("aria-pressed", String(!playing));
+  // Switch between the picture and the GIF of its optimization.
+  function showFrames() {
+    const playing = framesButton.getAttribute("aria-pressed") === "true";
+    image.src = playing ? current.querySelector("img").src : facts[Number(current.dataset.facts)].frames;
+    framesButton.setAttribute("aria-pressed", String(!playing));
   }
 
   function move(direction) {
@@ -153,16 +153,16 @@
   }
 
   document.addEventListener("click", event => {
-    const tile = event.target.closest(".tile, .natural");
+    const tile = event.target.closest(".tile, .exemplar");
     if (tile) show(tile);
     const button = event.target.closest("[data-move]");
     if (button) move(button.dataset.move);
-    if (event.target === way) play();
+    if (event.target === framesButton) showFrames();
     if (event.target === dialog || event.target.id === "close") dialog.close();
   });
   document.addEventListener("keydown", event => {
     const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
-    const tile = document.activeElement.closest(".tile, .natural");
+    const tile = document.activeElement.closest(".tile, .exemplar");
     if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile)) return;
     if (!dialog.open) current = tile;
     event.preventDefault();

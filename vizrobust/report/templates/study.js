@@ -117,10 +117,10 @@
   }
 
   // The unit's cells with a K and a picture, in the slider's order.
-  const doses = tile => cells(lineOf(tile)).filter(cell => cell.dataset.k !== undefined && shownTiles(cell).length);
+  const sweep = tile => cells(lineOf(tile)).filter(cell => cell.dataset.k !== undefined && shownTiles(cell).length);
 
   function scale(tile) {
-    const along = doses(tile), place = along.indexOf(cellOf(tile));
+    const along = sweep(tile), place = along.indexOf(cellOf(tile));
     at("through").hidden = along.length < 2;
     slider.max = String(Math.max(0, along.length - 1));
     if (place >= 0) slider.value = String(place);
@@ -171,7 +171,7 @@
   }
 
   slider.addEventListener("input", () => {
-    const cell = doses(current)[Number(slider.value)];
+    const cell = sweep(current)[Number(slider.value)];
     const tile = cell && counterpart(current, cell);
     if (tile) show(tile);
   });
@@ -202,10 +202,10 @@
   for (const id of ["seed-training", "seed-image"]) if (at(id)) at(id).addEventListener("change", pick);
   at("filter").addEventListener("input", narrow);
   // A starts at the largest K, B at the smallest: the difference that the study is about.
-  const doseGroups = [...new Set([...document.querySelectorAll(".cell[data-k]")].map(cell => cell.dataset.group))];
-  if (doseGroups.length) {
-    at("group-a").value = doseGroups[doseGroups.length - 1];
-    at("group-b").value = doseGroups[0];
+  const sweptGroups = [...new Set([...document.querySelectorAll(".cell[data-k]")].map(cell => cell.dataset.group))];
+  if (sweptGroups.length) {
+    at("group-a").value = sweptGroups[sweptGroups.length - 1];
+    at("group-b").value = sweptGroups[0];
   }
   panels.forEach((panel, index) => { panel.hidden = index > 0; });
   pick();

@@ -16,7 +16,7 @@ from vizrobust.report.exemplar_views import marked
 from vizrobust.runs import write_json, write_png
 
 
-def add_naturals(folder: Path, units: Any, count: int = 5, **row: Any) -> None:
+def add_exemplars(folder: Path, units: Any, count: int = 5, **row: Any) -> None:
     """`count` exemplars at both ends of each unit as `exemplars_into` leaves them, image i all of shade 100 + i or 200 + i."""
     rows = []
     for checkpoint in CHECKPOINTS:
@@ -39,26 +39,26 @@ def test_collect_gives_each_checkpoint_and_unit_its_own_exemplars(tmp_path: Path
     folder = make_run(tmp_path / "run", [0, 1])
     make_run(folder, [0], sign=-1)
     make_run(folder, [0], layer="conv2", objective='Channel(layer="conv2")')
-    add_naturals(folder, [1])
+    add_exemplars(folder, [1])
     liked, disliked, hidden = collect([folder]).panels
-    k8 = liked.subjects[1]
-    shown = liked.naturals_of(k8, Column(1))
+    k8 = liked.checkpoints[1]
+    shown = liked.exemplars_of(k8, Column(1))
     assert shown is not None
-    assert [natural.index for natural in shown.ends[1]] == [0, 10, 20, 30, 40]
+    assert [exemplar.index for exemplar in shown.most] == [0, 10, 20, 30, 40]
     assert shown.source == "500 validation images of mnist5k"
-    assert shown.ends[-1][0].center == (0.75, 0.25)
-    assert liked.naturals_of(k8, Column(0)) is None
-    assert not disliked.naturals
-    assert not hidden.naturals
+    assert shown.least[0].center == (0.75, 0.25)
+    assert liked.exemplars_of(k8, Column(0)) is None
+    assert not disliked.exemplars
+    assert not hidden.exemplars
     (folder / "images/exemplars/val-0/1-3.png").unlink()
-    with pytest.raises(FileNotFoundError, match="is gone"):
+    with pytest.raises(FileNotFoundError, match="is missing"):
         collect([folder])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_contact_sheet_puts_exemplars_below_their_picture(tmp_path: Path, sign: int) -> None:
     folder = make_run(tmp_path / "run", [0, 2], sign=sign)
-    add_naturals(folder, [0, 2], place=None, box=None)
+    add_exemplars(folder, [0, 2], place=None, box=None)
     sheet = pixels(contact_sheet(tmp_path / "sheet.png", collect([folder])))
     pictures = flat_tiles(sheet, gray(2))
     liked, disliked = flat_tiles(sheet, 100), flat_tiles(sheet, 200)
@@ -75,9 +75,9 @@ def test_contact_sheet_puts_exemplars_below_their_picture(tmp_path: Path, sign: 
 
 def test_the_outline_is_where_the_receptive_field_is(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [0])
-    add_naturals(folder, [0])
+    add_exemplars(folder, [0])
     (panel,) = collect([folder]).panels
-    shown = next(iter(panel.naturals.values())).ends[1][0]
+    shown = next(iter(panel.exemplars.values())).most[0]
     big = scaled(np.full((6, 4), 7, np.uint8), 60)  # ten times as large
     drawn = np.argwhere((marked(big, shown, 4) != 7).any(2))
     assert big.shape[:2] == (60, 40)
@@ -86,7 +86,7 @@ def test_the_outline_is_where_the_receptive_field_is(tmp_path: Path) -> None:
     assert (marked(big, shown, 4)[22:48, 12:28] == 7).all()
     cross = np.argwhere((marked(big, replace(shown, box=None), 4) != 7).any(2))
     assert cross.mean(0).round().tolist() == [44, 10]  # the middle of the lower left quarter, to a pixel
-    assert (marked(big, replace(shown, box=None, place=None), 4) == 7).all()
+    assert (marked(big, replace(shown, box=None, position=None), 4) == 7).all()
     assert (big == 7).all()
 
 
@@ -94,10 +94,10 @@ def test_gallery_says_what_the_exemplars_are_and_links_them_where_they_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run(tmp_path / "run", [0])
-    add_naturals(folder, [0])
+    add_exemplars(folder, [0])
     text = write_gallery(folder, [folder]).read_text()
     assert "the 5 most and the 5 least exciting of 500 validation images of mnist5k" in text
-    assert "outlined as what it sees" in text
+    assert "outlined with its receptive field" in text
     assert text.count('class="mark box"') == 20
     monkeypatch.setattr("vizrobust.report.gallery.EMBED_BELOW", 10)
     page = write_gallery(tmp_path / "other", [folder])
