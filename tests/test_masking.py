@@ -17,7 +17,7 @@ from vizrobust.data import load
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.robustness.masking import CHECKS, NOT_ROBUST, OVERFITTED, UNDECIDED, Check, Diagnosis, Verdict
 
-LITTLE = ("--effort", "AttackBudget(steps=5, restarts=1, queries=5, draws=2, probes=10)")
+LITTLE = ("--effort", "AttackBudget(steps=5, restarts=1, queries=5, noise_samples=2, probes=10)")
 
 
 def run(*args: object) -> Result:

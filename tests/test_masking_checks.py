@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 
@@ -50,8 +51,8 @@ from vizrobust.robustness.masking import (
     diagnosis_of,
 )
 
-LITTLE = AttackBudget(steps=10, restarts=2, queries=100, draws=200, probes=50)
-LESS = AttackBudget(steps=20, restarts=1, queries=50, draws=5, probes=25)
+LITTLE = AttackBudget(steps=10, restarts=2, queries=100, noise_samples=200, probes=50)
+LESS = AttackBudget(steps=20, restarts=1, queries=50, noise_samples=5, probes=25)
 
 
 @cache
@@ -141,7 +142,7 @@ def test_every_check_is_tripped_by_something() -> None:
 def test_nothing_trips_on_a_linear_network(name: str, eps: float) -> None:
     check = CHECKS[name](context(Sound, eps))
     assert not check.flagged, check
-    assert not check.advice
+    assert bool(check.advice) == (name == "transfer_finds_more"), "it was skipped and says what it needs"
     assert check.evidence
     assert not any(character in check.evidence for character in "[]")
 
@@ -176,7 +177,7 @@ def test_verdicts(build: Callable[[], nn.Module], eps: float, name: str) -> None
 def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:
     """Rippled at WIDE leaves far more to its "training attack" than to the strongest; without one there is no gap."""
     own = MaskingAttacks(NetworkUnderTest(Jumpy(), split(), Linf(SAFE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
-    assert own.by_training_attacks is None
+    assert own.survives.get("training attacks") is None
     check = CHECKS["training_attack_gap"](own)
     assert check.flagged is None
     assert "not adversarially trained" in check.evidence
@@ -187,7 +188,7 @@ def test_training_on_noise_is_no_attack_to_have_overfitted_to() -> None:
     trained = (Noise(draws=1, ball=Linf(WIDE)),)
     own = MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), trained), Compute("cpu"), LITTLE, batch_size=IMAGES)
     assert own.training_attacks == ()
-    assert "looks for nothing" in CHECKS["training_attack_gap"](own).evidence
+    assert "searches for nothing" in CHECKS["training_attack_gap"](own).evidence
     assert diagnosis_of(own).verdict.name == NOT_ROBUST
 
 
@@ -208,27 +209,46 @@ def test_the_attack_of_training_is_taken_to_the_ball_of_evaluation() -> None:
 
 def test_attacks_after_pgd_meet_only_what_it_left() -> None:
     own = context(Quantised, WIDE)
-    assert bool((own.by_everything <= own.by_gradients).all())
+    assert bool((own.survives["all"] <= own.survives["pgd"]).all())
     asked: list[int] = []
     fresh = MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
     fresh.evaluate = lambda attack, indices: (
         asked.append(-1 if indices is None else len(indices)),
         fresh._evaluate(attack, indices),
     )[1]
-    assert not fresh.by_gradients.any()
-    assert not (fresh.by_margin & fresh.by_gradients).any()
+    assert not fresh.survives["pgd"].any()
+    assert not (fresh.survives["margin loss"] & fresh.survives["pgd"]).any()
     assert asked == [-1, 150], "the unchanged images, PGD on all, and nothing for the margin loss to do"
+
+
+def test_survivors_are_those_asked_for_whatever_was_asked_before() -> None:
+    def fresh() -> MaskingAttacks:
+        return MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), ()), Compute("cpu"), LITTLE, batch_size=IMAGES)
+
+    attack, first_half = FGSM(ball=Linf(WIDE)), torch.arange(len(split())) < 75
+    whole, half, other = (fresh().survivors(attack, among) for among in (None, first_half, ~first_half))
+    assert not whole.any()
+    assert torch.equal(half, fresh().clean & ~first_half)
+    for order in itertools.permutations([(None, whole), (first_half, half), (~first_half, other)]):
+        own = fresh()
+        assert all(torch.equal(own.survivors(attack, among), expected) for among, expected in order)
+
+
+def test_advice_names_parameters_as_templates() -> None:
+    check = CHECKS["transfer_finds_more"](context(Sound, SAFE))
+    assert "{transfer_from}" in check.advice
+    assert "with transfer_from" in check.row()["advice"]
 
 
 def test_what_more_restarts_find_is_not_hidden() -> None:
     """Jumpy is broken by any point in a few, so another round of anything finds more, PGD's own restarts too."""
     own = context(Jumpy, SAFE)
-    others = own.by_gradients & ~(own.by_margin & own.by_noise & own.by_square)
-    assert not (own.by_retries & ~own.by_gradients).any()
-    assert bool((own.by_gradients & ~own.by_retries).any()), "some are found"
-    assert bool((own.by_gradients & ~own.by_retries <= others).all()), "of those that others broke"
+    others = own.survives["pgd"] & ~(own.survives["margin loss"] & own.survives["noise"] & own.survives["square"])
+    assert not (own.survives["pgd, more restarts"] & ~own.survives["pgd"]).any()
+    assert bool((own.survives["pgd"] & ~own.survives["pgd, more restarts"]).any()), "some are found"
+    assert bool((own.survives["pgd"] & ~own.survives["pgd, more restarts"] <= others).all()), "of those that others broke"
     retried = PGD(steps=10, ball=Linf(SAFE), restarts=10)
-    assert torch.equal(own.by_retries[others], own.survivors(retried)[others])
+    assert torch.equal(own.survives["pgd, more restarts"][others], own.survivors(retried)[others])
 
 
 def test_the_network_is_given_back_as_it_was() -> None:

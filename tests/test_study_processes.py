@@ -30,7 +30,7 @@ from vizrobust.study.networks import on_all, passes, shared_out
 ROOT = Path(__file__).parent.parent
 MASKING = [
     *("masking", "mnist-k8", "--images", "22", "--batch-size", "4", "--json", "--out", "masking"),
-    *("--effort", "AttackBudget(steps=3, restarts=1, confirm_restarts=2, queries=20, draws=5, probes=8)"),
+    *("--effort", "AttackBudget(steps=3, restarts=1, confirm_restarts=2, queries=20, noise_samples=5, probes=8)"),
 ]  # fmt: skip
 UNDECIDED = 4
 # Each process in a folder of its own, as on machines that share no disk.

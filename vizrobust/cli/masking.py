@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ MARKS = {True: "YES", False: "no", None: "-"}
 @click.option("--trained-with", metavar="SPEC|none", help="What a checkpoint that does not say it was trained against.")
 @click.option(
     "--effort", "effort_text", default="AttackBudget", metavar="SPEC",
-    help="How hard attacks try [AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, draws=100, probes=100)].",
+    help="How hard attacks try "
+    "[AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, noise_samples=100, probes=100)].",
 )  # fmt: skip
 @click.option("--thorough", is_flag=True, help="The standard ensemble (AutoAttack) counts among the attacks; slow.")
 @options.data
@@ -237,9 +239,14 @@ def _told(check: Check) -> list[str]:
     """The check's name, its evidence, and what to do where there is something to do; those that tripped stand out."""
     from rich.markup import escape
 
-    lines = [check.name, check.evidence, *([f"what to do: {check.advice}"] if check.advice else [])]
+    lines = [check.name, check.evidence, *([f"what to do: {_with_options(check.advice)}"] if check.advice else [])]
     bold = (True, False, True) if check.flagged else (False, False, False)
     return [f"[bold]{escape(line)}[/]" if strong else escape(line) for line, strong in zip(lines, bold, strict=False)]
+
+
+def _with_options(advice: str) -> str:
+    """Advice with its parameters as options: {transfer_from} becomes --transfer-from."""
+    return re.sub(r"\{(\w+)\}", lambda found: "--" + found[1].replace("_", "-"), advice)
 
 
 def _summary(diagnoses: Sequence[tuple[Checkpoint, MaskingAttacks, Diagnosis]]) -> None:
@@ -247,8 +254,8 @@ def _summary(diagnoses: Sequence[tuple[Checkpoint, MaskingAttacks, Diagnosis]]) 
 
     rows = []
     for checkpoint, context, diagnosis in diagnoses:
-        own = context.by_training_attacks
-        accuracies = [context.clean, own, context.by_gradients, context.by_everything]
+        own, under = context.survives.get("training attacks"), context.survives
+        accuracies = [context.clean, own, under["pgd"], under["all"]]
         flagged = sum(bool(check.flagged) for check in diagnosis.checks)
         cells = [percent(None if alive is None else share(alive)) for alive in accuracies]
         rows.append([checkpoint.name, diagnosis.verdict.name, *cells, str(flagged)])

@@ -1,9 +1,9 @@
-"""The attacks that the masking checks share, each run once, when a check first asks for it."""
+"""The attacks that the masking checks share, each run once per image, when a check first asks for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from vizrobust.attacks.square import MOVES
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
 from vizrobust.models import borrowed
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.robustness.first_order import FirstOrder, first_order, input_gradient
@@ -48,40 +48,85 @@ def whole_range(ball: Ball, images: Split) -> Ball:
     return replace(ball, eps=eps)  # type: ignore[type-var]
 
 
-# Evaluates an attack on the network's images, those at the places given or all, e.g. in a run folder.
+# Evaluates an attack on the network's images, those at the indices given or all, e.g. in a run folder.
 Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[PartialResult]]
 
 
-class MaskingAttacks:
-    """The attacks on one subject, each run when it is first asked for, and its probes.
+class Survivors:
+    """By an attack's name which images survive it, (n,) bool; the attack runs when its name is first asked for."""
 
-    A verdict tensor (n,) bool says who survives. Attacks other than PGD with cross entropy meet only what that left
-    over, as the question is what it missed. `report` is told what is going on, in words.
+    def __init__(self, computed_by: Mapping[str, Callable[[], Tensor | None]]) -> None:
+        self._computed_by = computed_by
+        self._known: dict[str, Tensor | None] = {}
+
+    def get(self, name: str) -> Tensor | None:
+        """None where the attack does not apply to this network."""
+        if name not in self._known:
+            self._known[name] = self._computed_by[name]()
+        return self._known[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        survivors = self.get(name)
+        if survivors is None:
+            raise KeyError(f"{name} does not apply to this network")
+        return survivors
+
+
+class MaskingAttacks:
+    """The attacks on one network under test, each run when a check first asks for it, and the images for probing.
+
+    ``survives[name]`` (n,) bool says which images an attack leaves:
+
+    - ``"pgd"``: PGD on cross entropy with restarts, what gradients find; ``"fgsm"``; ``"training attacks"``;
+    - ``"margin loss"``, ``"noise"``, ``"square"``, ``"transfer"``, ``"apgd"`` and ``"ensemble"`` attack only the images
+      that PGD leaves, as the question is what PGD missed;
+    - ``"pgd, more restarts"``: what PGD leaves even when it attacks again the images on which one of them succeeded;
+    - ``"plain loss"``: PGD on cross entropy as other tools compute it, on the images that PGD breaks;
+    - ``"unbounded"``: PGD that may change every pixel at will;
+    - ``"all"``: the worst case over all attacks inside the ball.
+
+    `report` is called with a text whenever something has been computed. Raises ``ValueError`` for no images.
     """
 
     def __init__(
-        self, subject: NetworkUnderTest, compute: Compute, effort: AttackBudget | None = None, seed: int = 0,
+        self, network: NetworkUnderTest, compute: Compute, budget: AttackBudget | None = None, seed: int = 0,
         batch_size: int = BATCH_SIZE, report: Callable[[str], None] = lambda _text: None, evaluate: Evaluate | None = None,
     ) -> None:  # fmt: skip
-        self.subject, self.compute, self.effort, self.seed, self.report = subject, compute, effort or AttackBudget(), seed, report
+        self.network, self.compute, self.budget, self.seed, self.report = network, compute, budget or AttackBudget(), seed, report
         self.batch_size, self.evaluate = batch_size, evaluate or self._evaluate
-        self.n = len(subject.images)
+        self.n = len(network.images)
         if not self.n:
             raise ValueError("there are no images to diagnose with; choose a split that has some")
-        self.broken: dict[Attack, Tensor] = {}
+        # By attack, the images (n,) bool that met it and those among them that it got misclassified.
+        self._met: dict[Attack, tuple[Tensor, Tensor]] = {}
+        self.survives = Survivors({
+            "pgd": lambda: self.survivors(self.pgd),
+            "fgsm": lambda: self.survivors(FGSM(ball=self.ball)),
+            "training attacks": self._survive_training_attacks,
+            "margin loss": lambda: self._survive_beside_pgd(replace(self.pgd, loss="margin")),
+            "noise": lambda: self._survive_beside_pgd(Noise(draws=self.budget.noise_samples, ball=self.ball)),
+            "square": lambda: self._survive_beside_pgd(self.square),
+            "transfer": lambda: self._survive_beside_pgd(self.transfer),
+            "apgd": lambda: self._survive_beside_pgd(APGD(steps=self.budget.steps, ball=self.ball, loss="dlr")),
+            "ensemble": lambda: self._survive_beside_pgd(self.network.ensemble),
+            "pgd, more restarts": self._survive_more_restarts,
+            "plain loss": lambda: self.survivors(replace(self.pgd, loss="plain_ce", restarts=1), ~self.survives["pgd"]),
+            "unbounded": self._survive_unbounded,
+            "all": self._survive_all,
+        })  # fmt: skip
 
     @cached_property
     def net(self) -> nn.Module:
         """The network on its device; one that has no gradient at all gets a zero one, so that attacks can run on it."""
-        self.compute.place(self.subject.net)
-        return self.subject.net if self.gradient_error is None else ZeroGradient(self.subject.net)
+        self.compute.place(self.network.net)
+        return self.network.net if self.gradient_error is None else ZeroGradient(self.network.net)
 
     @cached_property
     def gradient_error(self) -> str | None:
         """What autograd says when it is asked for an image gradient; None where it gives one."""
-        net = self.compute.place(self.subject.net)
-        x = self.compute.images(self.subject.images.take(torch.arange(1)))
-        with borrowed(net), self.compute.autocast():
+        net = self.compute.place(self.network.net)
+        x = self.compute.images(self.network.images.take(torch.arange(1)))
+        with borrowed(net), self.compute.autocast(), seeded(self.seed, self.compute.device):
             point = x.detach().requires_grad_()
             try:
                 torch.autograd.grad(net(point).sum(), point)
@@ -91,8 +136,8 @@ class MaskingAttacks:
 
     @cached_property
     def classes(self) -> int:
-        with borrowed(self.net), torch.no_grad():
-            return int(self.net(self.compute.images(self.subject.images.take(torch.arange(1)))).shape[1])
+        with borrowed(self.net), torch.no_grad(), seeded(self.seed, self.compute.device):
+            return int(self.net(self.compute.images(self.network.images.take(torch.arange(1)))).shape[1])
 
     @cached_property
     def _unchanged(self) -> list[PartialResult]:
@@ -105,23 +150,31 @@ class MaskingAttacks:
         """(n,) bool: right unchanged. ``ValueError`` where nothing is: there is nothing to attack then."""
         right = merge_results(PGD(ball=self.ball), self._unchanged).clean
         if not right.any():
-            raise ValueError(f"the network classifies none of {self.n} images correctly; is this its data set (--data)?")
+            raise ValueError(
+                f"the network classifies none of {self.n} images correctly; check that this is the network's data set"
+            )
         return right
 
     @property
     def ball(self) -> Ball:
-        return self.subject.ball
+        return self.network.ball
 
-    def survivors(self, attack: Attack, indices: Tensor | None = None) -> Tensor:
-        """(n,) bool: right unchanged and not broken; images outside `indices` (n,) bool are not attacked and survive."""
-        if attack not in self.broken:
-            places = (self.clean if indices is None else self.clean & indices).nonzero()[:, 0].tolist()
-            parts = list(self._run(attack, places)) if places else []
-            self.broken[attack] = self.clean & ~merge_results(attack, [*self._unchanged, *parts]).robust
-        return self.clean & ~self.broken[attack]
+    def survivors(self, attack: Attack, among: Tensor | None = None) -> Tensor:
+        """(n,) bool: right unchanged and not misclassified under the attack, of the images `among` (n,) bool (None: all).
+
+        Images outside `among` are not attacked and survive. The answer does not depend on what was asked before.
+        """
+        asked = self.clean if among is None else self.clean & among
+        met, misclassified = self._met.get(attack) or (torch.zeros_like(asked), torch.zeros_like(asked))
+        indices = (asked & ~met).nonzero()[:, 0].tolist()
+        if indices:
+            found = merge_results(attack, [*self._unchanged, *self._run(attack, indices)])
+            misclassified = misclassified | (self.clean & ~found.robust)
+        self._met[attack] = met | asked, misclassified
+        return self.clean & ~(misclassified & asked)
 
     def _run(self, attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
-        """The parts of an evaluation, reported as they come."""
+        """The partial results of an evaluation, reported as they come."""
         total = self.n if indices is None else len(indices)
         met: dict[str, int] = {}
         for part in self.evaluate(attack, indices):
@@ -131,7 +184,7 @@ class MaskingAttacks:
 
     def _evaluate(self, attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
         known = () if indices is None else self._unchanged
-        images = self.subject.images
+        images = self.network.images
         return evaluate(self.net, attack, images, self.compute, self.seed, self.batch_size, indices=indices, known=known)
 
     # The attacks, by the part they play.
@@ -139,109 +192,75 @@ class MaskingAttacks:
     @cached_property
     def pgd(self) -> PGD:
         """PGD with cross entropy and restarts: what gradients find."""
-        return PGD(steps=self.effort.steps, ball=self.ball, restarts=self.effort.restarts)
-
-    @cached_property
-    def by_gradients(self) -> Tensor:
-        return self.survivors(self.pgd)
-
-    @cached_property
-    def by_one_step(self) -> Tensor:
-        return self.survivors(FGSM(ball=self.ball))
+        return PGD(steps=self.budget.steps, ball=self.ball, restarts=self.budget.restarts)
 
     @cached_property
     def training_attacks(self) -> tuple[Attack, ...]:
         """What the network was trained against, in the ball of evaluation; one step where that is not known.
 
         Of several those of the same norm, if there are any. Empty for standard training, and where no attack of
-        training has a ball. Noise is none: it looks for nothing, so nobody can have learnt to hide from it.
+        training has a ball. Noise does not count: it searches for nothing, so no network can have learned to hide from it.
         """
-        trained = self.subject.trained
+        trained = self.network.trained
         if trained is None:
             return (FGSM(ball=self.ball),)
-        looking = [attack for attack in trained if not isinstance(attack, Noise)]
-        balls = [(attack, ball) for attack in looking if (ball := ball_of(attack)) is not None]
+        searching = [attack for attack in trained if not isinstance(attack, Noise)]
+        balls = [(attack, ball) for attack in searching if (ball := ball_of(attack)) is not None]
         same = [attack for attack, ball in balls if type(ball) is type(self.ball)]
         return tuple(in_ball(attack, self.ball) for attack in same or [attack for attack, _ in balls])
 
     @cached_property
-    def by_training_attacks(self) -> Tensor | None:
-        alive = [self.survivors(attack) for attack in self.training_attacks]
-        return torch.stack(alive).all(0) if alive else None
-
-    @cached_property
-    def by_margin(self) -> Tensor:
-        return self.survivors(replace(self.pgd, loss="margin"), self.by_gradients)
-
-    @cached_property
-    def by_plain_loss(self) -> Tensor:
-        """(n,) bool: of the images that PGD breaks, who survives it on cross entropy as other tools compute it."""
-        return self.survivors(replace(self.pgd, loss="plain_ce", restarts=1), ~self.by_gradients)
-
-    @cached_property
-    def by_noise(self) -> Tensor:
-        return self.survivors(Noise(draws=self.effort.draws, ball=self.ball), self.by_gradients)
-
-    @cached_property
     def square(self) -> Square | None:
-        """None in a ball that Square knows no windows for."""
-        return Square(queries=self.effort.queries, ball=self.ball) if type(self.ball) in MOVES else None
+        """None in a ball that Square has no perturbations for."""
+        return Square(queries=self.budget.queries, ball=self.ball) if type(self.ball) in MOVES else None
 
     @cached_property
-    def by_square(self) -> Tensor | None:
-        return None if self.square is None else self.survivors(self.square, self.by_gradients)
-
-    @cached_property
-    def by_transfer(self) -> Tensor | None:
-        if self.subject.source is None:
+    def transfer(self) -> Transfer | None:
+        """None without a second network."""
+        if self.network.source is None:
             return None
-        attack = PGD(steps=self.effort.steps, ball=self.ball, loss="margin")
-        return self.survivors(Transfer(self.subject.source, attack), self.by_gradients)
+        return Transfer(self.network.source, PGD(steps=self.budget.steps, ball=self.ball, loss="margin"))
 
-    @cached_property
-    def by_retries(self) -> Tensor:
-        """(n,) bool: who survives PGD with more restarts too, of those that any attack but a gradient's own broke.
+    def _survive_beside_pgd(self, attack: Attack | None) -> Tensor | None:
+        """Of an attack that meets only the images that PGD leaves; None where there is no such attack."""
+        return None if attack is None else self.survivors(attack, self.survives["pgd"])
 
-        All others of `by_gradients` survive; nobody claims that gradients would not have found them.
+    def _survive_training_attacks(self) -> Tensor | None:
+        survivors = [self.survivors(attack) for attack in self.training_attacks]
+        return torch.stack(survivors).all(0) if survivors else None
+
+    def _survive_more_restarts(self) -> Tensor:
+        """PGD meets again, with more restarts, the images on which an attack without its gradient succeeded.
+
+        All others that PGD leaves survive: no attack says that gradients should have found them.
         """
-        others = (self.by_margin, self.by_square, self.by_noise, self.by_transfer)
-        claimed = torch.zeros_like(self.by_gradients)
-        for verdicts in others:
-            if verdicts is not None:
-                claimed |= self.by_gradients & ~verdicts
-        attack = replace(self.pgd, restarts=max(self.effort.confirm_restarts, self.effort.restarts))
-        return self.by_gradients & (self.survivors(attack, claimed) if attack != self.pgd else self.by_gradients)
+        under_pgd = self.survives["pgd"]
+        claimed = torch.zeros_like(under_pgd)
+        for name in ("margin loss", "square", "noise", "transfer"):
+            if (survivors := self.survives.get(name)) is not None:
+                claimed |= under_pgd & ~survivors
+        attack = replace(self.pgd, restarts=max(self.budget.confirm_restarts, self.budget.restarts))
+        return under_pgd & (self.survivors(attack, claimed) if attack != self.pgd else under_pgd)
 
-    @cached_property
-    def by_apgd(self) -> Tensor:
-        return self.survivors(APGD(steps=self.effort.steps, ball=self.ball, loss="dlr"), self.by_gradients)
-
-    @cached_property
-    def by_ensemble(self) -> Tensor | None:
-        return None if self.subject.ensemble is None else self.survivors(self.subject.ensemble, self.by_gradients)
-
-    @cached_property
-    def by_unbounded(self) -> Tensor:
-        """Who survives where every pixel may take any value, under cross entropy and under the margin loss."""
-        attack = PGD(steps=self.effort.steps, ball=whole_range(self.ball, self.subject.images))
+    def _survive_unbounded(self) -> Tensor:
+        """Every pixel may take any value, under cross entropy and under the margin loss."""
+        attack = PGD(steps=self.budget.steps, ball=whole_range(self.ball, self.network.images))
         left = self.survivors(attack)
         return left & self.survivors(replace(attack, loss="margin"), left)
 
-    @cached_property
-    def by_everything(self) -> Tensor:
-        """(n,) bool: who survives the strongest attack found, the worst case over all that were run inside the ball."""
-        found = (
-            self.by_gradients, self.by_one_step, self.by_training_attacks, self.by_margin, self.by_noise, self.by_square,
-            self.by_transfer, self.by_retries, self.by_apgd, self.by_ensemble,
+    def _survive_all(self) -> Tensor:
+        names = (
+            "pgd", "fgsm", "training attacks", "margin loss", "noise", "square", "transfer", "pgd, more restarts", "apgd",
+            "ensemble",
         )  # fmt: skip
-        alive = self.clean.clone()
-        for verdicts in found:
-            if verdicts is not None:
-                alive &= verdicts
-        return alive
+        survivors = self.clean.clone()
+        for name in names:
+            if (found := self.survives.get(name)) is not None:
+                survivors &= found
+        return survivors
 
     def at(self, share_of_eps: float, steps: int) -> Tensor:
-        """(n,) bool: who survives PGD, or FGSM where `steps` is 0, at a share of the evaluation eps."""
+        """(n,) bool: which images survive PGD, or FGSM where `steps` is 0, at a share of the evaluation eps."""
         ball = scaled(self.ball, share_of_eps)
         return self.survivors(PGD(steps=steps, ball=ball) if steps else FGSM(ball=ball))
 
@@ -249,7 +268,7 @@ class MaskingAttacks:
 
     @cached_property
     def probes(self) -> Split:
-        return Subset(self.subject.images, self.clean.nonzero()[: self.effort.probes, 0])
+        return Subset(self.network.images, self.clean.nonzero()[: self.budget.probes, 0])
 
     @cached_property
     def probe_images(self) -> tuple[Tensor, Tensor]:
@@ -259,7 +278,7 @@ class MaskingAttacks:
 
     def streams(self, purpose: str) -> Streams:
         """Random numbers for the probes."""
-        return Streams(self.seed, self.clean.nonzero()[: self.effort.probes, 0].tolist(), purpose)
+        return Streams(self.seed, self.clean.nonzero()[: self.budget.probes, 0].tolist(), purpose)
 
     @cached_property
     def first_order(self) -> FirstOrder | None:
@@ -269,9 +288,12 @@ class MaskingAttacks:
         """
         self.report("first-order prediction")
         x, y = self.probe_images
-        if not bool((input_gradient(self.net, x, y, "margin")[0]).any()):
-            return None
-        return first_order(self.net, self.probes, self.ball, self.compute, "margin", seed=self.seed, batch_size=self.batch_size)
+        with seeded(self.seed, self.compute.device):
+            if not bool((input_gradient(self.net, x, y, "margin")[0]).any()):
+                return None
+            return first_order(
+                self.net, self.probes, self.ball, self.compute, "margin", seed=self.seed, batch_size=self.batch_size
+            )
 
     @cached_property
     def trajectory(self) -> Attacked:
@@ -279,7 +301,7 @@ class MaskingAttacks:
         self.report("PGD step by step")
         attack = replace(self.pgd, restarts=1, loss="margin")
         x, y = self.probe_images
-        with self.compute.autocast():
+        with self.compute.autocast(), seeded(self.seed, self.compute.device):
             return attack(self.net, x, y, self.streams("trajectory"))
 
 

@@ -1,4 +1,4 @@
-"""Checks on attack runs (Pintor et al. 2022) and on how the network computes (AutoAttack's flags)."""
+"""Checks on attack runs (Pintor et al. 2022) and on how the network computes (the checks of AutoAttack)."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ CHANGE = 0.1
 LAST, STILL_RISING = 10, 0.05
 
 
-def unavailable_gradients(context: MaskingAttacks) -> Check:
+def unavailable_gradients(attacks: MaskingAttacks) -> Check:
     """I1, and AutoAttack's zero gradient at the start: no gradient, or one of zeros, at unchanged images."""
     name, advice = "no gradient at the start", "replace what cannot be differentiated for the attack (BPDA, Athalye et al. 2018)"
-    if context.gradient_error is not None:
-        told = f"autograd refuses: {context.gradient_error}"
-        return threshold_check(name, 1.0, 0, told, advice, counts={"images": len(context.probes), "without": len(context.probes)})
-    without = {loss: int((_gradient(context, loss).flatten(1).abs().amax(1) == 0).sum()) for loss in ("margin", "ce")}
-    n = len(context.probes)
+    if attacks.gradient_error is not None:
+        told = f"autograd refuses: {attacks.gradient_error}"
+        return threshold_check(name, 1.0, 0, told, advice, counts={"images": len(attacks.probes), "without": len(attacks.probes)})
+    without = {loss: int((_gradient(attacks, loss).flatten(1).abs().amax(1) == 0).sum()) for loss in ("margin", "ce")}
+    n = len(attacks.probes)
     evidence = f"{without['margin']} of {n} images have no gradient at all ({without['ce']} under cross entropy)"
     counts = {"images": n, "without": without["margin"], "without under cross entropy": without["ce"]}
     return threshold_check(name, without["margin"] / n, 0, evidence, advice, counts=counts)
 
 
-def unstable_predictions(context: MaskingAttacks) -> Check:
+def unstable_predictions(attacks: MaskingAttacks) -> Check:
     """I2: small noise changes the loss a lot, so a gradient tells little about the neighbourhood."""
-    x, y = context.probe_images
-    streams = context.streams("unstable predictions")
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
-        base = margin(context.net(x), y).double()
+    x, y = attacks.probe_images
+    streams = attacks.streams("unstable predictions")
+    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+        base = margin(attacks.net(x), y).double()
         changes = torch.zeros_like(base)
         for _ in range(NOISY_POINTS):
             noise = (2 * streams.uniform(*x.shape[1:]).to(x) - 1) * NOISE
-            near = margin(context.net((x + noise).clamp(0, 1)), y).double()
+            near = margin(attacks.net((x + noise).clamp(0, 1)), y).double()
             changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1)
     value = float((changes / NOISY_POINTS).mean())
     evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
@@ -57,44 +57,41 @@ def unstable_predictions(context: MaskingAttacks) -> Check:
     return threshold_check("unstable predictions", value, CHANGE, evidence, advice, counts={"images": len(x)})
 
 
-def silent_success(context: MaskingAttacks) -> Check:
+def silent_success(attacks: MaskingAttacks) -> Check:
     """I3: an iterate was wrong and the last one is not, so an attack that returns its last point reports a failure."""
-    correct = _correct(context)
+    correct = _correct(attacks)
     silent = int((~correct[1:].all(0) & correct[-1]).sum())
-    evidence = (
-        f"{silent} of {correct.shape[1]} images were wrong on the way and are right at the end (vizrobust counts them as broken)"
-    )
-    advice = "count an image as broken at any iterate, as vizrobust does; other tools' numbers on this network will be too high"
+    evidence = f"{silent} of {correct.shape[1]} images are misclassified at some iterate and right at the last one"
+    advice = "count an image as misclassified if any iterate is, as vizrobust does; judging the last one overstates accuracy"
     counts = {"images": correct.shape[1], "silent": silent}
     return threshold_check("silent success", silent / correct.shape[1], OF_IMAGES, evidence, advice, counts=counts)
 
 
-def incomplete_optimisation(context: MaskingAttacks) -> Check:
+def incomplete_optimisation(attacks: MaskingAttacks) -> Check:
     """I4: the loss still rises in the last steps on images that were not broken: more steps would find more."""
-    name, loss, alive = "stopped too early", context.trajectory.loss, _correct(context).all(0)
+    name, loss, alive = "stopped too early", attacks.trajectory.loss, _correct(attacks).all(0)
     assert loss is not None
     n, steps = int(alive.sum()), len(loss) - 1
     if not n:
-        return skipped(name, f"all {len(alive)} images are broken, so nothing was left to climb")
+        return skipped(name, f"PGD succeeded on all {len(alive)} images, so no loss was left to raise")
     best = loss[:, alive].double().cummax(0).values
     last = min(LAST, steps // 5)
     whole = best[-1] - loss[:, alive].double().amin(0)
     rising = int(((best[-1] - best[-1 - last]) > STILL_RISING * whole).sum())
-    evidence = (
-        f"on {rising} of {n} unbroken images the last {last} of {steps} steps brought over {100 * STILL_RISING:.0f} % of the rise"
-    )
+    most = f"over {100 * STILL_RISING:.0f} % of the rise"
+    evidence = f"on {rising} of {n} surviving images the last {last} of {steps} steps brought {most}"
     advice = f"use more steps than {steps}, or APGD, until the accuracy stops falling"
     return threshold_check(name, rising / n, OF_IMAGES, evidence, advice, counts={"images": n, "still rising": rising})
 
 
-def judged_is_differentiated(context: MaskingAttacks) -> Check:
-    """I5: the network answers otherwise when it is differentiated, so the attack was on another network."""
-    (x, y), adv = context.probe_images, context.trajectory.best
+def judged_is_differentiated(attacks: MaskingAttacks) -> Check:
+    """I5: the network gives other answers while it is differentiated, so the attack was on another network."""
+    (x, y), adv = attacks.probe_images, attacks.trajectory.best
     assert adv is not None
-    with borrowed(context.net), context.compute.autocast():
+    with borrowed(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
-            diagnosis_of = context.net(adv).argmax(1)
-        differentiated = context.net(adv.detach().requires_grad_()).detach().argmax(1)
+            diagnosis_of = attacks.net(adv).argmax(1)
+        differentiated = attacks.net(adv.detach().requires_grad_()).detach().argmax(1)
     other = int((diagnosis_of != differentiated).sum())
     evidence = f"{other} of {len(y)} adversarial images get another class when gradients are asked for"
     advice = "attack the network that is used: the same forward pass with and without gradients"
@@ -111,63 +108,64 @@ ATTACK_RUN_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 }  # fmt: skip
 
 
-def _gradient(context: MaskingAttacks, loss: str) -> Tensor:
-    x, y = context.probe_images
-    with borrowed(context.net), context.compute.autocast():
+def _gradient(attacks: MaskingAttacks, loss: str) -> Tensor:
+    x, y = attacks.probe_images
+    with borrowed(attacks.net), attacks.compute.autocast():
         point = x.detach().requires_grad_()
-        return torch.autograd.grad(LOSSES[loss](context.net(point), y).sum(), point)[0]
+        return torch.autograd.grad(LOSSES[loss](attacks.net(point), y).sum(), point)[0]
 
 
-def _correct(context: MaskingAttacks) -> Tensor:
+def _correct(attacks: MaskingAttacks) -> Tensor:
     """(steps + 1, p) bool: the verdicts along PGD's path."""
-    assert context.trajectory.correct is not None
-    return context.trajectory.correct
+    assert attacks.trajectory.correct is not None
+    return attacks.trajectory.correct
 
 
 # AutoAttack warns where Square lowers the accuracy that its other members leave by more.
 SQUARE = 0.002
 # AutoAttack's bounds for a random network: so many passes, logits that differ by more (L2, per image).
 PASSES, DIFFERENT = 5, 1e-4
-# A network that looks at one image at a time gives it the same logits whoever its mates are, but for rounding.
-MATES = 1e-3
+# An image's logits may differ by so much with the other images in the batch: rounding.
+OTHER_IMAGES = 1e-3
 # Probabilities in half precision sum to 1 to about so much; a few logits may do so by chance, those of all images not.
 SUMS_TO_ONE, MOST = 1e-2, 0.5
 
 
-def square_beats_all_gradients(context: MaskingAttacks) -> Check:
+def square_beats_all_gradients(attacks: MaskingAttacks) -> Check:
     """Square breaks images that no gradient attack does, neither PGD on either loss nor APGD."""
     name = "Square beats all gradients"
-    if context.by_square is None:
-        return skipped(name, f"Square has no windows for the {type(context.ball).__name__} ball")
-    gradients = context.by_gradients & context.by_margin & context.by_apgd
-    test = mcnemar(gradients, gradients & context.by_square, confidence=2 * CONFIDENCE - 1)
+    by_square = attacks.survives.get("square")
+    if by_square is None:
+        return skipped(name, f"Square has no perturbations for the {type(attacks.ball).__name__} ball")
+    gradients = attacks.survives["pgd"] & attacks.survives["margin loss"] & attacks.survives["apgd"]
+    test = mcnemar(gradients, gradients & by_square, confidence=2 * CONFIDENCE - 1)
     bounds = f"{100 * max(0.0, test.ci_low):.1f} to {100 * test.ci_high:.1f}"
     evidence = f"of {test.n} images it breaks {test.only_a} that PGD on two losses and APGD do not ({bounds})"
-    advice = "the gradients are not to be trusted to the last point: quote an ensemble with Square in it (--attack standard)"
+    advice = "gradients miss a few images: quote an ensemble that contains Square ({attack} standard)"
     counts = {"images": test.n, "newly broken": test.only_a}
     return threshold_check(name, test.difference, SQUARE, evidence, advice, counts=counts, unit="points", bound=test.ci_low)
 
 
-def randomised(context: MaskingAttacks) -> Check:
+def randomised(attacks: MaskingAttacks) -> Check:
     """The same images get other logits each time."""
-    x = context.probe_images[0]
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad(), seeded(context.seed, context.compute.device):
-        logits = torch.stack([context.net(x).double() for _ in range(PASSES)])
+    x = attacks.probe_images[0]
+    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
+        logits = torch.stack([attacks.net(x).double() for _ in range(PASSES)])
     moved = (logits - logits[0]).norm(dim=2).amax(0)
     classes = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
     evidence = (
         f"in {PASSES} passes logits differ by up to {float(moved.max()):.2g}, and {classes} of {len(x)} images change class"
     )
-    advice = "switch the randomness off or attack its expectation: --attack 'EoT(attack=PGD(), samples=20)'"
+    advice = "switch the randomness off, or attack its expectation: {attack} 'EoT(attack=PGD(), samples=20)'"
     counts = {"images": len(x), "other class": classes}
     return threshold_check("randomised", float(moved.max()), DIFFERENT, evidence, advice, counts=counts, unit="number")
 
 
-def softmax_output(context: MaskingAttacks) -> Check:
+def softmax_output(attacks: MaskingAttacks) -> Check:
     """The network returns probabilities in place of logits, on which cross entropy takes a second softmax."""
-    x = context.probe_images[0]
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
-        out = context.net(x).double()
+    x = attacks.probe_images[0]
+    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+        out = attacks.net(x).double()
     like = (out >= 0).all(1) & ((out.sum(1) - 1).abs() < SUMS_TO_ONE)
     evidence = f"the outputs of {int(like.sum())} of {len(x)} images are not negative and sum to 1"
     advice = "leave the softmax out of the network: attacks need its logits"
@@ -177,10 +175,10 @@ def softmax_output(context: MaskingAttacks) -> Check:
     )
 
 
-def optimisation_in_forward(context: MaskingAttacks) -> Check:
+def optimisation_in_forward(attacks: MaskingAttacks) -> Check:
     """The forward pass takes gradients of its own (it purifies, or adapts at test time)."""
     recorded: list[Tensor] = []
-    x = context.probe_images[0][:1]
+    x = attacks.probe_images[0][:1]
 
     def keep(tensor: Tensor) -> Tensor:
         recorded.append(tensor)
@@ -188,12 +186,12 @@ def optimisation_in_forward(context: MaskingAttacks) -> Check:
 
     # Where nobody asks for gradients nothing is kept for them, unless the network itself asks.
     with (
-        borrowed(context.net),
-        context.compute.autocast(),
+        borrowed(attacks.net),
+        attacks.compute.autocast(),
         torch.no_grad(),
         torch.autograd.graph.saved_tensors_hooks(keep, _same),
     ):
-        context.net(x)
+        attacks.net(x)
     kept = f"{len(recorded)} tensors are kept for gradients" if recorded else "nothing is kept for a gradient"
     evidence = f"{kept} when nobody outside the network asks for one"
     advice = "gradients through an inner optimisation mislead: attack the whole loop, or without gradients (Square), adaptively"
@@ -201,23 +199,23 @@ def optimisation_in_forward(context: MaskingAttacks) -> Check:
     return threshold_check("inner optimisation", len(recorded), 0, evidence, advice, counts=counts, unit="number")
 
 
-def batch_norm_mode(context: MaskingAttacks) -> Check:
-    """An image's logits depend on its mates, or the network was handed over in training mode."""
+def batch_norm_mode(attacks: MaskingAttacks) -> Check:
+    """An image's logits depend on the other images in the batch, or the network was passed in training mode."""
     name, kinds = "statistics of the batch", (_BatchNorm, nn.modules.dropout._DropoutNd)
-    training = [type(module).__name__ for module in context.net.modules() if isinstance(module, kinds) and module.training]
-    x = context.probe_images[0]
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad(), seeded(context.seed, context.compute.device):
+    training = [type(module).__name__ for module in attacks.net.modules() if isinstance(module, kinds) and module.training]
+    x = attacks.probe_images[0]
+    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
         # At one batch size, as kernels depend on it: the first image among itself, and among others.
-        alone, among = context.net(x[:1].expand_as(x)), context.net(x)
-        again = context.net(x[:1].expand_as(x))
+        alone, among = attacks.net(x[:1].expand_as(x)), attacks.net(x)
+        again = attacks.net(x[:1].expand_as(x))
     moved = float((alone[0] - among[0]).abs().max())
     if not training and not torch.equal(alone, again):
-        return skipped(name, "the network is random, so it cannot be told whose mates moved it")
-    evidence = f"an image's logits move by {moved:.2g} with its mates"
+        return skipped(name, "the network is random, so its logits change for another reason too")
+    evidence = f"an image's logits change by {moved:.2g} with the other images in the batch"
     if training:
-        evidence += f"; handed over in training mode: {', '.join(dict.fromkeys(training))} (attacked in evaluation mode)"
+        evidence += f"; passed in training mode: {', '.join(dict.fromkeys(training))} (attacked in evaluation mode)"
     advice = "call net.eval() and use running statistics: an attack on a batch attacks its statistics, not an image"
-    value, threshold = (float(len(training)), 0) if training else (moved, MATES)
+    value, threshold = (float(len(training)), 0) if training else (moved, OTHER_IMAGES)
     counts = {"images": len(x), "layers in training mode": len(training)}
     return threshold_check(name, value, threshold, evidence, advice, counts=counts, unit="number")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,29 +16,34 @@ from vizrobust.spec import spec
 @spec
 @dataclass(frozen=True)
 class AttackBudget:
-    """How hard the attacks try: PGD's `steps` and `restarts`, the `queries` of Square, the `draws` of noise.
+    """How hard the attacks of a diagnosis try.
 
-    What another attack breaks meets PGD again, with `confirm_restarts` restarts, before it counts as hidden from gradients:
-    another round of any attack finds a few images more. Ten are those of PGD-50-10 (Wong et al. 2020).
-    `probes` images, those that are classified correctly first, serve the checks that look at gradients and losses.
+    `steps` and `restarts` are PGD's, `queries` those of Square, `noise_samples` how many random points are tried. An
+    image on which another attack succeeds meets PGD again, with `confirm_restarts` restarts, before it counts as hidden
+    from gradients: another round of any attack finds a few images more (ten restarts as in PGD-50-10, Wong et al. 2020).
+    The first `probes` images that are classified correctly serve the checks that look at gradients and losses.
+    Raises ``ValueError`` for a number below 1 (`queries`: below 0).
+
+    >>> AttackBudget(steps=10, restarts=1)
+    AttackBudget(steps=10, restarts=1)
     """
 
     steps: int = 50
     restarts: int = 3
     confirm_restarts: int = 10
     queries: int = 1000
-    draws: int = 100
+    noise_samples: int = 100
     probes: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "confirm_restarts", "draws", "probes"):
+        for name in ("steps", "restarts", "confirm_restarts", "noise_samples", "probes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"AttackBudget: {name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class NetworkUnderTest:
-    """A network under diagnosis and what is known of it.
+    """A network whose gradients are to be diagnosed, and what is known of it.
 
     `ball` holds the evaluation eps. `trained` are the attacks that it was trained against: none for standard
     training, None where that is not known. `source` is another checkpoint's reference, from which attacks are
@@ -58,11 +64,12 @@ Unit = Literal["share", "points", "number"]
 
 @dataclass(frozen=True)
 class Check:
-    """One sign of masked gradients, looked for in one network.
+    """One sign of masked gradients, and whether a network shows it.
 
     It is `flagged` where `value` is on the wrong side of `threshold` (above it unless `flagged_if` is ``"below"``); None
-    where it could not be run, which `evidence` then explains. `counts` are whole numbers of images behind the value,
-    `advice` says what to do about it, and is empty unless it tripped or was not run.
+    where it could not be run, which `evidence` then explains. `counts` are the numbers of images behind the value.
+    `advice` says what to do, and is empty unless the check was flagged or skipped; it names parameters of the commands
+    `attack` and `masking` as templates, such as ``{thorough}`` (see `with_parameter_names`).
     """
 
     name: str
@@ -79,8 +86,17 @@ class Check:
         """The fields of a check in JSON."""
         return {
             "name": self.name, "value": self.value, "threshold": self.threshold, "tripped": self.flagged,
-            "counts": self.counts, "evidence": self.evidence, "advice": self.advice,
+            "counts": self.counts, "evidence": self.evidence, "advice": with_parameter_names(self.advice),
         }  # fmt: skip
+
+
+def with_parameter_names(advice: str) -> str:
+    """Advice for a reader who calls from Python: each template ``{name}`` becomes the parameter's name.
+
+    >>> with_parameter_names("attack with Square too: {attack} standard")
+    'attack with Square too: attack standard'
+    """
+    return re.sub(r"\{(\w+)\}", r"\1", advice)
 
 
 def threshold_check(
@@ -95,7 +111,7 @@ def threshold_check(
     flagged_if: Literal["above", "below"] = "above",
     bound: float | None = None,
 ) -> Check:
-    """A value held against its threshold; where a confidence `bound` is given, that decides in the value's place.
+    """A check that compares a value with its threshold; a confidence `bound` of the value, if given, decides instead.
 
     >>> threshold_check("gap", 0.2, 0.15, "20 images of 100", "attack harder", bound=0.13).flagged
     False
@@ -108,5 +124,5 @@ def threshold_check(
 
 
 def skipped(name: str, why: str, advice: str = "") -> Check:
-    """A check that has nothing to say here."""
+    """A check that does not apply to this network."""
     return Check(name, None, None, None, {}, why, advice)

@@ -27,7 +27,7 @@ CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 # Signs that make the numbers themselves doubtful, whatever the verdict.
 WARNINGS = {
     "randomised": "its answers are random, so attack it with EoT before you believe a number",
-    "attacked another network": "it answers otherwise when gradients are asked for, so the numbers are not its own",
+    "attacked another network": "it gives other answers while gradients are computed, so the numbers are not its own",
     "statistics of the batch": "it mixes the images of a batch, so the numbers depend on the batch",
 }
 
@@ -51,29 +51,29 @@ class Diagnosis:
         }
 
 
-def diagnose(context: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS) -> Iterator[Check]:
+def diagnose(attacks: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS) -> Iterator[Check]:
     """Run the checks one after the other; attacks are shared among them and with `diagnosis_of`.
 
     Raises ``ValueError`` where the network classifies no image correctly.
     """
     for check in checks.values():
         # A network that is random draws from torch's global generators; its diagnosis is to repeat all the same.
-        with seeded(context.seed, context.compute.device):
-            yield check(context)
+        with seeded(attacks.seed, attacks.compute.device):
+            yield check(attacks)
 
 
-def diagnosis_of(context: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Diagnosis:
+def diagnosis_of(attacks: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Diagnosis:
     """The verdict, with the checks that were done."""
-    with seeded(context.seed, context.compute.device):
-        verdict = verdict_of(list(criteria(context)), context.by_everything, _caveat(context, checks))
-    return Diagnosis(verdict, radius(context.ball), checks)
+    with seeded(attacks.seed, attacks.compute.device):
+        verdict = verdict_of(list(criteria(attacks)), attacks.survives["all"], _caveat(attacks, checks))
+    return Diagnosis(verdict, radius(attacks.ball), checks)
 
 
-def _caveat(context: MaskingAttacks, checks: tuple[Check, ...]) -> str:
+def _caveat(attacks: MaskingAttacks, checks: tuple[Check, ...]) -> str:
     """What a reader of the one sentence must know besides."""
     flagged = [check.name for check in checks if check.flagged]
     told = [sentence for name, sentence in WARNINGS.items() if name in flagged]
-    if context.subject.trained == ():
+    if attacks.network.trained == ():
         told.append("it was not adversarially trained")
     deciding = [check.name for check in checks[: len(DECIDING)]]
     signs = [name for name in flagged if name not in deciding]

@@ -17,7 +17,7 @@ from vizrobust.robustness.masking.check import Check, skipped, threshold_check
 
 # A network shows a sign where more than a tenth of its images, or of an image's pixels, do (our choice).
 OF_IMAGES = OF_PIXELS = 0.1
-# Moved inside by so much, black and white are no longer at a clamp's bounds (a clamp has no gradient there).
+# Moved inside by this much, black and white pixels no longer lie at the bounds of a clamp, where it has no gradient.
 INSIDE = 0.01
 # 60 degrees: less in common with the gradient elsewhere in the ball than not. GradAlign (Andriushchenko & Flammarion
 # 2020) raises this cosine because it falls towards 0 where training has overfitted to one step; the limit is ours.
@@ -27,14 +27,14 @@ BENT = 0.5
 WRONG_WITH_GRADIENTS = "the network is wrong everywhere when gradients are asked for"
 
 
-def zero_gradient_coordinates(context: MaskingAttacks) -> Check:
+def zero_gradient_coordinates(attacks: MaskingAttacks) -> Check:
     """Pixels without a gradient that have one once the image is moved inside [0, 1]: a clamp in the forward pass.
 
     The shares of all zero coordinates, split by saturated and other pixels, are in the evidence.
     """
-    x, _ = context.probe_images
-    gradient = _gradient(context, x)
-    inside = _gradient(context, x * (1 - 2 * INSIDE) + INSIDE)
+    x, _ = attacks.probe_images
+    gradient = _gradient(attacks, x)
+    inside = _gradient(attacks, x * (1 - 2 * INSIDE) + INSIDE)
     zero, saturated = gradient == 0, (x <= 0) | (x >= 1)
     lost = zero & saturated & (inside != 0)
     value = _share(lost, saturated)
@@ -52,28 +52,28 @@ def zero_gradient_coordinates(context: MaskingAttacks) -> Check:
     return threshold_check("black and white frozen", value, OF_PIXELS, evidence, advice, counts=counts)
 
 
-def cross_entropy_underflow(context: MaskingAttacks) -> Check:
-    """Plain cross entropy has no gradient at all, as the network is surer than its digits can say."""
-    x, y = context.probe_images
-    with borrowed(context.net), context.compute.autocast():
+def cross_entropy_underflow(attacks: MaskingAttacks) -> Check:
+    """Plain cross entropy has no gradient: the network is so confident that float32 rounds the loss to 0."""
+    x, y = attacks.probe_images
+    with borrowed(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
-            logits = context.net(x).detach()
+            logits = attacks.net(x).detach()
         logits = logits.requires_grad_()
         (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
     under = int((slope.abs().amax(1) == 0).sum())
     sure = float(-margin(logits.detach(), y).median())
-    evidence = f"{under} of {len(x)} images have no slope in plain cross entropy; the label leads by {sure:.3g} in the median"
+    evidence = f"plain cross entropy has no slope at {under} of {len(x)} images; the median lead of the label is {sure:.3g}"
     advice = "other tools' attacks on cross entropy stop here; divide the logits, or use the margin or DLR loss"
     counts = {"images": len(x), "without a slope": under}
     return threshold_check("cross entropy underflows", under / len(x), 0, evidence, advice, counts=counts)
 
 
-def gradient_cosine(context: MaskingAttacks) -> Check:
+def gradient_cosine(attacks: MaskingAttacks) -> Check:
     """Gradients at the image and at a random point of the ball point in different directions."""
     name = "gradients turn in the ball"
-    x, _ = context.probe_images
-    near = (x + context.ball.sample(x, context.streams("cosine"))).clamp(0, 1)
-    here, there = (_gradient(context, points).double().flatten(1) for points in (x, near))
+    x, _ = attacks.probe_images
+    near = (x + attacks.ball.sample(x, attacks.streams("cosine"))).clamp(0, 1)
+    here, there = (_gradient(attacks, points).double().flatten(1) for points in (x, near))
     some = here.any(1) & there.any(1)
     if not bool(some.any()):
         return skipped(name, "there are no gradients to compare")
@@ -85,24 +85,24 @@ def gradient_cosine(context: MaskingAttacks) -> Check:
     return threshold_check(name, value, COSINE, evidence, advice, counts=counts, unit="number", flagged_if="below")
 
 
-def local_linearity(context: MaskingAttacks) -> Check:
-    """One step of eps along the gradient changes the loss quite otherwise than the gradient says."""
-    x, y = context.probe_images
-    gradient, before = _gradient(context, x), _margin(context, x, y)
-    step = (x + radius(context.ball) * context.ball.steepest(gradient, x)).clamp(0, 1) - x
+def local_linearity(attacks: MaskingAttacks) -> Check:
+    """One step of eps along the gradient changes the loss by something else than the gradient predicts."""
+    x, y = attacks.probe_images
+    gradient, before = _gradient(attacks, x), _margin(attacks, x, y)
+    step = (x + radius(attacks.ball) * attacks.ball.steepest(gradient, x)).clamp(0, 1) - x
     said = (gradient.double() * step).flatten(1).sum(1)
-    done = _margin(context, x + step, y) - before
+    done = _margin(attacks, x + step, y) - before
     errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
     value = float(errors.median())
-    evidence = f"at the end of one step the margin is off by {100 * value:.0f} % of what was promised and done, in the median"
-    advice = "one-step attacks say nothing here: use many small steps"
+    evidence = f"after one step the median error of the predicted margin is {100 * value:.0f} % of prediction and change together"
+    advice = "one-step attacks tell nothing here: use many small steps"
     counts = {"images": len(x), "above": int((errors > BENT).sum())}
     return threshold_check("bent along one step", value, BENT, evidence, advice, counts=counts, unit="number")
 
 
-def promised_too_little(context: MaskingAttacks) -> Check:
+def promised_too_little(attacks: MaskingAttacks) -> Check:
     """PGD lowers the margin by far more than the gradient at the image promises: it is hidden there."""
-    name, found = "gradient promises too little", context.first_order
+    name, found = "gradient promises too little", attacks.first_order
     if found is None:
         return skipped(name, WRONG_WITH_GRADIENTS)
     hidden = int(found.gradient_underestimates.sum())
@@ -112,9 +112,9 @@ def promised_too_little(context: MaskingAttacks) -> Check:
     return threshold_check(name, hidden / len(found), OF_IMAGES, evidence, advice, counts=counts)
 
 
-def fell_short(context: MaskingAttacks) -> Check:
+def fell_short(attacks: MaskingAttacks) -> Check:
     """FGSM gets less than half of what the gradient promises though PGD gets it: overfitted to one step."""
-    name, found = "one step falls short", context.first_order
+    name, found = "one step falls short", attacks.first_order
     if found is None:
         return skipped(name, WRONG_WITH_GRADIENTS)
     short = int(found.fgsm_falls_short.sum())
@@ -131,15 +131,15 @@ GRADIENT_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 }  # fmt: skip
 
 
-def _gradient(context: MaskingAttacks, x: Tensor) -> Tensor:
+def _gradient(attacks: MaskingAttacks, x: Tensor) -> Tensor:
     """Of the margin, at points (p, C, H, W) that belong to the probes."""
-    with context.compute.autocast():
-        return input_gradient(context.net, x, context.probe_images[1], "margin")[2]
+    with attacks.compute.autocast():
+        return input_gradient(attacks.net, x, attacks.probe_images[1], "margin")[2]
 
 
-def _margin(context: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
-    with borrowed(context.net), context.compute.autocast(), torch.no_grad():
-        return margin(context.net(x), y).double()
+def _margin(attacks: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
+    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+        return margin(attacks.net(x), y).double()
 
 
 def _share(of: Tensor, among: Tensor) -> float:
