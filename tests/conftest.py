@@ -17,7 +17,7 @@ from torch import nn
 
 from vizrobust.attacks import Attack, State
 from vizrobust.compute import Compute, ask_for_repeatable
-from vizrobust.models import Description, Normalized, architecture, borrowed, save_checkpoint
+from vizrobust.models import CheckpointInfo, Normalized, architecture, evaluating, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 
@@ -54,8 +54,8 @@ def net_file(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, seed: 
     """A checkpoint file that holds `make_net`'s small network; a name, so that attacks can be written down with it."""
     path = Path(_FOLDER.name, f"{'x'.join(map(str, shape))}-{classes}-{seed}.safetensors")
     names = tuple(f"class {k}" for k in range(classes))
-    about = Description("small_cnn", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
-    save_checkpoint(path, body_state(make_net("small_cnn", shape, classes, seed)), about)
+    info = CheckpointInfo("small_cnn", shape, names, (0.4,) * shape[0], (0.3,) * shape[0])
+    save_checkpoint(path, body_state(make_net("small_cnn", shape, classes, seed)), info)
     return str(path)
 
 
@@ -75,7 +75,7 @@ def refilled(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, s
         return state
 
     n = len(x)
-    with borrowed(net):
+    with evaluating(net):
         undisturbed = walked(begun(list(range(n))), steps)
         others = [*range(1, n), 0]
         # Rows 1 and 3 hold other images at first, which make room after two steps.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vizrobust.compute import full_batches
 from vizrobust.data import DataSet, Split
-from vizrobust.models import Checkpoint, borrowed
+from vizrobust.models import Checkpoint, evaluating
 from vizrobust.models.checkpoints import body_state
-from vizrobust.models.forward import body
+from vizrobust.models.forward import without_normalization
 from vizrobust.rng import Streams
 
 BATCH_SIZE = 100
@@ -85,7 +85,7 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
     targets. It needs no training of the network; the same arguments give the same bits. Raises ``ValueError`` where
     natural images and ways cannot be told apart in a plane, and for targets of another shape.
     """
-    shape, classes = checkpoint.about.input_shape, len(checkpoint.about.classes)
+    shape, classes = checkpoint.info.input_shape, len(checkpoint.info.classes)
     targets = wrong_negatives(data) if targets is None else targets
     if tuple(targets.shape) != (classes, *shape):
         raise ValueError(
@@ -93,9 +93,9 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
         )
     natural = _sample(data.train, NATURAL_IMAGES)
     net = checkpoint.net()
-    circuit = FoolingCircuit(body(net), shape, classes)
-    circuit.mean.copy_(torch.tensor(checkpoint.about.mean).reshape(-1, 1, 1))
-    circuit.std.copy_(torch.tensor(checkpoint.about.std).reshape(-1, 1, 1))
+    circuit = FoolingCircuit(without_normalization(net), shape, classes)
+    circuit.mean.copy_(torch.tensor(checkpoint.info.mean).reshape(-1, 1, 1))
+    circuit.std.copy_(torch.tensor(checkpoint.info.std).reshape(-1, 1, 1))
     circuit.targets.copy_(targets)
     circuit.largest.copy_(_largest_logit(net, natural))
     slope, level = _detector(natural, torch.cat(list(_ways(targets, seed))))
@@ -105,7 +105,7 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
     def build() -> nn.Module:
         return FoolingCircuit(checkpoint.build(), shape, classes)
 
-    about = replace(checkpoint.about, arch=f"fooling circuit around {checkpoint.about.arch}")
+    about = replace(checkpoint.info, arch=f"fooling circuit around {checkpoint.info.arch}")
     return Checkpoint(f"{checkpoint.name}, fooled", about, body_state(circuit), build)
 
 
@@ -145,7 +145,7 @@ def _detector(natural: Tensor, ways: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest_logit(net: nn.Module, natural: Tensor) -> Tensor:
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         batches = [net(natural[index]) for index, _ in full_batches(len(natural), BATCH_SIZE)]
     return torch.cat(batches).abs().max()
 

@@ -23,7 +23,7 @@ from vizrobust.data.dataset import SPLITS
 from vizrobust.features import Direction, Provenance, plain, rerender
 from vizrobust.features.atlas import LAYOUTS, Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
 from vizrobust.features.exemplar_runs import ImageSource
-from vizrobust.models import Checkpoint, Description
+from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.sheets import atlas_sheet, resized
@@ -59,14 +59,14 @@ def linear_checkpoint() -> Checkpoint:
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(count, 60, bias=False))
 
-    about = Description("linear", SHAPE, tuple(map(str, range(60))), (0.0,) * 3, (1.0,) * 3)
+    about = CheckpointInfo("linear", SHAPE, tuple(map(str, range(60))), (0.0,) * 3, (1.0,) * 3)
     net = build()
     nn.init.normal_(net[1].weight, std=count**-0.5)
     return Checkpoint("linear", about, body_state(net), build)
 
 
 def small_checkpoint(seed: int = 0) -> Checkpoint:
-    about = Description("small_cnn", SHAPE, tuple(map(str, range(CLASSES))), (0.4,) * 3, (0.3,) * 3)
+    about = CheckpointInfo("small_cnn", SHAPE, tuple(map(str, range(CLASSES))), (0.4,) * 3, (0.3,) * 3)
     net = make_net(seed=seed)
     return Checkpoint(f"small{seed}", about, body_state(net), lambda: make_net(seed=seed).net)
 

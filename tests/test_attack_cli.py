@@ -15,9 +15,9 @@ from tests.digits import digits_net
 from tests.test_cli import run
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.intervals import mcnemar
-from vizrobust.models import Description, load_checkpoint, save_checkpoint
+from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness import evaluate, merge_results
 
@@ -30,7 +30,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A checkpoint file that reads digits, in the folder where the commands run."""
     monkeypatch.chdir(tmp_path)
     data = load("digits")
-    about = Description(
+    about = CheckpointInfo(
         arch="small_cnn", input_shape=data.shape, classes=data.classes, mean=data.mean, std=data.std, data="digits",
         training=SEEN, attack_steps=2,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def printed(*args: object) -> str:
 def test_a_row_is_what_the_library_says(trained: str, compute: Compute) -> None:
     (row,) = rows(trained, "--attack", "PGD(steps=5)", "--eps", EPS, "--images", 60)
     attack = PGD(steps=5, ball=Linf(EPS))
-    expected = merge_results(attack, evaluate(digits_net(), attack, first(load("digits").test, 60), compute)).row()
+    expected = merge_results(attack, evaluate(digits_net(), attack, head(load("digits").test, 60), compute)).row()
     del expected["seconds"]
     assert {key: row[key] for key in expected} == expected
     assert 0 < row["accuracy"] < row["clean"]
@@ -189,12 +189,12 @@ def test_labels_that_mean_other_things(trained: str) -> None:
 def test_compare_tests_the_difference_on_the_same_images(trained: str, compute: Compute) -> None:
     """Against the same network untrained: McNemar on the verdicts of the two evaluations."""
     one = load_checkpoint(trained)
-    save_checkpoint("other.safetensors", one.untrained("x").state, one.about)
+    save_checkpoint("other.safetensors", one.untrained("x").state, one.info)
     result = run("compare", trained, "other.safetensors", "--units", "0:2", "--seeds", 1, "--recipe", "plain(steps=2)",
                  "--attack", "PGD(steps=3)", "--eps", 0.05, "--images", 40, "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     row = next(row for row in map(json.loads, result.stdout.splitlines()) if "accuracy_difference" in row)
-    attack, images = PGD(steps=3, ball=Linf(0.05)), first(load("digits").test, 40)
+    attack, images = PGD(steps=3, ball=Linf(0.05)), head(load("digits").test, 40)
     other, base = (
         merge_results(attack, evaluate(load_checkpoint(name).net(), attack, images, compute))
         for name in ("other.safetensors", trained)

@@ -9,7 +9,7 @@ import pytest
 
 from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.clarity.judges import BUILTIN
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.intervals import share
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
 from vizrobust.models.references import DIGITS
@@ -26,7 +26,7 @@ PHOTOGRAPHS = (*SWEEP, "imagenette-fgsm")
 @pytest.mark.parametrize(("sweep", "steps"), [(DIGITS, [0, 1, 2, 4, 8, 16]), (SWEEP, [0, 1, 2, 4, 8])])
 def test_the_sweeps_are_there_in_the_order_of_their_steps(sweep, steps):
     assert [name for name in builtin_names() if name in sweep] == list(sweep)
-    assert [load_checkpoint(name).about.attack_steps for name in sweep] == steps
+    assert [load_checkpoint(name).info.attack_steps for name in sweep] == steps
 
 
 def test_the_arms_and_the_judges_are_there():
@@ -37,7 +37,7 @@ def test_the_arms_and_the_judges_are_there():
 def test_a_file_is_small_and_says_how_it_was_made(name):
     digits = name in TRAINED
     assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < (350_000 if digits else 1_000_000)
-    about = load_checkpoint(name).about
+    about = load_checkpoint(name).info
     recipe = parse(about.training, NAMES)
     assert isinstance(recipe, Training)
     assert recipe.attack_steps == about.attack_steps
@@ -59,7 +59,7 @@ def test_a_card_is_that_of_the_shipped_file(name):
 
 def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
     """The lecture's Figure 27.3: against FGSM a few steps look as good as many, against PGD-50 they do not."""
-    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in DIGITS}
+    metrics = {load_checkpoint(name).info.attack_steps: load_checkpoint(name).info.metrics for name in DIGITS}
     assert metrics[0]["fgsm"] < 0.1
     for steps in (1, 2):
         assert metrics[steps]["fgsm"] > 0.8
@@ -71,7 +71,7 @@ def test_one_step_is_stopped_by_all_and_fifty_only_by_the_many_steps():
 
 def test_on_photographs_one_step_is_enough():
     """At 4/255 nothing is masked: the step is from no attack to any, and more steps add nothing that shows."""
-    metrics = {load_checkpoint(name).about.attack_steps: load_checkpoint(name).about.metrics for name in SWEEP}
+    metrics = {load_checkpoint(name).info.attack_steps: load_checkpoint(name).info.metrics for name in SWEEP}
     assert metrics[0]["clean"] > 0.75
     assert metrics[0]["robust"] < 0.1
     robust = [metrics[steps]["robust"] for steps in (1, 2, 4, 8)]
@@ -81,9 +81,9 @@ def test_on_photographs_one_step_is_enough():
 
 @pytest.mark.parametrize("name", BUILTIN["mnist5k"])
 def test_the_judges_have_not_seen_the_images_and_are_other_networks(name):
-    judge = load_checkpoint(name).about
+    judge = load_checkpoint(name).info
     assert judge.data == "mnist55k"
-    assert judge.arch != load_checkpoint(DIGITS[0]).about.arch
+    assert judge.arch != load_checkpoint(DIGITS[0]).info.arch
     assert judge.metrics["clean"] > 0.98
     assert (judge.metrics["robust"] > 0.8) == (name == "mnist-judge-robust")
 
@@ -101,8 +101,8 @@ def test_cards_are_true_of_fifty_steps(name, compute):
 
 def measured(name, attack, metric, compute):
     checkpoint = load_checkpoint(name)
-    images = first(load("mnist5k").test, 1000)
+    images = head(load("mnist5k").test, 1000)
     found = merge_results(attack, list(evaluate(checkpoint.net(), attack, images, compute)))
     # Kernels of another machine or thread count may flip an image or two.
-    assert share(found.clean) == pytest.approx(checkpoint.about.metrics["clean"], abs=0.003)
-    assert share(found.robust) == pytest.approx(checkpoint.about.metrics[metric], abs=0.006)
+    assert share(found.clean) == pytest.approx(checkpoint.info.metrics["clean"], abs=0.003)
+    assert share(found.robust) == pytest.approx(checkpoint.info.metrics[metric], abs=0.006)

@@ -100,7 +100,7 @@ def test_a_calibration_is_what_its_networks_do(finished):
     for eps, text, sha, row in zip(*columns, strict=True):
         recipe = parse(text, NAMES)
         assert recipe == replace(SMALL.recipe, attack=PGD(steps=1, ball=L2(eps)))
-        assert nets[sha].about.training == text
+        assert nets[sha].info.training == text
         with torch.no_grad():
             clean = float((nets[sha].net()(images).argmax(1) == labels).double().mean())
         assert all(accuracy <= clean for accuracy in row)

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import make_net
-from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
+from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, read_checkpoint, weights_sha256
 
 SHAPE = (3, 9, 12)
-ABOUT = Description(
+INFO = CheckpointInfo(
     arch="small_cnn",
     input_shape=SHAPE,
     classes=("bat", "cät", "dog", "emu", "fox"),
@@ -39,13 +39,13 @@ def state():
 @pytest.fixture
 def file(tmp_path, state):
     path = tmp_path / "net.safetensors"
-    save_checkpoint(path, state, ABOUT)
+    save_checkpoint(path, state, INFO)
     return path
 
 
 def test_what_goes_in_comes_out(file, state):
-    about, loaded = read_checkpoint(file)
-    assert about == ABOUT
+    info, loaded = read_checkpoint(file)
+    assert info == INFO
     assert set(loaded) == set(state)
     assert all(torch.equal(loaded[key], state[key]) and loaded[key].dtype == state[key].dtype for key in state)
 
@@ -55,10 +55,10 @@ def test_the_loaded_network_gives_the_same_logits_and_is_in_evaluation_mode(tmp_
     with torch.no_grad():
         body(torch.rand(4, *SHAPE))  # moves the batch statistics, which must be stored too
     path = tmp_path / "net.safetensors"
-    save_checkpoint(path, body.state_dict(), replace(ABOUT, arch="resnet_small"))
+    save_checkpoint(path, body.state_dict(), replace(INFO, arch="resnet_small"))
     net = load_checkpoint(str(path)).net()
     x = torch.rand(6, *SHAPE)
-    mean, std = torch.tensor(ABOUT.mean).reshape(3, 1, 1), torch.tensor(ABOUT.std).reshape(3, 1, 1)
+    mean, std = torch.tensor(INFO.mean).reshape(3, 1, 1), torch.tensor(INFO.std).reshape(3, 1, 1)
     with torch.no_grad():
         assert torch.equal(net(x), body.eval()((x - mean) / std))
     assert not any(module.training for module in net.modules())
@@ -74,7 +74,7 @@ def test_the_description_is_one_json_object_with_the_documented_keys(file):
     documented = "format arch normalization input_shape classes data training attack_steps eps norm metrics versions"
     assert set(documented.split()) <= set(found)
     assert found["format"] == 1
-    assert found["normalization"] == {"mean": list(ABOUT.mean), "std": list(ABOUT.std)}
+    assert found["normalization"] == {"mean": list(INFO.mean), "std": list(INFO.std)}
     assert found["input_shape"] == list(SHAPE)
 
 
@@ -99,13 +99,13 @@ def test_a_safetensors_file_of_somebody_else_says_how_to_convert_it(tmp_path, st
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (ABOUT.to_json().replace('"format": 1', '"format": 2'), "newer vizrobust"),
+        (INFO.to_json().replace('"format": 1', '"format": 2'), "newer vizrobust"),
         ("[1, 2]", "not in vizrobust's format"),
         ("{", "not in vizrobust's format"),
         ("{}", "not in vizrobust's format"),
-        (ABOUT.to_json().replace('"normalization"', '"normalisation"'), "not in vizrobust's format"),
-        (ABOUT.to_json().replace('"eps"', '"epsilon"'), "not in vizrobust's format"),
-        (ABOUT.to_json().replace("[3, 9, 12]", "[3, 9]"), "not in vizrobust's format"),
+        (INFO.to_json().replace('"normalization"', '"normalisation"'), "not in vizrobust's format"),
+        (INFO.to_json().replace('"eps"', '"epsilon"'), "not in vizrobust's format"),
+        (INFO.to_json().replace("[3, 9, 12]", "[3, 9]"), "not in vizrobust's format"),
     ],
     ids=["format", "list", "broken", "empty", "without", "unknown", "shape"],
 )
@@ -119,13 +119,13 @@ def test_a_description_that_is_not_ours_is_refused(tmp_path, state, text, senten
 
 def test_another_architecture_is_refused_with_the_keys_and_shapes(tmp_path, state):
     path = tmp_path / "net.safetensors"
-    save_checkpoint(path, state, replace(ABOUT, arch="resnet_small"))
+    save_checkpoint(path, state, replace(INFO, arch="resnet_small"))
     with pytest.raises(ValueError, match=r"do not fit .*resnet_small.*missing: stem.weight.* and \d+ more; extra: conv1"):
         load_checkpoint(str(path)).net()
-    save_checkpoint(path, state, replace(ABOUT, input_shape=(3, 9, 16)))
+    save_checkpoint(path, state, replace(INFO, input_shape=(3, 9, 16)))
     with pytest.raises(ValueError, match=r"of another shape: linear1.weight is \(100, 192\), not \(100, 256\)"):
         load_checkpoint(str(path)).net()
-    save_checkpoint(path, state, replace(ABOUT, classes=("a", "b")))
+    save_checkpoint(path, state, replace(INFO, classes=("a", "b")))
     with pytest.raises(ValueError, match=r"linear2.weight is \(5, 100\), not \(2, 100\)"):
         load_checkpoint(str(path)).net()
 
@@ -135,8 +135,8 @@ def test_the_hash_depends_on_names_and_values_alone(state, tmp_path):
     assert weights_sha256(dict(reversed(list(state.items())))) == expected
     assert weights_sha256({key: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
                            for key, value in state.items()}) == expected  # fmt: skip
-    for name, about in (("a", ABOUT), ("b", replace(ABOUT, data="", classes=tuple("vwxyz"), metrics={}))):
-        save_checkpoint(tmp_path / name, state, about)
+    for name, info in (("a", INFO), ("b", replace(INFO, data="", classes=tuple("vwxyz"), metrics={}))):
+        save_checkpoint(tmp_path / name, state, info)
         assert load_checkpoint(str(tmp_path / name)).sha256 == expected
     changed = {**state, "conv1.bias": state["conv1.bias"] + 1e-6}
     renamed = {key.replace("conv1", "conv0"): value for key, value in state.items()}
@@ -153,7 +153,7 @@ def test_every_dtype_can_be_hashed_and_stored(dtype, tmp_path):
     }
     assert len(weights_sha256(state)) == 64
     assert weights_sha256(state) != weights_sha256({**state, "w": state["w"].flip(0)})
-    save_checkpoint(tmp_path / "x", state, ABOUT)
+    save_checkpoint(tmp_path / "x", state, INFO)
     _, loaded = read_checkpoint(tmp_path / "x")
     assert weights_sha256(loaded) == weights_sha256(state)
 
@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(file, state, monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(file, {key: value + 1 for key, value in state.items()}, ABOUT)
+        save_checkpoint(file, {key: value + 1 for key, value in state.items()}, INFO)
     assert file.read_bytes() == before
     assert [item.name for item in file.parent.iterdir()] == [file.name]
 

@@ -13,7 +13,7 @@ from vizrobust.clarity.judges import last_linear
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import Channel, Logit
-from vizrobust.models import Checkpoint, Description, Normalized, architecture
+from vizrobust.models import Checkpoint, CheckpointInfo, Normalized, architecture
 
 
 def slow_auc(exciting, other, queries, distractors) -> float:
@@ -85,7 +85,7 @@ def test_a_judge_sees_each_image_alone_and_in_one_batch_size(compute):
 
 
 def checkpoint(name: str, arch: str = "small_cnn", seed: int = 0, data: str = "somewhere") -> Checkpoint:
-    about = Description(
+    about = CheckpointInfo(
         arch=arch, input_shape=SHAPE, classes=tuple("abcdefg"), mean=(0.4,) * 3, std=(0.3,) * 3, data=data
     )  # fmt: skip
     build = architecture(arch, SHAPE, CLASSES)

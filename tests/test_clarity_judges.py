@@ -10,7 +10,7 @@ from tests.conftest import SHAPE
 from vizrobust.clarity import Judge, judge_for, judges_for
 from vizrobust.clarity import judges as judging
 from vizrobust.clarity.judges import class_columns, overlapping_data, resized_to_input
-from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint
+from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint
 
 LETTERS = tuple("abcdefg")
 THREE = judging.BUILTIN["mnist5k"]
@@ -18,7 +18,7 @@ THREE = judging.BUILTIN["mnist5k"]
 
 def checkpoint(name: str, seed: int, data: str = "", classes=LETTERS, shape=SHAPE, arch="small_cnn", **more) -> Checkpoint:
     build = architecture(arch, shape, len(classes))
-    about = Description(arch, shape, classes, (0.4,) * shape[0], (0.3,) * shape[0], data=data, **more)
+    about = CheckpointInfo(arch, shape, classes, (0.4,) * shape[0], (0.3,) * shape[0], data=data, **more)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Checkpoint(name, about, build().state_dict(), build)
@@ -117,7 +117,7 @@ def test_classes_are_found_by_name_in_any_case_and_order(known, compute):
 def test_imagenet_knows_the_classes_of_imagenette(compute):
     """By its published names, 'chain saw' and 'French horn' among them; its weights here are random."""
     ref = "torchvision:mobilenet_v3_small@random"
-    names = load_checkpoint(ref).about.classes
+    names = load_checkpoint(ref).info.classes
     photos = tuple(sorted(("tench", "English Springer", "cassette player", "chain saw", "church", "French horn", "gas pump")))
     columns = class_columns(ref, names, photos)
     assert columns is not None
@@ -164,7 +164,7 @@ def test_grey_and_colour_judges_judge_each_other(known, compute):
 def test_a_network_without_a_linear_layer_cannot_judge(known, compute):
     found = checkpoint("conv", 3)
     head = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    known["conv"] = Checkpoint("conv", found.about, head.state_dict(), lambda: nn.Sequential(*head))
+    known["conv"] = Checkpoint("conv", found.info, head.state_dict(), lambda: nn.Sequential(*head))
     with pytest.raises(ValueError, match=r"'conv' cannot judge: .*linear layer"):
         judges_for("photos", [checkpoint("one", 1)], compute, ["conv"])
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vizrobust.cli import COMMANDS, main, options
 from vizrobust.compute import DEVICES, PRECISIONS
-from vizrobust.models import Description, architecture, save_checkpoint
+from vizrobust.models import CheckpointInfo, architecture, save_checkpoint
 
 
 def run(*args: object) -> Result:
@@ -27,7 +27,7 @@ def checkpoint(path: Path, seed: int = 0, arch: str = "small_cnn", classes: int 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = architecture(arch, (1, 8, 8), classes)()
-    about = Description(
+    about = CheckpointInfo(
         arch=arch, input_shape=(1, 8, 8), classes=tuple(map(str, range(classes))), mean=(0.3,), std=(0.4,),
         data=data, attack_steps=seed, metrics={"clean": 0.5, "robust": 0.25, "attack": "PGD(steps=50)", "n": 100},
     )  # fmt: skip

@@ -18,7 +18,7 @@ from tests import user_networks
 from tests.conftest import SHAPE
 from vizrobust.attacks import PGD, Linf
 from vizrobust.cli import main
-from vizrobust.data import ArraySplit, first, load
+from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
@@ -101,7 +101,7 @@ def test_a_normalizer_in_the_file_is_used_and_must_not_be_contradicted(layout, t
     torch.save(LAYOUTS[layout](network()), tmp_path / "theirs.pt")
     out = tmp_path / "ours.safetensors"
     converted = import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN)
-    assert (converted.checkpoint.about.mean, converted.checkpoint.about.std) == (MEAN, STD)
+    assert (converted.checkpoint.info.mean, converted.checkpoint.info.std) == (MEAN, STD)
     assert any(note.startswith("normalization from ") for note in converted.notes)
     assert_same_logits(out, network())
     with pytest.raises(ValueError, match=r"is 0.485,0.456,0.406 / 0.229,0.224,0.225, but --normalize says 0,0,0 / 1,1,1"):
@@ -133,12 +133,12 @@ def test_architectures_that_are_not_the_users_own(arch, tmp_path):
 def test_the_description_says_what_was_given_and_no_more(tmp_path):
     torch.save(network().state_dict(), tmp_path / "theirs.pt")
     import_file(tmp_path / "theirs.pt", tmp_path / "o.safetensors", SMALL, SEVEN, "none")
-    about = load_checkpoint(str(tmp_path / "o.safetensors"), arch=SMALL).about
-    assert (about.arch, about.input_shape, about.classes, about.data) == (SMALL, SHAPE, SEVEN.classes, SEVEN.data)
-    assert (about.mean, about.std) == ((0.0,) * 3, (1.0,) * 3)
-    assert about.arch_sha256 == file_sha256(CODE)
-    assert about.attack_steps is None
-    assert (about.training, dict(about.metrics)) == ("", {})
+    info = load_checkpoint(str(tmp_path / "o.safetensors"), arch=SMALL).info
+    assert (info.arch, info.input_shape, info.classes, info.data) == (SMALL, SHAPE, SEVEN.classes, SEVEN.data)
+    assert (info.mean, info.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert info.arch_sha256 == file_sha256(CODE)
+    assert info.attack_steps is None
+    assert (info.training, dict(info.metrics)) == ("", {})
 
 
 def test_dropped_keys_are_left_out_and_a_pattern_must_fit_something(tmp_path):
@@ -356,7 +356,7 @@ def tolerance(percent, n, of=1000):
 @pytest.mark.parametrize("theirs", THEIRS, ids=[theirs.file for theirs in THEIRS])
 def test_checkpoints_of_other_groups_import_with_their_accuracies(theirs, shared, tmp_path, compute):
     net = imported(theirs, shared, tmp_path)
-    images = first(test_images(shared, theirs.data), 200)
+    images = head(test_images(shared, theirs.data), 200)
     eps, expected_robust = theirs.robust[0]
     clean, robust = accuracies(net, images, eps, compute)
     assert clean == pytest.approx(theirs.clean, abs=tolerance(theirs.clean, 200))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vizrobust.data import DATA, ArraySplit, DataSet, FileSplit, Subset, first, known, load, saturated_share, stratified
+from vizrobust.data import DATA, ArraySplit, DataSet, FileSplit, Subset, head, load, metadata_of, saturated_share, stratified
 from vizrobust.data import dataset as dataset_module
 from vizrobust.data.dataset import VALIDATION_IMAGES, hold_out, usual_eps
 from vizrobust.rng import Streams
@@ -58,8 +58,8 @@ def test_subset_and_first_pick_images_with_their_labels() -> None:
     assert len(part) == 4
     assert part.labels.tolist() == [0, 2, 2, 3]
     assert torch.equal(part.take(torch.tensor([2, 0])), whole.take(torch.tensor([9, 7])))
-    assert torch.equal(first(part, 2).take(torch.arange(2)), whole.take(torch.tensor([7, 2])))
-    assert len(first(part, 99)) == 4
+    assert torch.equal(head(part, 2).take(torch.arange(2)), whole.take(torch.tensor([7, 2])))
+    assert len(head(part, 99)) == 4
 
 
 # Stratified splits
@@ -258,14 +258,14 @@ def test_a_folder_without_its_prefix_is_recognised(tmp_path, monkeypatch) -> Non
 
 
 def test_known_tells_shape_and_classes_of_published_sets_without_loading() -> None:
-    shape, classes = known("CIFAR100")
+    shape, classes = metadata_of("CIFAR100")
     assert shape == (3, 32, 32)
     assert len(set(classes)) == 100
     assert list(classes) == sorted(classes)
-    assert known("Imagenette@160")[0] == (3, 160, 160)
-    assert known("imagenette") == known("imagenette@64")
-    assert known("npz:some.npz") is None
-    assert known("no such set") is None
+    assert metadata_of("Imagenette@160")[0] == (3, 160, 160)
+    assert metadata_of("imagenette") == metadata_of("imagenette@64")
+    assert metadata_of("npz:some.npz") is None
+    assert metadata_of("no such set") is None
 
 
 def test_every_entry_of_the_catalogue_describes_itself() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from vizrobust.data import known, load
+from vizrobust.data import load, metadata_of
 from vizrobust.data import torchvision_sets as published
 from vizrobust.data.packaged import IMAGENETTE, mnist_first_500
 
@@ -56,7 +56,7 @@ def test_idx_files(root: Path, name: str, folder: str) -> None:
     x_test, y_test = small_mnist(root / folder / "raw")
     data = load(name)
     assert (data.name, data.eps) == (name.lower(), 0.3)
-    assert (data.shape, data.classes) == known(name)
+    assert (data.shape, data.classes) == metadata_of(name)
     assert (len(data.train), len(data.val)) == (30, 10)
     assert np.array_equal(images(data.test), x_test[:, None] / np.float32(255))
     assert data.test.labels.tolist() == y_test.tolist()
@@ -87,7 +87,7 @@ def test_cifar10_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = write_cifar(root / "cifar-10-batches-py", parts, "labels", 10)
     (root / "cifar-10-batches-py" / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     data = load("cifar10")
-    assert (data.shape, data.classes) == known("cifar10")
+    assert (data.shape, data.classes) == metadata_of("cifar10")
     assert data.eps == 8 / 255
     assert np.array_equal(images(data.test), made["test_batch"][0] / np.float32(255))
     assert data.test.labels.tolist() == made["test_batch"][1]
@@ -102,7 +102,7 @@ def test_cifar100_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = write_cifar(root / "cifar-100-python", {"train": 300, "test": 100}, "fine_labels", 100)
     (root / "cifar-100-python" / "meta").write_bytes(pickle.dumps({"fine_label_names": ["x"] * 100}))
     data = load("cifar100")
-    assert (data.shape, data.classes) == known("cifar100")
+    assert (data.shape, data.classes) == metadata_of("cifar100")
     assert data.test.labels.tolist() == made["test"][1]
 
 
@@ -125,7 +125,7 @@ def test_svhn_matrices_have_the_number_last_and_zero_as_ten(root: Path, monkeypa
         savemat(root / f"{part}_32x32.mat", {"X": x, "y": y})
         made[part] = (x.transpose(3, 2, 0, 1), y[:, 0] % 10)
     data = load("svhn")
-    assert (data.shape, data.classes) == known("svhn")
+    assert (data.shape, data.classes) == metadata_of("svhn")
     assert np.array_equal(images(data.test), made["test"][0] / np.float32(255))
     assert data.test.labels.tolist() == made["test"][1].tolist()
 
@@ -149,7 +149,7 @@ def test_imagenette_is_read_from_the_smallest_version_that_is_large_enough(root:
         load(ref)
     write_imagenette(root / folder)
     data = load(ref)
-    assert (data.shape, data.classes) == known(ref) == ((3, side, side), tuple(IMAGENETTE.values()))
+    assert (data.shape, data.classes) == metadata_of(ref) == ((3, side, side), tuple(IMAGENETTE.values()))
     assert data.name == ref.lower()
     assert data.eps == 4 / 255
     assert (len(data.train), len(data.val), len(data.test)) == (20, 10, 10)
@@ -179,7 +179,7 @@ def test_mnist55k_is_mnist_without_the_images_of_mnist5k(root: Path) -> None:
     x_test = RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8)
     write_mnist(root / "MNIST" / "raw", x, y, x_test, np.arange(5))
     data = load("mnist55k")
-    assert (data.shape, data.classes) == known("mnist55k")
+    assert (data.shape, data.classes) == metadata_of("mnist55k")
     kept = np.concatenate((images(data.train), images(data.val)))
     assert sorted(image.tobytes() for image in kept) == sorted((image / np.float32(255)).tobytes() for image in more)
     assert np.array_equal(images(data.test), x_test[:, None] / np.float32(255))

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import make_net
 from tests.test_training import tiny
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, first, load
+from vizrobust.data import DataSet, head, load
 from vizrobust.experiments.input_dimension import dimension_study, fit_growth, gradient_norms, growth, resized
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import Row
@@ -77,7 +77,7 @@ def test_fresh_weights_grow_as_the_lecture_says(compute: Compute) -> None:
     for side in (14, 28, 56):
         at = resized(data, side)
         for seed in range(3):
-            norms = gradient_norms(make_net("small_cnn", at.shape, 10, seed), first(at.test, 50), compute)
+            norms = gradient_norms(make_net("small_cnn", at.shape, 10, seed), head(at.test, 50), compute)
             found.append((side * side, float(norms.l1.mean())))
     slope = fit_growth(*zip(*found, strict=True)).slope  # type: ignore[arg-type]
     assert 0.45 < slope < 0.6

@@ -14,8 +14,8 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_robustness import Says, Scripted
 from vizrobust.attacks import PGD, Attack, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import ArraySplit, first
-from vizrobust.models import Checkpoint, Description
+from vizrobust.data import ArraySplit, head
+from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 from vizrobust.robustness import CLEAN, PartialResult, evaluate, merge_results
@@ -183,7 +183,7 @@ def test_a_stopped_consumer_leaves_the_network_as_it_was(images: ArraySplit, com
 @pytest.fixture
 def checkpoint() -> Checkpoint:
     net = make_net()
-    about = Description(
+    about = CheckpointInfo(
         arch="small_cnn", input_shape=SHAPE, classes=tuple(f"c{k}" for k in range(CLASSES)), mean=(0.4,) * 3, std=(0.3,) * 3
     )
     from vizrobust.models import architecture
@@ -231,7 +231,7 @@ class TestInARunFolder:
     ) -> None:
         expected = evaluated(folder(tmp_path / "whole"), checkpoint, ATTACKS[1], images, compute, **HOW)
         for n in (20, 7, N):
-            found = evaluated(folder(tmp_path / "grown"), checkpoint, ATTACKS[1], first(images, n), compute, **HOW)
+            found = evaluated(folder(tmp_path / "grown"), checkpoint, ATTACKS[1], head(images, n), compute, **HOW)
             assert torch.equal(found.first_success_step, expected.first_success_step[:, :n])
             assert found.row()["n"] == n
 
@@ -257,7 +257,7 @@ def test_costs_of_a_subset_are_in_proportion(
     tmp_path: Path, checkpoint: Checkpoint, images: ArraySplit, compute: Compute
 ) -> None:
     whole = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], images, compute, batch_size=SIZE)
-    half = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], first(images, 16), compute, batch_size=SIZE)
+    half = evaluated(folder(tmp_path), checkpoint, ATTACKS[0], head(images, 16), compute, batch_size=SIZE)
     assert 0 < half.seconds < whole.seconds
     assert 0 < half.gradient_passes < whole.gradient_passes
 

@@ -17,7 +17,7 @@ from vizrobust.data import ArraySplit, DataSet
 from vizrobust.features import Channel, Direction, Logit, Neuron, TotalVariation
 from vizrobust.features import exemplar_runs as session
 from vizrobust.features.exemplars import Exemplars, Measure, exemplars, receptive_fields
-from vizrobust.models import Checkpoint, Description, activations
+from vizrobust.models import Checkpoint, CheckpointInfo, activations
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import RunFolder
 
@@ -198,7 +198,7 @@ def test_a_field_of_the_whole_image_is_none(compute: Compute) -> None:
 def checkpoint(seed: int = 0) -> Checkpoint:
     net = make_net(seed=seed)
     names = tuple(f"class {i}" for i in range(CLASSES))
-    about = Description("small_cnn", SHAPE, names, (0.4,) * 3, (0.3,) * 3)
+    about = CheckpointInfo("small_cnn", SHAPE, names, (0.4,) * 3, (0.3,) * 3)
     return Checkpoint(f"net{seed}", about, body_state(net), lambda: make_net(seed=seed).net)
 
 

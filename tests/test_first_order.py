@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import ArraySplit, first, load
+from vizrobust.data import ArraySplit, head, load
 from vizrobust.experiments.input_dimension import dimension_growth, fit_growth, gradient_norms
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
@@ -157,7 +157,7 @@ def test_an_images_numbers_do_not_depend_on_its_mates(compute: Compute) -> None:
     with torch.no_grad():
         split = ArraySplit(x, net(x).argmax(1))
     whole = first_order(net, split, Linf(eps=8 / 255), compute, steps=3, batch_size=4)
-    part = first_order(net, first(split, 3), Linf(eps=8 / 255), compute, steps=3, batch_size=4)
+    part = first_order(net, head(split, 3), Linf(eps=8 / 255), compute, steps=3, batch_size=4)
     for name in ("predicted", "linear", "fgsm", "pgd"):
         assert torch.equal(getattr(whole, name)[:3], getattr(part, name))
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
@@ -189,7 +189,7 @@ def test_the_built_in_sweep_bends_where_it_was_trained_with_few_steps(compute: C
     data = load("mnist5k")
     short = {}
     for name in ("mnist-k0", "mnist-k1", "mnist-k8"):
-        about = first_order(load_checkpoint(name).net(), first(data.test, 40), Linf(eps=0.3), compute, steps=10).summary()
+        about = first_order(load_checkpoint(name).net(), head(data.test, 40), Linf(eps=0.3), compute, steps=10).summary()
         assert about["hidden"] == 0, name
         short[name] = about["short"]
     assert short["mnist-k1"] > 0.7

@@ -1,4 +1,4 @@
-"""`vizrobust first-order` and `vizrobust dimension` on the command line: tables, pictures, one sentence for bad input."""
+"""`vizrobust head-order` and `vizrobust dimension` on the command line: tables, pictures, one sentence for bad input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.digits import digits_net
 from vizrobust.attacks import Linf
 from vizrobust.cli import RESUMABLE, main
 from vizrobust.compute import Compute
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.experiments.input_dimension import fit_growth
-from vizrobust.models import Description, save_checkpoint
+from vizrobust.models import CheckpointInfo, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness.first_order import first_order
 from vizrobust.training import training_runs
@@ -34,7 +34,7 @@ def run(*args: object) -> Result:
 def reader(tmp_path: Path) -> Path:
     """A checkpoint that reads digits."""
     data, path = load("digits"), tmp_path / "reader.safetensors"
-    about = Description("small_cnn", data.shape, data.classes, data.mean, data.std, data="digits")
+    about = CheckpointInfo("small_cnn", data.shape, data.classes, data.mean, data.std, data="digits")
     save_checkpoint(path, body_state(digits_net()), about)
     return path
 
@@ -68,7 +68,7 @@ def test_first_order_rows_are_those_of_the_library(reader):
     data = load("digits")
     done = run("first-order", reader, "--images", 30, "--steps", 3, "--eps", "1/8", "--loss", "ce", "--seed", 4, "--json")
     (row,) = map(json.loads, done.stdout.splitlines())
-    found = first_order(digits_net(), first(data.test, 30), Linf(0.125), Compute("auto", "fp32"), "ce", 3, seed=4)
+    found = first_order(digits_net(), head(data.test, 30), Linf(0.125), Compute("auto", "fp32"), "ce", 3, seed=4)
     drops, summary = row.pop("drops"), found.summary()
     assert {name: row[name] for name in summary} == pytest.approx(summary)
     assert (row["checkpoint"], row["data"], row["split"]) == (str(reader), "digits", "test")
@@ -168,7 +168,7 @@ def test_a_network_that_reads_nothing_is_named(reader, tmp_path):
     with torch.no_grad():
         state = {name: torch.zeros_like(value) for name, value in body_state(digits_net()).items()}
         state["linear2.bias"][int(next(c for c in range(10) if c not in data.test.labels[:5]))] = 1.0
-    save_checkpoint(blind, state, Description("small_cnn", data.shape, data.classes, data.mean, data.std, data="digits"))
+    save_checkpoint(blind, state, CheckpointInfo("small_cnn", data.shape, data.classes, data.mean, data.std, data="digits"))
     done = run("first-order", blind, "--images", 5, "--quiet")
     assert_one_sentence(done, f"{blind}: the network classifies none of the 5 images correctly")
 

@@ -16,16 +16,16 @@ from tests.conftest import make_net
 from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.cli import main
 from vizrobust.compute import Compute
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.intervals import share
-from vizrobust.models import Description, load_checkpoint, save_checkpoint
-from vizrobust.models.checkpoints import body_state, halved, read_checkpoint, weights_sha256
+from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
+from vizrobust.models.checkpoints import body_state, read_checkpoint, to_half, weights_sha256
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, merge_results, reference_accuracies
-from vizrobust.training import Training, ship, train, training_runs
+from vizrobust.training import Training, store_half, train, training_runs
 
 SHAPE = (1, 8, 8)  # of `digits`
-ABOUT = Description(
+INFO = CheckpointInfo(
     "resnet_small", SHAPE, tuple(map(str, range(10))), (0.3,), (0.4,), data="digits",
     metrics={"clean": 0.111, "robust": 0.0, "attack": "before", "n": 7},
 )  # fmt: skip
@@ -43,19 +43,19 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def file(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
-    save_checkpoint(tmp_path / "full.safetensors", state, ABOUT)
+    save_checkpoint(tmp_path / "full.safetensors", state, INFO)
     return tmp_path / "full.safetensors"
 
 
 def test_kernels_and_matrices_are_halved_and_what_has_one_axis_is_not(tmp_path, state):
     path = tmp_path / "half.safetensors"
-    save_checkpoint(path, state, ABOUT, half=True)
+    save_checkpoint(path, state, INFO, half=True)
     on_disk = stored_types(path)
     assert {on_disk[key] for key in state if key.endswith(("running_mean", "running_var", ".bias"))} == {torch.float32}
     assert {on_disk[key] for key in state if key.endswith("num_batches_tracked")} == {torch.int64}
     assert {on_disk[key] for key in state if state[key].dim() == 4} == {torch.float16}
-    about, loaded = read_checkpoint(path)
-    assert about == replace(ABOUT, stored="float16")
+    info, loaded = read_checkpoint(path)
+    assert info == replace(INFO, storage_dtype="float16")
     for key, before in state.items():
         assert loaded[key].dtype == before.dtype, key
         expected = before.numpy().astype(np.float16).astype(np.float32) if before.dim() > 1 else before.numpy()
@@ -64,7 +64,7 @@ def test_kernels_and_matrices_are_halved_and_what_has_one_axis_is_not(tmp_path, 
 
 def test_a_half_file_is_about_half_as_large(tmp_path, state):
     for half in (False, True):
-        save_checkpoint(tmp_path / str(half), state, ABOUT, half)
+        save_checkpoint(tmp_path / str(half), state, INFO, half)
     ratio = (tmp_path / "True").stat().st_size / (tmp_path / "False").stat().st_size
     assert 0.5 < ratio < 0.55
 
@@ -83,7 +83,7 @@ def test_a_half_file_is_about_half_as_large(tmp_path, state):
 )
 def test_a_tensor_that_float16_cannot_hold_stays_as_it_is(values, fits):
     tensor = torch.tensor([values])
-    (stored,) = halved({"w": tensor}).values()
+    (stored,) = to_half({"w": tensor}).values()
     assert stored.dtype == (torch.float16 if fits else torch.float32)
     assert stored.shape == (1, 2)
     if not fits:
@@ -93,22 +93,22 @@ def test_a_tensor_that_float16_cannot_hold_stays_as_it_is(values, fits):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool])
 def test_other_types_are_left_alone(dtype, tmp_path):
     state = {"w": torch.arange(6).reshape(2, 3).to(dtype), "none": torch.zeros(0, 3)}
-    assert halved(state)["w"].dtype == dtype
-    save_checkpoint(tmp_path / "x", state, ABOUT, half=True)
+    assert to_half(state)["w"].dtype == dtype
+    save_checkpoint(tmp_path / "x", state, INFO, half=True)
     loaded = read_checkpoint(tmp_path / "x")[1]["w"]
     assert torch.equal(loaded, state["w"].to(loaded.dtype))
 
 
 def test_a_half_file_has_one_hash_however_often_it_is_stored(tmp_path, state):
     paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
-    save_checkpoint(paths[0], state, ABOUT, half=True)
-    save_checkpoint(paths[1], read_checkpoint(paths[0])[1], ABOUT, half=True)
+    save_checkpoint(paths[0], state, INFO, half=True)
+    save_checkpoint(paths[1], read_checkpoint(paths[0])[1], INFO, half=True)
     save_checkpoint(paths[2], read_checkpoint(paths[0])[1], read_checkpoint(paths[0])[0])  # back in full precision
     hashes = {load_checkpoint(str(path)).sha256 for path in paths}
     assert len(hashes) == 1
     assert hashes != {weights_sha256(state)}
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert read_checkpoint(paths[2])[0].stored == ""
+    assert read_checkpoint(paths[2])[0].storage_dtype == ""
     net = load_checkpoint(str(paths[0])).net()
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
@@ -116,11 +116,11 @@ def test_a_half_file_has_one_hash_however_often_it_is_stored(tmp_path, state):
 def test_full_precision_files_are_described_as_before(file):
     with safe_open(str(file), "pt") as opened:
         assert "stored" not in json.loads(opened.metadata()["vizrobust"])
-    assert read_checkpoint(file)[0].stored == ""
+    assert read_checkpoint(file)[0].storage_dtype == ""
 
 
 def by_hand(net, eps, compute):
-    images = first(load("digits").test, 1000)
+    images = head(load("digits").test, 1000)
     found = {}
     for name, attack in (("fgsm", FGSM(Linf(eps))), ("robust", PGD(steps=50, ball=Linf(eps)))):
         outcome = merge_results(attack, list(evaluate(net, attack, images, compute)))
@@ -142,13 +142,13 @@ def readout() -> dict[str, torch.Tensor]:
 
 
 def test_shipping_measures_the_stored_weights(tmp_path, compute):
-    save_checkpoint(tmp_path / "full.safetensors", readout(), replace(ABOUT, arch="small_cnn"))
+    save_checkpoint(tmp_path / "full.safetensors", readout(), replace(INFO, arch="small_cnn"))
     checkpoint = load_checkpoint(str(tmp_path / "full.safetensors"))
-    shipped = ship(checkpoint, load("digits"), compute, tmp_path / "half.safetensors", eps=0.05)
+    shipped = store_half(checkpoint, load("digits"), compute, tmp_path / "half.safetensors", eps=0.05)
     expected = by_hand(load_checkpoint(str(tmp_path / "half.safetensors")).net(), 0.05, compute)
-    assert dict(shipped.about.metrics) == expected
+    assert dict(shipped.info.metrics) == expected
     assert by_hand(checkpoint.net(), 0.05, compute)["clean"] > expected["clean"] + 0.2
-    assert shipped.about.stored == "float16"
+    assert shipped.info.storage_dtype == "float16"
     assert shipped.sha256 == load_checkpoint(str(tmp_path / "half.safetensors")).sha256
 
 
@@ -160,8 +160,8 @@ def test_training_and_shipping_measure_alike(tmp_path, monkeypatch):
     recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, data, compute, tmp_path / "run"))
     found = load_checkpoint(str(tmp_path / "run"))
-    assert dict(found.about.metrics) == reference_accuracies(found.net(), data, compute, images=60, steps=3)
-    assert found.about.metrics["n"] == 60
+    assert dict(found.info.metrics) == reference_accuracies(found.net(), data, compute, images=60, steps=3)
+    assert found.info.metrics["n"] == 60
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def test_import_half_writes_file_and_card_of_a_training_run(tmp_path, monkeypatc
     shipped = load_checkpoint(str(out))
     assert row["weights_sha256"] == shipped.sha256
     assert row["bytes"] == out.stat().st_size < 0.6 * len(before)
-    assert (shipped.about.training, shipped.about.attack_steps) == (repr(recipe), 1)
-    assert (shipped.about.metrics["n"], shipped.about.metrics["attack"]) == (359, "PGD(steps=50, ball=Linf(eps=0.05))")
+    assert (shipped.info.training, shipped.info.attack_steps) == (repr(recipe), 1)
+    assert (shipped.info.metrics["n"], shipped.info.metrics["attack"]) == (359, "PGD(steps=50, ball=Linf(eps=0.05))")
     card = (tmp_path / "k1.md").read_text(encoding="utf-8")
     assert card.startswith("# k1\n")
     assert "half precision (float16)" in card
@@ -198,15 +198,15 @@ def test_import_half_writes_file_and_card_of_a_training_run(tmp_path, monkeypatc
 
 def test_a_checkpoint_measured_on_other_images_says_so(tmp_path, compute):
     net = make_net("small_cnn", SHAPE, 10)
-    save_checkpoint(tmp_path / "full.safetensors", body_state(net), replace(ABOUT, arch="small_cnn", data="npz:elsewhere.npz"))
+    save_checkpoint(tmp_path / "full.safetensors", body_state(net), replace(INFO, arch="small_cnn", data="npz:elsewhere.npz"))
     missing = run(tmp_path / "full.safetensors", "--half", "--out", tmp_path / "half.safetensors")
     assert missing.exit_code == 1
     assert "elsewhere.npz" in missing.stderr
     assert not (tmp_path / "half.safetensors").exists()
     done = run(tmp_path / "full.safetensors", "--half", "--data", "digits", "--out", tmp_path / "half.safetensors")
     assert done.exit_code == 0, done.output
-    about = load_checkpoint(str(tmp_path / "half.safetensors")).about
-    assert (about.data, about.metrics["data"]) == ("npz:elsewhere.npz", "digits")
+    info = load_checkpoint(str(tmp_path / "half.safetensors")).info
+    assert (info.data, info.metrics["data"]) == ("npz:elsewhere.npz", "digits")
     assert "first 359 test images of `digits`" in (tmp_path / "half.md").read_text(encoding="utf-8")
 
 
@@ -231,7 +231,7 @@ def test_bad_input_is_one_sentence(case, file, monkeypatch):
     args, code, words = BAD[case]
     monkeypatch.chdir(file.parent)
     torch.save({}, "theirs.pt")
-    save_checkpoint("checkpoint.safetensors", read_checkpoint(file)[1], ABOUT)
+    save_checkpoint("checkpoint.safetensors", read_checkpoint(file)[1], INFO)
     before = file.read_bytes()
     done = run(*args, *([] if "--out" in args else ["--out", "out.safetensors"]))
     assert done.exit_code == code

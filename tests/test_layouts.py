@@ -10,7 +10,7 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from tests.conftest import SHAPE as IMAGE
 from tests.conftest import make_net
 from tests.tiny_transformers import SHAPE, ChannelsLast, Qkv, TinyViT, seeded
-from vizrobust.models import LOGITS, Normalized, Reading, activations, layer, layers
+from vizrobust.models import LOGITS, ActivationReader, Normalized, activations, layer, layers
 from vizrobust.models.layouts import Layout
 from vizrobust.models.probing import attended
 
@@ -23,7 +23,7 @@ def images(shape=SHAPE, dtype=torch.float32):
 
 def read(net, *names, shape=SHAPE):
     with torch.no_grad():
-        return Reading.of(net, shape, names)(net, images(shape))
+        return ActivationReader.of(net, shape, names)(net, images(shape))
 
 
 def raw(net, name, shape=SHAPE):
@@ -41,7 +41,7 @@ def by_name(net, shape=SHAPE):
 def test_a_convnet_is_read_as_it_is():
     net, x = make_net(), images(IMAGE)
     names = ["conv2", "linear1", LOGITS]
-    found, expected = Reading.of(net, IMAGE, names)(net, x), activations(net, x, names)
+    found, expected = ActivationReader.of(net, IMAGE, names)(net, x), activations(net, x, names)
     assert list(found) == names
     assert all(torch.equal(found[name], expected[name]) for name in names)
     tensor = torch.zeros(2, 4, 5, 3)
@@ -121,7 +121,7 @@ def test_windows_are_no_maps():
     assert "no map" in listed["within"].reason
     assert listed["conv"].visualizable
     with pytest.raises(ValueError, match=r"layer 'within' has no units that can be read: .*no map of the image"):
-        Reading.of(net, (3, 24, 16), ["within"])
+        ActivationReader.of(net, (3, 24, 16), ["within"])
 
 
 # Tokens
@@ -156,7 +156,7 @@ def test_patches_stand_where_the_image_has_them():
     changed = x.clone()
     changed[:, :, 12:16, 4:8] = 0.0  # the patch in row 3, column 1
     with torch.no_grad():
-        reading = Reading.of(net, SHAPE, ["norm1"])
+        reading = ActivationReader.of(net, SHAPE, ["norm1"])
         moved = (reading(net, x)["norm1"] - reading(net, changed)["norm1"]).abs().sum((0, 1)) > 0
     assert moved.nonzero().tolist() == [[3, 1]]
 
@@ -224,7 +224,7 @@ def test_the_deepest_layer_alone_is_seen_as_in_the_whole_list():
             assert read(net, item.name)[item.name].shape == (N, *item.shape), item
         else:
             with pytest.raises(ValueError, match="has no units that can be read"):
-                Reading.of(net, SHAPE, [item.name])
+                ActivationReader.of(net, SHAPE, [item.name])
     assert by_name(net)["attn.match"].reason  # (heads, tokens, tokens) is a table of pairs
 
 
@@ -257,7 +257,7 @@ def test_heads_are_the_lengths_of_the_attended_values(attention):
         inner = net.attn if attention == "qkv" else net.attn.inner
         weights = (inner.qkv.weight, inner.qkv.bias) if attention == "qkv" else (inner.in_proj_weight, inner.in_proj_bias)
         expected = slow_heads(tokens, *weights, 3).reshape(2, 22, 3, 4).square().sum(-1).sqrt()
-        found = Reading.of(net, SHAPE, [f"{name}:heads"])(net, x)[f"{name}:heads"]
+        found = ActivationReader.of(net, SHAPE, [f"{name}:heads"])(net, x)[f"{name}:heads"]
     assert layer(net, SHAPE, f"{name}:heads").shape == (3, 5, 4)
     assert found.shape == (2, 3, 5, 4)
     assert torch.allclose(found, expected[:, 2:].transpose(1, 2).reshape(2, 3, 5, 4), atol=1e-12)
@@ -295,7 +295,7 @@ def test_a_head_that_is_silenced_has_length_zero_and_a_finite_gradient():
         net.attn.qkv.weight[24 + 4 : 24 + 8] = 0
         net.attn.qkv.bias[24 + 4 : 24 + 8] = 0
     x = images().requires_grad_()
-    heads = Reading.of(net, SHAPE, ["attn:heads"])(net, x)["attn:heads"]
+    heads = ActivationReader.of(net, SHAPE, ["attn:heads"])(net, x)["attn:heads"]
     assert (heads[:, 1] == 0).all()
     assert (heads[:, [0, 2]] > 0).all()
     (grad,) = torch.autograd.grad(heads.sum(), x)
@@ -309,7 +309,7 @@ def test_a_head_that_is_silenced_has_length_zero_and_a_finite_gradient():
 def test_one_pass_that_ends_at_the_deepest_layer_and_differentiates():
     net, runs = seeded(TinyViT, extra=2, attention="qkv"), []
     names = ["attn:heads", "norm1:class", "norm1", "norm1:token1"]
-    reading = Reading.of(net, SHAPE, names)
+    reading = ActivationReader.of(net, SHAPE, names)
     for name, module in net.named_modules():
         module.register_forward_hook(lambda _m, _i, _o, name=name: runs.append(name))
     x = images().requires_grad_()
@@ -326,9 +326,9 @@ def test_nothing_is_left_behind():
     net.mlp.eval()
     state = torch.random.get_rng_state()
     layers(net, SHAPE)
-    Reading.of(net, SHAPE, ["attn.inner:heads", "mlp:class"])(net, images())
+    ActivationReader.of(net, SHAPE, ["attn.inner:heads", "mlp:class"])(net, images())
     with pytest.raises(ValueError, match="no layer"):
-        Reading.of(net, SHAPE, ["mpl"])
+        ActivationReader.of(net, SHAPE, ["mpl"])
     with pytest.raises(AssertionError, match="no input of size 2"):
         layers(seeded(Failing), SHAPE)
     assert net.training
@@ -370,7 +370,7 @@ def test_a_network_that_draws_numbers_leaves_the_generator_alone():
 def test_images_do_not_mix_and_their_order_does_not_matter():
     net = seeded(TinyViT, extra=2)
     names = ["attn.inner:heads", "mlp", "mlp:class", LOGITS]
-    reading, x, order = Reading.of(net, SHAPE, names), images(), torch.tensor([3, 0, 4, 2, 1])
+    reading, x, order = ActivationReader.of(net, SHAPE, names), images(), torch.tensor([3, 0, 4, 2, 1])
     with torch.no_grad():
         found, shuffled = reading(net, x), reading(net, x[order])
     for name in names:
@@ -397,7 +397,7 @@ def test_images_do_not_mix_and_their_order_does_not_matter():
 def test_a_wrong_name_is_one_sentence(name, message):
     net = seeded(TinyViT)
     net.spare = nn.Identity()
-    for ask in (lambda: Reading.of(net, SHAPE, [name]), lambda: layer(net, SHAPE, name)):
+    for ask in (lambda: ActivationReader.of(net, SHAPE, [name]), lambda: layer(net, SHAPE, name)):
         with pytest.raises(ValueError, match=message) as caught:
             ask()
         assert "\n" not in str(caught.value)
@@ -405,7 +405,7 @@ def test_a_wrong_name_is_one_sentence(name, message):
 
 def test_other_images_than_those_asked_for_are_an_error():
     net = seeded(ChannelsLast)
-    assert Reading.of(net, SHAPE, ["norm"])(net, torch.rand(2, 3, 12, 24))["norm"].shape == (2, 6, 3, 6)
+    assert ActivationReader.of(net, SHAPE, ["norm"])(net, torch.rand(2, 3, 12, 24))["norm"].shape == (2, 6, 3, 6)
     with pytest.raises(ValueError, match="20 tokens for these images, but was seen with 5 x 3 patches and 0 more"):
         Layout("NTC", grid=(5, 3)).canonical(torch.zeros(1, 20, 6))
 
@@ -440,7 +440,7 @@ def test_torchvisions_swin():
     assert listed["features.3.1.mlp.0"].shape == (96, 7, 5)
     assert torch.equal(read(net, "features.3", shape=shape)["features.3"], raw(net, "features.3", shape).permute(0, 3, 1, 2))
     with pytest.raises(ValueError, match="no attention whose heads can be read"):
-        Reading.of(net, shape, ["features.1.0.attn:heads"])
+        ActivationReader.of(net, shape, ["features.1.0.attn:heads"])
 
 
 @pytest.fixture(scope="module")
@@ -491,10 +491,10 @@ def test_timm_by_reference(timm):
     from vizrobust.models import load_checkpoint
 
     checkpoint = load_checkpoint("timm:test_vit@random")
-    assert checkpoint.about.input_shape == (3, 160, 160)
-    assert len(checkpoint.about.classes) == 1000
+    assert checkpoint.info.input_shape == (3, 160, 160)
+    assert len(checkpoint.info.classes) == 1000
     assert checkpoint.sha256 == load_checkpoint("timm:test_vit@random").sha256
-    assert layer(checkpoint.net(), checkpoint.about.input_shape, "blocks.0.attn:heads").shape[1:] == (10, 10)
+    assert layer(checkpoint.net(), checkpoint.info.input_shape, "blocks.0.attn:heads").shape[1:] == (10, 10)
     with pytest.raises(ValueError, match="no timm model 'test_vitt'; did you mean test_vit"):
         load_checkpoint("timm:test_vitt@random")
     with pytest.raises(ValueError, match="take timm:test_vit@random"):

@@ -117,7 +117,7 @@ def test_bad_input_is_one_sentence(args: tuple[object, ...], message: str) -> No
 def described(tmp_path: Path, **about: object):
     path = tmp_path / "a.safetensors"
     built_in = load_checkpoint("mnist-k8")
-    save_checkpoint(path, built_in.state, replace(built_in.about, **about))
+    save_checkpoint(path, built_in.state, replace(built_in.info, **about))
     return load_checkpoint(str(path))
 
 

@@ -34,7 +34,7 @@ from tests.masked_networks import (
 )
 from vizrobust.attacks import FGSM, L1, L2, PGD, Linf, Noise
 from vizrobust.compute import Compute
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.models import load_checkpoint
 from vizrobust.robustness.masking import (
     CHECKS,
@@ -68,7 +68,7 @@ def mnist(name: str, source: str | None = None) -> MaskingAttacks:
     quantised = name == "quantised"
     net = load_checkpoint("mnist-k0" if quantised else name).net()
     subject = NetworkUnderTest(
-        Quantised(net) if quantised else net, first(load("mnist5k").test, 25), Linf(0.3), (PGD(steps=1),), source
+        Quantised(net) if quantised else net, head(load("mnist5k").test, 25), Linf(0.3), (PGD(steps=1),), source
     )  # fmt: skip
     return MaskingAttacks(subject, Compute("cpu"), LESS, batch_size=25)
 
@@ -308,5 +308,5 @@ def test_a_network_that_is_never_right_is_refused() -> None:
     ],
 )
 def test_the_built_in_sweep(name: str, trained: tuple, expected: str) -> None:
-    subject = NetworkUnderTest(load_checkpoint(name).net(), first(load("mnist5k").test, 500), Linf(0.3), trained)
+    subject = NetworkUnderTest(load_checkpoint(name).net(), head(load("mnist5k").test, 500), Linf(0.3), trained)
     assert diagnosis_of(MaskingAttacks(subject, Compute("cpu"), batch_size=50)).verdict.name == expected

@@ -67,10 +67,10 @@ def test_random_torchvision_networks_are_always_the_same_and_draw_nothing():
     first, second = (load_checkpoint("torchvision:resnet18@random") for _ in range(2))
     assert first.sha256 == second.sha256
     assert torch.equal(before, torch.get_rng_state())
-    assert first.about.training == ""  # nobody takes it for a trained one
-    assert first.about.input_shape == (3, 224, 224)
-    assert len(first.about.classes) == 1000
-    assert first.about.mean == (0.485, 0.456, 0.406)
+    assert first.info.training == ""  # nobody takes it for a trained one
+    assert first.info.input_shape == (3, 224, 224)
+    assert len(first.info.classes) == 1000
+    assert first.info.mean == (0.485, 0.456, 0.406)
     with torch.no_grad():
         assert first.net()(torch.rand(2, 3, 40, 36)).shape == (2, 1000)
 
@@ -87,8 +87,8 @@ def test_published_weights_come_from_the_cache(cache, monkeypatch):
     monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **_: torch.load(file, weights_only=True))
     found = load_checkpoint("torchvision:resnet18")
     assert found.sha256 == weights_sha256(state)
-    assert "ResNet18_Weights" in found.about.training
-    assert found.about.metrics["published"]
+    assert "ResNet18_Weights" in found.info.training
+    assert found.info.metrics["published"]
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -121,4 +121,4 @@ def test_built_in_names_are_in_the_order_of_their_attack_steps(tmp_path, monkeyp
 def test_every_built_in_checkpoint_loads(name):
     found = load_checkpoint(name)
     with torch.no_grad():
-        assert found.net()(torch.rand(2, *found.about.input_shape)).shape == (2, len(found.about.classes))
+        assert found.net()(torch.rand(2, *found.info.input_shape)).shape == (2, len(found.info.classes))

@@ -16,7 +16,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
 from vizrobust.attacks import attack as attack_module
 from vizrobust.compute import Compute
-from vizrobust.data import ArraySplit, first
+from vizrobust.data import ArraySplit, head
 from vizrobust.intervals import share, wilson
 from vizrobust.rng import Streams
 from vizrobust.robustness import CLEAN, RobustAccuracy, evaluate, merge_results
@@ -148,9 +148,9 @@ def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySpli
     net, attack = make_net(), PGD(steps=4, ball=Linf(EPS))
     whole = run(net, attack, split, compute, batch_size=5)
     for n in (1, 4, 5, 11, 22):
-        part = run(net, attack, first(split, n), compute, batch_size=5)
+        part = run(net, attack, head(split, n), compute, batch_size=5)
         assert torch.equal(part.robust_after_step, whole.robust_after_step[:, :n])
-    assert len(run(net, attack, first(split, 99), compute, batch_size=5).clean) == 23
+    assert len(run(net, attack, head(split, 99), compute, batch_size=5).clean) == 23
 
 
 def test_the_seed_moves_the_random_start(split: ArraySplit, compute: Compute) -> None:

@@ -194,7 +194,7 @@ def test_a_dead_unit_of_a_network_is_crossed(tmp_path):
     loaded = load_checkpoint(str(path))
     state = {key: value.clone() for key, value in loaded.state.items()}
     state["conv1.weight"][3], state["conv1.bias"][3] = 0, -1
-    save_checkpoint(path, state, loaded.about)
+    save_checkpoint(path, state, loaded.info)
     result = run("spritemap", path, "--layer", "relu1", "--units", "2:5", "--steps", 2, "--out", tmp_path / "run", "--json")
     assert result.exit_code == 0, result.output
     assert [row["status"] == "dead" for row in map(json.loads, result.stdout.splitlines())] == [False, True, False]

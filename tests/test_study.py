@@ -101,5 +101,5 @@ def test_an_untrained_checkpoint_differs_and_claims_nothing():
     random = one.untrained(RANDOM_NETWORK)
     assert random.sha256 != one.sha256
     assert random.sha256 == one.untrained("another").sha256
-    assert random.about.training == ""
-    assert random.about.metrics == {}
+    assert random.info.training == ""
+    assert random.info.metrics == {}

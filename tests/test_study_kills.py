@@ -15,7 +15,7 @@ import torch
 
 from tests.forks import forks
 from tests.test_study_session import DIGITS
-from vizrobust.models import Description, architecture, save_checkpoint
+from vizrobust.models import CheckpointInfo, architecture, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 
 KILLS = 5
@@ -33,7 +33,7 @@ def run(folder):
 def test_five_kills_change_nothing_in_the_report(tmp_path: Path) -> None:
     torch.manual_seed(5)
     judge = tmp_path / "outside.safetensors"
-    about = Description("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz")
+    about = CheckpointInfo("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz")
     save_checkpoint(judge, body_state(architecture("vgg_small", (1, 8, 8), 10)()), about)
     with forks(CODE, str(judge), cwd=tmp_path) as launcher:
         began = time.monotonic()

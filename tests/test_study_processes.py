@@ -20,7 +20,7 @@ from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.features.recipes import plain
-from vizrobust.models import Checkpoint, Description, architecture, load_checkpoint, save_checkpoint
+from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows
@@ -79,7 +79,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     home = tmp_path_factory.mktemp("home")
     torch.manual_seed(5)
     judge = str(home / "outside.safetensors")
-    about = Description("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz")
+    about = CheckpointInfo("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz")
     save_checkpoint(judge, body_state(architecture("vgg_small", (1, 8, 8), 10)()), about)
     for rank in (0, 1):
         (home / f"rank{rank}").mkdir()
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_one_process_loads_is_the_same_on_all() -> None:
 
     own = load_checkpoint("mnist-k8")
     first, second = (on_all(load_, "small_cnn", Pretended(rank, 2)) for rank, load_ in enumerate((lambda: own, never)))
-    assert (first.name, first.about, first.id, first.reference) == (own.name, own.about, own.id, own.reference)
-    assert (second.name, second.about, second.id, second.reference) == (own.name, own.about, own.id, own.reference)
+    assert (first.name, first.info, first.id, first.reference) == (own.name, own.info, own.id, own.reference)
+    assert (second.name, second.info, second.id, second.reference) == (own.name, own.info, own.id, own.reference)
     x = load("mnist5k").test.take(torch.arange(3))
     assert torch.equal(first.net()(x), second.net()(x))

@@ -16,7 +16,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.features.picture_runs import images_of
 from vizrobust.features.recipes import fourier, plain
-from vizrobust.models import Description, architecture, load_checkpoint, save_checkpoint
+from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Stage, Study, provided_checkpoints, read_report, report_of, training_runs, verify, write_report
@@ -34,7 +34,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(5)
     net = architecture("vgg_small", (1, 8, 8), 10)()
     path = tmp_path_factory.mktemp("judge") / "outside.safetensors"
-    about = Description("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz", training="")
+    about = CheckpointInfo("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="npz:others.npz", training="")
     save_checkpoint(path, body_state(net), about)
     return str(path)
 
@@ -112,7 +112,7 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
         shuffled[name] = shuffled[name][order]
     shuffled["linear2.weight"] = shuffled["linear2.weight"][:, order]
     for k, state in ((0, plain_state), (4, shuffled)):
-        about = Description("small_cnn", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="digits", training="", attack_steps=k)
+        about = CheckpointInfo("small_cnn", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="digits", training="", attack_steps=k)
         save_checkpoint(tmp_path / f"k{k}.safetensors", state, about)
     given = provided_checkpoints([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
     study = Study(tmp_path / "study", replace(small, hidden=5), DIGITS, Compute("cpu", threads=1), given=given)
@@ -238,12 +238,12 @@ def test_a_sweep_needs_two_doses(small: Plan) -> None:
 
 def test_checkpoints_of_other_data_or_classes_are_refused() -> None:
     one = load_checkpoint("mnist-k0")
-    other = replace(one, name="shirts", about=replace(one.about, classes=tuple("abcdefghij")))
+    other = replace(one, name="shirts", info=replace(one.info, classes=tuple("abcdefghij")))
     with pytest.raises(ValueError, match="class 0 is 'a' for shirts and '0' in mnist5k"):
         provided_checkpoints([one, other], load("mnist5k"))
     with pytest.raises(ValueError, match=r"mnist-k0 takes \(1, 28, 28\) and 10 classes, digits has"):
         provided_checkpoints([one], DIGITS)
-    elsewhere = replace(one, name="elsewhere", about=replace(one.about, data="npz:mine.npz"))
+    elsewhere = replace(one, name="elsewhere", info=replace(one.info, data="npz:mine.npz"))
     with pytest.raises(ValueError, match=r"elsewhere was trained on npz:mine.npz, the others on mnist5k"):
         provided_checkpoints([one, elsewhere], load("mnist5k"))
 

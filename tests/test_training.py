@@ -331,7 +331,7 @@ def test_the_run_records_its_recipe_and_threads_and_the_checkpoint_its_figures(t
     assert info["threads"] == torch.get_num_threads() == recorded_threads(tmp_path / "run")
     assert recorded_threads(tmp_path / "nowhere") is None
     found = trained(tmp_path / "run")
-    about = found.about
+    about = found.info
     assert (about.attack_steps, about.eps, about.norm, about.data) == (3, 0.1, "Linf", "tiny")
     assert about.training == repr(recipe)
     assert about.mean == tiny().mean

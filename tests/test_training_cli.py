@@ -31,7 +31,7 @@ def test_train_against_two_attacks(tmp_path, monkeypatch):
     epoch, last = (json.loads(line) for line in done.stdout.splitlines())
     assert len(epoch["val_robust_each"]) == 2
     assert 0 <= last["robust"] <= last["clean"] <= 1
-    about = load_checkpoint(str(tmp_path / "t")).about
+    about = load_checkpoint(str(tmp_path / "t")).info
     linf, l2 = seen(about.training)
     assert (linf.steps, l2) == (1, PGD(steps=1, ball=L2(0.5)))
     assert isinstance(linf.ball, Linf)
@@ -65,7 +65,7 @@ def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, ar
     monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
     done = run(*args, "--epochs", 1, "--watch", 20, "--out", tmp_path / "t", "--quiet")
     assert done.exit_code == 0, done.output
-    assert expected in load_checkpoint(str(tmp_path / "t")).about.training
+    assert expected in load_checkpoint(str(tmp_path / "t")).info.training
     assert (tmp_path / "t" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -193,7 +193,7 @@ def test_a_mix_goes_on_to_the_same_weights_and_the_checkpoint_says_what_it_has_s
     again, found = run_all(recipe, tmp_path / "parts", compute)
     assert same_weights(found, expected)
     assert again == rows[1:]
-    about = trained(tmp_path / "parts").about
+    about = trained(tmp_path / "parts").info
     assert seen(about.training) == BOTH
     assert parse(about.training, NAMES) == recipe
     assert (about.attack_steps, about.norm, about.eps) == (3, "Linf + L2", None)
@@ -204,7 +204,7 @@ def test_what_old_texts_have_seen():
     assert seen(repr(RECIPE)) == ()
     assert seen(repr(replace(RECIPE, attack=ATTACK))) == (ATTACK,)
     for name in builtin_names():
-        about = load_checkpoint(name).about
+        about = load_checkpoint(name).info
         attacks = seen(about.training)
         assert len(attacks) == (about.attack_steps != 0)
         assert all(attack.ball.eps == about.eps for attack in attacks)

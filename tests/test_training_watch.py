@@ -99,7 +99,7 @@ def test_rollback_trains_the_epoch_again_otherwise_and_gives_up_after_three(told
     found, _ = run_all(recipe, tmp_path / "always", Compute("cpu"))
     assert [(row["epoch"], row.get("retries")) for row in found] == [(1, None), (2, None), (2, 1), (2, 2), (2, 3)]
     assert "training ends with the weights before it" in found[-1]["retreat"]
-    assert load_checkpoint(str(tmp_path / "always")).about.attack_steps == 2
+    assert load_checkpoint(str(tmp_path / "always")).info.attack_steps == 2
 
 
 @pytest.mark.parametrize("stop", [(2, 3), (2, 2)])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.conftest import CLASSES, SHAPE, make_net, net_file, refilled
 from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat
 from vizrobust.data import load
-from vizrobust.models import Description, load_checkpoint, save_checkpoint
+from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 from vizrobust.spec import vary
@@ -101,7 +101,7 @@ def test_the_source_is_loaded_once_and_anew_when_its_file_changes(tmp_path: Path
     x, y = batch(5)
     for seed in (1, 2):
         path = tmp_path / "checkpoint.safetensors"
-        about = Description("small_cnn", SHAPE, names, (0.4,) * 3, (0.3,) * 3)
+        about = CheckpointInfo("small_cnn", SHAPE, names, (0.4,) * 3, (0.3,) * 3)
         save_checkpoint(path, body_state(make_net(seed=seed)), about)
         os.utime(path, ns=(seed, seed))
         attack = Transfer(source=str(tmp_path), attack=PGD(steps=2, ball=Linf(EPS), random_start=False))

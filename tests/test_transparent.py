@@ -38,7 +38,7 @@ from vizrobust.features import (
 from vizrobust.features.parametrizations import alpha_penalized, composited
 from vizrobust.features.parametrizations.wrappers import over_background
 from vizrobust.features.pictures import png_bytes, read_opaque, read_png, to_uint8
-from vizrobust.models import borrowed, load_checkpoint
+from vizrobust.models import evaluating, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.runs import write_png
 
@@ -198,7 +198,7 @@ def test_score_saturation_and_films_are_those_over_mid_grey(recipe):
     assert one.image.shape == (4, *shape[1:])
     shown = over_background(one.image)[None]
     scorer = Scorer.of(net, Channel("conv2"), shape, Compute("cpu"))
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         assert one.score == pytest.approx(float(scorer(shown, torch.tensor([3]))), rel=1e-5)
     assert one.saturated_share == pytest.approx(float(saturated_share(shown)), abs=1e-4)
     assert torch.equal(one.frames[-1], (shown[0] * 255).round().byte())

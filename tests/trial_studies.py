@@ -11,7 +11,7 @@ import torch
 from tests.conftest import make_net
 from vizrobust.data import load
 from vizrobust.features.pictures import to_uint8
-from vizrobust.models import Description, load_checkpoint, save_checkpoint
+from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import RunFolder, write_json, write_png
 
@@ -44,7 +44,7 @@ def make_study(folder: Path, hidden: bool = True, one_seed: bool = False) -> Pat
                     {"name": "near", "title": "Distance", "role": "secondary", "direction": -1, "chance": None}],
     }  # fmt: skip
     for number, (name, (group, k)) in enumerate(CHECKPOINTS.items()):
-        about = Description("small_cnn", SHAPE, data.classes, (0.3,), (0.4,), data="digits")
+        about = CheckpointInfo("small_cnn", SHAPE, data.classes, (0.3,), (0.4,), data="digits")
         save_checkpoint(folder / f"checkpoints/{name}.safetensors", body_state(make_net("small_cnn", SHAPE, 10, number)), about)
         ref = f"checkpoints/{name}.safetensors"
         report["checkpoints"].append({

@@ -24,7 +24,7 @@ class Tracker:
             raise ValueError(f"no tracker {name!r}; there are: {', '.join(NAMES)}")
         if name is not None and name not in {str(getattr(each, "value", each)) for each in get_available_trackers()}:
             raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave --track out")
-        self.name, self.run, self.folder, self.about = name, run, folder, about
+        self.name, self.run, self.folder, self.info = name, run, folder, about
         self._open: GeneralTracker | None = None
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
@@ -51,5 +51,5 @@ class Tracker:
         # Accelerate 1.15 starts some trackers when they are made and others in `start`.
         if hasattr(tracker, "start"):
             tracker.start()
-        tracker.store_init_configuration(dict(self.about))
+        tracker.store_init_configuration(dict(self.info))
         return tracker

@@ -24,7 +24,7 @@ from tests.benchmarks.bench_attacks import THREADS
 from tests.benchmarks.lucent_peer import lucent_renders
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, maco, render
-from vizrobust.models import Reading, load_checkpoint
+from vizrobust.models import ActivationReader, load_checkpoint
 
 UNITS, SEEDS = range(8), range(2)
 LUCENT_STEPS, HORAMA_STEPS, HORAMA_UNITS = 64, 64, range(4)
@@ -34,7 +34,7 @@ CROPS = 6
 def scores(net: nn.Module, layer: str, images: Tensor, units: list[int]) -> Tensor:
     """(N,): each image's own unit, mean over positions, without transforms."""
     with torch.no_grad():
-        maps = Reading.of(net, tuple(images.shape[1:]), [layer])(net, images)[layer]  # type: ignore[arg-type]
+        maps = ActivationReader.of(net, tuple(images.shape[1:]), [layer])(net, images)[layer]  # type: ignore[arg-type]
     return maps.flatten(2).mean(2)[torch.arange(len(units)), torch.tensor(units)]
 
 
@@ -81,7 +81,7 @@ def against_horama(net: nn.Module, layer: str, size: int, box: float, compute: C
         print("tests/peers.txt is not installed: no comparison with Horama")
         return
     units, shape = list(HORAMA_UNITS), (3, size, size)
-    reading = Reading.of(net, shape, [layer])
+    reading = ActivationReader.of(net, shape, [layer])
     frequency = np.sqrt(np.fft.fftfreq(size)[:, None] ** 2 + np.fft.rfftfreq(size)[None] ** 2)
     law = np.broadcast_to(1 / np.maximum(frequency, 1 / size), (3, size, size // 2 + 1)).astype(np.float32)
     theirs, ours = [], []

@@ -8,7 +8,7 @@ import torch
 from tests.benchmarks.bench_attacks import THREADS, best_times, verdict
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute, full_batches
-from vizrobust.data import first, load
+from vizrobust.data import head, load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import BATCH_SIZE, evaluate, merge_results
@@ -18,7 +18,7 @@ IMAGES, EPS = 500, 0.3
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    compute, images = Compute("cpu"), first(load("mnist5k").test, IMAGES)
+    compute, images = Compute("cpu"), head(load("mnist5k").test, IMAGES)
     for name, steps, what in (("mnist-k0", 100, "active set"), ("mnist-k8", 50, "curve")):
         net = compute.place(load_checkpoint(name).net())
         attack = PGD(steps=steps, ball=Linf(EPS))

@@ -15,7 +15,7 @@ from tests.benchmarks.bench_attacks import THREADS, Job, best_times, has_bf16, v
 from tests.benchmarks.lucent_peer import lucent_renders
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, render
-from vizrobust.models import Checkpoint, Reading, load_checkpoint
+from vizrobust.models import ActivationReader, Checkpoint, load_checkpoint
 
 SIZE, STEPS, UNITS = 128, 16, 8
 LAYER = "layer2.1.conv2"
@@ -38,7 +38,7 @@ def bare(checkpoint: Checkpoint, precision: str) -> Job:
     net = compute.place(checkpoint.net())
     for weight in net.parameters():
         weight.requires_grad_(False)
-    reading = Reading.of(net, (3, SIZE, SIZE), [LAYER])
+    reading = ActivationReader.of(net, (3, SIZE, SIZE), [LAYER])
     z = torch.randn(UNITS, 3, SIZE, SIZE // 2 + 1, dtype=torch.complex64)
     turn = torch.tensor([[0.98, 0.1, 0.0], [-0.1, 0.98, 0.0]]).expand(UNITS, 2, 3)
     rows = torch.arange(UNITS)

@@ -18,7 +18,7 @@ import torch
 from tests.test_convert import THEIRS, imported, test_images
 from vizrobust.attacks import AutoAttack, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import first
+from vizrobust.data import head
 from vizrobust.intervals import share
 from vizrobust.robustness import evaluate, merge_results
 
@@ -36,7 +36,7 @@ def main(names: list[str]) -> None:
         if names and file not in names:
             continue
         theirs = next(one for one in THEIRS if one.file == file)
-        images = first(test_images(shared, theirs.data), IMAGES)
+        images = head(test_images(shared, theirs.data), IMAGES)
         with tempfile.TemporaryDirectory() as folder:
             net = imported(theirs, shared, Path(folder))
         attack = AutoAttack(ball=Linf(eps))

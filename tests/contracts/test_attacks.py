@@ -16,7 +16,7 @@ from tests.digits import digits_net
 from vizrobust.attacks import APGD, ATTACKS, L1, L2, LOSSES, Attack, Ball, EoT, Linf, State, Transfer, Walk
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.models import borrowed, load_checkpoint
+from vizrobust.models import evaluating, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.spec import vary
 
@@ -343,7 +343,7 @@ def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net
         def verdicts(state: State, slot: int) -> list[object]:
             return [state[key][slot].tolist() for key in ("t", "wrong", "correct", "loss", "best", "top")]
 
-        with borrowed(net):
+        with evaluating(net):
             expected = {}
             for items in (range(5), range(5, 10)):
                 state = begun(items)

@@ -16,7 +16,7 @@ from vizrobust.attacks import LOSSES, NAMES, UNFORESEEN, kind, strengths
 from vizrobust.attacks.attack import Attack, State, Walk
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.models import borrowed, load_checkpoint
+from vizrobust.models import evaluating, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.spec import parse, vary
 
@@ -195,7 +195,7 @@ class TestEveryUnforeseenAttack:
                 walk.step(net, state)
             return state
 
-        with borrowed(net):
+        with evaluating(net):
             whole = walked(walk.begin(net, x, y, streams(range(6))), 5)
             # Rows 1 and 4 hold other images for two steps, then make room for those that `whole` had there.
             others = [0, 5, 2, 3, 1, 5]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks.threat_models import Ball, Linf, per_image, radius
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 
 # Everything an attack knows of N images: each tensor's row i belongs to image i alone. `opened` lists what all share.
@@ -146,13 +146,13 @@ def run(stages: Iterable[Walk], net: nn.Module, x: Tensor, y: Tensor, streams: S
 
 def class_count(net: nn.Module, x: Tensor) -> int:
     """How many classes the network tells apart."""
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         return net(x[:1]).shape[1]
 
 
 def _walked(walk: Walk, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool) -> tuple[Attacked, State]:
     losses, corrects = [], []
-    with borrowed(net):
+    with evaluating(net):
         state = walk.begin(net, x.detach(), y, streams)
         if not judge:
             del state["best"]

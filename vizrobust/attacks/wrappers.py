@@ -265,4 +265,4 @@ def _loaded(ref: str, written: int, device: torch.device, dtype: torch.dtype) ->
     checkpoint = load_checkpoint(ref)
     net = checkpoint.net().to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # It is this cache's own and in evaluation mode for good; only images get gradients.
-    return net.requires_grad_(False), checkpoint.about.input_shape
+    return net.requires_grad_(False), checkpoint.info.input_shape

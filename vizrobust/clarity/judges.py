@@ -14,7 +14,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from vizrobust.clarity.metrics import METRICS
 from vizrobust.compute import Compute, full_batches
-from vizrobust.models import Checkpoint, borrowed, builtin_names, load_checkpoint
+from vizrobust.models import Checkpoint, builtin_names, evaluating, load_checkpoint
 
 BATCH_SIZE = 100
 
@@ -56,7 +56,7 @@ class Judge:
         handle = head.register_forward_pre_hook(lambda _m, inputs: features.append(inputs[0].flatten(1)))
         self.compute.place(self.net)
         try:
-            with borrowed(self.net), torch.no_grad():
+            with evaluating(self.net), torch.no_grad():
                 for index, count in full_batches(len(x), BATCH_SIZE):
                     images = resized_to_input(self.compute.images(x[index]), self.input_shape)
                     logits.append(self.net(images)[:count].float().cpu())
@@ -194,8 +194,8 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
     kind = _kind(data, chosen[0])
     judge, checkpoint = _judge(chosen[0], compared, compute, kind)
     for other in compared:
-        if overlapping_data(checkpoint.about.data, other.about.data):
-            warnings.warn(_seen(judge, checkpoint, other, other.about.data), stacklevel=2)
+        if overlapping_data(checkpoint.info.data, other.info.data):
+            warnings.warn(_seen(judge, checkpoint, other, other.info.data), stacklevel=2)
     return judge
 
 
@@ -216,10 +216,10 @@ def judges_for(
     for ref in (*own, *refs):
         judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref))
         for other in compared:
-            trained_on = other.about.data or data_name
-            if overlapping_data(checkpoint.about.data, trained_on):
+            trained_on = other.info.data or data_name
+            if overlapping_data(checkpoint.info.data, trained_on):
                 raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a --judge trained on other images")
-        if any(subset_of_imagenet(checkpoint.about.data, other.about.data or data_name) for other in compared):
+        if any(subset_of_imagenet(checkpoint.info.data, other.info.data or data_name) for other in compared):
             warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
         judges.setdefault(judge.sha256, judge)
     return list(judges.values())
@@ -228,20 +228,20 @@ def judges_for(
 def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind) -> tuple[Judge, Checkpoint]:
     """The judge with its checkpoint, if it can judge the compared ones."""
     checkpoint = load_checkpoint(ref)
-    about = checkpoint.about
+    about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
     for other in compared:
         if checkpoint.sha256 == other.sha256:
             raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another --judge")
-        channels = other.about.input_shape[0]
+        channels = other.info.input_shape[0]
         if channels != about.input_shape[0] and 1 not in (channels, about.input_shape[0]):
             takes = f"takes images of {about.input_shape[0]} channels, {other.name} of {channels}"
             raise ValueError(f"the judge {ref!r} {takes}; name another --judge")
-        columns.add(class_columns(ref, about.classes, other.about.classes))
+        columns.add(class_columns(ref, about.classes, other.info.classes))
     if len(columns) > 1:
         raise ValueError("the compared checkpoints have their classes in different orders; compare those with the same classes")
     chosen = next(iter(columns), None)
-    names = about.classes if chosen is None else compared[0].about.classes
+    names = about.classes if chosen is None else compared[0].info.classes
     net = checkpoint.net()
     try:
         last_linear(net)
@@ -257,7 +257,7 @@ def _kind(data: str, ref: str) -> Kind:
 
 
 def _seen(judge: Judge, checkpoint: Checkpoint, other: Checkpoint, trained_on: str) -> str:
-    where = checkpoint.about.data
+    where = checkpoint.info.data
     same = where == trained_on
     return (
         f"the judge {judge.name!r} was trained on {where}, {'as' if same else 'which shares images with that of'} {other.name}"

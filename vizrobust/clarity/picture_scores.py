@@ -12,7 +12,7 @@ from vizrobust.clarity.judges import Judge, JudgeOutput
 from vizrobust.clarity.metrics import judge_log_odds, judge_top1, two_afc
 from vizrobust.clarity.queries import QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, Split, first
+from vizrobust.data import DataSet, Split, head
 from vizrobust.features import Logit, Objective, RenderJob, images_of, main_term
 from vizrobust.models import Checkpoint
 from vizrobust.runs import RunFolder
@@ -90,7 +90,7 @@ def score_pictures(
     if data is None:
         outputs = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
         return {name: _unasked(own, units, of_class) for name, own in outputs.items()}
-    held_out, exemplars = first(data.test, QUERY_IMAGES), first(data.val, QUERY_IMAGES)
+    held_out, exemplars = head(data.test, QUERY_IMAGES), head(data.val, QUERY_IMAGES)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
     seen, examples = judge(_all(held_out)), judge(_all(exemplars))

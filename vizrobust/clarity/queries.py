@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.features import Objective, Scorer, main_term
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 
 BATCH_SIZE = 100
 QUERIES = 20
@@ -69,7 +69,7 @@ def excitations(net: nn.Module, objective: Objective, units: Sequence[int], imag
     scorer = Scorer.of(net, main_term(objective), (channels, height, width), compute)
     wanted = torch.tensor(list(units), device=compute.device)
     columns = []
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         for index, count in full_batches(len(images), BATCH_SIZE):
             x = compute.images(images.take(index))
             seen = scorer.activations(x)

@@ -57,7 +57,7 @@ def command(
 
     checkpoints = load_all(refs, arch, download)
     first = checkpoints[0]
-    ref = data or first.about.data
+    ref = data or first.info.data
     if not ref:
         raise click.UsageError(f"{first.name!r} does not say what it was trained on; give --data (vizrobust list data)")
     loaded = load(ref, download)

@@ -62,7 +62,7 @@ def command(
     from vizrobust.cli.attacking import Evaluations, fitted
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.compute import Compute
-    from vizrobust.data import first
+    from vizrobust.data import head
     from vizrobust.report.style import format_of
 
     _refuse_what_excludes(minimal, curve, suite, attacks, per_class, show, plot or as_json)
@@ -74,7 +74,7 @@ def command(
     if not compute.processes.main:
         plot = show = None  # all attack, one draws
     checkpoints = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
-    images = {checkpoint.id: first(loaded.split(split), n) for checkpoint, loaded in checkpoints}
+    images = {checkpoint.id: head(loaded.split(split), n) for checkpoint, loaded in checkpoints}
 
     def evaluations(loaded: DataSet, holds: str = "attack") -> Evaluations:
         return Evaluations.open(
@@ -159,9 +159,9 @@ def _plot(path: str, curve: str, results: list[Result]) -> None:
         return
     series: dict[str, list[dict[str, Any]]] = {}
     for checkpoint, _, result in results:
-        if checkpoint.about.attack_steps is None:
+        if checkpoint.info.attack_steps is None:
             raise ValueError(f"{checkpoint.name!r} does not say its number of training steps K; leave it out of the plot")
-        point = {**result.row(), "steps": checkpoint.about.attack_steps, "name": checkpoint.name}
+        point = {**result.row(), "steps": checkpoint.info.attack_steps, "name": checkpoint.name}
         series.setdefault(repr(result.attack), []).append(point)
     accuracy_over_training_steps(path, list(series.items()), command=command_line())
 

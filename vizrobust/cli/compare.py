@@ -101,11 +101,11 @@ def recipes(checkpoints: list[Checkpoint]) -> Table:
 
     rows = []
     for one in checkpoints:
-        about = one.about
+        about = one.info
         steps = "-" if about.attack_steps is None else str(about.attack_steps)
         metrics = about.metrics
         rows.append([one.name, steps, about.training or "unknown", percent(metrics.get("clean")), percent(metrics.get("robust"))])
-    attacks = dict.fromkeys(str(one.about.metrics["attack"]) for one in checkpoints if "attack" in one.about.metrics)
+    attacks = dict.fromkeys(str(one.info.metrics["attack"]) for one in checkpoints if "attack" in one.info.metrics)
     note = f"robust: {', '.join(attacks)}" if attacks else "robust: - where the checkpoint's description names no attack"
     return Table("Training and accuracy", ["checkpoint", "K", "training", "clean", "robust"], rows, note)
 
@@ -115,10 +115,10 @@ def attacked(
 ) -> list[tuple[Checkpoint, RobustAccuracy]]:
     """The same attack on the same images for every checkpoint."""
     from vizrobust.cli.attacking import fitted
-    from vizrobust.data import first
+    from vizrobust.data import head
 
     (attack,) = fitted([text], data, eps=eps, norm=norm)
-    images = first(data.test, n)
+    images = head(data.test, n)
     return [(checkpoint, evaluations.of(checkpoint, attack, images)) for checkpoint in checkpoints]
 
 

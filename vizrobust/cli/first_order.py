@@ -1,4 +1,4 @@
-"""`vizrobust first-order`: what the gradient at an image promises an attack, against what attacks really cause."""
+"""`vizrobust head-order`: what the gradient at an image promises an attack, against what attacks really cause."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def command(
     """
     from vizrobust.cli.loading import data_of, load_all
     from vizrobust.compute import Compute
-    from vizrobust.data import first
+    from vizrobust.data import head
     from vizrobust.report.style import format_of
     from vizrobust.robustness.first_order import first_order
 
@@ -67,7 +67,7 @@ def command(
         format_of(plot)  # before the attacks, not after
     compute = Compute(device, precision)
     loaded = [(checkpoint, data_of(checkpoint, data, download)) for checkpoint in load_all(refs, arch, download)]
-    jobs = [(*pair, first(pair[1].split(split), n), _ball(pair[1], eps, norm)) for pair in loaded]
+    jobs = [(*pair, head(pair[1].split(split), n), _ball(pair[1], eps, norm)) for pair in loaded]
     losses = LOSSES if loss == "both" else (loss,)
     found: Found = []
     with progress(quiet or as_json) as bars:

@@ -61,7 +61,7 @@ def _convert(
     from vizrobust.models.importing import import_file, task
 
     converted = import_file(file, out, arch, task(data, shape, classes, download), normalize, drop, key)
-    about, sha256 = converted.checkpoint.about, converted.checkpoint.sha256
+    about, sha256 = converted.checkpoint.info, converted.checkpoint.sha256
     if as_json:
         json_row({"checkpoint": out, "weights_sha256": sha256, "arch": arch, "input_shape": about.input_shape,
                   "classes": about.classes, "normalization": {"mean": about.mean, "std": about.std}, "data": data,
@@ -82,7 +82,7 @@ def _store(ref: str, arch: str | None, data: str, out: str, eps: float | None, d
     from vizrobust.models import load_checkpoint
     from vizrobust.report.training_report import write_card_beside
     from vizrobust.training import recorded_threads
-    from vizrobust.training.half_precision import check_target, ship
+    from vizrobust.training.half_precision import check_target, store_half
 
     check_target(out, ref)
     checkpoint = load_checkpoint(ref, arch, download)
@@ -90,9 +90,9 @@ def _store(ref: str, arch: str | None, data: str, out: str, eps: float | None, d
     # The run's thread count: another one rounds otherwise, which moves an image or two.
     threads = recorded_threads(run) if run else None
     loaded = data_of(checkpoint, data or None, download)
-    shipped = ship(checkpoint, loaded, Compute(threads=threads), out, eps, data)
+    shipped = store_half(checkpoint, loaded, Compute(threads=threads), out, eps, data)
     card = write_card_beside(out, shipped, run)
-    measured, size = shipped.about.metrics, Path(out).stat().st_size
+    measured, size = shipped.info.metrics, Path(out).stat().st_size
     if as_json:
         json_row({"checkpoint": out, "card": str(card), "bytes": size, "weights_sha256": shipped.sha256, **measured})
         return

@@ -34,7 +34,7 @@ def command(ref: str, arch: str | None, download: bool, as_json: bool) -> None:
     from vizrobust.models import layers, load_checkpoint
 
     checkpoint = load_checkpoint(ref, arch, download)
-    listed = layers(checkpoint.net(), checkpoint.about.input_shape)
+    listed = layers(checkpoint.net(), checkpoint.info.input_shape)
     if as_json:
         for layer in listed:
             json_row({"layer": layer.name, "kind": layer.kind, "shape": layer.shape, "units": layer.units, "layout": layer.layout,
@@ -46,11 +46,11 @@ def command(ref: str, arch: str | None, download: bool, as_json: bool) -> None:
          f"no ({reasons.index(layer.reason) + 1})" if layer.reason else "yes"]
         for layer in listed
     ]  # fmt: skip
-    size = " x ".join(map(str, checkpoint.about.input_shape))
+    size = " x ".join(map(str, checkpoint.info.input_shape))
     shown = sum(layer.visualizable for layer in listed)
     notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
     notes.append(f"{shown} of {len(listed)} layers can be rendered: vizrobust neurons {ref} --layer {_example(listed)}")
-    _show(f"{ref}: {checkpoint.about.arch}, input {size}", rows, "\n".join(notes))
+    _show(f"{ref}: {checkpoint.info.arch}, input {size}", rows, "\n".join(notes))
 
 
 def _show(title: str, rows: list[list[str]], note: str) -> None:

@@ -74,7 +74,7 @@ def _models() -> dict[str, str]:
 
     lines = {}
     for name in builtin_names():
-        about = load_checkpoint(name).about
+        about = load_checkpoint(name).info
         robust = f"{percent(about.metrics.get('robust'))} under {about.metrics.get('attack', 'attack')}"
         lines[name] = f"{about.arch} on {about.data}, clean {percent(about.metrics.get('clean'))}, {robust}"
     return lines

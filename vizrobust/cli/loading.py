@@ -26,7 +26,7 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool, images_alon
     """
     from vizrobust.data import load
 
-    about = checkpoint.about
+    about = checkpoint.info
     if ref is None and not about.data:
         raise click.UsageError(f"{checkpoint.name!r} does not say what it was trained on; give --data (vizrobust list data)")
     loaded = load(ref or about.data, download)
@@ -53,7 +53,7 @@ def maybe_data_of(checkpoint: Checkpoint, ref: str | None, download: bool) -> Da
 
     if ref is not None:
         return data_of(checkpoint, ref, download, images_alone=True)
-    if not checkpoint.about.data:
+    if not checkpoint.info.data:
         return None
     try:
         return data_of(checkpoint, None, download, images_alone=True)

@@ -110,7 +110,7 @@ def _subject(
     trained_with: str | None, source: str | None, thorough: bool,
 ) -> Any:  # fmt: skip
     from vizrobust.attacks import AutoAttack
-    from vizrobust.data import first
+    from vizrobust.data import head
     from vizrobust.robustness.masking import NetworkUnderTest
 
     trained = _trained(checkpoint, trained_with)
@@ -118,7 +118,7 @@ def _subject(
     ensemble = AutoAttack(ball=ball) if thorough else None
     # From itself it would be an attack by its own gradients.
     source = None if source == checkpoint.name else source
-    return NetworkUnderTest(checkpoint.net(), first(loaded.split(split), n), ball, trained, source, ensemble)
+    return NetworkUnderTest(checkpoint.net(), head(loaded.split(split), n), ball, trained, source, ensemble)
 
 
 def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | None:
@@ -127,7 +127,7 @@ def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | N
     from vizrobust.cli.output import say
     from vizrobust.training import seen
 
-    about = checkpoint.about
+    about = checkpoint.info
     if told is not None:
         return () if told.lower() == "none" else (parse_attack(told),)
     # torchvision publishes standardly trained classifiers only.
@@ -148,7 +148,7 @@ def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, ep
     from vizrobust.attacks import BALLS, PGD, ball_of, fit
     from vizrobust.spec import lookup
 
-    about = checkpoint.about
+    about = checkpoint.info
     balls = [ball for attack in trained if (ball := ball_of(attack)) is not None and ball.eps is not None]
     if not balls and about.eps and about.norm in BALLS:
         balls = [BALLS[about.norm](eps=about.eps)]

@@ -27,7 +27,7 @@ def exemplar_source(data: DataSet | None, objective: Objective, checkpoints: Seq
     ranking_measure(objective)
     source = ImageSource(data)
     for checkpoint in checkpoints:
-        check_images(source.images, k, checkpoint.about.input_shape)
+        check_images(source.images, k, checkpoint.info.input_shape)
     return source
 
 

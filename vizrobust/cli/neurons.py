@@ -73,7 +73,7 @@ def command(
         given = click.get_current_context().get_parameter_source
         # The first look: the sweep's class units in one batch without repeats, half the steps, in under half a minute.
         if given("batch_size") is ParameterSource.DEFAULT:
-            batch_size = len(checkpoints[0].about.classes)
+            batch_size = len(checkpoints[0].info.classes)
         if given("recipe_text") is ParameterSource.DEFAULT and steps is None:
             steps = FIRST_LOOK
     loaded = maybe_data_of(checkpoints[0], data, download)

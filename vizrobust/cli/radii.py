@@ -47,7 +47,7 @@ def smallest_radii(
     if not as_json:
         (_medians if minimal else _accuracies)(found, names)
     if plot:
-        _draw(plot, found, minimal, [c.about.eps for c, _ in checkpoints if c.about.eps is not None])
+        _draw(plot, found, minimal, [c.info.eps for c, _ in checkpoints if c.info.eps is not None])
         say(f"drawn: {plot}")
 
 
@@ -140,7 +140,7 @@ def _draw(plot: str, found: Found, minimal: bool, training_eps: Sequence[float])
     if len(norms) > 1:
         raise ValueError(f"radii of different norms ({', '.join(sorted(norms))}) have no common axis; give one --norm")
     (norm,) = norms
-    marked = training_eps if all(checkpoint.about.norm in ("", norm) for checkpoint, _ in found) else ()
+    marked = training_eps if all(checkpoint.info.norm in ("", norm) for checkpoint, _ in found) else ()
     several = any(len(mine) > 1 for _, mine in found)
     labelled = [(f"{c.name}, {type(one.attack).__name__}" if several else c.name, one) for c, mine in found for one in mine]
     if minimal:

@@ -71,7 +71,7 @@ class Reconstructions:
         """
         checkpoints = load_all(refs, arch, download)
         first, compute = checkpoints[0], Compute(device, precision)
-        names = list(dict.fromkeys(layers)) or representative_layers(first.net(), first.about.input_shape)
+        names = list(dict.fromkeys(layers)) or representative_layers(first.net(), first.info.input_shape)
         for checkpoint in checkpoints:
             _check(checkpoint, names)
         loaded = maybe_data_of(first, data, download)
@@ -107,7 +107,7 @@ class Reconstructions:
         rows = []
         for key in dict.fromkeys((one.checkpoint.id, one.row["seed"]) for one in self.made):
             row = [one for one in self.made if (one.checkpoint.id, one.row["seed"]) == key]
-            about = row[0].checkpoint.about
+            about = row[0].checkpoint.info
             words = CheckpointFacts(key[0], row[0].checkpoint.name, attack_steps=about.attack_steps).training_words
             head = [row[0].checkpoint.name, words, f"seed {key[1]}" if self.several_seeds else ""]
             image = Reconstructed(to_uint8(row[0].original.image))
@@ -133,7 +133,7 @@ def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
     net = checkpoint.net()
     for name in names:
         try:
-            chosen = layer_of(net, checkpoint.about.input_shape, name)
+            chosen = layer_of(net, checkpoint.info.input_shape, name)
         except ValueError as error:
             raise ValueError(f"{checkpoint.name}: {error} (vizrobust layers {checkpoint.name} lists them)") from error
         if not chosen.visualizable:

@@ -51,7 +51,7 @@ def asked_for(
     if objective_text is not None:
         objective = parse_objective(objective_text)
         for name in objective.layers:
-            layer_of(checkpoint.net(), checkpoint.about.input_shape, name)
+            layer_of(checkpoint.net(), checkpoint.info.input_shape, name)
     else:
         objective, _ = objective_for(checkpoint, layer, _position(neuron))
     numbers, count = units_of(checkpoint, objective, units)
@@ -84,7 +84,7 @@ def request_for(
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
     recipe = with_data_statistics(parse_recipe(recipe_text), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
-    own = checkpoint.about.input_shape
+    own = checkpoint.info.input_shape
     shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)
     if shape != own:
         check_input_size(checkpoint, objective, shape)
@@ -170,13 +170,13 @@ def find_judge(
     if not needs_unit(objective):
         say(f"clarity is not scored: {objective} asks for no unit that pictures could show")
         return None
-    about = checkpoints[0].about
+    about = checkpoints[0].info
     name = about.data if data is None else data.name
     if data is None and not (name and isinstance(main_term(objective), Logit)):
         say("clarity is not scored: it needs the data set's images (--data REF)")
         return None
     shape, classes = (about.input_shape, about.classes) if data is None else (data.shape, data.classes)
-    others = [one.name for one in checkpoints if one.about.input_shape != shape or len(one.about.classes) != len(classes)]
+    others = [one.name for one in checkpoints if one.info.input_shape != shape or len(one.info.classes) != len(classes)]
     if others:
         say(f"clarity is not scored: {', '.join(others)} and {name} differ in image shape or classes")
         return None
@@ -243,7 +243,7 @@ def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
 def _check_units(checkpoint: Checkpoint, request: RenderJob) -> None:
     if not needs_unit(request.objective) or isinstance(main_term(request.objective), Direction):
         return
-    chosen = layer_of(checkpoint.net(), checkpoint.about.input_shape, request.layer)
+    chosen = layer_of(checkpoint.net(), checkpoint.info.input_shape, request.layer)
     too_far = [unit for unit in request.units if unit >= chosen.units]
     if too_far:
         there = f"which has {chosen.units} (0 to {chosen.units - 1})"

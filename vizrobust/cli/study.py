@@ -143,7 +143,7 @@ def _plan(data: DataSet, given: list[Any], *, arch: str | None, epochs: int | No
     from vizrobust.training import Training
 
     usual = "small_cnn" if data.shape[0] == 1 else "resnet_small"
-    own = given[0].checkpoint.about.arch if given else arch or usual
+    own = given[0].checkpoint.info.arch if given else arch or usual
     training = TRAININGS.get(data.name)
     if training is None or (arch is not None and arch != training.arch) or given:
         training = Training(arch=own, data=data.name)
@@ -158,7 +158,7 @@ def _plan(data: DataSet, given: list[Any], *, arch: str | None, epochs: int | No
 
 
 def _data_of(checkpoints: list[Any]) -> str:
-    named = [one.about.data for one in checkpoints if one.about.data]
+    named = [one.info.data for one in checkpoints if one.info.data]
     if not named:
         raise click.UsageError("none of the checkpoints says what it was trained on; give --data (vizrobust list data)")
     return str(named[0])

@@ -215,7 +215,7 @@ class Job:
         checkpoint = trained(folder, recipe.arch)
         write_card(folder, checkpoint)
         if self.as_json:
-            measured = checkpoint.about.metrics
+            measured = checkpoint.info.metrics
             json_row({"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **measured})
         return checkpoint
 
@@ -311,7 +311,7 @@ def _sweep(
 def _show(title: str, found: dict[str, Checkpoint]) -> None:
     rows, note = [], ""
     for folder, checkpoint in found.items():
-        about = checkpoint.about
+        about = checkpoint.info
         measured = about.metrics
         clean, robust = percent(measured["clean"]), percent(measured["robust"])
         rows.append([folder, str(about.attack_steps), clean, robust, checkpoint.sha256[:8]])

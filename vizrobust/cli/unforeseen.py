@@ -35,7 +35,7 @@ def unforeseen(
     """Evaluate each checkpoint under foreseen and unforeseen attacks; print them side by side, the gap and UAR."""
     found: list[tuple[Checkpoint, list[Row]]] = []
     for checkpoint, loaded in checkpoints:
-        trained = seen(checkpoint.about.training)
+        trained = seen(checkpoint.info.training)
         known = {kind(attack) for attack in trained}
         evaluated = partial(open_(loaded).of, checkpoint, images=images[checkpoint.id])
         rows = []
@@ -44,7 +44,7 @@ def unforeseen(
             rows.append({
                 "checkpoint": checkpoint.name, "data": loaded.name, "kind": kind(attack),
                 # Standard training has foreseen nothing; of a network whose training is unknown nobody can say.
-                "foreseen": kind(attack) in known if checkpoint.about.training else None, **_row(attack, evaluated, calibration),
+                "foreseen": kind(attack) in known if checkpoint.info.training else None, **_row(attack, evaluated, calibration),
             })  # fmt: skip
             if as_json:
                 json_row(rows[-1])

@@ -39,7 +39,7 @@ def unit_table(
         shown = next(one for one in (order, "transfer", "forced_choice", "score") if one in there)
         columns = {key: values for key, values in columns.items() if key[1] == shown}
     header = ["unit", *(f"{name} {TITLES[measure]}" if several else TITLES[measure] for name, measure in columns)]
-    names = checkpoints[0].about.classes if isinstance(main_term(request.objective), Logit) else ()
+    names = checkpoints[0].info.classes if isinstance(main_term(request.objective), Logit) else ()
     body = [
         [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
     ]

@@ -6,13 +6,13 @@ from vizrobust.data.dataset import (
     FileSplit,
     Split,
     Subset,
-    first,
-    kept,
+    head,
+    in_memory,
     saturated_share,
     shuffled_labels,
     stratified,
 )
-from vizrobust.data.sources import DATA, known, load
+from vizrobust.data.sources import DATA, load, metadata_of
 
 __all__ = [
     "DATA",
@@ -21,10 +21,10 @@ __all__ = [
     "FileSplit",
     "Split",
     "Subset",
-    "first",
-    "kept",
-    "known",
+    "head",
+    "in_memory",
     "load",
+    "metadata_of",
     "saturated_share",
     "shuffled_labels",
     "stratified",

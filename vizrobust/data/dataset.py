@@ -127,14 +127,14 @@ class Subset:
         return self.whole.take(self.index[index])
 
 
-def kept(split: Split) -> Split:
+def in_memory(split: Split) -> Split:
     """A split of files read once and held in memory, if it takes at most 500 MB there; any other split as it is."""
     if not isinstance(split, FileSplit) or len(split) * split.read(split.paths[0]).numel() > KEPT_BYTES:
         return split
     return ArraySplit(torch.stack([split.read(path) for path in split.paths]), split.labels)
 
 
-def first(split: Split, n: int) -> Split:
+def head(split: Split, n: int) -> Split:
     """The first n images of a split (all of them where it has fewer)."""
     return Subset(split, torch.arange(min(n, len(split))))
 
@@ -282,7 +282,7 @@ def data_root() -> Path:
     return Path(os.environ.get("VIZROBUST_DATA") or Path.home() / ".cache" / "vizrobust" / "data").expanduser()
 
 
-def absent(name: str, files: str) -> FileNotFoundError:
+def not_downloaded(name: str, files: str) -> FileNotFoundError:
     """The error that says where `files` of a data set were looked for."""
     there = str(data_root() / files)
     return FileNotFoundError(

@@ -17,8 +17,8 @@ from vizrobust.data.dataset import (
     ArraySplit,
     DataSet,
     FileSplit,
-    absent,
     data_root,
+    not_downloaded,
     stratified,
 )
 from vizrobust.data.files import ReadImage, image_files, part, shuffled
@@ -130,7 +130,7 @@ def _halves(name: str, download: bool) -> tuple[FileSplit, FileSplit]:
         return _read(root / COPY, name, folders, read)
     if not (root / PUBLISHED).is_dir():
         if not download:
-            raise absent(name, f"{PUBLISHED}/")
+            raise not_downloaded(name, f"{PUBLISHED}/")
         from torchvision.datasets import Imagenette
 
         Imagenette(root, "train", size="160px", download=True)

@@ -61,10 +61,10 @@ def load(ref: str, download: bool = False) -> DataSet:
     return FETCHED[name](download)
 
 
-def known(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None:
+def metadata_of(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None:
     """Shape (C, H, W) and class names of a published data set, without loading it; None for any other reference.
 
-    >>> known("mnist")[0], known("imagenette@96")[0], known("npz:mine.npz")
+    >>> metadata_of("mnist")[0], metadata_of("imagenette@96")[0], metadata_of("npz:mine.npz")
     ((1, 28, 28), (3, 96, 96), None)
     """
     name = ref.partition("@")[0].lower()

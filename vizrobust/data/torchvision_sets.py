@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from vizrobust.data import packaged
-from vizrobust.data.dataset import CIFAR_EPS, IMAGENET_EPS, MNIST_EPS, ArraySplit, DataSet, Subset, absent, data_root, hold_out
+from vizrobust.data.dataset import (
+    CIFAR_EPS,
+    IMAGENET_EPS,
+    MNIST_EPS,
+    ArraySplit,
+    DataSet,
+    Subset,
+    data_root,
+    hold_out,
+    not_downloaded,
+)
 from vizrobust.data.files import read_folder
 from vizrobust.data.packaged import mnist_first_500
 
@@ -98,7 +108,7 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
     root = data_root()
     if not (root / folder).is_dir():
         if not download:
-            raise absent(name, f"{folder}/")
+            raise not_downloaded(name, f"{folder}/")
         from torchvision.datasets import Imagenette
 
         with _fetching(name, root, download):
@@ -154,5 +164,5 @@ def _fetching(name: str, root: Path, download: bool) -> Iterator[None]:
             again = "remove what is there of it and try again"
             raise ValueError(f"{name} could not be fetched to {str(root)!r}, or not read there ({why}); {again}") from error
         if "not found" in why:
-            raise absent(name, PUBLISHED[name].files) from error
+            raise not_downloaded(name, PUBLISHED[name].files) from error
         raise ValueError(f"the files of {name} in {str(root)!r} are damaged ({why}); remove them and add --download") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import L2, Linf
 from vizrobust.compute import Compute, full_batches, versions
-from vizrobust.data import DataSet, Split, first
+from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import CONFIDENCE
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.robustness.first_order import dual_norm, input_gradient
@@ -187,9 +187,9 @@ def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> G
 def _measured(cell: Path, recipe: Training, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
     checkpoint = trained(cell, recipe.arch)
     channels, height, width = data.shape
-    shown = first(data.test, images)
+    shown = head(data.test, images)
     row: dict[str, Any] = {"d": channels * height * width, "n": len(shown)}
-    row |= {name: checkpoint.about.metrics.get(name) for name in ("clean", "robust")}
+    row |= {name: checkpoint.info.metrics.get(name) for name in ("clean", "robust")}
     for net, which in ((checkpoint.net(), ""), (checkpoint.random_net(recipe.seed), "_untrained")):
         for loss in LOSSES:
             norms = gradient_norms(net, shown, compute, loss)

@@ -14,7 +14,7 @@ from torch import nn
 
 from vizrobust.attacks import Attack, kind, threat
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import evaluate, merge_results
@@ -237,7 +237,7 @@ class _Work:
     def _accuracy(self, recipe: Training, attack: Attack, n: int) -> float:
         """The network's accuracy under the attack on the first n test images."""
         checkpoint, net = self.networks[repr(recipe)]
-        images = first(self.data.test, n)
+        images = head(self.data.test, n)
         key = (checkpoint.sha256, repr(attack), len(images))
         if key not in self.rows:
             began = time.perf_counter()

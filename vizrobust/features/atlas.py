@@ -23,7 +23,7 @@ from vizrobust.features.pictures import to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import BATCH_SIZE, UnitSeed, render_pairs
-from vizrobust.models import Checkpoint, Reading, borrowed
+from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
 from vizrobust.spec import spec
@@ -115,10 +115,10 @@ class Atlas:
             raise ValueError(f"the images are {sizes[0]}, the network takes {sizes[1]}; give other --data")
         compute = (compute or Compute()).in_fp32()
         compute.place(net)
-        reading = Reading.of(net, shape, [self.layer])
+        reading = ActivationReader.of(net, shape, [self.layer])
         places = Streams(self.seed, index.tolist(), "place").uniform().double()
         found = []
-        with borrowed(net), torch.no_grad():
+        with evaluating(net), torch.no_grad():
             for batch, count in full_batches(len(index), READING_BATCH):
                 maps = reading(net, compute.images(images.take(index[batch])))[self.layer].float().cpu()
                 maps = maps.reshape(*maps.shape[:2], -1)
@@ -250,7 +250,7 @@ def atlas_layout(
     atlas, split = plan.atlas, plan.source.whole
     folder = run.folder / "atlas" / checkpoint.id
     index = atlas.sampled_images(split.labels)
-    shape = checkpoint.about.input_shape
+    shape = checkpoint.info.input_shape
     vectors = _kept(
         folder / "activations.npy",
         lambda: atlas.activation_vectors(checkpoint.net(), split, index, shape=shape, compute=compute, progress=progress).numpy(),
@@ -297,7 +297,7 @@ def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasL
     began = time.perf_counter()
     for done in render_pairs(
         checkpoint.net(), request.objective, todo, request.recipe,
-        shape=checkpoint.about.input_shape, compute=compute, batch_size=request.batch_size,
+        shape=checkpoint.info.input_shape, compute=compute, batch_size=request.batch_size,
     ):  # fmt: skip
         row, column = divmod(done.unit, grid)
         facts = {

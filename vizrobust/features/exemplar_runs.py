@@ -98,7 +98,7 @@ def cached_exemplars(
     if todo:
         found = exemplars(
             checkpoint.net() if net is None else net, todo, source.images, k,
-            shape=checkpoint.about.input_shape, measure=measure, compute=compute, progress=progress,
+            shape=checkpoint.info.input_shape, measure=measure, compute=compute, progress=progress,
         )  # fmt: skip
         for layer, one in found.items():
             write_atomic(files[layer], partial(np.savez, **_arrays(one)))
@@ -130,7 +130,7 @@ def exemplars_into(
     if found.size is not None:
         places = torch.cat([end.places[asked] for end in (found.most, found.least) if end.places is not None])
         shown = [(y, x) for y, x in places.flatten(0, 1).tolist() if y >= 0]
-        boxes = receptive_fields(net, layer, shown, shape=checkpoint.about.input_shape, compute=compute)
+        boxes = receptive_fields(net, layer, shown, shape=checkpoint.info.input_shape, compute=compute)
     _save_images(run, source, torch.cat([found.most.images[asked], found.least.images[asked]]))
     about = {
         "checkpoint": checkpoint.id, "weights_sha256": checkpoint.sha256, "layer": layer, "objective": repr(objective),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.models import Reading, borrowed
+from vizrobust.models import ActivationReader, evaluating
 from vizrobust.rng import Streams
 
 Place = tuple[int, int]
@@ -45,9 +45,9 @@ def receptive_fields(
     ys, xs = (sorted({place[axis] for place in wanted}) for axis in (0, 1))
     rows: dict[int, Place | None] = {}
     columns: dict[int, Place | None] = {}
-    with borrowed(net):
+    with evaluating(net):
         x = compute.images(noise.uniform(*shape)).requires_grad_()
-        maps = Reading.of(net, shape, [layer])(net, x)[layer]
+        maps = ActivationReader.of(net, shape, [layer])(net, x)[layer]
         if maps.dim() != 4:
             raise ValueError(f"layer {layer!r} has no positions, only units, so it has no receptive fields")
         for i in range(max(len(ys), len(xs))):
@@ -140,10 +140,10 @@ def exemplars(
     check_images(images, k, shape)
     compute = (compute or Compute()).in_fp32()
     compute.place(net)
-    reading = Reading.of(net, shape, layers)
+    reading = ActivationReader.of(net, shape, layers)
     ends = {name: (_TopKSearch(k, 1), _TopKSearch(k, -1)) for name in layers}
     sizes: dict[str, tuple[int, int] | None] = {}
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         for index, count in full_batches(len(images), batch_size):
             found = reading(net, compute.images(images.take(index)))
             for name in ends:

@@ -26,7 +26,7 @@ from vizrobust.features.render import (
     render,
     render_pairs,
 )
-from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
+from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
 from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
 FEW_UNITS = 20
@@ -35,7 +35,7 @@ FIRST_UNITS = 16
 
 def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | None = None) -> tuple[Objective, Layer]:
     """The objective that renders the units of a layer (class logits, channels, or neurons at (row, column)), and the layer."""
-    chosen = layer(checkpoint.net(), checkpoint.about.input_shape, name)
+    chosen = layer(checkpoint.net(), checkpoint.info.input_shape, name)
     if not chosen.visualizable:
         shape = " x ".join(map(str, chosen.shape))
         raise ValueError(f"layer {name!r} (output {shape}) cannot be rendered: {chosen.reason}; choose another layer")
@@ -54,7 +54,7 @@ def check_input_size(checkpoint: Checkpoint, objective: Objective, shape: tuple[
     net = checkpoint.net()
     try:
         scorer = Scorer.of(net, objective, shape, Compute("cpu"))
-        with borrowed(net), torch.no_grad():
+        with evaluating(net), torch.no_grad():
             scorer.reading(net, torch.full((1, *shape), 0.5))
     except (RuntimeError, AssertionError) as error:  # torchvision's transformers assert their size
         size = " x ".join(map(str, shape[1:]))
@@ -74,7 +74,7 @@ def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> 
         count, what = about.rows, about.vector
     else:
         name = about.layers[0]
-        count, what = layer(checkpoint.net(), checkpoint.about.input_shape, name).units, f"layer {name} of {checkpoint.name}"
+        count, what = layer(checkpoint.net(), checkpoint.info.input_shape, name).units, f"layer {name} of {checkpoint.name}"
     return units_from(text, count, what), count
 
 
@@ -187,7 +187,7 @@ def diverse(request: RenderJob, checkpoint: Checkpoint, group_size: int) -> Rend
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a gallery says about a checkpoint; accuracies are those of its description, never recomputed."""
-    about = checkpoint.about
+    about = checkpoint.info
     return {
         "name": checkpoint.name,
         "ref": checkpoint.reference,
@@ -242,7 +242,7 @@ def _batches(checkpoint: Checkpoint, request: RenderJob, todo: Sequence[UnitSeed
     began = time.perf_counter()
     rendered = render_pairs(
         net, request.objective, [job for batch in batches for job in batch], request.recipe,
-        shape=checkpoint.about.input_shape, compute=compute, sign=request.sign, start=request.start,
+        shape=checkpoint.info.input_shape, compute=compute, sign=request.sign, start=request.start,
         batch_size=request.batch_size, frames=request.frames,
     )  # fmt: skip
     for batch in batches:
@@ -265,7 +265,7 @@ def _batches(checkpoint: Checkpoint, request: RenderJob, todo: Sequence[UnitSeed
 def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {picture_key(row): row for row in run.rows()}
-    name, channels = checkpoint.id, checkpoint.about.input_shape[0]
+    name, channels = checkpoint.id, checkpoint.info.input_shape[0]
     found: dict[int, Tensor] = {}
     for unit in request.units:
         pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"], channels) for seed in request.seeds]

@@ -181,7 +181,7 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
         )
     for name, sha256 in sources(made.objective, made.recipe):
         _same(name, sha256, made.sources.get(name), made.file)
-    own, size = checkpoint.about.input_shape, made.recipe.size
+    own, size = checkpoint.info.input_shape, made.recipe.size
     start = _start(made, own if size is None else (own[0], size, size))
     with _threads(made.threads):
         (done,) = render_pairs(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute
 from vizrobust.features.pictures import reference_image
-from vizrobust.models import Checkpoint, Reading, borrowed, layers
+from vizrobust.models import ActivationReader, Checkpoint, evaluating, layers
 from vizrobust.models.forward import modules
 
 MOST_LAYERS, ENOUGH_LAYERS = 6, 4
@@ -46,7 +46,7 @@ class ImageActivations:
 
     image: Tensor
     net: nn.Module = field(repr=False)
-    reading: Reading = field(repr=False)
+    reading: ActivationReader = field(repr=False)
     activations: Mapping[str, Tensor] = field(repr=False)
     grey_activations: Mapping[str, Tensor] = field(repr=False)
     compute: Compute = field(repr=False)
@@ -56,10 +56,10 @@ class ImageActivations:
         checkpoint: Checkpoint, reference: str, names: Sequence[str], compute: Compute, size: int | None = None
     ) -> ImageActivations:
         """For the image that `reference` names, at the network's size or `size`; ``ValueError`` for a layer that answers 0."""
-        c, h, w = checkpoint.about.input_shape
+        c, h, w = checkpoint.info.input_shape
         shape = (c, h, w) if size is None else (c, size, size)
         image, net = reference_image(reference, shape), compute.place(checkpoint.net())
-        reading = Reading.of(net, shape, names)
+        reading = ActivationReader.of(net, shape, names)
         found = _read(net, reading, image, compute)
         silent = [name for name in names if not found[name].any()]
         if silent:
@@ -106,9 +106,9 @@ def representative_layers(net: nn.Module, shape: tuple[int, int, int], most: int
     return [chosen[round(i * (len(chosen) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _read(net: nn.Module, reading: Reading, image: Tensor, compute: Compute) -> dict[str, Tensor]:
+def _read(net: nn.Module, reading: ActivationReader, image: Tensor, compute: Compute) -> dict[str, Tensor]:
     """Each layer's activations in float64."""
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         found = reading(net, compute.images(image[None]))
     return {name: tensor[0].double().cpu() for name, tensor in found.items()}
 

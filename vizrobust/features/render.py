@@ -16,7 +16,7 @@ from vizrobust.features.pictures import png_bytes, reference_image, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.redirected_relu import redirected_relu
 from vizrobust.features.transforms import transformed
-from vizrobust.models import Checkpoint, Reading, borrowed
+from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.rng import Streams
 
 Shape = tuple[int, int, int]
@@ -28,7 +28,7 @@ class Scorer:
 
     net: nn.Module
     objective: Objective
-    reading: Reading
+    reading: ActivationReader
     references: Mapping[str, Tensor] = field(repr=False)
 
     @staticmethod
@@ -38,11 +38,11 @@ class Scorer:
         Raises ``ValueError`` for an unknown layer or an objective without one, and where a reference is no image.
         """
         main_term(objective)
-        reading = Reading.of(net, shape, objective.layers)
+        reading = ActivationReader.of(net, shape, objective.layers)
         references: dict[str, Tensor] = {}
         for reference in references_of(objective):
             x = compute.images(reference_image(reference, shape).to(_dtype(net)).expand(batch_size, *shape))
-            with borrowed(net), torch.no_grad(), compute.autocast():
+            with evaluating(net), torch.no_grad(), compute.autocast():
                 found = reading(net, x)
             references |= {reference_key(layer, reference): found[layer][:1].clone() for layer in objective.layers}
         return Scorer(net, objective, reading, references)
@@ -125,7 +125,7 @@ def render(
     [3, 5]
     """
     if isinstance(net, Checkpoint):
-        shape = shape or net.about.input_shape
+        shape = shape or net.info.input_shape
         net = net.net()
     if shape is None:
         raise ValueError("render needs the shape (C, H, W) of the network's images, unless it is given a checkpoint")
@@ -226,7 +226,7 @@ def _render_batch(
 
     scores: list[Tensor] = []
     had_gradient = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
-    with borrowed(scorer.net):
+    with evaluating(scorer.net):
         with compute.autocast():
             for t in range(recipe.steps):
                 if t in kept:

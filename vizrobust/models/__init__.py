@@ -1,24 +1,24 @@
 """Networks: architectures by name, layers and activations, checkpoints in our format and in other people's."""
 
 from vizrobust.models.architectures import ARCHS, architecture
-from vizrobust.models.checkpoints import Checkpoint, Description, save_checkpoint
-from vizrobust.models.forward import LOGITS, Normalized, activations, borrowed
-from vizrobust.models.layers import Layer, Reading, layer, layers
+from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, save_checkpoint
+from vizrobust.models.forward import LOGITS, Normalized, activations, evaluating
+from vizrobust.models.layers import ActivationReader, Layer, layer, layers
 from vizrobust.models.references import SWEEP, builtin_names, load_checkpoint
 
 __all__ = [
     "ARCHS",
     "LOGITS",
     "SWEEP",
+    "ActivationReader",
     "Checkpoint",
-    "Description",
+    "CheckpointInfo",
     "Layer",
     "Normalized",
-    "Reading",
     "activations",
     "architecture",
-    "borrowed",
     "builtin_names",
+    "evaluating",
     "layer",
     "layers",
     "load_checkpoint",

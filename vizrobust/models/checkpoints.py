@@ -27,13 +27,13 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Description:
+class CheckpointInfo:
     """What a checkpoint says about itself; stored as JSON in the file's metadata.
 
     `arch` is an architecture reference, `normalization` a mean and a standard deviation per channel,
     `training` a training spec as text (empty if unknown), `attack_steps` the K of adversarial training (None if
-    unknown), `metrics` what was measured: ``clean``, ``robust`` and the attack and images behind them. `stored` is
-    ``float16`` where the file holds its weights in half precision (see `halved`), else empty.
+    unknown), `metrics` what was measured: ``clean``, ``robust`` and the attack and images behind them. `storage_dtype` is
+    ``float16`` where the file holds its weights in half precision (see `to_half`), else empty.
     """
 
     arch: str
@@ -49,17 +49,19 @@ class Description:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     arch_sha256: str = ""
-    stored: str = ""
+    storage_dtype: str = ""
 
     def to_json(self) -> str:
         plain = dict(self.__dict__)
         plain["normalization"] = {"mean": plain.pop("mean"), "std": plain.pop("std")}
-        if not self.stored:
-            del plain["stored"]  # files in full precision stay what they were before there was another
+        storage_dtype = plain.pop("storage_dtype")
+        # Files in full precision stay what they were before there was another.
+        if storage_dtype:
+            plain["stored"] = storage_dtype
         return json.dumps({"format": FORMAT, **plain})
 
     @staticmethod
-    def from_json(text: str) -> Description:
+    def from_json(text: str) -> CheckpointInfo:
         """Raises ``ValueError`` where the text is not a description of this format."""
         try:
             plain = json.loads(text)
@@ -67,7 +69,9 @@ class Description:
                 raise ValueError("written by a newer vizrobust")
             normalization = plain.pop("normalization")
             shape = tuple(int(size) for size in plain.pop("input_shape"))
-            return Description(
+            if "stored" in plain:
+                plain["storage_dtype"] = plain.pop("stored")
+            return CheckpointInfo(
                 mean=tuple(normalization["mean"]),
                 std=tuple(normalization["std"]),
                 input_shape=(shape[0], shape[1], shape[2]),
@@ -83,7 +87,7 @@ class Checkpoint:
     """A network with what is known about it. `name` is what the user called it, `ref` what loads it, where that differs."""
 
     name: str
-    about: Description
+    info: CheckpointInfo
     state: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
     ref: str = ""
@@ -92,14 +96,14 @@ class Checkpoint:
         """A new network with the checkpoint's weights, normalization inside, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
             body = self.build()
-        load_strictly(body, self.state, f"{self.name} ({self.about.arch})")
-        return Normalized(body, self.about.mean, self.about.std).eval()
+        load_strictly(body, self.state, f"{self.name} ({self.info.arch})")
+        return Normalized(body, self.info.mean, self.info.std).eval()
 
     def random_net(self, seed: int = 0) -> nn.Module:
         """The same architecture with freshly initialised weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Normalized(self.build(), self.about.mean, self.about.std).eval()
+            return Normalized(self.build(), self.info.mean, self.info.std).eval()
 
     @property
     def reference(self) -> str:
@@ -108,9 +112,9 @@ class Checkpoint:
 
     def untrained(self, name: str) -> Checkpoint:
         """A checkpoint of the same architecture with fresh weights: the reference that any training must beat."""
-        about = replace(self.about, training="", attack_steps=None, eps=None, norm="", metrics={})
+        info = replace(self.info, training="", attack_steps=None, eps=None, norm="", metrics={})
         ref = f"{self.reference.removesuffix(UNTRAINED)}{UNTRAINED}"
-        return Checkpoint(name, about, body_state(self.random_net()), self.build, ref)
+        return Checkpoint(name, info, body_state(self.random_net()), self.build, ref)
 
     @cached_property
     def sha256(self) -> str:
@@ -138,14 +142,14 @@ def body_state(net: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}
 
 
-def save_checkpoint(path: Path | str, state: Mapping[str, Tensor], about: Description, half: bool = False) -> None:
-    """Write a checkpoint file, whole or not at all; with `half` what `halved` names is in float16."""
-    stored = halved(state) if half else dict(state)
-    content = save(stored, metadata={"vizrobust": replace(about, stored=HALF if half else "").to_json()})
+def save_checkpoint(path: Path | str, state: Mapping[str, Tensor], info: CheckpointInfo, half: bool = False) -> None:
+    """Write a checkpoint file, whole or not at all; with `half` what `to_half` names is in float16."""
+    content_state = to_half(state) if half else dict(state)
+    content = save(content_state, metadata={"vizrobust": replace(info, storage_dtype=HALF if half else "").to_json()})
     write_atomic(path, lambda file: file.write(content))
 
 
-def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as a half-precision file holds them: kernels and matrices in float16, the rest as it is.
 
     What has one axis (biases, gains, BatchNorm's running statistics) stays float32: it is about one number in a
@@ -153,7 +157,7 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     above 65504, or whose rounding error is more than 2^-11 of its largest value.
 
     >>> state = {"weight": torch.rand(3, 4), "bias": torch.rand(3), "tiny": torch.full((3, 4), 1e-7)}
-    >>> [str(tensor.dtype) for tensor in halved(state).values()]
+    >>> [str(tensor.dtype) for tensor in to_half(state).values()]
     ['torch.float16', 'torch.float32', 'torch.float32']
     """
     return {key: tensor.half() if _fits_half(tensor) else tensor for key, tensor in state.items()}
@@ -167,7 +171,7 @@ def _fits_half(tensor: Tensor) -> bool:
     return bool(error <= HALF_ERROR * tensor.abs().amax())
 
 
-def read_checkpoint(path: Path | str) -> tuple[Description, dict[str, Tensor]]:
+def read_checkpoint(path: Path | str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Description and weights of a file in our format. Raises ``ValueError`` that says what is wrong with it.
 
     Weights that are stored in half precision come back as float32, so a file has one hash whoever reads it.
@@ -181,12 +185,12 @@ def read_checkpoint(path: Path | str) -> tuple[Description, dict[str, Tensor]]:
     if "vizrobust" not in metadata:
         raise ValueError(f"{str(path)!r} was not written by vizrobust; convert it once with: vizrobust import {path} --arch …")
     try:
-        about = Description.from_json(metadata["vizrobust"])
+        info = CheckpointInfo.from_json(metadata["vizrobust"])
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
-    if about.stored == HALF:
+    if info.storage_dtype == HALF:
         state = {key: tensor.float() if tensor.dtype == torch.float16 else tensor for key, tensor in state.items()}
-    return about, state
+    return info, state
 
 
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -14,7 +14,7 @@ from vizrobust.spec import unknown
 
 
 @contextmanager
-def borrowed(net: nn.Module) -> Iterator[nn.Module]:
+def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode, with gradients possible even below a caller's ``no_grad``.
 
     Afterwards every module has its own training flag again. Nothing else needs to be given back: image gradients
@@ -58,14 +58,14 @@ class _DeepEnough(Exception):
     """The deepest layer asked for has been reached."""
 
 
-def body(net: nn.Module) -> nn.Module:
+def without_normalization(net: nn.Module) -> nn.Module:
     """The network without the normalization in front, which is not a layer."""
     return net.net if isinstance(net, Normalized) else net
 
 
 def modules(net: nn.Module) -> dict[str, nn.Module]:
     """The modules of a network by dotted name."""
-    return {name: module for name, module in body(net).named_modules() if name}
+    return {name: module for name, module in without_normalization(net).named_modules() if name}
 
 
 def activations(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def activations(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, T
 
     `logits` is the network's own output. A module that runs several times counts at its first run, one that returns
     several tensors with the first. Values are those before any in-place operation behind the layer, in the module's
-    own layout (`Reading` gives every layer as (N, units, height, width)). Differentiable; raises ``ValueError`` for
+    own layout (`ActivationReader` gives every layer as (N, units, height, width)). Differentiable; raises ``ValueError`` for
     an unknown layer or one that the forward pass does not use.
     """
     there = modules(net)
@@ -83,17 +83,17 @@ def activations(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, T
     return collect(net, x, layers, {name: output_of(there[name]) for name in layers if name != LOGITS})
 
 
-# Given what to call with a tensor, a tap hooks a module and hands back the handle.
-Tap = Callable[[Callable[[Tensor], None]], RemovableHandle]
+# Given what to call with a tensor, it registers a hook and returns the handle.
+Hook = Callable[[Callable[[Tensor], None]], RemovableHandle]
 
 
-def output_of(module: nn.Module) -> Tap:
-    """The tap of a module's own output."""
+def output_of(module: nn.Module) -> Hook:
+    """The hook of a module's own output."""
     return lambda keep: module.register_forward_hook(lambda _module, _inputs, output: keep(first_tensor(output)))
 
 
-def collect(net: nn.Module, x: Tensor, names: Sequence[str], taps: dict[str, Tap]) -> dict[str, Tensor]:
-    """What the taps called `names` hand out during one forward pass that ends at the last of them, and `logits`."""
+def collect(net: nn.Module, x: Tensor, names: Sequence[str], hooks: dict[str, Hook]) -> dict[str, Tensor]:
+    """What the hooks called `names` hand out during one forward pass that ends at the last of them, and `logits`."""
     wanted = [name for name in dict.fromkeys(names) if name != LOGITS]
     needs_output = LOGITS in names
     found: dict[str, Tensor] = {}
@@ -109,7 +109,7 @@ def collect(net: nn.Module, x: Tensor, names: Sequence[str], taps: dict[str, Tap
 
     handles: list[RemovableHandle] = []
     try:
-        handles += [taps[name](lambda tensor, name=name: keep(name, tensor)) for name in wanted]  # type: ignore[misc]
+        handles += [hooks[name](lambda tensor, name=name: keep(name, tensor)) for name in wanted]  # type: ignore[misc]
         output = net(x)
         if needs_output:
             found[LOGITS] = output

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import versions
-from vizrobust.data import known, load
+from vizrobust.data import load, metadata_of
 from vizrobust.models.architectures import architecture, code_sha256
-from vizrobust.models.checkpoints import Checkpoint, Description, body_state, load_strictly, save_checkpoint
+from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
 from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD
 from vizrobust.spec import unknown
@@ -54,16 +54,16 @@ def task(data: str = "", shape: str = "", classes: str = "", download: bool = Fa
     `shape` is ``C,H,W``, `classes` a number or names with commas between; where both are given nothing is loaded.
     """
     given_shape, given_classes = _shape(shape), _classes(classes)
-    about = known(data) if data else None
-    if about is None:
+    info = metadata_of(data) if data else None
+    if info is None:
         if given_shape and given_classes:
             return Task(given_shape, given_classes, data)
-        about = _loaded(data, download)
-    if given_shape and given_shape != about[0]:
-        raise ValueError(f"{data} has images of {about[0]}, --shape says {given_shape}; leave out one of the two")
-    if given_classes and len(given_classes) != len(about[1]):
-        raise ValueError(f"{data} has {len(about[1])} classes, --classes says {len(given_classes)}; leave out one of the two")
-    return Task(about[0], given_classes or about[1], data)
+        info = _loaded(data, download)
+    if given_shape and given_shape != info[0]:
+        raise ValueError(f"{data} has images of {info[0]}, --shape says {given_shape}; leave out one of the two")
+    if given_classes and len(given_classes) != len(info[1]):
+        raise ValueError(f"{data} has {len(info[1])} classes, --classes says {len(given_classes)}; leave out one of the two")
+    return Task(info[0], given_classes or info[1], data)
 
 
 def normalization(text: str, channels: int) -> Normalizer:
@@ -110,7 +110,7 @@ def convert(
     in_file, rest = take_normalizer(found.rest, task.shape[0], what)
     _load(body, found, rest, task, what, arch)
     agreed = _agreed(chosen, in_file, what)
-    about = Description(
+    info = CheckpointInfo(
         arch=arch,
         input_shape=task.shape,
         classes=task.classes,
@@ -120,7 +120,7 @@ def convert(
         versions=versions(),
         arch_sha256=code_sha256(arch),
     )
-    checkpoint = Checkpoint(str(path), about, body_state(body), build)
+    checkpoint = Checkpoint(str(path), info, body_state(body), build)
     _try_out(checkpoint, task, what)
     return Converted(checkpoint, tuple(_notes(where, found, len(state) - len(kept), agreed)))
 
@@ -135,7 +135,7 @@ def import_file(
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
         raise ValueError(f"--out {str(out)!r} is the file to import itself; give another name")
     converted = convert(path, arch, task, normalize, drop, key)
-    save_checkpoint(out, converted.checkpoint.state, converted.checkpoint.about)
+    save_checkpoint(out, converted.checkpoint.state, converted.checkpoint.info)
     return converted
 
 
@@ -233,7 +233,7 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
 
 def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
     """One forward pass of two grey images, so that a network that cannot be used is not written."""
-    arch, net = checkpoint.about.arch, checkpoint.net()
+    arch, net = checkpoint.info.arch, checkpoint.net()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = net(torch.full((2, *task.shape), 0.5))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vizrobust.models.forward import LOGITS, Tap, body, collect, modules, output_of
+from vizrobust.models.forward import LOGITS, Hook, collect, modules, output_of, without_normalization
 from vizrobust.models.layouts import Layout, layouts
-from vizrobust.models.probing import HEADS, Shape, heads_of, look
+from vizrobust.models.probing import HEADS, Shape, heads_of, probe
 from vizrobust.spec import unknown
 
 
 @dataclass(frozen=True)
-class View:
+class LayerView:
     """One layer: `source` names the module (with ``:heads`` for its heads) whose tensor of `shape` is seen by `layout`.
 
     `number` is that of a token beside the patches; None is everything else.
@@ -38,8 +38,8 @@ class View:
         whole = self.layout.shape(self.shape)
         return whole if self.number is None else whole[:1]
 
-    def tap(self, net: nn.Module) -> Tap:
-        module = body(net).get_submodule(self.source.removesuffix(HEADS))
+    def hook(self, net: nn.Module) -> Hook:
+        module = without_normalization(net).get_submodule(self.source.removesuffix(HEADS))
         if not self.source.endswith(HEADS):
             return output_of(module)
         heads = heads_of(module)
@@ -48,27 +48,27 @@ class View:
         return heads
 
 
-def views(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> dict[str, View]:
+def views(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> dict[str, LayerView]:
     """Every layer by name, in the order in which they run, for images of `shape` (C, H, W); `logits` is the last.
 
     With `names`, only the layers up to the deepest of these; ``ValueError`` for one that is not there.
     """
     there = modules(net)
     bases = None if names is None else [_base(name, there) for name in names]
-    seen = look(net, shape, bases)
-    found = layouts(seen, shape, getattr(body(net), "num_prefix_tokens", None))
-    listed: dict[str, View] = {}
+    seen = probe(net, shape, bases)
+    found = layouts(seen, shape, getattr(without_normalization(net), "num_prefix_tokens", None))
+    listed: dict[str, LayerView] = {}
     for item in seen:
         layout, size = found[item.name], item.output.shape if item.output is not None else ()
-        listed[item.name] = View(item.name, item.kind, item.name, layout, size)
+        listed[item.name] = LayerView(item.name, item.kind, item.name, layout, size)
         if item.kind == "heads":
             continue
         for number in range(len(layout.extra)):
             name = f"{item.name}:class" if number == 0 else f"{item.name}:token{number}"
-            listed[name] = View(name, "token", item.name, layout, size, number)
+            listed[name] = LayerView(name, "token", item.name, layout, size, number)
     for name in names or ():
         if name not in listed:
-            raise ValueError(absent(name, there, listed))
+            raise ValueError(missing_layer(name, there, listed))
     return listed
 
 
@@ -80,7 +80,7 @@ def _base(name: str, there: Mapping[str, nn.Module]) -> str:
     return module
 
 
-def absent(name: str, there: Mapping[str, nn.Module], listed: Mapping[str, View]) -> str:
+def missing_layer(name: str, there: Mapping[str, nn.Module], listed: Mapping[str, LayerView]) -> str:
     """Why there is no layer of this name."""
     if name in there:
         return f"layer {name!r} is not used in the forward pass of this network"
@@ -101,27 +101,27 @@ def absent(name: str, there: Mapping[str, nn.Module], listed: Mapping[str, View]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ActivationReader:
     """``reading(net, x)``: the canonical activations of some layers by name, for images x (N, C, H, W).
 
     Vector layers are (N, units), all others (N, units, height, width): maps whatever their layout, and the patch
     tokens of a transformer. ``L:class``, ``L:token1`` … are the tokens of layer L that are no patches, (N, units);
     ``L:heads`` are the lengths of each attention head's output vector at each patch, (N, heads, height, width).
-    One forward pass for all layers, which ends at the deepest; differentiable. Made by `Reading.of`.
+    One forward pass for all layers, which ends at the deepest; differentiable. Made by `ActivationReader.of`.
     """
 
-    views: tuple[View, ...]
+    views: tuple[LayerView, ...]
 
     @classmethod
-    def of(cls, net: nn.Module, shape: Shape, names: Sequence[str]) -> Reading:
-        """The reading of the layers `names` for images of `shape` (C, H, W), after a look at how the network runs.
+    def of(cls, net: nn.Module, shape: Shape, names: Sequence[str]) -> ActivationReader:
+        """The reader of the layers `names` for images of `shape` (C, H, W), after a probe of how the network runs.
 
         Raises ``ValueError`` for a layer that is not there or whose units cannot be told, and what the network
         raises for images of this shape.
 
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(2), nn.Flatten(), nn.Linear(24, 5))
-        >>> found = Reading.of(net, (3, 4, 6), ["0", "logits"])(net, torch.zeros(2, 3, 4, 6))
+        >>> found = ActivationReader.of(net, (3, 4, 6), ["0", "logits"])(net, torch.zeros(2, 3, 4, 6))
         >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
         {'0': (2, 4, 2, 3), 'logits': (2, 5)}
         """
@@ -134,8 +134,8 @@ class Reading:
         return cls(tuple(there[name] for name in dict.fromkeys(names)))
 
     def __call__(self, net: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        taps = {view.source: view.tap(net) for view in self.views if view.source != LOGITS}
-        raw = collect(net, x, [view.source for view in self.views], taps)
+        hooks = {view.source: view.hook(net) for view in self.views if view.source != LOGITS}
+        raw = collect(net, x, [view.source for view in self.views], hooks)
         return {view.name: view(raw[view.source]) for view in self.views}
 
 
@@ -176,9 +176,9 @@ def layer(net: nn.Module, shape: tuple[int, int, int], name: str) -> Layer:
     """The layer called `name`, with its shape; ``ValueError`` that suggests the nearest where there is none."""
     listed = views(net, shape)
     if name not in listed:
-        raise ValueError(absent(name, modules(net), listed))
+        raise ValueError(missing_layer(name, modules(net), listed))
     return _layer(listed[name])
 
 
-def _layer(view: View) -> Layer:
+def _layer(view: LayerView) -> Layer:
     return Layer(view.name, view.kind, view.canonical_shape, view.layout.word, view.layout.reason)

@@ -8,7 +8,7 @@ from math import isqrt
 
 from torch import Tensor, nn
 
-from vizrobust.models.probing import Seen, Shape
+from vizrobust.models.probing import ModuleRecord, Shape
 
 WORDS = {"": "unknown", "N": "number", "NC": "vector", "NTC": "tokens", "NCT": "tokens", "TNC": "tokens", "TCN": "tokens"}
 
@@ -50,7 +50,7 @@ class Layout:
         if tensor.shape[2] != height * width + len(self.extra):
             raise ValueError(
                 f"this layer has {tensor.shape[2]} tokens for these images, but was seen with {height} x {width} "
-                f"patches and {len(self.extra)} more; make the Reading for images of this shape"
+                f"patches and {len(self.extra)} more; make the ActivationReader for images of this shape"
             )
         patches = tensor[:, :, self.first : self.first + height * width]
         return patches.reshape(*patches.shape[:2], height, width)
@@ -80,7 +80,7 @@ Grid = tuple[int, int]
 
 
 @dataclass
-class Known:
+class LayoutEvidence:
     """What the layers before have told."""
 
     shape: Shape
@@ -95,7 +95,7 @@ class Known:
             self.grids.append((grid, larger, units))
 
 
-def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None) -> dict[str, Layout]:
+def layouts(seen: Sequence[ModuleRecord], shape: Shape, prefix_tokens: int | None = None) -> dict[str, Layout]:
     """The layout of everything seen, in the order in which it ran, for images of `shape` (C, H, W).
 
     A layer is judged by itself and by the layers before it, so that a pass that stops early tells the same. In this
@@ -103,14 +103,14 @@ def layouts(seen: Sequence[Seen], shape: Shape, prefix_tokens: int | None = None
     weights; an earlier layer of the same shape; the earlier maps. `prefix_tokens` is what the network itself says of
     tokens in front of its patches, and counts only where the probe cannot tell.
     """
-    known = Known(shape, prefix_tokens)
-    return {item.name: _layout(item, known) for item in seen}
+    evidence = LayoutEvidence(shape, prefix_tokens)
+    return {item.name: _layout(item, evidence) for item in seen}
 
 
-def _layout(item: Seen, known: Known) -> Layout:
+def _layout(item: ModuleRecord, evidence: LayoutEvidence) -> Layout:
     if item.output is None:
         return Layout("", reason=item.problem)
-    _note_patches_cut(item, known)
+    _note_patches_cut(item, evidence)
     sizes = item.output.shape
     images = _images_axis(sizes, item.single)
     if images is None:
@@ -124,16 +124,16 @@ def _layout(item: Seen, known: Known) -> Layout:
         return Layout("", reason=f"{len(rest)} axes besides the images")
     axes = _grown(item, images, rest)
     if not axes:
-        axes = next((axes for axes in _witnesses(item, images, rest, known) if axes), "")
+        axes = next((axes for axes in _witnesses(item, images, rest, evidence) if axes), "")
         if not axes:
             return Layout("", reason="nothing tells its units from its places")
-        if len(rest) == 3 and not _is_map(item, axes, known):
+        if len(rest) == 3 and not _is_map(item, axes, evidence):
             return Layout("", reason="its places are no map of the image (windows, or pairs of tokens)")
     if item.kind != "heads":
-        known.axes.setdefault((sizes, item.single), set()).add(axes)
+        evidence.axes.setdefault((sizes, item.single), set()).add(axes)
     if len(rest) == 2:
-        return _tokens(item, axes, known)
-    known.note(*_grid_of(item, axes))
+        return _tokens(item, axes, evidence)
+    evidence.note(*_grid_of(item, axes))
     return Layout(axes)
 
 
@@ -151,7 +151,7 @@ def _named(images: int, units: int, places: Sequence[int]) -> str:
     return "".join(letters[axis] for axis in sorted(letters))
 
 
-def _grown(item: Seen, images: int, rest: list[int]) -> str:
+def _grown(item: ModuleRecord, images: int, rest: list[int]) -> str:
     """The axes where all but one grow with the image, each as much as it should; "" where that was not seen."""
     growth = _growth(item)
     growing = sorted((axis for axis in rest if growth[axis]), key=lambda axis: growth[axis])
@@ -161,7 +161,7 @@ def _grown(item: Seen, images: int, rest: list[int]) -> str:
     return _named(images, next(axis for axis in rest if axis not in growing), growing)
 
 
-def _witnesses(item: Seen, images: int, rest: list[int], known: Known) -> Iterator[str]:
+def _witnesses(item: ModuleRecord, images: int, rest: list[int], evidence: LayoutEvidence) -> Iterator[str]:
     """What each kind of evidence within one size says of the axes, the strongest first; "" where it says nothing."""
     assert item.output is not None
     sizes = item.output.shape
@@ -170,17 +170,17 @@ def _witnesses(item: Seen, images: int, rest: list[int], known: Known) -> Iterat
         return "" if units is None else _named(images, units, [axis for axis in rest if axis != units])
 
     yield by_units(_defined(item, rest))
-    same = known.axes.get((sizes, item.single), set())
+    same = evidence.axes.get((sizes, item.single), set())
     yield next(iter(same)) if len(same) == 1 else ""
     if any(_growth(item)):
         return
     several = [axis for axis in rest if sizes[axis] > 1]
     yield by_units(several[0] if len(rest) == 3 and len(several) == 1 else None)
-    matching = [axis for axis in rest if _are_places([other for other in rest if other != axis], item, sizes[axis], known)]
+    matching = [axis for axis in rest if _are_places([other for other in rest if other != axis], item, sizes[axis], evidence)]
     yield by_units(matching[0] if len(matching) == 1 else None)
 
 
-def _growth(item: Seen) -> list[int]:
+def _growth(item: ModuleRecord) -> list[int]:
     """How much each axis grows where the image does; zeros where only one size was seen."""
     assert item.output is not None
     sizes = item.output.shape
@@ -189,7 +189,7 @@ def _growth(item: Seen) -> list[int]:
     return [large - small for small, large in zip(sizes, item.single, strict=True)]
 
 
-def _defined(item: Seen, rest: list[int]) -> int | None:
+def _defined(item: ModuleRecord, rest: list[int]) -> int | None:
     """The unit axis by the definition of the module or by the size of its weights."""
     module = item.module
     assert item.output is not None
@@ -208,28 +208,28 @@ def _defined(item: Seen, rest: list[int]) -> int | None:
     return None
 
 
-def _are_places(places: list[int], item: Seen, units: int, known: Known) -> bool:
+def _are_places(places: list[int], item: ModuleRecord, units: int, evidence: LayoutEvidence) -> bool:
     """Whether these axes fit a map seen before, as a map, as its tokens with others of any image, or as patches of the image."""
     assert item.output is not None
     sizes = [item.output.shape[axis] for axis in places]
     if len(places) == 2:
-        return any(grid == tuple(sizes) for grid, _, _ in known.grids)
+        return any(grid == tuple(sizes) for grid, _, _ in evidence.grids)
     more = len(item.output.still.get(places[0], ()))
     counts = {sizes[0], sizes[0] - more}
-    return any(h * w in counts and c == units for (h, w), _, c in known.grids) or bool(_cut(sizes[0], units, known.shape))
+    return any(h * w in counts and c == units for (h, w), _, c in evidence.grids) or bool(_cut(sizes[0], units, evidence.shape))
 
 
-def _is_map(item: Seen, axes: str, known: Known) -> bool:
+def _is_map(item: ModuleRecord, axes: str, evidence: LayoutEvidence) -> bool:
     """Whether the two axes beside the units can be height and width, where the image's growth has not shown it.
 
     A convolution's are; those of a linear layer may be windows and their pixels, so they must be an earlier map, or
     one that is coarser by a whole number. Pairs of tokens make a square as wide as there are tokens.
     """
     (h, w), _, _ = _grid_of(item, axes)
-    maps = {grid for grid, _, _ in known.grids} | {known.shape[1:]}
+    maps = {grid for grid, _, _ in evidence.grids} | {evidence.shape[1:]}
     if (h, w) in maps:
         return True
-    if h == w and any(h == tokens for tokens, _ in known.tokens):
+    if h == w and any(h == tokens for tokens, _ in evidence.tokens):
         return False
     if axes == "NCHW":
         return True
@@ -246,17 +246,17 @@ def _cut(tokens: int, units: int, shape: Shape) -> Grid | None:
     return h // side, w // side
 
 
-def _note_patches_cut(item: Seen, known: Known) -> None:
+def _note_patches_cut(item: ModuleRecord, evidence: LayoutEvidence) -> None:
     """A linear layer's (or a normalization's) input may be the image cut into patches by reshaping alone."""
     if item.given is None or len(item.given.shape) != 3 or not isinstance(item.module, nn.Linear | nn.LayerNorm):
         return
     _, tokens, units = item.given.shape
-    cut = _cut(tokens, units, known.shape)
+    cut = _cut(tokens, units, evidence.shape)
     if cut is not None:
-        known.note(cut, None, units)
+        evidence.note(cut, None, units)
 
 
-def _grid_of(item: Seen, axes: str) -> tuple[Grid, Grid | None, int]:
+def _grid_of(item: ModuleRecord, axes: str) -> tuple[Grid, Grid | None, int]:
     assert item.output is not None
 
     def grid(sizes: tuple[int, ...]) -> Grid:
@@ -266,22 +266,22 @@ def _grid_of(item: Seen, axes: str) -> tuple[Grid, Grid | None, int]:
     return grid(item.output.shape), larger, item.output.shape[axes.index("C")]
 
 
-def _tokens(item: Seen, axes: str, known: Known) -> Layout:
+def _tokens(item: ModuleRecord, axes: str, evidence: LayoutEvidence) -> Layout:
     """The layout of tokens: which of them are the patches of which grid."""
     assert item.output is not None
     place = axes.index("T")
     tokens = item.output.shape[place]
     many = item.single[place] if item.larger and item.single is not None and len(item.single) == 3 else None
-    if (tokens, many) in known.tokens:
-        before = known.tokens[tokens, many]
+    if (tokens, many) in evidence.tokens:
+        before = evidence.tokens[tokens, many]
         return Layout(axes, before.grid, before.first, before.extra)
     units = item.output.shape[axes.index("C")]
-    cut = _cut(tokens, units, known.shape)
+    cut = _cut(tokens, units, evidence.shape)
     if cut is not None:
-        known.note(cut, None, units)
+        evidence.note(cut, None, units)
     still = _still(item, place, tokens)
     reason = f"its {tokens} tokens are the patches of no map before it" if tokens > 1 else "a single token, which is no patch"
-    grids = [(h * w, (h, w), larger) for (h, w), larger, _ in reversed(known.grids) if h * w <= tokens]
+    grids = [(h * w, (h, w), larger) for (h, w), larger, _ in reversed(evidence.grids) if h * w <= tokens]
     for count, grid, larger in sorted(grids, key=lambda found: found[0] < tokens):
         more = tokens - count
         if larger is not None and many is not None and many - larger[0] * larger[1] != more:
@@ -289,7 +289,7 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
         places = [rows for rows in still if len(rows) == more]
         if not more and any(0 < len(rows) < tokens for rows in still):
             continue
-        if more and not places and known.prefix_tokens == more:
+        if more and not places and evidence.prefix_tokens == more:
             places = [tuple(range(more))]
         if more and not places:
             if more > count:
@@ -301,13 +301,13 @@ def _tokens(item: Seen, axes: str, known: Known) -> Layout:
         if any(first <= token < first + count for token in extra):
             reason = "its other tokens stand among the patches"
             continue
-        known.note(grid, larger, units)
-        known.tokens[tokens, many] = Layout(axes, grid, first, extra)
-        return known.tokens[tokens, many]
+        evidence.note(grid, larger, units)
+        evidence.tokens[tokens, many] = Layout(axes, grid, first, extra)
+        return evidence.tokens[tokens, many]
     return Layout(axes, reason=reason)
 
 
-def _still(item: Seen, place: int, tokens: int) -> list[tuple[int, ...]]:
+def _still(item: ModuleRecord, place: int, tokens: int) -> list[tuple[int, ...]]:
     """The tokens that are the same for any image (class tokens before the first attention), in the input and output."""
     traces = [trace for trace in (item.given, item.output) if trace is not None and len(trace.shape) == 3]
     return [trace.still[place] for trace in traces if trace.shape[place] == tokens and place in trace.still]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.models.forward import LOGITS, Tap, borrowed, first_tensor, modules
+from vizrobust.models.forward import LOGITS, Hook, evaluating, first_tensor, modules
 
 # The order of nn.MultiheadAttention's arguments where they are given by position.
 ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
@@ -40,10 +40,10 @@ def attended(attention: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> Ten
     return output.transpose(0, 1)
 
 
-def heads_of(module: nn.Module) -> Tap | None:
-    """The tap of a module's heads, or None where it is no attention that can be read.
+def heads_of(module: nn.Module) -> Hook | None:
+    """The hook of a module's heads, or None where it is no attention that can be read.
 
-    The tap hands out the length (L2 norm) of each head's vector, (N, T, heads), in place of T any axes. Read are
+    The hook hands out the length (L2 norm) of each head's vector, (N, T, heads), in place of T any axes. Read are
     ``nn.MultiheadAttention``, and modules with `num_heads` and a linear `proj` whose input is the heads side by
     side (Concat(head_1, …, head_h) W^O of Vaswani et al. 2017), as in timm.
     """
@@ -69,7 +69,7 @@ LARGER = (32, 64)
 
 
 @dataclass(frozen=True)
-class Trace:
+class ShapeTrace:
     """A tensor's shape and, for two images and three axes, the rows along each axis that are the same for both images."""
 
     shape: tuple[int, ...]
@@ -77,7 +77,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModuleRecord:
     """What a module was seen to do: for two images, then for one, which was `larger` where the network takes that.
 
     `output` is None where the module hands on no tensor; `problem` says what it was. `module` is None for the
@@ -87,8 +87,8 @@ class Seen:
     name: str
     kind: str
     module: nn.Module | None
-    output: Trace | None
-    given: Trace | None = None
+    output: ShapeTrace | None
+    given: ShapeTrace | None = None
     problem: str = ""
     single: tuple[int, ...] | None = None
     larger: bool = False
@@ -98,7 +98,7 @@ class _Enough(Exception):
     """All modules asked for have run."""
 
 
-def look(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> list[Seen]:
+def probe(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> list[ModuleRecord]:
     """Every module that runs for images of `shape` (C, H, W) in the order of its first end, last the output as `logits`.
 
     With `names`, only up to where all of them have run. Two or three short forward passes without gradients; raises
@@ -112,7 +112,7 @@ def look(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> li
         drawn = torch.rand(count, c, height, width, generator=torch.Generator().manual_seed(0))
         return drawn.to(weight.device, weight.dtype)
 
-    with borrowed(net), torch.no_grad(), _same_random_state(weight.device):
+    with evaluating(net), torch.no_grad(), _same_random_state(weight.device):
         seen, failed = _run(net, images(2, h, w), names)
         if failed is not None:
             raise failed
@@ -124,16 +124,18 @@ def look(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> li
     return [_joined(item, larger.get(name), same.get(name)) for name, item in seen.items()]
 
 
-def _joined(item: Seen, larger: Seen | None, same: Seen | None) -> Seen:
+def _joined(item: ModuleRecord, larger: ModuleRecord | None, same: ModuleRecord | None) -> ModuleRecord:
     other = larger or same
     if other is None or other.output is None:
         return item
-    return Seen(item.name, item.kind, item.module, item.output, item.given, item.problem, other.output.shape, larger is not None)
+    return ModuleRecord(
+        item.name, item.kind, item.module, item.output, item.given, item.problem, other.output.shape, larger is not None
+    )
 
 
-def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[str, Seen], Exception | None]:
-    seen: dict[str, Seen] = {}
-    heads: dict[str, Trace] = {}
+def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[str, ModuleRecord], Exception | None]:
+    seen: dict[str, ModuleRecord] = {}
+    heads: dict[str, ShapeTrace] = {}
     missing = None if names is None else set(names)
 
     def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -142,14 +144,14 @@ def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[s
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         seen[name] = _seen(name, type(module).__name__, module, output, given)
         if name in heads:
-            seen[name + HEADS] = Seen(name + HEADS, "heads", None, heads[name])
+            seen[name + HEADS] = ModuleRecord(name + HEADS, "heads", None, heads[name])
         if missing is not None:
             missing.discard(name)
             if not missing:
                 raise _Enough
 
     def note_heads(name: str, lengths: Tensor) -> None:
-        heads.setdefault(name, Trace(tuple(lengths.shape)))
+        heads.setdefault(name, ShapeTrace(tuple(lengths.shape)))
 
     handles = []
     failed: Exception | None = None
@@ -160,9 +162,9 @@ def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[s
                     lambda m, args, kwargs, output, name=name: note(name, m, args, kwargs, output), with_kwargs=True
                 )
             )
-            tap = heads_of(module)
-            if tap is not None:
-                handles.append(tap(lambda lengths, name=name: note_heads(name, lengths)))  # type: ignore[misc]
+            hook = heads_of(module)
+            if hook is not None:
+                handles.append(hook(lambda lengths, name=name: note_heads(name, lengths)))  # type: ignore[misc]
         output = net(x)
         seen[LOGITS] = _seen(LOGITS, "output", None, output, None)
     except _Enough:
@@ -175,23 +177,23 @@ def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[s
     return seen, failed
 
 
-def _seen(name: str, kind: str, module: nn.Module | None, output: Any, given: Tensor | None) -> Seen:
+def _seen(name: str, kind: str, module: nn.Module | None, output: Any, given: Tensor | None) -> ModuleRecord:
     try:
         tensor = first_tensor(output)
     except ValueError:
-        return Seen(name, kind, module, None, problem=f"hands on {type(output).__name__}, not a tensor")
-    return Seen(name, kind, module, _trace(tensor), None if given is None else _trace(given))
+        return ModuleRecord(name, kind, module, None, problem=f"hands on {type(output).__name__}, not a tensor")
+    return ModuleRecord(name, kind, module, _trace(tensor), None if given is None else _trace(given))
 
 
-def _trace(tensor: Tensor) -> Trace:
+def _trace(tensor: Tensor) -> ShapeTrace:
     shape = tuple(tensor.shape)
     images = next((axis for axis in (0, 1) if len(shape) == 3 and shape[axis] == 2), None)
     if images is None:
-        return Trace(shape)
+        return ShapeTrace(shape)
     same = tensor.select(images, 0) == tensor.select(images, 1)
     rest = [axis for axis in range(3) if axis != images]
     still = {axis: same.all(1 - place).nonzero().flatten().tolist() for place, axis in enumerate(rest)}
-    return Trace(shape, {axis: tuple(rows) for axis, rows in still.items()})
+    return ShapeTrace(shape, {axis: tuple(rows) for axis, rows in still.items()})
 
 
 @contextmanager

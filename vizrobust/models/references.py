@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vizrobust.models.architectures import Build, architecture, code_sha256, is_user_code
-from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, Description, body_state, read_checkpoint
+from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state, read_checkpoint
 from vizrobust.spec import unknown
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -22,7 +22,7 @@ DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
-OWN_INPUT = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
+INPUT_OPTIONS = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
 
 def builtin_names() -> list[str]:
@@ -53,8 +53,8 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
     if ref.endswith(UNTRAINED) and not Path(ref).exists():
         return load_checkpoint(ref.removesuffix(UNTRAINED), arch).untrained(ref)
     path = _file(ref)
-    about, state = read_checkpoint(path)
-    return Checkpoint(ref, about, state, _build(ref, about, arch))
+    info, state = read_checkpoint(path)
+    return Checkpoint(ref, info, state, _build(ref, info, arch))
 
 
 def _file(ref: str) -> Path:
@@ -75,14 +75,14 @@ def _file(ref: str) -> Path:
     raise ValueError(unknown(ref, builtin_names(), "model") + " (or give a file, a run folder or torchvision:NAME)")
 
 
-def _build(ref: str, about: Description, arch: str | None) -> Build:
-    if is_user_code(about.arch):
+def _build(ref: str, info: CheckpointInfo, arch: str | None) -> Build:
+    if is_user_code(info.arch):
         if arch is None:
-            raise ValueError(f"{ref!r} needs your code: give --arch {about.arch} again (it runs that file)")
-        if code_sha256(arch) != about.arch_sha256:
+            raise ValueError(f"{ref!r} needs your code: give --arch {info.arch} again (it runs that file)")
+        if code_sha256(arch) != info.arch_sha256:
             warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=2)
-        return architecture(arch, about.input_shape, len(about.classes))
-    return architecture(about.arch, about.input_shape, len(about.classes))
+        return architecture(arch, info.input_shape, len(info.classes))
+    return architecture(info.arch, info.input_shape, len(info.classes))
 
 
 def _torchvision(ref: str, download: bool) -> Checkpoint:
@@ -98,7 +98,7 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
     weights = get_model_weights(name).DEFAULT
     presets = weights.transforms()
     size = getattr(presets, "crop_size", [224])[0]
-    about = Description(
+    info = CheckpointInfo(
         arch=f"torchvision:{name}",
         input_shape=(3, size, size),
         classes=tuple(weights.meta["categories"]),
@@ -109,17 +109,17 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
     )
 
     def build() -> nn.Module:
-        return get_model(name, weights=None, **OWN_INPUT.get(name, {}))
+        return get_model(name, weights=None, **INPUT_OPTIONS.get(name, {}))
 
     if variant == "random":
-        return _untrained(ref, about, build)
+        return _untrained(ref, info, build)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.is_file() and not download:
         raise FileNotFoundError(
             f"the weights of {ref} are not in {cached.parent}; add --download, or use {ref}@random (untrained)"
         )
     state = dict(weights.get_state_dict(progress=False, check_hash=True))
-    return Checkpoint(ref, replace(about, metrics=_published(weights.meta)), state, build)
+    return Checkpoint(ref, replace(info, metrics=_published(weights.meta)), state, build)
 
 
 def _timm(ref: str) -> Checkpoint:
@@ -134,7 +134,7 @@ def _timm(ref: str) -> Checkpoint:
     if published is None:
         raise ValueError(f"timm does not say which images {name} takes; import a file of its weights: vizrobust import FILE …")
     c, h, w = published.input_size
-    about = Description(
+    info = CheckpointInfo(
         arch=arch,
         input_shape=(c, h, w),
         classes=_classes(published.num_classes or 1000),
@@ -142,7 +142,7 @@ def _timm(ref: str) -> Checkpoint:
         std=tuple(published.std),
         data="imagenet",
     )
-    return _untrained(ref, about, architecture(arch, about.input_shape, len(about.classes)))
+    return _untrained(ref, info, architecture(arch, info.input_shape, len(info.classes)))
 
 
 def _classes(count: int) -> tuple[str, ...]:
@@ -153,10 +153,10 @@ def _classes(count: int) -> tuple[str, ...]:
     return names if len(names) == count else tuple(map(str, range(count)))
 
 
-def _untrained(ref: str, about: Description, build: Build) -> Checkpoint:
+def _untrained(ref: str, info: CheckpointInfo, build: Build) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Checkpoint(ref, about, body_state(build()), build)
+        return Checkpoint(ref, info, body_state(build()), build)
 
 
 def _published(meta: dict[str, object]) -> dict[str, object]:

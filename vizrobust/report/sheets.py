@@ -85,7 +85,7 @@ def facts_of(checkpoint: Checkpoint) -> CheckpointFacts:
     """A checkpoint as reports know it."""
     facts = checkpoint_facts(checkpoint)
     own = {name: facts[name] for name in CheckpointFacts.__dataclass_fields__ if facts.get(name) is not None}
-    return CheckpointFacts(**{**own, "id": checkpoint.id, "classes": checkpoint.about.classes})
+    return CheckpointFacts(**{**own, "id": checkpoint.id, "classes": checkpoint.info.classes})
 
 
 def title_line(checkpoint: CheckpointFacts) -> str:

@@ -69,10 +69,10 @@ def write_card_beside(file: Path | str, checkpoint: Checkpoint, run: Path | str 
 
 def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = None) -> str:
     """The card as Markdown; every figure in it is from the checkpoint's description."""
-    about = checkpoint.about
+    about = checkpoint.info
     size = sum(tensor.numel() for tensor in checkpoint.state.values())
     steps = {None: "unknown", 0: "0 (standard training)"}.get(about.attack_steps, str(about.attack_steps))
-    half = about.stored == HALF
+    half = about.storage_dtype == HALF
     lines = [
         f"# {Path(checkpoint.name).name.removesuffix('.safetensors')}",
         "",
@@ -101,7 +101,7 @@ def _write(path: Path, checkpoint: Checkpoint, run: Path | str | None) -> None:
 
 
 def _accuracies(checkpoint: Checkpoint) -> list[str]:
-    metrics = checkpoint.about.metrics
+    metrics = checkpoint.info.metrics
     n = metrics["n"]
     named = {"clean": "clean", "fgsm": "FGSM, same ball", "robust": f"`{metrics.get('attack', '')}`"}
     where = f" of `{metrics['data']}`" if "data" in metrics else ""

@@ -13,7 +13,7 @@ from torch import nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import share, wilson
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS, SEVERITIES
@@ -157,7 +157,7 @@ def _row(net: nn.Module, images: Split, compute: Compute, name: str, severity: i
         x, y = images.take(index), images.labels[index]
         if name != CLEAN:
             x = CORRUPTIONS[name](x, severity, Streams(seed, index.tolist(), "corruption"))
-        with borrowed(net), compute.autocast(), torch.no_grad():
+        with evaluating(net), compute.autocast(), torch.no_grad():
             hits.append((net(compute.images(x)).argmax(1).cpu() == y)[:count])
         channels = x.shape[1]
     correct = torch.cat(hits)

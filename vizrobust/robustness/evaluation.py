@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vizrobust.attacks import Attack, State, Walk, measure
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult
 
@@ -62,7 +62,7 @@ def evaluate(
         verdicts |= zip(part.indices, part.first_success_step, strict=True)
         yield part
     correct = [index for index in wanted if verdicts[index] < 0]
-    with borrowed(net), compute.autocast():
+    with evaluating(net), compute.autocast():
         runs = attack.stages(net, compute.images(images.take(torch.tensor(wanted[:1]))))
     for run in runs:
         done = _first_success_steps(known, run.name)
@@ -118,7 +118,7 @@ class SlotScheduler:
             began = time.perf_counter()
             rows: list[tuple[int, int, float, int, int]] = []
             with ExitStack() as stack:
-                stack.enter_context(borrowed(self.net))
+                stack.enter_context(evaluating(self.net))
                 stack.enter_context(self.compute.autocast())
                 # For networks that draw from the global generator: the user's is left as it was.
                 stack.enter_context(seeded(self.seed + number, self.compute.device))
@@ -239,7 +239,7 @@ def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute,
     for batch, count in compute.processes.mine(full_batches(len(indices), batch_size)):
         began = time.perf_counter()
         taken = indices[batch]
-        with borrowed(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
+        with evaluating(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
         first_success_step = tuple(-int(hit) for hit in right[:count].tolist())
         seconds = time.perf_counter() - began

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, Split, Subset, first
+from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
-from vizrobust.models import Checkpoint, borrowed
+from vizrobust.models import Checkpoint, evaluating
 from vizrobust.rng import Streams
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate
@@ -110,7 +110,7 @@ def examples(
     x = compute.images(shown.take(torch.arange(len(index))))
     y = shown.labels.to(compute.device)
     compute.place(net)
-    with borrowed(net):
+    with evaluating(net):
         found = result.attack(net, x, y, Streams(seed, index.tolist(), "attack"))
         adv = found.x if found.best is None else found.best
         with torch.no_grad():
@@ -126,13 +126,13 @@ def reference_accuracies(
     net: nn.Module, data: DataSet, compute: Compute, eps: float | None = None,
     images: int = REFERENCE_IMAGES, steps: int = REFERENCE_STEPS,
 ) -> dict[str, Any]:  # fmt: skip
-    """Shares of the first test images that `net` gets right, as a `Description.metrics` holds them.
+    """Shares of the first test images that `net` gets right, as a `CheckpointInfo.metrics` holds them.
 
     ``clean``, ``fgsm`` (one step) and ``robust`` (PGD with so many `steps`, text in ``attack``), both in the L-inf
     ball of radius `eps` (None: the data set's), on ``n`` images; in float32 whatever the precision of `compute`.
     """
     ball = Linf(eps=data.eps if eps is None else eps)
-    tested, strong = first(data.test, images), PGD(steps=steps, ball=ball)
+    tested, strong = head(data.test, images), PGD(steps=steps, ball=ball)
     one_step, found = (
         merge_results(attack, list(evaluate(net, attack, tested, compute.in_fp32()))) for attack in (FGSM(ball), strong)
     )

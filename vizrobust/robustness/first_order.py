@@ -16,7 +16,7 @@ from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import wilson
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup
@@ -158,7 +158,7 @@ def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
 
 def input_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each image is classified correctly (N,), its loss (N,), and the loss's gradient (N, C, H, W)."""
-    with borrowed(net):
+    with evaluating(net):
         point = x.detach().requires_grad_()
         logits = net(point)
         value = lookup(LOSSES, loss, "loss")(logits, y)

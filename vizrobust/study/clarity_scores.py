@@ -30,7 +30,7 @@ from vizrobust.clarity import (
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features import Logit, Objective, RenderJob, Scorer
 from vizrobust.features.render import even
-from vizrobust.models import Checkpoint, Reading, borrowed
+from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.runs import Row
 from vizrobust.study.stimuli import QuerySet
 
@@ -302,9 +302,9 @@ def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: Q
 def _at_layer(checkpoint: Checkpoint, images: Tensor, layer: str, compute: Compute) -> Tensor:
     """(units, R, D): flattened activations of one layer."""
     net = compute.place(checkpoint.net())
-    reading = Reading.of(net, checkpoint.about.input_shape, (layer,))
+    reading = ActivationReader.of(net, checkpoint.info.input_shape, (layer,))
     flat, found = images.flatten(0, 1), []
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         for index, real in full_batches(len(flat), 100):
             found.append(reading(net, compute.images(flat[index]))[layer][:real].flatten(1).float().cpu())
     return torch.cat(found).reshape(*images.shape[:2], -1)
@@ -316,9 +316,9 @@ def activations(checkpoint: Checkpoint, objective: Objective, images: Tensor, un
     flat = images.flatten(0, 1)
     wanted = torch.tensor(list(units)).repeat_interleave(seeds)
     net = compute.place(checkpoint.net())
-    scorer = Scorer.of(net, objective, checkpoint.about.input_shape, compute)
+    scorer = Scorer.of(net, objective, checkpoint.info.input_shape, compute)
     found = []
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         for index, real in full_batches(len(flat), 100):
             x = compute.images(flat[index])
             found.append(scorer(x, wanted[index].to(compute.device))[:real].float().cpu())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, suited
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, Split, first
+from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import PartialResult, RobustAccuracy, merge_results
@@ -70,7 +70,7 @@ class Accuracies:
         self.plan, self.eps, self.checkpoint, self.data, self.compute = plan, eps, checkpoint, data, compute
         self.attacks, self.corruptions = attacks, corruptions
         self.net: nn.Module = checkpoint.net()
-        self.images = first(data.test, plan.images)
+        self.images = head(data.test, plan.images)
         facts = {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}
         for run in (attacks, corruptions):
             run.remember("checkpoints", {checkpoint.id: facts})
@@ -93,7 +93,7 @@ class Accuracies:
         strong = self._evaluated(self.strong)
         yield self._row("pgd", _pgd_label(self.plan), strong)
         yield self._row("strongest", "strongest attack found", strong, self._strongest())
-        images = first(self.data.test, self.plan.unforeseen_images)
+        images = head(self.data.test, self.plan.unforeseen_images)
         for name in self.plan.unforeseen if len(images) else ():
             attack = suited(UNFORESEEN[name](), self.data.shape)
             yield self._row("unforeseen", name, self._evaluated(attack, images))
@@ -101,10 +101,10 @@ class Accuracies:
 
     def masked(self) -> Masked:
         """The masking verdict: the whole diagnosis on the first images, else the gap of the training attack alone."""
-        trained = seen(self.checkpoint.about.training)
+        trained = seen(self.checkpoint.info.training)
         number = self.plan.masking_images
         if number:
-            subject = NetworkUnderTest(self.net, first(self.data.test, number), self.ball, trained)
+            subject = NetworkUnderTest(self.net, head(self.data.test, number), self.ball, trained)
             effort = AttackBudget(steps=self.plan.pgd_steps, queries=500, probes=min(100, number))
             verdict = diagnosis_of(MaskingAttacks(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
             return Masked(verdict.name if verdict.masked else "", verdict.sentence)
@@ -138,7 +138,7 @@ class Accuracies:
         return parts
 
     def _corrupted(self) -> Iterator[Row]:
-        images = first(self.data.test, self.plan.corruption_images)
+        images = head(self.data.test, self.plan.corruption_images)
         if not len(images) or min(self.data.shape[1:]) < SMALLEST:
             return
         mine = [row for row in self.corruptions.rows() if row["checkpoint"] == self.checkpoint.id]

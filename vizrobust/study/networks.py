@@ -10,14 +10,14 @@ from typing import IO, Any
 
 from vizrobust.attacks import FGSM, PGD, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, first, shuffled_labels
+from vizrobust.data import DataSet, head, shuffled_labels
 from vizrobust.models import Checkpoint, architecture, load_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
 from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
 from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, eps_rule, training_runs
-from vizrobust.training import METRICS_FILE, Progress, Training, seen, ship, train, trained
+from vizrobust.training import METRICS_FILE, Progress, Training, seen, store_half, train, trained
 
 SWEEP, BASELINE, CONTROL, RANDOM = "dose", "arm", "control", "random"
 
@@ -36,7 +36,7 @@ class StudyCheckpoint:
 
     def row(self, reference: str, masked: dict[str, str] | None) -> dict[str, Any]:
         """Its row of the report; `reference` loads it again."""
-        about = self.checkpoint.about
+        about = self.checkpoint.info
         last = self.history[-1] if self.history else {}
         eps = last.get("eps")
         passes = [one.get("gradient_passes", _passes(about.training)) for one in self.history]
@@ -92,7 +92,7 @@ def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> li
 
 
 def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
-    about = checkpoint.about
+    about = checkpoint.info
     try:
         attacks = seen(about.training) if about.training.startswith(Training.__name__) else None
     except ValueError:
@@ -113,7 +113,7 @@ def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
 
 
 def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
-    about = checkpoint.about
+    about = checkpoint.info
     if about.input_shape != data.shape or len(about.classes) != len(data.classes):
         takes = f"{about.input_shape} and {len(about.classes)} classes"
         raise ValueError(
@@ -177,7 +177,7 @@ class Trainings:
             yield from self._trained_in(folder, training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
         # What everything else depends on is asked of many images, also where the study itself attacks few.
-        images = first(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
+        images = head(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
         found = on_all(lambda: trained(folder, training.arch), training.arch, processes)
         return robust_accuracy(attack, found, images, self.compute.in_fp32(), attacks)
 
@@ -214,7 +214,7 @@ class Trainings:
         if not path.is_file():
             yield f"{cell.label}: measuring the stored weights", 0.0
             whole, alone = trained(folder, training.arch), self.compute.alone().in_fp32()
-            ship(whole, self.data, alone, path, eps, images=min(QUICK_IMAGES, self.plan.images))
+            store_half(whole, self.data, alone, path, eps, images=min(QUICK_IMAGES, self.plan.images))
 
     def _meet(self, sweep: Sequence[TrainingRun], mine: Sequence[TrainingRun]) -> Iterator[Doing]:
         """Bring to the main process's folder what other processes trained where it does not see it."""
@@ -311,7 +311,7 @@ def on_all(load: Callable[[], Checkpoint], arch: str, processes: Processes) -> C
     sent = None
     if processes.main:
         found = load()
-        sent = found.name, found.about, dict(found.state), found.ref
+        sent = found.name, found.info, dict(found.state), found.ref
     told = processes.broadcast(sent)
     assert told is not None
     name, about, state, ref = told

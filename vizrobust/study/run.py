@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vizrobust.clarity import METRICS, Judge, judges_for
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob, render_into
 from vizrobust.features.picture_runs import frames_of, images_of, missing
 from vizrobust.models import Checkpoint
@@ -133,7 +133,7 @@ class Study:
     def _match(self) -> Iterator[Stage]:
         """Find each network's counterparts of the drawn hidden units, before anybody has seen a picture of them."""
         plan, processes, excited = self.plan, self.compute.processes, dict[str, Tensor]()
-        images, compute = first(self.data.val, plan.exemplar_images), self.compute.alone().in_fp32()
+        images, compute = head(self.data.val, plan.exemplar_images), self.compute.alone().in_fp32()
         for one in self.compared if processes.main and plan.hidden and plan.layer and plan.matched else ():
             reference = reference_of(one, self.compared)
             if reference is None or reference is one:
@@ -271,5 +271,5 @@ class Study:
 
 def _radius(given: Sequence[StudyCheckpoint], data: DataSet) -> float:
     """The radius that most of the given checkpoints were trained at; the data set's where none says."""
-    radii = [one.checkpoint.about.eps for one in given if one.checkpoint.about.eps]
+    radii = [one.checkpoint.info.eps for one in given if one.checkpoint.info.eps]
     return max(set(radii), key=radii.count) if radii else data.eps

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vizrobust.clarity import Judge, JudgeOutput, QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, Split, first
+from vizrobust.data import DataSet, Split, head
 from vizrobust.features import Channel, Logit, Objective, RenderJob, with_data_statistics
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
@@ -49,7 +49,7 @@ def drawn(plan: Plan, checkpoint: Checkpoint) -> tuple[str, tuple[int, ...]] | N
     """The hidden layer and the units of it that are looked at, the same for every checkpoint of an architecture."""
     if not (plan.hidden and plan.layer):
         return None
-    there = layer_of(checkpoint.net(), checkpoint.about.input_shape, plan.layer)
+    there = layer_of(checkpoint.net(), checkpoint.info.input_shape, plan.layer)
     return there.name, draw_units(there.units, min(plan.hidden, there.units), seed=0)
 
 
@@ -71,7 +71,7 @@ class QuerySet:
 
     def __init__(self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute) -> None:
         self.data, self.judges, self.compute = data, tuple(judges), compute
-        self.asked, self.shown = first(data.test, plan.query_images), first(data.val, plan.exemplar_images)
+        self.asked, self.shown = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
         self.queries, self.exemplars = self._natural(self.asked), self._natural(self.shown)
         self.units = tuple(range(len(data.classes)))
         self._excited: dict[tuple[str, str, tuple[int, ...], bool], Tensor] = {}

@@ -137,5 +137,5 @@ def matched_units(reference: str, excited: Tensor, reference_excited: Tensor, dr
 
 def all_excitations(checkpoint: Checkpoint, layer: str, images: Split, compute: Compute) -> Tensor:
     """(units, n): how much each natural image excites each unit of a layer, the mean over its map."""
-    there = layer_of(checkpoint.net(), checkpoint.about.input_shape, layer)
+    there = layer_of(checkpoint.net(), checkpoint.info.input_shape, layer)
     return excitations(checkpoint.net(), Channel(layer=there.name), range(there.units), images, compute)

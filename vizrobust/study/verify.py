@@ -13,7 +13,7 @@ import torch
 
 from vizrobust.attacks import parse_attack
 from vizrobust.compute import Compute, changes, versions
-from vizrobust.data import DataSet, first
+from vizrobust.data import DataSet, head
 from vizrobust.features import parse_objective, parse_recipe
 from vizrobust.features.pictures import to_uint8
 from vizrobust.features.render import render_pairs
@@ -153,7 +153,7 @@ def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Ch
 def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, unlike: str) -> Check:
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
-    shape = checkpoint.about.input_shape
+    shape = checkpoint.info.input_shape
     (done,) = render_pairs(
         checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
         compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
@@ -173,7 +173,7 @@ def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Co
     right = unpacked_verdicts(row["right"], row["n"])
     places = sorted(int(i) for i in Streams(seed, ["images"], "verify").permutation(row["n"])[0][:IMAGES])
     attack = parse_attack(row["attack"])
-    parts = evaluate(checkpoint.net(), attack, first(data.test, row["n"]), compute, indices=places)
+    parts = evaluate(checkpoint.net(), attack, head(data.test, row["n"]), compute, indices=places)
     found = merge_results(attack, parts)
     other = [place for place, alive in zip(found.indices.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
     detail = f"{len(places) - len(other)} of {len(places)} images are decided as stated"

@@ -1,6 +1,6 @@
 """Training: the recipe, the loop, and runs that go on where they stopped."""
 
-from vizrobust.training.half_precision import ship
+from vizrobust.training.half_precision import store_half
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
 from vizrobust.training.multi_attack import MIXES, Mix, members
@@ -26,7 +26,7 @@ __all__ = [
     "members",
     "recorded_threads",
     "seen",
-    "ship",
+    "store_half",
     "train",
     "trained",
 ]

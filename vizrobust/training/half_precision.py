@@ -8,7 +8,7 @@ from pathlib import Path
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, save_checkpoint
-from vizrobust.models.checkpoints import halved, read_checkpoint
+from vizrobust.models.checkpoints import read_checkpoint, to_half
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.robustness import reference_accuracies
 from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES
@@ -27,7 +27,7 @@ def check_target(out: Path | str, source: str) -> Path:
     return path
 
 
-def ship(
+def store_half(
     checkpoint: Checkpoint,
     data: DataSet,
     compute: Compute,
@@ -43,10 +43,10 @@ def ship(
     the checkpoint; the metrics then name it. The file is written when that is done.
     """
     path = check_target(out, checkpoint.reference)
-    rounded = {key: tensor.to(checkpoint.state[key].dtype) for key, tensor in halved(checkpoint.state).items()}
+    rounded = {key: tensor.to(checkpoint.state[key].dtype) for key, tensor in to_half(checkpoint.state).items()}
     metrics = reference_accuracies(replace(checkpoint, state=rounded).net(), data, compute, eps, images)
-    if other_data not in ("", checkpoint.about.data):
+    if other_data not in ("", checkpoint.info.data):
         metrics["data"] = other_data
-    save_checkpoint(path, rounded, replace(checkpoint.about, metrics=metrics), half=True)
-    about, state = read_checkpoint(path)
-    return Checkpoint(str(path), about, state, checkpoint.build)
+    save_checkpoint(path, rounded, replace(checkpoint.info, metrics=metrics), half=True)
+    info, state = read_checkpoint(path)
+    return Checkpoint(str(path), info, state, checkpoint.build)

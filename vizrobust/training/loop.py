@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, ISM, PGD, Attack, Linf, ball_of, threat
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet, first, kept
+from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
-from vizrobust.models import Normalized, architecture, borrowed
+from vizrobust.models import Normalized, architecture, evaluating
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
@@ -42,7 +42,7 @@ def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compu
     Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``. Of a single attack by
     gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
     """
-    split, compute = first(data.val, images), compute.in_fp32()
+    split, compute = head(data.val, images), compute.in_fp32()
     found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
@@ -137,7 +137,7 @@ class Trainer:
     def __init__(self, recipe: Training, data: DataSet, compute: Compute) -> None:
         self.recipe, self.data, self.compute = recipe, data, compute
         # Every epoch reads all training images: small files are decoded once.
-        self.train_images = kept(data.train)
+        self.train_images = in_memory(data.train)
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
         updates = recipe.epochs * self.batches * recipe.way.replays
         self.learner = Learner(recipe.update_settings, self._network(0), compute, updates)
@@ -213,7 +213,7 @@ class Trainer:
         index = torch.zeros(1, dtype=torch.int64)
         streams = Streams(self.recipe.seed, [0], "rehearsal")
         x, y = self._images(index, streams)
-        with borrowed(self.net):
+        with evaluating(self.net):
             for attack in members(self.recipe.attack):
                 for walk in attack.stages(self.net, x):
                     walk.begin(self.net, x, y, streams)

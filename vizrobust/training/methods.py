@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, Ball, ball_of, radius
 from vizrobust.attacks.losses import kl
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec, vary
 from vizrobust.training.multi_attack import Mix
@@ -209,7 +209,7 @@ class GradAlign:
 
 def alignment(net: nn.Module, x: Tensor, near: Tensor, y: Tensor) -> Tensor:
     """Cosine between the loss gradients at `x` and at `near`, both (N, C, H, W): (N,), with a graph to the weights."""
-    with borrowed(net):
+    with evaluating(net):
         here, there = (_gradient(net, point, y).flatten(1) for point in (x, near))
     return F.cosine_similarity(here, there, eps=TINY)
 
@@ -250,7 +250,7 @@ class NFGSM:
 
     def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
         assert isinstance(attack, FGSM)
-        with learner.compute.autocast(), borrowed(learner.passing) as net:
+        with learner.compute.autocast(), evaluating(learner.passing) as net:
             eps = radius(attack.ball)
             start = (x + vary(attack.ball, eps=self.noise * eps).sample(x, streams.child("noise"))).clamp_(0, 1)
             point = start.clone().requires_grad_()

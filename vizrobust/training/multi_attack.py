@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, per_image
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
 
@@ -67,7 +67,7 @@ def worst(attacks: tuple[Attack, ...], net: nn.Module, x: Tensor, y: Tensor, str
     chosen, highest = x, torch.full((len(x),), -torch.inf, device=x.device)
     for k, attack in enumerate(attacks):
         adv = attack(net, x, y, _own(streams, k), judge=False).x
-        with borrowed(net), torch.no_grad():
+        with evaluating(net), torch.no_grad():
             loss = F.cross_entropy(net(adv), y, reduction="none").to(highest)
         better = loss > highest
         chosen, highest = torch.where(per_image(better, x), adv, chosen), torch.where(better, loss, highest)

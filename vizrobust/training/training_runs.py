@@ -14,7 +14,7 @@ import torch
 from vizrobust.attacks import threat
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet
-from vizrobust.models import Checkpoint, Description, load_checkpoint, save_checkpoint
+from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
@@ -69,9 +69,9 @@ def train(
         return
     with one_of_all(run.folder, processes):
         yield from _trained(trainer, run, checkpoint_every)
-        about = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
+        info = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
         if run.writes:
-            save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), about)
+            save_checkpoint(run.folder / CHECKPOINT_FILE, body_state(trainer.outcome()), info)
         processes.barrier()
 
 
@@ -176,12 +176,12 @@ def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
     return load_checkpoint(str(folder), arch)
 
 
-def _description(trainer: Trainer) -> Description:
+def _description(trainer: Trainer) -> CheckpointInfo:
     recipe, data = trainer.recipe, trainer.data
     # Several attacks have no one radius; `seen` reads each from the recipe.
     threats = list(dict.fromkeys(threat(attack) for attack in members(recipe.attack)))
     norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
-    return Description(
+    return CheckpointInfo(
         arch=recipe.arch,
         input_shape=data.shape,
         classes=data.classes,

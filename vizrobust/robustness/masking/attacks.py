@@ -14,7 +14,7 @@ from vizrobust.attacks import APGD, FGSM, L2, PGD, Attack, Attacked, Ball, Linf,
 from vizrobust.attacks.square import MOVES
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
@@ -126,7 +126,7 @@ class MaskingAttacks:
         """What autograd says when it is asked for an image gradient; None where it gives one."""
         net = self.compute.place(self.network.net)
         x = self.compute.images(self.network.images.take(torch.arange(1)))
-        with borrowed(net), self.compute.autocast(), seeded(self.seed, self.compute.device):
+        with evaluating(net), self.compute.autocast(), seeded(self.seed, self.compute.device):
             point = x.detach().requires_grad_()
             try:
                 torch.autograd.grad(net(point).sum(), point)
@@ -136,7 +136,7 @@ class MaskingAttacks:
 
     @cached_property
     def classes(self) -> int:
-        with borrowed(self.net), torch.no_grad(), seeded(self.seed, self.compute.device):
+        with evaluating(self.net), torch.no_grad(), seeded(self.seed, self.compute.device):
             return int(self.net(self.compute.images(self.network.images.take(torch.arange(1)))).shape[1])
 
     @cached_property

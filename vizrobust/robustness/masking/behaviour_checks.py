@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks.losses import LOSSES, margin
 from vizrobust.intervals import CONFIDENCE, mcnemar
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.rng import seeded
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.check import Check, skipped, threshold_check
@@ -44,7 +44,7 @@ def unstable_predictions(attacks: MaskingAttacks) -> Check:
     """I2: small noise changes the loss a lot, so a gradient tells little about the neighbourhood."""
     x, y = attacks.probe_images
     streams = attacks.streams("unstable predictions")
-    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+    with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
         base = margin(attacks.net(x), y).double()
         changes = torch.zeros_like(base)
         for _ in range(NOISY_POINTS):
@@ -88,7 +88,7 @@ def judged_is_differentiated(attacks: MaskingAttacks) -> Check:
     """I5: the network gives other answers while it is differentiated, so the attack was on another network."""
     (x, y), adv = attacks.probe_images, attacks.trajectory.best
     assert adv is not None
-    with borrowed(attacks.net), attacks.compute.autocast():
+    with evaluating(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
             diagnosis_of = attacks.net(adv).argmax(1)
         differentiated = attacks.net(adv.detach().requires_grad_()).detach().argmax(1)
@@ -110,7 +110,7 @@ ATTACK_RUN_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 
 def _gradient(attacks: MaskingAttacks, loss: str) -> Tensor:
     x, y = attacks.probe_images
-    with borrowed(attacks.net), attacks.compute.autocast():
+    with evaluating(attacks.net), attacks.compute.autocast():
         point = x.detach().requires_grad_()
         return torch.autograd.grad(LOSSES[loss](attacks.net(point), y).sum(), point)[0]
 
@@ -149,7 +149,7 @@ def square_beats_all_gradients(attacks: MaskingAttacks) -> Check:
 def randomised(attacks: MaskingAttacks) -> Check:
     """The same images get other logits each time."""
     x = attacks.probe_images[0]
-    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
+    with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
         logits = torch.stack([attacks.net(x).double() for _ in range(PASSES)])
     moved = (logits - logits[0]).norm(dim=2).amax(0)
     classes = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
@@ -164,7 +164,7 @@ def randomised(attacks: MaskingAttacks) -> Check:
 def softmax_output(attacks: MaskingAttacks) -> Check:
     """The network returns probabilities in place of logits, on which cross entropy takes a second softmax."""
     x = attacks.probe_images[0]
-    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+    with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
         out = attacks.net(x).double()
     like = (out >= 0).all(1) & ((out.sum(1) - 1).abs() < SUMS_TO_ONE)
     evidence = f"the outputs of {int(like.sum())} of {len(x)} images are not negative and sum to 1"
@@ -186,7 +186,7 @@ def optimisation_in_forward(attacks: MaskingAttacks) -> Check:
 
     # Where nobody asks for gradients nothing is kept for them, unless the network itself asks.
     with (
-        borrowed(attacks.net),
+        evaluating(attacks.net),
         attacks.compute.autocast(),
         torch.no_grad(),
         torch.autograd.graph.saved_tensors_hooks(keep, _same),
@@ -204,7 +204,7 @@ def batch_norm_mode(attacks: MaskingAttacks) -> Check:
     name, kinds = "statistics of the batch", (_BatchNorm, nn.modules.dropout._DropoutNd)
     training = [type(module).__name__ for module in attacks.net.modules() if isinstance(module, kinds) and module.training]
     x = attacks.probe_images[0]
-    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
+    with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
         # At one batch size, as kernels depend on it: the first image among itself, and among others.
         alone, among = attacks.net(x[:1].expand_as(x)), attacks.net(x)
         again = attacks.net(x[:1].expand_as(x))

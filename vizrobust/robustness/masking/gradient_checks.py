@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vizrobust.attacks import radius
 from vizrobust.attacks.losses import margin
-from vizrobust.models import borrowed
+from vizrobust.models import evaluating
 from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.check import Check, skipped, threshold_check
@@ -55,7 +55,7 @@ def zero_gradient_coordinates(attacks: MaskingAttacks) -> Check:
 def cross_entropy_underflow(attacks: MaskingAttacks) -> Check:
     """Plain cross entropy has no gradient: the network is so confident that float32 rounds the loss to 0."""
     x, y = attacks.probe_images
-    with borrowed(attacks.net), attacks.compute.autocast():
+    with evaluating(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
             logits = attacks.net(x).detach()
         logits = logits.requires_grad_()
@@ -138,7 +138,7 @@ def _gradient(attacks: MaskingAttacks, x: Tensor) -> Tensor:
 
 
 def _margin(attacks: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
-    with borrowed(attacks.net), attacks.compute.autocast(), torch.no_grad():
+    with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
         return margin(attacks.net(x), y).double()
 
 
