@@ -64,10 +64,10 @@ def refilled(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, s
 
     The engine does the latter: the second state's rows were at different steps in every pass.
     """
-    (walk,) = attack.stages(net, x)
+    (walk,) = attack.runs(net, x)
 
     def begun(items: list[int]) -> State:
-        return walk.begin(net, x[items], y[items], Streams(0, items, "attack"))
+        return walk.start(net, x[items], y[items], Streams(0, items, "attack"))
 
     def walked(state: State, count: int) -> State:
         for _ in range(count):

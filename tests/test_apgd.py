@@ -11,7 +11,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_balls import by_bisection
 from tests.test_gradient_attacks import weak_net
 from vizrobust.attacks import APGD, L1, L2, LOSSES, PGD, Ball, Linf, parse_attack
-from vizrobust.attacks.apgd import APGDWalk, L1APGDWalk
+from vizrobust.attacks.apgd import APGDRun, L1APGDRun
 from vizrobust.attacks.losses import TARGETED_LOSSES
 from vizrobust.models import Normalized
 from vizrobust.rng import Streams
@@ -123,17 +123,17 @@ def test_apgd_is_its_plain_loop(ball: Ball, loss: str, steps: int, double: tuple
 def test_towards_a_class_it_is_the_plain_loop_too(ball: Ball, loss: str, double: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = double
     attack = APGD(steps=12, ball=ball, loss=loss, targeted=True, targets=2, random_start=False)
-    first, second = attack.stages(net, x)
-    assert [walk.name for walk in (first, second)] == [f"{first.member} 1", f"{first.member} 2"]
-    assert first.member == {"dlr": "APGD-T", "ce": "APGD-CE-T", "margin": "APGD-MARGIN-T"}[loss]
+    first, second = attack.runs(net, x)
+    assert [walk.name for walk in (first, second)] == [f"{first.component} 1", f"{first.component} 2"]
+    assert first.component == {"dlr": "APGD-T", "ce": "APGD-CE-T", "margin": "APGD-MARGIN-T"}[loss]
     for walk in (first, second):
-        state = walk.begin(net, x, y, streams())
+        state = walk.start(net, x, y, streams())
         for _ in range(12):
             walk.step(net, state)
         for k in range(N):
             one, order = slice(k, k + 1), net(x[k : k + 1])[0].argsort(descending=True).tolist()
             order.remove(int(y[k]))
-            target = torch.tensor([order[walk.aim.rank - 1]])
+            target = torch.tensor([order[walk.variant.rank - 1]])
             last, _, _ = plain_apgd(
                 net, x[one], lambda logits, one=one, t=target: TARGETED_LOSSES[loss](logits, y[one], t),
                 12, ball.eps, type(ball).__name__, x[one],
@@ -187,9 +187,9 @@ def plain_l1_apgd(net, x: Tensor, loss, steps: int, eps: float, start: Tensor) -
 def test_l1_apgd_is_its_plain_loop(steps: int, double: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = double
     eps = 4.0
-    (walk,) = APGD(steps=steps, ball=L1(eps)).stages(net, x)
-    assert isinstance(walk, L1APGDWalk)
-    state = walk.begin(net, x, y, streams())
+    (walk,) = APGD(steps=steps, ball=L1(eps)).runs(net, x)
+    assert isinstance(walk, L1APGDRun)
+    state = walk.start(net, x, y, streams())
     clean = LOSSES["ce"](net(x), y).detach()
     noise = streams().normal(*SHAPE).to(x)
     points, losses = [], []
@@ -222,8 +222,8 @@ def test_l1_points_outside_the_ball_break_nothing() -> None:
     assert found.correct[:12].all(), "at 3 eps nothing counts"
     assert not found.correct.all()
     assert found.loss.isfinite().all()
-    (walk,) = attack.stages(net, x)
-    state = walk.begin(net, x, y, streams(n))
+    (walk,) = attack.runs(net, x)
+    state = walk.start(net, x, y, streams(n))
     far = (state["adv"] - x).abs().flatten(1).sum(1)
     assert torch.allclose(far, torch.full((n,), 3.0), atol=1e-5)
     assert (net(state["adv"]).argmax(1) != y).any() or (found.loss[0] == found.loss[1]).all()
@@ -242,8 +242,8 @@ def test_the_checkpoints_of_100_steps_are_the_published_ones() -> None:
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     net = make_net()
     x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
-    (walk,) = APGD(ball=Linf(EPS)).stages(net, x)
-    state = walk.begin(net, x, y, streams(2))
+    (walk,) = APGD(ball=Linf(EPS)).runs(net, x)
+    state = walk.start(net, x, y, streams(2))
     met = []
     for _ in range(100):
         met.append(int(state["checkpoint"][0]))
@@ -270,9 +270,9 @@ def test_the_first_window_counts_from_the_start_point(first: float, halved: bool
     # compared with the 0 of an unfilled place, as in the authors' code, the first step would be a rise in any case.
     margins = [8 + first, 3.0, 4.0, 5.0, 6.0, 7.0, 7.0, 7.0]
     net, x = Rising(margins), torch.full((1, 1, 4, 3), 0.5)
-    walk = APGD(steps=20, ball=Linf(0.1), loss="margin", random_start=False).stages(Rising([0.0]), x)[0]
-    assert isinstance(walk, APGDWalk)
-    state = walk.begin(net, x, torch.tensor([0]), streams(1))
+    walk = APGD(steps=20, ball=Linf(0.1), loss="margin", random_start=False).runs(Rising([0.0]), x)[0]
+    assert isinstance(walk, APGDRun)
+    state = walk.start(net, x, torch.tensor([0]), streams(1))
     for _ in range(5):
         walk.step(net, state)
     assert state["stride"].tolist() == pytest.approx([0.1 if halved else 0.2])
@@ -281,8 +281,8 @@ def test_the_first_window_counts_from_the_start_point(first: float, halved: bool
 def test_images_go_back_to_their_best_point_when_their_step_is_halved() -> None:
     # The loss falls after the second point, so at the first checkpoint (t = 4) the walk goes on from there.
     net, x = Rising([1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), torch.full((1, 1, 4, 3), 0.5)
-    walk = APGD(steps=20, ball=Linf(0.1), loss="margin", random_start=False).stages(Rising([0.0]), x)[0]
-    state = walk.begin(net, x, torch.tensor([0]), streams(1))
+    walk = APGD(steps=20, ball=Linf(0.1), loss="margin", random_start=False).runs(Rising([0.0]), x)[0]
+    state = walk.start(net, x, torch.tensor([0]), streams(1))
     walk.step(net, state)
     second = state["adv"]
     for _ in range(4):
@@ -323,12 +323,12 @@ def test_there_are_no_more_targets_than_other_classes(classes: int) -> None:
     net = curved_net(classes)
     x, y = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.arange(4) % classes
     attack = APGD(steps=2, ball=Linf(EPS), loss="dlr", targeted=True, restarts=2)
-    walks = attack.stages(net, x)
+    walks = attack.runs(net, x)
     assert len(walks) == 2 * min(9, classes - 1)
     assert [walk.name for walk in walks[:2]] == ["APGD-T 1", "APGD-T 1 restart 2"]
     assert len({walk.name for walk in walks}) == len(walks)
-    targets = torch.stack([walk.begin(net, x, y, streams(4))["towards"] for walk in walks[::2]], 1)
-    starts = [walk.begin(net, x, y, streams(4))["adv"] for walk in walks]
+    targets = torch.stack([walk.start(net, x, y, streams(4))["target"] for walk in walks[::2]], 1)
+    starts = [walk.start(net, x, y, streams(4))["adv"] for walk in walks]
     assert (targets != y[:, None]).all()
     assert all(len(row.unique()) == len(row) for row in targets)
     assert len({tuple(start.flatten().tolist()) for start in starts}) == len(starts), "every run starts elsewhere"

@@ -34,16 +34,16 @@ def test_from_the_same_start_apgd_is_its_authors_but_for_how_their_first_step_co
     theirs = authors(net, ball, 30, loss)
     theirs.init_hyperparam(x)
     _, _, best, _ = theirs.attack_single_run(x, y, x_init=x)
-    (walk,) = APGD(steps=30, ball=ball, loss=loss, random_start=False).stages(net, x)
-    state = walk.begin(net, x, y, Streams(0, range(12), "attack"))
+    (walk,) = APGD(steps=30, ball=ball, loss=loss, random_start=False).runs(net, x)
+    state = walk.start(net, x, y, Streams(0, range(12), "attack"))
     for t in range(30):
         walk.step(net, state)
         if t == 0:
             state["previous_loss"] = torch.zeros_like(state["previous_loss"])
     assert (state["stride"] < 2 * ball.eps).any()
-    walk.judge(net, state)
-    assert not state["wrong"].any()
-    assert torch.allclose(state["top"], best, rtol=1e-6, atol=1e-9)
+    walk.evaluate(net, state)
+    assert not state["misclassified"].any()
+    assert torch.allclose(state["best_loss"], best, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow

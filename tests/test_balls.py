@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vizrobust.attacks import FGSM, ISM, L1, L2, PGD, Ball, Linf, radius
+from vizrobust.attacks import BIM, FGSM, L1, L2, PGD, Ball, Linf, epsilon
 from vizrobust.attacks.threat_models import nearest_in_l1
 from vizrobust.rng import Streams
 
@@ -49,8 +49,8 @@ def test_a_vanishing_gradient_still_has_its_direction(size: float) -> None:
     grad = torch.tensor([3.0, -4.0, 0.0, 0.0]).reshape(1, 1, 2, 2) * size
     expected = torch.tensor([0.6, -0.8, 0.0, 0.0]).reshape(1, 1, 2, 2)
     tolerance = 0.2 if size < 1e-40 else 1e-6  # numbers that small have hardly any digits
-    assert torch.allclose(L2(1.0).steepest(grad), expected, atol=tolerance)
-    assert torch.equal(Linf(1.0).steepest(grad), expected.sign())
+    assert torch.allclose(L2(1.0).steepest_direction(grad), expected, atol=tolerance)
+    assert torch.equal(Linf(1.0).steepest_direction(grad), expected.sign())
 
 
 def test_linf_samples_are_uniform_in_every_pixel() -> None:
@@ -94,7 +94,7 @@ def test_impossible_radii_are_refused(ball: type) -> None:
 @pytest.mark.parametrize("ball", [Linf(), L2(), L1()], ids=repr)
 def test_a_radius_that_is_still_open_says_so(ball: Ball, images: tuple[torch.Tensor, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match=r"has no eps: write \w+\(eps=8/255\), or fit the attack to a data set"):
-        radius(ball)
+        epsilon(ball)
     with pytest.raises(ValueError, match="has no eps"):
         ball.project(images[0])
     with pytest.raises(ValueError, match="has no eps"):
@@ -153,18 +153,18 @@ def test_in_float32_a_whole_image_stays_in_the_l1_ball_to_a_millionth(shape: tup
 def test_l1_moves_the_hundredth_of_the_values_that_counts_most_and_can_move() -> None:
     grad = torch.randn(5, 3, 20, 10, generator=torch.Generator().manual_seed(0))
     order = grad.abs().flatten(1).argsort(dim=1, descending=True)
-    steepest = L1(1.0).steepest(grad).flatten(1)
+    steepest_direction = L1(1.0).steepest_direction(grad).flatten(1)
     for k in range(5):
-        assert set(steepest[k].nonzero()[:, 0].tolist()) == set(order[k, :6].tolist())
-        assert torch.allclose(steepest[k, order[k, :6]], grad.flatten(1)[k, order[k, :6]].sign() / 6)
+        assert set(steepest_direction[k].nonzero()[:, 0].tolist()) == set(order[k, :6].tolist())
+        assert torch.allclose(steepest_direction[k, order[k, :6]], grad.flatten(1)[k, order[k, :6]].sign() / 6)
     # White pixels cannot become lighter: the next ones take their place.
     at = torch.full_like(grad, 0.5).flatten(1)
     at.scatter_(1, order[:, :4], (grad.flatten(1).gather(1, order[:, :4]) > 0).float())
-    elsewhere = L1(1.0).steepest(grad, at.reshape(grad.shape)).flatten(1)
+    elsewhere = L1(1.0).steepest_direction(grad, at.reshape(grad.shape)).flatten(1)
     for k in range(5):
         assert set(elsewhere[k].nonzero()[:, 0].tolist()) == set(order[k, 4:10].tolist())
-    assert torch.equal(Linf(1.0).steepest(grad, at.reshape(grad.shape)), grad.sign())
-    assert torch.equal(L2(1.0).steepest(grad, at.reshape(grad.shape)), L2(1.0).steepest(grad))
+    assert torch.equal(Linf(1.0).steepest_direction(grad, at.reshape(grad.shape)), grad.sign())
+    assert torch.equal(L2(1.0).steepest_direction(grad, at.reshape(grad.shape)), L2(1.0).steepest_direction(grad))
 
 
 def test_l1_samples_are_sparse_as_the_ball_is() -> None:
@@ -174,7 +174,7 @@ def test_l1_samples_are_sparse_as_the_ball_is() -> None:
     assert torch.allclose(sample.abs().mean(0), torch.full((4,), 2 / 5), atol=0.02)
 
 
-@pytest.mark.parametrize("attack", [FGSM(L1(4.0)), ISM(ball=L1(4.0)), PGD(steps=10, ball=L1(4.0))], ids=repr)
+@pytest.mark.parametrize("attack", [FGSM(L1(4.0)), BIM(ball=L1(4.0)), PGD(steps=10, ball=L1(4.0))], ids=repr)
 def test_gradient_attacks_climb_within_the_l1_ball(attack, net, images) -> None:
     x, y = images
     found = attack(net, x, y, Streams(0, range(5)))

@@ -71,9 +71,9 @@ def test_each_image_searches_for_its_own_c() -> None:
     net = linear_net(3)
     x, y = case(net)
     attack = CW(steps=7, search_steps=6, lr=0.1)
-    (walk,) = attack.stages(net, x)
+    (walk,) = attack.runs(net, x)
     assert walk.steps == 42
-    state = walk.begin(net, x, y, Streams(0, range(6)))
+    state = walk.start(net, x, y, Streams(0, range(6)))
     rounds: list[list[tuple[float, bool]]] = [[] for _ in range(6)]
     for t in range(42):
         before, wrong = state["c"].clone(), net(state["at"]).argmax(1) != y
@@ -107,8 +107,8 @@ def test_a_step_is_adams_on_the_objective(confidence: float) -> None:
     net, x = nn.Sequential(net).double(), x.double() * 0.8 + 0.1
     try:
         attack = CW(steps=50, initial_c=3.0, confidence=confidence)
-        (walk,) = attack.stages(net, x)
-        state = walk.begin(net, x, y, Streams(0, range(5)))
+        (walk,) = attack.runs(net, x)
+        state = walk.start(net, x, y, Streams(0, range(5)))
         w = state["w"].clone().requires_grad_()
         start = _image(state["w"])
         assert torch.allclose(start, x, rtol=0, atol=1e-12)
@@ -205,6 +205,6 @@ def test_what_cannot_be_is_said_in_a_sentence(fields: dict[str, object], says: s
 
 def test_the_image_is_where_it_starts_also_where_it_is_black_or_white() -> None:
     x = torch.tensor([0.0, 1.0, 0.5, 0.001, 0.999]).reshape(1, 1, 1, 5)
-    (walk,) = CW().stages(nn.Identity(), x)
-    state = walk.begin(nn.Identity(), x, torch.tensor([0]), Streams(0, [0]))
+    (walk,) = CW().runs(nn.Identity(), x)
+    state = walk.start(nn.Identity(), x, torch.tensor([0]), Streams(0, [0]))
     assert (_image(state["w"]) - x).abs().max() <= 1e-6

@@ -55,8 +55,8 @@ def test_it_goes_where_foolbox_goes(ball: Ball) -> None:
 @balls
 def test_broken_images_stay_and_are_done(ball: Ball) -> None:
     net, (x, y) = digits_net(), digits(20)
-    (walk,) = DeepFool(ball=ball).stages(net, x)
-    state = walk.begin(net, x, y, Streams(0, range(20)))
+    (walk,) = DeepFool(ball=ball).runs(net, x)
+    state = walk.start(net, x, y, Streams(0, range(20)))
     places, dones = [], []
     for _ in range(12):
         walk.step(net, state)

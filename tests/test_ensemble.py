@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, make_net
 from tests.test_gradient_attacks import weak_net
-from vizrobust.attacks import APGD, ENSEMBLES, L1, L2, NAMES, AutoAttack, Ball, EoT, Linf, fit, notes, parse_attack
+from vizrobust.attacks import APGD, ENSEMBLES, EOT, L1, L2, NAMES, AutoAttack, Ball, Linf, configured, notes, parse_attack
 from vizrobust.attacks.boundary_attacks import FAB
 from vizrobust.attacks.square import Square
 from vizrobust.compute import Compute
@@ -28,17 +28,17 @@ def small(version: str = "standard", ball: Ball = BALL) -> AutoAttack:
 
 def test_the_versions_are_the_published_ones() -> None:
     towards = APGD(ball=BALL, loss="dlr", targeted=True)
-    assert AutoAttack(ball=BALL).members == (APGD(ball=BALL), towards, FAB(ball=BALL), Square(ball=BALL))
-    assert AutoAttack("plus", BALL).members == (
+    assert AutoAttack(ball=BALL).components == (APGD(ball=BALL), towards, FAB(ball=BALL), Square(ball=BALL))
+    assert AutoAttack("plus", BALL).components == (
         APGD(ball=BALL, restarts=5), APGD(ball=BALL, loss="dlr", restarts=5), FAB(ball=BALL, targeted=False, restarts=5),
         Square(ball=BALL), towards, FAB(ball=BALL),
     )  # fmt: skip
-    assert AutoAttack("rand", BALL).members == (EoT(APGD(ball=BALL), 20), EoT(APGD(ball=BALL, loss="dlr"), 20))
-    assert AutoAttack(ball=L1(12)).members == (
+    assert AutoAttack("rand", BALL).components == (EOT(APGD(ball=BALL), 20), EOT(APGD(ball=BALL, loss="dlr"), 20))
+    assert AutoAttack(ball=L1(12)).components == (
         APGD(ball=L1(12), restarts=5),
         APGD(ball=L1(12), loss="dlr", targeted=True, targets=5),
     )
-    fab, square = AutoAttack().members[2:]
+    fab, square = AutoAttack().components[2:]
     assert (fab.steps, fab.targets, fab.targeted, fab.restarts) == (100, 9, True, 1)
     assert (square.queries, square.restarts) == (5000, 1)
 
@@ -47,23 +47,23 @@ def test_the_versions_are_the_published_ones() -> None:
 def test_bare_names_make_the_ensemble_and_it_reads_back(name: str) -> None:
     attack = parse_attack(name.upper())
     assert attack == AutoAttack(name)
-    for made in (attack, parse_attack(f"{name}(ball=l2(eps=0.5))"), fit(attack, default_eps=0.3)):
+    for made in (attack, parse_attack(f"{name}(ball=l2(eps=0.5))"), configured(attack, default_eps=0.3)):
         assert parse(repr(made), NAMES) == made
-    assert fit(attack, default_eps=0.3).members[0].ball == Linf(0.3)
-    assert fit(attack, norm="L2", eps=0.5) == AutoAttack(name, L2(0.5))
+    assert configured(attack, default_eps=0.3).components[0].ball == Linf(0.3)
+    assert configured(attack, norm="L2", eps=0.5) == AutoAttack(name, L2(0.5))
     with pytest.raises(ValueError, match="has no eps"):
         attack(weak_net(), torch.rand(2, 1, 4, 3), torch.tensor([0, 1]), Streams(0, range(2)))
 
 
 def test_every_walk_has_a_name_of_its_own_and_the_name_of_its_member(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    walks = AutoAttack(ball=BALL).stages(net, images[0])
+    walks = AutoAttack(ball=BALL).runs(net, images[0])
     others = range(1, CLASSES)
     names = ["APGD-CE", *(f"APGD-T {k}" for k in others), *(f"FAB-T {k}" for k in others), "Square"]
     assert [walk.name for walk in walks] == names
-    assert list(dict.fromkeys(walk.member for walk in walks)) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert list(dict.fromkeys(walk.component for walk in walks)) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     for version in ENSEMBLES:
         for ball in (BALL, L2(0.5), L1(3.0)):
-            names = [walk.name for walk in AutoAttack(version, ball).stages(net, images[0])]
+            names = [walk.name for walk in AutoAttack(version, ball).runs(net, images[0])]
             assert len(set(names)) == len(names)
 
 
@@ -74,7 +74,7 @@ def test_an_image_is_broken_where_any_member_breaks_it(ball: Ball) -> None:
     y = net(x).argmax(1)
     attack = small(ball=ball)
     together = attack(net, x, y, Streams(0, range(n), "attack"))
-    alone = [member(net, x, y, Streams(0, range(n), "attack")).correct.all(0) for member in attack.members]
+    alone = [component(net, x, y, Streams(0, range(n), "attack")).correct.all(0) for component in attack.components]
     assert torch.equal(together.correct.all(0), torch.stack(alone).all(0))
     assert together.correct.all(0).sum() < max(hits.sum() for hits in alone)
     assert torch.equal(net(together.best).argmax(1) != y, ~together.correct.all(0))
@@ -103,7 +103,7 @@ def test_networks_of_two_or_three_classes_are_attacked_too(version: str, classes
     found = attack(net, x, y, Streams(0, range(4)))
     assert found.best.isfinite().all()
     assert (BALL.norm(found.best - x) <= BALL.eps + 1e-6).all()
-    targeted = [walk for walk in replace(attack, targets=9).stages(net, x) if walk.member == "APGD-T"]
+    targeted = [walk for walk in replace(attack, targets=9).runs(net, x) if walk.component == "APGD-T"]
     assert len(targeted) == (0 if version == "rand" else classes - 1)
     said = notes(attack, classes)
     assert any("targeted dlr needs 4 classes" in text for text in said) == (version != "rand")

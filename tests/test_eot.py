@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
-from vizrobust.attacks import FGSM, L2, PGD, EoT, Linf, Noise, Square, parse_attack, threat
+from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack, threat_model
 from vizrobust.attacks.wrappers import Expectation
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
@@ -54,7 +54,7 @@ INNER = [
 def test_a_deterministic_network_gives_the_same_images_bit_for_bit(attack, arch: str) -> None:
     x, y = batch(5)
     net = make_net(arch)
-    alone, mean = attack(net, x, y, streams(5)), EoT(attack=attack, samples=3)(net, x, y, streams(5))
+    alone, mean = attack(net, x, y, streams(5)), EOT(attack=attack, samples=3)(net, x, y, streams(5))
     assert torch.equal(mean.x, alone.x)
     assert torch.equal(mean.best, alone.best)
     assert torch.equal(mean.loss, alone.loss)
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_autocast_too() -> None:
 def test_noise_repeats_but_is_another_at_every_step() -> None:
     x, y = batch(5)
     net = Dropping(make_net())
-    attack = EoT(attack=PGD(steps=4, ball=Linf(EPS)), samples=3)
+    attack = EOT(attack=PGD(steps=4, ball=Linf(EPS)), samples=3)
     with seeded(1, CPU):
         before = torch.get_rng_state()
         once = attack(net, x, y, streams(5))
@@ -108,14 +108,14 @@ def test_noise_repeats_but_is_another_at_every_step() -> None:
         again = attack(net, x, y, streams(5))
     assert torch.equal(once.x, again.x)
     assert torch.equal(once.loss, again.loss)
-    still = EoT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams(5))
+    still = EOT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams(5))
     assert (still.loss.diff(dim=0) != 0).all(), "the same image is asked with fresh noise at each step"
 
 
 def test_memory_and_passes_are_bounded() -> None:
     x, y = batch(5)
     net = Dropping(make_net())
-    EoT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams(5))
+    EOT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams(5))
     # Two steps with their gradient's second look, one last verdict.
     assert net.passes == 3 * (2 * 2 + 1)
 
@@ -125,34 +125,34 @@ def test_the_mean_of_many_breaks_more_than_one_noisy_look() -> None:
     data = load("mnist5k")
     x, y = data.test.take(torch.arange(50)), data.test.labels[:50]
     net = Dropping(load_checkpoint("mnist-k8").net(), 0.5)
-    judge = Expectation(net, 30, seed=99)
+    mean = Expectation(net, 30, seed=99)
 
     def margin(attack) -> float:
         with seeded(0, CPU):
-            adv = attack(net, x, y, streams(50), judge=False).x
+            adv = attack(net, x, y, streams(50), evaluate=False).x
         with torch.no_grad():
-            logits = judge(adv)
+            logits = mean(adv)
         own = logits.gather(1, y[:, None])[:, 0]
         return float((logits.scatter(1, y[:, None], -torch.inf).amax(1) - own).mean())
 
     one = PGD(steps=4, ball=Linf(0.25), random_start=False)
-    assert margin(EoT(attack=one, samples=10)) > margin(one) + 0.2
+    assert margin(EOT(attack=one, samples=10)) > margin(one) + 0.2
 
 
 def test_a_refilled_slot_gives_the_same_image() -> None:
     x, y = batch(6)
     for inner in (PGD(steps=9, ball=Linf(EPS)), Square(queries=9, ball=L2(0.5))):
-        undisturbed, mixed = refilled(EoT(attack=inner, samples=2), make_net(), x, y, 6)
+        undisturbed, mixed = refilled(EOT(attack=inner, samples=2), make_net(), x, y, 6)
         assert all(torch.equal(value, mixed[key]) for key, value in undisturbed.items())
 
 
 def test_it_is_written_down_and_varied_with_its_attack() -> None:
-    attack = EoT(attack=PGD(steps=7, ball=L2(2)), samples=5)
-    assert repr(attack) == "EoT(attack=PGD(steps=7, ball=L2(eps=2.0)), samples=5)"
+    attack = EOT(attack=PGD(steps=7, ball=L2(2)), samples=5)
+    assert repr(attack) == "EOT(attack=PGD(steps=7, ball=L2(eps=2.0)), samples=5)"
     assert parse_attack(repr(attack)) == attack
-    assert vary(attack, eps=1.5, steps=3) == EoT(attack=PGD(steps=3, ball=L2(1.5)), samples=5)
-    assert (attack.ball, threat(attack)) == (L2(2), ("L2", 2.0))
-    first, second = EoT(attack=PGD(ball=L2(1), restarts=2)).stages(make_net(), batch(2)[0])
-    assert (first.name, second.name, second.member, second.steps) == ("EoT PGD", "EoT PGD 2", "EoT PGD", 40)
-    with pytest.raises(ValueError, match="EoT: samples must be at least 1, got 0"):
+    assert vary(attack, eps=1.5, steps=3) == EOT(attack=PGD(steps=3, ball=L2(1.5)), samples=5)
+    assert (attack.ball, threat_model(attack)) == (L2(2), ("L2", 2.0))
+    first, second = EOT(attack=PGD(ball=L2(1), restarts=2)).runs(make_net(), batch(2)[0])
+    assert (first.name, second.name, second.component, second.steps) == ("EoT PGD", "EoT PGD 2", "EoT PGD", 40)
+    with pytest.raises(ValueError, match="EOT: samples must be at least 1, got 0"):
         parse_attack("eot(samples=0)")

@@ -49,13 +49,13 @@ def plain_loop(net: nn.Module, attack: Attack, images: ArraySplit) -> dict[int, 
         x, y = images.take(index), images.labels[index]
         clean = net(x).argmax(1) == y
         steps = []
-        for walk in attack.stages(net, x):
-            state = walk.begin(net, x, y, Streams(0, index.tolist(), "attack"))
+        for walk in attack.runs(net, x):
+            state = walk.start(net, x, y, Streams(0, index.tolist(), "attack"))
             rows = []
             for _ in range(walk.steps):
                 walk.step(net, state)
                 rows.append(state["correct"])
-            walk.judge(net, state)
+            walk.evaluate(net, state)
             wrong = ~torch.stack([*rows, state["correct"]])
             steps.append(torch.where(wrong.any(0), wrong.int().argmax(0), -1))
         for k, place in enumerate(index.tolist()):

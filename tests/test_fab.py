@@ -68,18 +68,18 @@ def test_on_a_linear_network_it_finds_the_smallest_perturbation(ball: Ball, clas
 def test_it_walks_towards_each_wrong_class_there_is(classes: int, walks: int) -> None:
     net = linear_net(classes)
     x, y = case(net)
-    stages = FAB(steps=3).stages(net, x)
-    assert [walk.name for walk in stages] == [f"FAB-T {k + 1}" for k in range(walks)]
+    runs = FAB(steps=3).runs(net, x)
+    assert [walk.name for walk in runs] == [f"FAB-T {k + 1}" for k in range(walks)]
     order = net(x).argsort(dim=1, descending=True)[:, 1:]
-    for k, walk in enumerate(stages):
-        assert torch.equal(walk.begin(net, x, y, Streams(0, range(6)))["against"][:, 0], order[:, k])
+    for k, walk in enumerate(runs):
+        assert torch.equal(walk.start(net, x, y, Streams(0, range(6)))["against"][:, 0], order[:, k])
 
 
 def test_a_label_that_is_not_the_networks_choice_is_no_target() -> None:
     net = linear_net(5)
     x, y = case(net)
-    for walk in FAB(steps=3).stages(net, x):
-        against = walk.begin(net, x, (y + 1) % 5, Streams(0, range(6)))["against"][:, 0]
+    for walk in FAB(steps=3).runs(net, x):
+        against = walk.start(net, x, (y + 1) % 5, Streams(0, range(6)))["against"][:, 0]
         assert not (against == (y + 1) % 5).any()
 
 
@@ -104,8 +104,8 @@ def test_its_loss_is_minus_the_distance_and_its_best_the_nearest_wrong_point() -
     x, y = case(net)
     seen: list[Tensor] = []
     attack = FAB(steps=8, ball=L2())
-    (walk,) = attack.stages(net, x)
-    state = walk.begin(net, x, y, Streams(0, range(6)))
+    (walk,) = attack.runs(net, x)
+    state = walk.start(net, x, y, Streams(0, range(6)))
     losses = []
     for _ in range(9):
         seen.append(state["at"])
@@ -131,8 +131,8 @@ def test_its_steps_are_those_of_the_paper(targeted: bool) -> None:
     body = nn.Sequential(nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     net = nn.Sequential(nn.Flatten(), body).requires_grad_(False)
     x, y = case(net)
-    walk = FAB(ball=L2(), targeted=targeted).stages(net, x)[-1]
-    state = walk.begin(net, x, y, Streams(0, range(6)))
+    walk = FAB(ball=L2(), targeted=targeted).runs(net, x)[-1]
+    state = walk.start(net, x, y, Streams(0, range(6)))
     plain = [image.flatten().clone() for image in x]
     order = net(x).argsort(dim=1, descending=True)
     shares = []
@@ -164,9 +164,9 @@ def test_restarts_begin_elsewhere_and_within_half_of_the_way(ball: Ball) -> None
     x, y = case(net)
     streams = Streams(0, range(6))
     for limited, most in ((type(ball)(eps=0.2), torch.full((6,), 0.1)), (ball, 0.5 * exact(ball, net, x, y))):
-        first, second, third = FAB(ball=limited, restarts=3, targeted=False).stages(net, x)
+        first, second, third = FAB(ball=limited, restarts=3, targeted=False).runs(net, x)
         assert [walk.name for walk in (first, second, third)] == ["FAB", "FAB restart 2", "FAB restart 3"]
-        starts = [walk.begin(net, x, y, streams)["at"] for walk in (first, second, third)]
+        starts = [walk.start(net, x, y, streams)["at"] for walk in (first, second, third)]
         assert torch.equal(starts[0], x)
         assert not torch.equal(starts[1], starts[2])
         for start in starts:

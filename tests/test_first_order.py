@@ -179,7 +179,7 @@ def test_the_dual_norm_is_the_steepest_rise_of_a_linear_function(ball) -> None:
     gradient = torch.randn(5, *SMALL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bound = dual_norm(ball, gradient)
     # (of 24 values, L1's sparse step moves the largest alone)
-    assert (gradient * ball.steepest(gradient)).flatten(1).sum(1).numpy() == pytest.approx(bound.numpy())
+    assert (gradient * ball.steepest_direction(gradient)).flatten(1).sum(1).numpy() == pytest.approx(bound.numpy())
     for draw in range(20):
         delta = ball.sample(gradient, Streams(draw, range(5)))
         assert bool(((gradient * delta).flatten(1).sum(1) <= 0.3 * bound + 1e-9).all())

@@ -1,4 +1,4 @@
-"""FGSM, ISM and PGD: what their parameters mean, against a plain loop and by counting."""
+"""FGSM, BIM and PGD: what their parameters mean, against a plain loop and by counting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf, fit, parse_attack
+from vizrobust.attacks import BIM, FGSM, L2, PGD, AttackResult, Linf, configured, parse_attack
 from vizrobust.models import Normalized
 from vizrobust.rng import Streams
 
@@ -73,9 +73,9 @@ def double() -> tuple[nn.Module, Tensor, Tensor]:
 CASES = {
     "FGSM": (FGSM(Linf(EPS)), {"steps": 1, "alpha": EPS}),
     "FGSM-L2": (FGSM(L2(0.5)), {"steps": 1, "alpha": 0.5, "norm": "2", "eps": 0.5}),
-    "ISM": (ISM(steps=5, ball=Linf(EPS)), {"steps": 5, "alpha": EPS / 5}),
-    "ISM-alpha": (ISM(steps=5, ball=Linf(EPS), alpha=EPS / 2), {"steps": 5, "alpha": EPS / 2}),
-    "ISM-unprojected": (ISM(steps=5, ball=Linf(EPS), alpha=EPS, project=False), {"steps": 5, "alpha": EPS, "project": False}),
+    "BIM": (BIM(steps=5, ball=Linf(EPS)), {"steps": 5, "alpha": EPS / 5}),
+    "BIM-alpha": (BIM(steps=5, ball=Linf(EPS), alpha=EPS / 2), {"steps": 5, "alpha": EPS / 2}),
+    "BIM-unprojected": (BIM(steps=5, ball=Linf(EPS), alpha=EPS, project=False), {"steps": 5, "alpha": EPS, "project": False}),
     "PGD-7": (PGD(steps=7, ball=Linf(EPS), random_start=False), {"steps": 7, "alpha": 2.5 * EPS / 7}),
     "PGD-2": (PGD(steps=2, ball=Linf(EPS), random_start=False), {"steps": 2, "alpha": EPS}),
     "PGD-L2": (
@@ -137,10 +137,10 @@ def test_a_start_outside_the_range_is_no_example() -> None:
     x, y = torch.zeros(5, 1, 4, 6), torch.zeros(5, dtype=torch.int64)
     attack = PGD(steps=2, ball=Linf(eps=0.3), clip_start=False)
     assert bool(attack(Below(), x, y, streams()).correct.all())
-    (walk,) = attack.stages(Below(), x)
-    state = walk.begin(Below(), x, y, streams())
+    (walk,) = attack.runs(Below(), x)
+    state = walk.start(Below(), x, y, streams())
     walk.step(Below(), state)
-    assert not bool(state["wrong"].any())
+    assert not bool(state["misclassified"].any())
     assert bool(((state["best"] >= 0) & (state["best"] <= 1)).all())
 
 
@@ -149,13 +149,13 @@ def test_k_steps_are_k_gradients_and_the_kth_iterate(steps: int, net: nn.Module,
     passes = Passes(net)
     PGD(steps=steps, ball=Linf(EPS))(net, *images, streams())
     assert (passes.forward, passes.gradient) == (steps + 1, steps)
-    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams(), judge=False)
+    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams(), evaluate=False)
     assert (passes.forward, passes.gradient) == (2 * steps + 1, 2 * steps)
 
 
 def test_fgsm_and_restarts_count_too(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     passes = Passes(net)
-    FGSM(Linf(EPS))(net, *images, streams(), judge=False)
+    FGSM(Linf(EPS))(net, *images, streams(), evaluate=False)
     assert (passes.forward, passes.gradient) == (1, 1)
     PGD(steps=3, restarts=4, ball=Linf(EPS))(net, *images, streams())
     assert (passes.forward, passes.gradient) == (1 + 4 * 4, 1 + 4 * 3)
@@ -175,7 +175,7 @@ def test_one_step_of_eps_from_the_image_is_fgsm_exactly(ball, net: nn.Module, im
     fgsm = FGSM(ball)(net, *images, streams())
     pgd = PGD(steps=1, ball=ball, random_start=False, alpha=ball.eps)(net, *images, streams())
     default = PGD(steps=1, ball=ball, random_start=False)(net, *images, streams())
-    ism = ISM(steps=1, ball=ball)(net, *images, streams())
+    ism = BIM(steps=1, ball=ball)(net, *images, streams())
     for other in (pgd, default, ism):
         assert torch.equal(fgsm.x, other.x)
         assert torch.equal(fgsm.loss, other.loss)
@@ -192,16 +192,16 @@ def test_iterates_of_a_longer_run_at_the_same_step_are_nested(net: nn.Module, im
 def test_unprojected_iteration_leaves_the_ball_only_when_it_can(net: nn.Module) -> None:
     # Images away from 0 and 1, where clipping would keep the change small.
     x, y = torch.full((5, *SHAPE), 0.5), torch.tensor([0, 3, 6, 2, 1])
-    far = ISM(steps=10, ball=Linf(EPS), alpha=EPS / 2, project=False)(net, x, y, streams())
+    far = BIM(steps=10, ball=Linf(EPS), alpha=EPS / 2, project=False)(net, x, y, streams())
     assert (Linf(EPS).norm(far.x - x) > 2 * EPS).all()
-    inside = ISM(steps=10, ball=Linf(EPS), project=False)(net, x, y, streams())
+    inside = BIM(steps=10, ball=Linf(EPS), project=False)(net, x, y, streams())
     assert (Linf(EPS).norm(inside.x - x) <= EPS + 1e-6).all()
-    assert torch.allclose(inside.x, ISM(steps=10, ball=Linf(EPS))(net, x, y, streams()).x, atol=1e-6)
+    assert torch.allclose(inside.x, BIM(steps=10, ball=Linf(EPS))(net, x, y, streams()).x, atol=1e-6)
     assert far.x.min() >= 0
     assert far.x.max() <= 1
 
 
-NOTHING = [FGSM(Linf(0)), ISM(ball=Linf(0)), PGD(steps=3, ball=Linf(0)), PGD(steps=3, ball=L2(0))]
+NOTHING = [FGSM(Linf(0)), BIM(ball=Linf(0)), PGD(steps=3, ball=Linf(0)), PGD(steps=3, ball=L2(0))]
 
 
 @pytest.mark.parametrize("attack", NOTHING, ids=repr)
@@ -246,7 +246,7 @@ def test_restarts_count_the_worst_for_each_image() -> None:
     found = attack(net, x, y, streams(n))
     # The same four runs, one by one: each restart has a stream of its own, the first that of an attack without restarts.
     one = PGD(steps=3, ball=Linf(0.06), alpha=0.02)
-    runs: list[Attacked] = [
+    runs: list[AttackResult] = [
         one(net, x, y, begun) for begun in (streams(n), *(streams(n).child(f"restart {r}") for r in (1, 2, 3)))
     ]
     losses, corrects = torch.stack([run.loss for run in runs]), torch.stack([run.correct for run in runs])
@@ -332,7 +332,7 @@ class Raw:
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         return adv
 
-    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         return grad
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:
@@ -383,7 +383,7 @@ def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> Non
     ("text", "said"),
     [
         ("pgd(steps=-1)", "PGD: steps must not be negative, got -1"),
-        ("ism(steps=2.5)", "ISM: steps must be a whole number, got 2.5"),
+        ("bim(steps=2.5)", "BIM: steps must be a whole number, got 2.5"),
         ("pgd(alpha=-0.1)", "PGD: alpha must not be negative, got -0.1"),
         ("pgd(restarts=0)", "PGD: restarts must be at least 1, got 0"),
         ("pgd(restarts=2, random_start=False)", "2 restarts without a random start would all be the same"),
@@ -395,7 +395,7 @@ def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> Non
         ("pgd(ball=pgd)", "PGD: ball must be Ball, got PGD()"),
         ("pgd(ball=linf(eps=8))", "write 8/255"),
         ("pdg", "no attack 'pdg'; did you mean PGD"),
-        ("linf(eps=0.1)", "is not an attack; there are: FGSM, ISM, PGD"),
+        ("linf(eps=0.1)", "is not an attack; there are: FGSM, BIM, PGD"),
         ("3", "is not an attack"),
     ],
 )
@@ -407,22 +407,22 @@ def test_a_wrong_attack_gets_one_clear_sentence(text: str, said: str) -> None:
 
 class TestFit:
     def test_the_data_sets_radius_fills_an_open_one(self) -> None:
-        assert fit(PGD(), default_eps=0.3) == PGD(ball=Linf(0.3))
-        assert fit(PGD(ball=Linf(0.1)), default_eps=0.3) == PGD(ball=Linf(0.1))
+        assert configured(PGD(), default_eps=0.3) == PGD(ball=Linf(0.3))
+        assert configured(PGD(ball=Linf(0.1)), default_eps=0.3) == PGD(ball=Linf(0.1))
 
     def test_common_fields_apply_where_there_are_any(self) -> None:
-        assert fit(PGD(), default_eps=0.3, eps=0.2, steps=7) == PGD(steps=7, ball=Linf(0.2))
-        assert fit(FGSM(), default_eps=0.3, steps=7, alpha=None) == FGSM(ball=Linf(0.3))
+        assert configured(PGD(), default_eps=0.3, eps=0.2, steps=7) == PGD(steps=7, ball=Linf(0.2))
+        assert configured(FGSM(), default_eps=0.3, steps=7, alpha=None) == FGSM(ball=Linf(0.3))
 
     def test_another_norm_needs_its_own_radius(self) -> None:
-        assert fit(PGD(ball=Linf(0.1)), norm="l2", eps=2) == PGD(ball=L2(2))
-        assert fit(PGD(ball=Linf(0.1)), norm="LINF") == PGD(ball=Linf(0.1))
+        assert configured(PGD(ball=Linf(0.1)), norm="l2", eps=2) == PGD(ball=L2(2))
+        assert configured(PGD(ball=Linf(0.1)), norm="LINF") == PGD(ball=Linf(0.1))
         for attack in (PGD(ball=Linf(0.1)), PGD(ball=L2())):
             with pytest.raises(ValueError, match=r"PGD with L2 has no eps; give --eps, or L2\(eps=…\)"):
-                fit(attack, default_eps=0.3, norm="L2")
+                configured(attack, default_eps=0.3, norm="L2")
         with pytest.raises(ValueError, match="no norm 'L3'; did you mean L2"):
-            fit(PGD(), norm="L3")
+            configured(PGD(), norm="L3")
 
     def test_no_radius_at_all_is_refused(self) -> None:
         with pytest.raises(ValueError, match="PGD with Linf has no eps"):
-            fit(PGD())
+            configured(PGD())

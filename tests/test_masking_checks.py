@@ -185,7 +185,7 @@ def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:
 
 def test_training_on_noise_is_no_attack_to_have_overfitted_to() -> None:
     """Noise breaks nobody, so its gap to the strongest attack would call every such network masked."""
-    trained = (Noise(draws=1, ball=Linf(WIDE)),)
+    trained = (Noise(samples=1, ball=Linf(WIDE)),)
     own = MaskingAttacks(NetworkUnderTest(Sound(), split(), Linf(WIDE), trained), Compute("cpu"), LITTLE, batch_size=IMAGES)
     assert own.training_attacks == ()
     assert "searches for nothing" in CHECKS["training_attack_gap"](own).evidence
@@ -274,7 +274,7 @@ def test_a_random_network_is_diagnosed_the_same_twice() -> None:
     once = rows()
     torch.rand(3)
     assert rows() == once
-    assert "EoT" in once["sentence"]
+    assert "EOT" in once["sentence"]
 
 
 @pytest.mark.parametrize("ball", [L2(2.0), L1(10.0)], ids=repr)

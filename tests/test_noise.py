@@ -31,11 +31,11 @@ def points(attack: Noise, x: Tensor) -> Tensor:
     return torch.stack(seen)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "gaussian", "corners"])
+@pytest.mark.parametrize("kind", ["uniform", "gaussian", "vertices"])
 @pytest.mark.parametrize("ball", [Linf(0.2), L2(2.0)], ids=["Linf", "L2"])
 def test_every_draw_is_another_point_of_the_ball(kind: str, ball: Ball) -> None:
     x = torch.full((4, *SHAPE), 0.5, dtype=torch.float64)
-    delta = points(Noise(draws=9, ball=ball, kind=kind), x) - x
+    delta = points(Noise(samples=9, ball=ball, kind=kind), x) - x
     assert len(delta) == 9
     flat = delta.flatten(0, 1)
     assert len(flat.flatten(1).unique(dim=0)) == 36, "no two draws and no two images alike"
@@ -51,9 +51,9 @@ def test_every_draw_is_another_point_of_the_ball(kind: str, ball: Ball) -> None:
 def test_each_kind_has_its_distribution_in_linf() -> None:
     x = torch.full((40, *SHAPE), 0.5, dtype=torch.float64)
     kinds = {
-        kind: (points(Noise(draws=2, ball=Linf(0.2), kind=kind), x) - x) / 0.2 for kind in ("uniform", "gaussian", "corners")
+        kind: (points(Noise(samples=2, ball=Linf(0.2), kind=kind), x) - x) / 0.2 for kind in ("uniform", "gaussian", "vertices")
     }
-    assert torch.allclose(kinds["corners"].abs(), torch.ones(1, dtype=torch.float64))
+    assert torch.allclose(kinds["vertices"].abs(), torch.ones(1, dtype=torch.float64))
     assert kinds["uniform"].abs().mean() == pytest.approx(1 / 2, abs=0.01)
     assert kinds["uniform"].square().mean() == pytest.approx(1 / 3, abs=0.01)
     gaussian = kinds["gaussian"].flatten(2)
@@ -66,7 +66,7 @@ def test_an_image_is_broken_if_any_draw_breaks_it() -> None:
     x = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = net(x).argmax(1)
-    attack = Noise(draws=12, ball=Linf(0.3), kind="corners")
+    attack = Noise(samples=12, ball=Linf(0.3), kind="vertices")
     found = attack(net, x, y, streams(n))
     with torch.no_grad():
         wrong = torch.stack([net(point).argmax(1) != y for point in points(attack, x)])
@@ -78,11 +78,11 @@ def test_an_image_is_broken_if_any_draw_breaks_it() -> None:
 
 def test_fewer_draws_are_the_first_of_more() -> None:
     x = torch.rand(3, *SHAPE)
-    few, more = (points(Noise(draws=draws, ball=L2(1.0)), x) for draws in (4, 7))
+    few, more = (points(Noise(samples=draws, ball=L2(1.0)), x) for draws in (4, 7))
     assert torch.equal(more[:4], few)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "corners"])
+@pytest.mark.parametrize("kind", ["uniform", "vertices"])
 def test_a_refilled_slot_gives_the_same_image(kind: str) -> None:
     x = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
     undisturbed, mixed = refilled(Noise(ball=Linf(EPS), kind=kind), make_net(), x, torch.arange(6), 7)
@@ -92,8 +92,8 @@ def test_a_refilled_slot_gives_the_same_image(kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("noise(draws=0)", "Noise: draws must be at least 1, got 0"),
-        ("noise(kind='corner')", "no kind of noise 'corner'; did you mean corners?"),
+        ("noise(samples=0)", "Noise: samples must be at least 1, got 0"),
+        ("noise(kind='vertice')", "no kind of noise 'vertice'; did you mean vertices?"),
         ("noise(steps=3)", "no field of Noise 'steps'"),
     ],
 )

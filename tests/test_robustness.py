@@ -13,7 +13,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import FGSM, ISM, L2, PGD, Attacked, Linf
+from vizrobust.attacks import BIM, FGSM, L2, PGD, AttackResult, Linf
 from vizrobust.attacks import attack as attack_module
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head
@@ -46,37 +46,37 @@ class Scripted:
     ball: Linf
     shift: float = 0.0
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[ScriptedWalk, ...]:
-        return tuple(ScriptedWalk(f"script {k}", rows, self.shift) for k, rows in enumerate(self.verdicts))
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[ScriptedRun, ...]:
+        return tuple(ScriptedRun(f"script {k}", rows, self.shift) for k, rows in enumerate(self.verdicts))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return attack_module.run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return attack_module.run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class ScriptedWalk:
+class ScriptedRun:
     name: str
     rows: tuple[tuple[bool, ...], ...]
     shift: float
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         return self.name.split()[0]
 
     @property
     def steps(self) -> int:
         return len(self.rows) - 1
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> attack_module.State:
-        return attack_module.opened(x, y, x + self.shift, streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> attack_module.State:
+        return attack_module.initial_state(x, y, x + self.shift, streams)
 
     def step(self, net: nn.Module, state: attack_module.State) -> None:
-        self.judge(net, state)
+        self.evaluate(net, state)
 
-    def judge(self, net: nn.Module, state: attack_module.State) -> None:
-        right = torch.tensor(self.rows)[state["t"].clamp(max=self.steps), state["y"]]
+    def evaluate(self, net: nn.Module, state: attack_module.State) -> None:
+        right = torch.tensor(self.rows)[state["step"].clamp(max=self.steps), state["y"]]
         said = torch.where(right, state["y"], (state["y"] + 1) % 4)
-        attack_module.mark(state, torch.nn.functional.one_hot(said, 4).float(), torch.zeros(len(said)))
+        attack_module.record(state, torch.nn.functional.one_hot(said, 4).float(), torch.zeros(len(said)))
 
 
 class Says(nn.Module):
@@ -103,7 +103,7 @@ def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compu
 
 @pytest.mark.parametrize(
     "attack",
-    [FGSM(Linf(EPS)), ISM(steps=3, ball=Linf(EPS)), PGD(steps=5, ball=Linf(EPS)), PGD(steps=3, ball=L2(0.5), restarts=2)],
+    [FGSM(Linf(EPS)), BIM(steps=3, ball=Linf(EPS)), PGD(steps=5, ball=Linf(EPS)), PGD(steps=3, ball=L2(0.5), restarts=2)],
     ids=repr,
 )
 def test_the_counts_are_those_of_attacking_all_images_at_once(attack, split: ArraySplit, compute: Compute) -> None:
@@ -207,14 +207,14 @@ def test_a_row_says_what_was_done(split: ArraySplit, compute: Compute) -> None:
 def test_the_lectures_iteration_is_labelled_when_it_leaves_the_ball(compute: Compute) -> None:
     x = torch.full((7, *SHAPE), 0.5)
     images = ArraySplit(x + 0.01 * torch.rand(x.shape), torch.arange(7))
-    far = run(make_net(), ISM(steps=10, ball=Linf(EPS), alpha=EPS, project=False), images, compute, batch_size=4)
+    far = run(make_net(), BIM(steps=10, ball=Linf(EPS), alpha=EPS, project=False), images, compute, batch_size=4)
     assert far.outside
     assert far.row()["note"] == "outside the ball"
     assert far.largest_norm > 3 * EPS
     assert far.row()["max_norm"] == round(far.largest_norm, 6)
     for attack in (
-        ISM(steps=10, ball=Linf(EPS), project=False),
-        ISM(steps=10, ball=Linf(EPS), alpha=EPS),
+        BIM(steps=10, ball=Linf(EPS), project=False),
+        BIM(steps=10, ball=Linf(EPS), alpha=EPS),
         PGD(ball=L2(2), steps=3),
     ):
         inside = run(make_net(), attack, images, compute, batch_size=4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, kind, threat
+from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family, threat_model
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
@@ -103,9 +103,9 @@ class TestPublishedCalibrations:
     @pytest.mark.parametrize("calibration", PUBLISHED, ids=lambda c: f"{c.data}-{c.name}")
     def test_its_attacks_follow_the_published_protocol(self, calibration: Calibration) -> None:
         attacks = calibration.attacks()
-        assert [threat(attack)[1] for attack in attacks] == list(calibration.eps)
+        assert [threat_model(attack)[1] for attack in attacks] == list(calibration.eps)
         for attack in attacks:
-            assert kind(attack) == calibration.name
+            assert family(attack) == calibration.name
             assert attack.targeted
             assert attack.steps == 200
         alpha = attacks[3].alpha
@@ -183,5 +183,5 @@ class TestCalibrationsOfARun:
 
 def test_calibrations_ship_with_the_package() -> None:
     assert len(PUBLISHED) == 17
-    assert {kind(thing()) for thing in UNFORESEEN.values()} > {"Elastic", "Fog"}
-    assert kind(Fog()) == "Fog"
+    assert {family(thing()) for thing in UNFORESEEN.values()} > {"Elastic", "Fog"}
+    assert family(Fog()) == "Fog"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
 from vizrobust.attacks import L2, LOSSES, PGD, Ball, Linf, Noise, Square, parse_attack
-from vizrobust.attacks.square import HALVED_AFTER, level_of, pyramids, sides
+from vizrobust.attacks.square import HALVED_AFTER, pyramids, sides, window_level
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
@@ -54,7 +54,7 @@ def published_p(p: float, query: int) -> float:
 
 def test_the_schedule_is_the_published_one() -> None:
     queries = torch.arange(10_000)
-    level = level_of(queries)
+    level = window_level(queries)
     for query in [*range(1100), *(end + k for end in HALVED_AFTER for k in (-1, 0, 1)), 9999]:
         p = published_p(0.8, query)
         assert 0.8 * 0.5 ** int(level[query]) == pytest.approx(p)
@@ -179,8 +179,8 @@ def test_every_l2_point_is_the_papers(saturated: bool) -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 16), (2, 3, 7), (1, 1, 2)])
 def test_the_l2_start_is_made_of_signed_tiles(shape: tuple[int, int, int]) -> None:
     x = torch.full((3, *shape), 0.5, dtype=torch.float64)
-    (walk,) = Square(ball=L2(0.3)).stages(nn.Identity(), x)
-    delta = walk.begin(nn.Identity(), x, torch.zeros(3, dtype=torch.int64), streams(3))["adv"] - x
+    (walk,) = Square(ball=L2(0.3)).runs(nn.Identity(), x)
+    delta = walk.start(nn.Identity(), x, torch.zeros(3, dtype=torch.int64), streams(3))["adv"] - x
     assert torch.allclose(L2(0.3).norm(delta), torch.tensor(0.3, dtype=torch.float64))
     side = max(min(shape[1:]) // 5, 1)
     down, across = shape[1] // side, shape[2] // side
@@ -213,8 +213,8 @@ def test_the_loss_kept_only_rises_and_the_best_is_kept(ball: Ball, loss: str) ->
     net = make_net()
     with torch.no_grad():
         y[:4] = net(x[:4]).argmax(1)
-    (walk,) = Square(queries=40, ball=ball, loss=loss).stages(net, x)
-    state = walk.begin(net, x, y, streams(8))
+    (walk,) = Square(queries=40, ball=ball, loss=loss).runs(net, x)
+    state = walk.start(net, x, y, streams(8))
     with torch.no_grad():
         for _ in range(40):
             before = state["kept_loss"], state["kept_wrong"]
@@ -225,7 +225,7 @@ def test_the_loss_kept_only_rises_and_the_best_is_kept(ball: Ball, loss: str) ->
             assert torch.allclose(LOSSES[loss](logits, y), state["kept_loss"], atol=1e-6)
             assert torch.equal(logits.argmax(1) != y, state["kept_wrong"])
         assert torch.equal(state["best"], state["kept"])
-        assert (state["top"] == state["kept_loss"]).all()
+        assert (state["best_loss"] == state["kept_loss"]).all()
 
 
 @balls
@@ -234,15 +234,15 @@ def test_a_refilled_slot_gives_the_same_image(ball: Ball) -> None:
     # Twelve queries pass the first halving of p, so that schedules differ between the slots.
     undisturbed, mixed = refilled(Square(queries=20, ball=ball), make_net(), x, y, 14)
     assert all(torch.equal(value, mixed[key]) for key, value in undisturbed.items())
-    assert (undisturbed["t"] == 14).all()
+    assert (undisturbed["step"] == 14).all()
 
 
 def test_restarts_have_windows_of_their_own() -> None:
     x, y = images()
     net = make_net()
-    first, second = Square(queries=5, ball=Linf(EPS), restarts=2).stages(net, x)
-    assert (first.name, second.name, second.member) == ("Square", "Square 2", "Square")
-    starts = [walk.begin(net, x, y, streams(6))["adv"] for walk in (first, second)]
+    first, second = Square(queries=5, ball=Linf(EPS), restarts=2).runs(net, x)
+    assert (first.name, second.name, second.component) == ("Square", "Square 2", "Square")
+    starts = [walk.start(net, x, y, streams(6))["adv"] for walk in (first, second)]
     assert (starts[0] != starts[1]).flatten(1).any(1).all()
 
 
@@ -262,7 +262,7 @@ def test_it_breaks_what_hides_its_gradients(ball: Ball, floor: float) -> None:
 
     square = accuracy(Square(queries=100, ball=ball))
     assert square < accuracy(PGD(steps=5, ball=ball)) - floor
-    assert square < accuracy(Noise(draws=100, ball=ball)) - floor
+    assert square < accuracy(Noise(samples=100, ball=ball)) - floor
 
 
 def theirs(norm: str, eps: float, queries: int, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

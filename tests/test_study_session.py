@@ -275,7 +275,7 @@ def test_cells_follow_the_protocol(small: Plan) -> None:
     assert str(by_name["k8-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.2))"
     assert by_name["k0-s0"].training.attack is None
     assert str(by_name["fast-s0"].training.attack) == "PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25, clip_start=False)"
-    assert str(by_name["noise-s0"].training.attack) == "Noise(draws=1, ball=Linf(eps=0.2))"
+    assert str(by_name["noise-s0"].training.attack) == "Noise(samples=1, ball=Linf(eps=0.2))"
     assert str(by_name["k8-eps-4-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.05))"
     # As many gradient passes: (1 + 1) x 9 epochs = (8 + 1) x 2 epochs.
     assert by_name["k1-long-s0"].training.epochs == 9

@@ -54,7 +54,7 @@ def test_what_is_offered_is_what_there_is():
         (["--method", "trades", "--steps", 2], "method=TRADES()"),
         (["--method", "Free(replays=2)"], "attack=FGSM(ball=Linf(eps=0.3)), epochs=1, method=Free(replays=2)"),
         (["--method", "fast", "--eps", 0.2], "attack=PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25, clip_start=False)"),
-        (["--method", "noise"], "attack=Noise(draws=1, ball=Linf(eps=0.3))"),
+        (["--method", "noise"], "attack=Noise(samples=1, ball=Linf(eps=0.3))"),
         (["--method", "Distillation(temperature=20)"], 'epochs=1, method=Distillation(temperature=20.0)'),
         (["--steps", 1, "--ema", 0.9, "--schedule", "cosine", "--awp", 0.01, "--label-smoothing", 0.1],
          'schedule="cosine", label_smoothing=0.1, awp=0.01, ema=0.9'),

@@ -290,7 +290,7 @@ def test_schedules(schedule, expected):
         ({"method": TRADES(), "attack": ATTACK, "clean_weight": 0.5}, "TRADES and clean_weight=0.5 exclude each other"),
         ({"method": Free(), "attack": ATTACK}, r"Free needs a recipe whose attack is FGSM\(\), got PGD\(steps=2"),
         ({"method": Free(), "attack": ONE, "clean_weight": 0.1}, "Free and clean_weight=0.1 exclude each other"),
-        ({"method": NFGSM(), "attack": Noise(draws=1)}, r"NFGSM needs a recipe whose attack is FGSM\(\)"),
+        ({"method": NFGSM(), "attack": Noise(samples=1)}, r"NFGSM needs a recipe whose attack is FGSM\(\)"),
         ({"method": GradAlign()}, "GradAlign needs a recipe whose attack has a ball"),
         ({"method": GradAlign(), "attack": ONE, "compile": True}, "GradAlign and compile=True exclude each other"),
         ({"method": Distillation(), "attack": ONE}, r"Distillation and attack=FGSM\(ball=.*exclude each other"),
@@ -316,7 +316,7 @@ def test_wrong_numbers_of_methods_are_refused(text):
 
 
 def test_kl_needs_a_random_start_and_no_target():
-    for text in ("FGSM(loss='kl')", "PGD(loss='kl', random_start=False)", "PGD(loss='kl', targeted=True)", "ISM(loss='kl')"):
+    for text in ("FGSM(loss='kl')", "PGD(loss='kl', random_start=False)", "PGD(loss='kl', targeted=True)", "BIM(loss='kl')"):
         with pytest.raises(ValueError, match="use PGD, with its random start and without targeted"):
             parse(text, NAMES, "attack")
 

@@ -17,7 +17,7 @@ COSTS = {
     "PGD-1": (replace(RECIPE, attack=replace(ATTACK, steps=1)), 2),
     "PGD-5": (replace(RECIPE, attack=replace(ATTACK, steps=5)), 6),
     "clean loss too": (replace(RECIPE, attack=ATTACK, clean_weight=0.5), 2 + 2),
-    "noise": (replace(RECIPE, attack=Noise(draws=1, ball=Linf(0.1))), 1),
+    "noise": (replace(RECIPE, attack=Noise(samples=1, ball=Linf(0.1))), 1),
     "unforeseen": (replace(RECIPE, attack=Elastic(eps=0.5, steps=3)), 4),
     "avg": (replace(RECIPE, attack=Mix(BOTH, "avg")), 2 + 3 + 2),
     "max": (replace(RECIPE, attack=Mix(BOTH, "max")), 2 + 3 + 1),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.test_training import ATTACK, RECIPE, trainer
-from vizrobust.attacks import FGSM, ISM, PGD, Linf
+from vizrobust.attacks import BIM, FGSM, PGD, Linf
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_eps_rises_linearly_and_stays(epochs, ramp, expected):
 
 
 def test_a_fixed_step_size_rises_with_eps():
-    for attack in (PGD(steps=2, ball=Linf(0.2), alpha=0.05), ISM(steps=2, ball=Linf(0.2), alpha=0.05)):
+    for attack in (PGD(steps=2, ball=Linf(0.2), alpha=0.05), BIM(steps=2, ball=Linf(0.2), alpha=0.05)):
         here = trainer(replace(RECIPE, attack=attack, epochs=4, eps_ramp=3))
         assert here.attack_now().alpha == pytest.approx(0.05 / 4)
     here = trainer(replace(RECIPE, attack=PGD(steps=2, ball=Linf(0.2)), epochs=4, eps_ramp=3))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, net_file, refilled
-from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat
+from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat_model
 from vizrobust.data import load
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
@@ -76,8 +76,8 @@ def test_on_its_own_source_it_is_the_attack_itself() -> None:
     found, alone = Transfer(source=net_file(), attack=attack)(net, x, y, streams(9)), attack(net, x, y, streams(9))
     assert torch.equal(found.correct, alone.correct)
     assert torch.equal(found.best, alone.best)
-    first, *_ = Transfer(source=net_file(), attack=attack).stages(net, x)
-    assert (first.name, first.member, first.steps) == (f"PGD on {net_file()}", f"PGD on {net_file()}", 5)
+    first, *_ = Transfer(source=net_file(), attack=attack).runs(net, x)
+    assert (first.name, first.component, first.steps) == (f"PGD on {net_file()}", f"PGD on {net_file()}", 5)
 
 
 def test_images_made_on_another_network_break_this_one() -> None:
@@ -138,4 +138,4 @@ def test_it_is_written_down_and_varied_with_its_attack() -> None:
     assert parse_attack(repr(attack)) == attack
     assert vary(attack, eps=1.5, steps=3) == Transfer(source="runs/a", attack=PGD(steps=3, ball=L2(1.5)))
     assert attack.ball == L2(2)
-    assert threat(attack) == ("L2", 2.0)
+    assert threat_model(attack) == ("L2", 2.0)

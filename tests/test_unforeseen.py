@@ -14,7 +14,7 @@ from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 
 from tests.conftest import make_net
-from vizrobust.attacks import JPEG, PGD, Elastic, Fog, Gabor, Linf, Snow, kind, parse_attack, strengths, suited
+from vizrobust.attacks import JPEG, PGD, Elastic, Fog, Gabor, Linf, Snow, family, parse_attack, strengths, with_default_eps
 from vizrobust.attacks.unforeseen import source
 from vizrobust.attacks.unforeseen.jpeg import CHROMA, LUMA, coefficients, decoded
 from vizrobust.attacks.unforeseen.spatial import smooth
@@ -86,15 +86,15 @@ class TestJPEG:
     def test_the_variable_stays_in_its_ball(self, norm: str, eps: float) -> None:
         x = images(3, (1, 28, 28))
         attack = JPEG(eps=eps, norm=norm, steps=9)
-        (walk,) = attack.stages(nn.Identity(), x)
+        (walk,) = attack.runs(nn.Identity(), x)
         net = make_net(shape=(1, 28, 28)).double()
-        state = walk.begin(net, x, torch.arange(3), streams(3))
+        state = walk.start(net, x, torch.arange(3), streams(3))
         size = {"linf": lambda z: z.abs().amax(1), "l2": lambda z: z.norm(dim=1), "l1": lambda z: z.abs().sum(1)}[norm]
         for _ in range(9):
-            assert (size(state["v.z"]) <= eps * (1 + 1e-9)).all()
-            assert (state["v.z"].abs() <= 2).all()
+            assert (size(state["params.z"]) <= eps * (1 + 1e-9)).all()
+            assert (state["params.z"].abs() <= 2).all()
             walk.step(net, state)
-        assert (size(state["v.z"]) > 0.5 * eps).all(), "the steps use what they may"
+        assert (size(state["params.z"]) > 0.5 * eps).all(), "the steps use what they may"
 
     def test_its_frank_wolfe_steps_go_towards_the_best_corner(self) -> None:
         attack = JPEG(eps=5.0, norm="l1")
@@ -102,7 +102,7 @@ class TestJPEG:
         z = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.0, 0.0, 0.0, 1.0]])
         corner = torch.tensor([[0.0, -2.0, 2.0, 0.0, -1.0], [0.0, 0.0, 2.0, 2.0, 0.0]])
         # Images of one batch are at different steps.
-        moved = attack.step({"z": z, "t": torch.tensor([1, 4])}, grad, 0.0)
+        moved = attack.step({"z": z, "step": torch.tensor([1, 4])}, grad, 0.0)
         assert torch.allclose(moved[0], corner[0])
         assert torch.allclose(moved[1], z[1] + (corner[1] - z[1]) / 4)
 
@@ -232,11 +232,11 @@ class TestSnow:
         x = images(2, (3, 64, 80))
         net = make_net(shape=(3, 64, 80)).double()
         for signs in (False, True):
-            (walk,) = Snow(eps=0.5, steps=4, signs=signs).stages(net, x)
-            state = walk.begin(net, x, torch.arange(2), streams(2))
+            (walk,) = Snow(eps=0.5, steps=4, signs=signs).runs(net, x)
+            state = walk.start(net, x, torch.arange(2), streams(2))
             for _ in range(4):
                 walk.step(net, state)
-                z = state["v.z"]
+                z = state["params.z"]
                 assert z.shape == (2, 7, 16, 20)
                 assert z.min() > 0
                 assert z.max() <= 1
@@ -312,24 +312,24 @@ class TestTheClimb:
     def test_a_step_is_a_share_of_the_reach(self) -> None:
         x, net = images(2), make_net(shape=SHAPE).double()
         for attack in (Elastic(eps=3.0, steps=9), Fog(eps=1.0, steps=9), Elastic(eps=3.0, steps=9, alpha=0.25)):
-            (walk,) = attack.stages(net, x)
-            alpha = attack.reach / 3 if attack.alpha is None else attack.alpha
-            state = walk.begin(net, x, torch.tensor([0, 1]), streams(2))
-            before = state["v.z"]
+            (walk,) = attack.runs(net, x)
+            alpha = attack.range / 3 if attack.alpha is None else attack.alpha
+            state = walk.start(net, x, torch.tensor([0, 1]), streams(2))
+            before = state["params.z"]
             walk.step(net, state)
-            assert float((state["v.z"] - before).abs().max()) == pytest.approx(alpha)
+            assert float((state["params.z"] - before).abs().max()) == pytest.approx(alpha)
 
     def test_targeted_it_goes_towards_the_classes_that_pgd_draws(self) -> None:
         x, net = images(4), make_net(shape=SHAPE).double()
         y = torch.arange(4)
-        (ours,) = Fog(eps=2.0, steps=20, targeted=True).stages(net, x)
-        (theirs,) = PGD(ball=Linf(0.1), targeted=True).stages(net, x)
-        state = ours.begin(net, x, y, streams(4))
-        assert torch.equal(state["towards"], theirs.begin(net, x, y, streams(4))["towards"])
-        assert (state["towards"] != y).all()
+        (ours,) = Fog(eps=2.0, steps=20, targeted=True).runs(net, x)
+        (theirs,) = PGD(ball=Linf(0.1), targeted=True).runs(net, x)
+        state = ours.start(net, x, y, streams(4))
+        assert torch.equal(state["target"], theirs.start(net, x, y, streams(4))["target"])
+        assert (state["target"] != y).all()
 
         def chance() -> Tensor:
-            return net(state["adv"]).softmax(1).gather(1, state["towards"][:, None])[:, 0].detach()
+            return net(state["adv"]).softmax(1).gather(1, state["target"][:, None])[:, 0].detach()
 
         before = chance()
         for _ in range(20):
@@ -355,10 +355,10 @@ class TestStrengths:
 
     def test_an_attack_without_eps_gets_the_strength_of_a_level(self) -> None:
         for attack in (Elastic(), JPEG(norm="l2"), Fog(steps=3)):
-            three = strengths(kind(attack), (3, 224, 224))
-            levels = [suited(attack, (3, 224, 224), level).eps for level in ("low", "medium", "high")]
+            three = strengths(family(attack), (3, 224, 224))
+            levels = [with_default_eps(attack, (3, 224, 224), level).eps for level in ("low", "medium", "high")]
             assert tuple(levels) == three
         with pytest.raises(ValueError, match="no strength 'hgih'; did you mean high"):
-            suited(Fog(), (3, 32, 32), "hgih")
+            with_default_eps(Fog(), (3, 32, 32), "hgih")
         with pytest.raises(ValueError, match="no unforeseen attack 'Fogg'; did you mean Fog"):
             strengths("Fogg", (3, 32, 32))

@@ -44,10 +44,10 @@ class TestPixel:
 
     def test_shares_stay_in_their_ball(self, shape: tuple[int, int, int]) -> None:
         x, net = images(2, shape), make_net(shape=shape).double()
-        (walk,) = Pixel(eps=2.5, steps=6).stages(net, x)
-        state = walk.begin(net, x, torch.arange(2), streams(2))
+        (walk,) = Pixel(eps=2.5, steps=6).runs(net, x)
+        state = walk.start(net, x, torch.arange(2), streams(2))
         for _ in range(7):
-            z = state["v.z"]
+            z = state["params.z"]
             assert (z.flatten(1).norm(dim=1) <= 2.5 + 1e-9).all()
             assert z.min() >= 0
             assert z.max() <= 1

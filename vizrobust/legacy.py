@@ -36,6 +36,12 @@ FIELDS: dict[tuple[str, str], str] = {
     ("AttackBudget", "draws"): "noise_samples",
 }
 
+# (new field, old value) -> new value. A value counts where the class has the field; no other field has a value of this name.
+VALUES: dict[tuple[str, str], str] = {
+    ("kind", "corners"): "vertices",
+    ("loss", "plain_ce"): "standard_ce",
+}
+
 # Old class name -> {new field: value} that the old text left out because it was the default then, and no longer is.
 DEFAULTS: dict[str, dict[str, Any]] = {}
 
@@ -57,13 +63,16 @@ def new_fields(name: str, values: Mapping[str, Any], known: Collection[str]) -> 
 
     >>> new_fields("SharedLowFrequency", {"faces": 2}, ["group_size", "cutoff"])
     {'group_size': 2}
+    >>> new_fields("Noise", {"kind": "corners"}, ["kind"])
+    {'kind': 'vertices'}
     """
 
     def present(field: str) -> str:
         new = field if field in known else FIELDS.get((name, field), field)
         return new if new in known and new not in values else field
 
-    return {present(field): value for field, value in values.items()}
+    found = {present(field): value for field, value in values.items()}
+    return {field: VALUES.get((field, value), value) if isinstance(value, str) else value for field, value in found.items()}
 
 
 def old_defaults(name: str, known: Collection[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, net_file
 from tests.digits import digits_net
-from vizrobust.attacks import APGD, ATTACKS, L1, L2, LOSSES, Attack, Ball, EoT, Linf, State, Transfer, Walk
+from vizrobust.attacks import APGD, ATTACKS, EOT, L1, L2, LOSSES, Attack, AttackRun, Ball, Linf, State, Transfer
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.models import evaluating, load_checkpoint
@@ -29,17 +29,17 @@ BLACK_BOX = ("Square", "Noise", "Transfer")
 # These look for the smallest perturbation: where they go is not what they hand out, and they judge by its norm.
 MINIMAL = ("FAB", "DeepFool", "CW")
 # Attacks around another one have its ball.
-AROUND = {"Transfer": Transfer(source=net_file()), "EoT": EoT(samples=2)}
+AROUND = {"Transfer": Transfer(source=net_file()), "EOT": EOT(samples=2)}
 
 
 def make(name: str, ball: Ball, steps: int = STEPS) -> Attack:
     """The attack with its defaults, this ball and so many steps, where it has a number of them."""
     attack = vary(AROUND[name], ball=ball) if name in AROUND else ATTACKS[name](ball=ball)
-    return vary(attack, steps=steps, queries=steps, draws=steps + 1, targets=2, search_steps=2)
+    return vary(attack, steps=steps, queries=steps, samples=steps + 1, targets=2, search_steps=2)
 
 
 def steps_of(attack: Attack, net: nn.Module, x: Tensor) -> int:
-    return max(walk.steps for walk in attack.stages(net, x))
+    return max(walk.steps for walk in attack.runs(net, x))
 
 
 def is_l1_apgd(attack: Attack) -> bool:
@@ -53,9 +53,9 @@ VARIANTS = {
     "FGSM": [{"targeted": True}],
     "PGD": [{"restarts": 2}, {"random_start": False}, {"targeted": True}, {"loss": "margin"}],
     "Square": [{"restarts": 2}, {"loss": "ce"}],
-    "Noise": [{"kind": "gaussian"}, {"kind": "corners"}],
+    "Noise": [{"kind": "gaussian"}, {"kind": "vertices"}],
     "Transfer": [{"restarts": 2}],
-    "EoT": [{"restarts": 2}],
+    "EOT": [{"restarts": 2}],
 }
 
 
@@ -134,18 +134,18 @@ class TestWhatComesBack:
         x, y = batch(5)
         judged = attack(net, x, y, streams(range(5)))
         with iterates(net, 5) as seen:
-            blind = attack(net, x, y, streams(range(5)), judge=False)
+            blind = attack(net, x, y, streams(range(5)), evaluate=False)
         assert torch.equal(blind.x, judged.x)
         assert (blind.best, blind.loss, blind.correct) == (None, None, None)
-        several = isinstance(attack, EoT) or type(attack).__name__ in MINIMAL
-        if len(attack.stages(net, x)) == 1 and not several and not is_l1_apgd(attack):
+        several = isinstance(attack, EOT) or type(attack).__name__ in MINIMAL
+        if len(attack.runs(net, x)) == 1 and not several and not is_l1_apgd(attack):
             assert len(seen) == steps_of(attack, net, x), "no forward pass more than gradients need"
 
     def test_losses_and_verdicts_are_those_of_the_iterates(self, attack: Attack, net: nn.Module) -> None:
-        if getattr(attack, "targeted", False) or isinstance(attack, EoT):
+        if getattr(attack, "targeted", False) or isinstance(attack, EOT):
             pytest.skip("another label, or several passes for each point: see test_gradient_attacks and test_eot")
         x, y = batch(5)
-        if len(attack.stages(net, x)) > 1:
+        if len(attack.runs(net, x)) > 1:
             pytest.skip("several runs: see test_gradient_attacks")
         if is_l1_apgd(attack):
             pytest.skip("its first points lie outside the ball: see test_apgd")
@@ -233,7 +233,7 @@ class TestTheNetworkIsBorrowed:
         net = lived_in_net(nn.Identity())
         before = everything_about(net)
         for judge in (True, False):
-            attack(net, *batch(5), streams(range(5)), judge=judge)
+            attack(net, *batch(5), streams(range(5)), evaluate=judge)
         assert everything_about(net) == before
 
     def test_also_after_an_exception(self, attack: Attack) -> None:
@@ -283,7 +283,7 @@ def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: t
     attack = make(name, ball, steps=10)
     found = (vary(attack, eps=None) if name in MINIMAL else attack)(net, x, y, streams(range(100)))
     image = found.best if name in MINIMAL else found.x
-    noise = ball.steepest(ball.sample(x, streams(range(100)).child("noise")))
+    noise = ball.steepest_direction(ball.sample(x, streams(range(100)).child("noise")))
     # As long as the attack's own change, image by image; clipping may only shorten both.
     size = ball.norm(image - x).reshape(-1, 1, 1, 1)
     noisy = (x + size * noise).clamp(0, 1)
@@ -335,13 +335,13 @@ def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(name: str, b
 @every_attack
 def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net: nn.Module) -> None:
     x, y = batch(10)
-    for walk in attack.stages(net, x)[:2]:
+    for walk in attack.runs(net, x)[:2]:
 
-        def begun(items: range, walk: Walk = walk) -> State:
-            return walk.begin(net, x[items.start : items.stop], y[items.start : items.stop], streams(items))
+        def begun(items: range, walk: AttackRun = walk) -> State:
+            return walk.start(net, x[items.start : items.stop], y[items.start : items.stop], streams(items))
 
         def verdicts(state: State, slot: int) -> list[object]:
-            return [state[key][slot].tolist() for key in ("t", "wrong", "correct", "loss", "best", "top")]
+            return [state[key][slot].tolist() for key in ("step", "misclassified", "correct", "loss", "best", "best_loss")]
 
         with evaluating(net):
             expected = {}
@@ -359,6 +359,6 @@ def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net
                     for key, value in fresh.items():
                         state[key] = state[key].index_copy(0, torch.tensor([slot]), value[item - 5 : item - 4])
                 walk.step(net, state)
-                seen |= {item: verdicts(state, slot) for slot, item in enumerate(items) if state["t"][slot] == walk.steps + 1}
+                seen |= {item: verdicts(state, slot) for slot, item in enumerate(items) if state["step"][slot] == walk.steps + 1}
         assert {0, 2, 4, 5, 9} <= seen.keys()
         assert seen == {item: expected[item] for item in seen}

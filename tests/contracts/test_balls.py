@@ -119,22 +119,27 @@ class TestBall:
 
     def test_steepest_is_of_norm_one_and_no_direction_climbs_faster(self, ball: Ball) -> None:
         grad = randn(N, *SHAPE)
-        steepest = ball.steepest(grad)
-        assert torch.allclose(ball.norm(steepest), torch.ones(N, dtype=torch.float64))
-        gain = (grad * steepest).flatten(1).sum(1)
+        steepest_direction = ball.steepest_direction(grad)
+        assert torch.allclose(ball.norm(steepest_direction), torch.ones(N, dtype=torch.float64))
+        gain = (grad * steepest_direction).flatten(1).sum(1)
         for seed in range(300):
             other = randn(N, *SHAPE, seed=seed + 1)
-            other = other + 3 * seed * steepest / 300  # also directions near it
+            other = other + 3 * seed * steepest_direction / 300  # also directions near it
             other = other / ball.norm(other).reshape(-1, 1, 1, 1)
             assert ((grad * other).flatten(1).sum(1) <= gain * (1 + 1e-12)).all()
 
     def test_steepest_of_nothing_is_nothing(self, ball: Ball) -> None:
-        assert torch.equal(ball.steepest(torch.zeros(N, *SHAPE)), torch.zeros(N, *SHAPE))
+        assert torch.equal(ball.steepest_direction(torch.zeros(N, *SHAPE)), torch.zeros(N, *SHAPE))
 
     def test_images_do_not_meet(self, ball: Ball) -> None:
         x = randn(N, *SHAPE)
         clean = saturated(1, *SHAPE)
-        for operation in (ball.norm, ball.project, ball.steepest, lambda adv: ball.project_image(clean.expand_as(adv), adv)):
+        for operation in (
+            ball.norm,
+            ball.project,
+            ball.steepest_direction,
+            lambda adv: ball.project_image(clean.expand_as(adv), adv),
+        ):
             whole = operation(x)
             for k in range(N):
                 assert torch.allclose(operation(x[k : k + 1])[0], whole[k], rtol=1e-14)

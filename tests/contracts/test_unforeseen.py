@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.conftest import CLASSES, make_net
 from tests.contracts.test_attacks import everything_about, lived_in_net
-from vizrobust.attacks import LOSSES, NAMES, UNFORESEEN, kind, strengths
-from vizrobust.attacks.attack import Attack, State, Walk
+from vizrobust.attacks import LOSSES, NAMES, UNFORESEEN, family, strengths
+from vizrobust.attacks.attack import Attack, AttackRun, State
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.models import evaluating, load_checkpoint
@@ -54,7 +54,7 @@ class TestEveryUnforeseenAttack:
         attack = make(name, steps=3)
         assert isinstance(attack, Attack)
         assert parse(repr(attack), NAMES) == attack
-        assert all(isinstance(walk, Walk) for walk in attack.stages(make_net(shape=SHAPE), batch(1)[0]))
+        assert all(isinstance(walk, AttackRun) for walk in attack.runs(make_net(shape=SHAPE), batch(1)[0]))
 
     def test_without_a_strength_it_says_what_to_write(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"has no eps: write \w+\(eps=…\)"):
@@ -95,7 +95,7 @@ class TestEveryUnforeseenAttack:
         assert torch.equal(found.correct[-1], logits.argmax(1) == y)
         if not attack.targeted:
             assert torch.allclose(found.loss[-1], LOSSES["ce"](logits, y), atol=1e-6)
-        assert torch.equal(attack(net, x, y, streams(range(4)), judge=False).x, found.x)
+        assert torch.equal(attack(net, x, y, streams(range(4)), evaluate=False).x, found.x)
         assert torch.equal(attack(net, x, y, streams(range(4))).x, found.x), "the same streams give the same images"
         assert not torch.equal(attack(net, x, y, streams(range(4, 8))).x, found.x)
 
@@ -108,19 +108,19 @@ class TestEveryUnforeseenAttack:
     def test_the_variable_starts_and_stays_allowed(self, name: str) -> None:
         x, y = batch(3)
         net, attack = make_net(shape=SHAPE), make(name, steps=6)
-        (walk,) = attack.stages(net, x)
-        state = walk.begin(net, x, y, streams(range(3)))
+        (walk,) = attack.runs(net, x)
+        state = walk.start(net, x, y, streams(range(3)))
         for _ in range(6):
-            v = {key[2:]: value for key, value in state.items() if key.startswith("v.")}
+            v = {key.removeprefix("params."): value for key, value in state.items() if key.startswith("params.")}
             again = attack.project(v)
             assert torch.allclose(again, v["z"], rtol=1e-5, atol=1e-6), "projecting what is allowed changes nothing"
             back = attack.project({**v, "z": 3 - 20 * v["z"]})
             assert torch.allclose(attack.project({**v, "z": back}), back, rtol=1e-5, atol=1e-6)
             before = v["z"]
             walk.step(net, state)
-            assert not torch.equal(state["v.z"], before)
+            assert not torch.equal(state["params.z"], before)
             with torch.no_grad():
-                image = attack.apply(x, {**v, "z": state["v.z"]})
+                image = attack.apply(x, {**v, "z": state["params.z"]})
             assert torch.equal(image, state["adv"])
 
     def test_clipping_hides_no_gradient(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +148,10 @@ class TestEveryUnforeseenAttack:
     def test_in_bf16_the_image_is_made_in_its_own_precision(self, name: str) -> None:
         x, y = batch(3)
         net, attack = make_net(shape=SHAPE), make(name, steps=2)
-        (walk,) = attack.stages(net, x)
-        start = walk.begin(net, x, y, streams(range(3)))["adv"]
+        (walk,) = attack.runs(net, x)
+        start = walk.start(net, x, y, streams(range(3)))["adv"]
         with torch.autocast("cpu", torch.bfloat16):
-            state = walk.begin(net, x, y, streams(range(3)))
+            state = walk.start(net, x, y, streams(range(3)))
             walk.step(net, state)
         assert torch.equal(state["best"], start)
         assert state["adv"].dtype == torch.float32
@@ -188,7 +188,7 @@ class TestEveryUnforeseenAttack:
     def test_a_slot_filled_again_at_another_step_changes_nothing(self, name: str) -> None:
         net = make_net(shape=SHAPE)
         x, y = batch(6)
-        (walk,) = make(name, steps=5).stages(net, x)
+        (walk,) = make(name, steps=5).runs(net, x)
 
         def walked(state: State, count: int) -> State:
             for _ in range(count):
@@ -196,15 +196,15 @@ class TestEveryUnforeseenAttack:
             return state
 
         with evaluating(net):
-            whole = walked(walk.begin(net, x, y, streams(range(6))), 5)
+            whole = walked(walk.start(net, x, y, streams(range(6))), 5)
             # Rows 1 and 4 hold other images for two steps, then make room for those that `whole` had there.
             others = [0, 5, 2, 3, 1, 5]
-            state = walked(walk.begin(net, x[others], y[others], streams(others)), 2)
-            for key, value in walk.begin(net, x, y, streams(range(6))).items():
+            state = walked(walk.start(net, x[others], y[others], streams(others)), 2)
+            for key, value in walk.start(net, x, y, streams(range(6))).items():
                 state[key] = state[key].clone().index_copy(0, torch.tensor([1, 4]), value[[1, 4]])
             early = {key: value.clone() for key, value in walked(state, 3).items()}
             late = walked(state, 2)
-        for key in ("adv", "best", "v.z", "loss", "top"):
+        for key in ("adv", "best", "params.z", "loss", "best_loss"):
             assert torch.equal(early[key][[0, 2, 3]], whole[key][[0, 2, 3]]), key
             assert torch.equal(late[key][[1, 4]], whole[key][[1, 4]]), key
 
@@ -225,7 +225,7 @@ def test_on_a_network_that_knows_its_task_it_climbs_and_more_strength_breaks_mor
     name: str, digits: tuple[torch.nn.Module, Tensor, Tensor]
 ) -> None:
     net, x, y = digits
-    low, _, high = strengths(kind(ATTACKS[name]), (1, 28, 28))
+    low, _, high = strengths(family(ATTACKS[name]), (1, 28, 28))
     robust = []
     for eps in (low, high):
         attack = vary(ATTACKS[name], eps=eps, steps=10)
@@ -234,4 +234,4 @@ def test_on_a_network_that_knows_its_task_it_climbs_and_more_strength_breaks_mor
         assert (found.loss[-1] > found.loss[0]).float().mean() > 0.7
         robust.append(float(found.correct.all(0).float().mean()))
     assert robust[1] <= robust[0] - LEAST_FALL.get(name, 0.3) * robust[0]
-    assert math.isclose(attack.stages(net, x)[0].alpha, attack.reach / math.sqrt(10))
+    assert math.isclose(attack.runs(net, x)[0].alpha, attack.range / math.sqrt(10))

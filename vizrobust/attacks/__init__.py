@@ -1,16 +1,16 @@
 """Attacks: threat models (balls), losses, the gradient attacks built from them, and attacks without gradients."""
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.attack import Attack, Attacked, State, Walk, ball_of, is_inside, measure, threat
+from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, is_inside, perturbation_norm, threat_model
 from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack, notes
-from vizrobust.attacks.boundary_attacks import FAB, DeepFool, is_minimal
+from vizrobust.attacks.boundary_attacks import FAB, DeepFool, is_minimum_norm
 from vizrobust.attacks.carlini_wagner import CW
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
-from vizrobust.attacks.gradient import FGSM, ISM, PGD, fit
+from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
 from vizrobust.attacks.noise import Noise
 from vizrobust.attacks.square import Square
-from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (
     JPEG,
     UNFORESEEN,
@@ -22,25 +22,26 @@ from vizrobust.attacks.unforeseen import (
     Pixel,
     Snow,
     Wood,
-    kind,
+    family,
     strengths,
-    suited,
+    with_default_eps,
 )
-from vizrobust.attacks.wrappers import EoT, Transfer
+from vizrobust.attacks.wrappers import EOT, Transfer
 from vizrobust.spec import named, parse
 
-ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EoT)}
+ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EOT)}
 NAMES = {**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN}
 
 __all__ = [
     "APGD",
     "ATTACKS",
     "BALLS",
+    "BIM",
     "CW",
     "ENSEMBLES",
+    "EOT",
     "FAB",
     "FGSM",
-    "ISM",
     "JPEG",
     "L1",
     "L2",
@@ -49,12 +50,12 @@ __all__ = [
     "PGD",
     "UNFORESEEN",
     "Attack",
-    "Attacked",
+    "AttackResult",
+    "AttackRun",
     "AutoAttack",
     "Ball",
     "DeepFool",
     "Elastic",
-    "EoT",
     "Fog",
     "Gabor",
     "Glitch",
@@ -66,22 +67,21 @@ __all__ = [
     "Square",
     "State",
     "Transfer",
-    "Walk",
     "Wood",
     "ball_of",
+    "configured",
+    "epsilon",
     "fallback",
-    "fit",
+    "family",
     "is_inside",
-    "is_minimal",
-    "kind",
-    "measure",
+    "is_minimum_norm",
     "notes",
     "parse_attack",
     "per_image",
-    "radius",
+    "perturbation_norm",
     "strengths",
-    "suited",
-    "threat",
+    "threat_model",
+    "with_default_eps",
 ]
 
 

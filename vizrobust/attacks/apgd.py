@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, State, Walk, class_count, mark, opened, run
-from vizrobust.attacks.boundary_attacks import rivals
+from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, num_classes, record, run
+from vizrobust.attacks.boundary_attacks import competing_classes
 from vizrobust.attacks.losses import LOSSES, TARGETED_LOSSES
-from vizrobust.attacks.threat_models import L1, Ball, Linf, nearest_in_l1, per_image, radius, sparse_step
+from vizrobust.attacks.threat_models import L1, Ball, Linf, epsilon, nearest_in_l1, per_image, sparse_step
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
 
 
 @dataclass(frozen=True)
-class Aim:
+class Variant:
     """A loss; of the wrong classes the one of this `rank` by the clean logits, 1 the likeliest, 0 none; and a restart."""
 
     loss: str
@@ -24,7 +24,7 @@ class Aim:
     restart: int = 0
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         if not self.rank:
             return f"APGD-{self.loss.upper()}"
         return "APGD-T" if self.loss == "dlr" else f"APGD-{self.loss.upper()}-T"
@@ -32,27 +32,27 @@ class Aim:
     @property
     def name(self) -> str:
         rank = f" {self.rank}" if self.rank else ""
-        return f"{self.member}{rank}" + (f" restart {self.restart + 1}" if self.restart else "")
+        return f"{self.component}{rank}" + (f" restart {self.restart + 1}" if self.restart else "")
 
     def streams(self, streams: Streams) -> Streams:
         """Those of this run: each has a start point of its own."""
         streams = streams.child(f"target {self.rank}") if self.rank > 1 else streams
         return streams.child(f"restart {self.restart}") if self.restart else streams
 
-    def towards(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def target(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The class that each image is driven to, (N,); its own where it is driven away from that."""
         if not self.rank:
             return y
         with torch.no_grad():
-            return rivals(net(x), y)[:, self.rank - 1]
+            return competing_classes(net(x), y)[:, self.rank - 1]
 
     def loss_of(self, logits: Tensor, state: State) -> Tensor:
         """(N,), larger = better for the attacker."""
         if self.rank:
-            return lookup(TARGETED_LOSSES, self.loss, "loss")(logits, state["y"], state["towards"])
+            return lookup(TARGETED_LOSSES, self.loss, "loss")(logits, state["y"], state["target"])
         return lookup(LOSSES, self.loss, "loss")(logits, state["y"])
 
-    def climb(self, net: nn.Module, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def ascend(self, net: nn.Module, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The current iterate, the loss's gradient there, the loss (N,) and the logits, all detached."""
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
@@ -76,32 +76,32 @@ FIRST_MOVED = 0.2
 
 
 @dataclass(frozen=True)
-class L1APGDWalk:
+class L1APGDRun:
     """One run of L1-APGD: within 3 eps for 3/10 of the steps, within 2 eps for as many, then within eps.
 
     Each radius begins at the last one's point of highest loss. Points that lie outside eps break nothing, and the
     loss entered for them is the clean image's.
     """
 
-    aim: Aim
+    variant: Variant
     ball: Ball
     steps: int
     random_start: bool = True
 
     @property
     def name(self) -> str:
-        return self.aim.name
+        return self.variant.name
 
     @property
-    def member(self) -> str:
-        return self.aim.member
+    def component(self) -> str:
+        return self.variant.component
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        streams = self.aim.streams(streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        streams = self.variant.streams(streams)
         lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype)
         state = {
-            **opened(x, y, x, streams),
-            "towards": self.aim.towards(net, x, y),
+            **initial_state(x, y, x, streams),
+            "target": self.variant.target(net, x, y),
             "peak": x,
             "peak_grad": torch.zeros_like(x),
             "peak_loss": lowest,
@@ -110,15 +110,15 @@ class L1APGDWalk:
             "share": torch.full_like(lowest, FIRST_MOVED),
         }
         with torch.no_grad():
-            state["clean_loss"] = state["top"] = self.aim.loss_of(net(x), state).to(x.dtype)
+            state["clean_loss"] = state["best_loss"] = self.variant.loss_of(net(x), state).to(x.dtype)
         if self.random_start:
             noise = streams.normal(*x.shape[1:]).to(x)
-            state["adv"] = nearest_in_l1(x, x + noise, self._radius(state["t"], x))
+            state["adv"] = nearest_in_l1(x, x + noise, self._radius(state["step"], x))
         return state
 
     def step(self, net: nn.Module, state: State) -> None:
-        t, x = state["t"], state["x"]
-        adv, grad, loss, logits = self.aim.climb(net, state)
+        t, x = state["step"], state["x"]
+        adv, grad, loss, logits = self.variant.ascend(net, state)
         self._mark(state, logits, loss)
         opens = self._opens(t)
         better = opens | (loss > state["peak_loss"])
@@ -132,14 +132,14 @@ class L1APGDWalk:
         moved = torch.where(per_image(self._opens(t + 1), x), state["peak"], moved)
         state["adv"] = nearest_in_l1(x, moved, self._radius(t + 1, x))
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
-        self._mark(state, logits, self.aim.loss_of(logits, state))
+        self._mark(state, logits, self.variant.loss_of(logits, state))
 
     def _mark(self, state: State, logits: Tensor, loss: Tensor) -> None:
         _, third = self._turns()
-        inside = (state["t"] >= third) | (self.ball.norm(state["adv"] - state["x"]) <= radius(self.ball))
-        mark(state, logits, torch.where(inside, loss.to(state["clean_loss"].dtype), state["clean_loss"]), inside)
+        inside = (state["step"] >= third) | (self.ball.norm(state["adv"] - state["x"]) <= epsilon(self.ball))
+        record(state, logits, torch.where(inside, loss.to(state["clean_loss"].dtype), state["clean_loss"]), inside)
 
     def _adapt(self, state: State, t: Tensor, opens: Tensor) -> Tensor:
         """Choose each image's step and sparsity; (N,) bool: the images that go on from their point of highest loss."""
@@ -181,7 +181,7 @@ class L1APGDWalk:
         second, third = self._turns()
         first, middle, last = RADII
         factor = torch.where(t >= third, last, torch.where(t >= second, middle, first))
-        return factor.to(like.dtype) * radius(self.ball)
+        return factor.to(like.dtype) * epsilon(self.ball)
 
 
 # Croce & Hein (2020), section 3: the share of the steps up to the first checkpoint, by how much the distances between
@@ -204,7 +204,7 @@ class APGD:
     >>> from vizrobust.models import architecture
     >>> net, x, y = architecture("small_cnn", (1, 28, 28), 10)(), torch.rand(5, 1, 28, 28), torch.arange(5)
     >>> attack = APGD(steps=3, ball=Linf(eps=0.1), loss="dlr", targeted=True, targets=2)
-    >>> [walk.name for walk in attack.stages(net, x)]
+    >>> [walk.name for walk in attack.runs(net, x)]
     ['APGD-T 1', 'APGD-T 2']
     >>> attack(net, x, y, Streams(0, range(5))).correct.shape
     torch.Size([4, 5])
@@ -226,47 +226,47 @@ class APGD:
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"APGD: {self.restarts} restarts without a random start would all be the same")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        radius(self.ball)
-        kind = L1APGDWalk if isinstance(self.ball, L1) else APGDWalk
-        ranks = range(1, max(2, min(self.targets + 1, class_count(net, x)))) if self.targeted else (0,)
-        aims = (Aim(self.loss, rank, restart) for rank in ranks for restart in range(self.restarts))
-        return tuple(kind(aim, self.ball, self.steps, self.random_start) for aim in aims)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        epsilon(self.ball)
+        kind = L1APGDRun if isinstance(self.ball, L1) else APGDRun
+        ranks = range(1, max(2, min(self.targets + 1, num_classes(net, x)))) if self.targeted else (0,)
+        variants = (Variant(self.loss, rank, restart) for rank in ranks for restart in range(self.restarts))
+        return tuple(kind(variant, self.ball, self.steps, self.random_start) for variant in variants)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class APGDWalk:
+class APGDRun:
     """One run of APGD in a ball whose steps have momentum: Linf or L2."""
 
-    aim: Aim
+    variant: Variant
     ball: Ball
     steps: int
     random_start: bool = True
 
     @property
     def name(self) -> str:
-        return self.aim.name
+        return self.variant.name
 
     @property
-    def member(self) -> str:
-        return self.aim.member
+    def component(self) -> str:
+        return self.variant.component
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        streams = self.aim.streams(streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        streams = self.variant.streams(streams)
         start = (x + self.ball.sample(x, streams)).clamp_(0, 1) if self.random_start else x
         first = torch.full_like(streams.keys, max(int(FIRST * self.steps), 1), device=x.device)
         lowest = torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype)
         return {
-            **opened(x, y, start, streams),
-            "towards": self.aim.towards(net, x, y),
+            **initial_state(x, y, start, streams),
+            "target": self.variant.target(net, x, y),
             "before": start,
             "peak": start,
             "peak_grad": torch.zeros_like(x),
             "peak_loss": lowest,
-            "stride": torch.full_like(lowest, 2 * radius(self.ball)),
+            "stride": torch.full_like(lowest, 2 * epsilon(self.ball)),
             "previous_loss": lowest,
             "rises": torch.zeros_like(first),
             "window": first,
@@ -277,9 +277,9 @@ class APGDWalk:
         }
 
     def step(self, net: nn.Module, state: State) -> None:
-        t, x = state["t"], state["x"]
-        adv, grad, loss, logits = self.aim.climb(net, state)
-        mark(state, logits, loss)
+        t, x = state["step"], state["x"]
+        adv, grad, loss, logits = self.variant.ascend(net, state)
+        record(state, logits, loss)
         better = loss > state["peak_loss"]
         state["peak"] = torch.where(per_image(better, adv), adv, state["peak"])
         state["peak_grad"] = torch.where(per_image(better, adv), grad, state["peak_grad"])
@@ -288,14 +288,14 @@ class APGDWalk:
         stride = state["stride"] = torch.where(halve, state["stride"] / 2, state["stride"])
         here = torch.where(per_image(halve, adv), state["peak"], adv)
         grad = torch.where(per_image(halve, adv), state["peak_grad"], grad)
-        aimed = self.ball.project_image(x, here + per_image(stride, x) * self.ball.steepest(grad, here))
+        aimed = self.ball.project_image(x, here + per_image(stride, x) * self.ball.steepest_direction(grad, here))
         share = per_image(torch.where(t == 0, 1.0, MOMENTUM).to(x.dtype), x)
         moved = (aimed - here).mul_(share).add_(here).add_((here - state["before"]).mul_(1 - share))
         state["before"], state["adv"] = here, self.ball.project_image(x, moved)
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
-        mark(state, logits, self.aim.loss_of(logits, state))
+        record(state, logits, self.variant.loss_of(logits, state))
 
     def _halve(self, state: State, t: Tensor, loss: Tensor) -> Tensor:
         """(N,) bool: the images at a checkpoint whose loss rose too seldom since the last, or has no new best."""

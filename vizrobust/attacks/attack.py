@@ -9,16 +9,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.threat_models import Ball, Linf, per_image, radius
+from vizrobust.attacks.threat_models import Ball, Linf, epsilon, per_image
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 
-# Everything an attack knows of N images: each tensor's row i belongs to image i alone. `opened` lists what all share.
+# Everything an attack knows of N images: each tensor's row i belongs to image i alone. `initial_state` lists what all share.
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """What an attack found for N images.
 
     `x` (N, C, H, W) is the K-th iterate, what training uses; `best` a wrong iterate if one was met, else the one
@@ -33,14 +33,14 @@ class Attacked:
 
 
 @runtime_checkable
-class Walk(Protocol):
+class AttackRun(Protocol):
     """One run of an attack from one start point, e.g. one restart, or one target class.
 
-    Two attributes are optional: ``minimal = True`` where it looks for the smallest perturbation, ``leaves_ball = True``
+    Two attributes are optional: ``minimum_norm = True`` where it looks for the smallest perturbation, ``leaves_ball = True``
     where it does not stay in its ball (then it is always walked to its end, to say how far it went).
 
     The three methods change the state they are given and see batches of one size; nothing in them may mix images,
-    and every random number comes from `draws` (or, in `begin`, from `streams`).
+    and every random number comes from `step_streams` (or, in `start`, from `streams`).
     """
 
     @property
@@ -48,37 +48,37 @@ class Walk(Protocol):
         """Its own name within the attack, such as ``APGD-T 3``."""
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         """The part of the attack it belongs to, such as ``APGD-T``, under which tables count."""
 
     @property
     def steps(self) -> int:
-        """K: how often `step` is called; with the last `judge` there are K + 1 verdicts."""
+        """K: how often `step` is called; with the last `evaluate` there are K + 1 verdicts."""
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        """The state (see `opened`) at the start point."""
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        """The state (see `initial_state`) at the start point."""
 
     def step(self, net: nn.Module, state: State) -> None:
-        """Judge the current iterate with `mark`, then leave it for the next."""
+        """Judge the current iterate with `record`, then leave it for the next."""
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         """Judge the current iterate alone, without a gradient."""
 
 
 @runtime_checkable
 class Attack(Protocol):
-    """``attack(net, x, y, streams)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `Attacked`.
+    """``attack(net, x, y, streams)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `AttackResult`.
 
-    ``judge=False`` skips the last forward pass and all bookkeeping, for training. `stages` are the same work as
+    ``evaluate=False`` skips the last forward pass and all bookkeeping, for training. `runs` are the same work as
     walks, one after the other, for whoever wants to stop early or go on later. An attack has a `ball`, or an `eps`
-    in units of its own (see `threat`).
+    in units of its own (see `threat_model`).
     """
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]: ...
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked: ...
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]: ...
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult: ...
 
 
-def opened(x: Tensor, y: Tensor, start: Tensor, streams: Streams) -> State:
+def initial_state(x: Tensor, y: Tensor, start: Tensor, streams: Streams) -> State:
     """The part of a state that all walks share.
 
     ``x`` the clean images, ``y`` their labels, ``adv`` the current iterates, ``t`` (N,) how many points were judged,
@@ -90,97 +90,99 @@ def opened(x: Tensor, y: Tensor, start: Tensor, streams: Streams) -> State:
         "x": x,
         "y": y,
         "adv": start,
-        "t": torch.zeros(n, dtype=torch.int64, device=x.device),
+        "step": torch.zeros(n, dtype=torch.int64, device=x.device),
         "keys": streams.keys.to(x.device),
         "correct": torch.ones(n, dtype=torch.bool, device=x.device),
         "loss": torch.full((n,), -torch.inf, device=x.device, dtype=x.dtype),
-        "wrong": torch.zeros(n, dtype=torch.bool, device=x.device),
+        "misclassified": torch.zeros(n, dtype=torch.bool, device=x.device),
         "best": start,
-        "top": torch.full((n,), -torch.inf, device=x.device, dtype=x.dtype),
+        "best_loss": torch.full((n,), -torch.inf, device=x.device, dtype=x.dtype),
     }
 
 
-def draws(state: State, purpose: str) -> Streams:
+def step_streams(state: State, purpose: str) -> Streams:
     """Random streams for this step of a walk: a function of the image, the step and the purpose alone."""
-    return Streams.of(state["keys"].cpu(), state["t"].cpu()).child(purpose)
+    return Streams.of(state["keys"].cpu(), state["step"].cpu()).child(purpose)
 
 
-def mark(state: State, logits: Tensor, loss: Tensor, inside: Tensor | None = None, point: Tensor | None = None) -> None:
+def record(state: State, logits: Tensor, loss: Tensor, inside: Tensor | None = None, point: Tensor | None = None) -> None:
     """Enter a point's verdict and loss (N,), larger = better for the attacker; a point not `inside` breaks nothing.
 
     `point` is the iterate unless the walk judges another one. In training nobody asks, and nothing is kept.
     """
-    state["t"] = state["t"] + 1
+    state["step"] = state["step"] + 1
     if "best" not in state:
         return
     point = state["adv"] if point is None else point
     correct = logits.argmax(1) == state["y"]
     if inside is not None:
         correct = correct | ~inside
-    loss = loss.detach().to(state["top"].dtype)
-    better = stronger(~correct, loss, state["wrong"], state["top"])
+    loss = loss.detach().to(state["best_loss"].dtype)
+    better = is_better(~correct, loss, state["misclassified"], state["best_loss"])
     state["correct"], state["loss"] = correct, loss
     state["best"] = torch.where(per_image(better, point), point, state["best"])
-    state["top"] = torch.where(better, loss, state["top"])
-    state["wrong"] = state["wrong"] | ~correct
+    state["best_loss"] = torch.where(better, loss, state["best_loss"])
+    state["misclassified"] = state["misclassified"] | ~correct
 
 
-def stronger(wrong: Tensor, loss: Tensor, than_wrong: Tensor, than_loss: Tensor) -> Tensor:
+def is_better(wrong: Tensor, loss: Tensor, than_wrong: Tensor, than_loss: Tensor) -> Tensor:
     """Whether a point is the better example: a wrong one before a right one, then the higher loss. All (N,)."""
     return (wrong & ~than_wrong) | ((wrong == than_wrong) & (loss > than_loss))
 
 
-def run(stages: Iterable[Walk], net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
+def run(runs: Iterable[AttackRun], net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
     """Walk every stage to its end on all the images; of several the worst counts for each image."""
-    stages = tuple(stages)
-    found: tuple[Attacked, State] | None = None
-    for walk in stages:
+    runs = tuple(runs)
+    found: tuple[AttackResult, State] | None = None
+    for walk in runs:
         # Only verdicts tell which of several stages is the worst, so they are needed there in any case.
-        new = _walked(walk, net, x, y, streams, judge or len(stages) > 1)
+        new = _walked(walk, net, x, y, streams, evaluate or len(runs) > 1)
         found = new if found is None else _worse(found, new)
     if found is None:
         raise ValueError("an attack needs at least one stage")
     attacked, _ = found
-    return attacked if judge else Attacked(attacked.x)
+    return attacked if evaluate else AttackResult(attacked.x)
 
 
-def class_count(net: nn.Module, x: Tensor) -> int:
+def num_classes(net: nn.Module, x: Tensor) -> int:
     """How many classes the network tells apart."""
     with evaluating(net), torch.no_grad():
         return net(x[:1]).shape[1]
 
 
-def _walked(walk: Walk, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool) -> tuple[Attacked, State]:
+def _walked(
+    walk: AttackRun, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool
+) -> tuple[AttackResult, State]:
     losses, corrects = [], []
     with evaluating(net):
-        state = walk.begin(net, x.detach(), y, streams)
-        if not judge:
+        state = walk.start(net, x.detach(), y, streams)
+        if not evaluate:
             del state["best"]
         for _ in range(walk.steps):
             walk.step(net, state)
             losses.append(state["loss"])
             corrects.append(state["correct"])
-        if not judge:
-            return Attacked(state["adv"]), state
+        if not evaluate:
+            return AttackResult(state["adv"]), state
         with torch.no_grad():
-            walk.judge(net, state)
+            walk.evaluate(net, state)
     losses.append(state["loss"])
     corrects.append(state["correct"])
-    return Attacked(state["adv"], state["best"], torch.stack(losses), torch.stack(corrects)), state
+    return AttackResult(state["adv"], state["best"], torch.stack(losses), torch.stack(corrects)), state
 
 
-def _worse(a: tuple[Attacked, State], b: tuple[Attacked, State]) -> tuple[Attacked, State]:
+def _worse(a: tuple[AttackResult, State], b: tuple[AttackResult, State]) -> tuple[AttackResult, State]:
     """Two stages as one; the shorter one's last verdicts stand for the steps it did not take."""
     (old, before), (new, after) = a, b
-    last = stronger(~after["correct"], after["loss"], ~before["correct"], before["loss"])
-    best = stronger(after["wrong"], after["top"], before["wrong"], before["top"])
+    last = is_better(~after["correct"], after["loss"], ~before["correct"], before["loss"])
+    best = is_better(after["misclassified"], after["best_loss"], before["misclassified"], before["best_loss"])
     state = {key: torch.where(last, after[key], before[key]) for key in ("correct", "loss")}
-    state["wrong"] = before["wrong"] | after["wrong"]
-    state["top"] = torch.where(best, after["top"], before["top"])
+    state["misclassified"] = before["misclassified"] | after["misclassified"]
+    state["best_loss"] = torch.where(best, after["best_loss"], before["best_loss"])
     assert old.best is not None and new.best is not None and old.loss is not None and new.loss is not None  # noqa: PT018
     assert old.correct is not None and new.correct is not None  # noqa: PT018
     length = max(len(old.loss), len(new.loss))
-    attacked = Attacked(
+    attacked = AttackResult(
         torch.where(per_image(last, old.x), new.x, old.x),
         torch.where(per_image(best, old.best), new.best, old.best),
         torch.maximum(_stretched(old.loss, length), _stretched(new.loss, length)),
@@ -193,12 +195,12 @@ def _stretched(rows: Tensor, length: int) -> Tensor:
     return torch.cat((rows, rows[-1:].expand(length - len(rows), -1)))
 
 
-def drawn_targets(net: nn.Module, x: Tensor, y: Tensor, streams: Streams, target: int | None = None) -> Tensor:
+def random_targets(net: nn.Module, x: Tensor, y: Tensor, streams: Streams, target: int | None = None) -> Tensor:
     """(N,): `target` for every image, or a wrong class for each, drawn uniformly from its own stream.
 
     Raises ``ValueError`` where the network has no class `target`.
     """
-    classes = class_count(net, x)
+    classes = num_classes(net, x)
     if target is not None:
         if target >= classes:
             raise ValueError(f"target class {target} does not exist: the network has classes 0 to {classes - 1}")
@@ -212,16 +214,16 @@ def ball_of(attack: Attack) -> Ball | None:
     return ball if isinstance(ball, Ball) else None
 
 
-def threat(attack: Attack) -> tuple[str, float | None]:
+def threat_model(attack: Attack) -> tuple[str, float | None]:
     """The threat model's name and radius, such as ``("Linf", 0.3)``, or the attack's own: ``("Elastic", 2.0)``."""
     if ball := ball_of(attack):
         return type(ball).__name__, ball.eps
     # A wrapper (transfer, expectation over transformation) may do what the attack within may do.
     inner = getattr(attack, "attack", None)
-    return threat(inner) if isinstance(inner, Attack) else (type(attack).__name__, getattr(attack, "eps", None))
+    return threat_model(inner) if isinstance(inner, Attack) else (type(attack).__name__, getattr(attack, "eps", None))
 
 
-def measure(attack: Attack, delta: Tensor) -> Tensor:
+def perturbation_norm(attack: Attack, delta: Tensor) -> Tensor:
     """(N, C, H, W) -> (N,): a perturbation measured in the attack's norm, in L-inf where it has none."""
     return (ball_of(attack) or Linf()).norm(delta)
 
@@ -229,4 +231,4 @@ def measure(attack: Attack, delta: Tensor) -> Tensor:
 def is_inside(attack: Attack, largest: float) -> bool:
     """Whether a perturbation of that size is one the attack may use; where there is no ball every one is."""
     ball = ball_of(attack)
-    return ball is None or ball.eps is None or largest <= radius(ball) + 1e-6
+    return ball is None or ball.eps is None or largest <= epsilon(ball) + 1e-6

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.attack import Attack, Attacked, Walk, run
+from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, run
 from vizrobust.attacks.boundary_attacks import FAB
 from vizrobust.attacks.losses import fallback
 from vizrobust.attacks.square import Square
 from vizrobust.attacks.threat_models import L1, Ball, Linf
-from vizrobust.attacks.wrappers import EoT
+from vizrobust.attacks.wrappers import EOT
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec
 
@@ -28,7 +28,7 @@ class AutoAttack:
     2021) APGD-CE has five restarts and APGD-T at most five targets; FAB and Square know no L1 ball and are left out.
     With other `steps`, `queries` or `targets` it is not the published ensemble, and cannot be compared with it.
 
-    >>> [repr(member) for member in AutoAttack(ball=Linf(eps=0.3)).members[:2]]
+    >>> [repr(component) for component in AutoAttack(ball=Linf(eps=0.3)).components[:2]]
     ['APGD(ball=Linf(eps=0.3))', 'APGD(ball=Linf(eps=0.3), loss="dlr", targeted=True)']
     """
 
@@ -41,14 +41,14 @@ class AutoAttack:
 
     def __post_init__(self) -> None:
         lookup(ENSEMBLES, self.version, "version of AutoAttack")
-        _ = self.members  # they know what they can take
+        _ = self.components  # they know what they can take
 
     @property
-    def members(self) -> tuple[Attack, ...]:
+    def components(self) -> tuple[Attack, ...]:
         """The attacks it is made of, in their order."""
         version, steps, ball = self.version.lower(), self.steps, self.ball
         if version == "rand":
-            return tuple(EoT(APGD(steps=steps, ball=ball, loss=loss), self.samples) for loss in ("ce", "dlr"))
+            return tuple(EOT(APGD(steps=steps, ball=ball, loss=loss), self.samples) for loss in ("ce", "dlr"))
         sparse = isinstance(ball, L1)
         restarts = 5 if sparse or version == "plus" else 1
         targets = min(self.targets, 5) if sparse else self.targets
@@ -70,11 +70,11 @@ class AutoAttack:
             return ()
         return ("FAB", "Square", "FAB-T") if self.version.lower() == "plus" else ("FAB-T", "Square")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return tuple(walk for member in self.members for walk in member.stages(net, x))
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return tuple(walk for component in self.components for walk in component.runs(net, x))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 def standard(ball: Ball = Linf()) -> AutoAttack:
@@ -114,8 +114,8 @@ def _notes(attack: Attack, classes: int) -> Iterator[str]:
     if isinstance(attack, AutoAttack):
         if attack.left_out:
             yield f"AutoAttack in the L1 ball is without {' and '.join(attack.left_out)}, which know no L1 ball here"
-        for member in attack.members:
-            yield from _notes(member, classes)
+        for component in attack.components:
+            yield from _notes(component, classes)
     within = getattr(attack, "attack", None)
     if isinstance(within, Attack):
         yield from _notes(within, classes)

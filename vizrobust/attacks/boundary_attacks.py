@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, Attacked, State, Walk, class_count, mark, opened, run
-from vizrobust.attacks.threat_models import L2, Ball, Linf, per_image, radius
+from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, initial_state, num_classes, record, run
+from vizrobust.attacks.threat_models import L2, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import spec, vary
 
@@ -39,15 +39,15 @@ def to_boundary(ball: Ball, point: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
     # Brought to size 1, so that neither squares nor quotients of vanishing gradients under- or overflow.
     largest = largest.masked_fill(largest == 0, 1)
     heading = -grad.sign() * per_image(gap.sign(), grad)
-    steepness, climb = grad.abs() / per_image(largest, grad), gap.abs() / largest
+    steepness, rise = grad.abs() / per_image(largest, grad), gap.abs() / largest
     room = torch.where(heading > 0, 1 - point, point)  # of no consequence where there is no heading
     if isinstance(ball, Linf):
         # Every pixel moves by the same length, those with less room to their bound.
-        length = torch.minimum(room, per_image(_level(steepness, room, steepness * room, climb), room))
+        length = torch.minimum(room, per_image(_level(steepness, room, steepness * room, rise), room))
     elif isinstance(ball, L2):
         # Every pixel moves in proportion to its gradient, those with less room to their bound.
         reach = room / steepness.masked_fill(steepness == 0, 1)
-        level = per_image(_level(steepness**2, reach, steepness * room, climb), room)
+        level = per_image(_level(steepness**2, reach, steepness * room, rise), room)
         length = torch.where(reach <= level, room, level * steepness)
     else:
         raise _unknown(ball)
@@ -78,7 +78,7 @@ def _unknown(ball: Ball) -> ValueError:
     return ValueError(f"there is no projection onto a decision boundary in {type(ball).__name__}; use Linf or L2")
 
 
-def rivals(logits: Tensor, y: Tensor) -> Tensor:
+def competing_classes(logits: Tensor, y: Tensor) -> Tensor:
     """(N, classes), (N,) -> (N, classes - 1): the wrong classes, the likeliest first."""
     own = F.one_hot(y, logits.shape[1]).bool()
     return torch.where(own, -torch.inf, logits).argsort(dim=1, descending=True, stable=True)[:, :-1]
@@ -124,33 +124,33 @@ def _nearer(a: Boundary, b: Boundary) -> Boundary:
     )
 
 
-def weigh(state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None) -> Tensor:
+def record_minimum_norm(state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None) -> Tensor:
     """Mark a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether the network is wrong there.
 
     The image is broken only by a wrong point within `ball` (anywhere where it has no eps) that `counts`.
     """
     norm = ball.norm(point - state["x"])
     if ball.eps is not None:
-        inside = norm <= radius(ball)
+        inside = norm <= epsilon(ball)
         counts = inside if counts is None else inside & counts
-    mark(state, logits, -norm, counts, point)
+    record(state, logits, -norm, counts, point)
     return logits.argmax(1) != state["y"]
 
 
-def leashed(ball: Ball, x: Tensor, point: Tensor) -> Tensor:
+def projected(ball: Ball, x: Tensor, point: Tensor) -> Tensor:
     """The point that a walk hands out: where it went, brought into the ball."""
     return point if ball.eps is None else ball.project_image(x, point)
 
 
-def is_minimal(attack: Attack) -> bool:
+def is_minimum_norm(attack: Attack) -> bool:
     """Whether an attack, or the one that it is made around, looks for the smallest perturbation: it needs no eps.
 
-    >>> from vizrobust.attacks import CW, EoT, PGD
-    >>> is_minimal(PGD()), is_minimal(CW()), is_minimal(EoT(attack=CW()))
+    >>> from vizrobust.attacks import CW, EOT, PGD
+    >>> is_minimum_norm(PGD()), is_minimum_norm(CW()), is_minimum_norm(EOT(attack=CW()))
     (False, True, True)
     """
     within = getattr(attack, "attack", None)
-    return is_minimal(within) if isinstance(within, Attack) else getattr(attack, "minimal", False)
+    return is_minimum_norm(within) if isinstance(within, Attack) else getattr(attack, "minimum_norm", False)
 
 
 # Every step goes this much beyond the boundary, in the ball's norm, as in the authors' code: without it steps vanish
@@ -174,7 +174,7 @@ class DeepFool:
     overshoot: float = 0.02
     candidates: int = 10
 
-    minimal: ClassVar[bool] = True
+    minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
@@ -183,30 +183,30 @@ class DeepFool:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"DeepFool: {name} must be at least {least}, got {value:g}")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (DeepFoolWalk(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (DeepFoolRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class DeepFoolWalk:
+class DeepFoolRun:
     attack: DeepFool
 
-    minimal = True
-    name = member = "DeepFool"
+    minimum_norm = True
+    name = component = "DeepFool"
 
     @property
     def steps(self) -> int:
         return self.attack.steps
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():
             # The label is one of the candidates.
-            against = rivals(net(x), y)[:, : self.attack.candidates - 1]
-        shared = opened(x, y, x, streams)
-        return {**shared, "at": x, "moves": torch.zeros_like(x), "against": against, "done": shared["wrong"]}
+            against = competing_classes(net(x), y)[:, : self.attack.candidates - 1]
+        shared = initial_state(x, y, x, streams)
+        return {**shared, "at": x, "moves": torch.zeros_like(x), "against": against, "done": shared["misclassified"]}
 
     def step(self, net: nn.Module, state: State) -> None:
         ball, x = self.attack.ball, state["x"]
@@ -214,16 +214,16 @@ class DeepFoolWalk:
         logits = net(at)
         boundary = nearest_boundary(ball, logits, at, state["y"], state["against"])
         at = at.detach()
-        state["done"] = weigh(state, ball, logits.detach(), at)
-        # No boundary is farther off than the box is wide; a flat network has none, and `steepest` is 0 there.
+        state["done"] = record_minimum_norm(state, ball, logits.detach(), at)
+        # No boundary is farther off than the box is wide; a flat network has none, and `steepest_direction` is 0 there.
         length = torch.minimum(boundary.distance, ball.norm(torch.ones_like(x))) + BEYOND
-        state["moves"] = state["moves"] + per_image(length, x) * ball.steepest(boundary.grad)
+        state["moves"] = state["moves"] + per_image(length, x) * ball.steepest_direction(boundary.grad)
         moved = (x + (1 + self.attack.overshoot) * state["moves"]).clamp_(0, 1)
         state["at"] = torch.where(per_image(state["done"], x), at, moved)
-        state["adv"] = leashed(ball, x, state["at"])
+        state["adv"] = projected(ball, x, state["at"])
 
-    def judge(self, net: nn.Module, state: State) -> None:
-        state["done"] = weigh(state, self.attack.ball, net(state["at"]), state["at"])
+    def evaluate(self, net: nn.Module, state: State) -> None:
+        state["done"] = record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])
 
 
 # Distances are kept above this before they are weighed against each other, as in the authors' code.
@@ -252,7 +252,7 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
 
-    minimal: ClassVar[bool] = True
+    minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
@@ -266,47 +266,47 @@ class FAB:
         if self.eta < 1:
             raise ValueError(f"FAB: eta must be at least 1 (to the boundary), got {self.eta:g}")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        ranks = range(max(1, min(self.targets, class_count(net, x) - 1))) if self.targeted else (None,)
-        return tuple(FABWalk(self, rank, restart) for rank in ranks for restart in range(self.restarts))
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        ranks = range(max(1, min(self.targets, num_classes(net, x) - 1))) if self.targeted else (None,)
+        return tuple(FABRun(self, rank, restart) for rank in ranks for restart in range(self.restarts))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class FABWalk:
+class FABRun:
     """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None: against all."""
 
     attack: FAB
     rank: int | None = None
     restart: int = 0
 
-    minimal = True
+    minimum_norm = True
 
     @property
     def name(self) -> str:
         target = "" if self.rank is None else f" {self.rank + 1}"
-        return f"{self.member}{target}{f' restart {self.restart + 1}' if self.restart else ''}"
+        return f"{self.component}{target}{f' restart {self.restart + 1}' if self.restart else ''}"
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         return "FAB" if self.rank is None else "FAB-T"
 
     @property
     def steps(self) -> int:
         return self.attack.steps
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         elsewhere = self.restart > 0
         clean = x.detach().requires_grad_(elsewhere)
         with torch.set_grad_enabled(elsewhere):
             logits = net(clean)
-        against = rivals(logits.detach(), y)
+        against = competing_classes(logits.detach(), y)
         if self.rank is not None:
             against = against[:, self.rank : self.rank + 1]
         start = self._elsewhere(logits, clean, y, against, streams) if elsewhere else x
-        return {**opened(x, y, leashed(self.attack.ball, x, start), streams), "at": start, "against": against}
+        return {**initial_state(x, y, projected(self.attack.ball, x, start), streams), "at": start, "against": against}
 
     def _elsewhere(self, logits: Tensor, x: Tensor, y: Tensor, against: Tensor, streams: Streams) -> Tensor:
         """A random start point."""
@@ -316,7 +316,7 @@ class FABWalk:
             wide = ball.norm(torch.ones_like(x))
             far = torch.minimum(nearest_boundary(ball, logits, x, y, against).distance, wide)
         else:
-            far = torch.full_like(x[:, 0, 0, 0], radius(ball))
+            far = torch.full_like(x[:, 0, 0, 0], epsilon(ball))
         x = x.detach()
         unit = vary(ball, eps=1.0).sample(x, streams.child(self.name))
         return (x + unit * per_image(far / 2, x)).clamp_(0, 1)
@@ -324,7 +324,7 @@ class FABWalk:
     def step(self, net: nn.Module, state: State) -> None:
         attack, x, at = self.attack, state["x"], state["at"]
         with torch.no_grad():
-            wrong = weigh(state, attack.ball, net(at), at)
+            wrong = record_minimum_norm(state, attack.ball, net(at), at)
         at = torch.where(per_image(wrong, x), x + attack.beta * (at - x), at).requires_grad_()
         boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"])
         gap, grad, at = boundary.gap, boundary.grad, at.detach()
@@ -337,7 +337,7 @@ class FABWalk:
         alpha = per_image((far_at / (far_at + far_x)).clamp_max(attack.alpha_max), x)
         moved = (1 - alpha) * (at + attack.eta * move_at) + alpha * (x + attack.eta * move_x)
         state["at"] = moved.clamp_(0, 1)
-        state["adv"] = leashed(attack.ball, x, state["at"])
+        state["adv"] = projected(attack.ball, x, state["at"])
 
-    def judge(self, net: nn.Module, state: State) -> None:
-        weigh(state, self.attack.ball, net(state["at"]), state["at"])
+    def evaluate(self, net: nn.Module, state: State) -> None:
+        record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, State, Walk, opened, run
-from vizrobust.attacks.boundary_attacks import leashed, weigh
+from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, run
+from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import L2, Ball, per_image
 from vizrobust.rng import Streams
@@ -42,7 +42,7 @@ class CW:
     lr: float = 0.05
     initial_c: float = 0.1
 
-    minimal: ClassVar[bool] = True
+    minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ball, L2):
@@ -54,30 +54,30 @@ class CW:
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"CW: {name} must be above 0, got {value:g}")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (CWWalk(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (CWRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class CWWalk:
+class CWRun:
     """All rounds of the binary search as one walk; each image knows its own c, its bounds and its optimizer's state."""
 
     attack: CW
 
-    minimal = True
-    name = member = "CW"
+    minimum_norm = True
+    name = component = "CW"
 
     @property
     def steps(self) -> int:
         return self.attack.steps * self.attack.search_steps
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         zero = x.new_zeros(len(x))
         return {
-            **opened(x, y, x, streams),
+            **initial_state(x, y, x, streams),
             "at": x,
             "w": _variable(x),
             "mean": torch.zeros_like(x),
@@ -95,7 +95,7 @@ class CWWalk:
         lead = margin(logits, state["y"]).to(x.dtype)
         (grad,) = torch.autograd.grad(lead.sum(), at)
         at, lead = at.detach(), lead.detach()
-        state["found"] = state["found"] | self._weigh(state, at, logits.detach(), lead)
+        state["found"] = state["found"] | self._record(state, at, logits.detach(), lead)
         # The hinge has no slope once the wrong class leads by the confidence.
         push = state["c"] * (lead < self.attack.confidence)
         # Both ends from w: Adam would take the rounding between x and its w for a slope, and pixels of no use would move.
@@ -105,18 +105,18 @@ class CWWalk:
         self._adam(state, slope * (0.5 + SLACK) * (1 - state["w"].tanh() ** 2))
         self._next_round(state)
         state["at"] = _image(state["w"])
-        state["adv"] = leashed(self.attack.ball, x, state["at"])
+        state["adv"] = projected(self.attack.ball, x, state["at"])
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         logits = net(state["at"])
-        self._weigh(state, state["at"], logits, margin(logits, state["y"]))
+        self._record(state, state["at"], logits, margin(logits, state["y"]))
 
-    def _weigh(self, state: State, at: Tensor, logits: Tensor, lead: Tensor) -> Tensor:
+    def _record(self, state: State, at: Tensor, logits: Tensor, lead: Tensor) -> Tensor:
         """Mark the point; (N,) bool: whether it is one that the search is after."""
         sure = lead >= self.attack.confidence
         # An image that is wrong as it is needs no confidence.
         untouched = (at == state["x"]).flatten(1).all(1)
-        return weigh(state, self.attack.ball, logits, at, sure | untouched) & sure
+        return record_minimum_norm(state, self.attack.ball, logits, at, sure | untouched) & sure
 
     def _adam(self, state: State, slope: Tensor) -> None:
         state["k"] = state["k"] + 1
@@ -128,7 +128,7 @@ class CWWalk:
 
     def _next_round(self, state: State) -> None:
         """Where the point just judged was the last of its round: halve c's interval and begin again at the image."""
-        judged = state["t"] - 1
+        judged = state["step"] - 1
         over = (judged > 0) & (judged % self.attack.steps == 0)
         c, found = state["c"], state["found"]
         low = torch.where(found, state["low"], torch.maximum(state["low"], c))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, Attacked, State, Walk, ball_of, drawn_targets, mark, opened, run
+from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, initial_state, random_targets, record, run
 from vizrobust.attacks.losses import LOSSES, PLAIN_LOSSES, SOFT_LOSSES
-from vizrobust.attacks.threat_models import BALLS, Ball, Linf, radius
+from vizrobust.attacks.threat_models import BALLS, Ball, Linf, epsilon
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec, vary
 
@@ -31,16 +31,16 @@ class FGSM:
     def __post_init__(self) -> None:
         _check(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (_walk(self, steps=1, alpha=radius(self.ball)),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (_walk(self, steps=1, alpha=epsilon(self.ball)),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @spec
 @dataclass(frozen=True)
-class ISM:
+class BIM:
     """The iterative sign method (Kurakin et al. 2017): steps of `alpha` from the image, no random start.
 
     alpha None is eps/steps. ``project=False`` is the lecture's iteration without projection: it leaves the ball
@@ -58,12 +58,12 @@ class ISM:
     def __post_init__(self) -> None:
         _check(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        alpha = radius(self.ball) / max(self.steps, 1) if self.alpha is None else self.alpha
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        alpha = epsilon(self.ball) / max(self.steps, 1) if self.alpha is None else self.alpha
         return (_walk(self, steps=self.steps, alpha=alpha, project=self.project),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @spec
@@ -103,22 +103,22 @@ class PGD:
         if not self.clip_start and not (self.random_start and self.steps):
             raise ValueError("PGD: clip_start=False is about the random start and needs one, and a step that ends in [0, 1]")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        eps = radius(self.ball)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        eps = epsilon(self.ball)
         alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
         one = _walk(self, steps=self.steps, alpha=alpha, random_start=self.random_start, clip_start=self.clip_start)
         return tuple(replace(one, restart=number) for number in range(self.restarts))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
-ATTACKS = named(FGSM, ISM, PGD)
-CLIMBED = {**LOSSES, **PLAIN_LOSSES, **SOFT_LOSSES}
+ATTACKS = named(FGSM, BIM, PGD)
+ASCENT_LOSSES = {**LOSSES, **PLAIN_LOSSES, **SOFT_LOSSES}
 
 
 @dataclass(frozen=True)
-class GradientWalk:
+class GradientRun:
     """`steps` steps of length `alpha` up the loss, or down towards a target class."""
 
     kind: str
@@ -138,70 +138,70 @@ class GradientWalk:
         return f"{self.kind} {self.restart + 1}" if self.restart else self.kind
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         return self.kind
 
     @property
     def leaves_ball(self) -> bool:
         return not self.project
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        towards = self._towards(net, x, y, streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        target = self._reference(net, x, y, streams)
         if self.restart:
             streams = streams.child(f"restart {self.restart}")
         if not self.random_start:
-            return {**opened(x, y, x, streams), "towards": towards}
+            return {**initial_state(x, y, x, streams), "target": target}
         start = x + self.ball.sample(x, streams)
-        state = {**opened(x, y, start.clamp(0, 1), streams), "towards": towards}
+        state = {**initial_state(x, y, start.clamp(0, 1), streams), "target": target}
         return state if self.clip_start else {**state, "adv": start}
 
     def step(self, net: nn.Module, state: State) -> None:
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
-        climbed = self._goal(logits, state)
+        ascent_loss = self._ascent_loss(logits, state)
         # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
-        (grad,) = torch.autograd.grad(climbed.sum(), adv)
-        self._mark(state, logits, climbed)
+        (grad,) = torch.autograd.grad(ascent_loss.sum(), adv)
+        self._mark(state, logits, ascent_loss)
         # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
         adv = adv.detach()
-        adv = adv + self.alpha * self.ball.steepest(grad, adv)
+        adv = adv + self.alpha * self.ball.steepest_direction(grad, adv)
         state["adv"] = self.ball.project_image(state["x"], adv) if self.project else adv.clamp_(0, 1)
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
-        self._mark(state, logits, self._goal(logits, state))
+        self._mark(state, logits, self._ascent_loss(logits, state))
 
-    def _mark(self, state: State, logits: Tensor, climbed: Tensor) -> None:
+    def _mark(self, state: State, logits: Tensor, ascent_loss: Tensor) -> None:
         """Enter the verdict on the iterate; no image lies outside [0, 1], whatever is thought of it."""
         if self.clip_start:
-            mark(state, logits.detach(), climbed)
+            record(state, logits.detach(), ascent_loss)
         else:
             inside = ((state["adv"] >= 0) & (state["adv"] <= 1)).flatten(1).all(1)
-            mark(state, logits.detach(), climbed.detach().masked_fill(~inside, -torch.inf), inside)
+            record(state, logits.detach(), ascent_loss.detach().masked_fill(~inside, -torch.inf), inside)
 
-    def _goal(self, logits: Tensor, state: State) -> Tensor:
+    def _ascent_loss(self, logits: Tensor, state: State) -> Tensor:
         """What is climbed: (N,)."""
-        loss = lookup(CLIMBED, self.loss, "loss")(logits, state["towards"])
+        loss = lookup(ASCENT_LOSSES, self.loss, "loss")(logits, state["target"])
         return -loss if self.targeted else loss
 
-    def _towards(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+    def _reference(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the loss compares the logits with: labels, target classes, or what the network says of the clean images."""
         if self.loss in SOFT_LOSSES:
             with torch.no_grad():
                 return net(x).softmax(1)
-        return drawn_targets(net, x, y, streams, self.target) if self.targeted else y
+        return random_targets(net, x, y, streams, self.target) if self.targeted else y
 
 
-def _walk(attack: FGSM | ISM | PGD, **how: Any) -> GradientWalk:
-    return GradientWalk(
+def _walk(attack: FGSM | BIM | PGD, **how: Any) -> GradientRun:
+    return GradientRun(
         type(attack).__name__, attack.ball, loss=attack.loss,
         targeted=attack.targeted, target=attack.target, **how,
     )  # fmt: skip
 
 
-def _check(attack: FGSM | ISM | PGD) -> None:
+def _check(attack: FGSM | BIM | PGD) -> None:
     name = type(attack).__name__
-    lookup(CLIMBED, attack.loss, "loss")
+    lookup(ASCENT_LOSSES, attack.loss, "loss")
     steps = getattr(attack, "steps", 1)
     if steps < 0:
         raise ValueError(f"{name}: steps must not be negative, got {steps}")
@@ -219,20 +219,20 @@ def _check(attack: FGSM | ISM | PGD) -> None:
         raise ValueError(f"{name}: target must be a class number from 0 on, got {attack.target}")
 
 
-def fit(
-    attack: Attack, default_eps: float | None = None, norm: str | None = None, *, unlimited: bool = False, **changes: Any
+def configured(
+    attack: Attack, default_eps: float | None = None, norm: str | None = None, *, unbounded: bool = False, **changes: Any
 ) -> Attack:
     """`attack` with another norm and other common fields, and the data set's eps where it names none.
 
     `default_eps` is an L-inf radius, so it fills only L-inf balls; any other ball without eps is a ``ValueError``,
-    unless it may stay `unlimited`, for attacks that look for the smallest perturbation. An attack around another one
+    unless it may stay `unbounded`, for attacks that look for the smallest perturbation. An attack around another one
     hands everything on; one without a ball keeps its own radius unless `changes` name another.
 
-    >>> from vizrobust.attacks import EoT, PGD
-    >>> fit(PGD(), default_eps=0.3, steps=7)
+    >>> from vizrobust.attacks import EOT, PGD
+    >>> configured(PGD(), default_eps=0.3, steps=7)
     PGD(steps=7, ball=Linf(eps=0.3))
-    >>> fit(EoT(attack=PGD()), norm="L2", eps=2)
-    EoT(attack=PGD(ball=L2(eps=2.0)))
+    >>> configured(EOT(attack=PGD()), norm="L2", eps=2)
+    EOT(attack=PGD(ball=L2(eps=2.0)))
     """
     ball = ball_of(attack)
     if norm is not None:
@@ -242,7 +242,7 @@ def fit(
             attack = vary(attack, ball=other)
     attack = vary(attack, **{name: value for name, value in changes.items() if value is not None})
     ball = ball_of(attack)
-    if ball is None or ball.eps is not None or unlimited:
+    if ball is None or ball.eps is not None or unbounded:
         return attack
     name = type(ball).__name__
     if name != "Linf" or default_eps is None:

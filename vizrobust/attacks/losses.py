@@ -37,7 +37,7 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
     return torch.where(log_odds < math.log(smallest), smallest * (log_odds - math.log(smallest)), value)
 
 
-def plain_ce(logits: Tensor, y: Tensor) -> Tensor:
+def standard_ce(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy as it is computed elsewhere: where the network is too sure for its digits it is 0, without a slope."""
     return F.cross_entropy(logits, y, reduction="none")
 
@@ -115,7 +115,7 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
 # What other tools climb, to say what becomes of them; no attack of ours has a use for it.
-PLAIN_LOSSES: dict[str, Loss] = {"plain_ce": plain_ce}
+PLAIN_LOSSES: dict[str, Loss] = {"standard_ce": standard_ce}
 # Compared with the network's own probabilities (N, classes) on the clean image in place of the label.
 SOFT_LOSSES: dict[str, Loss] = {"kl": kl}
 # Towards a target class, by the same names: (logits, labels, target classes) -> (N,).

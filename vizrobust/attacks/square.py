@@ -10,10 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, State, Walk, mark, opened, run, stronger
-from vizrobust.attacks.attack import draws as drawn
+from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, is_better, record, run, step_streams
 from vizrobust.attacks.losses import LOSSES
-from vizrobust.attacks.threat_models import L2, TINY, Ball, Linf, per_image, radius
+from vizrobust.attacks.threat_models import L2, TINY, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
 
@@ -23,7 +22,7 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Moves:
+class Perturbations:
     """How the attack begins and goes on in one kind of ball.
 
     ``start(x, eps, streams)`` is the first point, ``change(x, kept, eps, p, level, streams)`` the next one to try,
@@ -34,10 +33,10 @@ class Moves:
     change: Callable[[Tensor, Tensor, float, float, Tensor, Streams], Tensor]
 
 
-def level_of(tried: Tensor) -> Tensor:
+def window_level(tried: Tensor) -> Tensor:
     """How often p is halved for an image that has tried so many windows, the coming one not counted: (N,) -> (N,).
 
-    >>> level_of(torch.tensor([0, 10, 11, 51, 9000])).tolist()
+    >>> window_level(torch.tensor([0, 10, 11, 51, 9000])).tolist()
     [0, 0, 1, 2, 9]
     """
     return (tried[:, None] > torch.tensor(HALVED_AFTER, device=tried.device)).sum(1)
@@ -112,7 +111,7 @@ def _at_radius(x: Tensor, delta: Tensor, eps: float) -> Tensor:
     return (x + delta * (eps / _length(delta, (1, 2, 3)))).clamp(0, 1)
 
 
-MOVES = {Linf: Moves(_stripes, _square), L2: Moves(_tiles, _transfer)}
+PERTURBATIONS = {Linf: Perturbations(_stripes, _square), L2: Perturbations(_tiles, _transfer)}
 
 
 @lru_cache(maxsize=64)
@@ -200,8 +199,8 @@ class Square:
 
     def __post_init__(self) -> None:
         lookup(LOSSES, self.loss, "loss")
-        if type(self.ball) not in MOVES:
-            there = " and ".join(ball.__name__ for ball in MOVES)
+        if type(self.ball) not in PERTURBATIONS:
+            there = " and ".join(ball.__name__ for ball in PERTURBATIONS)
             raise ValueError(f"Square has no windows for the {type(self.ball).__name__} ball; there are those for {there}")
         if self.queries < 0:
             raise ValueError(f"Square: queries must not be negative, got {self.queries}")
@@ -210,17 +209,17 @@ class Square:
         if self.restarts < 1:
             raise ValueError(f"Square: restarts must be at least 1, got {self.restarts}")
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        radius(self.ball)
-        walk = SquareWalk
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        epsilon(self.ball)
+        walk = SquareRun
         return tuple(walk(self.ball, self.queries, self.p_init, self.loss, number) for number in range(self.restarts))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class SquareWalk:
+class SquareRun:
     """`steps` windows, each put into the strongest point so far, which is `kept` in the state with its verdict."""
 
     ball: Ball
@@ -234,34 +233,34 @@ class SquareWalk:
         return f"Square {self.restart + 1}" if self.restart else "Square"
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         return "Square"
 
     @property
-    def _moves(self) -> Moves:
-        return MOVES[type(self.ball)]
+    def _perturbations(self) -> Perturbations:
+        return PERTURBATIONS[type(self.ball)]
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         if self.restart:
             streams = streams.child(f"restart {self.restart}")
-        state = opened(x, y, self._moves.start(x, radius(self.ball), streams), streams)
+        state = initial_state(x, y, self._perturbations.start(x, epsilon(self.ball), streams), streams)
         # Beside `best`, `top` and `wrong`, which are not kept when nobody asks for verdicts.
-        return {**state, "kept": state["best"], "kept_loss": state["top"], "kept_wrong": state["wrong"]}
+        return {**state, "kept": state["best"], "kept_loss": state["best_loss"], "kept_wrong": state["misclassified"]}
 
     def step(self, net: nn.Module, state: State) -> None:
-        self.judge(net, state)
+        self.evaluate(net, state)
         # The start point was judged too, and is no window.
-        level = level_of(state["t"] - 1)
-        streams = drawn(state, "square")
-        state["adv"] = self._moves.change(state["x"], state["kept"], radius(self.ball), self.p, level, streams)
+        level = window_level(state["step"] - 1)
+        streams = step_streams(state, "square")
+        state["adv"] = self._perturbations.change(state["x"], state["kept"], epsilon(self.ball), self.p, level, streams)
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         with torch.no_grad():
             logits = net(state["adv"])
             loss = LOSSES[self.loss](logits, state["y"]).to(state["kept_loss"].dtype)
             wrong = logits.argmax(1) != state["y"]
-            better = stronger(wrong, loss, state["kept_wrong"], state["kept_loss"])
+            better = is_better(wrong, loss, state["kept_wrong"], state["kept_loss"])
             state["kept"] = torch.where(per_image(better, state["adv"]), state["adv"], state["kept"])
             state["kept_loss"] = torch.where(better, loss, state["kept_loss"])
             state["kept_wrong"] = state["kept_wrong"] | wrong
-            mark(state, logits, loss)
+            record(state, logits, loss)

@@ -15,14 +15,14 @@ from vizrobust.spec import named, spec
 # Norms are divided by; this keeps a norm of 0 from being one.
 TINY = 1e-12
 # The share of an image's values that an L1 step moves: the 99 % quantile of Tramèr & Boneh (2019).
-MOVED = 0.01
+L1_SPARSITY = 0.01
 
 
 @runtime_checkable
 class Ball(Protocol):
     """Perturbations (N, C, H, W) of norm at most `eps`, in units of [0, 1] pixels.
 
-    ``eps=None`` stands for the default of the data set at hand, which `fit` fills in.
+    ``eps=None`` stands for the default of the data set at hand, which `configured` fills in.
     """
 
     @property
@@ -39,7 +39,7 @@ class Ball(Protocol):
         For L-inf and L1 the nearest such image; for L2, as usual, the projection onto the ball and then onto [0, 1].
         """
 
-    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         """The direction of norm 1 in which a function with this gradient grows fastest; 0 where the gradient is 0.
 
         `at` are the images where the step begins, for balls that leave out what cannot move there.
@@ -49,7 +49,7 @@ class Ball(Protocol):
         """Uniform in the ball, shaped and typed like `like`, each image from its own stream."""
 
 
-def radius(ball: Ball) -> float:
+def epsilon(ball: Ball) -> float:
     """The ball's eps; ``ValueError`` where it is still to be filled in."""
     if ball.eps is None:
         name = type(ball).__name__
@@ -78,17 +78,17 @@ class Linf:
         return delta.abs().flatten(1).amax(1)
 
     def project(self, delta: Tensor) -> Tensor:
-        eps = radius(self)
+        eps = epsilon(self)
         return delta.clamp(-eps, eps)
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         return (x + self.project(adv - x)).clamp_(0, 1)
 
-    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         return grad.sign()
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:
-        return (2 * streams.uniform(*like.shape[1:]) - 1).to(like) * radius(self)
+        return (2 * streams.uniform(*like.shape[1:]) - 1).to(like) * epsilon(self)
 
 
 @spec
@@ -110,22 +110,22 @@ class L2:
         return delta.flatten(1).norm(dim=1)
 
     def project(self, delta: Tensor) -> Tensor:
-        return delta * per_image((radius(self) / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
+        return delta * per_image((epsilon(self) / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         return (x + self.project(adv - x)).clamp_(0, 1)
 
-    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         # Brought to size 1 first: the squares of a vanishing gradient underflow, and not to move would mask it.
         largest = grad.abs().flatten(1).amax(1)
         grad = grad / per_image(largest.masked_fill(largest == 0, 1), grad)
         return grad / per_image(self.norm(grad).clamp_min(TINY), grad)
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:
-        direction = self.steepest(streams.normal(*like.shape[1:]).to(like))
+        direction = self.steepest_direction(streams.normal(*like.shape[1:]).to(like))
         # The volume within radius r grows as r^d, so r = u^(1/d) is uniform over the ball.
         length = streams.uniform().to(like) ** (1 / like[0].numel())
-        return direction * per_image(length, like) * radius(self)
+        return direction * per_image(length, like) * epsilon(self)
 
 
 @spec
@@ -134,7 +134,7 @@ class L1:
     """The changes of all pixels and channels, without their signs, sum to at most eps.
 
     The steepest direction proper moves a single pixel, which spends a step on what is soon white or black. As in the
-    sparse descent of Tramèr & Boneh (2019), `steepest` moves the 1 % of the values with the largest gradient by the
+    sparse descent of Tramèr & Boneh (2019), `steepest_direction` moves the 1 % of the values with the largest gradient by the
     same amount each, and, where it knows the images, none that is already 0 or 1 in that direction.
 
     >>> import torch
@@ -157,16 +157,16 @@ class L1:
         # counted from the largest value down, so that nothing cancels where that is far outside the ball.
         below = size - size.amax(1, keepdim=True)
         count = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
-        excess = (below.sort(1, descending=True).values.cumsum(1) - radius(self) * _almost(delta)) / count
+        excess = (below.sort(1, descending=True).values.cumsum(1) - epsilon(self) * _almost(delta)) / count
         cut = (below - excess.amax(1, keepdim=True)).clamp_min(0)
-        inside = size.sum(1, keepdim=True) <= radius(self)
+        inside = size.sum(1, keepdim=True) <= epsilon(self)
         return _shortened(torch.zeros_like(delta), delta, torch.where(inside, size, cut))
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
-        return nearest_in_l1(x, adv, torch.full((len(x),), radius(self), device=x.device, dtype=_wide(x)))
+        return nearest_in_l1(x, adv, torch.full((len(x),), epsilon(self), device=x.device, dtype=_wide(x)))
 
-    def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
-        share = torch.full((len(grad),), MOVED, device=grad.device)
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        share = torch.full((len(grad),), L1_SPARSITY, device=grad.device)
         return sparse_step(movable(grad, at) if at is not None else grad, share)
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:
@@ -175,7 +175,7 @@ class L1:
         sides = torch.where(draws < 0.5, -1.0, 1.0)
         lengths = -torch.log1p(-(2 * draws % 1))
         inside = sides * lengths / lengths.sum(1, keepdim=True)
-        return (inside[:, :-1] * radius(self)).reshape(like.shape).to(like)
+        return (inside[:, :-1] * epsilon(self)).reshape(like.shape).to(like)
 
 
 def movable(grad: Tensor, at: Tensor) -> Tensor:

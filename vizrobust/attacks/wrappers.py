@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vizrobust.attacks.attack import Attack, Attacked, State, Walk, ball_of, class_count, mark, opened, run
+from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, initial_state, num_classes, record, run
 from vizrobust.attacks.gradient import PGD
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import Ball
@@ -24,7 +24,7 @@ from vizrobust.spec import spec
 
 @spec
 @dataclass(frozen=True)
-class EoT:
+class EOT:
     """`attack` on the mean logits of `samples` forward passes (expectation over transformation, Athalye et al. 2018).
 
     For networks that are random also in evaluation mode: the loss climbed, its gradient and the verdict are all
@@ -34,8 +34,8 @@ class EoT:
     Results repeat with the same seed, images and batch size. They are not the same in another batch, as a network's
     noise comes from torch's global generator and depends on an image's place in the batch.
 
-    >>> EoT(attack=PGD(steps=10), samples=5)
-    EoT(attack=PGD(steps=10), samples=5)
+    >>> EOT(attack=PGD(steps=10), samples=5)
+    EOT(attack=PGD(steps=10), samples=5)
     """
 
     attack: Attack = PGD()
@@ -43,25 +43,25 @@ class EoT:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"EoT: samples must be at least 1, got {self.samples}")
+            raise ValueError(f"EOT: samples must be at least 1, got {self.samples}")
 
     @property
     def ball(self) -> Ball | None:
         """That of the attack within."""
         return ball_of(self.attack)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return tuple(EoTWalk(walk, self.samples) for walk in self.attack.stages(Expectation(net, self.samples, 0), x))
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return tuple(EOTRun(walk, self.samples) for walk in self.attack.runs(Expectation(net, self.samples, 0), x))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class EoTWalk:
+class EOTRun:
     """`walk` on the expectation of the network, with other noise at every step."""
 
-    walk: Walk
+    walk: AttackRun
     samples: int
 
     @property
@@ -69,29 +69,29 @@ class EoTWalk:
         return f"EoT {self.walk.name}"
 
     @property
-    def member(self) -> str:
-        return f"EoT {self.walk.member}"
+    def component(self) -> str:
+        return f"EoT {self.walk.component}"
 
     @property
     def steps(self) -> int:
         return self.walk.steps
 
     @property
-    def minimal(self) -> bool:
-        return getattr(self.walk, "minimal", False)
+    def minimum_norm(self) -> bool:
+        return getattr(self.walk, "minimum_norm", False)
 
     @property
     def leaves_ball(self) -> bool:
         return getattr(self.walk, "leaves_ball", False)
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        return self.walk.begin(self._mean(net, streams.keys, torch.zeros_like(y)), x, y, streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        return self.walk.start(self._mean(net, streams.keys, torch.zeros_like(y)), x, y, streams)
 
     def step(self, net: nn.Module, state: State) -> None:
-        self.walk.step(self._mean(net, state["keys"], state["t"]), state)
+        self.walk.step(self._mean(net, state["keys"], state["step"]), state)
 
-    def judge(self, net: nn.Module, state: State) -> None:
-        self.walk.judge(self._mean(net, state["keys"], state["t"]), state)
+    def evaluate(self, net: nn.Module, state: State) -> None:
+        self.walk.evaluate(self._mean(net, state["keys"], state["step"]), state)
 
     def _mean(self, net: nn.Module, keys: Tensor, t: Tensor) -> Expectation:
         # A generator serves the whole batch, so its seed stands for all the images in it and their steps.
@@ -179,25 +179,25 @@ class Transfer:
         """That of the attack within."""
         return ball_of(self.attack)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         source, shape = _source(self.source, x)
         if tuple(x.shape[1:]) != shape:
             taken, given = ("x".join(str(size) for size in sizes) for sizes in (shape, x.shape[1:]))
             raise ValueError(f"Transfer: {self.source!r} takes images of {taken}, not {given}; name a source of the same data")
-        theirs, ours = class_count(source, x), class_count(net, x)
+        theirs, ours = num_classes(source, x), num_classes(net, x)
         if theirs != ours:
             raise ValueError(f"Transfer: {self.source!r} has {theirs} classes, not {ours}; name a source of the same data")
-        return tuple(TransferWalk(walk, self.source, self.ball) for walk in self.attack.stages(source, x))
+        return tuple(TransferRun(walk, self.source, self.ball) for walk in self.attack.runs(source, x))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
-class TransferWalk:
+class TransferRun:
     """`walk` on the source network, its iterates judged by their margin on the other one."""
 
-    walk: Walk
+    walk: AttackRun
     source: str
     ball: Ball | None
 
@@ -206,30 +206,30 @@ class TransferWalk:
         return f"{self.walk.name} on {self.source}"
 
     @property
-    def member(self) -> str:
-        return f"{self.walk.member} on {self.source}"
+    def component(self) -> str:
+        return f"{self.walk.component} on {self.source}"
 
     @property
     def steps(self) -> int:
         return self.walk.steps
 
     @property
-    def minimal(self) -> bool:
-        return getattr(self.walk, "minimal", False)
+    def minimum_norm(self) -> bool:
+        return getattr(self.walk, "minimum_norm", False)
 
     @property
     def leaves_ball(self) -> bool:
         return getattr(self.walk, "leaves_ball", False)
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        inner = self.walk.begin(_source(self.source, x)[0], x, y, streams)
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        inner = self.walk.start(_source(self.source, x)[0], x, y, streams)
         # What the source says of its own iterates is of no interest here.
         inner.pop("best", None)
-        state = {**opened(x, y, inner["adv"], streams), **{PREFIX + key: value for key, value in inner.items()}}
-        return state | {"done": torch.zeros_like(inner["wrong"])} if "done" in inner else state
+        state = {**initial_state(x, y, inner["adv"], streams), **{PREFIX + key: value for key, value in inner.items()}}
+        return state | {"done": torch.zeros_like(inner["misclassified"])} if "done" in inner else state
 
     def step(self, net: nn.Module, state: State) -> None:
-        self.judge(net, state)
+        self.evaluate(net, state)
         inner = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         if "done" in inner:
             # The point judged just now was the last one; an end reached in the step below has still to be judged.
@@ -238,14 +238,14 @@ class TransferWalk:
         state.update({PREFIX + key: value for key, value in inner.items()})
         state["adv"] = inner["adv"]
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         with torch.no_grad():
             logits = net(state["adv"])
             loss, inside = margin(logits, state["y"]), None
-            if self.minimal and self.ball is not None:
+            if self.minimum_norm and self.ball is not None:
                 size = self.ball.norm(state["adv"] - state["x"])
                 loss, inside = -size, None if self.ball.eps is None else size <= self.ball.eps
-            mark(state, logits, loss, inside)
+            record(state, logits, loss, inside)
 
 
 def _source(ref: str, x: Tensor) -> tuple[nn.Module, Shape]:

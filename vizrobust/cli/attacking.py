@@ -63,13 +63,17 @@ class Evaluations:
 
 def fitted(
     texts: Sequence[str], data: DataSet, *, norm: str | None = None, eps: float | None = None, steps: int | None = None,
-    default: str = "pgd", unlimited: bool = False,
+    default: str = "pgd", unbounded: bool = False,
 ) -> list[Attack]:  # fmt: skip
     """The attacks that `--attack`, `--norm`, `--eps` and `--steps` describe, with the data set's eps where none is named."""
-    from vizrobust.attacks import fit, notes, parse_attack, suited, threat
+    from vizrobust.attacks import configured, notes, parse_attack, threat_model, with_default_eps
 
-    attacks = [fit(parse_attack(text), data.eps, norm, unlimited=unlimited, eps=eps, steps=steps) for text in texts or (default,)]
+    attacks = [
+        configured(parse_attack(text), data.eps, norm, unbounded=unbounded, eps=eps, steps=steps) for text in texts or (default,)
+    ]
     for text in dict.fromkeys(note for attack in attacks for note in notes(attack, len(data.classes))):
         say(f"note: {text}")
     # An unforeseen attack has a radius in units of its own; without one it gets the medium for images of this size.
-    return [attack if unlimited or threat(attack)[1] is not None else suited(attack, data.shape) for attack in attacks]
+    return [
+        attack if unbounded or threat_model(attack)[1] is not None else with_default_eps(attack, data.shape) for attack in attacks
+    ]

@@ -111,9 +111,9 @@ def _sides(text: str) -> tuple[int, ...]:
 
 
 def _attack(steps: int, eps: float | None, data: DataSet) -> Any:
-    from vizrobust.attacks import PGD, fit
+    from vizrobust.attacks import PGD, configured
 
-    return fit(PGD(), data.eps, steps=steps, eps=eps) if steps else None
+    return configured(PGD(), data.eps, steps=steps, eps=eps) if steps else None
 
 
 def _rehearse(arch: str, data: DataSet, sides: Sequence[int]) -> None:

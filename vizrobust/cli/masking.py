@@ -145,7 +145,7 @@ def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | N
 
 def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, eps: float | None, norm: str | None) -> Ball:
     """The evaluation's ball: as the command line says, else that of training, else the data set's."""
-    from vizrobust.attacks import BALLS, PGD, ball_of, fit
+    from vizrobust.attacks import BALLS, PGD, ball_of, configured
     from vizrobust.spec import lookup
 
     about = checkpoint.info
@@ -154,7 +154,7 @@ def _ball(checkpoint: Checkpoint, trained: Sequence[Attack], loaded: DataSet, ep
         balls = [BALLS[about.norm](eps=about.eps)]
     wanted = type(lookup(BALLS, norm, "norm")()) if norm else None
     own = next((ball for ball in balls if wanted is None or isinstance(ball, wanted)), None)
-    return fit(PGD() if own is None else PGD(ball=own), loaded.eps, norm, eps=eps).ball  # type: ignore[attr-defined]
+    return configured(PGD() if own is None else PGD(ball=own), loaded.eps, norm, eps=eps).ball  # type: ignore[attr-defined]
 
 
 def _diagnosed(checkpoint: Checkpoint, subject: Any, kept: Any, effort: Any) -> tuple[MaskingAttacks, Diagnosis]:

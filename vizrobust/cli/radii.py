@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vizrobust.attacks import Attack, is_minimal, threat
+from vizrobust.attacks import Attack, is_minimum_norm, threat_model
 from vizrobust.cli.attacking import Evaluations, fitted
 from vizrobust.cli.output import command_line, json_row, percent, say, table
 from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, smallest_eps
@@ -38,7 +38,9 @@ def smallest_radii(
         mine = []
         for attack in _attacks(attacks or (DEFAULTS if minimal else DEFAULTS[:1]), loaded, norm, steps, eps):
             evaluated = partial(how.of, checkpoint, images=images[checkpoint.id])
-            radii = () if is_minimal(attack) else _radii(attack, loaded, eps, BISECTION_STEPS["minimal" if minimal else "curve"])
+            radii = (
+                () if is_minimum_norm(attack) else _radii(attack, loaded, eps, BISECTION_STEPS["minimal" if minimal else "curve"])
+            )
             mine.append(smallest_eps(attack, lambda attack, e=evaluated, **kw: e(attack=attack, **kw), radii))
         found.append((checkpoint, mine))
         for one in mine if as_json else ():
@@ -57,17 +59,17 @@ def smallest_of_all(found: Sequence[SmallestEps]) -> torch.Tensor:
 
 
 def _attacks(texts: Sequence[str], data: DataSet, norm: str | None, steps: int | None, eps: float | None) -> list[Attack]:
-    attacks = fitted(texts, data, norm=norm, steps=steps, unlimited=True)
+    attacks = fitted(texts, data, norm=norm, steps=steps, unbounded=True)
     for attack in attacks:
-        name, own = threat(attack)
-        if not is_minimal(attack) and own is None and eps is None and name != "Linf":
+        name, own = threat_model(attack)
+        if not is_minimum_norm(attack) and own is None and eps is None and name != "Linf":
             raise ValueError(f"{attack} with {name} needs --eps, the largest radius to try")
     return attacks
 
 
 def _radii(attack: Attack, data: DataSet, eps: float | None, bisection_steps: int) -> tuple[float, ...]:
     """Evenly spaced radii up to --eps, the attack's own eps, or twice the data set's."""
-    own = threat(attack)[1]
+    own = threat_model(attack)[1]
     if eps is not None or own is not None:
         return even_radii(float(eps if eps is not None else own or 0), bisection_steps)
     if data.eps is None:
@@ -94,7 +96,7 @@ def _medians(found: Found, names: str) -> None:
                 checkpoint.name, row["attack"], _eps(row["median"]), f"{_eps(row['ci_low'])} to {_eps(row['ci_high'])}",
                 str(row["unbroken"]), str(row["n"]), f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}",
             ])  # fmt: skip
-        if len(mine) > 1 and len({threat(one.attack)[0] for one in mine}) == 1:
+        if len(mine) > 1 and len({threat_model(one.attack)[0] for one in mine}) == 1:
             smallest = smallest_of_all(mine)
             middle, low, high = median(smallest)
             not_broken = int(smallest.isinf().sum())
@@ -136,7 +138,7 @@ def _at(one: SmallestEps) -> tuple[float, ...]:
 def _draw(plot: str, found: Found, minimal: bool, training_eps: Sequence[float]) -> None:
     from vizrobust.report import robustness_figures
 
-    norms = {threat(one.attack)[0] for _, mine in found for one in mine}
+    norms = {threat_model(one.attack)[0] for _, mine in found for one in mine}
     if len(norms) > 1:
         raise ValueError(f"radii of different norms ({', '.join(sorted(norms))}) have no common axis; give one --norm")
     (norm,) = norms

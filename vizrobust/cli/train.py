@@ -179,16 +179,16 @@ def _attack(
     eps: float | None, norm: str | None, default_eps: float,
 ) -> Attack | Mix | None:  # fmt: skip
     """What to train against; None is standard training."""
-    from vizrobust.attacks import fit, parse_attack
+    from vizrobust.attacks import configured, parse_attack
     from vizrobust.training import ARMS as NAMED
     from vizrobust.training import Mix
 
     if method is not None and method.lower() in NAMED:
-        return fit(NAMED[method.lower()](default_eps if eps is None else eps), norm=norm, eps=eps)
+        return configured(NAMED[method.lower()](default_eps if eps is None else eps), norm=norm, eps=eps)
     if not texts and not steps:
         usual = None if way is None else way.usual
-        return None if steps == 0 or usual is None else fit(usual, default_eps, norm, eps=eps)
-    fitted = tuple(fit(parse_attack(text), default_eps, norm, eps=eps, steps=steps) for text in texts or ("PGD",))
+        return None if steps == 0 or usual is None else configured(usual, default_eps, norm, eps=eps)
+    fitted = tuple(configured(parse_attack(text), default_eps, norm, eps=eps, steps=steps) for text in texts or ("PGD",))
     return fitted[0] if mix is None else Mix(fitted, mix)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, fit, kind, parse_attack, suited, threat
+from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, family, parse_attack, threat_model, with_default_eps
 from vizrobust.attacks.unforeseen import source
 from vizrobust.cli.attacking import Evaluations
 from vizrobust.cli.output import command_line, json_row, percent, say, table
@@ -36,15 +36,15 @@ def unforeseen(
     found: list[tuple[Checkpoint, list[Row]]] = []
     for checkpoint, loaded in checkpoints:
         trained = seen(checkpoint.info.training)
-        known = {kind(attack) for attack in trained}
+        known = {family(attack) for attack in trained}
         evaluated = partial(open_(loaded).of, checkpoint, images=images[checkpoint.id])
         rows = []
         for attack in _attacks(attacks, trained, loaded, calibrations, norm, eps, steps):
-            calibration = calibration_for(loaded.name, kind(attack), calibrations)
+            calibration = calibration_for(loaded.name, family(attack), calibrations)
             rows.append({
-                "checkpoint": checkpoint.name, "data": loaded.name, "kind": kind(attack),
+                "checkpoint": checkpoint.name, "data": loaded.name, "kind": family(attack),
                 # Standard training has foreseen nothing; of a network whose training is unknown nobody can say.
-                "foreseen": kind(attack) in known if checkpoint.info.training else None, **_row(attack, evaluated, calibration),
+                "foreseen": family(attack) in known if checkpoint.info.training else None, **_row(attack, evaluated, calibration),
             })  # fmt: skip
             if as_json:
                 json_row(rows[-1])
@@ -91,20 +91,20 @@ def _attacks(
     steps = STEPS if steps is None else steps
     if texts:
         for text in texts:
-            attack = fit(parse_attack(text), data.eps, norm, eps=eps, steps=steps)
-            yield suited(attack, data.shape) if threat(attack)[1] is None else attack
+            attack = configured(parse_attack(text), data.eps, norm, eps=eps, steps=steps)
+            yield with_default_eps(attack, data.shape) if threat_model(attack)[1] is None else attack
         return
     balls = {type(ball).__name__: ball for attack in trained if (ball := ball_of(attack)) is not None}
     if norm is not None or not balls:
-        yield fit(PGD(steps=steps), data.eps, norm, eps=eps)
+        yield configured(PGD(steps=steps), data.eps, norm, eps=eps)
     else:
-        yield from (fit(PGD(steps=steps, ball=ball), data.eps, eps=eps) for ball in balls.values())
+        yield from (configured(PGD(steps=steps, ball=ball), data.eps, eps=eps) for ball in balls.values())
     for name in OTHER_BALLS:
         calibration = calibration_for(data.name, name, calibrations)
         if name not in balls and name != norm and calibration is not None:
             yield vary(calibration.attacks()[MEDIUM], steps=steps)
     for make in UNFORESEEN.values():
-        yield suited(make(steps=steps), data.shape)
+        yield with_default_eps(make(steps=steps), data.shape)
 
 
 def _row(attack: Attack, evaluated: Callable[..., RobustAccuracy], calibration: Calibration | None) -> Row:

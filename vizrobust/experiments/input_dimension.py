@@ -93,10 +93,10 @@ def fit_growth(d: Sequence[int], mean_l1: Sequence[float]) -> Growth:
         raise ValueError(f"a slope needs two or more different d, got {sorted(set(d))}")
     if min(mean_l1) <= 0:
         raise ValueError("a network without any gradient has no place on a logarithmic scale; leave it out")
-    fit = linregress(np.log(d), np.log(mean_l1))
+    configured = linregress(np.log(d), np.log(mean_l1))
     free = len(d) - 2
-    half = float(t.ppf((1 + CONFIDENCE) / 2, free) * fit.stderr) if free else None
-    slope, factor = float(fit.slope), float(np.exp(fit.intercept))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, free) * configured.stderr) if free else None
+    slope, factor = float(configured.slope), float(np.exp(configured.intercept))
     low, high = (None, None) if half is None else (slope - half, slope + half)
     return Growth(tuple(d), tuple(mean_l1), slope, low, high, factor)
 

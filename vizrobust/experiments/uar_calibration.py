@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from vizrobust.attacks import Attack, kind, threat
+from vizrobust.attacks import Attack, family, threat_model
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, head
 from vizrobust.intervals import share
@@ -56,9 +56,9 @@ class Plan:
         for attack in (*self.attacks, self.anchor):
             if not isinstance(attack, Attack):
                 raise ValueError(f"Plan: {attack!r} is not an attack")
-            if threat(attack)[1] == 0:
+            if threat_model(attack)[1] == 0:
                 raise ValueError(f"Plan: the largest eps of {attack} must be above 0")
-        names = [kind(attack) for attack in (self.anchor, *self.attacks)]
+        names = [family(attack) for attack in (self.anchor, *self.attacks)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Plan: {twice[0]} is given twice (the anchor counts); give each once")
         if self.candidates < SIZES:
@@ -125,14 +125,14 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
     default = min(ABOVE_USUAL * data.eps, LARGEST_ANCHOR)
     for attack in (plan.anchor, *plan.attacks):
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
-        Trainer(replace(plan.recipe, attack=vary(attack, eps=threat(attack)[1] or default)), data, compute).rehearse()
+        Trainer(replace(plan.recipe, attack=vary(attack, eps=threat_model(attack)[1] or default)), data, compute).rehearse()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = RunFolder(folder, "calibrate", {"plan": repr(plan)}, record)
     work = _Work(plan, data, compute, run, argv)
-    anchors = yield from work.table(plan.anchor, threat(plan.anchor)[1] or default, SIZES)
+    anchors = yield from work.table(plan.anchor, threat_model(plan.anchor)[1] or default, SIZES)
     yield _kept(run, result(plan, anchors, anchors, argv))
     for attack in plan.attacks:
-        largest = threat(attack)[1] or work.largest_eps(attack, anchors)
+        largest = threat_model(attack)[1] or work.largest_eps(attack, anchors)
         table = yield from work.table(attack, largest, plan.candidates)
         yield _kept(run, result(plan, anchors, table, argv))
 
@@ -142,7 +142,7 @@ def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:
     places = equally_hard(anchors.ata, table.ata)
     return {
         "format": 1,
-        "name": kind(table.attack),
+        "name": family(table.attack),
         "attack": repr(vary(table.attack, eps=None, steps=plan.steps)),
         "eps": [table.eps[place] for place in places],
         "ata": [table.ata[place] for place in places],
@@ -256,4 +256,4 @@ class _Work:
 def _name(recipe: Training) -> str:
     """Such as ``L2 1.5``."""
     (attack,) = members(recipe.attack)
-    return f"{kind(attack)} {threat(attack)[1]:g}"
+    return f"{family(attack)} {threat_model(attack)[1]:g}"

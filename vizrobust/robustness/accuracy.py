@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.attacks import Attack, is_inside, threat
+from vizrobust.attacks import Attack, is_inside, threat_model
 from vizrobust.intervals import share, wilson
 
 OUTSIDE = "outside the ball"
@@ -107,7 +107,7 @@ class RobustAccuracy:
         """The fields of an `attack` row that do not depend on where the network came from; passes are per image."""
         n = len(self.clean)
         low, high = wilson(int(self.robust.sum()), n)
-        norm, eps = threat(self.attack)
+        norm, eps = threat_model(self.attack)
         return {
             "n": n,
             "attack": repr(self.attack),

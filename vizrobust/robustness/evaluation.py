@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import Attack, State, Walk, measure
+from vizrobust.attacks import Attack, AttackRun, State, perturbation_norm
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import evaluating
@@ -63,13 +63,13 @@ def evaluate(
         yield part
     correct = [index for index in wanted if verdicts[index] < 0]
     with evaluating(net), compute.autocast():
-        runs = attack.stages(net, compute.images(images.take(torch.tensor(wanted[:1]))))
+        runs = attack.runs(net, compute.images(images.take(torch.tensor(wanted[:1]))))
     for run in runs:
         done = _first_success_steps(known, run.name)
         todo = [index for index in correct if index not in done]
         if not todo and not any(part.run == run.name for part in known):
             # A run with nothing left to do is yielded all the same, so that a table can show that it succeeded nowhere.
-            yield PartialResult(run.name, run.member, run.steps, (), (), (), 0, 0, 0.0)
+            yield PartialResult(run.name, run.component, run.steps, (), (), (), 0, 0, 0.0)
         slots = SlotScheduler(net, run, images, todo, compute, seed, batch_size, stop)
         for part in processes.merged(slots.parts(attack), FLUSH_SECONDS):
             done |= zip(part.indices, part.first_success_step, strict=True)
@@ -92,7 +92,15 @@ class SlotScheduler:
     """A batch of images in one run of an attack, each at a step of its own; an image that is decided gives up its slot."""
 
     def __init__(
-        self, net: nn.Module, run: Walk, images: Split, todo: Sequence[int], compute: Compute, seed: int, size: int, stop: str
+        self,
+        net: nn.Module,
+        run: AttackRun,
+        images: Split,
+        todo: Sequence[int],
+        compute: Compute,
+        seed: int,
+        size: int,
+        stop: str,
     ) -> None:
         self.net, self.run, self.images, self.compute, self.seed = net, run, images, compute, seed
         self.leaves_ball = getattr(run, "leaves_ball", False)
@@ -134,7 +142,7 @@ class SlotScheduler:
                 return
             indices, first_success_step, norms, forward, gradient = zip(*rows, strict=True)
             yield PartialResult(
-                self.run.name, self.run.member, self.run.steps, indices, first_success_step, norms,
+                self.run.name, self.run.component, self.run.steps, indices, first_success_step, norms,
                 sum(forward), sum(gradient), time.perf_counter() - began,
             )  # fmt: skip
 
@@ -146,7 +154,7 @@ class SlotScheduler:
             y = self.images.labels[indices].to(self.compute.device)
             streams = Streams(self.seed, indices.tolist(), "attack")
             before = self.passes.each(self.size)
-            state = self.run.begin(self.net, x, y, streams)
+            state = self.run.start(self.net, x, y, streams)
             yield state, indices[:count].tolist(), _since(before, self.passes.each(self.size))
 
     def _refill(self) -> None:
@@ -170,7 +178,7 @@ class SlotScheduler:
             self.next += count
         # Padding that has reached its end begins again: no run is asked for more steps than it has.
         if free and self.state:
-            over = (self.state["t"] > self.run.steps).tolist()
+            over = (self.state["step"] > self.run.steps).tolist()
             if ended := [slot for slot in free if over[slot]]:
                 self._put(ended, [0] * len(ended))
 
@@ -183,18 +191,18 @@ class SlotScheduler:
         self.first[to] = -1
 
     def _advance(self) -> None:
-        ended = self.state["t"] >= self.run.steps
+        ended = self.state["step"] >= self.run.steps
         before = self.passes.each(self.size)
         if bool((ended | ~self._taken()).all()):
             with torch.no_grad():
-                self.run.judge(self.net, self.state)
+                self.run.evaluate(self.net, self.state)
             cost = self.step_cost or _since(before, self.passes.each(self.size))
         else:
             self.run.step(self.net, self.state)
             cost = self.step_cost = _since(before, self.passes.each(self.size))
         self._pay(ended.tolist(), *cost)
-        newly = self.state["wrong"] & (self.first < 0)
-        self.first = torch.where(newly, self.state["t"] - 1, self.first)
+        newly = self.state["misclassified"] & (self.first < 0)
+        self.first = torch.where(newly, self.state["step"] - 1, self.first)
 
     def _taken(self) -> Tensor:
         """(size,) bool: the slots that hold an image that counts."""
@@ -207,18 +215,18 @@ class SlotScheduler:
     def _retire(self, attack: Attack) -> list[tuple[int, int, float, int, int]]:
         """Index, first success step, norm and passes of every image that is decided; its slot becomes free."""
         state = self.state
-        over = state["t"] > self.run.steps
+        over = state["step"] > self.run.steps
         if self.stop == "success":
-            over = over | state["wrong"]
+            over = over | state["misclassified"]
         if "done" in state:
             over = over | state["done"]
         over = over & self._taken()
         if not bool(over.any()):
             return []
-        misclassified = ~state["correct"] if self.stop == "last" else state["wrong"]
+        misclassified = ~state["correct"] if self.stop == "last" else state["misclassified"]
         # What decided an image's verdict; and where its run ended, if it had no success or may be outside its ball.
-        ended = measure(attack, state["adv"] - state["x"])
-        best = measure(attack, state["best"] - state["x"])
+        ended = perturbation_norm(attack, state["adv"] - state["x"])
+        best = perturbation_norm(attack, state["best"] - state["x"])
         norms = (
             ended
             if self.stop == "last"
@@ -228,7 +236,7 @@ class SlotScheduler:
         for slot in over.nonzero()[:, 0].tolist():
             index = self.indices[slot]
             assert index is not None
-            step = int(self.first[slot] if self.stop != "last" else state["t"][slot] - 1) if misclassified[slot] else -1
+            step = int(self.first[slot] if self.stop != "last" else state["step"][slot] - 1) if misclassified[slot] else -1
             rows.append((index, step, float(norms[slot]), *self.costs[slot]))
             self.indices[slot] = None
         return rows

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from vizrobust.attacks import FGSM, PGD, Attacked, Ball, radius
+from vizrobust.attacks import FGSM, PGD, AttackResult, Ball, epsilon
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute, full_batches
@@ -173,14 +173,14 @@ def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, l
     straight = (_exact(gradient) * _exact(one.x - x)).flatten(1).sum(1)
     return {
         "correct": correct,
-        "first_order_drop": radius(ball) * dual_norm(ball, gradient),
+        "first_order_drop": epsilon(ball) * dual_norm(ball, gradient),
         "linear": straight,
         "fgsm": _losses(one)[-1] - _exact(before),
         "pgd": _losses(many).amax(0) - _exact(before),
     }
 
 
-def _losses(found: Attacked) -> Tensor:
+def _losses(found: AttackResult) -> Tensor:
     """(steps + 1, N): the loss at each point that an attack met."""
     if found.loss is None:
         raise ValueError("the attack returned no losses")

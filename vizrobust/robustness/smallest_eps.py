@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from vizrobust.attacks import Attack, ball_of, is_minimal, threat
+from vizrobust.attacks import Attack, ball_of, is_minimum_norm, threat_model
 from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.intervals import CONFIDENCE, share, wilson
@@ -56,7 +56,7 @@ class SmallestEps:
 
     def row(self) -> dict[str, Any]:
         """What a table shows; passes are per image, a radius that is infinite is None."""
-        n, (norm, _) = len(self.eps), threat(self.attack)
+        n, (norm, _) = len(self.eps), threat_model(self.attack)
         middle, low, high = (value if value < float("inf") else None for value in self.median)
         return {
             "n": n,
@@ -95,7 +95,7 @@ def smallest_eps(
     radius are attacked together. ``ValueError`` where radii are needed and are none or do not
     rise from above 0.
     """
-    if is_minimal(attack):
+    if is_minimum_norm(attack):
         attack = vary(attack, eps=None)
         found = evaluated(attack, indices=indices, stop="end", all_runs=True)
         return SmallestEps(

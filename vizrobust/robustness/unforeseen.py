@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vizrobust.attacks import Attack, ball_of, fit, kind, parse_attack
+from vizrobust.attacks import Attack, ball_of, configured, family, parse_attack
 from vizrobust.spec import vary
 
 SIZES = 6
@@ -24,7 +24,7 @@ LATER = ("Pixel", "Glitch", "Kaleidoscope", "Wood")
 class Calibration:
     """Six sizes of one attack on one data set, and the accuracy ATA that the best network trained against it has there.
 
-    `name` is the attack's as `kind` gives it, `attack` its spec without eps, as it was tested. `arch` is the networks'
+    `name` is the attack's as `family` gives it, `attack` its spec without eps, as it was tested. `arch` is the networks'
     architecture; a `published` calibration says nothing about networks of another one, and comes with another protocol
     than this package's own (the last iterate towards a random class decides). `provenance` says all that in sentences.
     """
@@ -46,7 +46,7 @@ class Calibration:
             raise ValueError(f"{where}: eps must be above 0 and grow, got {list(self.eps)}")
         if not all(0 <= value <= 1 for value in self.ata) or not any(self.ata):
             raise ValueError(f"{where}: ATA must be fractions, not all 0, got {list(self.ata)}")
-        if (found := kind(parse_attack(self.attack))) != self.name:
+        if (found := family(parse_attack(self.attack))) != self.name:
             raise ValueError(f"{where}: its attack {self.attack} is listed as {found}, not {self.name}")
 
     def attacks(self, **changes: Any) -> tuple[Attack, ...]:
@@ -61,7 +61,7 @@ class Calibration:
         return uar(accuracies, self.ata)
 
     def _sized(self, eps: float, changes: dict[str, Any]) -> Attack:
-        attack = fit(parse_attack(self.attack), eps=eps, **changes)
+        attack = configured(parse_attack(self.attack), eps=eps, **changes)
         named = getattr(attack, "alpha", None) is not None
         if self.published and not named and ball_of(attack) is not None:
             steps = getattr(attack, "steps", 1)
@@ -89,7 +89,7 @@ def uar(accuracies: Sequence[float], ata: Sequence[float]) -> float:
 def mean_uar(scores: Mapping[str, float], seen: Collection[str] = ()) -> tuple[float, tuple[str, ...]]:
     """The mean UAR over the attacks that training has not seen, and which these are.
 
-    `scores` is each attack's UAR and `seen` the attacks of training, all named by `kind`. Raises ``ValueError`` where
+    `scores` is each attack's UAR and `seen` the attacks of training, all named by `family`. Raises ``ValueError`` where
     none is left.
 
     >>> mean_uar({"Linf": 0.9, "L2": 0.6, "Elastic": 0.4}, seen=["Linf"])
@@ -116,7 +116,7 @@ def foreseen_ratio(foreseen: float, unforeseen: float) -> float | None:
 
 
 def calibration_for(data: str, name: str, folder: Path | str | None = None) -> Calibration | None:
-    """The calibration of the attack listed as `name` (see `kind`) on a data set; None where there is none.
+    """The calibration of the attack listed as `name` (see `family`) on a data set; None where there is none.
 
     A calibration in `folder`, a run of ``vizrobust calibrate``, comes before those that ship with the package, and
     of these one measured here before a published one.

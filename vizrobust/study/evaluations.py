@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, suited
+from vizrobust.attacks import APGD, FGSM, PGD, UNFORESEEN, Attack, Linf, with_default_eps
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import share, wilson
@@ -95,7 +95,7 @@ class Accuracies:
         yield self._row("strongest", "strongest attack found", strong, self._strongest())
         images = head(self.data.test, self.plan.unforeseen_images)
         for name in self.plan.unforeseen if len(images) else ():
-            attack = suited(UNFORESEEN[name](), self.data.shape)
+            attack = with_default_eps(UNFORESEEN[name](), self.data.shape)
             yield self._row("unforeseen", name, self._evaluated(attack, images))
         yield from self._corrupted()
 

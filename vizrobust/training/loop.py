@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import FGSM, ISM, PGD, Attack, Linf, ball_of, threat
+from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of, threat_model
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
@@ -48,7 +48,7 @@ def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compu
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
     if len(found) > 1:
         row["val_robust_each"] = [share(one) for one in robust]
-    if isinstance(attack, FGSM | ISM | PGD):
+    if isinstance(attack, FGSM | BIM | PGD):
         row["val_attack"] = share(merge_results(attack, list(evaluate(net, attack, split, compute))).robust)
     return row
 
@@ -215,8 +215,8 @@ class Trainer:
         x, y = self._images(index, streams)
         with evaluating(self.net):
             for attack in members(self.recipe.attack):
-                for walk in attack.stages(self.net, x):
-                    walk.begin(self.net, x, y, streams)
+                for walk in attack.runs(self.net, x):
+                    walk.start(self.net, x, y, streams)
 
     def run_epoch(self) -> Iterator[Progress]:
         """One pass over the training images, or the rest of it; afterwards `metrics` has one row more.
@@ -271,7 +271,7 @@ class Trainer:
         row |= self._watch()
         row["gradient_passes"] = round(tally.passes / tally.images, 4)
         if attack is not None:
-            radii = [threat(one)[1] for one in members(attack)]
+            radii = [threat_model(one)[1] for one in members(attack)]
             row["eps"] = radii if isinstance(attack, Mix) else radii[0]
             row |= {"delta_linf": tally.linf / tally.made, "delta_l2": tally.l2 / tally.made}
         if self.retries:
@@ -333,7 +333,7 @@ def counting(net: nn.Module) -> Iterator[Counter[str]]:
 
 def _weaker(attack: Attack, part: float) -> Attack:
     alpha = getattr(attack, "alpha", None)
-    eps = threat(attack)[1]
+    eps = threat_model(attack)[1]
     if eps is None:
         raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
     changes = {"eps": eps * part}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks import FGSM, PGD, Attack, Ball, ball_of, radius
+from vizrobust.attacks import FGSM, PGD, Attack, Ball, ball_of, epsilon
 from vizrobust.attacks.losses import kl
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
@@ -151,14 +151,14 @@ class Free:
         assert isinstance(attack, FGSM)
         if learner.carried is None or learner.carried.shape[1:] != x.shape[1:]:
             learner.carried = torch.zeros_like(x)
-        ball, eps, carried = attack.ball, radius(attack.ball), learner.carried
+        ball, eps, carried = attack.ball, epsilon(attack.ball), learner.carried
         losses = []
         for _ in range(self.replays):
             adv = ball.project_image(x, x + carried[: len(x)]).requires_grad_()
             losses.append(learner.update(lambda net, adv=adv: learner.cross_entropy(net(adv), y)))  # type: ignore[misc]
             grad, adv = adv.grad, adv.detach()
             assert grad is not None
-            carried[: len(x)] = ball.project(adv - x + eps * ball.steepest(grad, adv))
+            carried[: len(x)] = ball.project(adv - x + eps * ball.steepest_direction(grad, adv))
         return Learned(adv, torch.stack(losses).mean())
 
 
@@ -251,11 +251,11 @@ class NFGSM:
     def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
         assert isinstance(attack, FGSM)
         with learner.compute.autocast(), evaluating(learner.passing) as net:
-            eps = radius(attack.ball)
+            eps = epsilon(attack.ball)
             start = (x + vary(attack.ball, eps=self.noise * eps).sample(x, streams.child("noise"))).clamp_(0, 1)
             point = start.clone().requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
-            adv = (start + self.step * eps * attack.ball.steepest(grad, start)).clamp_(0, 1)
+            adv = (start + self.step * eps * attack.ball.steepest_direction(grad, start)).clamp_(0, 1)
         return Learned(adv, learner.update(lambda net: learner.mixed(net, x, adv, y)))
 
 

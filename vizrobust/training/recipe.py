@@ -160,7 +160,7 @@ def fast(eps: float) -> Attack:
 
 def noise(eps: float) -> Attack:
     """A random point of the ball, without a gradient: the control."""
-    return Noise(draws=1, ball=Linf(eps=eps))
+    return Noise(samples=1, ball=Linf(eps=eps))
 
 
 ARMS: dict[str, Callable[[float], Attack]] = {"fgsm": fgsm, "fast": fast, "noise": noise}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vizrobust.attacks import threat
+from vizrobust.attacks import threat_model
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
@@ -179,7 +179,7 @@ def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
 def _description(trainer: Trainer) -> CheckpointInfo:
     recipe, data = trainer.recipe, trainer.data
     # Several attacks have no one radius; `seen` reads each from the recipe.
-    threats = list(dict.fromkeys(threat(attack) for attack in members(recipe.attack)))
+    threats = list(dict.fromkeys(threat_model(attack) for attack in members(recipe.attack)))
     norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
     return CheckpointInfo(
         arch=recipe.arch,

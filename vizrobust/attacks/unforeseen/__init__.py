@@ -3,9 +3,9 @@
 from vizrobust.attacks.unforeseen.jpeg import JPEG
 from vizrobust.attacks.unforeseen.overlays import Kaleidoscope, Pixel
 from vizrobust.attacks.unforeseen.spatial import Elastic, Glitch
-from vizrobust.attacks.unforeseen.strengths import kind, source, strengths, suited
+from vizrobust.attacks.unforeseen.strengths import family, source, strengths, with_default_eps
 from vizrobust.attacks.unforeseen.textures import Gabor, Wood
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Unforeseen, Variables
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, Unforeseen, UnforeseenRun
 from vizrobust.attacks.unforeseen.weather import Fog, Snow
 from vizrobust.spec import named
 
@@ -15,19 +15,19 @@ UNFORESEEN = named(Elastic, JPEG, Fog, Snow, Gabor, Pixel, Glitch, Kaleidoscope,
 __all__ = [
     "JPEG",
     "UNFORESEEN",
-    "Climb",
     "Elastic",
     "Fog",
     "Gabor",
     "Glitch",
     "Kaleidoscope",
+    "Params",
     "Pixel",
     "Snow",
     "Unforeseen",
-    "Variables",
+    "UnforeseenRun",
     "Wood",
-    "kind",
+    "family",
     "source",
     "strengths",
-    "suited",
+    "with_default_eps",
 ]

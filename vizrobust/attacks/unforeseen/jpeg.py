@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import L1, L2
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, check, clip, strength
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, check, clip, epsilon
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -120,18 +120,18 @@ class JPEG:
             raise ValueError(f"JPEG: norm='l1' takes Frank-Wolfe steps, which have no alpha; leave out alpha={self.alpha:g}")
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         streams, count = streams.child("coefficients"), coefficients(x)
-        like, eps = x.new_empty(len(x), count), strength(self)
+        like, eps = x.new_empty(len(x), count), epsilon(self)
         match self.norm:
             case "linf":
                 z = (2 * streams.uniform(count).to(x) - 1) * eps
@@ -141,23 +141,23 @@ class JPEG:
                 z = L1(eps).sample(like, streams)
         return {"z": self.project({"z": z})}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        return clip(x + decoded(v["z"] / 2, x))
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        return clip(x + decoded(params["z"] / 2, x))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
         match self.norm:
             case "linf":
-                return v["z"] + alpha * grad.sign()
+                return params["z"] + alpha * grad.sign()
             case "l2":
-                return v["z"] + alpha * L2(1.0).steepest(grad)
+                return params["z"] + alpha * L2(1.0).steepest_direction(grad)
         # The corner of the ball within the bounds: the coefficients of steepest ascent take all they may.
         order = grad.abs().argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(grad.shape[1], device=grad.device).expand_as(order))
-        corner = grad.sign() * (strength(self) - LARGEST * rank).clamp(0, LARGEST)
-        return v["z"] + (corner - v["z"]) / v["t"].to(grad)[:, None]
+        corner = grad.sign() * (epsilon(self) - LARGEST * rank).clamp(0, LARGEST)
+        return params["z"] + (corner - params["z"]) / params["step"].to(grad)[:, None]
 
-    def project(self, v: Variables) -> Tensor:
-        eps, z = strength(self), v["z"]
+    def project(self, params: Params) -> Tensor:
+        eps, z = epsilon(self), params["z"]
         match self.norm:
             case "linf":
                 return z.clamp(-eps, eps)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import L2
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, between, check, clip, fade, strength
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -83,14 +83,14 @@ class Kaleidoscope:
         check(self)
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         channels, height, width = x.shape[1:]
@@ -99,27 +99,27 @@ class Kaleidoscope:
         colours = bright(streams.child("colours"), count, channels).to(x)
         shifts = 2 * streams.child("shifts").uniform(count * channels).to(x) - 1
         rims = streams.child("rims").uniform(height * width).to(x)
-        z = strength(self) * torch.cat((shifts, rims), dim=1)
+        z = epsilon(self) * torch.cat((shifts, rims), dim=1)
         return {"z": z, "colours": colours, "top": top.to(x.device), "rim": rim.to(x.device)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
+    def apply(self, x: Tensor, params: Params) -> Tensor:
         n, channels, height, width = x.shape
-        shift, rim = v["z"].tensor_split([v["colours"][0].numel()], dim=1)
-        colours = v["colours"] + shift.reshape(v["colours"].shape)
+        shift, rim = params["z"].tensor_split([params["colours"][0].numel()], dim=1)
+        colours = params["colours"] + shift.reshape(params["colours"].shape)
         # Shape 0 is no shape: the place shows the image.
         palette = torch.cat((torch.zeros_like(colours[:, :, :1]), colours), dim=2)
-        place = v["top"].reshape(n, 1, -1).expand(-1, channels, -1)
+        place = params["top"].reshape(n, 1, -1).expand(-1, channels, -1)
         painted = palette.gather(2, place).reshape(x.shape)
-        through = torch.where(v["top"][:, None] > 0, between(x, 0.2, 0.1), 1.0).to(x)
-        covered = torch.where(v["rim"][:, None], rim.reshape(n, 1, height, width), x * through + painted)
-        return clip(x + fade(strength(self), SMALLEST_EPS) * (covered - x))
+        through = torch.where(params["top"][:, None] > 0, between(x, 0.2, 0.1), 1.0).to(x)
+        covered = torch.where(params["rim"][:, None], rim.reshape(n, 1, height, width), x * through + painted)
+        return clip(x + opacity(epsilon(self), SMALLEST_EPS) * (covered - x))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        eps, colours = strength(self), v["colours"][0].numel()
-        return torch.cat((v["z"][:, :colours].clamp(-eps, eps), v["z"][:, colours:].clamp(0, eps)), dim=1)
+    def project(self, params: Params) -> Tensor:
+        eps, colours = epsilon(self), params["colours"][0].numel()
+        return torch.cat((params["z"][:, :colours].clamp(-eps, eps), params["z"][:, colours:].clamp(0, eps)), dim=1)
 
 
 @spec
@@ -142,34 +142,34 @@ class Pixel:
         check(self)
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         block = _block(x)
         like = x[..., ::block, ::block]
-        return {"z": self.project({"z": L2(strength(self)).sample(like, streams.child("shares")).abs()})}
+        return {"z": self.project({"z": L2(epsilon(self)).sample(like, streams.child("shares")).abs()})}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
+    def apply(self, x: Tensor, params: Params) -> Tensor:
         block = _block(x)
         share, corner = (
             tiles.repeat_interleave(block, 2).repeat_interleave(block, 3)[..., : x.shape[2], : x.shape[3]]
-            for tiles in (v["z"], x[..., ::block, ::block])
+            for tiles in (params["z"], x[..., ::block, ::block])
         )
         return clip(x + share * (corner - x))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * L2(1.0).steepest(grad)
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * L2(1.0).steepest_direction(grad)
 
-    def project(self, v: Variables) -> Tensor:
+    def project(self, params: Params) -> Tensor:
         # A share below 0 does not count against the rest's; then clamping at 1 only shortens.
-        return L2(strength(self)).project(v["z"].clamp_min(0)).clamp_max(1)
+        return L2(epsilon(self)).project(params["z"].clamp_min(0)).clamp_max(1)
 
 
 def _block(x: Tensor) -> int:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, Walk, run
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, between, check, clip, side, strength
+from vizrobust.attacks.attack import AttackResult, AttackRun, run
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, side
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -50,26 +50,26 @@ class Elastic:
         check(self)
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
-        return {"z": (2 * streams.child("flow").uniform(2, *x.shape[-2:]).to(x) - 1) * strength(self)}
+        return {"z": (2 * streams.child("flow").uniform(2, *x.shape[-2:]).to(x) - 1) * epsilon(self)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        return clip(warp(x, smooth(v["z"], 3 * side(x) / 224)))
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        return clip(warp(x, smooth(params["z"], 3 * side(x) / 224)))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        return v["z"].clamp(-strength(self), strength(self))
+    def project(self, params: Params) -> Tensor:
+        return params["z"].clamp(-epsilon(self), epsilon(self))
 
 
 def smooth(flow: Tensor, sigma: float) -> Tensor:
@@ -105,31 +105,31 @@ class Glitch:
         check(self)
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         bands = -(-x.shape[2] // _rows(x))
-        return {"z": (2 * streams.child("shifts").uniform(x.shape[1], bands).to(x) - 1) * strength(self)}
+        return {"z": (2 * streams.child("shifts").uniform(x.shape[1], bands).to(x) - 1) * epsilon(self)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
+    def apply(self, x: Tensor, params: Params) -> Tensor:
         n, channels, height, width = x.shape
-        shift = v["z"].repeat_interleave(_rows(x), 2)[..., :height] * (width / 2)
+        shift = params["z"].repeat_interleave(_rows(x), 2)[..., :height] * (width / 2)
         aside = shift.reshape(n * channels, height, 1).expand(-1, -1, width)
         flow = torch.stack((aside, torch.zeros_like(aside)), dim=1)
         return clip(warp(x.reshape(n * channels, 1, height, width), flow).reshape(x.shape))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        return v["z"].clamp(-strength(self), strength(self))
+    def project(self, params: Params) -> Tensor:
+        return params["z"].clamp(-epsilon(self), epsilon(self))
 
 
 def _rows(x: Tensor) -> int:

@@ -81,11 +81,11 @@ PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
 LEVELS = ("low", "medium", "high")
 
 
-def kind(attack: Attack) -> str:
+def family(attack: Attack) -> str:
     """The name under which strengths and calibrations list an attack: its ball's, else its own, with JPEG's norm.
 
     >>> from vizrobust.attacks import JPEG, PGD, Fog, L2
-    >>> kind(Fog()), kind(JPEG(norm="l1")), kind(PGD(ball=L2(eps=1)))
+    >>> family(Fog()), family(JPEG(norm="l1")), family(PGD(ball=L2(eps=1)))
     ('Fog', 'JPEG-L1', 'L2')
     """
     ball = ball_of(attack)
@@ -95,7 +95,7 @@ def kind(attack: Attack) -> str:
 
 
 def strengths(name: str, shape: tuple[int, int, int]) -> Three:
-    """Low, medium and high eps of the attack listed as `name` (see `kind`) on images of shape (C, H, W).
+    """Low, medium and high eps of the attack listed as `name` (see `family`) on images of shape (C, H, W).
 
     They are what published work uses where there is any (see `source`); low to high is not the same step for every
     attack. Raises ``ValueError`` for a name that is not listed.
@@ -111,16 +111,16 @@ def source(name: str, shape: tuple[int, int, int]) -> str:
     return _preset(name, shape)[1]
 
 
-def suited(attack: Any, shape: tuple[int, int, int], level: str = "medium") -> Any:
+def with_default_eps(attack: Any, shape: tuple[int, int, int], level: str = "medium") -> Any:
     """The attack with the strength of that level for images of shape (C, H, W), if it names none itself.
 
     >>> from vizrobust.attacks import Wood
-    >>> suited(Wood(steps=10), (3, 32, 32)), suited(Wood(eps=0.3), (3, 32, 32))
+    >>> with_default_eps(Wood(steps=10), (3, 32, 32)), with_default_eps(Wood(eps=0.3), (3, 32, 32))
     (Wood(eps=0.05, steps=10), Wood(eps=0.3))
     """
     if attack.eps is not None:
         return attack
-    three = dict(zip(LEVELS, strengths(kind(attack), shape), strict=True))
+    three = dict(zip(LEVELS, strengths(family(attack), shape), strict=True))
     return replace(attack, eps=lookup(three, level, "strength"))
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import TINY
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, between, check, clip, fade, strength
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -41,14 +41,14 @@ class Gabor:
         check(self)
 
     @property
-    def reach(self) -> float:
+    def range(self) -> float:
         return 1.0
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         height, width = x.shape[-2:]
@@ -58,15 +58,15 @@ class Gabor:
         wavelet = wavelets(1 + (MOST_SIDES * sides).floor(), 0.1 + 0.3 * sigma, 3 + 2.75 * cycles, math.pi * angle)
         return {"z": weights * places, "places": places, "wavelet": wavelet}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        noise = F.conv2d(v["z"][None], v["wavelet"][:, None], padding=SIZE // 2, groups=len(x))[0]
-        return clip(x + strength(self) * evened(noise)[:, None])
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        noise = F.conv2d(params["z"][None], params["wavelet"][:, None], padding=SIZE // 2, groups=len(x))[0]
+        return clip(x + epsilon(self) * evened(noise)[:, None])
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        return v["z"].clamp(-1, 1) * v["places"]
+    def project(self, params: Params) -> Tensor:
+        return params["z"].clamp(-1, 1) * params["places"]
 
 
 def wavelets(sides: Tensor, sigma: Tensor, cycles: Tensor, angle: Tensor) -> Tensor:
@@ -124,30 +124,30 @@ class Wood:
         check(self)
 
     @property
-    def reach(self) -> float:
-        return strength(self)
+    def range(self) -> float:
+        return epsilon(self)
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         size = round(between(x, 16, 32))
-        return {"z": (2 * streams.child("bend").uniform(size, size).to(x) - 1) * strength(self)}
+        return {"z": (2 * streams.child("bend").uniform(size, size).to(x) - 1) * epsilon(self)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        bend = F.interpolate(v["z"][:, None], x.shape[-2:], mode="bilinear", align_corners=False)
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        bend = F.interpolate(params["z"][:, None], x.shape[-2:], mode="bilinear", align_corners=False)
         wave = torch.sin(math.pi * round(between(x, 5, 4)) * (_radius(x) + bend))
         grain = ((wave**2 + ROUNDING) / (1 + ROUNDING)) ** (1 / 16)
-        return x * (1 - fade(strength(self), SMALLEST_EPS) * (1 - grain))
+        return x * (1 - opacity(epsilon(self), SMALLEST_EPS) * (1 - grain))
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        return v["z"].clamp(-strength(self), strength(self))
+    def project(self, params: Params) -> Tensor:
+        return params["z"].clamp(-epsilon(self), epsilon(self))
 
 
 def _radius(x: Tensor) -> Tensor:

@@ -10,19 +10,19 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import State, drawn_targets, mark, opened
+from vizrobust.attacks.attack import State, initial_state, random_targets, record
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup
 
 # The attack's variables: "z" is optimized, the rest are random constants of the image; row i belongs to image i.
-Variables = Mapping[str, Tensor]
+Params = Mapping[str, Tensor]
 
 
 class Unforeseen(Protocol):
     """An attack that changes an image through a differentiable parametrization, of strength `eps` in its own units.
 
-    ``alpha=None`` is `reach` / sqrt(steps), UAR's rule; `targeted` draws a wrong class for each image and goes
+    ``alpha=None`` is `range` / sqrt(steps), UAR's rule; `targeted` draws a wrong class for each image and goes
     towards it, UAR's protocol. ``eps=0`` leaves images as they are.
     """
 
@@ -37,24 +37,24 @@ class Unforeseen(Protocol):
     @property
     def loss(self) -> str: ...
     @property
-    def reach(self) -> float:
+    def range(self) -> float:
         """How far the variable can go from its middle, in its own units; a step is a share of it."""
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         """Images (N, C, H, W) -> the variables: a random ``z`` that is allowed, and the constants of each image."""
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        """(N, C, H, W) in [0, 1], differentiable in ``v["z"]``."""
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        """(N, C, H, W) in [0, 1], differentiable in ``params["z"]``."""
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        """The next ``z``, uphill, not yet projected; ``v["t"]`` (N,) counts the steps of each image from 1."""
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        """The next ``z``, uphill, not yet projected; ``params["step"]`` (N,) counts the steps of each image from 1."""
 
-    def project(self, v: Variables) -> Tensor:
+    def project(self, params: Params) -> Tensor:
         """The nearest ``z`` that is allowed, or one near it."""
 
 
 @dataclass(frozen=True)
-class Climb:
+class UnforeseenRun:
     """`steps` steps uphill from a random variable; the images of a batch may be at different steps."""
 
     attack: Unforeseen
@@ -64,7 +64,7 @@ class Climb:
         return type(self.attack).__name__
 
     @property
-    def member(self) -> str:
+    def component(self) -> str:
         return self.name
 
     @property
@@ -73,37 +73,41 @@ class Climb:
 
     @property
     def alpha(self) -> float:
-        return self.attack.reach / math.sqrt(max(self.steps, 1)) if self.attack.alpha is None else self.attack.alpha
+        return self.attack.range / math.sqrt(max(self.steps, 1)) if self.attack.alpha is None else self.attack.alpha
 
-    def begin(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        towards = drawn_targets(net, x, y, streams) if self.attack.targeted else y
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        target = random_targets(net, x, y, streams) if self.attack.targeted else y
         with torch.no_grad(), _full_precision(x):
-            v = self.attack.init(x, streams)
-            start = self.attack.apply(x, v)
-        return {**opened(x, y, start, streams), "towards": towards, **{f"v.{name}": value for name, value in v.items()}}
+            params = self.attack.init(x, streams)
+            start = self.attack.apply(x, params)
+        return {
+            **initial_state(x, y, start, streams),
+            "target": target,
+            **{f"params.{name}": value for name, value in params.items()},
+        }
 
     def step(self, net: nn.Module, state: State) -> None:
-        v = {name[2:]: value for name, value in state.items() if name.startswith("v.")}
-        v["z"] = v["z"].detach().requires_grad_()
+        params = {name.removeprefix("params."): value for name, value in state.items() if name.startswith("params.")}
+        params["z"] = params["z"].detach().requires_grad_()
         with _full_precision(state["x"]):
-            image = self.attack.apply(state["x"], v)
+            image = self.attack.apply(state["x"], params)
         logits = net(image)
-        climbed = self._goal(logits, state)
-        (grad,) = torch.autograd.grad(climbed.sum(), v["z"])
-        mark(state, logits.detach(), climbed)
+        ascent_loss = self._ascent_loss(logits, state)
+        (grad,) = torch.autograd.grad(ascent_loss.sum(), params["z"])
+        record(state, logits.detach(), ascent_loss)
         with torch.no_grad(), _full_precision(state["x"]):
-            v["t"] = state["t"]
-            v["z"] = self.attack.step(v, grad, self.alpha)
-            v["z"] = state["v.z"] = self.attack.project(v)
-            state["adv"] = self.attack.apply(state["x"], v)
+            params["step"] = state["step"]
+            params["z"] = self.attack.step(params, grad, self.alpha)
+            params["z"] = state["params.z"] = self.attack.project(params)
+            state["adv"] = self.attack.apply(state["x"], params)
 
-    def judge(self, net: nn.Module, state: State) -> None:
+    def evaluate(self, net: nn.Module, state: State) -> None:
         logits = net(state["adv"])
-        mark(state, logits, self._goal(logits, state))
+        record(state, logits, self._ascent_loss(logits, state))
 
-    def _goal(self, logits: Tensor, state: State) -> Tensor:
+    def _ascent_loss(self, logits: Tensor, state: State) -> Tensor:
         """What is climbed: (N,)."""
-        loss = lookup(LOSSES, self.attack.loss, "loss")(logits, state["towards"])
+        loss = lookup(LOSSES, self.attack.loss, "loss")(logits, state["target"])
         return -loss if self.attack.targeted else loss
 
 
@@ -112,7 +116,7 @@ def _full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def strength(attack: Unforeseen) -> float:
+def epsilon(attack: Unforeseen) -> float:
     """The attack's eps; ``ValueError`` where it is still to be chosen."""
     if attack.eps is None:
         name = type(attack).__name__
@@ -120,12 +124,12 @@ def strength(attack: Unforeseen) -> float:
     return attack.eps
 
 
-def fade(eps: float, full: float) -> float:
+def opacity(eps: float, full: float) -> float:
     """The opacity of what a reference draws whatever eps is: whole from its smallest published eps, `full`, on.
 
     Below, it goes with eps to 0, so that no strength is no change.
 
-    >>> fade(0.0, 0.1), fade(0.05, 0.1), fade(0.3, 0.1)
+    >>> opacity(0.0, 0.1), opacity(0.05, 0.1), opacity(0.3, 0.1)
     (0.0, 0.5, 1.0)
     """
     return min(1.0, eps / full)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attacked, Walk, run
+from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import TINY, per_image
-from vizrobust.attacks.unforeseen.unforeseen_attack import Climb, Variables, between, check, clip, fade, strength
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -36,32 +36,32 @@ class Fog:
         check(self)
 
     @property
-    def reach(self) -> float:
+    def range(self) -> float:
         return 0.5
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         return {"z": streams.child("displacements").uniform(4 ** scales(x) - 1).to(x)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        eps = strength(self)
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        eps = epsilon(self)
         height, width = x.shape[-2:]
-        fog = landscape(2 * v["z"] - 1, scales(x))
+        fog = landscape(2 * params["z"] - 1, scales(x))
         top, left = (fog.shape[1] - height) // 2, (fog.shape[2] - width) // 2
         low, high = fog.amin((1, 2), keepdim=True), fog.amax((1, 2), keepdim=True)
         fog = (fog - low) / (high - low + TINY)
         return (x + eps * fog[:, None, top : top + height, left : left + width]) / (1 + eps)
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
-        return v["z"] + alpha * grad.sign()
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        return params["z"] + alpha * grad.sign()
 
-    def project(self, v: Variables) -> Tensor:
-        return v["z"].clamp(0, 1)
+    def project(self, params: Params) -> Tensor:
+        return params["z"].clamp(0, 1)
 
 
 def scales(x: Tensor) -> int:
@@ -127,14 +127,14 @@ class Snow:
         check(self)
 
     @property
-    def reach(self) -> float:
+    def range(self) -> float:
         return 1.0
 
-    def stages(self, net: nn.Module, x: Tensor) -> tuple[Walk, ...]:
-        return (Climb(self),)
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, judge: bool = True) -> Attacked:
-        return run(self.stages(net, x), net, x, y, streams, judge)
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
+        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         rows, columns = (-(-length // SPACING) for length in x.shape[-2:])
@@ -142,18 +142,18 @@ class Snow:
         flakes = torch.exp(-streams.child("flakes").uniform(len(GRIDS), rows, columns).to(x) / BUDGET)
         return {"z": self.project({"z": flakes}), "streaks": streaks(streams.child("streaks"), round(between(x, 2, 6))).to(x)}
 
-    def apply(self, x: Tensor, v: Variables) -> Tensor:
-        eps = strength(self)
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        eps = epsilon(self)
         pale = torch.maximum(x, 1.5 * brightness(x) + 0.5)
-        snow = fallen(v["z"], v["streaks"], x)[:, None]
-        return clip(x + fade(eps, SMALLEST_EPS) * DISCOLOUR * (pale - x) + eps * snow)
+        snow = fallen(params["z"], params["streaks"], x)[:, None]
+        return clip(x + opacity(eps, SMALLEST_EPS) * DISCOLOUR * (pale - x) + eps * snow)
 
-    def step(self, v: Variables, grad: Tensor, alpha: float) -> Tensor:
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
         largest = grad.abs().flatten(1).amax(1)
-        return v["z"] + alpha * (grad.sign() if self.signs else grad / per_image(largest + (largest == 0), grad))
+        return params["z"] + alpha * (grad.sign() if self.signs else grad / per_image(largest + (largest == 0), grad))
 
-    def project(self, v: Variables) -> Tensor:
-        z = v["z"].clamp(FAINTEST, 1)
+    def project(self, params: Params) -> Tensor:
+        z = params["z"].clamp(FAINTEST, 1)
         return z * (BUDGET / region_means(z).clamp_min(BUDGET))
 
 

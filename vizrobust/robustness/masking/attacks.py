@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import APGD, FGSM, L2, PGD, Attack, Attacked, Ball, Linf, Noise, Square, Transfer, ball_of, radius
-from vizrobust.attacks.square import MOVES
+from vizrobust.attacks import APGD, FGSM, L2, PGD, Attack, AttackResult, Ball, Linf, Noise, Square, Transfer, ball_of, epsilon
+from vizrobust.attacks.square import PERTURBATIONS
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
 from vizrobust.models import evaluating
@@ -31,13 +31,13 @@ def in_ball(attack: Attack, ball: Ball) -> Attack:
     alpha = getattr(attack, "alpha", None)
     if alpha is not None and own.eps:
         # Where the norm changes too, the radius is all that the two have in common.
-        changes["alpha"] = alpha * radius(ball) / own.eps
+        changes["alpha"] = alpha * epsilon(ball) / own.eps
     return replace(attack, **changes)  # type: ignore[type-var]
 
 
 def scaled(ball: Ball, by: float) -> Ball:
     """The ball with its radius times `by`; pixels have no more than [0, 1] to move in."""
-    eps = radius(ball) * by
+    eps = epsilon(ball) * by
     return replace(ball, eps=min(eps, 1.0) if isinstance(ball, Linf) else eps)  # type: ignore[type-var]
 
 
@@ -104,13 +104,13 @@ class MaskingAttacks:
             "fgsm": lambda: self.survivors(FGSM(ball=self.ball)),
             "training attacks": self._survive_training_attacks,
             "margin loss": lambda: self._survive_beside_pgd(replace(self.pgd, loss="margin")),
-            "noise": lambda: self._survive_beside_pgd(Noise(draws=self.budget.noise_samples, ball=self.ball)),
+            "noise": lambda: self._survive_beside_pgd(Noise(samples=self.budget.noise_samples, ball=self.ball)),
             "square": lambda: self._survive_beside_pgd(self.square),
             "transfer": lambda: self._survive_beside_pgd(self.transfer),
             "apgd": lambda: self._survive_beside_pgd(APGD(steps=self.budget.steps, ball=self.ball, loss="dlr")),
             "ensemble": lambda: self._survive_beside_pgd(self.network.ensemble),
             "pgd, more restarts": self._survive_more_restarts,
-            "plain loss": lambda: self.survivors(replace(self.pgd, loss="plain_ce", restarts=1), ~self.survives["pgd"]),
+            "plain loss": lambda: self.survivors(replace(self.pgd, loss="standard_ce", restarts=1), ~self.survives["pgd"]),
             "unbounded": self._survive_unbounded,
             "all": self._survive_all,
         })  # fmt: skip
@@ -212,7 +212,7 @@ class MaskingAttacks:
     @cached_property
     def square(self) -> Square | None:
         """None in a ball that Square has no perturbations for."""
-        return Square(queries=self.budget.queries, ball=self.ball) if type(self.ball) in MOVES else None
+        return Square(queries=self.budget.queries, ball=self.ball) if type(self.ball) in PERTURBATIONS else None
 
     @cached_property
     def transfer(self) -> Transfer | None:
@@ -296,7 +296,7 @@ class MaskingAttacks:
             )
 
     @cached_property
-    def trajectory(self) -> Attacked:
+    def trajectory(self) -> AttackResult:
         """One run of PGD on the probes to its end, with every iterate's loss and verdict."""
         self.report("PGD step by step")
         attack = replace(self.pgd, restarts=1, loss="margin")

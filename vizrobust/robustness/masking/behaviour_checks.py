@@ -53,7 +53,7 @@ def unstable_predictions(attacks: MaskingAttacks) -> Check:
             changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1)
     value = float((changes / NOISY_POINTS).mean())
     evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
-    advice = "smooth the loss: attack its mean over noise (EoT), and look at the loss along the attack's path"
+    advice = "smooth the loss: attack its mean over noise (EOT), and look at the loss along the attack's path"
     return threshold_check("unstable predictions", value, CHANGE, evidence, advice, counts={"images": len(x)})
 
 
@@ -156,7 +156,7 @@ def randomised(attacks: MaskingAttacks) -> Check:
     evidence = (
         f"in {PASSES} passes logits differ by up to {float(moved.max()):.2g}, and {classes} of {len(x)} images change class"
     )
-    advice = "switch the randomness off, or attack its expectation: {attack} 'EoT(attack=PGD(), samples=20)'"
+    advice = "switch the randomness off, or attack its expectation: {attack} 'EOT(attack=PGD(), samples=20)'"
     counts = {"images": len(x), "other class": classes}
     return threshold_check("randomised", float(moved.max()), DIFFERENT, evidence, advice, counts=counts, unit="number")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.attacks import radius
+from vizrobust.attacks import epsilon
 from vizrobust.rng import seeded
 from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, criteria
 from vizrobust.robustness.masking.attacks import MaskingAttacks
@@ -26,7 +26,7 @@ CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 
 # Signs that make the numbers themselves doubtful, whatever the verdict.
 WARNINGS = {
-    "randomised": "its answers are random, so attack it with EoT before you believe a number",
+    "randomised": "its answers are random, so attack it with EOT before you believe a number",
     "attacked another network": "it gives other answers while gradients are computed, so the numbers are not its own",
     "statistics of the batch": "it mixes the images of a batch, so the numbers depend on the batch",
 }
@@ -66,7 +66,7 @@ def diagnosis_of(attacks: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Dia
     """The verdict, with the checks that were done."""
     with seeded(attacks.seed, attacks.compute.device):
         verdict = verdict_of(list(criteria(attacks)), attacks.survives["all"], _caveat(attacks, checks))
-    return Diagnosis(verdict, radius(attacks.ball), checks)
+    return Diagnosis(verdict, epsilon(attacks.ball), checks)
 
 
 def _caveat(attacks: MaskingAttacks, checks: tuple[Check, ...]) -> str:

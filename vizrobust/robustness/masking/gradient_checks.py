@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vizrobust.attacks import radius
+from vizrobust.attacks import epsilon
 from vizrobust.attacks.losses import margin
 from vizrobust.models import evaluating
 from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
@@ -89,7 +89,7 @@ def local_linearity(attacks: MaskingAttacks) -> Check:
     """One step of eps along the gradient changes the loss by something else than the gradient predicts."""
     x, y = attacks.probe_images
     gradient, before = _gradient(attacks, x), _margin(attacks, x, y)
-    step = (x + radius(attacks.ball) * attacks.ball.steepest(gradient, x)).clamp(0, 1) - x
+    step = (x + epsilon(attacks.ball) * attacks.ball.steepest_direction(gradient, x)).clamp(0, 1) - x
     said = (gradient.double() * step).flatten(1).sum(1)
     done = _margin(attacks, x + step, y) - before
     errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
