@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vizrobust.cli import main
+from vizrobust.study import StudyReport
 
 
 def said(*arguments: str) -> Result:
@@ -48,8 +49,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_what_is_asked_of_fewer_images_is_said_to_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is done, which here is not done at all."""
     monkeypatch.setattr("vizrobust.study.Study.run", lambda _study: iter(()))
-    monkeypatch.setattr("vizrobust.study.report_of", lambda *_: {"pictures": []})
-    monkeypatch.setattr("vizrobust.study.write_report", lambda *_: tmp_path)
+    monkeypatch.setattr("vizrobust.study.report_of", lambda *_: StudyReport({"pictures": []}))
     monkeypatch.setattr("vizrobust.report.write_study", lambda *_: tmp_path)
     monkeypatch.setattr("vizrobust.cli.study._print", lambda _report: None)
     options = ("--images", "1000", "--masking-images", "0", "--unforeseen-images", "50", "--corruption-images", "200")
@@ -75,8 +75,8 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         (None, "no report"),
         ("{", "is not a study's report"),
         ("[]", "is not a study's report"),
-        (json.dumps({"format": 99}), "is of format 99, this vizrobust reads 1"),
-        (json.dumps({"format": 1}), "is not a study's report (KeyError: 'prereg')"),
+        (json.dumps({"format": 99}), "is of format 99, this vizrobust reads 1 and 2"),
+        (json.dumps({"format": 1}), "is not a study's report (KeyError: 'checkpoints')"),
     ],
 )
 def test_verify_says_what_is_no_report(content: str | None, sentence: str, tmp_path: Path) -> None:

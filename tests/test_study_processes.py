@@ -24,7 +24,7 @@ from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_chec
 from vizrobust.models.checkpoints import body_state
 from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows
-from vizrobust.study import Plan, Study, report_of, training_runs, write_report
+from vizrobust.study import Plan, Study, report_of, training_runs
 from vizrobust.study.networks import on_all, passes, shared_out
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def study_in(folder: Path | str, plan: Plan, until: str = "") -> str | None:
             return None
     if "measured" not in study.facts:
         return None
-    write_report(study, report_of(study, "vizrobust study"))
+    report_of(study, "vizrobust study").write(study.folder)
     return (Path(folder) / "report.json").read_text()
 
 

@@ -19,7 +19,7 @@ from vizrobust.features.recipes import fourier, plain
 from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import read_rows
-from vizrobust.study import Plan, Stage, Study, provided_checkpoints, read_report, report_of, training_runs, verify, write_report
+from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.protocol import choose_eps
 from vizrobust.study.stimuli import hidden_units
@@ -63,8 +63,8 @@ def ran(folder: Path, plan: Plan, stop: Callable[[int, Stage], bool] = lambda _n
         if stop(number, stage):
             return None
     report = report_of(study, "vizrobust study")
-    write_report(study, report)
-    return report
+    report.write(folder)
+    return dict(report)
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +176,15 @@ def test_stopped_five_times_it_gives_the_same_report(finished: tuple[Path, dict[
 
 def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict[str, Any], Plan]) -> None:
     folder, _report, _plan = finished
-    report = read_report(folder)
+    report = StudyReport.read(folder)
     compute = Compute("cpu", threads=1)
     checks = list(verify(report, folder, lambda: DIGITS, compute))
     assert [one for one in checks if one.ok is not True] == []
     assert len([one for one in checks if one.what.startswith("picture")]) == 5
     report["clarity"][0]["values"][0] = 0.123
-    report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
-    report["accuracy"] = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
+    pictures = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
+    accuracy = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
+    report = StudyReport({**report, "pictures": pictures, "accuracy": accuracy})
     wrong = {one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.ok is False}
     assert wrong >= {"rows", "picture"}
 
@@ -196,14 +197,16 @@ def test_another_processor_may_round_otherwise_and_no_more(
     folder, _report, _plan = finished
 
     def pictures(score: float, processor: str | None) -> list[tuple[bool | None, str]]:
-        report = read_report(folder)
+        report = StudyReport.read(folder)
         others = {name: version for name, version in report["versions"].items() if name != "processor"}
-        report["versions"] = others if processor is None else {**others, "processor": processor}
-        report["pictures"] = [{**row, "pixels_sha256": "0" * 64, "score": score * row["score"]} for row in report["pictures"]]
-        found = verify(report, folder, lambda: DIGITS, Compute("cpu", threads=1))
+        changed = {
+            "versions": others if processor is None else {**others, "processor": processor},
+            "pictures": [{**row, "pixels_sha256": "0" * 64, "score": score * row["score"]} for row in report["pictures"]],
+        }
+        found = verify(StudyReport({**report, **changed}), folder, lambda: DIGITS, Compute("cpu", threads=1))
         return [(one.ok, one.detail) for one in found if one.what.startswith("picture")]
 
-    here = read_report(folder)["versions"]["processor"]
+    here = StudyReport.read(folder)["versions"]["processor"]
     assert {fine for fine, _ in pictures(1.001, here)} == {False}
     elsewhere = pictures(1.001, recorded)
     assert {fine for fine, _ in elsewhere} == {True}
@@ -218,7 +221,7 @@ def test_without_the_images_everything_else_is_looked_at(finished: tuple[Path, d
     def absent() -> DataSet:
         raise FileNotFoundError("digits is not on this machine")
 
-    checks = list(verify(read_report(folder), folder, absent, Compute("cpu", threads=1)))
+    checks = list(verify(StudyReport.read(folder), folder, absent, Compute("cpu", threads=1)))
     assert [(one.what, one.detail) for one in checks if one.ok is not True] == [("attacks", "digits is not on this machine")]
     assert len([one for one in checks if one.what.startswith("picture")]) == 5
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from vizrobust.compute import Compute
+from vizrobust.data import load
 from vizrobust.study.contrasts import (
     accuracy_slope,
     adversarial_against_standard,
@@ -19,9 +23,11 @@ from vizrobust.study.contrasts import (
     rank_correlation,
     step_slope,
 )
-from vizrobust.study.report import judged, series_of
+from vizrobust.study.protocol import sha256
+from vizrobust.study.report import StudyReport
 from vizrobust.study.summary import verdict
 from vizrobust.study.verdicts import MetricSeries, contrast_results, decide, dose_response_shape, holm_adjusted
+from vizrobust.study.verify import difference, verify
 
 DOSES = (0, 1, 2, 4, 8, 16)
 GROWING, LEVEL, HILL = [0, 1, 1.3, 1.6, 1.9, 2.2], [0, 1, 1, 1, 1, 1], [0, 1, 1.5, 1.6, 1.3, 0.9]
@@ -94,10 +100,18 @@ def test_contrasts_that_the_doses_do_not_allow_are_left_away() -> None:
     assert contrasts(from_table([[0.1]] * 3, (0,))) == ()
 
 
-def test_seeds_that_agree_exactly_need_no_spread() -> None:
+def test_a_constant_contrast_has_no_test() -> None:
+    """Slopes of 1e-17 are rounding errors: their p value would be another one on another machine."""
     found = interval("H1", {0: 0.5, 1: 0.5, 2: 0.5}, [], 1.0)
-    assert (found.ci_low, found.ci_high, found.p) == (0.5, 0.5, 0.0)
-    assert interval("H1", {0: 0.0, 1: 0.0, 2: 0.0}, [], 1.0).p == 1.0
+    assert (found.ci_low, found.ci_high, found.p) == (0.5, 0.5, None)
+    level = noisy([0.1, *[0.3] * 5], 5, 0.0)
+    for wobble in (0.0, 1e-17, 1e-12, 1e-7):
+        h2 = step_slope(from_table(level + wobble * np.arange(30).reshape(5, 6) % 7, DOSES))
+        assert (h2.constant, h2.p, h2.sign) == (True, None, 0)
+        assert decide(h2, 0.01) == ("not supported", "constant: the same in every training run, so there is no test")
+        assert decide(h2, None)[0] == "inconclusive"
+    assert decide(found, 0.2)[0] == "inconclusive"  # the same in all runs, but no test says so
+    assert not step_slope(from_table(noisy([0.1, *[0.3] * 5], 5, 1e-4), DOSES)).constant
 
 
 def test_page_is_scipys_test_over_adversarial_doses() -> None:
@@ -310,7 +324,7 @@ def test_the_sentences_of_a_study_in_which_all_agrees() -> None:
     assert found.sentences == (
         f"Adversarially trained networks' pictures are clearer than the standard network's (H1): {everywhere}",
         f"Clarity grows with the number of attack steps among K ≥ 1 (H2): {everywhere}",
-        "Form over K ≥ 1: rising under plain and fourier, both primary metrics.",
+        "Shape over K ≥ 1: rising under plain and fourier, both primary metrics.",
         f"Clarity goes with accuracy under the strongest attack among K ≥ 1 (H3): {everywhere}",
         "Inference is over 5 training seeds: t intervals of 95 %, of the mean over three judges, Holm over two primary metrics.",
     )
@@ -322,7 +336,7 @@ def test_growth_is_never_claimed_without_h2_and_the_form_is_named(means: list[fl
     found = said(studied(lambda *_: means, noise=0.05))
     assert found.by_contrast["logits", "H1"] == "supported"
     assert found.by_contrast["logits", "H2"] == "not supported"
-    assert f"Form over K ≥ 1: {form} under plain and fourier, both primary metrics." in found.sentences
+    assert f"Shape over K ≥ 1: {form} under plain and fourier, both primary metrics." in found.sentences
     assert not any(sentence.startswith("Clarity grows") for sentence in found.sentences)
     assert any("(H2) is not supported" in sentence for sentence in found.sentences)
 
@@ -351,13 +365,13 @@ def test_a_verdict_that_is_open_somewhere_is_not_claimed() -> None:
     assert found.by_contrast["logits", "H2"] == "inconclusive"
     (sentence,) = [one for one in found.sentences if "(H2)" in one]
     assert sentence.startswith("That clarity grows with the number of attack steps among K ≥ 1 (H2) is not shown: supported for ")
-    assert "inconclusive (the interval holds 0 and effects of interest) for transfer under fourier" in sentence
+    assert "inconclusive (the interval holds 0 and effects of interest) for judge log-odds under fourier" in sentence
 
 
 def test_one_seed_is_descriptive() -> None:
     found = said(studied(lambda *_: GROWING, seeds=1))
     assert found.sentences[:2] == (
-        "Descriptive: these checkpoints only (1 training seed); what follows are mere signs.",
+        "Descriptive: these checkpoints only (1 training seed); the next sentences give signs alone.",
         "Adversarial against standard training (H1): clearer under plain and fourier, both primary metrics, all three judges.",
     )
     assert found.overall == "descriptive: these checkpoints only"
@@ -370,8 +384,8 @@ def test_one_recipe_one_judge_missing_cells_and_a_judge_left_out_are_said() -> N
         one.values[4, 3] = None  # type: ignore[index]
     found = said(series, heavy="it ranks the random network above natural images")
     assert "supported under plain alone, both primary metrics, one judge." in found.sentences[0]
-    assert "The judge heavy is left out: it ranks the random network above natural images." in found.sentences
-    assert "Left out of H1, H2 and H3 for a missing cell: training seed 3." in found.sentences
+    assert "The judge heavy is excluded: it ranks the random network above natural images." in found.sentences
+    assert "H1, H2 and H3 leave out training seed 3, for which a value is missing." in found.sentences
 
 
 def test_controls_that_change_a_verdict_are_said() -> None:
@@ -446,7 +460,7 @@ def report(seeds: int = 4, doses: tuple[int, ...] = (0, 1, 4, 16)) -> dict[str, 
 
 def test_rows_become_tables_of_qualified_judges_and_doses() -> None:
     told = report()
-    found = {(s.metric, s.judge, s.layer): s for s in series_of(told)}
+    found = {(s.metric, s.judge, s.layer): s for s in StudyReport(told).series}
     assert {judge for _, judge, _ in found} == {"a", "b"}
     one = found["nearest_natural", "b", "conv2"]
     assert set(one.values) == {(k, seed) for k in (0, 1, 4, 16) for seed in range(4)}
@@ -460,7 +474,7 @@ def test_rows_become_tables_of_qualified_judges_and_doses() -> None:
 
 def test_a_report_is_judged_from_its_rows_and_its_rows_are_json() -> None:
     told = report()
-    found, summary = judged(told)
+    found, summary = StudyReport(told).results, StudyReport(told).verdict
     rows = [trend.row() for trend in found if trend.series.control is None]
     assert json.loads(json.dumps([rows, summary.row()], allow_nan=False)) == [rows, summary.row()]
     keys, wanted = ("metric", "judge", "layer", "contrast"), ["forced_choice", None, "logits", "H2"]
@@ -472,7 +486,7 @@ def test_a_report_is_judged_from_its_rows_and_its_rows_are_json() -> None:
     assert set(h2["judges"]) == {"a", "b"}
     assert [row["contrast"] for row in rows] == sorted(row["contrast"] for row in rows)
     assert {(one["layer"], one["contrast"]): one["verdict"] for one in summary.row()["by_contrast"]} == summary.by_contrast
-    assert "The judge mad is left out: it is mad." in summary.sentences
+    assert "The judge mad is excluded: it is mad." in summary.sentences
     assert any(sentence.startswith("Units of conv2: ") for sentence in summary.sentences)
     # The falling metric is turned round: it is as much for the claim as the other.
     assert all(one["verdict"] == "supported" for one in summary.row()["by_metric"] if one["contrast"] != "H3")
@@ -481,9 +495,68 @@ def test_a_report_is_judged_from_its_rows_and_its_rows_are_json() -> None:
 
 def test_a_quick_report_with_empty_fields_is_judged_too() -> None:
     told = report(seeds=1) | {"references": [], "accuracy": [], "judges": []}
-    found, summary = judged(told)
+    found, summary = StudyReport(told).results, StudyReport(told).verdict
     assert {trend.verdict for trend in found} == {"descriptive"}
     assert {trend.contrast.name for trend in found} == {"H1", "H2"}
     assert summary.overall == "descriptive: these checkpoints only"
     nothing = {"checkpoints": [], "metrics": [], "accuracy": [], "clarity": [], "references": [], "judges": []}
-    assert judged(nothing)[1].overall == "no verdict"
+    assert StudyReport(nothing).verdict.overall == "no verdict"
+
+
+def moved(told: dict[str, Any], by: float) -> dict[str, Any]:
+    """The same report with all its numbers moved by at most so much."""
+    generator = np.random.default_rng(4)
+
+    def move(value: float | None) -> float | None:
+        return None if value is None else value + by * generator.uniform(-1, 1)
+
+    clarity = [{**row, "values": [move(value) for value in row["values"]]} for row in told["clarity"]]
+    accuracy = [{**row, "accuracy": move(row["accuracy"])} for row in told["accuracy"]]
+    references = [{**row, "value": move(row["value"])} for row in told["references"]]
+    return {**told, "clarity": clarity, "accuracy": accuracy, "references": references}
+
+
+def saturated() -> dict[str, Any]:
+    """A report in which a metric is the same everywhere, another one above K = 0, and accuracies repeat."""
+    told = report()
+    for row in told["clarity"]:
+        k = int(row["checkpoint"].split("-")[0][1:]) if row["checkpoint"].startswith("k") else 0
+        if row["metric"] == "nearest_natural":
+            row["values"] = [0.1, 0.2, 0.3]
+        elif row["layer"] == "conv2":
+            row["values"] = [0.5, 0.5, 0.6] if k == 0 else [1.0, 1.0, 1 / 3]
+    return told
+
+
+@pytest.mark.parametrize("made", [report, saturated])
+def test_rounding_errors_change_nothing_that_is_stated(made: Any) -> None:
+    told = json.loads(json.dumps(dict(StudyReport.conclude({**made(), "rows_sha256": ""}))))
+    for by in (1e-16, 1e-12):
+        again = json.loads(json.dumps(dict(StudyReport.conclude(moved(made(), by)))))
+        assert again["verdict"]["sentences"] == told["verdict"]["sentences"]
+        assert difference(told["trends"], again["trends"]) is None
+        assert difference(told["verdict"], again["verdict"]) is None
+    assert any(row["constant"] for row in told["trends"]) == (made is saturated)
+
+
+def test_a_report_of_format_1_is_compared_by_numbers_and_labels() -> None:
+    """Its sentences had other words, and a p value stood beside what is constant; numbers and labels must still follow."""
+    told = json.loads(json.dumps(dict(StudyReport.conclude(saturated()))))
+    old = told | {"format": 1, "prereg": {"content": {}, "sha256": sha256({})}}
+    for row in old["trends"]:
+        if row.pop("constant"):
+            row["p"] = 0.46
+        row["why"] = "in other words"
+    old["verdict"] = {**old["verdict"], "sentences": ["In other words."], "overall": "other words"}
+
+    def wrong(content: dict[str, Any]) -> list[str]:
+        checks = verify(StudyReport(content), Path(), lambda: load("digits"), Compute("cpu"))
+        return [one.what for one in itertools.islice(checks, 4) if one.ok is False]
+
+    assert wrong(old) == []
+    assert wrong(old | {"format": 2}) == ["trends", "verdict"]
+    h1 = next(row for row in old["trends"] if row["p"] not in (None, 0.46))
+    changed = [{**row, "p": row["p"] * 1.01} if row is h1 else row for row in old["trends"]]
+    assert wrong(old | {"trends": changed}) == ["trends"]
+    label = {**old["verdict"], "by_contrast": [{**row, "verdict": "supported"} for row in old["verdict"]["by_contrast"]]}
+    assert wrong(old | {"verdict": label}) == ["verdict"]

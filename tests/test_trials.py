@@ -25,7 +25,8 @@ from vizrobust.models import load_checkpoint
 from vizrobust.report.trials_page import page_data, write_trials
 from vizrobust.runs import write_png
 from vizrobust.study.human_answers import Answer, rank_correlation, read_answers, score, write_key
-from vizrobust.study.human_trials import TrialSet, choose, data_of, read_report
+from vizrobust.study.human_trials import TrialSet, choose, data_of
+from vizrobust.study.report import StudyReport
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chosen(folder: Path, **options: Any) -> TrialSet:
-    report = read_report(folder)
+    report = StudyReport.read(folder)
     return choose(folder, report, data_of(report), Compute("cpu"), **options)
 
 
@@ -178,7 +179,7 @@ def test_the_page_names_nothing_that_would_tell(folder, trials, page):
     assert {key for trial in content["trials"] for key in trial} == {"id", "unit", "left", "right", "queries"}
     rest = page.replace(json.dumps(content["images"])[1:-1], "")
     secrets = [*CHECKPOINTS, "exemplar", "pictures/", ".png", "digits", "plain(", "catch", "distractor", 'answer":']
-    secrets += [row["weights_sha256"][:8] for row in read_report(folder)["checkpoints"]]
+    secrets += [row["weights_sha256"][:8] for row in StudyReport.read(folder)["checkpoints"]]
     assert [secret for secret in secrets if secret in rest.partition("<script>")[0]] == []
     for uri in content["images"]:
         image = decoded(uri)
@@ -233,7 +234,7 @@ def answered(trials: TrialSet, right: Any) -> list[Answer]:
 
 def test_scores_count_what_was_right(folder, trials):
     answers = answered(trials, lambda trial: trial.checkpoint == "k8-s0" or trial.unit == 0)
-    found = score(trials.key(), answers, read_report(folder))
+    found = score(trials.key(), answers, StudyReport.read(folder))
     k0, k8 = found.checkpoints
     assert (k0.name, k0.right, k0.n, k0.share) == ("k0-s0", 4, 12, 1 / 3)
     assert (k0.ci_low, k0.ci_high) == wilson(4, 12)
@@ -260,7 +261,7 @@ def test_correlations_are_spearman_s_over_checkpoints_and_units(folder):
             person.append(np.mean(hits))
             machine.append(10 * number + unit)
     expected = spearmanr(machine, person)
-    transfer, near = score(found.key(), answers, read_report(folder)).correlations
+    transfer, near = score(found.key(), answers, StudyReport.read(folder)).correlations
     assert (transfer.metric, transfer.judge, transfer.direction, near.direction) == ("transfer", "judge", 1, -1)
     assert transfer.n == 6
     assert transfer.rho == pytest.approx(expected.statistic)
@@ -371,7 +372,7 @@ def test_what_the_study_does_not_have_is_said(folder):
 
 def test_missing_data_pictures_and_checkpoints_are_said(tmp_path):
     folder = make_study(tmp_path, hidden=False)
-    report = read_report(folder)
+    report = StudyReport.read(folder)
     elsewhere = {**report, "data": {**report["data"], "name": "npz:gone.npz"}}
     with pytest.raises(
         FileNotFoundError, match=r"test images of the study's data set 'npz:gone.npz', which are not here: no file"
@@ -388,16 +389,16 @@ def test_missing_data_pictures_and_checkpoints_are_said(tmp_path):
     (folder / "exemplars/0-0.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"picture 'exemplars/0-0.png' is gone"):
         chosen(folder)
-    with pytest.raises(FileNotFoundError, match=r"no report.json in .*vizrobust study"):
-        read_report(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no report.json at .*vizrobust study"):
+        StudyReport.read(tmp_path / "nowhere")
     (folder / "report.json").write_text("{")
-    with pytest.raises(ValueError, match="is not readable"):
-        read_report(folder)
+    with pytest.raises(ValueError, match="is not a study's report"):
+        StudyReport.read(folder)
 
 
 def test_a_study_without_exemplars_has_no_catch_trials(tmp_path):
     folder = make_study(tmp_path, hidden=False)
-    report = {**read_report(folder), "exemplars": []}
+    report = {**StudyReport.read(folder), "exemplars": []}
     found = choose(folder, report, load("digits"), Compute("cpu"), count=4)
     assert len(found.trials) == 4
     assert score(found.key(), answered(found, lambda trial: True), report).catch is None

@@ -288,7 +288,7 @@ def excluded(
     >>> excluded(0.15, 10, {}, {})
     'it identifies 15.0 % of natural exemplars among 10 units, less than twice chance (20.0 %)'
     >>> excluded(0.9, 10, {"transfer": 1.0}, {"transfer": 2.5})
-    'it ranks the random network above natural images by transfer to a judge (log-odds): 2.5 against 1'
+    'it ranks the random network above natural images by judge log-odds: 2.5 against 1'
     """
     if units < 2:
         raise ValueError(f"identification among {units} units has no chance level; it needs at least two")
@@ -302,6 +302,5 @@ def excluded(
             continue
         metric = METRICS[name]
         if metric.role == "primary" and metric.direction * of_random > metric.direction * of_natural:
-            title = metric.title[0].lower() + metric.title[1:]
-            return f"it ranks the random network above natural images by {title}: {of_random:.3g} against {of_natural:.3g}"
+            return f"it ranks the random network above natural images by {metric.label}: {of_random:.3g} against {of_natural:.3g}"
     return None

@@ -284,12 +284,12 @@ Role = Literal["primary", "secondary", "diagnostic"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, what it is for and how to read it.
+    """A metric of clarity: its name, its role in the verdict and how to read it.
 
-    `direction` is 1 where larger is clearer and -1 where smaller is. `chance` is the level of pictures that say
-    nothing, where it is one number; where it depends on how many there are to choose from, `among` says of what.
-    `class_units` metrics need the logits of a judge and exist for class units alone; `judged` ones need a judge or
-    encoder at all.
+    `name` is its id in files, which never changes, `title` its heading and `label` what a sentence calls it (default: the
+    name). `direction` is 1 where larger is clearer and -1 where smaller is. `chance` is the level of pictures without
+    information where that is one number; where it depends on a number of choices, `among` says of what. `class_units`
+    metrics need the logits of a judge and exist for class units alone; `judged` metrics need a judge or an encoder.
     """
 
     name: str
@@ -301,9 +301,14 @@ class Metric:
     among: Literal["", "units", "classes"] = ""
     class_units: bool = False
     judged: bool = True
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name.replace("_", " "))
 
     def chance_level(self, units: int, classes: int) -> float | None:
-        """The chance level among so many units, for a judge of so many classes; None where there is none.
+        """The chance level among `units` units, for a judge of `classes` classes; None where there is none.
 
         >>> METRICS["identification"].chance_level(units=20, classes=10), METRICS["judge_log_odds"].chance_level(20, 10)
         (0.05, None)
@@ -319,18 +324,20 @@ def _catalogue(*metrics: Metric) -> dict[str, Metric]:
 
 # Roles: docs/measuring-clarity.md, "Metrics and their roles". The primary ones enter the verdict; diagnostics never do.
 METRICS = _catalogue(
-    Metric("transfer", "Transfer to a judge (log-odds)", "primary", 1, judge_log_odds, class_units=True),
-    Metric("forced_choice", "Two-alternative choice, hard (AUC)", "primary", 1, two_afc, chance=0.5),
-    Metric("recognised", "Recognised by a judge (top-1)", "secondary", 1, judge_top1, among="classes", class_units=True),
-    Metric("forced_choice_easy", "Two-alternative choice, easy (AUC)", "secondary", 1, two_afc, chance=0.5),
-    Metric("forced_choice_own", "Two-alternative choice, own queries (AUC)", "secondary", 1, two_afc, chance=0.5),
+    Metric("transfer", "Judge log-odds", "primary", 1, judge_log_odds, class_units=True, label="judge log-odds"),
+    Metric("forced_choice", "2AFC AUC, hard distractors", "primary", 1, two_afc, chance=0.5, label="2AFC AUC"),
+    Metric("recognised", "Judge top-1", "secondary", 1, judge_top1, among="classes", class_units=True, label="judge top-1"),
+    Metric("forced_choice_easy", "2AFC AUC, easy distractors", "secondary", 1, two_afc, chance=0.5, label="easy 2AFC AUC"),
+    Metric("forced_choice_own", "2AFC AUC, own queries", "secondary", 1, two_afc, chance=0.5, label="own-query 2AFC AUC"),
     Metric("identification", "Identification (top-1)", "secondary", 1, identification, among="units"),
     Metric("reciprocal_rank", "Identification (mean reciprocal rank)", "secondary", 1, identification, among="units"),
-    Metric("seed_agreement", "Agreement of seeds (cosine)", "secondary", 1, cross_seed_similarity, chance=0.0),
-    Metric("nearest_natural", "Distance to the nearest natural image", "secondary", -1, nearest_neighbour_distance),
-    Metric("kernel_distance", "Kernel distance to natural images (KID)", "secondary", -1, kid),
-    Metric("spectrum_distance", "Distance of spectra", "diagnostic", -1, spectrum_distance, judged=False),
+    Metric("seed_agreement", "Cross-seed similarity (cosine)", "secondary", 1, cross_seed_similarity, chance=0.0,
+           label="cross-seed similarity"),
+    Metric("nearest_natural", "Nearest-neighbour distance (cosine)", "secondary", -1, nearest_neighbour_distance,
+           label="nearest-neighbour distance"),
+    Metric("kernel_distance", "KID", "secondary", -1, kid, label="KID"),
+    Metric("spectrum_distance", "Spectrum distance", "diagnostic", -1, spectrum_distance, judged=False),
     Metric("high_frequency_share", "Power above 1/4 cycle per pixel", "diagnostic", -1, high_frequency_share, judged=False),
-    Metric("nyquist_ratio", "Power at Nyquist over its neighbours", "diagnostic", -1, nyquist_ratio, judged=False),
+    Metric("nyquist_ratio", "Nyquist ratio", "diagnostic", -1, nyquist_ratio, judged=False),
     Metric("path_similarity", "Path similarity", "diagnostic", 1, path_similarity, judged=False),
-)
+)  # fmt: skip

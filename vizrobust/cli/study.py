@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,7 +71,7 @@ def command(
     from vizrobust.data import load
     from vizrobust.report import write_study
     from vizrobust.runs import default_folder
-    from vizrobust.study import Study, provided_checkpoints, report_of, write_report
+    from vizrobust.study import Study, provided_checkpoints, report_of
     from vizrobust.training import recorded_threads
 
     checkpoints = load_all(refs, arch, download)
@@ -100,7 +101,7 @@ def command(
     if not compute.processes.main:
         return
     report = report_of(study, command_line())
-    path = write_report(study, report)
+    path = report.write(study.folder)
     page = write_study(study.folder, report)
     if as_json:
         click.echo(path.read_text(encoding="utf-8"))
@@ -179,7 +180,7 @@ def _names(text: str | None) -> Strings | None:
     return () if text.strip().lower() == "none" else tuple(part.strip() for part in text.split(","))
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: Mapping[str, Any]) -> None:
     """The accuracies and the verdict, as a person wants them first."""
     kinds = [("clean", "clean"), ("fgsm", "FGSM"), ("strongest", "strongest attack")]
     found = {(row["checkpoint"], row["kind"]): row["accuracy"] for row in report["accuracy"]}

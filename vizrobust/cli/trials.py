@@ -56,11 +56,12 @@ def _make(
     from vizrobust.compute import Compute
     from vizrobust.report.trials_page import write_trials
     from vizrobust.study.human_answers import write_key
-    from vizrobust.study.human_trials import choose, data_of, read_report
+    from vizrobust.study.human_trials import choose, data_of
+    from vizrobust.study.report import StudyReport
 
     if not out.endswith(".html"):
         raise ValueError(f"--out {out!r} must end in .html: it is a page for a browser")
-    report = read_report(run)
+    report = StudyReport.read(run)
     trials = choose(run, report, data_of(report, download), Compute(), names, count, recipe, layer, seed, arch)
     key = write_key(run, trials)
     page = write_trials(out, run, trials)
@@ -82,9 +83,9 @@ def _make(
 
 def _score(run: str, file: str, as_json: bool) -> None:
     from vizrobust.study.human_answers import read_answers, score
-    from vizrobust.study.human_trials import read_report
+    from vizrobust.study.report import StudyReport
 
-    report = read_report(run)
+    report = StudyReport.read(run)
     key, answers = read_answers(file, run)
     found = score(key, answers, report)
     if as_json:

@@ -32,9 +32,9 @@ def command(path: str, seed: int, download: bool, device: str, precision: str, a
 
     from vizrobust.compute import Compute
     from vizrobust.data import load
-    from vizrobust.study import read_report, verify
+    from vizrobust.study import StudyReport, verify
 
-    report = read_report(path)
+    report = StudyReport.read(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     wrong = 0
     compute = Compute(device, precision, report["threads"])

@@ -2,10 +2,11 @@
 
 from vizrobust.study.networks import StudyCheckpoint, provided_checkpoints
 from vizrobust.study.protocol import TRAININGS, Plan, TrainingRun, plan_for, quick, training_runs
-from vizrobust.study.report import conclude, report_of, write_report
+from vizrobust.study.report import StudyReport
+from vizrobust.study.report_rows import report_of
 from vizrobust.study.run import Stage, Study
 from vizrobust.study.unit_matching import Matching, draw_units, match_units
-from vizrobust.study.verify import Check, read_report, verify
+from vizrobust.study.verify import Check, verify
 
 __all__ = [
     "TRAININGS",
@@ -15,16 +16,14 @@ __all__ = [
     "Stage",
     "Study",
     "StudyCheckpoint",
+    "StudyReport",
     "TrainingRun",
-    "conclude",
     "draw_units",
     "match_units",
     "plan_for",
     "provided_checkpoints",
     "quick",
-    "read_report",
     "report_of",
     "training_runs",
     "verify",
-    "write_report",
 ]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import stdtr, stdtrit
 
-CONFIDENCE = 0.95
+from vizrobust.intervals import CONFIDENCE
+
 # With fewer training runs of each kind nothing can be said beyond these checkpoints
 # (docs/measuring-clarity.md, "The unit of replication").
 FEWEST_SEEDS = 3
 CONTRASTS = ("H1", "H2", "H3")
+# Clarity values are recorded with this many decimals, so half of the last one is their error.
+DECIMALS = 6
+PRECISION = 0.5 * 10**-DECIMALS
+# What is nearer together than this differs by the order of additions alone, in means over hundreds of recorded values too.
+ROUNDING = 1e-9
 
 # (K, training seed) -> the value of that checkpoint, None where there is none.
 RunValues = Mapping[tuple[int, int], float | None]
@@ -24,12 +30,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Contrast:
-    """One number per training seed, and what they say together.
+    """One number per training seed, and what these numbers say together.
 
-    `estimate` is their mean, `ci_low` and `ci_high` its 95 % t interval over training seeds, `p` the two-sided
-    probability of so large a mean if there were nothing; interval and p are None below three seeds, all four are
-    None without any. `span` is how far the estimate's own axis goes: estimate * span is a difference in units of the
-    metric (H1: 1; H2: doublings of K; H3: accuracies, as fractions). `left_out` are seeds that lack a cell.
+    `estimate` is their mean, `ci_low` and `ci_high` its 95 % t interval over training seeds, `p` the two-sided p value
+    of a mean of 0. Interval and p are None below three seeds, all four are None without any seed. `span` is the length
+    of the estimate's own axis: estimate * span is a difference in units of the metric (H1: 1; H2: doublings of K; H3:
+    accuracies, as fractions). `left_out` are seeds that lack a value. `precision` says how far the rounding of the
+    recorded values may move each number.
     """
 
     name: str
@@ -41,29 +48,50 @@ class Contrast:
     ci_low: float | None
     ci_high: float | None
     p: float | None
+    precision: float = 0.0
+
+    @property
+    def constant(self) -> bool:
+        """Whether all seeds have one number, as far as the recorded values can tell: there is no test of that.
+
+        >>> interval("H1", {0: 0.5, 1: 0.5, 2: 0.5}, [], 1.0).constant
+        True
+        """
+        return len(self.per_seed) >= FEWEST_SEEDS and float(np.ptp(self.per_seed)) <= 2 * self.precision
+
+    @property
+    def sign(self) -> int:
+        """1, -1, or 0 where the estimate is 0 as far as the recorded values can tell."""
+        return self.sign_of(self.estimate or 0.0)
+
+    def sign_of(self, value: float) -> int:
+        """The same for another value of this contrast, such as one judge's own."""
+        return 0 if abs(value) <= self.precision else (1 if value > 0 else -1)
 
     @property
     def p_greater(self) -> float | None:
-        """One-sided: the probability of so large a mean, upwards, if there were nothing."""
+        """The one-sided p value of a mean of 0 or less."""
         if self.p is None or self.estimate is None:
             return None
         return self.p / 2 if self.estimate > 0 else 1 - self.p / 2
 
 
-def from_table(table: ArrayLike, doses: Sequence[int], seeds: Sequence[int] | None = None) -> dict[tuple[int, int], float | None]:
-    """Cells from an array (seeds, doses); a value that is not a finite number is a missing cell.
+def from_table(table: ArrayLike, steps: Sequence[int], seeds: Sequence[int] | None = None) -> dict[tuple[int, int], float | None]:
+    """Values by (K, training seed) from an array (seeds, steps); what is not a finite number becomes None.
 
-    >>> from_table([[0.5, 0.75]], doses=[0, 1])
+    >>> from_table([[0.5, 0.75]], steps=[0, 1])
     {(0, 0): 0.5, (1, 0): 0.75}
     """
     rows = np.asarray(table, dtype=np.float64)
     seeds = range(len(rows)) if seeds is None else seeds
-    if rows.shape != (len(seeds), len(doses)):
-        raise ValueError(f"a table of {len(seeds)} seeds and {len(doses)} doses has shape {rows.shape}; rows are seeds")
+    if rows.shape != (len(seeds), len(steps)):
+        raise ValueError(
+            f"expected a table of {len(seeds)} seeds and {len(steps)} numbers of steps, got shape {rows.shape}; rows are seeds"
+        )
     return {
         (k, seed): float(value) if math.isfinite(value) else None
         for seed, row in zip(seeds, rows, strict=True)
-        for k, value in zip(doses, row, strict=True)
+        for k, value in zip(steps, row, strict=True)
     }
 
 
@@ -73,10 +101,11 @@ def adversarial_against_standard(values: RunValues) -> Contrast:
     >>> adversarial_against_standard(from_table([[0.25, 0.5, 1.0]], [0, 1, 4])).per_seed
     (0.5,)
     """
-    doses = steps_of(values)
-    if 0 not in doses or len(doses) < 2:
+    steps = steps_of(values)
+    if 0 not in steps or len(steps) < 2:
         return _nothing("H1", values)
-    return _over_seeds("H1", values, doses, lambda row, _seed: (float(row[1:].mean() - row[0]), 1.0))
+    weights = np.array([-1.0, *[1 / (len(steps) - 1)] * (len(steps) - 1)])
+    return _over_seeds("H1", values, steps, lambda _seed: (weights, 1.0))
 
 
 def step_slope(values: RunValues) -> Contrast:
@@ -85,12 +114,12 @@ def step_slope(values: RunValues) -> Contrast:
     >>> step_slope(from_table([[9.0, 0.5, 0.75, 1.0]], [0, 1, 2, 4])).per_seed
     (0.25,)
     """
-    doses = _positive(values)
-    if len(doses) < 2:
+    steps = _positive(values)
+    if len(steps) < 2:
         return _nothing("H2", values)
-    doublings = np.log2(doses)
+    doublings = np.log2(steps)
     span = float(np.ptp(doublings))
-    return _over_seeds("H2", values, doses, lambda row, _seed: (slope(doublings, row), span))
+    return _over_seeds("H2", values, steps, lambda _seed: (_slope_weights(doublings), span))
 
 
 def accuracy_slope(values: RunValues, accuracy: RunValues) -> Contrast:
@@ -98,55 +127,73 @@ def accuracy_slope(values: RunValues, accuracy: RunValues) -> Contrast:
 
     Accuracies are fractions, so a slope is the change over 100 points. A seed without an accuracy, or one whose
     accuracies are all the same, is left out. `span` is the mean over seeds of the range of accuracies.
+
+    >>> clarity, accuracy = from_table([[9.0, 1.0, 2.0]], [0, 1, 8]), from_table([[0.0, 0.25, 0.75]], [0, 1, 8])
+    >>> accuracy_slope(clarity, accuracy).per_seed
+    (2.0,)
     """
-    doses = _positive(values)
-    if len(doses) < 2:
+    steps = _positive(values)
+    if len(steps) < 2:
         return _nothing("H3", values)
 
-    def of(row: Values, seed: int) -> tuple[float, float] | None:
-        found = [accuracy.get((k, seed)) for k in doses]
-        if any(one is None for one in found):
-            return None
-        x = np.array(found, dtype=np.float64)
-        return (slope(x, row), float(np.ptp(x))) if np.ptp(x) else None
+    def weights(seed: int) -> tuple[Values, float] | None:
+        x = _row(accuracy, steps, seed)
+        return None if x is None or np.ptp(x) <= ROUNDING else (_slope_weights(x), float(np.ptp(x)))
 
-    return _over_seeds("H3", values, doses, of)
+    return _over_seeds("H3", values, steps, weights)
 
 
 def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Contrast, ...]:
-    """H1, H2 and, with accuracies, H3 of one table; those for which the table has no seed at all are left away."""
+    """H1, H2 and, with accuracies, H3 of one table, without those that no training seed has values for.
+
+    >>> [one.name for one in contrasts(from_table([[0.25, 0.5, 1.0]], [0, 1, 4]))]
+    ['H1', 'H2']
+    """
     found = [adversarial_against_standard(values), step_slope(values)]
     if accuracy:
         found.append(accuracy_slope(values, accuracy))
     return tuple(contrast for contrast in found if contrast.per_seed)
 
 
-def interval(name: str, per_seed: Mapping[int, float], left_out: Sequence[int], span: float | None) -> Contrast:
-    """The t interval over training seeds of one number per seed."""
+def interval(
+    name: str, per_seed: Mapping[int, float], left_out: Sequence[int], span: float | None, precision: float = 0.0
+) -> Contrast:
+    """The t interval over training seeds of one number per seed.
+
+    Where all numbers are the same within `precision`, the interval is their mean and there is no p value: it would be
+    that of rounding errors.
+
+    >>> found = interval("H1", {0: 1.0, 1: 1.2, 2: 1.1}, [], 1.0)
+    >>> round(found.ci_low, 3), round(found.ci_high, 3), round(found.p, 4)
+    (0.852, 1.348, 0.0027)
+    """
     x = np.array(list(per_seed.values()), dtype=np.float64)
-    start = (name, tuple(per_seed), tuple(x.tolist()), tuple(left_out), span)
+    start = Contrast(name, tuple(per_seed), tuple(x.tolist()), tuple(left_out), span, None, None, None, None, precision)
     if not len(x):
-        return Contrast(*start, None, None, None, None)
+        return start
     mean = float(x.mean())
     if len(x) < FEWEST_SEEDS:
-        return Contrast(*start, mean, None, None, None)
+        return replace(start, estimate=mean)
+    if start.constant:
+        return replace(start, estimate=mean, ci_low=mean, ci_high=mean)
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
-    if error == 0:
-        return Contrast(*start, mean, mean, mean, 0.0 if mean else 1.0)
     half = float(stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2)) * error
     p = 2 * float(stdtr(len(x) - 1, -abs(mean) / error))
-    return Contrast(*start, mean, mean - half, mean + half, p)
+    return replace(start, estimate=mean, ci_low=mean - half, ci_high=mean + half, p=p)
 
 
 def page_trend(values: RunValues) -> float | None:
     """One-sided p of Page's test for a rise over K >= 1; None where it is not defined. A description only.
 
-    With run-to-run noise it finds a trend far too often (17 % of the time: docs/measuring-clarity.md, "Descriptions that
-    decide nothing"), so no verdict uses it.
+    Page 1963, *Ordered Hypotheses for Multiple Treatments*. With run-to-run noise it finds a trend far too often (17 % of
+    the time: docs/measuring-clarity.md, "Descriptions that decide nothing"), so no verdict uses it.
+
+    >>> page_trend(from_table([[1, 2, 3], [1, 3, 4]], steps=[1, 2, 4])) < 0.05
+    True
     """
-    doses = _positive(values)
-    rows = [row for seed in _seeds(values) if (row := _row(values, doses, seed)) is not None]
-    if len(rows) < 2 or len(doses) < 3:
+    steps = _positive(values)
+    rows = [_tied(row) for seed in _seeds(values) if (row := _row(values, steps, seed)) is not None]
+    if len(rows) < 2 or len(steps) < 3:
         return None
     return float(stats.page_trend_test(np.array(rows)).pvalue)
 
@@ -155,13 +202,19 @@ def rank_correlation(values: RunValues, accuracy: RunValues | None = None) -> fl
     """Spearman's correlation with K, or with `accuracy`, among K >= 1: the mean over seeds. A description only.
 
     None where no seed is complete, or where nothing varies.
+
+    >>> rank_correlation(from_table([[9, 1, 2, 3], [9, 1, 3, 2]], steps=[0, 1, 2, 4]))
+    0.75
     """
-    doses = _positive(values)
+    steps = _positive(values)
     found = []
     for seed in _seeds(values):
-        y = _row(values, doses, seed)
-        x = np.array(doses) if accuracy is None else _row(accuracy, doses, seed)
-        if x is not None and y is not None and len(y) > 1 and np.ptp(x) and np.ptp(y):
+        y = _row(values, steps, seed)
+        x = np.array(steps, dtype=np.float64) if accuracy is None else _row(accuracy, steps, seed)
+        if x is None or y is None:
+            continue
+        x, y = _tied(x), _tied(y)
+        if np.ptp(x) and np.ptp(y):
             found.append(float(stats.spearmanr(x, y).statistic))
     return float(np.mean(found)) if found else None
 
@@ -171,35 +224,40 @@ def steps_of(values: RunValues) -> tuple[int, ...]:
     return tuple(sorted({k for k, _ in values}))
 
 
-def complete(values: RunValues, doses: Sequence[int]) -> Values:
-    """(seeds, doses): the rows of those seeds that have a value at each of the doses."""
-    rows = [row for seed in _seeds(values) if (row := _row(values, doses, seed)) is not None]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(doses))
+def complete(values: RunValues, steps: Sequence[int]) -> Values:
+    """(seeds, steps): the rows of those seeds that have a value at each of the K."""
+    rows = [row for seed in _seeds(values) if (row := _row(values, steps, seed)) is not None]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(steps))
 
 
-def slope(x: Values, y: Values) -> float:
-    """The least-squares slope of y (n,) over x (n,), which must vary."""
+def _slope_weights(x: Values) -> Values:
+    """(n,): weights whose product with y (n,) is the least-squares slope of y over x, which must vary."""
     centred = x - x.mean()
-    return float(centred @ y / (centred @ centred))
+    return centred / (centred @ centred)
+
+
+def _tied(x: Values) -> Values:
+    """(n,): the places of the values in ascending order, the same for values that differ by rounding alone."""
+    order = np.argsort(x, kind="stable")
+    places = np.empty(len(x))
+    places[order] = np.cumsum(np.concatenate(([0], np.diff(x[order]) > ROUNDING)))
+    return places
 
 
 def _over_seeds(
-    name: str,
-    values: RunValues,
-    doses: Sequence[int],
-    of: Callable[[Values, int], tuple[float, float] | None],
+    name: str, values: RunValues, steps: Sequence[int], weights: Callable[[int], tuple[Values, float] | None]
 ) -> Contrast:
-    """`of` gives (value, span) from one seed's complete row, or None."""
-    found, left_out = {}, []
+    """The weighted sum of each seed's complete row; `weights` gives (weights, span) for a seed, or None."""
+    found, spans, errors, left_out = {}, [], [], []
     for seed in _seeds(values):
-        row = _row(values, doses, seed)
-        one = None if row is None else of(row, seed)
-        if one is None:
+        row, own = _row(values, steps, seed), weights(seed)
+        if row is None or own is None:
             left_out.append(seed)
-        else:
-            found[seed] = one
-    span = float(np.mean([one[1] for one in found.values()])) if found else None
-    return interval(name, {seed: one[0] for seed, one in found.items()}, left_out, span)
+            continue
+        found[seed] = float(own[0] @ row)
+        spans.append(own[1])
+        errors.append(PRECISION * float(np.abs(own[0]).sum()))
+    return interval(name, found, left_out, float(np.mean(spans)) if spans else None, max(errors, default=0.0))
 
 
 def _nothing(name: str, values: RunValues) -> Contrast:
@@ -214,6 +272,6 @@ def _positive(values: RunValues) -> tuple[int, ...]:
     return tuple(k for k in steps_of(values) if k >= 1)
 
 
-def _row(values: RunValues, doses: Sequence[int], seed: int) -> Values | None:
-    found = [values.get((k, seed)) for k in doses]
+def _row(values: RunValues, steps: Sequence[int], seed: int) -> Values | None:
+    found = [values.get((k, seed)) for k in steps]
     return None if any(one is None for one in found) else np.array(found, dtype=np.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -26,7 +25,6 @@ from vizrobust.rng import Streams
 from vizrobust.runs import Row, digest, read_rows
 from vizrobust.spec import unknown
 
-REPORT = "report.json"
 IMAGES = "images"
 DEAD = "dead"
 
@@ -38,20 +36,6 @@ class Faces:
     layer: str
     own: tuple[str, ...]
     negated: tuple[str, ...] = ()
-
-
-def read_report(folder: Path | str) -> dict[str, Any]:
-    """The study's report. ``FileNotFoundError`` where there is none, ``ValueError`` if it cannot be read."""
-    path = Path(folder) / REPORT
-    if not path.is_file():
-        raise FileNotFoundError(f"no {REPORT} in {str(folder)!r}; give the folder of a finished study (vizrobust study)")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not readable ({error}); let the study write it again: vizrobust study") from error
-    if not isinstance(report, dict) or report.get("format") != 1 or "checkpoints" not in report:
-        raise ValueError(f"{str(path)!r} is no report of a study in format 1; give the folder that vizrobust study wrote")
-    return report
 
 
 def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:

@@ -19,7 +19,7 @@ from vizrobust.study.evaluations import robust_accuracy
 from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, eps_rule, training_runs
 from vizrobust.training import METRICS_FILE, Progress, Training, seen, store_half, train, trained
 
-SWEEP, BASELINE, CONTROL, RANDOM = "dose", "arm", "control", "random"
+SWEEP, BASELINE, CONTROL, UNTRAINED = "dose", "arm", "control", "random"
 
 
 @dataclass(frozen=True)

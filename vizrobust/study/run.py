@@ -20,7 +20,7 @@ from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.evaluations import Accuracies
-from vizrobust.study.networks import RANDOM, Doing, StudyCheckpoint, Trainings
+from vizrobust.study.networks import UNTRAINED, Doing, StudyCheckpoint, Trainings
 from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, training_runs
 from vizrobust.study.stimuli import QuerySet, drawn, hidden_units, of_classes, wanted
 from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
@@ -234,7 +234,7 @@ class Study:
 
     def _untrained(self) -> StudyCheckpoint:
         first_one = self.compared[0].checkpoint
-        return StudyCheckpoint(first_one.untrained("random network"), "random", RANDOM, None, 0, "random network")
+        return StudyCheckpoint(first_one.untrained("random network"), "random", UNTRAINED, None, 0, "random network")
 
     def _judge_hashes(self) -> dict[str, str]:
         return {judge.name: judge.sha256 for judge in self.judges}

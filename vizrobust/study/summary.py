@@ -1,4 +1,4 @@
-"""The verdict of a study in plain sentences: it lists every finding and selects none."""
+"""The verdict of a study in plain sentences, which list every result and select none."""
 
 from __future__ import annotations
 
@@ -6,37 +6,45 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.study.contrasts import CONTRASTS
+from vizrobust.clarity import METRICS
+from vizrobust.models import LOGITS
+from vizrobust.study.contrasts import CONTRASTS, Contrast
 from vizrobust.study.verdicts import DESCRIPTIVE, INCONCLUSIVE, NOT_SUPPORTED, PRIMARY, SUPPORTED, ContrastResult
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def explained(trend: ContrastResult) -> str:
-    """A trend's numbers and the reason for its verdict, on one line."""
-    found = trend.contrast
-    parts = [] if found.estimate is None else [f"{found.estimate:+.3g}"]
-    if found.ci_low is not None:
-        parts[0] += f" [{found.ci_low:+.3g}, {found.ci_high:+.3g}]"
+def explained(result: ContrastResult) -> str:
+    """A result's numbers and the reason for its verdict, on one line."""
+    found = result.contrast
+    parts = [] if found.estimate is None else [_number(found, found.estimate)]
+    if found.ci_low is not None and found.ci_high is not None:
+        parts[0] += f" [{_number(found, found.ci_low)}, {_number(found, found.ci_high)}]"
     parts.append(f"{len(found.per_seed)} training seed{'s' if len(found.per_seed) != 1 else ''}")
     if found.left_out:
         parts.append(f"{len(found.left_out)} left out")
-    if trend.p_holm is not None:
-        parts.append(f"p = {trend.p_holm:.2g} after Holm")
-    parts.append("no smallest effect known" if trend.smallest_effect is None else f"smallest effect {trend.smallest_effect:.3g}")
-    if len(trend.judges) > 1:
-        parts.append(f"positive for {sum(one > 0 for one in trend.judges.values())} of {len(trend.judges)} judges")
-    return "; ".join([*parts, trend.why] if trend.why else parts)
+    if result.p_holm is not None:
+        parts.append(f"p = {result.p_holm:.2g} after Holm")
+    parts.append("smallest effect unknown" if result.smallest_effect is None else f"smallest effect {result.smallest_effect:.3g}")
+    if len(result.judges) > 1:
+        parts.append(
+            f"positive for {sum(found.sign_of(one) > 0 for one in result.judges.values())} of {len(result.judges)} judges"
+        )
+    return "; ".join([*parts, result.why] if result.why else parts)
+
+
+def _number(found: Contrast, value: float) -> str:
+    return f"{value if found.sign_of(value) else 0.0:+.3g}"
 
 
 def listed(entries: Sequence[ContrastResult], say: Callable[[ContrastResult], str], judges: str = "") -> str:
-    """What is said of each entry and where it holds: what is the same for several is said once.
+    """What `say` says of each entry and where it holds; what several share is said once.
 
-    `judges` is put behind what is the same everywhere.
+    `judges` is appended where all entries share one text.
     """
     groups: dict[str, list[ContrastResult]] = {}
-    for trend in entries:
-        groups.setdefault(say(trend), []).append(trend)
+    for result in entries:
+        groups.setdefault(say(result), []).append(result)
     if len(groups) == 1:
         return f"{next(iter(groups))} {everywhere(entries)}{judges}"
     return "; ".join(f"{text} for {where(group, entries)}" for text, group in groups.items())
@@ -52,8 +60,8 @@ def everywhere(entries: Sequence[ContrastResult]) -> str:
 def where(part: Sequence[ContrastResult], whole: Sequence[ContrastResult]) -> str:
     """Some of the entries: which metric under which recipe."""
     by_metric: dict[str, list[str]] = {}
-    for trend in part:
-        by_metric.setdefault(trend.series.metric, []).append(trend.series.recipe)
+    for result in part:
+        by_metric.setdefault(result.series.metric, []).append(result.series.recipe)
     by_recipes: dict[tuple[str, ...], list[str]] = {}
     for metric, recipes in by_metric.items():
         by_recipes.setdefault(tuple(recipes), []).append(metric)
@@ -65,24 +73,25 @@ def where(part: Sequence[ContrastResult], whole: Sequence[ContrastResult]) -> st
 
 
 def recipes_of(entries: Sequence[ContrastResult]) -> list[str]:
-    return list(dict.fromkeys(trend.series.recipe for trend in entries))
+    return list(dict.fromkeys(result.series.recipe for result in entries))
 
 
 def metrics_of(entries: Sequence[ContrastResult]) -> list[str]:
-    return list(dict.fromkeys(trend.series.metric for trend in entries))
+    return list(dict.fromkeys(result.series.metric for result in entries))
 
 
 def judges_of(entries: Sequence[ContrastResult]) -> list[str]:
-    return list(dict.fromkeys(name for trend in entries for name in trend.judges))
+    return list(dict.fromkeys(name for result in entries for name in result.judges))
 
 
 def every(count: int) -> str:
-    """``both`` of two, else all of them: behind it stands what there is more than one of."""
+    """``both`` for two, ``all three`` for three: stands before a plural."""
     return "both" if count == 2 else f"all {counted(count)}"
 
 
 def named(metric: str) -> str:
-    return metric.replace("_", " ")
+    """What a sentence calls a metric."""
+    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
 
 
 def counted(count: int) -> str:
@@ -100,8 +109,7 @@ def joined(words: Iterable[str]) -> str:
 
 
 PRIOR, METRIC = "depends on the prior", "depends on the metric"
-LOGITS = "logits"
-# What each contrast claims: a sentence, and the same behind "that" or "whether".
+# What each contrast claims, also after "that" and "whether".
 CLAIMS = {
     "H1": "adversarially trained networks' pictures are clearer than the standard network's",
     "H2": "clarity grows with the number of attack steps among K ≥ 1",
@@ -113,16 +121,20 @@ SIGNS = {
     "H2": ("over the number of attack steps among K ≥ 1", "rising", "falling"),
     "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
 }
-CONTROLS = {"contrast": "with contrast matched", "blur": "after a blur of 1 pixel", "equal-excitation": "at equal excitation",
-            "matched": "with hidden units matched across networks"}  # fmt: skip
+CONTROL_PHRASES = {
+    "contrast": "with contrast matched",
+    "blur": "after a blur of 1 pixel",
+    "equal-excitation": "at equal excitation",
+    "matched": "with hidden units matched across networks",
+}
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a reader sees first: `sentences`, and `overall` in one line.
 
-    `by_contrast` maps a layer and a contrast to the verdict over all recipes and primary metrics, `by_metric` holds
-    the trends it was read from: those of the mean over judges, secondary metrics included.
+    `by_contrast` maps a layer and a contrast to the verdict over all recipes and primary metrics. `by_metric` holds the
+    results of the mean over judges, secondary metrics included.
     """
 
     sentences: tuple[str, ...]
@@ -147,28 +159,31 @@ class Verdict:
         }  # fmt: skip
 
 
-def verdict(contrast_results: Sequence[ContrastResult], left_out: Mapping[str, str] | None = None) -> Verdict:
-    """The verdict from all trends of a study; `left_out` maps disqualified judges to the reason.
+def verdict(contrast_results: Sequence[ContrastResult], excluded: Mapping[str, str] | None = None) -> Verdict:
+    """The verdict from all results of a study; `excluded` maps judges to the reason why they are excluded.
 
     For each layer and contrast, over both recipes and all primary metrics: the one verdict they share; else *depends
     on the prior* if a metric is supported under one recipe and not supported under another; else *depends on the
     metric* if one metric is supported and another is not; else *inconclusive*.
+
+    >>> verdict([]).overall
+    'no verdict'
     """
-    over_judges = [trend for trend in contrast_results if trend.series.judge is None]
-    plain = [trend for trend in over_judges if trend.series.control is None]
-    primary = [trend for trend in plain if trend.series.role == PRIMARY]
-    layers = sorted(dict.fromkeys(trend.series.layer for trend in primary), key=lambda layer: layer != LOGITS)
+    over_judges = [result for result in contrast_results if result.series.judge is None]
+    plain = [result for result in over_judges if result.series.control is None]
+    primary = [result for result in plain if result.series.role == PRIMARY]
+    layers = sorted(dict.fromkeys(result.series.layer for result in primary), key=lambda layer: layer != LOGITS)
     found: dict[tuple[str, str], str] = {}
     sentences: list[str] = []
     for layer in layers:
         about = "" if layers == [LOGITS] else ("Class units: " if layer == LOGITS else f"Units of {layer}: ")
         for contrast in CONTRASTS:
-            entries = [trend for trend in primary if (trend.series.layer, trend.contrast.name) == (layer, contrast)]
+            entries = [result for result in primary if (result.series.layer, result.contrast.name) == (layer, contrast)]
             if entries:
                 found[layer, contrast] = together(entries)
                 sentences += [about + text for text in _sentences(contrast, found[layer, contrast], entries)]
-    sentences += _controls([trend for trend in over_judges if trend.series.role == PRIMARY], found)
-    sentences += [f"The judge {name} is left out: {why}." for name, why in (left_out or {}).items()]
+    sentences += _controls([result for result in over_judges if result.series.role == PRIMARY], found)
+    sentences += [f"The judge {name} is excluded: {why}." for name, why in (excluded or {}).items()]
     if not primary:
         return Verdict(("There is no verdict: no primary metric has values to compare.",), "no verdict", {}, tuple(plain))
     scoped = _scope(primary)
@@ -179,13 +194,13 @@ def verdict(contrast_results: Sequence[ContrastResult], left_out: Mapping[str, s
 
 def together(entries: Sequence[ContrastResult]) -> str:
     """One verdict from those of several recipes and metrics (see `verdict`)."""
-    verdicts = {trend.verdict for trend in entries}
+    verdicts = {result.verdict for result in entries}
     if len(verdicts) == 1:
         return verdicts.pop()
     if not {SUPPORTED, NOT_SUPPORTED} <= verdicts:
         return INCONCLUSIVE
-    for metric in {trend.series.metric for trend in entries}:
-        if {SUPPORTED, NOT_SUPPORTED} <= {trend.verdict for trend in entries if trend.series.metric == metric}:
+    for metric in {result.series.metric for result in entries}:
+        if {SUPPORTED, NOT_SUPPORTED} <= {result.verdict for result in entries if result.series.metric == metric}:
             return PRIOR
     return METRIC
 
@@ -205,29 +220,29 @@ def _sentences(contrast: str, found: str, entries: Sequence[ContrastResult]) -> 
         sentence = f"That {claim} ({contrast}) is not supported: {listed(entries, lambda one: one.why)}."
     else:
         sentence = f"That {claim} ({contrast}) is not shown: {listed(entries, _reason_of)}."
-    shapes = [trend for trend in entries if trend.dose_response_shape is not None]
-    return [sentence, f"Form over K ≥ 1: {listed(shapes, lambda one: one.dose_response_shape or '')}."] if shapes else [sentence]
+    shapes = [result for result in entries if result.dose_response_shape is not None]
+    return [sentence, f"Shape over K ≥ 1: {listed(shapes, lambda one: one.dose_response_shape or '')}."] if shapes else [sentence]
 
 
-def _verdict_of(trend: ContrastResult) -> str:
-    return trend.verdict
+def _verdict_of(result: ContrastResult) -> str:
+    return result.verdict
 
 
-def _reason_of(trend: ContrastResult) -> str:
-    return f"{trend.verdict} ({trend.why})" if trend.why else trend.verdict
+def _reason_of(result: ContrastResult) -> str:
+    return f"{result.verdict} ({result.why})" if result.why else result.verdict
 
 
-def _sign(trend: ContrastResult, more: str, less: str) -> str:
-    estimate = trend.contrast.estimate or 0.0
-    if not trend.judges_agree:
+def _sign(result: ContrastResult, more: str, less: str) -> str:
+    sign = result.contrast.sign
+    if not result.judges_agree:
         return "judges differ"
-    return "no difference" if estimate == 0 else (more if estimate > 0 else less)
+    return "no difference" if sign == 0 else (more if sign > 0 else less)
 
 
 def _controls(primary: Sequence[ContrastResult], found: Mapping[tuple[str, str], str]) -> list[str]:
-    """How the verdicts change when what is not meant by clarity is taken away."""
+    """How the verdicts change under the controls, which remove what clarity does not mean."""
     same, sentences = [], []
-    for control in dict.fromkeys(trend.series.control for trend in primary):
+    for control in dict.fromkeys(result.series.control for result in primary):
         if control is None or set(found.values()) == {DESCRIPTIVE}:
             continue
         changed = []
@@ -238,7 +253,7 @@ def _controls(primary: Sequence[ContrastResult], found: Mapping[tuple[str, str],
             if entries and (now := together(entries)) != before:
                 about = contrast if layer == LOGITS else f"{contrast} of units of {layer}"
                 changed.append(f"{about} {now}" if now in (PRIOR, METRIC) else f"{about} is {now}")
-        name = CONTROLS.get(control, control)
+        name = CONTROL_PHRASES.get(control, control)
         if changed:
             sentences.append(f"{_capital(name)} {joined(changed)}.")
         else:
@@ -247,30 +262,33 @@ def _controls(primary: Sequence[ContrastResult], found: Mapping[tuple[str, str],
 
 
 def _scope(primary: Sequence[ContrastResult]) -> list[str]:
-    """Over how many training seeds this is said, and which of them are missing where."""
-    counts = sorted({len(trend.contrast.per_seed) for trend in primary})
+    """How many training seeds the sentences rest on, and where some of them are missing."""
+    counts = sorted({len(result.contrast.per_seed) for result in primary})
     said = joined([str(count) for count in counts])
     plural = "" if counts == [1] else "s"
     judges, metrics = len(judges_of(primary)), len(metrics_of(primary))
     mean = f", of the mean over {counted(judges)} judges" if judges > 1 else ""
     corrected = f", Holm over {counted(metrics)} primary metrics" if metrics > 1 else ""
-    if all(trend.verdict == DESCRIPTIVE for trend in primary):
-        sentences = [f"Descriptive: these checkpoints only ({said} training seed{plural}); what follows are mere signs."]
+    if all(result.verdict == DESCRIPTIVE for result in primary):
+        sentences = [f"Descriptive: these checkpoints only ({said} training seed{plural}); the next sentences give signs alone."]
     else:
         sentences = [f"Inference is over {said} training seed{plural}: t intervals of 95 %{mean}{corrected}."]
     missing: dict[str, set[int]] = {}
-    for trend in primary:
-        missing.setdefault(trend.contrast.name, set()).update(trend.contrast.left_out)
+    for result in primary:
+        missing.setdefault(result.contrast.name, set()).update(result.contrast.left_out)
     by_seeds: dict[tuple[int, ...], list[str]] = {}
     for contrast, seeds in missing.items():
         if seeds:
             by_seeds.setdefault(tuple(sorted(seeds)), []).append(contrast)
     sentences += [
-        f"Left out of {joined(names)} for a missing cell: training seed{'s' if len(seeds) > 1 else ''} {joined(map(str, seeds))}."
+        f"{joined(names)} leave{'s' * (len(names) == 1)} out training seed{'s' * (len(seeds) > 1)} {joined(map(str, seeds))}, "
+        "for which a value is missing."
         for seeds, names in by_seeds.items()
     ]
-    if any(trend.smallest_effect is None and trend.verdict != DESCRIPTIVE for trend in primary):
-        sentences.append("Where a reference is missing no smallest effect is known, so its absence cannot be shown.")
+    if any(result.smallest_effect is None and result.verdict != DESCRIPTIVE for result in primary):
+        sentences.append(
+            "Where a reference is missing, the smallest effect of interest is unknown: the absence of an effect cannot be shown."
+        )
     return sentences
 
 

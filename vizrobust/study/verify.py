@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,56 +22,46 @@ from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
 from vizrobust.study import protocol
-from vizrobust.study import report as report_module
 from vizrobust.study.evaluations import unpacked_verdicts
+from vizrobust.study.networks import UNTRAINED
+from vizrobust.study.report import FORMAT, StudyReport
+from vizrobust.study.report_rows import sha256_of
 
 PICTURES, IMAGES = 5, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.
 TOLERANCE = 0.02
 # Of so many attacked images so many may be decided otherwise there.
 FLIPS = 1
+# Where the numbers of a report agree with those computed again (see `difference`); SHOWN is for numbers in sentences.
+ABSOLUTE, RELATIVE, SHOWN = 1e-9, 1e-5, 1e-2
+NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
+NEEDED = ("prereg", "clarity", "trends", "verdict", "rows_sha256")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: `ok` None where it could not be (with the reason in `detail`)."""
+    """One part of a report that was checked: `ok` is None where it could not be, for the reason in `detail`."""
 
     what: str
     ok: bool | None
     detail: str
 
 
-def read_report(path: Path | str) -> dict[str, Any]:
-    """A report.json; ``ValueError`` where the file is not one, ``FileNotFoundError`` where there is none."""
-    file = Path(path)
-    file = file / report_module.FILE if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"no report {str(path)!r}; give a study's folder or its {report_module.FILE}")
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        if report["format"] != report_module.FORMAT:
-            raise ValueError(
-                f"{str(path)!r} is of format {report['format']}, this vizrobust reads {report_module.FORMAT}; update vizrobust"
-            )
-        report["prereg"]["sha256"], report["clarity"], report["verdict"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not a study's report ({type(error).__name__}: {error})") from error
-    return dict(report)
-
-
-def verify(
-    report: Mapping[str, Any], folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0
-) -> Iterator[Check]:
+def verify(report: StudyReport, folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0) -> Iterator[Check]:
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
     Five pictures and fifty attacked images are drawn at random among the checkpoints that can be loaded: those in the
     study's folder, and built-in ones of the same weights. Bits must be the same on the recorded processor and device
     with the recorded versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
+    Raises ``ValueError`` where the report lacks a part that is checked.
     """
+    missing = [name for name in NEEDED if name not in report]
+    if missing:
+        raise ValueError(f"the report has no {missing[0]!r}; give the report.json of a finished study")
     yield from _recomputed(report)
     unlike = _unlike(report, compute)
     loaded = dict(_loadable(report, folder))
-    absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != "random"]
+    absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != UNTRAINED]
     if absent:
         yield Check("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}")
     pictures = [row for row in report["pictures"] if row["checkpoint"] in loaded]
@@ -90,41 +80,76 @@ def verify(
             yield Check(what, None, "none of the report's checkpoints is here")
 
 
-def _recomputed(report: Mapping[str, Any]) -> Iterator[Check]:
+def _recomputed(report: StudyReport) -> Iterator[Check]:
     """Everything that follows from the report's own rows."""
     written = protocol.sha256(report["prereg"]["content"])
     stated = report["prereg"]["sha256"]
     yield Check("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
-    rows = report_module.rows_sha256(report)
+    rows = report.rows_sha256
     yield Check("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
-    again = copy.deepcopy(dict(report))
-    report_module.conclude(again)
-    again = json.loads(json.dumps(again))
-    for name in ("trends", "verdict"):
-        wrong = _difference(report[name], again[name])
+    again = json.loads(json.dumps(dict(StudyReport.conclude(report))))
+    for name, comparable in (("trends", _comparable_results), ("verdict", _comparable_verdict)):
+        old, new = (comparable(one, again, report["format"]) for one in (report, again))
+        wrong = difference(old, new, name)
         count = len(report[name]) if isinstance(report[name], list) else len(report[name]["sentences"])
-        yield Check(name, wrong is None, wrong or f"{count} {'rows' if name == 'trends' else 'sentences'} follow from the rows")
+        what = "rows" if name == "trends" else "sentences" if report["format"] == FORMAT else "sentences, without their words,"
+        yield Check(name, wrong is None, wrong or f"{count} {what} follow from the rows")
 
 
-def _difference(stated: Any, found: Any, at: str = "") -> str | None:
-    """Where two JSON values first differ, as a sentence; numbers may differ by rounding."""
+def _comparable_results(report: Mapping[str, Any], again: Mapping[str, Any], written: int) -> Any:
+    """The `trends` of a report as far as its format can be compared with what is computed `again`."""
+    if written == FORMAT:
+        return report["trends"]
+    found = []
+    for row, new in zip(report["trends"], again["trends"], strict=False):
+        # Format 1 gave reasons in other words. It broke ties of ranks by rounding errors, and stated the p value of rounding
+        # errors where a contrast is constant.
+        untold = {"why", "constant", "spearman", "page_p"} | ({"p", "p_holm"} if new["constant"] else set())
+        found.append({name: value for name, value in row.items() if name not in untold})
+    return [*found, *report["trends"][len(found) :]]
+
+
+def _comparable_verdict(report: Mapping[str, Any], _again: Mapping[str, Any], written: int) -> Any:
+    """The `verdict` of a report: all of it, or the labels alone where the format had other sentences."""
+    if written == FORMAT:
+        return report["verdict"]
+    by_metric = [{name: value for name, value in row.items() if name != "why"} for row in report["verdict"]["by_metric"]]
+    return {"by_contrast": report["verdict"]["by_contrast"], "by_metric": by_metric}
+
+
+def difference(stated: Any, found: Any, at: str = "") -> str | None:
+    """Where two JSON values first differ, as a sentence; None where they agree.
+
+    Numbers agree to 5 digits, which is what the six recorded decimals of a score carry into a test statistic. Texts agree
+    word by word, and their numbers to the digits that they show.
+
+    >>> difference({"p": 0.012345678}, {"p": 0.012345679})
+    >>> difference([1.0, "p = 0.12"], [1.0, "p = 0.34"])
+    "[1] is stated as 'p = 0.12', the rows say 'p = 0.34'"
+    """
     if isinstance(stated, float | int) and isinstance(found, float | int) and not isinstance(stated, bool):
-        close = abs(stated - found) <= 1e-9 + 1e-6 * abs(stated)
+        close = abs(stated - found) <= ABSOLUTE + RELATIVE * abs(stated)
         return None if close else f"{at} is stated as {stated}, the rows say {found}"
-    if type(stated) is not type(found):
-        return f"{at} is stated as {stated!r}, the rows say {found!r}"
-    if isinstance(stated, dict):
+    if isinstance(stated, dict) and isinstance(found, dict):
         keys = dict.fromkeys([*stated, *found])
-        return next((d for key in keys if (d := _difference(stated.get(key), found.get(key), f"{at}.{key}"))), None)
-    if isinstance(stated, list):
+        return next((d for key in keys if (d := difference(stated.get(key), found.get(key), f"{at}.{key}"))), None)
+    if isinstance(stated, list) and isinstance(found, list):
         if len(stated) != len(found):
             return f"{at} has {len(stated)} entries, the rows give {len(found)}"
         pairs = enumerate(zip(stated, found, strict=True))
-        return next((d for i, (a, b) in pairs if (d := _difference(a, b, f"{at}[{i}]"))), None)
-    return None if stated == found else f"{at} is stated as {stated!r}, the rows say {found!r}"
+        return next((d for i, (a, b) in pairs if (d := difference(a, b, f"{at}[{i}]"))), None)
+    same = _same_text(stated, found) if isinstance(stated, str) and isinstance(found, str) else stated == found
+    return None if same else f"{at} is stated as {stated!r}, the rows say {found!r}"
 
 
-def _unlike(report: Mapping[str, Any], compute: Compute) -> str:
+def _same_text(stated: str, found: str) -> bool:
+    one, other = (NUMBER.split(text) for text in (stated, found))
+    if len(one) != len(other) or one[::2] != other[::2]:
+        return False
+    return all(abs(float(a) - float(b)) <= SHOWN * abs(float(a)) for a, b in zip(one[1::2], other[1::2], strict=True))
+
+
+def _unlike(report: StudyReport, compute: Compute) -> str:
     """What keeps this machine from computing the report's bits, as a sentence; empty where nothing does."""
     then, now = report["versions"], versions()
     unknown = [f"{name} was not recorded" for name in now if name not in then]
@@ -132,10 +157,10 @@ def _unlike(report: Mapping[str, Any], compute: Compute) -> str:
     return "; ".join(unknown + changes(recorded, {"threads": str(compute.threads), "device": compute.device.type, **now}))
 
 
-def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Checkpoint]]:
+def _loadable(report: StudyReport, folder: Path) -> Iterator[tuple[str, Checkpoint]]:
     shipped: dict[str, Checkpoint] | None = None
     for row in report["checkpoints"]:
-        if row["role"] == "random":
+        if row["role"] == UNTRAINED:
             continue
         path = folder / row["ref"]
         if path.is_file():
@@ -150,7 +175,7 @@ def _loadable(report: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Ch
             yield row["name"], shipped[row["weights_sha256"]]
 
 
-def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any], compute: Compute, unlike: str) -> Check:
+def _rendered_again(row: Row, checkpoint: Checkpoint, report: StudyReport, compute: Compute, unlike: str) -> Check:
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
     shape = checkpoint.info.input_shape
@@ -158,7 +183,7 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: Mapping[str, Any],
         checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
         compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
     )  # fmt: skip
-    if report_module.sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
+    if sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
         return Check(what, True, "the same pixels, bit for bit")
     detail = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
     near = abs(done.score - row["score"]) <= TOLERANCE * abs(row["score"])
