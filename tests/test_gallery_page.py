@@ -10,7 +10,8 @@ import pytest
 
 from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
 from tests.test_report_exemplars import add_exemplars
-from vizrobust.report import Table, write_gallery
+from vizrobust.report import write_gallery
+from vizrobust.results import Table
 
 SCRIPT = "<script>document.title='taken'</script>"
 

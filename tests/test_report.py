@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vizrobust.report import Collection, Column, Table, collect, contact_sheet, write_gallery
+from vizrobust.report import Collection, Column, collect, contact_sheet, write_gallery
 from vizrobust.report.attack_figures import (
     _sweep_and_baselines,
     accuracy_over_attack_steps,
@@ -21,6 +21,7 @@ from vizrobust.report.attack_figures import (
 )
 from vizrobust.report.canvas import lines_within, scaled, shortened, text_width
 from vizrobust.report.style import spread_labels
+from vizrobust.results import Table
 from vizrobust.runs import RunFolder
 
 COMMAND = "vizrobust neurons k0 k8 --out runs/Zürich"

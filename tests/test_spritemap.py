@@ -155,7 +155,7 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             spritemap_sheet(tmp_path / "s.png", tmp_path, **{"rows": rows, "checkpoint": NET, **change})
-    with pytest.raises(ValueError, match=r"900 units in 1 columns make a sheet of .* give other --columns"):
+    with pytest.raises(ValueError, match=r"900 units in 1 columns need .* give other columns"):
         spritemap_sheet(tmp_path / "s.png", tmp_path, rows * 300, NET, columns=1)
     (tmp_path / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"picture '.*1\.png' is missing"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vizrobust.cli.attacking import Evaluations
     from vizrobust.data import DataSet
     from vizrobust.models import Checkpoint
-    from vizrobust.report import Table
+    from vizrobust.results import Table
     from vizrobust.robustness import RobustAccuracy
 
 
@@ -97,7 +97,7 @@ def command(
 
 def recipes(checkpoints: list[Checkpoint]) -> Table:
     """How the checkpoints were trained and what their descriptions say of their accuracy."""
-    from vizrobust.report import Table
+    from vizrobust.results import Table
 
     rows = []
     for one in checkpoints:
@@ -143,7 +143,7 @@ def accuracy_rows(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet)
 def accuracy_tables(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet) -> list[Table]:
     """Accuracy under the attack, and the differences to the first checkpoint with McNemar's test."""
     from vizrobust.cli.attack_tables import interval
-    from vizrobust.report import Table
+    from vizrobust.results import Table
 
     rows = accuracy_rows(found, data)
     attack, n = rows[0]["attack"], rows[0]["n"]

@@ -33,7 +33,7 @@ from vizrobust.features import (
 )
 from vizrobust.intervals import SCOPE, Difference, paired
 from vizrobust.models import layer as layer_of
-from vizrobust.report import Table
+from vizrobust.results import Table
 from vizrobust.runs import Row, RunFolder, default_folder
 
 FRAMES = 60

@@ -8,7 +8,7 @@ from statistics import fmean
 from vizrobust.clarity import PictureScores
 from vizrobust.features import Logit, RenderJob, main_term, picture_key
 from vizrobust.models import Checkpoint
-from vizrobust.report import Table
+from vizrobust.results import Table
 from vizrobust.runs import Row
 
 MEASURES = ("transfer", "recognised", "forced_choice")

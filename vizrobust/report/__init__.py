@@ -2,7 +2,7 @@
 
 from vizrobust.report.collect import CheckpointFacts, Collection, Column, Origin, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
-from vizrobust.report.gallery import Table, write_gallery
+from vizrobust.report.gallery import write_gallery
 from vizrobust.report.study_page import write_study
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Origin",
     "Panel",
     "Picture",
-    "Table",
     "collect",
     "contact_sheet",
     "write_gallery",

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
+from vizrobust.report.canvas import LABELLED, LEADING, Page, Pixels, TileGrid, scaled, shortened, text_width
 from vizrobust.report.style import (
     COLORS,
     FAINT,
@@ -28,7 +28,7 @@ from vizrobust.report.style import (
     house_style,
     label_ends,
     legend_above,
-    percent,
+    percentages,
     save_figure,
     wrapped,
 )
@@ -48,14 +48,14 @@ def accuracy_over_attack_steps(path: Path | str, curves: Curves, command: str = 
         figure, axes = accuracy_axes()
         for index, (_, points) in enumerate(curves):
             color, xs = COLORS[index % len(COLORS)], [point["steps"] for point in points]
-            low, high = (percent(points, bound) for bound in ("ci_low", "ci_high"))
+            low, high = (percentages(points, bound) for bound in ("ci_low", "ci_high"))
             axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(xs, percent(points, "accuracy"), color=color, linewidth=1.8, clip_on=False, zorder=3)
+            axes.plot(xs, percentages(points, "accuracy"), color=color, linewidth=1.8, clip_on=False, zorder=3)
         last = max(point["steps"] for _, points in curves for point in points)
         axes.set_xlim(0, max(last, 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("gradient steps of one run (constant step size), cumulative")
-        label_ends(axes, [label for label, _ in curves], [percent(points, "accuracy")[-1] for _, points in curves])
+        label_ends(axes, [label for label, _ in curves], [percentages(points, "accuracy")[-1] for _, points in curves])
         return save_figure(figure, path, command)
 
 
@@ -112,7 +112,7 @@ def _marks(axes: Axes, xs: list[float], points: Sequence[Point], line: str, look
     """Markers with their intervals, joined by a line or not."""
     if not points:
         return
-    ys, low, high = (percent(points, key) for key in ("accuracy", "ci_low", "ci_high"))
+    ys, low, high = (percentages(points, key) for key in ("accuracy", "ci_low", "ci_high"))
     below = [max(0.0, y - bound) for y, bound in zip(ys, low, strict=True)]
     above = [max(0.0, bound - y) for y, bound in zip(ys, high, strict=True)]
     axes.errorbar(
@@ -121,11 +121,11 @@ def _marks(axes: Axes, xs: list[float], points: Sequence[Point], line: str, look
     )  # fmt: skip
 
 
-TILE, PITCH, ROW_GAP, MARGIN = 280, 420, 56, 96
-TITLE, HEAD, TEXT, CAPTION, SIGN = 42, 27, 26, 23, 52
-EDGE, WRONG = 2, "#b5471b"
+TILE, PITCH, ROW_GAP = 280, 420, 56
+SIGN = 52
+WRONG = "#b5471b"
 Line = tuple[str, str, str]  # a text that may be shortened, an end that must stay, and a colour
-HEADS = ("clean image", "perturbation", "adversarial image")
+LABELS = ("clean image", "perturbation", "adversarial image")
 
 
 def adversarial_examples(
@@ -166,7 +166,7 @@ def adversarial_examples(
         for i in range(n)
     ]
     with house_style():
-        return _draw(path, tiles, texts, width, height, factor, name, attack_text, command)
+        return _draw(path, tiles, texts, (width, height), factor, name, attack_text, command)
 
 
 def amplification(largest: float) -> float:
@@ -181,36 +181,31 @@ def amplification(largest: float) -> float:
 
 
 def _draw(
-    path: Path | str, tiles: list[list[Pixels]], texts: Sequence[tuple[list[Line], ...]], column: int, height: int, factor: float,
+    path: Path | str, tiles: list[list[Pixels]], texts: Sequence[tuple[list[Line], ...]], size: tuple[int, int], factor: float,
     name: str, attack: str, command: str,
 ) -> Path:  # fmt: skip
+    column, height = size
     room = max(96, PITCH - column)  # between two images, for + and =
-    width = 2 * MARGIN + 3 * column + 2 * room
-    widest = column + min(room - 16, 2 * (MARGIN - 30))
-    line = TEXT * LEADING
-    title = [shortened(f"{name} under attack", width - 2 * MARGIN, TITLE, bold=True)]
-    attack_lines = lines_within(attack, width - 2 * MARGIN, TEXT)
-    row = height + 14 + 2 * line
-    above = MARGIN + TITLE * LEADING + len(attack_lines) * line + 30 + HEAD * LEADING + 12
-    canvas = Canvas(width, math.ceil(above + len(tiles) * (row + ROW_GAP) - ROW_GAP + MARGIN))
-    after = canvas.lines(title, MARGIN, MARGIN, TITLE, bold=True)
-    canvas.lines(attack_lines, MARGIN, after, TEXT, color=QUIET)
-    lefts = [MARGIN + i * (column + room) for i in range(3)]
-    for left, head in zip(lefts, (HEADS[0], f"{HEADS[1]} × {factor:g}", HEADS[2]), strict=True):
-        canvas.text(head, left + column / 2, above - 20, HEAD, bold=True, align="center")
+    widest = column + min(room - 16, 2 * (LABELLED.margin - 16))
+    line, labels = LABELLED.small * LEADING, round(LABELLED.label * LEADING) + 12
+    grid = TileGrid(3, len(tiles), size, (room, round(14 + 2 * line) + ROW_GAP))
+    page = Page((grid.width, labels + grid.height + grid.gap[1] - ROW_GAP), title=f"{name} under attack", subtitle=[attack])
+    canvas, left, top = page.canvas, (page.canvas.width - grid.width) // 2, page.top + labels
+    for i, label in enumerate((LABELS[0], f"{LABELS[1]} × {factor:g}", LABELS[2])):
+        middle = left + grid.position(i)[0] + column / 2
+        canvas.text(label, middle, top - 20, LABELLED.label, bold=True, align="center")
     for i, (images, words) in enumerate(zip(tiles, texts, strict=True)):
-        y = round(above + i * (row + ROW_GAP))
-        for left, image, lines in zip(lefts, images, words, strict=True):
-            inset = left + (column - image.shape[1]) // 2
-            canvas.frame(inset - EDGE, y - EDGE, image.shape[1] + 2 * EDGE, height + 2 * EDGE, FAINT, EDGE)
-            canvas.image(image, inset, y)
-            for k, (text, end, color) in enumerate(lines):
-                fitted = shortened(text, widest - text_width(end, TEXT), TEXT, keep="start") + end
-                canvas.text(
-                    fitted, left + column / 2, y + height + 14 + k * line + TEXT * 0.95, TEXT, align="center", color=color
-                )
-        for sign, left in (("+", lefts[0]), ("=", lefts[1])):
-            canvas.text(sign, left + column + room / 2, y + height / 2 + SIGN * 0.35, SIGN, color=QUIET, align="center")
+        for k, (image, lines) in enumerate(zip(images, words, strict=True)):
+            x, y = grid.position(3 * i + k)
+            x, y = left + x, top + y
+            canvas.tile(image, x, y, size)
+            for n, (text, end, color) in enumerate(lines):
+                fitted = shortened(text, widest - text_width(end, LABELLED.small), LABELLED.small, keep="start") + end
+                below = y + height + 14 + n * line + LABELLED.small * 0.95
+                canvas.text(fitted, x + column / 2, below, LABELLED.small, align="center", color=color)
+            if k < 2:
+                sign_x = x + column + room / 2
+                canvas.text("+="[k], sign_x, y + height / 2 + SIGN * 0.35, SIGN, color=QUIET, align="center")
     return canvas.save(path, command)
 
 

@@ -9,57 +9,40 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vizrobust.report.canvas import Canvas, Pixels, scaled
+from vizrobust.report.canvas import DENSE, Canvas, Pixels, TileGrid, largest_tile, scaled
 from vizrobust.report.collect import CheckpointFacts, Column, Exemplar, Exemplars, Panel, Picture
-from vizrobust.report.style import FAINT, MARK
+from vizrobust.report.style import MARK
 from vizrobust.report.words import EXCITING
 
-GRID_GAP, HAIRLINE, OUTLINE = 6, 1, 2
+GAP, OUTLINE = 6, 2
 CROSS = 12  # an arm of the cross is this part of the image's side
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How exemplars are laid out: `deep` x `across` tiles of width and height `tile`, drawn about `target` large."""
+class ExemplarGrid:
+    """The layout of a unit's exemplars on a sheet; images are drawn about `target` pixels large."""
 
-    deep: int
-    across: int
-    tile: tuple[int, int]
+    tiles: TileGrid
     target: int
 
     @staticmethod
-    def of(units: Iterable[Exemplars], width: int) -> Grid | None:
+    def of(units: Iterable[Exemplars], width: int) -> ExemplarGrid | None:
         """The grid that holds those of every unit in about `width` pixels; None where there are none."""
         units = [unit for unit in units if unit.count]
         if not units:
             return None
-        deep, across = max(units, key=lambda unit: unit.count).shape
+        down, across = max(units, key=lambda unit: unit.count).shape
         target = max(16, width // across)
-        sizes = set()
-        for file in {exemplar.file for unit in units for exemplar in unit.images}:
-            with Image.open(file) as image:
-                sizes.add(image.size)
-        shapes = [scaled(np.zeros((height, width), np.uint8), target).shape for width, height in sizes]
-        return Grid(deep, across, (max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)), target)
-
-    @property
-    def width(self) -> int:
-        return self.across * (self.tile[0] + GRID_GAP) - GRID_GAP
-
-    @property
-    def height(self) -> int:
-        return self.deep * (self.tile[1] + GRID_GAP) - GRID_GAP
+        tile = largest_tile({exemplar.file for unit in units for exemplar in unit.images}, target)
+        return ExemplarGrid(TileGrid(across, down, tile, (GAP, GAP)), target)
 
     def draw(self, canvas: Canvas, exemplars: tuple[Exemplar, ...], x: int, y: int) -> None:
         for i, exemplar in enumerate(exemplars):
-            left, top = x + i % self.across * (self.tile[0] + GRID_GAP), y + i // self.across * (self.tile[1] + GRID_GAP)
             with Image.open(exemplar.file) as image:
                 pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            left, top = self.tiles.position(i)
             shown = marked(scaled(pixels, self.target), exemplar, pixels.shape[1])
-            left, top = left + (self.tile[0] - shown.shape[1]) // 2, top + (self.tile[1] - shown.shape[0]) // 2
-            edge = HAIRLINE
-            canvas.frame(left - edge, top - edge, shown.shape[1] + 2 * edge, shown.shape[0] + 2 * edge, FAINT, edge)
-            canvas.image(shown, left, top)
+            canvas.tile(shown, x + left, y + top, self.tiles.tile, DENSE)
 
 
 def marked(pixels: Pixels, exemplar: Exemplar, width: int) -> Pixels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,13 @@ from vizrobust.report import words
 from vizrobust.report.collect import Collection, Exemplar, Frames, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
 from vizrobust.report.exemplar_views import ExemplarCells
+from vizrobust.results import Table, percent
 from vizrobust.runs import slug, write_atomic, write_text
 
 Shown = Picture | Frames | Exemplar
 EMBED_BELOW = 16 * 2**20
 FEW, SOME = (4, 168), (8, 112)  # up to so many tiles in a line: so many CSS pixels each
 MANY, SEED_GAP = 96, 3
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers to show above the pictures: a header, rows of texts, and a note below."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 def write_gallery(
@@ -62,7 +52,7 @@ def write_gallery(
         origins=[(origin, _runs_name(origin.folder)) for origin in collection.origins],
         recipes=words.recipes(collection.panels),
         robust=words.meaning_of_robust(collection.checkpoints),
-        percent=words.percent,
+        percent=percent,
         short_name=words.short_name,
     )
     write_text(folder / "index.html", page)
@@ -113,7 +103,7 @@ def _facts(panel: Panel, picture: Picture, name: str, collection: Collection) ->
     pairs = {
         "score": "-" if picture.score is None else f"{picture.score:.4g}",
         "status": picture.status,
-        "near black or white": words.percent(picture.saturated_share),
+        "near black or white": percent(picture.saturated_share),
         "layer and unit": f"{panel.layer}, unit {picture.column.unit}{position}{', negative' if panel.sign < 0 else ''}",
         "objective": picture.objective,
         "recipe": panel.recipe_text,

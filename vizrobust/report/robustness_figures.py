@@ -32,8 +32,8 @@ from vizrobust.report.style import (
     label_ends,
     legend_above,
     legend_of,
-    percent,
     percent_upwards,
+    percentages,
     save_figure,
     wrapped,
 )
@@ -62,16 +62,17 @@ def accuracy_over_eps(
         ordered = [(label, sorted(points, key=lambda point: point["eps"])) for label, points in curves]
         for index, (_, points) in enumerate(ordered):
             color, xs = COLORS[index % len(COLORS)], [point["eps"] for point in points]
-            low, high = (percent(points, bound) for bound in ("ci_low", "ci_high"))
+            low, high = (percentages(points, bound) for bound in ("ci_low", "ci_high"))
             axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
             marker = MARKERS[index % len(MARKERS)] if len(points) <= MARKED_UP_TO else ""
             axes.plot(
-                xs, percent(points, "accuracy"), color=color, linewidth=1.8, marker=marker, markersize=5, clip_on=False, zorder=3
+                xs, percentages(points, "accuracy"), color=color, linewidth=1.8, marker=marker, markersize=5, clip_on=False,
+                zorder=3,
             )  # fmt: skip
         _radii(axes, [point["eps"] for _, points in curves for point in points])
         _mark_training(axes, training_eps)
         axes.set_xlabel(axis)
-        label_ends(axes, [label for label, _ in ordered], [percent(points, "accuracy")[-1] for _, points in ordered])
+        label_ends(axes, [label for label, _ in ordered], [percentages(points, "accuracy")[-1] for _, points in ordered])
         return save_figure(figure, path, command)
 
 
@@ -193,9 +194,9 @@ def corruption_curves(path: Path | str, series: Curves, command: str = "", *, cl
 
 def _severities(axes: Axes, rows: Sequence[Point], clean: float | None, index: int) -> None:
     color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-    xs, ys = [row["severity"] for row in rows], percent(rows, "accuracy")
+    xs, ys = [row["severity"] for row in rows], percentages(rows, "accuracy")
     if rows:
-        axes.fill_between(xs, percent(rows, "ci_low"), percent(rows, "ci_high"), color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(xs, percentages(rows, "ci_low"), percentages(rows, "ci_high"), color=color, alpha=0.15, linewidth=0)
     start = ([0], [100 * clean]) if clean is not None else ([], [])
     axes.plot(start[0] + xs, start[1] + ys, color=color, linewidth=1.4, marker=marker, markersize=3.2, clip_on=False, zorder=3)
 

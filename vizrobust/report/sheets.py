@@ -14,19 +14,32 @@ from PIL import Image
 from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.pictures import read_opaque
 from vizrobust.models import LOGITS, Checkpoint
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
+from vizrobust.report.canvas import (
+    DENSE,
+    HEADER_GAP,
+    LABELLED,
+    LEADING,
+    Page,
+    Pixels,
+    TileGrid,
+    check_png,
+    header_height,
+    header_width,
+    largest_tile,
+    scaled,
+    shortened,
+)
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
 from vizrobust.runs import Row
 
 ORDERS = ("unit", "score")
-SPRITE_MARGIN, SPRITE_MIN_WIDTH, MOST_PIXELS = 48, 900, 60_000
-SPRITE_TITLE, SPRITE_SMALL, SPRITE_CAPTION, SPRITE_LABEL = 34, 20, 18, 15
-SPRITE_GAP = 6
-# Up to so many tiles are drawn about so large.
-SPRITE_TARGETS = ((36, 168), (160, 112), (300, 84))
-SPRITE_SMALLEST = 64
+TARGETS = ((36, 168), (160, 112), (300, 84))  # up to so many tiles are drawn about so large
+SMALLEST = 64
+GAP = 6
+MOST_PIXELS = 60_000
+LEAST_SIDE = 0.4  # of the largest picture's side, so that the pictures of sparse cells stay visible
 
 
 def spritemap_sheet(
@@ -41,44 +54,39 @@ def spritemap_sheet(
 ) -> Path:
     """Draw the pictures of one checkpoint's units to a PNG, each with its number; the PNG carries the command.
 
-    `rows` are those of one layer, recipe, objective and sign of the run in `folder`. `order` is ``unit`` or ``score``,
-    the highest first and units without a picture last. `columns` is a near-square sheet's unless told otherwise. Pixels
-    are enlarged or reduced by whole numbers. Raises ``ValueError`` for no rows, another order, or fewer than 1 column.
+    `rows` are those of one layer, recipe, objective and sign of the run in `folder`. `order` is ``unit`` or ``score``
+    (the highest first, units without a picture last). `columns` None makes a near-square sheet. Pixels are enlarged or
+    reduced by whole numbers. Raises ``ValueError`` for no rows, another order, or fewer than 1 column.
     """
     if order not in ORDERS:
         raise ValueError(f"no order {order!r}; there are: {', '.join(ORDERS)}")
-    if not rows:
-        raise ValueError(f"run {str(folder)!r} holds no pictures of {checkpoint.name}; run its command again to fill it")
+    _check_rows(rows, folder, checkpoint)
     if columns is not None and columns < 1:
         raise ValueError(f"a sheet has at least 1 column, got {columns}")
     sprites = [_Sprite.of(row, Path(folder), checkpoint) for row in _ordered(rows, order)]
-    target = next((size for most, size in SPRITE_TARGETS if len(sprites) <= most), SPRITE_SMALLEST)
+    target = _target(len(sprites))
     with house_style():
-        tiles = [sprite.shape(target) for sprite in sprites]
-        tile = max(width for _, width in tiles), max(height for height, _ in tiles)
-        step = tile[0] + SPRITE_GAP, tile[1] + round(SPRITE_LABEL * LEADING) + SPRITE_GAP
-        across = min(len(sprites), columns or _columns(len(sprites), step[1] / step[0]))
-        down = math.ceil(len(sprites) / across)
-        width = max(SPRITE_MIN_WIDTH, 2 * SPRITE_MARGIN + across * step[0] - SPRITE_GAP)
-        head = _head(rows, checkpoint, order, width - 2 * SPRITE_MARGIN)
-        foot = [
-            line
-            for text in _spritemap_caption(sprites, checkpoint)
-            for line in lines_within(text, width - 2 * SPRITE_MARGIN, SPRITE_CAPTION)
-        ]
-        top = SPRITE_MARGIN + round(SPRITE_TITLE * LEADING + len(head[1]) * SPRITE_SMALL * LEADING + SPRITE_SMALL)
-        height = top + down * step[1] + round(SPRITE_CAPTION + len(foot) * SPRITE_CAPTION * LEADING) + SPRITE_MARGIN
-        if max(width, height) > MOST_PIXELS:
+        tile = largest_tile([sprite.file for sprite in sprites if sprite.file], target)
+        gap = GAP, round(DENSE.label * LEADING) + GAP
+        ratio = (tile[1] + gap[1]) / (tile[0] + gap[0])
+        across = min(len(sprites), columns or _near_square_columns(len(sprites), ratio))
+        grid = TileGrid(across, math.ceil(len(sprites) / across), tile, gap)
+        if max(grid.width, grid.height) > MOST_PIXELS:
             raise ValueError(
-                f"{len(sprites)} units in {across} columns make a sheet of {width} x {height} pixels; give other --columns"
+                f"{len(sprites)} units in {across} columns need {grid.width} x {grid.height} pixels; give other columns"
             )
-        canvas = Canvas(width, height)
-        after = canvas.lines([head[0]], SPRITE_MARGIN, SPRITE_MARGIN, SPRITE_TITLE, bold=True)
-        canvas.lines(head[1], SPRITE_MARGIN, after, SPRITE_SMALL, color=QUIET)
+        title, subtitle = _spritemap_title(rows, checkpoint, order)
+        caption = _spritemap_caption(sprites, checkpoint)
+        page = Page((grid.width, grid.height + gap[1]), title=title, subtitle=subtitle, caption=caption, sizes=DENSE)
         for i, sprite in enumerate(sprites):
-            sprite.draw(canvas, SPRITE_MARGIN + i % across * step[0], top + i // across * step[1], tile, target)
-        canvas.lines(foot, SPRITE_MARGIN, top + down * step[1] + SPRITE_CAPTION, SPRITE_CAPTION, color=QUIET)
-        return canvas.save(path, command)
+            x, y = grid.position(i)
+            x, y = page.left + x, page.top + y
+            pixels = missing_tile(*tile) if sprite.file is None else scaled(read_opaque(sprite.file), target)
+            page.canvas.tile(pixels, x, y, tile, DENSE, corner=sprite.status == "saturated")
+            label = shortened(sprite.label, tile[0] + GAP - 2, DENSE.label, keep="start")
+            below = y + tile[1] + DENSE.label * 1.1
+            page.canvas.text(label, x + tile[0] / 2, below, DENSE.label, color=QUIET, align="center")
+        return page.canvas.save(path, command)
 
 
 def facts_of(checkpoint: Checkpoint) -> CheckpointFacts:
@@ -98,9 +106,28 @@ def title_line(checkpoint: CheckpointFacts) -> str:
     )
 
 
+def _check_rows(rows: Sequence[Row], folder: Path | str, checkpoint: CheckpointFacts) -> None:
+    if not rows:
+        raise ValueError(f"run {str(folder)!r} holds no pictures of {checkpoint.name}; run its command again to fill it")
+
+
+def _file(row: Row, folder: Path) -> Path | None:
+    """The picture of a row; None for a dead unit. Raises ``FileNotFoundError`` where it is missing."""
+    if row["status"] == "dead":
+        return None
+    file = folder / str(row["image"])
+    if not file.is_file():
+        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
+    return file
+
+
+def _target(count: int) -> int:
+    return next((size for most, size in TARGETS if count <= most), SMALLEST)
+
+
 @dataclass(frozen=True)
 class _Sprite:
-    """One unit's tile; `file` is None where there is nothing to show."""
+    """One unit's tile; `file` is None for a dead unit."""
 
     label: str
     status: str
@@ -109,32 +136,11 @@ class _Sprite:
     @staticmethod
     def of(row: Row, folder: Path, checkpoint: CheckpointFacts) -> _Sprite:
         named = row["layer"] == LOGITS and row["unit"] < len(checkpoint.classes)
-        file = None if row["status"] == "dead" else folder / row["image"]
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
-        return _Sprite(checkpoint.classes[row["unit"]] if named else str(row["unit"]), row["status"], file)
-
-    def shape(self, target: int) -> tuple[int, int]:
-        """Height and width of its tile; nothing but the file's header is read."""
-        if self.file is None:
-            return 0, 0
-        with Image.open(self.file) as image:
-            return scaled(np.zeros((image.height, image.width), np.uint8), target).shape[:2]
-
-    def draw(self, canvas: Canvas, x: int, y: int, tile: tuple[int, int], target: int) -> None:
-        width, height = tile
-        pixels = missing_tile(width, height) if self.file is None else scaled(read_opaque(self.file), target)
-        left, top = x + (width - pixels.shape[1]) // 2, y + (height - pixels.shape[0]) // 2
-        canvas.frame(left - 1, top - 1, pixels.shape[1] + 2, pixels.shape[0] + 2, FAINT, 1)
-        canvas.image(pixels, left, top)
-        if self.status == "saturated":
-            canvas.corner(x + width, y, max(8, width // 8))
-        label = shortened(self.label, width + SPRITE_GAP - 2, SPRITE_LABEL, keep="start")
-        canvas.text(label, x + width / 2, y + height + SPRITE_LABEL * 1.1, SPRITE_LABEL, color=QUIET, align="center")
+        return _Sprite(checkpoint.classes[row["unit"]] if named else str(row["unit"]), row["status"], _file(row, folder))
 
 
 def missing_tile(width: int, height: int) -> Pixels:
-    """(height, width, 3) uint8: an empty tile with its two diagonals."""
+    """(height, width, 3) uint8: an empty tile with two diagonals."""
     tile = np.full((height, width, 3), 255, np.uint8)
     y, x = np.indices((height, width))
     across = (x + 0.5) / width * height
@@ -143,8 +149,8 @@ def missing_tile(width: int, height: int) -> Pixels:
     return tile
 
 
-def _columns(count: int, ratio: float) -> int:
-    """The columns of a near-square sheet of tiles `ratio` as high as wide, of these the one whose last row is fullest."""
+def _near_square_columns(count: int, ratio: float) -> int:
+    """The number of columns of a near-square sheet whose last row is fullest; tiles are `ratio` as high as wide."""
     square = math.sqrt(count * ratio)
     near = range(max(1, math.ceil(square / 1.35)), max(1, math.floor(square * 1.35)) + 1)
     return min(near, key=lambda across: (-count % across, abs(across - square)))
@@ -156,8 +162,8 @@ def _ordered(rows: Sequence[Row], order: str) -> list[Row]:
     return sorted(rows, key=lambda row: (row["status"] == "dead", -row["score"], row["unit"]))
 
 
-def _head(rows: Sequence[Row], checkpoint: CheckpointFacts, order: str, width: int) -> tuple[str, list[str]]:
-    """The title, and what stands below it in lines."""
+def _spritemap_title(rows: Sequence[Row], checkpoint: CheckpointFacts, order: str) -> tuple[str, list[str]]:
+    """The title, and the texts below it."""
     row, count = rows[0], len(rows)
     what = "class units" if row["layer"] == LOGITS else f"units of {row['layer']}"
     what = what if count > 1 else what.replace("units", "unit", 1)
@@ -166,29 +172,12 @@ def _head(rows: Sequence[Row], checkpoint: CheckpointFacts, order: str, width: i
     span = f", score {max(scores):.3g} to {min(scores):.3g}" if scores else ""
     made = f"recipe {row['recipe_text']}, objective {row['objective']}, seed {row['seed']}"
     sorted_by = {"unit": f"by number{span}", "score": f"by score, the highest first{span}"}[order]
-    texts = [title_line(checkpoint), f"{made}; {sorted_by}"]
-    return shortened(title, width, SPRITE_TITLE, bold=True), [
-        line for text in texts for line in lines_within(text, width, SPRITE_SMALL)
-    ]
+    return title, [title_line(checkpoint), f"{made}; {sorted_by}"]
 
 
 def _spritemap_caption(sprites: Sequence[_Sprite], checkpoint: CheckpointFacts) -> list[str]:
-    """What a reader must know: one entry a paragraph."""
-    count = {status: sum(sprite.status == status for sprite in sprites) for status in ("dead", "saturated")}
-    texts = [meaning_of_robust([checkpoint])]
-    if count["dead"]:
-        texts.append(f"crossed, {count['dead']} of {len(sprites)}, {DEAD}")
-    if count["saturated"]:
-        texts.append(f"orange corner, {count['saturated']} of {len(sprites)}, {SATURATED}")
-    return [text for text in texts if text]
-
-
-ATLAS_MARGIN, ATLAS_MIN_WIDTH = 48, 1000
-ATLAS_TITLE, ATLAS_SMALL, ATLAS_CAPTION, ATLAS_LABEL = 34, 20, 18, 15
-ATLAS_GAP = 8
-ATLAS_TARGETS = ((6, 168), (12, 112))  # up to so many cells a side are drawn about so large
-ATLAS_SMALLEST = 64
-LEAST_SIDE = 0.4  # of the largest picture's side, so that the pictures of sparse cells can still be seen
+    """What a reader must know, one entry per paragraph."""
+    return [text for text in (meaning_of_robust([checkpoint]), *_status_notes([sprite.status for sprite in sprites])) if text]
 
 
 def atlas_sheet(
@@ -203,57 +192,38 @@ def atlas_sheet(
     """Draw the `grid` x `grid` atlas of one checkpoint to a PNG; the PNG carries the command.
 
     `rows` are its cells in the run in `folder`; `about` are sentences that say what was laid out and how. Cells that
-    have no row stay empty. The area of a picture is proportional to its cell's count, from a least size on.
+    have no row stay empty. The area of a picture is proportional to its cell's count, down to a smallest size.
     """
-    if not rows:
-        raise ValueError(f"run {str(folder)!r} holds no pictures of {checkpoint.name}; run its command again to fill it")
-    target = next((size for most, size in ATLAS_TARGETS if grid <= most), ATLAS_SMALLEST)
-    pictures = {(row["row"], row["column"]): _picture(row, Path(folder)) for row in rows}
-    full = [scaled(one, target).shape for one in pictures.values() if one is not None] or [(target, target)]
-    tile = max(shape[1] for shape in full), max(shape[0] for shape in full)
-    step = tile[0] + ATLAS_GAP, tile[1] + round(2 * ATLAS_LABEL * LEADING) + ATLAS_GAP
+    _check_rows(rows, folder, checkpoint)
+    target = _target(grid**2)
+    files = [_file(row, Path(folder)) for row in rows]
     densest = max(row["count"] for row in rows)
     with house_style():
-        width = max(ATLAS_MIN_WIDTH, 2 * ATLAS_MARGIN + grid * step[0] - ATLAS_GAP)
-        head = [
-            line
-            for text in (title_line(checkpoint), *about)
-            for line in lines_within(text, width - 2 * ATLAS_MARGIN, ATLAS_SMALL)
-        ]
-        foot = [
-            line
-            for text in _atlas_caption(rows, checkpoint)
-            for line in lines_within(text, width - 2 * ATLAS_MARGIN, ATLAS_CAPTION)
-        ]
-        top = ATLAS_MARGIN + round(ATLAS_TITLE * LEADING + len(head) * ATLAS_SMALL * LEADING + ATLAS_SMALL)
-        height = top + grid * step[1] + round(ATLAS_CAPTION + len(foot) * ATLAS_CAPTION * LEADING) + ATLAS_MARGIN
-        canvas = Canvas(width, height)
-        after = canvas.lines([f"Activation atlas of {rows[0]['layer']}"], ATLAS_MARGIN, ATLAS_MARGIN, ATLAS_TITLE, bold=True)
-        canvas.lines(head, ATLAS_MARGIN, after, ATLAS_SMALL, color=QUIET)
-        left = (width - (grid * step[0] - ATLAS_GAP)) // 2
-        for row in rows:
-            x, y = left + row["column"] * step[0], top + row["row"] * step[1]
+        tile = largest_tile([file for file in files if file], target)
+        tiles = TileGrid(grid, grid, tile, (GAP, round(2 * DENSE.label * LEADING) + GAP))
+        page = Page(
+            (tiles.width, tiles.height + tiles.gap[1]), title=f"Activation atlas of {rows[0]['layer']}",
+            subtitle=[title_line(checkpoint), *about], caption=_atlas_caption(rows, checkpoint), sizes=DENSE,
+        )  # fmt: skip
+        left = (page.canvas.width - tiles.width) // 2
+        for row, file in zip(rows, files, strict=True):
+            x, y = tiles.position(row["row"] * grid + row["column"])
             share = max(LEAST_SIDE, (row["count"] / densest) ** 0.5)
-            _draw(canvas, row, pictures[row["row"], row["column"]], x, y, tile, share)
-        canvas.lines(foot, ATLAS_MARGIN, top + grid * step[1] + ATLAS_CAPTION, ATLAS_CAPTION, color=QUIET)
-        return canvas.save(path, command)
+            _atlas_cell(page, row, file, left + x, page.top + y, tile, share)
+        return page.canvas.save(path, command)
 
 
-def _draw(canvas: Canvas, row: Row, picture: Pixels | None, x: int, y: int, tile: tuple[int, int], share: float) -> None:
+def _atlas_cell(page: Page, row: Row, file: Path | None, x: int, y: int, tile: tuple[int, int], share: float) -> None:
     """One cell: its picture in the middle of the tile, below it the most frequent class and how frequent it is."""
     width, height = (max(1, round(side * share)) for side in tile)
-    pixels = missing_tile(width, height) if picture is None else resized(picture, width, height)
-    left, above = x + (tile[0] - width) // 2, y + (tile[1] - height) // 2
-    canvas.frame(left - 1, above - 1, width + 2, height + 2, FAINT, 1)
-    canvas.image(pixels, left, above)
-    if row["status"] == "saturated":
-        canvas.corner(left + width, above, max(8, width // 8))
+    pixels = missing_tile(width, height) if file is None else resized(read_opaque(file), width, height)
+    page.canvas.tile(pixels, x, y, tile, DENSE, corner=row["status"] == "saturated")
     name, count = next(iter(row["classes"].items()))
-    middle, first = x + tile[0] / 2, above + height + ATLAS_LABEL * 1.1
-    canvas.text(shortened(name, tile[0] + ATLAS_GAP - 2, ATLAS_LABEL, keep="start"), middle, first, ATLAS_LABEL, align="center")
-    canvas.text(
-        f"{count} of {row['count']}", middle, first + ATLAS_LABEL * LEADING, ATLAS_LABEL * 0.85, color=QUIET, align="center"
-    )
+    middle, first = x + tile[0] / 2, y + (tile[1] + height) / 2 + DENSE.label * 1.1
+    label = shortened(name, tile[0] + GAP - 2, DENSE.label, keep="start")
+    page.canvas.text(label, middle, first, DENSE.label, align="center")
+    below = first + DENSE.label * LEADING
+    page.canvas.text(f"{count} of {row['count']}", middle, below, DENSE.label * 0.85, color=QUIET, align="center")
 
 
 def resized(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -264,7 +234,7 @@ def resized(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def about_atlas(atlas: Any, facts: Mapping[str, Any], images: Mapping[str, Any], row: Row) -> list[str]:
-    """What was laid out and how, in sentences: `facts` and `images` as run.json holds them, `row` any of the rows."""
+    """Sentences that say what was laid out and how; `facts` and `images` are those of run.json, `row` is any row."""
     ways = {"tsne": "t-SNE of their directions", "pca": "the first two principal components of their directions"}
     whitened = ", whitened" if atlas.whiten else ""
     cells = f"{facts['cells']} of {atlas.grid} x {atlas.grid} cells"
@@ -274,37 +244,27 @@ def about_atlas(atlas: Any, facts: Mapping[str, Any], images: Mapping[str, Any],
     return [f"{laid_out}{ways[atlas.layout]}; {cells} {kept}", made]
 
 
-def _picture(row: Row, folder: Path) -> Pixels | None:
-    if row["status"] == "dead":
-        return None
-    file = folder / row["image"]
-    if not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
-    return read_opaque(file)
-
-
 def _atlas_caption(rows: Sequence[Row], checkpoint: CheckpointFacts) -> list[str]:
-    """What a reader must know: one entry a paragraph."""
+    """What a reader must know, one entry per paragraph."""
     most = max(row["count"] for row in rows)
-    texts = [
-        f"area: how many activations a picture's cell averages, at most {most}; below: the most frequent class of their images"
-    ]
-    count = {status: sum(row["status"] == status for row in rows) for status in ("dead", "saturated")}
-    if count["dead"]:
-        texts.append(f"crossed, {count['dead']} of {len(rows)}, {DEAD.replace('unit', 'direction')}")
-    if count["saturated"]:
-        texts.append(f"orange corner, {count['saturated']} of {len(rows)}, {SATURATED}")
-    return [text for text in (*texts, meaning_of_robust([checkpoint])) if text]
+    area = f"area: the number of activations that a cell averages, at most {most}; below: the most frequent class of their images"
+    notes = [note.replace("unit", "direction") for note in _status_notes([row["status"] for row in rows])]
+    return [text for text in (area, *notes, meaning_of_robust([checkpoint])) if text]
 
 
-MARGIN, GAP, ROW_GAP, EDGE = 72, 24, 40, 2
-TITLE, NAME, LABEL, SMALL, CAPTION = 46, 31, 29, 24, 23
-TARGET, MIN_TILE, HEAD_MOST, HEAD_GAP, MIN_WIDTH = 224, 190, 560, 44, 900
+def _status_notes(statuses: Sequence[str]) -> list[str]:
+    """What crossed tiles and orange corners mean, and how many there are."""
+    known = {"dead": f"crossed, {{}}, {DEAD}", "saturated": f"orange corner, {{}}, {SATURATED}"}
+    counts = {status: statuses.count(status) for status in known}
+    return [text.format(f"{counts[status]} of {len(statuses)}") for status, text in known.items() if counts[status]]
+
+
+TARGET, MIN_TILE, RECONSTRUCTION_GAP = 224, 190, (24, 40)
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """One picture, (H, W) or (H, W, 3) uint8, and the lines that stand below it."""
+    """One picture, (H, W) or (H, W, 3) uint8, and the lines below it."""
 
     pixels: Pixels = field(repr=False)
     lines: tuple[str, ...] = ()
@@ -312,66 +272,44 @@ class Reconstructed:
 
 @dataclass(frozen=True)
 class SheetRow:
-    """The pictures of one checkpoint, the image itself first. `head` names it; its first line is bold."""
+    """The pictures of one checkpoint, the image itself first. The first line of `header` is bold."""
 
-    head: tuple[str, ...]
+    header: tuple[str, ...]
     pictures: tuple[Reconstructed, ...]
 
 
 def reconstruction_sheet(
     path: Path | str, title: str, columns: Sequence[str], rows: Sequence[SheetRow], caption: Sequence[str], command: str = ""
 ) -> Path:
-    """Draw rows of pictures under the heads `columns` to a PNG, pixels enlarged by whole numbers; the PNG carries the command.
+    """Draw rows of pictures below the labels `columns` to a PNG; the PNG carries the command.
 
-    Raises ``ValueError`` where `path` does not end in .png or a row has another number of pictures than there are columns.
+    Pixels are enlarged by whole numbers. Raises ``ValueError`` where `path` does not end in .png or a row has another
+    number of pictures than there are columns.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"cannot draw a sheet to {str(path)!r}; its name must end in .png")
+    check_png(path)
     if not rows or any(len(row.pictures) != len(columns) for row in rows):
         raise ValueError(f"a sheet needs rows of {len(columns)} pictures, got {[len(row.pictures) for row in rows]}")
     tiles = [[scaled(picture.pixels, TARGET) for picture in row.pictures] for row in rows]
-    cell = max(MIN_TILE, *(tile.shape[1] for row in tiles for tile in row))
+    drawn = [tile for row in tiles for tile in row]
+    small = LABELLED.small
     with house_style():
-        head = round(max(_head_width(row) for row in rows)) + HEAD_GAP
-        width = max(MIN_WIDTH, 2 * MARGIN + head + len(columns) * (cell + GAP) - GAP)
-        heights = [_height(row, drawn) for row, drawn in zip(rows, tiles, strict=True)]
-        notes = [line for text in caption for line in lines_within(text, width - 2 * MARGIN, CAPTION)]
-        top = MARGIN + round(TITLE * LEADING + 18 + LABEL * LEADING + 12)
-        height = top + sum(heights) + ROW_GAP * len(rows) + len(notes) * CAPTION * LEADING + MARGIN
-        canvas = Canvas(width, math.ceil(height))
-        canvas.lines([shortened(title, width - 2 * MARGIN, TITLE, bold=True)], MARGIN, MARGIN, TITLE, bold=True)
-        lefts = [MARGIN + head + i * (cell + GAP) for i in range(len(columns))]
-        for left, column in zip(lefts, columns, strict=True):
-            canvas.text(shortened(column, cell + GAP - 6, LABEL), left + cell / 2, top - 14, LABEL, align="center")
-        y = top
-        for row, drawn, tall in zip(rows, tiles, heights, strict=True):
-            _draw_row(canvas, row, drawn, lefts, cell, y)
-            y += tall + ROW_GAP
-        canvas.line(MARGIN, y - ROW_GAP // 2, width - 2 * MARGIN)
-        canvas.lines(notes, MARGIN, y, CAPTION, color=QUIET)
+        header = round(max(header_width(row.header) for row in rows)) + HEADER_GAP
+        below = max(len(picture.lines) for row in rows for picture in row.pictures)
+        size = max(MIN_TILE, *(tile.shape[1] for tile in drawn)), max(tile.shape[0] for tile in drawn)
+        size = size[0], max(size[1], round(max(header_height(row.header) for row in rows)))
+        gap = RECONSTRUCTION_GAP[0], RECONSTRUCTION_GAP[1] + round(10 + below * small * LEADING if below else 0)
+        grid = TileGrid(len(columns), len(rows), size, gap)
+        labels = round(LABELLED.label * LEADING) + 12
+        page = Page((header + grid.width, labels + grid.height + gap[1]), title=title, caption=caption, ruled=True)
+        canvas, left, top = page.canvas, page.left + header, page.top + labels
+        for i, column in enumerate(columns):
+            x = left + grid.position(i)[0] + size[0] / 2
+            canvas.text(shortened(column, size[0] + gap[0] - 6, LABELLED.label), x, top - 14, LABELLED.label, align="center")
+        for i, (row, images) in enumerate(zip(rows, tiles, strict=True)):
+            y = top + grid.position(i * len(columns))[1]
+            canvas.header(row.header, page.left, y, size[1])
+            for k, (picture, image) in enumerate(zip(row.pictures, images, strict=True)):
+                x = left + grid.position(k)[0]
+                canvas.tile(image, x, y, size)
+                canvas.lines(picture.lines, x + size[0] / 2, y + size[1] + 10, small, color=QUIET, align="center")
         return canvas.save(path, command)
-
-
-def _draw_row(canvas: Canvas, row: SheetRow, tiles: Sequence[Pixels], lefts: Sequence[int], cell: int, y: int) -> None:
-    tall = max(tile.shape[0] for tile in tiles)
-    above = y + round((tall - _head_height(row)) / 2)
-    after = canvas.lines([shortened(row.head[0], HEAD_MOST, NAME, bold=True)], MARGIN, above, NAME, bold=True)
-    canvas.lines(list(row.head[1:]), MARGIN, after, SMALL, color=QUIET)
-    for left, tile, picture in zip(lefts, tiles, row.pictures, strict=True):
-        x, drop = left + (cell - tile.shape[1]) // 2, y + (tall - tile.shape[0]) // 2
-        canvas.frame(x - EDGE, drop - EDGE, tile.shape[1] + 2 * EDGE, tile.shape[0] + 2 * EDGE, FAINT, EDGE)
-        canvas.image(tile, x, drop)
-        canvas.lines(list(picture.lines), left + cell / 2, y + tall + 10, SMALL, color=QUIET, align="center")
-
-
-def _height(row: SheetRow, tiles: Sequence[Pixels]) -> int:
-    below = max(len(picture.lines) for picture in row.pictures)
-    return max(tile.shape[0] for tile in tiles) + (round(10 + below * SMALL * LEADING) if below else 0)
-
-
-def _head_width(row: SheetRow) -> float:
-    return max(min(HEAD_MOST, text_width(row.head[0], NAME, bold=True)), *(text_width(line, SMALL) for line in row.head[1:]), 0)
-
-
-def _head_height(row: SheetRow) -> float:
-    return NAME * LEADING + (len(row.head) - 1) * SMALL * LEADING

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,31 @@ from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
 from vizrobust.report import study_tables as tables
-from vizrobust.report.canvas import LEADING, Canvas, Pixels, lines_within, scaled, shortened, text_width
+from vizrobust.report.canvas import (
+    HEADER_GAP,
+    LABELLED,
+    LEADING,
+    Canvas,
+    Page,
+    TileGrid,
+    check_png,
+    header_width,
+    label_lines,
+    largest_tile,
+    scaled,
+)
 from vizrobust.report.study_clarity_figures import clarity_against_accuracy, clarity_distance, clarity_over_k, controls_over_k
 from vizrobust.report.study_data import METRIC_ROLES, Group, Study
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
-from vizrobust.report.style import FAINT, QUIET, house_style, save_figure
-from vizrobust.report.words import DEAD, SATURATED, key_word, percent
+from vizrobust.report.style import house_style, save_figure
+from vizrobust.report.words import DEAD, SATURATED, key_word
+from vizrobust.results import percent
 from vizrobust.runs import slug, write_text
 from vizrobust.spec import number_text
 
 MOST_ACROSS = 12
-MARGIN, GAP, HAIRLINE, HEAD_GAP = 60, 12, 2, 40
-TITLE_SIZE, LABEL, NAME, SMALL, CAPTION = 42, 28, 32, 26, 23
+GAP = 12
 TARGET, SMALL_TARGET = 196, 140  # pixels of a tile, for up to eight and for more columns
 EXEMPLARS = 4  # in a square, where they would be as large as a third of a tile or more
 
@@ -41,8 +52,7 @@ def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer
     lowest training seed and image seed. At most the first twelve units are shown.
     Raises ``ValueError`` where `path` does not end in .png.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"cannot draw a contact sheet to {str(path)!r}; its name must end in .png")
+    check_png(path)
     found = {key: some[0] for key, some in cells(study, folder, recipe, layer).items()}
     columns = units(study, recipe, layer)
     wanted = (*study.swept, *study.baselines) if baselines or not study.swept else study.swept
@@ -72,101 +82,60 @@ def _draw(
     units_in_all: int,
 ) -> Path:
     target = TARGET if len(shown) <= 8 else SMALL_TARGET
-    tile = _side(found, target)
-    heads = [_head(study, group, found) for group in rows]
-    head = (
-        max(
-            [
-                text_width("natural", NAME, bold=True),
-                *(text_width(line, SMALL) for lines in heads for line in lines[1:]),
-                *(text_width(lines[0], NAME, bold=True) for lines in heads),
-            ]
-        )
-        + HEAD_GAP
-    )
-    names = [lines_within(name, tile, LABEL)[:3] for _, name in shown]
-    names = [[shortened(line, tile + GAP, LABEL) for line in lines] for lines in names]
-    width = max(900, math.ceil(2 * MARGIN + head + len(shown) * (tile + GAP) - GAP))
+    side = max(largest_tile([cell.file for cell in found.values() if cell.file], target))
+    headers = [_header(study, group, found) for group in rows]
+    exemplar_header = ["natural", "most exciting", "images"]
+    header = round(max(header_width(lines) for lines in [*headers, exemplar_header])) + HEADER_GAP
+    names = [label_lines(name, side, LABELLED.label) for _, name in shown]
+    labels = max(map(len, names)) * round(LABELLED.label * LEADING) + 12
+    grid = TileGrid(len(shown), len(rows) + bool(natural), (side, side), (GAP, GAP))
     caption = _caption(study, found, rows, recipe, layer, len(shown), units_in_all)
-    lines = [line for text in caption for line in lines_within(text, width - 2 * MARGIN, CAPTION)]
-    top = MARGIN + max(map(len, names)) * round(LABEL * LEADING) + 12
-    below = top + len(rows) * (tile + GAP) + (GAP + tile + GAP if natural else 0)
-    canvas = Canvas(width, math.ceil(below + 14 + len(lines) * CAPTION * LEADING + MARGIN / 2))
-    lefts = [round(MARGIN + head) + i * (tile + GAP) for i in range(len(shown))]
-    for left, some in zip(lefts, names, strict=True):
-        canvas.lines(some, left + tile / 2, top - 12 - len(some) * LABEL * LEADING, LABEL, align="center")
-    for place, (group, texts) in enumerate(zip(rows, heads, strict=True)):
-        y = top + place * (tile + GAP)
-        _draw_head(canvas, texts, y, tile)
-        for left, (unit, _) in zip(lefts, shown, strict=True):
+    page = Page((header + grid.width, labels + grid.height + (GAP if natural else 0)), caption=caption)
+    canvas, left, top = page.canvas, page.left + header, page.top + labels
+    for i, lines in enumerate(names):
+        above = top - 12 - len(lines) * LABELLED.label * LEADING
+        canvas.lines(lines, left + grid.position(i)[0] + side / 2, above, LABELLED.label, align="center")
+    for row, (group, lines) in enumerate(zip(rows, headers, strict=True)):
+        y = top + grid.position(row * grid.across)[1]
+        canvas.header(lines, page.left, y, side)
+        for i, (unit, _) in enumerate(shown):
             if (group.name, unit) in found:
-                _draw_cell(canvas, found[group.name, unit], left, y, tile, target)
+                cell = found[group.name, unit]
+                pixels = None if cell.file is None else scaled(read_opaque(cell.file), target)
+                text = "dead" if cell.status == "dead" else "no picture"
+                x = left + grid.position(i)[0]
+                canvas.tile(pixels, x, y, grid.tile, corner=cell.status == "saturated", text=text)
     if natural:
-        y = below - tile - GAP
-        canvas.line(MARGIN, y - GAP - HAIRLINE // 2, width - 2 * MARGIN)
-        _draw_head(canvas, ["natural", "most exciting", "images"], y, tile)
-        for left, (unit, _) in zip(lefts, shown, strict=True):
-            _draw_exemplars(canvas, natural.get(unit, []), left, y, tile)
-    canvas.lines(lines, MARGIN, below + 14, CAPTION, color=QUIET)
+        y = top + grid.position(len(rows) * grid.across)[1] + GAP
+        canvas.line(page.left, y - GAP - LABELLED.edge // 2, canvas.width - 2 * page.left)
+        canvas.header(exemplar_header, page.left, y, side)
+        for i, (unit, _) in enumerate(shown):
+            _draw_exemplars(canvas, natural.get(unit, []), left + grid.position(i)[0], y, side)
     return canvas.save(path, str(study.report.get("command") or ""))
 
 
-def _draw_head(canvas: Canvas, texts: Sequence[str], y: int, tile: int) -> None:
-    y += round((tile - NAME * LEADING - SMALL * LEADING * (len(texts) - 1)) / 2)
-    after = canvas.lines([texts[0]], MARGIN, y, NAME, bold=True)
-    canvas.lines(list(texts[1:]), MARGIN, after, SMALL, color=QUIET)
-
-
-def _draw_cell(canvas: Canvas, cell: Cell, x: int, y: int, tile: int, target: int) -> None:
-    if cell.file is None:
-        canvas.frame(x, y, tile, tile, FAINT, HAIRLINE)
-        canvas.text(
-            "dead" if cell.status == "dead" else "no picture", x + tile / 2, y + tile / 2, SMALL, color=QUIET, align="center"
-        )
-        return
-    _place(canvas, scaled(read_opaque(cell.file), target), x, y, tile)
-    if cell.status == "saturated":
-        canvas.corner(x + tile, y, max(14, tile // 8))
-
-
-def _draw_exemplars(canvas: Canvas, files: Sequence[Path], x: int, y: int, tile: int) -> None:
-    """Four in a square, or one where that is all."""
+def _draw_exemplars(canvas: Canvas, files: Sequence[Path], x: int, y: int, side: int) -> None:
+    """Four in a square, or one where there are fewer."""
     if len(files) < EXEMPLARS:
         for file in files[:1]:
-            _place(canvas, scaled(read_opaque(file), tile)[:tile, :tile], x, y, tile)
+            canvas.tile(scaled(read_opaque(file), side)[:side, :side], x, y, (side, side))
         return
-    half = (tile - HAIRLINE * 2) // 2
-    for place, file in enumerate(files[:EXEMPLARS]):
+    gap = 2 * LABELLED.edge
+    half = (side - gap) // 2
+    grid = TileGrid(2, 2, (half, half), (gap, gap))
+    for i, file in enumerate(files[:EXEMPLARS]):
         with Image.open(file) as image:
-            pixels = np.asarray(
-                image.convert("RGB").resize(
-                    (half, half), Image.Resampling.BOX if image.width > half else Image.Resampling.LANCZOS
-                )
-            )
-        canvas.image(pixels, x + (place % 2) * (tile - half), y + (place // 2) * (tile - half))
+            smooth = Image.Resampling.BOX if image.width > half else Image.Resampling.LANCZOS
+            pixels = np.asarray(image.convert("RGB").resize((half, half), smooth))
+        left, top = grid.position(i)
+        canvas.image(pixels, x + left, y + top)
 
 
-def _place(canvas: Canvas, pixels: Pixels, x: int, y: int, tile: int) -> None:
-    height, width = pixels.shape[:2]
-    left, above = x + (tile - width) // 2, y + (tile - height) // 2
-    canvas.frame(left - HAIRLINE, above - HAIRLINE, width + 2 * HAIRLINE, height + 2 * HAIRLINE, FAINT, HAIRLINE)
-    canvas.image(pixels, left, above)
-
-
-def _side(found: Mapping[tuple[str, int], Cell], target: int) -> int:
-    sizes = set()
-    for cell in found.values():
-        if cell.file is not None:
-            with Image.open(cell.file) as image:
-                sizes.add((image.height, image.width))
-    return max([max(scaled(np.zeros(size, np.uint8), target).shape[:2]) for size in sizes], default=target)
-
-
-def _head(study: Study, group: Group, found: Mapping[tuple[str, int], Cell]) -> list[str]:
+def _header(study: Study, group: Group, found: Mapping[tuple[str, int], Cell]) -> list[str]:
     """K, and the accuracies of the very checkpoint whose pictures stand in the row."""
     name = next(cell.checkpoint for (of, _), cell in found.items() if of == group.name)
     clean, robust = study.accuracy_of("clean").get(name), study.accuracy_of("strongest").get(name)
-    texts = [shortened(group.label, 420, NAME, bold=True)]
+    texts = [group.label]
     texts += [f"clean {percent(clean)}"] if clean is not None else []
     texts += [f"attacked {percent(robust)}"] if robust is not None else []
     return texts + (["masked"] if group.masked else [])

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, Study
 from vizrobust.report.study_figures import ratios, unforeseen_mean
-from vizrobust.report.words import key_word, percent
+from vizrobust.report.words import key_word
+from vizrobust.results import Table, percent
 
 CONTRASTS = {
     "H1": "H1: adversarial against standard training (mean of K ≥ 1 minus K = 0)",
     "H2": "H2: more attack steps (slope over log2 K among K ≥ 1)",
     "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A header, rows of texts, and a note below; the last column of `worded` tables is a sentence that may wrap."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    worded: bool = False
 
 
 def contrasts(study: Study) -> Table | None:
@@ -61,7 +50,7 @@ def verdicts(study: Study, roles: Sequence[str]) -> Table | None:
         )
     header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
     note = ". ".join(CONTRASTS.values()) + ". Of several judges, the smallest and the largest estimates and bounds are given."
-    return Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note, worded=True) if rows else None
+    return Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note) if rows else None
 
 
 def estimates(study: Study, roles: Sequence[str]) -> Table | None:
@@ -202,7 +191,7 @@ def paths(study: Study) -> Table | None:
         "1: pictures excite the layer as natural images of their class do; 0: as images of other classes do (Geirhos et al. "
         "2023). Low values are flagged: such pictures may come from a circuit that natural images do not use."
     )
-    return Table("Path similarity", header, rows, below, worded=True) if rows else None
+    return Table("Path similarity", header, rows, below) if rows else None
 
 
 def unforeseen(study: Study) -> Table | None:
@@ -252,7 +241,7 @@ def judges(study: Study) -> Table | None:
         for row in study.entries("judges")
     ]
     header = ("judge", "kind", "clean accuracy", "identifies exemplars", "excluded")
-    return Table("Judges", header, rows, worded=True) if rows else None
+    return Table("Judges", header, rows) if rows else None
 
 
 def checkpoints(study: Study) -> list[Mapping[str, Any]]:

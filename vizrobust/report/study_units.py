@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vizrobust.report.study_data import Entry, Group, Study
-from vizrobust.report.words import percent
+from vizrobust.results import percent
 
 AIM = 128  # CSS pixels of a tile
 EXEMPLARS_SHOWN = 4

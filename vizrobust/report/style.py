@@ -209,7 +209,7 @@ def percent_upwards(axes: Axes) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def percent(points: Sequence[Point], key: str) -> list[float]:
+def percentages(points: Sequence[Point], key: str) -> list[float]:
     return [100 * float(point[key]) for point in points]
 
 

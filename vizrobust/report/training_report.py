@@ -11,7 +11,17 @@ from matplotlib.ticker import MaxNLocator
 from vizrobust.intervals import wilson
 from vizrobust.models import Checkpoint
 from vizrobust.models.checkpoints import HALF
-from vizrobust.report.style import COLORS, FIGURE_SIZE, INK, blank, house_style, legend_of, percent, percent_upwards, save_figure
+from vizrobust.report.style import (
+    COLORS,
+    FIGURE_SIZE,
+    INK,
+    blank,
+    house_style,
+    legend_of,
+    percent_upwards,
+    percentages,
+    save_figure,
+)
 from vizrobust.runs import read_run, write_text
 
 Row = dict[str, Any]
@@ -33,7 +43,7 @@ def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") ->
         percent_upwards(above)
         above.set_ylabel("accuracy (%)")
         lines = [
-            above.plot(epochs, percent(rows, key), color=COLORS[index], marker="o", markersize=3)[0]
+            above.plot(epochs, percentages(rows, key), color=COLORS[index], marker="o", markersize=3)[0]
             for index, (key, _) in enumerate(series)
         ]
         below.plot(epochs, [row["loss"] for row in rows], color=INK)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import CheckpointFacts, Panel
+from vizrobust.results import percent
 
 # Keys and values of rows, reports and run files that people know under another word. The files keep their keys.
 KEYS = {
@@ -42,15 +43,6 @@ def key_word(key: str) -> str:
     ('2AFC AUC', 'test images')
     """
     return KEYS.get(key, key.replace("_", " "))
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage, or ``-`` where it is unknown.
-
-    >>> percent(0.968), percent(None)
-    ('96.8 %', '-')
-    """
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def accuracies(checkpoint: CheckpointFacts) -> str:
