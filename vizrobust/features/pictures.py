@@ -85,6 +85,23 @@ def _file_image(path: str, shape: Shape) -> Tensor:
     return pixels.to(torch.float32) / 255
 
 
+def check_pixels(images: Tensor, what: str) -> Tensor:
+    """The images (..., C, H, W) themselves; ``ValueError`` unless they are floating point, finite and in [0, 1].
+
+    >>> check_pixels(torch.tensor([0.0, 255.0]), "the start image")
+    Traceback (most recent call last):
+    ValueError: the start image holds values from 0 to 255; give floating point values in [0, 1]
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"{what} is of type {images.dtype}; give floating point values in [0, 1]")
+    if not images.isfinite().all():
+        raise ValueError(f"{what} holds {int((~images.isfinite()).sum())} NaN or infinite values; give finite values in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{what} holds values from {low:g} to {high:g}; give floating point values in [0, 1]")
+    return images
+
+
 def _no_file(path: str) -> FileNotFoundError:
     return FileNotFoundError(f"no image file {path!r}; give a file, or DATA#index for a test image (mnist5k#3)")
 

@@ -1,79 +1,41 @@
-"""The render loop: optimize images to excite units, in batches of one size."""
+"""The render loop: optimize images to excite units, in batches whose size is recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.compute import Compute, full_batches
+from vizrobust.compute import Compute
 from vizrobust.data import saturated_share
-from vizrobust.features.objectives import Objective, group_size_of, main_term, negated, reference_key, references_of
+from vizrobust.features.batches import Batch, UnitSeed, groups_of, plan_batches
+from vizrobust.features.objectives import Objective, group_size_of, negated
 from vizrobust.features.parametrizations import Parametrization, alpha_penalized, composited, for_shape
-from vizrobust.features.pictures import png_bytes, reference_image, to_uint8
+from vizrobust.features.pictures import check_pixels, png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.redirected_relu import redirected_relu
+from vizrobust.features.scorer import ObjectiveFunction, Scorer, as_objective
 from vizrobust.features.transforms import transformed
-from vizrobust.models import ActivationReader, Checkpoint, evaluating
+from vizrobust.models import Checkpoint, borrowed
 from vizrobust.rng import Streams
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """``scorer(image, unit)``: (N, C, H, W), (N,) int64 -> (N,) scores; differentiable. Call it with the network borrowed."""
-
-    net: nn.Module
-    objective: Objective
-    reading: ActivationReader
-    references: Mapping[str, Tensor] = field(repr=False)
-
-    @staticmethod
-    def of(net: nn.Module, objective: Objective, shape: Shape, compute: Compute, batch_size: int = 1) -> Scorer:
-        """For images of `shape`. What the objective compares with is looked up here, once, at the same batch size.
-
-        Raises ``ValueError`` for an unknown layer or an objective without one, and where a reference is no image.
-        """
-        main_term(objective)
-        reading = ActivationReader.of(net, shape, objective.layers)
-        references: dict[str, Tensor] = {}
-        for reference in references_of(objective):
-            x = compute.images(reference_image(reference, shape).to(_dtype(net)).expand(batch_size, *shape))
-            with evaluating(net), torch.no_grad(), compute.autocast():
-                found = reading(net, x)
-            references |= {reference_key(layer, reference): found[layer][:1].clone() for layer in objective.layers}
-        return Scorer(net, objective, reading, references)
-
-    def activations(self, image: Tensor) -> Mapping[str, Tensor]:
-        """What the objective reads for these images: their activations, and those of the references."""
-        return {**self.reading(self.net, image), **self.references}
-
-    def __call__(self, image: Tensor, unit: Tensor) -> Tensor:
-        return self.objective(self.activations(image), image, unit)
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    return next((weight.dtype for weight in net.parameters()), torch.float32)
-
-
-BATCH_SIZE = 16
 TRAJECTORY_POINTS = 21
 SATURATED_ABOVE = 0.25
-
-UnitSeed = tuple[int, int]  # a unit and a seed
 
 
 @dataclass(frozen=True)
 class FeatureImage:
-    """One feature image: `image` (C, H, W) in [0, 1] on the CPU, one plane more where it has an opacity; notebooks show it.
+    """One feature image: `image` (C, H, W) in [0, 1] on the CPU, with one plane more where it has an opacity.
 
-    `score` is the objective (turned round where `sign` is -1) of the finished image without transforms; `trajectory` holds
-    (step, score) pairs on the way, `frames` (frames, C, H, W) uint8 pictures if any were asked for; `had_gradient` is False
-    where the unit never had a gradient. What is seen of a picture with an opacity is it over mid grey, on the way of its
-    trajectory over random grounds.
+    `score` is the objective of the finished image without transforms (its negative where `sign` is -1), NaN where the
+    network's outputs are not finite. `trajectory` holds (step, score) pairs, `frames` (frames, C, H, W) uint8 pictures
+    of the optimization path if any were asked for. `had_gradient` is False where the unit never had a gradient,
+    `batch_size` is the size of the batch in which the image was computed, and `nonfinite_gradients` counts the
+    gradient entries, over all steps, that were NaN or infinite and were taken as 0. Images with an opacity are scored
+    over mid grey, and over random backgrounds during the optimization. Notebooks show the image.
     """
 
     unit: int
@@ -85,6 +47,8 @@ class FeatureImage:
     saturated_share: float
     had_gradient: bool
     frames: Tensor | None = field(default=None, repr=False)
+    batch_size: int = 1
+    nonfinite_gradients: int = 0
 
     def status(self, data_share: float) -> str:
         """``dead``, ``saturated`` (over 25 points more extreme pixels than the data's own images have) or ``ok``."""
@@ -98,7 +62,7 @@ class FeatureImage:
 
 def render(
     net: nn.Module | Checkpoint,
-    objective: Objective,
+    objective: Objective | ObjectiveFunction,
     units: Sequence[int] = (0,),
     recipe: Recipe | None = None,
     seeds: Sequence[int] = (0,),
@@ -107,17 +71,21 @@ def render(
     compute: Compute | None = None,
     sign: int = 1,
     start: Tensor | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     frames: int = 0,
 ) -> Iterator[FeatureImage]:
     """Optimize one image for each unit and seed, unit by unit, and yield each when it is done.
 
-    `net` is a checkpoint, or any network of images in [0, 1], which then needs `shape` (C, H, W). `recipe` is
-    `plain()` unless told otherwise. `sign` -1 renders what the unit dislikes, `start` (C, H, W) begins from an image
-    instead of noise, `frames` keeps that many pictures of the way. A stream of random numbers belongs to (unit, seed),
-    so every network gets the same start and the same transforms, and at one `batch_size` an image is the same bit for
-    bit whatever else is rendered with it. Where an objective couples g images, the seeds k·g … k·g + g - 1 of
-    a unit are one group; a group is always rendered whole.
+    `net` is a checkpoint, or any network of images in [0, 1], which then needs `shape` (C, H, W). `objective` may be
+    a plain function (activations by layer, images, units) -> (N,) scores. `recipe` is `plain()` unless named. `sign`
+    -1 renders what the unit dislikes, `start` (C, H, W) in [0, 1] begins from an image instead of noise, `frames` keeps
+    that many pictures of the optimization path. Random numbers depend on (unit, seed) alone, so every network gets the
+    same start and the same transforms. An image depends on the size of its batch in its last bits, and on nothing else
+    that is rendered with it; `batch_size` is the largest (None: 16), see `plan_batches`. Where an objective couples
+    groups of g images, the seeds k·g … k·g + g - 1 of a unit are one group, which is always rendered whole.
+
+    Raises ``ValueError`` for an unknown layer or unit, a start image of another shape or outside [0, 1], and a batch too
+    small for a group.
 
     >>> from vizrobust.features import Logit, plain
     >>> from vizrobust.models import load_checkpoint
@@ -125,48 +93,52 @@ def render(
     [3, 5]
     """
     if isinstance(net, Checkpoint):
-        shape = shape or net.info.input_shape
+        shape = shape or net.about.input_shape
         net = net.net()
     if shape is None:
         raise ValueError("render needs the shape (C, H, W) of the network's images, unless it is given a checkpoint")
-    yield from render_pairs(
-        net, objective, [(unit, seed) for unit in units for seed in seeds], recipe or plain(), shape=shape,
-        compute=compute or Compute(), sign=sign, start=start, batch_size=batch_size, frames=frames,
-    )  # fmt: skip
+    recipe, compute = recipe or plain(), compute or Compute()
+    own = as_objective(objective, net, _image_shape(recipe, shape), compute)
+    batches = plan_batches([(unit, seed) for unit in units for seed in seeds], joint_group_size(own, recipe), batch_size)
+    yield from render_batches(net, own, batches, recipe, shape=shape, compute=compute, sign=sign, start=start, frames=frames)
 
 
-def render_pairs(
+def render_batches(
     net: nn.Module,
     objective: Objective,
-    jobs: Sequence[UnitSeed],
+    batches: Sequence[Batch],
     recipe: Recipe,
     *,
     shape: Shape,
     compute: Compute,
     sign: int = 1,
     start: Tensor | None = None,
-    batch_size: int = BATCH_SIZE,
     frames: int = 0,
 ) -> Iterator[FeatureImage]:
-    """As `render`, for any list of (unit, seed) pairs."""
-    for unit, _ in jobs:
+    """As `render`, for batches of (unit, seed) pairs that were planned before, in their order."""
+    for unit in (unit for batch in batches for unit, _ in batch.pairs):
         if unit < 0:
             raise ValueError(f"no unit {unit}; units are counted from 0")
-    if not jobs:
+    if not batches:
         return
-    group_size = joint_group_size(objective, recipe)
-    if batch_size < group_size:
-        raise ValueError(f"a batch of {batch_size} has no room for a group of {group_size} images; make it at least {group_size}")
-    size = shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
-    rows = batch_size // group_size * group_size
+    size, group_size = _image_shape(recipe, shape), joint_group_size(objective, recipe)
+    if start is not None:
+        check_pixels(start, "the start image")
     compute.place(net)
-    scorer = Scorer.of(net, objective if sign > 0 else negated(objective), size, compute, rows)
-    wanted = set(jobs)
-    groups = _groups(jobs, group_size)
-    for index, count in full_batches(len(groups), rows // group_size):
-        batch = [job for i in index.tolist() for job in groups[i]]
-        done = _render_batch(scorer, batch, recipe, size, compute, sign, start, frames)
-        yield from (one for one in done[: count * group_size] if (one.unit, one.seed) in wanted)
+    signed = objective if sign > 0 else negated(objective)
+    scorers: dict[int, Scorer] = {}
+    for batch in batches:
+        rows = batch.size // group_size * group_size
+        if rows not in scorers:
+            scorers[rows] = Scorer.of(net, signed, size, compute, rows)
+        pairs = [pair for group in groups_of(batch.pairs, group_size) for pair in group]
+        filled = [*pairs, *pairs[-group_size:] * ((rows - len(pairs)) // group_size)]
+        done = _render_batch(scorers[rows], filled, recipe, size, compute, sign, start, frames, group_size)
+        yield from (one for one in done[: len(pairs)] if (one.unit, one.seed) in batch.pairs)
+
+
+def _image_shape(recipe: Recipe, shape: Shape) -> Shape:
+    return shape if recipe.size is None else (shape[0], recipe.size, recipe.size)
 
 
 def joint_group_size(objective: Objective, recipe: Recipe) -> int:
@@ -175,25 +147,6 @@ def joint_group_size(objective: Objective, recipe: Recipe) -> int:
     if one > 1 and two > 1 and one != two:
         raise ValueError(f"the objective groups {one} images and the parametrization {two}; give both the same group_size")
     return max(one, two)
-
-
-def in_batches(jobs: Sequence[UnitSeed], group_size: int, batch_size: int) -> list[list[UnitSeed]]:
-    """The jobs as `render_pairs` puts them into its batches.
-
-    >>> in_batches([(0, 0), (0, 1), (1, 1), (2, 0)], group_size=2, batch_size=5)
-    [[(0, 0), (0, 1), (1, 1)], [(2, 0)]]
-    """
-    wanted, groups, count = set(jobs), _groups(jobs, group_size), batch_size // group_size
-    batches = [groups[start : start + count] for start in range(0, len(groups), count)]
-    return [[job for group in batch for job in group if job in wanted] for batch in batches]
-
-
-def _groups(jobs: Sequence[UnitSeed], group_size: int) -> list[list[UnitSeed]]:
-    """Each job alone, or the whole groups that the jobs belong to."""
-    if group_size == 1:
-        return [[job] for job in jobs]
-    there = dict.fromkeys((unit, seed // group_size) for unit, seed in jobs)
-    return [[(unit, group * group_size + face) for face in range(group_size)] for unit, group in there]
 
 
 def _render_batch(
@@ -205,6 +158,7 @@ def _render_batch(
     sign: int,
     start: Tensor | None,
     frames: int,
+    group_size: int,
 ) -> list[FeatureImage]:
     unit = torch.tensor([unit for unit, _ in batch], device=compute.device)
     streams = Streams(0, [f"{unit}/{seed}" for unit, seed in batch], "render")
@@ -214,33 +168,50 @@ def _render_batch(
     z, step = first, recipe.optimizer.begin(first)
     pictures, kept = [], even(frames, recipe.steps + 1)
 
-    def ascend(z: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
+    def ascend(z: Tensor, units: Tensor, draws: Streams) -> tuple[Tensor, Tensor]:
         """Scores (N,), the mean over random crops where there are several, and their gradient in z."""
         z = z.detach().requires_grad_()
         with compute.full_precision():
             image = to_image(z)
             views = compute.images(transformed(composited(to_image, image, draws), recipe.transforms, draws))
-        scores = scorer(views, unit.repeat(len(views) // len(z))).reshape(-1, len(z)).mean(0)
+        scores = scorer(views, units.repeat(len(views) // len(z))).reshape(-1, len(z)).mean(0)
         (grad,) = torch.autograd.grad(alpha_penalized(to_image, scores, image).sum(), z)
         return scores.detach(), grad
 
+    def redirected(z: Tensor, draws: Streams, dead: Tensor) -> Tensor:
+        """The gradients of images that have none, through redirected ReLUs; rows of other images do not count."""
+        if scorer.images_come_first(shape, compute):
+            with redirected_relu():
+                return ascend(z, unit, draws)[1]
+        found = torch.zeros_like(z)
+        for group in sorted({int(row) // group_size for row in dead.nonzero()[:, 0]}):
+            rows = slice(group * group_size, (group + 1) * group_size)
+            with redirected_relu(one_image=True):
+                found[rows] = ascend(z[rows], unit[rows], draws.take(rows))[1]
+        return found
+
     scores: list[Tensor] = []
     had_gradient = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
-    with evaluating(scorer.net):
+    nonfinite = torch.zeros(len(batch), dtype=torch.int64, device=compute.device)
+    with borrowed(scorer.net):
         with compute.autocast():
             for t in range(recipe.steps):
                 if t in kept:
                     pictures.append(_frame(to_image, z))
                 again = draws.take(slice(None))
-                score, grad = ascend(z, draws)
-                has_gradient_now = grad.flatten(1).abs().amax(1) > 0
-                if not has_gradient_now.all():
-                    with redirected_relu():
-                        grad = torch.where(has_gradient_now.reshape(-1, *[1] * (z.dim() - 1)), grad, ascend(z, again)[1])
+                score, grad = ascend(z, unit, draws)
+                largest = _largest(grad)
+                if not largest.isfinite().all():
+                    nonfinite += (~grad.isfinite()).flatten(1).sum(1)
+                    grad = _finite(grad)
+                    largest = _largest(grad)
+                alive = largest > 0
+                if not alive.all():
+                    grad = torch.where(_per_image(alive, grad), grad, _finite(redirected(z, again, ~alive)))
                 scores.append(score)
-                had_gradient |= has_gradient_now
+                had_gradient |= alive
                 with torch.no_grad():
-                    z = to_image.constrain(step(z.detach(), grad), first)
+                    z = to_image.constrain(_finite_or(step(z.detach(), grad), z), first)
         with torch.no_grad():
             image = to_image(z)
             finished = composited(to_image, image)
@@ -249,7 +220,27 @@ def _render_batch(
                 pictures.append(_frame(to_image, z))
     stacked = torch.stack(pictures, 1) if pictures else None
     shares = saturated_share(finished)
-    return _rendered(batch, sign, image, shares, final, torch.stack(scores).float(), had_gradient, stacked)
+    found = _feature_images(batch, sign, image, shares, final, torch.stack(scores).float(), had_gradient, stacked)
+    return [replace(one, nonfinite_gradients=count) for one, count in zip(found, nonfinite.tolist(), strict=True)]
+
+
+def _largest(grad: Tensor) -> Tensor:
+    """(N, ...) -> (N,): the largest absolute entry, NaN or infinite where one is."""
+    return grad.flatten(1).abs().amax(1)
+
+
+def _finite(grad: Tensor) -> Tensor:
+    return torch.where(grad.isfinite(), grad, 0.0)
+
+
+def _finite_or(z: Tensor, before: Tensor) -> Tensor:
+    """z, with the entries of `before` where a step overflowed."""
+    return torch.where(z.isfinite(), z, before)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...), one value for each row of `like`."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None) -> Tensor:
@@ -277,7 +268,7 @@ def _frame(to_image: Parametrization, z: Tensor) -> Tensor:
     return (composited(to_image, to_image(z)).float() * 255).round().to("cpu", torch.uint8)
 
 
-def _rendered(
+def _feature_images(
     batch: list[UnitSeed],
     sign: int,
     image: Tensor,
@@ -295,7 +286,7 @@ def _rendered(
         FeatureImage(
             unit, seed, sign, images[i], ends[i],
             tuple((step, round(value, 5)) for step, value in zip([*kept, steps], [*ways[i], ends[i]], strict=True)),
-            round(extreme[i], 4), has_gradient[i], None if frames is None else frames[i],
+            round(extreme[i], 4), has_gradient[i], None if frames is None else frames[i], len(batch),
         )
         for i, (unit, seed) in enumerate(batch)
     ]  # fmt: skip
