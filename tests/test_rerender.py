@@ -229,11 +229,11 @@ def test_sources_are_those_of_all_parts():
 def test_batch_size_precision_and_threads_are_those_of_then_and_threads_put_back(picture, tmp_path, monkeypatch):
     seen = []
 
-    def rendered(*_, batch_size, compute, **__):
-        seen.append((torch.get_num_threads(), batch_size, compute.precision))
+    def rendered(_net, _objective, batches, *_, compute, **__):
+        seen.append((torch.get_num_threads(), batches[0].size, compute.precision))
         return iter(["done"])
 
-    monkeypatch.setattr(provenance, "render_pairs", rendered)
+    monkeypatch.setattr(provenance, "render_batches", rendered)
     identity = {"batch_size": 7, "precision": "bf16", "start": ""}
     made = Provenance.read(changed(picture, tmp_path / "other.png", about={"threads": 3, "identity": identity}))
     before = torch.get_num_threads()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.test_processes import NAMES
 from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
-from vizrobust.features.render import in_batches
+from vizrobust.features.batches import plan_batches
 from vizrobust.parallel import ALONE, Launch, Processes, launched
 from vizrobust.runs import RunFolder, read_rows
 
@@ -45,22 +45,21 @@ jobs_ = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), unique=True, m
 def test_a_process_renders_whole_batches_of_the_one_process_partition(
     jobs: list[tuple[int, int]], group_size: int, batch_size: int, size: int
 ) -> None:
-    batches = in_batches(jobs, group_size, batch_size)
+    planned = plan_batches(jobs, group_size, batch_size)
+    batches = [list(batch.pairs) for batch in planned]
     assert sorted(job for batch in batches for job in batch) == sorted(jobs)
     owner: dict[tuple[int, int], int] = {}
     for number, batch in enumerate(batches):
         assert len({(unit, seed // group_size) for unit, seed in batch}) * group_size <= batch_size
         assert all(owner.setdefault((unit, seed // group_size), number) == number for unit, seed in batch), "groups stay whole"
-    for rank in range(size):
-        mine = list(Processes(rank, size).mine(batches))
-        # What a process hands to the renderer in one list falls into the very same batches.
-        assert in_batches([job for batch in mine for job in batch], group_size, batch_size) == mine
+    shares = [list(Processes(rank, size).mine(planned)) for rank in range(size)]
+    assert sorted(batch for share in shares for batch in share) == sorted(planned), "with the sizes of one process"
 
 
 def test_without_groups_batches_are_those_of_full_batches() -> None:
     jobs = [(unit, 0) for unit in range(11)]
     expected = [[jobs[i] for i in index[:count].tolist()] for index, count in full_batches(11, 4)]
-    assert in_batches(jobs, 1, 4) == expected
+    assert [list(batch.pairs) for batch in plan_batches(jobs, 1, 4)] == expected
 
 
 @dataclass(frozen=True)

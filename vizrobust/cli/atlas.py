@@ -31,7 +31,7 @@ MOST_IMAGES = 2000
 @options.running
 def command(
     refs: tuple[str, ...], layer: str, split: str, images: int | None, grid: int, fewest: int, layout: str, whiten: bool,
-    recipe_text: str, steps: int | None, size: int | None, batch_size: int, data: str | None, arch: str | None,
+    recipe_text: str, steps: int | None, size: int | None, batch_size: int | None, data: str | None, arch: str | None,
     seed: int, out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw an activation atlas: what a layer makes of many images, laid out, averaged cell by cell, rendered.

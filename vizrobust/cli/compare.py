@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--images", "n", default=1000, show_default=True, help="Attack the first N test images; 0 leaves this out.")
 @options.running
 def command(
-    refs: tuple[str, ...], layer: str, units: str | None, recipe_text: str, seeds: int, batch_size: int, judge: str | None,
+    refs: tuple[str, ...], layer: str, units: str | None, recipe_text: str, seeds: int, batch_size: int | None, judge: str | None,
     data: str | None, arch: str | None, attack_text: str, eps: float | None, norm: str | None, n: int,
     seed: int, out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip

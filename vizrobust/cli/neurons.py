@@ -43,7 +43,7 @@ FIRST_LOOK = 100
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, neuron: str | None, negative: bool, both: bool, diversity: int,
     objective_text: str | None, recipe_text: str, steps: int | None, size: int | None, start: str | None, movie: bool,
-    exemplars: int | None, order: str, seeds: int, batch_size: int, judge: str | None, data: str | None, arch: str | None,
+    exemplars: int | None, order: str, seeds: int, batch_size: int | None, judge: str | None, data: str | None, arch: str | None,
     seed: int, out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Render what excites a network's units; two or more checkpoints end with their difference in clarity.

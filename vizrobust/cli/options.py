@@ -64,7 +64,7 @@ recipe = click.option(
     "--recipe", "recipe_text", default="plain", show_default=True, help="By name (vizrobust list recipes) or a whole spec."
 )
 batch_size = click.option(
-    "--batch-size", default=16, show_default=True, help="Recorded: an image is bit-equal at one batch size."
+    "--batch-size", type=int, help="Pictures rendered together, recorded; default: as many as there are, at most 16."
 )
 render_steps = click.option("--steps", type=int, help="Render steps; default: the recipe's.")
 size = click.option("--size", type=int, help="Picture size; default: the network's input.")

@@ -75,12 +75,12 @@ def request_for(
     size: int | None = None,
     start: str | None = None,
     seeds: Sequence[int] = (0,),
-    batch_size: int = 16,
+    batch_size: int | None = None,
     diversity: int = 1,
     movie: bool = False,
 ) -> RenderJob:
     """The request that the options describe."""
-    if not seeds or batch_size < 1:
+    if not seeds or (batch_size is not None and batch_size < 1):
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
     recipe = with_data_statistics(parse_recipe(recipe_text), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)

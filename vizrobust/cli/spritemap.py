@@ -27,7 +27,7 @@ ORDERS = ("unit", "score")
 @options.running
 def command(
     refs: tuple[str, ...], layer: str, units: str | None, recipe_text: str, steps: int | None, size: int | None,
-    negative: bool, order: str, columns: int | None, batch_size: int, data: str | None, arch: str | None,
+    negative: bool, order: str, columns: int | None, batch_size: int | None, data: str | None, arch: str | None,
     seed: int, out: str | None, download: bool, device: str, precision: str, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Render all units of a layer and put them on one sheet; each REF has a sheet of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
@@ -54,7 +55,7 @@ def _activations(rows: Sequence[Row], checkpoint: Checkpoint, request: RenderJob
     found: dict[int, list[float]] = {}
     for row in rows:
         if picture_key(row) in wanted:
-            found.setdefault(row["unit"], []).append(row["score"])
+            found.setdefault(row["unit"], []).append(math.nan if row["score"] is None else row["score"])
     return {unit: fmean(values) for unit, values in found.items()}
 
 

@@ -1,6 +1,7 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
 from vizrobust.features.atlas import Atlas
+from vizrobust.features.batches import plan_batches
 from vizrobust.features.exemplars import Exemplars, TopK, exemplars, receptive_fields
 from vizrobust.features.objectives import (
     OBJECTIVES,
@@ -69,7 +70,8 @@ from vizrobust.features.recipes import (
 )
 from vizrobust.features.reconstructions import ImageActivations, Similarity, representative_layers
 from vizrobust.features.redirected_relu import redirected_relu
-from vizrobust.features.render import FeatureImage, Scorer, render
+from vizrobust.features.render import FeatureImage, render
+from vizrobust.features.scorer import Scorer
 from vizrobust.features.transforms import (
     TRANSFORMS,
     Affine,
@@ -156,6 +158,7 @@ __all__ = [
     "parse_recipe",
     "picture_key",
     "plain",
+    "plan_batches",
     "receptive_fields",
     "redirected_relu",
     "reference_image",

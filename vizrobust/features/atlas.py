@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
+from vizrobust.features.batches import BATCH_SIZE, UnitSeed, plan_batches
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Direction
 from vizrobust.features.picture_runs import RenderJob, checkpoint_facts, row_of
 from vizrobust.features.pictures import to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import BATCH_SIZE, UnitSeed, render_pairs
-from vizrobust.models import ActivationReader, Checkpoint, evaluating
+from vizrobust.features.render import render_batches
+from vizrobust.models import Checkpoint, Reading, borrowed
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
 from vizrobust.spec import spec
@@ -218,14 +219,15 @@ class Plan:
     atlas: Atlas
     source: ImageSource
     recipe: Recipe
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
 
     def identity(self, precision: str) -> dict[str, Any]:
         """What the pictures depend on besides the checkpoint."""
         images = {key: self.source.identity[key] for key in ("data", "split", "of", "sha256")}
         references = [list(one) for one in sources(self.recipe)]
         return {
-            "atlas": repr(self.atlas), "images": images, "recipe": repr(self.recipe), "start": "", "batch_size": self.batch_size,
+            "atlas": repr(self.atlas), "images": images, "recipe": repr(self.recipe), "start": "",
+            "batch_size": self.batch_size or BATCH_SIZE,
             "precision": precision, **({"references": references} if references else {}),
         }  # fmt: skip
 
@@ -275,7 +277,7 @@ def atlas_layout(
     objective = Direction(atlas.layer, str(directions), atlas.power)
     request = RenderJob(
         plan.recipe, objective, full, (atlas.seed,), batch_size=plan.batch_size, data_share=plan.source.data.saturated_share,
-        references=((objective.vector, sha256),),
+        references=((str(directions), sha256),),
     )  # fmt: skip
     return AtlasLayout(cells, classes, request)
 
@@ -293,12 +295,14 @@ def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasL
     `references`, the file of directions with its hash.
     """
     request, grid = there.request, plan.atlas.grid
-    todo = missing_cells(run, checkpoint, there)
+    size = request.batch_size or BATCH_SIZE
+    recorded = {(row["unit"], row["seed"]): int(row.get("batch_size", size)) for row in atlas_rows(run, checkpoint)}
+    pairs = [(unit, seed) for unit in request.units for seed in request.seeds]
+    batches = plan_batches(pairs, batch_size=request.batch_size, recorded=recorded)
     began = time.perf_counter()
-    for done in render_pairs(
-        checkpoint.net(), request.objective, todo, request.recipe,
-        shape=checkpoint.info.input_shape, compute=compute, batch_size=request.batch_size,
-    ):  # fmt: skip
+    for done in render_batches(
+        checkpoint.net(), request.objective, batches, request.recipe, shape=checkpoint.about.input_shape, compute=compute
+    ):
         row, column = divmod(done.unit, grid)
         facts = {
             **row_of(checkpoint.id, checkpoint, request, done),

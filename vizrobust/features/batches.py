@@ -36,9 +36,7 @@ def plan_batches(
     [Batch(pairs=((0, 0), (0, 1), (1, 1)), size=4), Batch(pairs=((2, 0),), size=2)]
     """
     if batch_size is not None and batch_size < group_size:
-        raise ValueError(
-            f"a batch of {batch_size} has no room for a group of {group_size} images; make it at least {group_size}"
-        )
+        raise ValueError(f"a batch of {batch_size} has no room for a group of {group_size} images; make it at least {group_size}")
     there, asked, groups = recorded or {}, set(pairs), groups_of(pairs, group_size)
     most = max(1, (batch_size or BATCH_SIZE) // group_size)
     if batch_size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,20 +14,13 @@ import torch
 from torch import Tensor
 
 from vizrobust.compute import Compute
+from vizrobust.features.batches import BATCH_SIZE, Batch, UnitSeed, plan_batches
 from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, main_term, needs_unit
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import (
-    BATCH_SIZE,
-    FeatureImage,
-    Scorer,
-    UnitSeed,
-    in_batches,
-    joint_group_size,
-    render,
-    render_pairs,
-)
-from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
+from vizrobust.features.render import FeatureImage, joint_group_size, render, render_batches
+from vizrobust.features.scorer import Scorer
+from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
 from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
 FEW_UNITS = 20
@@ -71,7 +65,7 @@ def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> 
             raise ValueError(f"{objective!r} asks for no unit besides its own; leave out --units")
         return (getattr(about, "unit", 0),), 1
     if isinstance(about, Direction):
-        count, what = about.rows, about.vector
+        count, what = about.rows, about.vector if isinstance(about.vector, str) else "the vectors of Direction"
     else:
         name = about.layers[0]
         count, what = layer(checkpoint.net(), checkpoint.info.input_shape, name).units, f"layer {name} of {checkpoint.name}"
@@ -122,7 +116,7 @@ class RenderJob:
     units: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
     sign: int = 1
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
     start: Tensor | None = None
     start_reference: str = ""
     start_sha256: str = ""
@@ -146,7 +140,7 @@ class RenderJob:
             "recipe": repr(self.recipe),
             "objective": repr(self.objective),
             "start": self.start_sha256,
-            "batch_size": self.batch_size,
+            "batch_size": self.batch_size or BATCH_SIZE,
             "precision": precision,
             **({"references": [list(one) for one in self.references]} if self.references else {}),
             **({"film": self.frames} if self.frames else {}),
@@ -170,8 +164,8 @@ def picture_key(row: Row) -> tuple[Any, ...]:
 def diverse(request: RenderJob, checkpoint: Checkpoint, group_size: int) -> RenderJob:
     """The request with `group_size` pictures of each unit and seed that are to differ in style.
 
-    Half of the score that the first unit reaches by itself is what complete likeness costs, to two digits: the
-    objective's text then carries a plain number.
+    Complete similarity costs half of the score that the first unit reaches by itself, to two digits, so that the
+    objective's text carries a plain number.
     """
     if isinstance(request.objective, Logit):
         raise ValueError(
@@ -206,7 +200,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def missing(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[tuple[int, int]]:
+def missing(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[UnitSeed]:
     """The (unit, seed) pairs that the run does not hold yet."""
     there = {picture_key(row) for row in run.rows()}
     name = checkpoint.id
@@ -221,10 +215,10 @@ def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, comp
     """
     name = checkpoint.id
     run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
-    todo = missing(run, checkpoint, request)
-    if not todo:
+    planned = batches_of(run, checkpoint, request)
+    if not planned:
         return
-    for finished in compute.processes.merged(_batches(checkpoint, request, todo, compute)):
+    for finished in compute.processes.merged(_pictures(checkpoint, request, planned, compute)):
         for row, picture, frames in finished:
             if frames and run.writes:
                 if request.frame_strip:
@@ -234,20 +228,27 @@ def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, comp
             yield run.add_image(row, picture, _file(name, request, row))
 
 
-def _batches(checkpoint: Checkpoint, request: RenderJob, todo: Sequence[UnitSeed], compute: Compute) -> Iterator[list[Picture]]:
-    """This process's batches of pictures."""
-    group_size = joint_group_size(request.objective, request.recipe)
-    batches = list(compute.processes.mine(in_batches(todo, group_size, max(request.batch_size, group_size))))
+def batches_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[Batch]:
+    """The batches in which what the run does not hold yet of a request is rendered; a stopped batch keeps its size."""
+    name, size = checkpoint.id, request.batch_size or BATCH_SIZE
+    there = {picture_key(row): int(row.get("batch_size", size)) for row in run.rows()}
+    pairs = [(unit, seed) for unit in request.units for seed in request.seeds]
+    recorded = {pair: there[key] for pair in pairs if (key := request.key(name, *pair)) in there}
+    return plan_batches(pairs, joint_group_size(request.objective, request.recipe), request.batch_size, recorded)
+
+
+def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batch], compute: Compute) -> Iterator[list[Picture]]:
+    """This process's share of the planned batches, rendered."""
+    batches = list(compute.processes.mine(planned))
     net = checkpoint.net()
     began = time.perf_counter()
-    rendered = render_pairs(
-        net, request.objective, [job for batch in batches for job in batch], request.recipe,
-        shape=checkpoint.info.input_shape, compute=compute, sign=request.sign, start=request.start,
-        batch_size=request.batch_size, frames=request.frames,
+    rendered = render_batches(
+        net, request.objective, batches, request.recipe, shape=checkpoint.about.input_shape, compute=compute,
+        sign=request.sign, start=request.start, frames=request.frames,
     )  # fmt: skip
     for batch in batches:
         finished = []
-        for done in itertools.islice(rendered, len(batch)):
+        for done in itertools.islice(rendered, len(batch.pairs)):
             row = row_of(checkpoint.id, checkpoint, request, done)
             row["seconds"] = round(time.perf_counter() - began, 3)
             stem, frames = _file(checkpoint.id, request, row).removesuffix(".png"), []
@@ -297,11 +298,22 @@ def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureI
         "recipe": request.recipe.name,
         "recipe_text": repr(request.recipe),
         "objective": repr(request.objective),
-        "score": round(done.score, 5),
+        "score": number_or_none(done.score),
         "saturated_share": done.saturated_share,
-        "trajectory": [list(point) for point in done.trajectory],
+        "trajectory": trajectory_of(done),
         "status": done.status(request.data_share),
+        "batch_size": done.batch_size,
+        **({"nonfinite_gradients": done.nonfinite_gradients} if done.nonfinite_gradients else {}),
     }
+
+
+def number_or_none(value: float) -> float | None:
+    """Five decimals, or None for what JSON has no number for."""
+    return round(value, 5) if math.isfinite(value) else None
+
+
+def trajectory_of(done: FeatureImage) -> list[list[float | None]]:
+    return [[step, number_or_none(value)] for step, value in done.trajectory]
 
 
 def _file(name: str, request: RenderJob, row: Row) -> str:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import load
+from vizrobust.features.batches import Batch
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Objective, parse_objective
+from vizrobust.features.picture_runs import number_or_none, trajectory_of
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
-from vizrobust.features.render import FeatureImage, render_pairs
+from vizrobust.features.render import FeatureImage, render_batches
 from vizrobust.models import Checkpoint
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
@@ -140,7 +142,7 @@ class Provenance:
             unit=_whole(row["unit"], 0),
             seed=_whole(row["seed"]),
             sign=-1 if _whole(row["sign"]) < 0 else 1,
-            batch_size=_whole(identity["batch_size"], 1),
+            batch_size=_whole(row.get("batch_size", identity["batch_size"]), 1),
             precision=str(identity["precision"]),
             start=(str(run["start"]), str(identity["start"])) if identity["start"] else ("", ""),
             sources={str(name): str(sha256) for about in (identity, row) for name, sha256 in about.get("references", [])},
@@ -157,8 +159,7 @@ class Provenance:
         facts = {**self.run["checkpoints"][self.row["checkpoint"]], "ref": checkpoint.reference}
         now = {"argv": argv, "versions": versions(), "device": device or self.device}
         run = {**self.run, **now, "checkpoints": {self.row["checkpoint"]: facts}}
-        trajectory = [list(point) for point in done.trajectory]
-        return picture_texts({**self.row, "score": round(done.score, 5), "trajectory": trajectory}, run)
+        return picture_texts({**self.row, "score": number_or_none(done.score), "trajectory": trajectory_of(done)}, run)
 
     def differences(self, device: str | None = None) -> list[str]:
         """One sentence for each thing that differs from when it was made and that may change pixels."""
@@ -184,9 +185,9 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
     own, size = checkpoint.info.input_shape, made.recipe.size
     start = _start(made, own if size is None else (own[0], size, size))
     with _threads(made.threads):
-        (done,) = render_pairs(
-            checkpoint.net(), made.objective, [(made.unit, made.seed)], made.recipe, shape=own, sign=made.sign, start=start,
-            batch_size=made.batch_size, compute=Compute(device or made.device, made.precision),
+        (done,) = render_batches(
+            checkpoint.net(), made.objective, [Batch(((made.unit, made.seed),), made.batch_size)], made.recipe, shape=own,
+            sign=made.sign, start=start, compute=Compute(device or made.device, made.precision),
         )  # fmt: skip
     return done
 

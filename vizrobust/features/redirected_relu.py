@@ -40,7 +40,9 @@ class Redirections:
         images = min(self.sizes)
         if any(size % images for size in self.sizes):
             sizes = ", ".join(map(str, sorted(set(self.sizes))))
-            raise ValueError(f"dimension 0 of this network's ReLUs is not the images (sizes {sizes}); redirect one image at a time")
+            raise ValueError(
+                f"dimension 0 of this network's ReLUs is not the images (sizes {sizes}); redirect one image at a time"
+            )
         return torch.stack([mask.reshape(images, -1).any(1) for mask in self._masks]).any(0)
 
 

@@ -159,7 +159,7 @@ def _near_square_columns(count: int, ratio: float) -> int:
 def _ordered(rows: Sequence[Row], order: str) -> list[Row]:
     if order == "unit":
         return sorted(rows, key=lambda row: row["unit"])
-    return sorted(rows, key=lambda row: (row["status"] == "dead", -row["score"], row["unit"]))
+    return sorted(rows, key=lambda row: (row["status"] == "dead", -(row["score"] or 0.0), row["unit"]))
 
 
 def _spritemap_title(rows: Sequence[Row], checkpoint: CheckpointFacts, order: str) -> tuple[str, list[str]]:
@@ -168,7 +168,7 @@ def _spritemap_title(rows: Sequence[Row], checkpoint: CheckpointFacts, order: st
     what = "class units" if row["layer"] == LOGITS else f"units of {row['layer']}"
     what = what if count > 1 else what.replace("units", "unit", 1)
     title = f"What excites the {count} {what}" if row["sign"] > 0 else f"What the {count} {what} dislike"
-    scores = [row["score"] for row in rows if row["status"] != "dead"]
+    scores = [row["score"] for row in rows if row["status"] != "dead" and row["score"] is not None]
     span = f", score {max(scores):.3g} to {min(scores):.3g}" if scores else ""
     made = f"recipe {row['recipe_text']}, objective {row['objective']}, seed {row['seed']}"
     sorted_by = {"unit": f"by number{span}", "score": f"by score, the highest first{span}"}[order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,16 +88,30 @@ class Neuron:
 class Direction:
     """Along a vector of a layer's channels, mean over positions: dot product times cosine^`power` (Carter et al. 2019).
 
-    `vector` is a ``.npy`` file of shape (channels,), or (units, channels) where the unit number picks the row.
+    `vector` holds (channels,) numbers, or (units, channels) where the unit number picks the row: a ``.npy`` file, an
+    array or tensor, or nested tuples, which is what arrays become. Raises ``ValueError`` for anything else.
+
+    >>> import numpy as np
+    >>> Direction("conv2", np.array([0.0, 1.0, 2.0]))
+    Direction(layer="conv2", vector=(0.0, 1.0, 2.0))
+    >>> Direction("a", (0.0, 2.0))({"a": torch.tensor([[3.0, 4.0]])}, torch.zeros(1, 1, 4, 3), torch.tensor([0]))
+    tensor([8.])
     """
 
     layer: str
-    vector: str
+    vector: str | tuple[Any, ...] | np.ndarray[Any, Any] | Tensor
     power: float = 0.0
 
     def __post_init__(self) -> None:
         if self.power < 0:
             raise ValueError(f"Direction: power must not be negative, got {self.power:g}")
+        if isinstance(self.vector, str):
+            return
+        numbers = self.vector.detach().cpu().numpy() if isinstance(self.vector, Tensor) else self.vector
+        # The numbers are kept once more as a tensor: to hash the tuple at every step would cost more than the product.
+        rows = _rows(numbers, "the vector of Direction")
+        object.__setattr__(self, "vector", _as_tuple(numbers))
+        object.__setattr__(self, "_held", rows)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -104,21 +119,24 @@ class Direction:
 
     @property
     def rows(self) -> int:
-        """How many vectors the file holds."""
-        return len(_vectors(self.vector))
+        """How many vectors there are."""
+        return len(self._vectors)
 
     @property
     def unit(self) -> int | None:
         return 0 if self.rows == 1 else None
 
+    @property
+    def _vectors(self) -> Tensor:
+        return _read_vectors(self.vector) if isinstance(self.vector, str) else self._held  # type: ignore[attr-defined]
+
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         maps = activations[self.layer]
         maps = maps.reshape(*maps.shape[:2], -1)
-        rows = _vectors(self.vector).to(maps)
+        rows = self._vectors.to(maps)
         if rows.shape[1] != maps.shape[1]:
-            raise ValueError(
-                f"{self.vector} holds vectors of {rows.shape[1]} numbers, layer {self.layer!r} has {maps.shape[1]} units"
-            )
+            what = self.vector if isinstance(self.vector, str) else "the vector of Direction"
+            raise ValueError(f"{what} holds vectors of {rows.shape[1]} numbers, layer {self.layer!r} has {maps.shape[1]} units")
         wanted = rows.expand(len(unit), -1) if len(rows) == 1 else rows[unit]
         dot = (maps * wanted[:, :, None]).sum(1)
         if self.power == 0:
@@ -142,7 +160,7 @@ def _own(fixed: int | None, unit: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _vectors(path: str) -> Tensor:
+def _read_vectors(path: str) -> Tensor:
     """(units, channels) from a .npy file; a single vector becomes one row."""
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -152,6 +170,21 @@ def _vectors(path: str) -> Tensor:
         raise ValueError(f"{path!r} is not a .npy array of numbers ({error})") from error
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiu":
         raise ValueError(f"{path!r} is not a .npy array of numbers")
-    if loaded.ndim not in (1, 2) or not np.isfinite(loaded).all():
-        raise ValueError(f"{path!r} must hold finite numbers, shaped (channels,) or (units, channels); it is {loaded.shape}")
-    return torch.from_numpy(np.atleast_2d(loaded).astype(np.float32))
+    return _rows(loaded, repr(path))
+
+
+def _rows(numbers: Any, what: str) -> Tensor:
+    """(channels,) or (units, channels) numbers -> (units, channels) float32."""
+    try:
+        array = np.asarray(numbers, np.float64)
+    except (ValueError, TypeError):
+        raise ValueError(f"{what} must hold finite numbers, shaped (channels,) or (units, channels)") from None
+    if array.ndim not in (1, 2) or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"{what} must hold finite numbers, shaped (channels,) or (units, channels); it is {array.shape}")
+    return torch.from_numpy(np.atleast_2d(array).astype(np.float32))
+
+
+def _as_tuple(numbers: Any) -> tuple[Any, ...]:
+    """Nested tuples of floats."""
+    listed = np.asarray(numbers).tolist()
+    return tuple(tuple(map(float, row)) if isinstance(row, list) else float(row) for row in listed)
