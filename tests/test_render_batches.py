@@ -182,8 +182,9 @@ class Tokens(nn.Module):
         self.pre = nn.Linear(12, 8)
         self.relu = nn.ReLU()
         self.head = nn.Linear(8, CLASSES)
-        if dead:
-            self.pre.bias.data.fill_(-30.0)
+        if dead:  # the only way to the second logit, for every image
+            self.pre.bias.data[1] = -30.0
+            self.head.weight.data = torch.eye(CLASSES, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         strips = x.reshape(len(x), self.tokens, -1).transpose(0, 1)
@@ -200,8 +201,8 @@ def test_images_that_are_not_dimension_0_keep_apart(tokens: int, dead: bool) -> 
         (alone,) = render(net, Logit(), [one.unit], plain(steps=6, step_size=0.02), shape=SHAPE, compute=compute)
         assert (alone.image - one.image).abs().max() < 1e-3
         assert alone.had_gradient == one.had_gradient
-        if dead:
-            assert one.image.std() > 0.02, "redirected ReLUs move it"
+        (start,) = render(net, Logit(), [one.unit], plain(steps=1, step_size=0.0), shape=SHAPE, compute=compute)
+        assert (start.image - one.image).abs().mean() > 0.02, "redirected ReLUs move the image of the dead unit too"
 
 
 def test_activations_of_networks_whose_images_are_dimension_1_are_read_image_by_image() -> None:

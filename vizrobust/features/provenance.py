@@ -142,7 +142,7 @@ class Provenance:
             unit=_whole(row["unit"], 0),
             seed=_whole(row["seed"]),
             sign=-1 if _whole(row["sign"]) < 0 else 1,
-            batch_size=_whole(row.get("batch_size", identity["batch_size"]), 1),
+            batch_size=_whole(row.get("batch_size") or identity["batch_size"], 1),
             precision=str(identity["precision"]),
             start=(str(run["start"]), str(identity["start"])) if identity["start"] else ("", ""),
             sources={str(name): str(sha256) for about in (identity, row) for name, sha256 in about.get("references", [])},
