@@ -24,7 +24,7 @@ from vizrobust.features.pictures import to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import render_batches
-from vizrobust.models import Checkpoint, Reading, borrowed
+from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
 from vizrobust.spec import spec
@@ -301,7 +301,7 @@ def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasL
     batches = plan_batches(pairs, batch_size=request.batch_size, recorded=recorded)
     began = time.perf_counter()
     for done in render_batches(
-        checkpoint.net(), request.objective, batches, request.recipe, shape=checkpoint.about.input_shape, compute=compute
+        checkpoint.net(), request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute
     ):
         row, column = divmod(done.unit, grid)
         facts = {

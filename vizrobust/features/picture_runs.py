@@ -20,7 +20,7 @@ from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import FeatureImage, joint_group_size, render, render_batches
 from vizrobust.features.scorer import Scorer
-from vizrobust.models import LOGITS, Checkpoint, Layer, borrowed, layer
+from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
 from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
 FEW_UNITS = 20
@@ -243,7 +243,7 @@ def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batc
     net = checkpoint.net()
     began = time.perf_counter()
     rendered = render_batches(
-        net, request.objective, batches, request.recipe, shape=checkpoint.about.input_shape, compute=compute,
+        net, request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute,
         sign=request.sign, start=request.start, frames=request.frames,
     )  # fmt: skip
     for batch in batches:

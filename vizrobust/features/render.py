@@ -18,7 +18,7 @@ from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.redirected_relu import redirected_relu
 from vizrobust.features.scorer import ObjectiveFunction, Scorer, as_objective
 from vizrobust.features.transforms import transformed
-from vizrobust.models import Checkpoint, borrowed
+from vizrobust.models import Checkpoint, evaluating
 from vizrobust.rng import Streams
 
 Shape = tuple[int, int, int]
@@ -93,7 +93,7 @@ def render(
     [3, 5]
     """
     if isinstance(net, Checkpoint):
-        shape = shape or net.about.input_shape
+        shape = shape or net.info.input_shape
         net = net.net()
     if shape is None:
         raise ValueError("render needs the shape (C, H, W) of the network's images, unless it is given a checkpoint")
@@ -193,7 +193,7 @@ def _render_batch(
     scores: list[Tensor] = []
     had_gradient = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
     nonfinite = torch.zeros(len(batch), dtype=torch.int64, device=compute.device)
-    with borrowed(scorer.net):
+    with evaluating(scorer.net):
         with compute.autocast():
             for t in range(recipe.steps):
                 if t in kept:

@@ -13,7 +13,7 @@ from vizrobust.features.objectives import Objective, main_term, reference_key, r
 from vizrobust.features.objectives.objective import algebra
 from vizrobust.features.pictures import reference_image
 from vizrobust.features.redirected_relu import redirected_relu
-from vizrobust.models import Reading, borrowed
+from vizrobust.models import ActivationReader, evaluating
 
 Shape = tuple[int, int, int]
 ObjectiveFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
@@ -25,7 +25,7 @@ class Scorer:
 
     net: nn.Module
     objective: Objective
-    reading: Reading
+    reading: ActivationReader
     references: Mapping[str, Tensor] = field(repr=False)
     _layout: list[bool] = field(default_factory=list, repr=False, compare=False)
 
@@ -36,11 +36,11 @@ class Scorer:
         Raises ``ValueError`` for an unknown layer or an objective without one, and where a reference is no image.
         """
         main_term(objective)
-        reading = Reading.of(net, shape, objective.layers)
+        reading = ActivationReader.of(net, shape, objective.layers)
         references: dict[str, Tensor] = {}
         for reference in references_of(objective):
             x = compute.images(reference_image(reference, shape).to(_dtype(net)).expand(batch_size, *shape))
-            with borrowed(net), torch.no_grad(), compute.autocast():
+            with evaluating(net), torch.no_grad(), compute.autocast():
                 found = reading(net, x)
             references |= {reference_key(layer, reference): found[layer][:1].clone() for layer in objective.layers}
         return Scorer(net, objective, reading, references)
@@ -102,7 +102,7 @@ def as_objective(objective: Objective | ObjectiveFunction, net: nn.Module, shape
     compute.place(net)
     image = compute.images(torch.full((2, *shape), 0.5, dtype=_dtype(net)))
     tried = _Tried(net, shape, image)
-    with borrowed(net), torch.no_grad():
+    with evaluating(net), torch.no_grad():
         scores = objective(tried, image, torch.zeros(2, dtype=torch.int64, device=image.device))
     found = FunctionObjective(objective, tuple(tried.read))
     if not isinstance(scores, Tensor) or scores.shape != (2,):
@@ -120,7 +120,7 @@ class _Tried(Mapping[str, Tensor]):
 
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self.read:
-            self.read[layer] = Reading.of(self._net, self._shape, [layer])(self._net, self._image)[layer]
+            self.read[layer] = ActivationReader.of(self._net, self._shape, [layer])(self._net, self._image)[layer]
         return self.read[layer]
 
     def __iter__(self) -> Iterator[str]:

@@ -189,7 +189,7 @@ def _pictures(study: Study, found: Sequence[LayerScores]) -> Iterable[Row]:
                     "unit_name": study.data.classes[unit] if of_class else f"unit {unit}", "seed": row["seed"],
                     "image": str(file.relative_to(study.folder)), "pixels_sha256": sha256_of(to_uint8(read_png(file))),
                     "score": row["score"], "saturated_share": row["saturated_share"], "status": row["status"],
-                    "objective": row["objective"], "batch_size": job.batch_size,
+                    "objective": row["objective"], "batch_size": row.get("batch_size", job.batch_size),
                     "scores": scores.get((one.checkpoint.name, job.recipe.name, job.layer, unit), {}),
                 }  # fmt: skip
 

@@ -15,8 +15,9 @@ from vizrobust.attacks import parse_attack
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import DataSet, head
 from vizrobust.features import parse_objective, parse_recipe
+from vizrobust.features.batches import Batch
 from vizrobust.features.pictures import to_uint8
-from vizrobust.features.render import render_pairs
+from vizrobust.features.render import render_batches
 from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
@@ -179,10 +180,8 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: StudyReport, compu
     what = f"picture {row['checkpoint']}, {row['recipe']}, {row['layer']}, {row['unit_name']}, seed {row['seed']}"
     recipe = parse_recipe(report["recipes"][row["recipe"]])
     shape = checkpoint.info.input_shape
-    (done,) = render_pairs(
-        checkpoint.net(), parse_objective(row["objective"]), [(row["unit"], row["seed"])], recipe, shape=shape,
-        compute=compute, batch_size=row.get("batch_size") or report["batch_size"],  # reports of before have one for all
-    )  # fmt: skip
+    batch = Batch(((row["unit"], row["seed"]),), row.get("batch_size") or report["batch_size"])  # older reports have one for all
+    (done,) = render_batches(checkpoint.net(), parse_objective(row["objective"]), [batch], recipe, shape=shape, compute=compute)
     if sha256_of(to_uint8(done.image)) == row["pixels_sha256"]:
         return Check(what, True, "the same pixels, bit for bit")
     detail = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
