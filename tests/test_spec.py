@@ -240,7 +240,7 @@ def test_any_text_is_a_value_or_a_value_error(text: str) -> None:
         ("Box('a', count=True)", "Box: count must be a whole number, got True"),
         ("Box('a', firm=1)", "Box: firm must be True or False, got 1"),
         ("Box('a', rate='fast')", 'Box: rate must be a number, got "fast"'),
-        ("Box(1)", "Box: label must be a text, got 1"),
+        ("Box(1)", "Box: label must be a string, got 1"),
         ("Box()", "Box needs label"),
         ("Box('a', inner=Square())", "Box: inner must be Box, got Square()"),
         ("Box('a', shape=Sum())", "Box: shape must be Shape, got Sum()"),
@@ -252,6 +252,7 @@ def test_any_text_is_a_value_or_a_value_error(text: str) -> None:
         ("Square(1, side=2)", "Square: side is given twice"),
         ("Square(side=1, side=2)", "a field of Square is given twice"),
         ("Square(side=1/0)", "a/b is for two numbers with b not 0"),
+        ("Square(side=eps/16)", "no name 'eps'; there are: Square, Sum, Box; a field takes a number such as 8/255"),
         ("Square.side", "write it like Name(field=value)"),
     ],
 )
@@ -260,6 +261,39 @@ def test_errors_name_the_value_and_the_next_step(text: str, said: str) -> None:
         parse(text, NAMES)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sum((1,))" + " + Sum((1,))" * 10_000,
+        "Sum((1,))" + " + Sum((1,))" * 600,
+        "Sum((" + "1, " * 10_000 + "))",
+        "Box('a', inner=" * 10_000 + "None" + ")" * 10_000,
+        "Box('a', inner=" * 110 + "None" + ")" * 110,
+        "-" * 10_000 + "1",
+        "(" * 110 + "1" + ",)" * 110,
+    ],
+    ids=lambda text: f"{text[:16]} {len(text)}",
+)
+def test_a_spec_that_is_too_deep_or_too_long_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S") as error:
+        parse(text, NAMES)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_long_sums_are_read_without_recursion() -> None:
+    assert parse("Sum((1,))" + " + Sum((1,))" * 300, NAMES) == Sum((1,) * 301)
+
+
+def test_a_spec_that_is_too_deep_to_show_cannot_be_made() -> None:
+    box = Box("a")
+    for _ in range(99):
+        box = Box("a", inner=box)
+    with pytest.raises(ValueError, match=r"^Box holds specs inside each other on more than 100 levels"):
+        Box("a", inner=box)
+    assert parse(repr(box), NAMES) == box
 
 
 def test_lookup_takes_any_case_and_suggests() -> None:
@@ -272,11 +306,13 @@ def test_lookup_takes_any_case_and_suggests() -> None:
 
 def test_vary_changes_a_field_wherever_it_is() -> None:
     box = Box("a", shape=Square(2), inner=Box("b", count=1))
-    varied = vary(box, side=5, nothing=1)
+    varied = vary(box, side=5)
     assert varied == Box("a", shape=Square(5), inner=Box("b", shape=Square(5), count=1))
     assert box.shape == Square(2), "the original is as it was"
     # A field that is named itself wins over what is inside it.
     assert vary(box, inner=None, count=9) == Box("a", shape=Square(2), count=9)
-    assert vary(box, nothing=1) == box
+    assert vary(box, where_present=True, nothing=1, side=5) == varied
+    with pytest.raises(ValueError, match=r"^no field of Box\(.* 'sid'; did you mean side"):
+        vary(box, sid=5)
     with pytest.raises(ValueError, match="count must be a whole number"):
         vary(box, count=1.5)

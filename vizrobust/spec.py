@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, wraps
 from types import NoneType, UnionType
@@ -19,8 +19,11 @@ from vizrobust.legacy import new_fields, new_name, old_defaults
 T = TypeVar("T")
 Names = Mapping[str, Callable[..., Any]]
 
+# Larger specs are a mistake or an attack: reading them, or showing them, could fill the stack.
+MOST_LEVELS, MOST_TERMS = 100, 1000
+LONGEST_QUOTE = 300
 _SCALARS: tuple[type, ...] = (bool, int, float, str)
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
 def spec(cls: type[T]) -> type[T]:
@@ -56,7 +59,13 @@ def spec(cls: type[T]) -> type[T]:
         missing = [f.name for f in fields(cls) if f.name not in values and not _has_default(f)]  # type: ignore[arg-type]
         if missing:
             raise ValueError(f"{cls.__name__} needs {', '.join(missing)}")
-        init(self, **{name: _fit(cls.__name__, name, value, hints[name]) for name, value in values.items()})
+        values = {name: _fit(cls.__name__, name, value, hints[name]) for name, value in values.items()}
+        # Held by the object itself: a spec that is too deep to compare or show is refused when it is made.
+        levels = 1 + max((_levels(value) for value in values.values()), default=0)
+        if levels > MOST_LEVELS:
+            raise ValueError(f"{cls.__name__} holds specs inside each other on more than {MOST_LEVELS} levels; use fewer")
+        object.__setattr__(self, "_levels", levels)
+        init(self, **values)
 
     cls.__init__ = checked_init  # type: ignore[method-assign]
     cls.__repr__ = show  # type: ignore[method-assign]
@@ -110,65 +119,135 @@ def parse(text: str, names: Names, kind: str = "spec") -> Any:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"cannot read {kind} {text!r}: write it like Name(field=value)") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(_too_large(kind, text)) from error
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read {kind} {_excerpt(text)}: write it like Name(field=value)") from error
     return _build(tree.body, names, kind, text)
 
 
-def vary(x: T, **changes: Any) -> T:
-    """`x` with the named fields replaced wherever it, or a spec inside it, has them; other names are ignored.
+def vary(x: T, /, *, where_present: bool = False, **changes: Any) -> T:
+    """`x` with the named fields replaced wherever it, or a spec inside it, has them.
+
+    Raises ``ValueError`` for a field that neither has, unless changes count only `where_present`.
 
     >>> from vizrobust.attacks import PGD, Linf
     >>> vary(PGD(ball=Linf(eps=0.3)), eps=0.1, steps=7)
     PGD(steps=7, ball=Linf(eps=0.1))
     """
+    found: set[str] = set()
+    varied = _varied(x, changes, found)
+    for name in changes:
+        if name not in found and not where_present:
+            raise ValueError(unknown(name, dict.fromkeys(_field_names(x)), f"field of {x!r}"))
+    return varied
+
+
+def _varied(x: T, changes: Mapping[str, Any], found: set[str]) -> T:
     new: dict[str, Any] = {}
     for field in fields(x):  # type: ignore[arg-type]
         value = getattr(x, field.name)
         if field.name in changes:
             new[field.name] = changes[field.name]
+            found.add(field.name)
         elif is_dataclass(value) and not isinstance(value, type):
-            new[field.name] = vary(value, **changes)
+            new[field.name] = _varied(value, changes, found)
     return replace(x, **new) if new else x  # type: ignore[type-var]
 
 
-def _build(node: ast.expr, names: Names, kind: str, text: str) -> Any:
-    def build(child: ast.expr) -> Any:
-        return _build(child, names, "name", text)
+def _field_names(x: Any) -> Iterator[str]:
+    """The fields of a spec and of the specs inside it."""
+    for field in fields(x):
+        yield field.name
+        value = getattr(x, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _field_names(value)
 
+
+def _build(root: ast.expr, names: Names, kind: str, text: str) -> Any:
+    """The value of a syntax tree, without recursion: each node's parts are finished before it is."""
+    values: list[Any] = []
+    open_nodes: list[tuple[ast.AST, int, bool]] = [(root, 0, False)]
+    terms = 0
+    while open_nodes:
+        node, depth, finished = open_nodes.pop()
+        if finished:
+            parts = _parts(node, kind, text)
+            taken = values[len(values) - len(parts) :]
+            del values[len(values) - len(parts) :]
+            values.append(_value(node, taken, names, kind if node is root else "name", text))
+            continue
+        terms += not isinstance(node, ast.BinOp)
+        if depth > MOST_LEVELS or terms > MOST_TERMS:
+            raise ValueError(_too_large(kind, text))
+        open_nodes.append((node, depth, True))
+        # A sum nests to the left once for each term, which is no depth that a reader sees.
+        nests = not isinstance(node, ast.BinOp)
+        open_nodes.extend((part, depth + nests, False) for part in reversed(_parts(node, kind, text)))
+    return values[0]
+
+
+def _too_large(kind: str, text: str) -> str:
+    return f"{kind} {_excerpt(text)} is too large: it may have {MOST_LEVELS} levels and {MOST_TERMS} terms at most"
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…")
+
+
+def _parts(node: ast.AST, kind: str, text: str) -> list[ast.expr]:
+    """The expressions inside a node whose values it needs; ``ValueError`` where the grammar has no such node."""
     match node:
-        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+        case ast.Constant(value=bool() | int() | float() | str() | None) | ast.Name():
+            return []
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return items
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return [operand]
+        case ast.BinOp(left=left, op=ast.Div() | ast.Add() | ast.Sub() | ast.Mult(), right=right):
+            return [left, right]
+        case ast.Call(func=ast.Name(), args=args, keywords=keywords) if all(k.arg for k in keywords):
+            return [*args, *(keyword.value for keyword in keywords)]
+    here = _excerpt(ast.get_source_segment(text.strip(), node) or text)
+    raise ValueError(f"cannot read {here} in {kind} {_excerpt(text)}: write it like Name(field=value)")
+
+
+def _value(node: ast.AST, parts: list[Any], names: Names, kind: str, text: str) -> Any:
+    """What a node stands for, given the values of its parts."""
+    match node:
+        case ast.Constant(value=value):
             return value
         case ast.Name(id="inf"):
             return math.inf
         case ast.Name(id=name):
             return _call(_found(names, name, kind), name, (), {})
-        case ast.Tuple(elts=items) | ast.List(elts=items):
-            return tuple(build(item) for item in items)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return _arithmetic(ast.Mult(), -1, build(operand), text)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            a, b = build(left), build(right)
-            if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
-                raise ValueError(f"in {text!r}, a/b is for two numbers with b not 0")
-            try:
-                return a / b
-            except OverflowError as error:
-                raise ValueError(f"in {text!r}, a number is too large") from error
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
-            return _arithmetic(op, build(left), build(right), text)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
-            values = {str(keyword.arg): build(keyword.value) for keyword in keywords}
-            if len(values) < len(keywords):
-                raise ValueError(f"in {text!r}, a field of {name} is given twice")
-            return _call(_found(names, name, kind), name, tuple(build(arg) for arg in args), values)
-    raise ValueError(f"cannot read {ast.unparse(node)!r} in {kind} {text!r}: write it like Name(field=value)")
+        case ast.UnaryOp():
+            return _arithmetic(ast.Mult(), -1, parts[0], text)
+        case ast.BinOp(op=ast.Div()):
+            return _quotient(*parts, text)
+        case ast.BinOp(op=op):
+            return _arithmetic(op, *parts, text)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            given = dict(zip((str(keyword.arg) for keyword in keywords), parts[len(args) :], strict=True))
+            if len(given) < len(keywords):
+                raise ValueError(f"in {_excerpt(text)}, a field of {name} is given twice")
+            return _call(_found(names, name, kind), name, tuple(parts[: len(args)]), given)
+    return tuple(parts)
+
+
+def _quotient(a: Any, b: Any, text: str) -> float:
+    if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
+        raise ValueError(f"in {_excerpt(text)}, a/b is for two numbers with b not 0")
+    try:
+        return a / b
+    except OverflowError as error:
+        raise ValueError(f"in {_excerpt(text)}, a number is too large") from error
 
 
 def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
     try:
         if any(isinstance(x, str | tuple) for x in (a, b)):
-            raise TypeError("texts and tuples are values; repeating one could fill the memory")
+            raise TypeError("strings and tuples are values; repeating one could fill the memory")
         match op:
             case ast.Add():
                 return a + b
@@ -176,13 +255,18 @@ def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
                 return a - b
         return a * b
     except TypeError as error:
-        raise ValueError(f"in {text!r}, {_text(a)} and {_text(b)} cannot be combined") from error
+        raise ValueError(f"in {_excerpt(text)}, {_text(a)} and {_text(b)} cannot be combined") from error
 
 
 def _found(names: Names, name: str, kind: str) -> Callable[..., Any]:
     """What `name` stands for in the catalogue, today or before it was renamed."""
     new = None if name.lower() in {key.lower() for key in names} else new_name(name, names)
-    return lookup(names, new or name, kind)
+    try:
+        return lookup(names, new or name, kind)
+    except ValueError as error:
+        # alpha=eps/16 is arithmetic with a field, and specs have none.
+        hint = "; a field takes a number such as 8/255, a string in quotes, or another spec" if name.islower() else ""
+        raise ValueError(f"{error}{hint}" if kind == "name" else str(error)) from error
 
 
 def _call(thing: Callable[..., Any], name: str, args: tuple[Any, ...], values: dict[str, Any]) -> Any:
@@ -268,6 +352,16 @@ def _fit(owner: str, name: str, value: Any, hint: Any) -> Any:
         words = " or ".join(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in allowed if kind is not NoneType)
         raise ValueError(f"{owner}: {name} must be {words}, got {_text(value)}")
     return value
+
+
+def _levels(value: Any) -> int:
+    """On how many levels specs and tuples are inside each other; counted no further than is allowed."""
+    most, depth, layer = 0, 0, [value]
+    while layer and depth <= MOST_LEVELS:
+        most = max(most, depth, *(depth + getattr(item, "_levels", 0) for item in layer))
+        layer = [item for one in layer if isinstance(one, tuple) for item in one]
+        depth += 1
+    return most
 
 
 def _is_a(value: Any, kind: Any) -> bool:

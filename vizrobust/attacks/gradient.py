@@ -240,7 +240,7 @@ def configured(
         # Another norm's radius means something else: it is kept only where the norm stays.
         if ball is not None and not isinstance(ball, type(other)):
             attack = vary(attack, ball=other)
-    attack = vary(attack, **{name: value for name, value in changes.items() if value is not None})
+    attack = vary(attack, where_present=True, **{name: value for name, value in changes.items() if value is not None})
     ball = ball_of(attack)
     if ball is None or ball.eps is not None or unbounded:
         return attack
