@@ -224,9 +224,9 @@ def _value(node: ast.AST, parts: list[Any], names: Names, kind: str, text: str) 
         case ast.UnaryOp():
             return _arithmetic(ast.Mult(), -1, parts[0], text)
         case ast.BinOp(op=ast.Div()):
-            return _quotient(*parts, text)
+            return _quotient(parts[0], parts[1], text)
         case ast.BinOp(op=op):
-            return _arithmetic(op, *parts, text)
+            return _arithmetic(op, parts[0], parts[1], text)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             given = dict(zip((str(keyword.arg) for keyword in keywords), parts[len(args) :], strict=True))
             if len(given) < len(keywords):

@@ -336,5 +336,4 @@ def _weaker(attack: Attack, part: float) -> Attack:
     eps = threat_model(attack)[1]
     if eps is None:
         raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
-    changes = {"eps": eps * part}
-    return vary(attack, **changes) if alpha is None else vary(attack, **changes, alpha=alpha * part)
+    return vary(attack, eps=eps * part) if alpha is None else vary(attack, eps=eps * part, alpha=alpha * part)
