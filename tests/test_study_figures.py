@@ -22,12 +22,12 @@ from vizrobust.report.study_clarity_figures import (
     controls_over_k,
     shades,
 )
-from vizrobust.report.study_data import Study, over_seeds, range_over_seeds
+from vizrobust.report.study_data import StudyGroups, over_seeds, range_over_seeds
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, ratios, unforeseen_over_k
 from vizrobust.report.study_page import study_sheet
 from vizrobust.report.style import house_style, save_figure
 
-FIGURES: dict[str, Callable[[Study], Figure | None]] = {
+FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {
     "accuracy": accuracy_over_k,
     "unforeseen": unforeseen_over_k,
     "corruptions": corruptions_over_k,
@@ -51,8 +51,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def study(report: dict[str, Any]) -> Study:
-    return Study(report)
+def study(report: dict[str, Any]) -> StudyGroups:
+    return StudyGroups(report)
 
 
 def drawn(axes: Axes, label_color: str | None = None) -> list[list[float]]:
@@ -64,12 +64,12 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts]
 
 
-def test_groups_are_in_order_with_the_sweep_on_the_axis_and_baselines_beside_it(study: Study) -> None:
+def test_groups_are_in_order_with_the_sweep_on_the_axis_and_baselines_beside_it(study: StudyGroups) -> None:
     assert [group.k for group in study.swept] == list(DOSES)
     assert [group.name for group in study.baselines] == list(ARMS)
     assert [group.role for group in study.groups[-2:]] == ["control", "control"]
     assert [group.masked for group in study.swept] == [0, 2, 2, 0, 0, 0]
-    shuffled = Study({**study.report, "checkpoints": study.report["checkpoints"][::-1]})
+    shuffled = StudyGroups({**study.report, "checkpoints": study.report["checkpoints"][::-1]})
     assert [group.k for group in shuffled.swept] == list(DOSES)
 
 
@@ -99,17 +99,17 @@ def test_clarity_is_the_mean_over_units_then_seeds_and_leaves_out_what_is_missin
         if (row["metric"], row["recipe"], row["judge"], row["control"]) == ("transfer", "plain", JUDGES[1], None)
     ]  # fmt: skip
     mine[0]["values"][1] = None
-    found = Study(changed).clarity("transfer", "plain", JUDGES[1], "logits")
+    found = StudyGroups(changed).clarity("transfer", "plain", JUDGES[1], "logits")
     by_seed = [np.mean([v for v in row["values"] if v is not None]) for row in mine if row["checkpoint"].startswith("k0-s")]
     assert len(by_seed) == 3
     assert found["k0"].mean == pytest.approx(np.mean(by_seed))
-    assert set(found) == {group.name for group in Study(changed).groups}
+    assert set(found) == {group.name for group in StudyGroups(changed).groups}
 
 
 def test_an_excluded_judge_does_not_count_and_is_named_as_excluded(report: dict[str, Any]) -> None:
     changed = copy.deepcopy(report)
     changed["judges"][2]["disqualified"] = "ranks the random network above natural images"
-    study = Study(changed)
+    study = StudyGroups(changed)
     mean = study.over_judges("transfer", "plain", "logits")["k4-s1"]
     each = [study.by_checkpoint("transfer", "plain", judge, "logits")["k4-s1"] for judge in JUDGES]
     assert mean == pytest.approx(np.mean(each[:2]))
@@ -119,7 +119,7 @@ def test_an_excluded_judge_does_not_count_and_is_named_as_excluded(report: dict[
     assert sum("excluded" in axes.get_title(loc="left") for axes in figure.axes) == 2
 
 
-def test_accuracy_over_k_has_a_line_per_attack_the_arms_and_the_masked(study: Study) -> None:
+def test_accuracy_over_k_has_a_line_per_attack_the_arms_and_the_masked(study: StudyGroups) -> None:
     figure = accuracy_over_k(study)
     assert figure is not None
     axes = figure.axes[0]
@@ -136,7 +136,7 @@ def test_accuracy_over_k_has_a_line_per_attack_the_arms_and_the_masked(study: St
 
 
 def test_one_seed_has_the_reports_wilson_interval(folder: Path) -> None:
-    one = Study(full_report(folder / "one", seeds=1, names=("tench",)))
+    one = StudyGroups(full_report(folder / "one", seeds=1, names=("tench",)))
     rows = {row["checkpoint"]: row for row in one.report["accuracy"] if row["kind"] == "strongest"}
     (series,) = one.accuracies("strongest")
     assert series.spreads["k8"].low == rows["k8-s0"]["ci_low"]
@@ -145,11 +145,11 @@ def test_one_seed_has_the_reports_wilson_interval(folder: Path) -> None:
 
 def test_attacks_at_another_eps_are_not_in_the_figure(report: dict[str, Any]) -> None:
     other = [{**row, "eps": 8 / 255, "accuracy": 0.0} for row in report["accuracy"] if row["kind"] == "strongest"]
-    changed = Study({**report, "accuracy": [*report["accuracy"], *other]})
-    assert changed.accuracies("strongest") == Study(report).accuracies("strongest")
+    changed = StudyGroups({**report, "accuracy": [*report["accuracy"], *other]})
+    assert changed.accuracies("strongest") == StudyGroups(report).accuracies("strongest")
 
 
-def test_the_ratio_is_of_the_means_and_leaves_out_what_would_be_chance(study: Study) -> None:
+def test_the_ratio_is_of_the_means_and_leaves_out_what_would_be_chance(study: StudyGroups) -> None:
     found = ratios(study)
     rows = {(row["checkpoint"], row["label"]): row["accuracy"] for row in study.report["accuracy"]}
     of_seed = [
@@ -164,7 +164,7 @@ def test_the_ratio_is_of_the_means_and_leaves_out_what_would_be_chance(study: St
     assert "the lecture: “roughly half”" in texts(figure)
 
 
-def test_clarity_over_k_has_a_panel_per_judge_and_the_references(study: Study) -> None:
+def test_clarity_over_k_has_a_panel_per_judge_and_the_references(study: StudyGroups) -> None:
     figure = clarity_over_k(study, "primary", "logits")
     assert figure is not None
     assert [axes.get_title(loc="left").split("\n")[1] for axes in figure.axes] == [f"judge: {name}" for name in JUDGES] * 2
@@ -177,7 +177,7 @@ def test_clarity_over_k_has_a_panel_per_judge_and_the_references(study: Study) -
     assert named <= set(texts(figure))
 
 
-def test_the_distance_curve_is_the_mean_over_seeds_and_judges(study: Study) -> None:
+def test_the_distance_curve_is_the_mean_over_seeds_and_judges(study: StudyGroups) -> None:
     figure = clarity_distance(study)
     assert figure is not None
     rows = [row for row in study.report["distance"] if row["checkpoint"].startswith("k16-s") and row["recipe"] == "plain"]
@@ -193,7 +193,7 @@ def test_more_steps_are_darker() -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_has_nothing_cut_off(study: Study, name: str, tmp_path: Path) -> None:
+def test_a_figure_has_nothing_cut_off(study: StudyGroups, name: str, tmp_path: Path) -> None:
     figure = FIGURES[name](study)
     assert figure is not None
     figure.set_dpi(100)
@@ -206,7 +206,7 @@ def test_a_figure_has_nothing_cut_off(study: Study, name: str, tmp_path: Path) -
     assert border.min() == 255
 
 
-def test_a_figure_is_the_same_twice(study: Study, tmp_path: Path) -> None:
+def test_a_figure_is_the_same_twice(study: StudyGroups, tmp_path: Path) -> None:
     contents = []
     for turn in range(2):
         figure = accuracy_over_k(study)
@@ -218,22 +218,22 @@ def test_a_figure_is_the_same_twice(study: Study, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_measured_is_no_figure(name: str, tmp_path: Path) -> None:
-    assert FIGURES[name](Study(partial_report(tmp_path))) is None
+    assert FIGURES[name](StudyGroups(partial_report(tmp_path))) is None
 
 
 def test_given_checkpoints_without_k_are_marks(report: dict[str, Any]) -> None:
     given = [{**one, "role": "given", "k": None, "group": one["name"]} for one in report["checkpoints"][:2]]
-    figure = accuracy_over_k(Study({**report, "checkpoints": given}))
+    figure = accuracy_over_k(StudyGroups({**report, "checkpoints": given}))
     assert figure is not None
     assert len(figure.axes[0].get_xticks()) == 2
 
 
 def test_two_given_checkpoints_of_one_k_keep_their_names(report: dict[str, Any]) -> None:
     given = [{**one, "role": "given", "group": one["name"]} for one in report["checkpoints"][:4]]
-    assert [group.label for group in Study({**report, "checkpoints": given}).swept] == ["k0-s0", "k0-s1", "k0-s2", "K = 1"]
+    assert [group.label for group in StudyGroups({**report, "checkpoints": given}).swept] == ["k0-s0", "k0-s1", "k0-s2", "K = 1"]
 
 
-def test_the_sheet_has_the_pictures_of_each_k_below_each_other(study: Study, folder: Path, tmp_path: Path) -> None:
+def test_the_sheet_has_the_pictures_of_each_k_below_each_other(study: StudyGroups, folder: Path, tmp_path: Path) -> None:
     path = study_sheet(tmp_path / "sheet.png", study, folder, "plain", "logits")
     assert path is not None
     with Image.open(path) as image:
@@ -258,9 +258,9 @@ def test_the_sheet_has_the_pictures_of_each_k_below_each_other(study: Study, fol
 def test_the_sheet_of_a_missing_recipe_is_none_and_hostile_names_are_drawn(
     report: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    assert study_sheet(tmp_path / "sheet.png", Study(report), folder, "other", "logits") is None
+    assert study_sheet(tmp_path / "sheet.png", StudyGroups(report), folder, "other", "logits") is None
     assert list(tmp_path.iterdir()) == []
     named = {**report, "pictures": [{**row, "unit_name": f"{SCRIPT} $x$ 犬"} for row in report["pictures"]]}
-    assert study_sheet(tmp_path / "sheet.png", Study(named), folder, "fourier", "logits", baselines=True) is not None
+    assert study_sheet(tmp_path / "sheet.png", StudyGroups(named), folder, "fourier", "logits", baselines=True) is not None
     with pytest.raises(ValueError, match=r"must end in \.png"):
-        study_sheet(tmp_path / "sheet.svg", Study(report), folder, "plain", "logits")
+        study_sheet(tmp_path / "sheet.svg", StudyGroups(report), folder, "plain", "logits")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.study_reports import DOSES, SCRIPT, full_report, hostile_report, partial_report
 from vizrobust.report import study_page, study_tables, style
-from vizrobust.report.study_data import Study
+from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
 from vizrobust.report.study_units import inside
 
@@ -328,13 +328,13 @@ def test_a_picture_outside_the_folder_is_not_read(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format 2, not 1"):
-        write_study(tmp_path, {"format": 2})
+    with pytest.raises(ValueError, match="has format 3, this vizrobust reads 1 and 2"):
+        write_study(tmp_path, {"format": 3})
 
 
 def test_tables_hold_every_row_of_the_report(tmp_path: Path) -> None:
     report = full_report(tmp_path, seeds=1, doses=(0, 4), names=("tench",))
-    study = Study(report)
+    study = StudyGroups(report)
     trends = study_tables.estimates(study, ["primary"])
     assert trends is not None
     assert len(trends.rows) == sum(row["role"] == "primary" for row in report["trends"])
@@ -360,7 +360,7 @@ def test_tables_of_contrasts_matches_and_paths(tmp_path: Path) -> None:
         | {"why": "" if value else "too alike"}
         for name, value in paths.items()
     ]
-    study = Study(report)
+    study = StudyGroups(report)
     contrasts, matching, lines = (table(study) for table in (study_tables.contrasts, study_tables.matching, study_tables.paths))
     assert contrasts is not None
     assert matching is not None
@@ -368,5 +368,5 @@ def test_tables_of_contrasts_matches_and_paths(tmp_path: Path) -> None:
     assert contrasts.rows == [[study_tables.CONTRASTS["H2"], "conv2", "inconclusive"]]
     assert matching.rows == [["K = 4", "0.55", "0.7", "0.2"]]
     assert lines.rows == [["K = 0", "plain", "conv2", "0.5", "flagged: 1 of 2"], ["K = 4", "plain", "conv2", "-", "too alike"]]
-    bare = Study({**report, "matching": [], "path_similarity": [], "verdict": {}})
+    bare = StudyGroups({**report, "matching": [], "path_similarity": [], "verdict": {}})
     assert study_tables.contrasts(bare) is study_tables.matching(bare) is study_tables.paths(bare) is None

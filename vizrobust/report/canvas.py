@@ -42,7 +42,7 @@ LABELLED = Sizes(margin=72, title=46, name=31, label=29, small=25, caption=23, e
 DENSE = Sizes(margin=48, title=34, name=20, label=15, small=20, caption=18, edge=1)  # many tiles, each with its own label
 HEADER_MOST, HEADER_GAP = 560, 44  # the widest name of a row, and the gap between row headers and tiles
 LABEL_LINES = 3
-MIN_WIDTH = 900
+MIN_WIDTH = 1000
 
 
 class Canvas:

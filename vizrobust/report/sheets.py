@@ -300,7 +300,9 @@ def reconstruction_sheet(
         gap = RECONSTRUCTION_GAP[0], RECONSTRUCTION_GAP[1] + round(10 + below * small * LEADING if below else 0)
         grid = TileGrid(len(columns), len(rows), size, gap)
         labels = round(LABELLED.label * LEADING) + 12
-        page = Page((header + grid.width, labels + grid.height + gap[1]), title=title, caption=caption, ruled=True)
+        page = Page(
+            (header + grid.width, labels + grid.height + gap[1] - RECONSTRUCTION_GAP[1]), title=title, caption=caption, ruled=True
+        )
         canvas, left, top = page.canvas, page.left + header, page.top + labels
         for i, column in enumerate(columns):
             x = left + grid.position(i)[0] + size[0] / 2

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from vizrobust.report.study_data import Entry, Group, Study
+from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
 from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, house_style, wrapped
 
@@ -23,7 +23,7 @@ CONTROLS = {
 }  # fmt: skip
 
 
-def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
+def clarity_over_k(study: StudyGroups, role: str, layer: str) -> Figure | None:
     """Every metric of a role over K: a panel per judge, a line per recipe, references as straight lines; None without any.
 
     Bands are t intervals over training seeds (the range of two, none of one).
@@ -47,12 +47,12 @@ def clarity_over_k(study: Study, role: str, layer: str) -> Figure | None:
             if place % _beside(panels) == _beside(panels) - 1 or place == len(panels) - 1:
                 room = place % _beside(panels) == _beside(panels) - 1
                 label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25, room=room)
-            struck = " (excluded)" if judge in study.excluded else ""
+            struck = " (excluded)" if judge in study.report.excluded_judges else ""
             _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
         return figure
 
 
-def controls_over_k(study: Study, layer: str) -> Figure | None:
+def controls_over_k(study: StudyGroups, layer: str) -> Figure | None:
     """Primary metrics over K as rendered, contrast matched, blurred and at equal excitation: the mean of the judges."""
     panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
     drawn = [[(c, study.spreads(study.over_judges(m["name"], r, layer, c))) for c in CONTROLS] for m, r in panels]
@@ -80,7 +80,7 @@ def controls_over_k(study: Study, layer: str) -> Figure | None:
         return figure
 
 
-def clarity_distance(study: Study) -> Figure | None:
+def clarity_distance(study: StudyGroups) -> Figure | None:
     """Clarity during optimization over the mean L2 distance from the start image, a line per K."""
     curves = {recipe: _curves(study, recipe) for recipe in study.recipes}
     curves = {recipe: lines for recipe, lines in curves.items() if lines}
@@ -110,7 +110,7 @@ def clarity_distance(study: Study) -> Figure | None:
         return figure
 
 
-def clarity_against_accuracy(study: Study, layer: str) -> Figure | None:
+def clarity_against_accuracy(study: StudyGroups, layer: str) -> Figure | None:
     """Primary metrics against accuracy under the strongest attack, a mark per checkpoint; full marks are K of at least 1."""
     robust = study.accuracy_of("strongest")
     panels = [(metric, recipe) for metric in study.metrics("primary", layer) for recipe in study.recipes]
@@ -162,13 +162,17 @@ def shades(count: int) -> list[str]:
     return [to_hex(palette(0.4 + 0.55 * index / max(1, count - 1))) for index in range(count)]
 
 
-def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, float]]]]:
+def _curves(study: StudyGroups, recipe: str) -> list[tuple[Group, list[tuple[float, float]]]]:
     """Group -> (distance, value) by step, each the mean over its training seeds and the judges that count."""
     found = []
     for group in study.swept:
         by_step: dict[int, list[Entry]] = {}
-        for row in study.entries("distance"):
-            mine = row["checkpoint"] in group.checkpoints and row["recipe"] == recipe and row.get("judge") not in study.excluded
+        for row in study.report.rows("distance"):
+            mine = (
+                row["checkpoint"] in group.checkpoints
+                and row["recipe"] == recipe
+                and row.get("judge") not in study.report.excluded_judges
+            )
             if mine and row.get("value") is not None and row.get("distance") is not None:
                 by_step.setdefault(int(row["step"]), []).append(row)
         points = [
@@ -180,11 +184,11 @@ def _curves(study: Study, recipe: str) -> list[tuple[Group, list[tuple[float, fl
     return found
 
 
-def _references(axes: Axes, study: Study, metric: Entry, judge: str | None, layer: str) -> list[tuple[float, str, str]]:
+def _references(axes: Axes, study: StudyGroups, metric: Entry, judge: str | None, layer: str) -> list[tuple[float, str, str]]:
     """Straight lines: grey ones that hold for every recipe, in a recipe's colour those that belong to it."""
     labels = []
     for name, dashes in REFERENCES.items():
-        values = {recipe: study.reference(name, metric["name"], recipe, judge, layer) for recipe in study.recipes}
+        values = {recipe: study.report.reference(name, metric["name"], recipe, judge, layer, None) for recipe in study.recipes}
         one = len(set(values.values())) == 1
         for index, (recipe, value) in enumerate(values.items()):
             if value is None or (one and index):

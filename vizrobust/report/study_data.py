@@ -10,6 +10,7 @@ from typing import Any
 
 from vizrobust.intervals import mean_interval
 from vizrobust.report.words import key_word
+from vizrobust.study.report import StudyReport
 
 Entry = Mapping[str, Any]
 ROLES = {"dose": 0, "arm": 1, "control": 2, "given": 3, "random": 4}
@@ -56,25 +57,21 @@ class AccuracySeries:
     spreads: Series
 
 
-class Study:
-    """A report of format 1; whatever is absent in the file is empty here."""
+class StudyGroups:
+    """The rows of a `StudyReport` by groups of checkpoints; whatever is absent in the report is empty here.
+
+    >>> StudyGroups({"format": 2, "checkpoints": None}).groups
+    ()
+    """
 
     def __init__(self, report: Mapping[str, Any]) -> None:
-        self.report = report
-
-    def entries(self, key: str) -> list[Entry]:
-        """A list of the report, also where it is absent or null."""
-        return list(self.report.get(key) or ())
-
-    def table(self, key: str) -> Mapping[str, Any]:
-        """A mapping of the report, also where it is absent or null."""
-        return self.report.get(key) or {}
+        self.report = report if isinstance(report, StudyReport) else StudyReport(report)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The sweep over K in order of K, then baselines, controls, provided and random networks."""
         members: dict[str, list[Entry]] = {}
-        for checkpoint in self.entries("checkpoints"):
+        for checkpoint in self.report.rows("checkpoints"):
             members.setdefault(str(checkpoint.get("group") or checkpoint["name"]), []).append(checkpoint)
         ks = [some[0].get("k") for some in members.values() if some[0].get("role") in ("dose", "given")]
         groups = [_group(name, some, ks) for name, some in members.items()]
@@ -96,17 +93,13 @@ class Study:
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        return _distinct(row["layer"] for key in ("clarity", "pictures") for row in self.entries(key))
+        return _distinct(row["layer"] for key in ("clarity", "pictures") for row in self.report.rows(key))
 
     @cached_property
     def recipes(self) -> tuple[str, ...]:
         return _distinct(
-            [*self.table("recipes"), *(row["recipe"] for key in ("clarity", "pictures") for row in self.entries(key))]
+            [*self.report.facts("recipes"), *(row["recipe"] for key in ("clarity", "pictures") for row in self.report.rows(key))]
         )
-
-    @cached_property
-    def excluded(self) -> frozenset[str]:
-        return frozenset(judge["name"] for judge in self.entries("judges") if judge.get("disqualified"))
 
     def judges(self, metric: str, layer: str) -> tuple[str | None, ...]:
         """The judges of a metric at a layer; ``(None,)`` for a metric that needs no judge."""
@@ -115,10 +108,10 @@ class Study:
     def metrics(self, role: str, layer: str) -> list[Entry]:
         """The metrics of one role that were measured at a layer, in the report's order."""
         measured = {row["metric"] for row in self._clarity if row["layer"] == layer}
-        return [metric for metric in self.entries("metrics") if metric["role"] == role and metric["name"] in measured]
+        return [metric for metric in self.report.rows("metrics") if metric["role"] == role and metric["name"] in measured]
 
     def title(self, metric: str) -> str:
-        titles = {entry["name"]: str(entry.get("title") or "") for entry in self.entries("metrics")}
+        titles = {entry["name"]: str(entry.get("title") or "") for entry in self.report.rows("metrics")}
         return titles.get(metric) or key_word(metric)
 
     def by_checkpoint(
@@ -129,7 +122,7 @@ class Study:
 
     def over_judges(self, metric: str, recipe: str, layer: str, control: str | None = None) -> dict[str, float]:
         """Checkpoint -> the mean over its units and over the judges that are not excluded."""
-        judges = [judge for judge in self.judges(metric, layer) if judge not in self.excluded]
+        judges = [judge for judge in self.judges(metric, layer) if judge not in self.report.excluded_judges]
         found = [self.by_checkpoint(metric, recipe, judge, layer, control) for judge in judges]
         found = [values for values in found if values]
         names = _distinct(name for values in found for name in values)
@@ -152,20 +145,10 @@ class Study:
             if there:
                 yield group.name, there
 
-    def reference(
-        self, name: str, metric: str, recipe: str | None, judge: str | None, layer: str, control: str | None = None
-    ) -> float | None:
-        """A reference's value; a reference without a recipe holds for every recipe."""
-        for row in self.entries("references"):
-            same = (row["metric"], row.get("judge"), row["layer"], row.get("control")) == (metric, judge, layer, control)
-            if same and row["reference"] == name and row.get("recipe") in (None, recipe) and _is_number(row.get("value")):
-                return float(row["value"])
-        return None
-
     def accuracies(self, *kinds: str) -> list[AccuracySeries]:
         """Accuracy over the groups at the data set's eps: a series per label, one for everything "clean" and "strongest"."""
         rows: dict[tuple[str, str], list[Entry]] = {}
-        for row in self.entries("accuracy"):
+        for row in self.report.rows("accuracy"):
             if row["kind"] in kinds and _is_number(row.get("accuracy")) and (row["kind"] == "unforeseen" or self._at_eps(row)):
                 label = {"clean": "clean", "strongest": "strongest found"}.get(row["kind"], str(row.get("label") or row["kind"]))
                 rows.setdefault((str(row["kind"]), label), []).append(row)
@@ -175,14 +158,14 @@ class Study:
     def accuracy_of(self, kind: str) -> dict[str, float]:
         """Checkpoint -> its lowest accuracy of this kind."""
         found: dict[str, float] = {}
-        for row in self.entries("accuracy"):
+        for row in self.report.rows("accuracy"):
             if row["kind"] == kind and _is_number(row.get("accuracy")) and (kind == "unforeseen" or self._at_eps(row)):
                 found[row["checkpoint"]] = min(found.get(row["checkpoint"], 1.0), float(row["accuracy"]))
         return found
 
     @cached_property
-    def _clarity(self) -> list[Entry]:
-        return self.entries("clarity")
+    def _clarity(self) -> Sequence[Entry]:
+        return self.report.rows("clarity")
 
     @cached_property
     def _means(self) -> dict[tuple[Any, ...], dict[str, float]]:
@@ -195,7 +178,7 @@ class Study:
         return found
 
     def _at_eps(self, row: Entry) -> bool:
-        eps, own = self.table("data").get("eps"), row.get("eps")
+        eps, own = self.report.facts("data").get("eps"), row.get("eps")
         return eps is None or own is None or math.isclose(own, eps, rel_tol=1e-6)
 
     def _accuracy(self, rows: Sequence[Entry]) -> Series:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from vizrobust.report.study_data import AccuracySeries, Group, Series, Study
+from vizrobust.report.study_data import AccuracySeries, Group, Series, StudyGroups
 from vizrobust.report.style import (
     COLORS,
     FAINT,
@@ -41,7 +41,7 @@ class Steps:
     gap: float = 0.0
 
     @staticmethod
-    def of(study: Study, baselines: bool = True, gap: float = 0.0) -> Steps:
+    def of(study: StudyGroups, baselines: bool = True, gap: float = 0.0) -> Steps:
         return Steps(study.swept, study.baselines if baselines else (), gap)
 
     @property
@@ -145,7 +145,7 @@ NAMED_UP_TO = 8
 PALEST, TALL = 0.42, 3.4
 
 
-def accuracy_over_k(study: Study) -> Figure | None:
+def accuracy_over_k(study: StudyGroups) -> Figure | None:
     """Accuracy over K, clean, under FGSM, PGD of several lengths and the strongest attack found; None where unmeasured.
 
     Bands are the Wilson interval of one training seed or the range of several; masked checkpoints have a tinted background.
@@ -169,7 +169,7 @@ def accuracy_over_k(study: Study) -> Figure | None:
         return figure
 
 
-def unforeseen_over_k(study: Study) -> Figure | None:
+def unforeseen_over_k(study: StudyGroups) -> Figure | None:
     """Accuracy under attacks seen in training and unforeseen ones over K, and its ratio beside the lecture's "roughly half"."""
     attacks = study.accuracies("unforeseen")
     foreseen = study.accuracy_of("strongest")
@@ -198,7 +198,7 @@ def unforeseen_over_k(study: Study) -> Figure | None:
         return figure
 
 
-def corruptions_over_k(study: Study) -> Figure | None:
+def corruptions_over_k(study: StudyGroups) -> Figure | None:
     """Accuracy under each common corruption over K, their mean, and clean accuracy."""
     corruptions = study.accuracies("corruption")
     if not corruptions or not study.swept:
@@ -222,7 +222,7 @@ def corruptions_over_k(study: Study) -> Figure | None:
         return figure
 
 
-def ratios(study: Study) -> Series:
+def ratios(study: StudyGroups) -> Series:
     """Mean accuracy under unforeseen attacks, divided by that under the strongest attack seen in training.
 
     One value per training seed; checkpoints with less than 10 % under the latter have none.
@@ -232,25 +232,25 @@ def ratios(study: Study) -> Series:
     return study.ranges(shares)
 
 
-def unforeseen_mean(study: Study) -> dict[str, float]:
+def unforeseen_mean(study: StudyGroups) -> dict[str, float]:
     """Checkpoint -> its mean accuracy over the unforeseen attacks."""
     return _mean_over_rows(study, "unforeseen")
 
 
-def corrupted_mean(study: Study) -> dict[str, float]:
+def corrupted_mean(study: StudyGroups) -> dict[str, float]:
     """Checkpoint -> its mean accuracy over the corruptions."""
     return _mean_over_rows(study, "corruption")
 
 
-def _mean_over_rows(study: Study, kind: str) -> dict[str, float]:
+def _mean_over_rows(study: StudyGroups, kind: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
-    for row in study.entries("accuracy"):
+    for row in study.report.rows("accuracy"):
         if row["kind"] == kind and row.get("accuracy") is not None:
             found.setdefault(str(row["checkpoint"]), []).append(float(row["accuracy"]))
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _ratio(axes: Axes, steps: Steps, study: Study) -> None:
+def _ratio(axes: Axes, steps: Steps, study: StudyGroups) -> None:
     found = ratios(study)
     axes.axhline(LECTURE_RATIO, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     steps.draw(axes, found, color=INK, marker="D", clip_on=True)

@@ -30,7 +30,7 @@ from vizrobust.report.canvas import (
     scaled,
 )
 from vizrobust.report.study_clarity_figures import clarity_against_accuracy, clarity_distance, clarity_over_k, controls_over_k
-from vizrobust.report.study_data import METRIC_ROLES, Group, Study
+from vizrobust.report.study_data import METRIC_ROLES, Group, StudyGroups
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
 from vizrobust.report.style import house_style, save_figure
@@ -38,6 +38,7 @@ from vizrobust.report.words import DEAD, SATURATED, key_word
 from vizrobust.results import percent
 from vizrobust.runs import slug, write_text
 from vizrobust.spec import number_text
+from vizrobust.study.report import READABLE
 
 MOST_ACROSS = 12
 GAP = 12
@@ -45,7 +46,9 @@ TARGET, SMALL_TARGET = 196, 140  # pixels of a tile, for up to eight and for mor
 EXEMPLARS = 4  # in a square, where they would be as large as a third of a tile or more
 
 
-def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer: str, *, baselines: bool = False) -> Path | None:
+def study_sheet(
+    path: Path | str, study: StudyGroups, folder: Path, recipe: str, layer: str, *, baselines: bool = False
+) -> Path | None:
     """Draw one recipe's pictures of a layer's units to a PNG, a row per K; None where the study has no such pictures.
 
     `baselines` adds the named baselines below; they are also shown where no K is known. Each cell shows the picture of the
@@ -62,7 +65,7 @@ def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer
     shown = columns[:MOST_ACROSS]
     natural = {
         int(row["unit"]): [file for name in row["images"] if (file := inside(folder, name))]
-        for row in study.entries("exemplars")
+        for row in study.report.rows("exemplars")
         if row["layer"] == layer
     }
     natural = {unit: natural[unit] for unit, _ in shown if natural.get(unit)}
@@ -72,7 +75,7 @@ def study_sheet(path: Path | str, study: Study, folder: Path, recipe: str, layer
 
 def _draw(
     path: Path | str,
-    study: Study,
+    study: StudyGroups,
     found: Mapping[tuple[str, int], Cell],
     shown: Sequence[tuple[int, str]],
     rows: Sequence[Group],
@@ -131,7 +134,7 @@ def _draw_exemplars(canvas: Canvas, files: Sequence[Path], x: int, y: int, side:
         canvas.image(pixels, x + left, y + top)
 
 
-def _header(study: Study, group: Group, found: Mapping[tuple[str, int], Cell]) -> list[str]:
+def _header(study: StudyGroups, group: Group, found: Mapping[tuple[str, int], Cell]) -> list[str]:
     """K, and the accuracies of the very checkpoint whose pictures stand in the row."""
     name = next(cell.checkpoint for (of, _), cell in found.items() if of == group.name)
     clean, robust = study.accuracy_of("clean").get(name), study.accuracy_of("strongest").get(name)
@@ -142,7 +145,7 @@ def _header(study: Study, group: Group, found: Mapping[tuple[str, int], Cell]) -
 
 
 def _caption(
-    study: Study,
+    study: StudyGroups,
     found: Mapping[tuple[str, int], Cell],
     rows: Sequence[Group],
     recipe: str,
@@ -150,7 +153,7 @@ def _caption(
     shown: int,
     units_in_all: int,
 ) -> list[str]:
-    data = study.table("data").get("name") or "the data"
+    data = study.report.facts("data").get("name") or "the data"
     texts = [f"What excites the units of layer {layer} most, under the recipe {recipe}, on {data}; K attack steps in training."]
     seeds = sorted({cell.training_seed for cell in found.values() if cell.training_seed is not None})
     if study.seeds > 1 and seeds:
@@ -177,15 +180,18 @@ CLARITY_NOTES = {
 
 
 def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
-    """Write index.html, figures/*.svg and *.png and the contact sheets of a study's `report` (format 1); returns the page's path.
+    """Write index.html, figures/*.svg and *.png and the contact sheets of a study's `report`; returns the page's path.
 
     `folder` holds the pictures that the report names. The page embeds everything that it shows; pictures that would make
-    it larger than about 30 MB are linked instead, where they are. What the report leaves empty is said to be unmeasured.
-    Raises ``ValueError`` for another format.
+    it larger than about 30 MB are linked instead, where they are. The page says what was not measured.
+    Raises ``ValueError`` for an unknown format.
     """
-    if report.get("format") != 1:
-        raise ValueError(f"the report has format {report.get('format')!r}, not 1; write it with this version of vizrobust study")
-    folder, study = Path(folder), Study(report)
+    if report.get("format") not in READABLE:
+        reads = " and ".join(map(str, READABLE))
+        raise ValueError(
+            f"the report has format {report.get('format')!r}, this vizrobust reads {reads}; run vizrobust study again"
+        )
+    folder, study = Path(folder), StudyGroups(report)
     drawn = _figures(folder, study)
     sheets = _sheets(folder, study)
     inside = _embedded_bytes(study, folder) < EMBED_BELOW
@@ -203,9 +209,9 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
         title=TITLE,
         summary=_summary(study),
         intervals=_intervals(study),
-        verdict={"sentences": (), "overall": "", **study.table("verdict")},
-        prereg={"sha256": "", "departures": (), "content": None, **study.table("prereg")},
-        data=study.table("data"),
+        verdict={"sentences": (), "overall": "", **study.report.facts("verdict")},
+        prereg={"sha256": "", "departures": (), "content": None, **study.report.facts("prereg")},
+        data=study.report.facts("data"),
         figures=drawn,
         sheets=sheets,
         tables=tables,
@@ -221,7 +227,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
     return folder / "index.html"
 
 
-def _figures(folder: Path, study: Study) -> dict[str, dict[str, str]]:
+def _figures(folder: Path, study: StudyGroups) -> dict[str, dict[str, str]]:
     """Draw what there are numbers for: name -> the SVG as a data URI, its width, and the paths of both files."""
     wanted: dict[str, Callable[[], Figure | None]] = {
         "accuracy-over-k": lambda: accuracy_over_k(study),
@@ -255,7 +261,7 @@ def _figures(folder: Path, study: Study) -> dict[str, dict[str, str]]:
     return drawn
 
 
-def _sheets(folder: Path, study: Study) -> list[tuple[str, str]]:
+def _sheets(folder: Path, study: StudyGroups) -> list[tuple[str, str]]:
     """(what it shows, its file) of each contact sheet; the first recipe at the first layer is contact-sheet.png."""
     found = []
     for layer in study.layers:
@@ -267,12 +273,12 @@ def _sheets(folder: Path, study: Study) -> list[tuple[str, str]]:
     return found
 
 
-def layer_suffix(study: Study, layer: str) -> str:
+def layer_suffix(study: StudyGroups, layer: str) -> str:
     """What the names of a layer's files end in; nothing for the first layer."""
     return "" if layer == study.layers[0] else f"-{slug(layer)}"
 
 
-def _embedded_bytes(study: Study, folder: Path) -> float:
+def _embedded_bytes(study: StudyGroups, folder: Path) -> float:
     """How large all pictures of the page are as data URIs; base64 takes four bytes for three."""
     sizes = []
 
@@ -305,16 +311,17 @@ def _plainly(value: Any) -> str:
     return number_text(value) if isinstance(value, float) else str(value)
 
 
-def _summary(study: Study) -> str:
+def _summary(study: StudyGroups) -> str:
     counts = {
-        "checkpoint": len(study.entries("checkpoints")), "training seed": study.seeds, "picture": len(study.entries("pictures")),
-        "test image": int(study.table("data").get("test_images") or 0),
+        "checkpoint": len(study.report.rows("checkpoints")), "training seed": study.seeds,
+        "picture": len(study.report.rows("pictures")),
+        "test image": int(study.report.facts("data").get("test_images") or 0),
     }  # fmt: skip
-    data = study.table("data").get("name")
+    data = study.report.facts("data").get("name")
     return (f"{data}: " if data else "") + ", ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
 
 
-def _intervals(study: Study) -> str:
+def _intervals(study: StudyGroups) -> str:
     """What the bands of the figures of clarity are."""
     if study.seeds >= 3:
         return f"Bands: 95 % t intervals over {study.seeds} training seeds."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, Study
+from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, StudyGroups
 from vizrobust.report.study_figures import ratios, unforeseen_mean
 from vizrobust.report.words import key_word
 from vizrobust.results import Table, percent
@@ -17,24 +17,26 @@ CONTRASTS = {
 }
 
 
-def contrasts(study: Study) -> Table | None:
+def contrasts(study: StudyGroups) -> Table | None:
     """The verdict of each contrast over all recipes and primary metrics."""
-    entries = study.table("verdict").get("by_contrast") or ()
+    entries = study.report.facts("verdict").get("by_contrast") or ()
     rows = [[CONTRASTS.get(e["contrast"], str(e["contrast"])), str(e["layer"]), str(e["verdict"])] for e in entries]
     return Table("Verdicts over recipes and primary metrics", ("contrast", "layer", "verdict"), rows) if rows else None
 
 
-def verdicts(study: Study, roles: Sequence[str]) -> Table | None:
+def verdicts(study: StudyGroups, roles: Sequence[str]) -> Table | None:
     """Metric, recipe and contrast with the verdict over all judges, the span of their estimates, and the reason."""
     rows = []
-    role = {metric["name"]: metric["role"] for metric in study.entries("metrics")}
-    for entry in study.table("verdict").get("by_metric") or ():
+    role = {metric["name"]: metric["role"] for metric in study.report.rows("metrics")}
+    for entry in study.report.facts("verdict").get("by_metric") or ():
         if role.get(entry["metric"], "primary") not in roles:
             continue
         layer = entry.get("layer") or next(iter(study.layers), None)
         keys = ("metric", "recipe", "contrast")
-        mine = [one for one in study.entries("trends") if all(one[key] == entry[key] for key in keys) and one["layer"] == layer]
-        mine = [one for one in mine if one.get("judge") not in study.excluded]
+        mine = [
+            one for one in study.report.rows("trends") if all(one[key] == entry[key] for key in keys) and one["layer"] == layer
+        ]
+        mine = [one for one in mine if one.get("judge") not in study.report.excluded_judges]
         estimates = [one["estimate"] for one in mine if one.get("estimate") is not None]
         lows, highs = ([one[key] for one in mine if one.get(key) is not None] for key in ("ci_low", "ci_high"))
         rows.append(
@@ -53,10 +55,12 @@ def verdicts(study: Study, roles: Sequence[str]) -> Table | None:
     return Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note) if rows else None
 
 
-def estimates(study: Study, roles: Sequence[str]) -> Table | None:
+def estimates(study: StudyGroups, roles: Sequence[str]) -> Table | None:
     """Every estimate with its interval, a row per judge."""
     rows = []
-    for entry in sorted((e for e in study.entries("trends") if e["role"] in roles), key=lambda e: METRIC_ROLES.index(e["role"])):
+    for entry in sorted(
+        (e for e in study.report.rows("trends") if e["role"] in roles), key=lambda e: METRIC_ROLES.index(e["role"])
+    ):
         bounds = entry.get("ci_low"), entry.get("ci_high")
         interval = "-" if None in bounds else f"{_short(bounds[0])} to {_short(bounds[1])}"
         estimate, smallest, p = entry.get("estimate"), entry.get("smallest_effect"), entry.get("p_holm")
@@ -96,7 +100,7 @@ def estimates(study: Study, roles: Sequence[str]) -> Table | None:
     return Table(f"Estimates: {', '.join(roles)} metrics", header, rows, note) if rows else None
 
 
-def accuracies(study: Study) -> Table | None:
+def accuracies(study: StudyGroups) -> Table | None:
     """Groups by attacks."""
     series = study.accuracies("clean", "fgsm", "pgd", "strongest", "unforeseen", "corruption")
     rows = [[group.label, *(_share(one.spreads.get(group.name)) for one in series)] for group in study.groups]
@@ -104,10 +108,10 @@ def accuracies(study: Study) -> Table | None:
     return Table("Accuracies", ("", *(one.label for one in series)), rows, note) if series else None
 
 
-def masked(study: Study) -> list[str]:
+def masked(study: StudyGroups) -> list[str]:
     """One sentence for each checkpoint whose gradients were diagnosed and are not sound."""
     found = []
-    for checkpoint in study.entries("checkpoints"):
+    for checkpoint in study.report.rows("checkpoints"):
         diagnosis = checkpoint.get("masked") or {}
         if diagnosis.get("verdict") not in (None, "sound"):
             why = f" ({diagnosis['why']})" if diagnosis.get("why") else ""
@@ -115,16 +119,16 @@ def masked(study: Study) -> list[str]:
     return found
 
 
-def clarity(study: Study) -> Table | None:
+def clarity(study: StudyGroups) -> Table | None:
     """Every mean over units: metric, recipe, judge, control and layer by groups and references."""
     keys = dict.fromkeys(
-        (row["metric"], row["recipe"], row.get("judge"), row.get("control"), row["layer"]) for row in study.entries("clarity")
+        (row["metric"], row["recipe"], row.get("judge"), row.get("control"), row["layer"]) for row in study.report.rows("clarity")
     )
     names = ("natural", "random network", "before optimization")
     rows = []
     for metric, recipe, judge, control, layer in keys:
         series = study.clarity(metric, recipe, judge, layer, control)
-        lines = [_short(study.reference(name, metric, recipe, judge, layer, control)) for name in names]
+        lines = [_short(study.report.reference(name, metric, recipe, judge, layer, control)) for name in names]
         rows.append(
             [
                 study.title(metric),
@@ -140,11 +144,11 @@ def clarity(study: Study) -> Table | None:
     return Table("Clarity of every group", header, rows, "Means over units, image seeds and training seeds.") if rows else None
 
 
-def activation_and_distance(study: Study) -> Table | None:
+def activation_and_distance(study: StudyGroups) -> Table | None:
     """The activation that the pictures reached and their distance from the start image."""
     rows = []
-    for recipe, layer in dict.fromkeys((row["recipe"], row["layer"]) for row in study.entries("excitation")):
-        mine = [row for row in study.entries("excitation") if (row["recipe"], row["layer"]) == (recipe, layer)]
+    for recipe, layer in dict.fromkeys((row["recipe"], row["layer"]) for row in study.report.rows("excitation")):
+        mine = [row for row in study.report.rows("excitation") if (row["recipe"], row["layer"]) == (recipe, layer)]
         columns = [
             study.spreads({row["checkpoint"]: row[key] for row in mine if row.get(key) is not None})
             for key in ("ratio", "radius")
@@ -159,9 +163,9 @@ def activation_and_distance(study: Study) -> Table | None:
     return Table("Activation and distance", header, rows, note) if rows else None
 
 
-def matching(study: Study) -> Table | None:
+def matching(study: StudyGroups) -> Table | None:
     """How well the hidden units of each group correlate with the units that they are matched with."""
-    entries = study.entries("matching")
+    entries = study.report.rows("matching")
     columns = [study.spreads({row["checkpoint"]: row[key] for row in entries}) for key in ("drawn", "quality", "chance")]
     rows = [
         [group.label, *(_mean(series, group.name) for series in columns)] for group in study.groups if group.name in columns[0]
@@ -174,11 +178,11 @@ def matching(study: Study) -> Table | None:
     return Table("Match quality", header, rows, note) if rows else None
 
 
-def paths(study: Study) -> Table | None:
+def paths(study: StudyGroups) -> Table | None:
     """How similarly pictures and natural images of a class excite each layer, by group."""
     rows = []
     for recipe in study.recipes:
-        mine = [row for row in study.entries("path_similarity") if row["recipe"] == recipe]
+        mine = [row for row in study.report.rows("path_similarity") if row["recipe"] == recipe]
         series = study.spreads({row["checkpoint"]: row["value"] for row in mine if row.get("value") is not None})
         for group in study.groups:
             of = [row for row in mine if row["checkpoint"] in group.checkpoints]
@@ -194,7 +198,7 @@ def paths(study: Study) -> Table | None:
     return Table("Path similarity", header, rows, below) if rows else None
 
 
-def unforeseen(study: Study) -> Table | None:
+def unforeseen(study: StudyGroups) -> Table | None:
     """Accuracy under attacks seen in training and under unforeseen attacks, and their ratio, by group."""
     columns = (study.ranges(study.accuracy_of("strongest")), study.ranges(unforeseen_mean(study)))
     share = ratios(study)
@@ -211,7 +215,7 @@ def unforeseen(study: Study) -> Table | None:
     )
 
 
-def confounds(study: Study) -> Table | None:
+def confounds(study: StudyGroups) -> Table | None:
     """What varies with K besides clarity and robustness."""
     labels = {group.name: group.label for group in study.groups}
     rows = [
@@ -223,13 +227,13 @@ def confounds(study: Study) -> Table | None:
             _count(row.get("gradient_passes")),
             _count(row.get("steps")),
         ]
-        for row in study.entries("confounds")
+        for row in study.report.rows("confounds")
     ]
     header = ("", "clean accuracy", "mean |δ|∞ / eps", "mean |δ|₂", "gradient passes", "attack steps")
     return Table("Confounds", header, rows) if rows else None
 
 
-def judges(study: Study) -> Table | None:
+def judges(study: StudyGroups) -> Table | None:
     rows = [
         [
             str(row["name"]),
@@ -238,16 +242,16 @@ def judges(study: Study) -> Table | None:
             percent(row.get("natural_identification")),
             str(row.get("disqualified") or "-"),
         ]
-        for row in study.entries("judges")
+        for row in study.report.rows("judges")
     ]
     header = ("judge", "kind", "clean accuracy", "identifies exemplars", "excluded")
     return Table("Judges", header, rows) if rows else None
 
 
-def checkpoints(study: Study) -> list[Mapping[str, Any]]:
+def checkpoints(study: StudyGroups) -> list[Mapping[str, Any]]:
     """Each checkpoint's name with pairs of texts."""
     found: list[Mapping[str, Any]] = []
-    for entry in study.entries("checkpoints"):
+    for entry in study.report.rows("checkpoints"):
         pairs = {
             "name": entry["name"],
             "role": key_word(str(entry.get("role") or "")),

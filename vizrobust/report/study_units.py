@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vizrobust.report.study_data import Entry, Group, Study
+from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.results import percent
 
 AIM = 128  # CSS pixels of a tile
@@ -41,16 +41,16 @@ class Cell:
         return {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
 
 
-def units(study: Study, recipe: str, layer: str) -> list[tuple[int, str]]:
+def units(study: StudyGroups, recipe: str, layer: str) -> list[tuple[int, str]]:
     """The units of a layer that were rendered, with their names, in order."""
     names = {int(row["unit"]): str(row.get("unit_name") or row["unit"]) for row in _rows(study, recipe, layer)}
     return sorted(names.items())
 
 
-def cells(study: Study, folder: Path, recipe: str, layer: str) -> dict[tuple[str, int], list[Cell]]:
+def cells(study: StudyGroups, folder: Path, recipe: str, layer: str) -> dict[tuple[str, int], list[Cell]]:
     """(group, unit) -> its pictures by training seed, then by image seed."""
     groups = {name: group for group in study.groups for name in group.checkpoints}
-    seeds = {entry["name"]: entry.get("seed") for entry in study.entries("checkpoints")}
+    seeds = {entry["name"]: entry.get("seed") for entry in study.report.rows("checkpoints")}
     found: dict[tuple[str, int], list[Cell]] = {}
     for row in _rows(study, recipe, layer):
         if row["checkpoint"] in groups:
@@ -70,7 +70,7 @@ def inside(folder: Path, name: Any) -> Path | None:
     return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
 
 
-def panels(study: Study, folder: Path, source: Callable[[Path], str], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def panels(study: StudyGroups, folder: Path, source: Callable[[Path], str], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every layer and recipe as the template wants it; `facts` grows by one entry per picture and exemplar."""
     found = []
     for layer in study.layers:
@@ -84,7 +84,7 @@ def panels(study: Study, folder: Path, source: Callable[[Path], str], facts: lis
 
 
 def _panel(
-    study: Study,
+    study: StudyGroups,
     folder: Path,
     layer: str,
     recipe: str,
@@ -93,8 +93,8 @@ def _panel(
     facts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     columns = [group for group in study.groups if any(name == group.name for name, _ in by_place)]
-    natural = {int(row["unit"]): row["images"] for row in study.entries("exemplars") if row["layer"] == layer}
-    about = {entry["name"]: entry for entry in study.entries("checkpoints")}
+    natural = {int(row["unit"]): row["images"] for row in study.report.rows("exemplars") if row["layer"] == layer}
+    about = {entry["name"]: entry for entry in study.report.rows("checkpoints")}
     robust = study.accuracy_of("strongest")
     lines = []
     for unit, name in units(study, recipe, layer):
@@ -127,13 +127,13 @@ def _panel(
     }
 
 
-def measures(study: Study, facts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def measures(study: StudyGroups, facts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What units can be sorted by: their activation, and every metric that has a value for some picture."""
     names = dict.fromkeys(name for fact in facts for name in fact["scores"])
     return [(name, "activation" if name == ACTIVATION else study.title(name)) for name in names]
 
 
-def _facts(study: Study, cell: Cell, name: str, recipe: str, entry: Entry, robust: float | None) -> dict[str, Any]:
+def _facts(study: StudyGroups, cell: Cell, name: str, recipe: str, entry: Entry, robust: float | None) -> dict[str, Any]:
     """What the enlarged picture says about itself."""
     pairs = {
         "activation": f"{cell.scores[ACTIVATION]:.4g}" if ACTIVATION in cell.scores else "-",
@@ -142,7 +142,7 @@ def _facts(study: Study, cell: Cell, name: str, recipe: str, entry: Entry, robus
         "near black or white": percent(cell.row.get("saturated_share")),
         "checkpoint": str(entry.get("label") or entry["name"]),
         "accuracy": f"clean {percent(entry.get('clean'))}, strongest attack {percent(robust)}",
-        "recipe": str(study.table("recipes").get(recipe) or recipe),
+        "recipe": str(study.report.facts("recipes").get(recipe) or recipe),
         "layer and unit": f"{cell.row['layer']}, unit {cell.row['unit']}, seed {cell.row.get('seed')}",
         "file": str(cell.row.get("image") or ""),
     }
@@ -153,8 +153,8 @@ def _facts(study: Study, cell: Cell, name: str, recipe: str, entry: Entry, robus
     }
 
 
-def _rows(study: Study, recipe: str, layer: str) -> list[Entry]:
-    return [row for row in study.entries("pictures") if (row["recipe"], row["layer"]) == (recipe, layer)]
+def _rows(study: StudyGroups, recipe: str, layer: str) -> list[Entry]:
+    return [row for row in study.report.rows("pictures") if (row["recipe"], row["layer"]) == (recipe, layer)]
 
 
 def _side(by_place: Mapping[tuple[str, int], list[Cell]]) -> int:
