@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_robustness import Says, Scripted
-from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.attacks import FGSM, PGD, Attack, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head
 from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
-from vizrobust.robustness import CLEAN, PartialResult, evaluate, merge_results
+from vizrobust.robustness import CLEAN, PartialResult, RobustAccuracy, evaluate, merge_results
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder, evaluated, identity
 from vizrobust.runs import RunFolder
 
@@ -123,6 +124,55 @@ def test_a_random_networks_noise_repeats_and_the_global_generator_is_left_alone(
     found = [merge_results(ATTACKS[0], evaluate(Dropping(), ATTACKS[0], images, compute, batch_size=SIZE)) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(found[0].first_success_step, found[1].first_success_step)
+
+
+def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(images: ArraySplit, compute: Compute) -> None:
+    attack, some_images = PGD(steps=3, ball=Linf(0.03), alpha=0.01, restarts=2), head(images, 14)
+
+    def found(**how) -> RobustAccuracy:
+        return merge_results(attack, evaluate(Dropping(), attack, some_images, compute, **{"batch_size": 4, **how}))
+
+    parts = list(evaluate(Dropping(), attack, some_images, compute, batch_size=4))
+    whole = merge_results(attack, parts)
+    assert 0 < int(whole.robust.sum()) < int(whole.clean.sum()), "some images are decided each way"
+    assert any("EOT" in warning for warning in whole.warnings)
+    assert not torch.equal(found(seed=1).first_success_step, whole.first_success_step)
+    some = found(indices=[12, 4, 7, 9])
+    assert torch.equal(some.first_success_step, whole.first_success_step[:, some.indices])
+    rest = evaluate(Dropping(), attack, some_images, compute, batch_size=6, known=parts[:5])
+    resumed = merge_results(attack, [*parts[:5], *rest])
+    assert torch.equal(resumed.first_success_step, whole.first_success_step)
+
+
+class Overflowing(nn.Module):
+    """Logits that are not finite on images brighter than a half, as after an overflow; else class 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(x), 3, device=x.device) + 0 * x.flatten(1).sum(1, keepdim=True)
+        logits[:, 0] += 1
+        return torch.where((x.flatten(1).mean(1) > 0.5)[:, None], torch.nan, logits)
+
+
+def test_outputs_that_are_not_finite_break_nothing_and_are_not_robust(compute: Compute) -> None:
+    x = torch.full((4, *SHAPE), 0.2)
+    x[1] = 0.9
+    labels = torch.tensor([0, 0, 1, 0])
+    found = merge_results(FGSM(Linf(0.01)), evaluate(Overflowing(), FGSM(Linf(0.01)), ArraySplit(x, labels), compute))
+    assert found.clean.tolist() == found.robust.tolist() == [True, False, False, True]
+    assert found.undefined.tolist() == [False, True, False, False]
+    assert found.minimum_norm.tolist() == [math.inf, 0, 0, math.inf]
+    assert "not finite on 1 of 4 images" in found.warnings[0]
+    assert found.row()["undefined"] == 1
+
+
+def test_a_result_says_itself_in_one_line_and_warns_of_a_network_with_one_answer(compute: Compute) -> None:
+    x, labels = torch.full((4, *SHAPE), 0.2), torch.tensor([0, 1, 1, 0])
+    found = merge_results(FGSM(Linf(0.01)), evaluate(Overflowing(), FGSM(Linf(0.01)), ArraySplit(x, labels), compute))
+    assert repr(found) == "50.0 % (15.0 to 85.0) of 4 images under FGSM(ball=Linf(eps=0.01))"
+    assert found.warnings == ("the network predicts class 0 for all 4 unchanged images",)
+    assert found.warnings[0] in found._repr_html_()
+    assert (found.accuracy, found.interval) == (0.5, (found.row()["ci_low"], found.row()["ci_high"]))
+    assert found.rows() == [found.row()]
 
 
 def test_the_last_point_alone_may_decide(compute: Compute) -> None:

@@ -88,13 +88,23 @@ class Streams:
         return (self.uniform(*shape).to(torch.float64) * high).floor().to(torch.int64)
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """For code that draws from torch's global generators (dropout): seeded inside, afterwards as they were."""
+def generator_states(device: torch.device) -> list[Tensor]:
+    """The states of the global generators that a network on this device may draw from."""
+    return [generator.get_state() for generator in _global_generators(device)]
+
+
+def _global_generators(device: torch.device) -> list[torch.Generator]:
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
-    states = [generator.get_state() for generator in generators]
+    return generators
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """For code that draws from torch's global generators (dropout): seeded inside, afterwards as they were."""
+    generators = _global_generators(device)
+    states = generator_states(device)
     try:
         for generator in generators:
             generator.manual_seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from vizrobust.cli import options
 from vizrobust.cli.output import PIPE_WIDTH, json_row, percent, progress, table
+from vizrobust.requests.request import named_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -246,7 +246,7 @@ def _told(check: Check) -> list[str]:
 
 def _with_options(advice: str) -> str:
     """Advice with its parameters as options: {transfer_from} becomes --transfer-from."""
-    return re.sub(r"\{(\w+)\}", lambda found: "--" + found[1].replace("_", "-"), advice)
+    return named_parameters(advice, lambda name: "--" + name.replace("_", "-"))
 
 
 def _summary(diagnoses: Sequence[tuple[Checkpoint, MaskingAttacks, Diagnosis]]) -> None:

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from vizrobust.attacks import Attack, is_inside, threat_model
 from vizrobust.intervals import share, wilson
+from vizrobust.results import Table, interval_text, percent, tables_html
 
 OUTSIDE = "outside the ball"
 # The run under which the verdicts on the unchanged images are listed, beside those of an attack's runs.
 CLEAN = "clean"
+# In place of the step of the first success: there was none; or there was none, and the outputs at some point that was
+# judged are not finite, so that nobody can say what the network answers there.
+NO_SUCCESS, UNDEFINED = -1, -2
+# Attacks on the expectation of a stochastic network.
+EXPECTATION = "EOT("
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,10 @@ class PartialResult:
     """What one run of an attack (or `CLEAN`, the unchanged images) found for k images.
 
     `indices` are the images' indices in the split, `first_success_step` the step of the first misclassified point
-    (-1: none), `norms` the size of the perturbation that decided. `steps` is the run's K. Passes are those of these
-    images alone, without padding and the other images in the batch, so that they depend neither on the batches nor
-    on the processes.
+    (`NO_SUCCESS`, -1: none; `UNDEFINED`, -2: none, and outputs that are not finite), `norms` the size of the perturbation
+    that decided. `steps` is the run's K. Passes are those of these images alone, without padding and the other images in
+    the batch, so that they depend neither on the batches nor on the processes. Of the unchanged images `predicted` are
+    the classes (-1: undefined), and `stochastic` says whether the network draws random numbers in evaluation mode.
     """
 
     run: str
@@ -37,15 +44,29 @@ class PartialResult:
     forward_passes: int
     gradient_passes: int
     seconds: float
+    predicted: tuple[int, ...] = ()
+    stochastic: bool = False
 
 
 @dataclass(frozen=True)
 class RobustAccuracy:
-    """An attack's outcome on n images, and what each of its S runs did.
+    """How many of n images a network classifies correctly at every point that an attack visited.
 
-    `indices` (n,) are the images' indices in the split, `clean` (n,) says which are right unchanged,
-    ``first_success_step[s]`` (n,) at which step run s first got an image misclassified (-1: not), ``norms[s]`` (n,)
-    the perturbation's size (nan: not attacked by s). Passes and seconds are totals.
+    `accuracy` is that share, `interval` its Wilson 95 % interval; `clean`, `robust` and `undefined` (n,) bool tell the
+    images apart, and `warnings` say what to know before the number is quoted. `rows` are for programs, `tables` for
+    people.
+
+    `indices` (n,) are the images' indices in the split. The attack consists of S `runs`, such as restarts:
+    ``first_success_step[s]`` (n,) is the step at which run s first got an image misclassified (-1: never; -2: never, and
+    some outputs are not finite), ``norms[s]`` (n,) the perturbation's size (nan: run s did not attack the image).
+    `predicted` (n,) are the classes of the unchanged images (-1: not finite; None: not recorded). Passes and seconds
+    are totals.
+
+    >>> from vizrobust.attacks import FGSM, Linf
+    >>> clean = PartialResult(CLEAN, CLEAN, 0, (0, 1, 2), (-1, -1, 0), (0.0, 0.0, 0.0), 3, 0, 0.1)
+    >>> fgsm = PartialResult("FGSM", "FGSM", 1, (0, 1), (1, -1), (0.3, 0.3), 4, 2, 0.1)
+    >>> merge_results(FGSM(ball=Linf(eps=0.3)), [clean, fgsm])
+    33.3 % (6.1 to 79.2) of 3 images under FGSM(ball=Linf(eps=0.3))
     """
 
     attack: Attack
@@ -59,11 +80,48 @@ class RobustAccuracy:
     forward_passes: int
     gradient_passes: int
     seconds: float
+    predicted: Tensor | None = None
+    stochastic: bool = False
 
     @property
     def robust(self) -> Tensor:
-        """(n,) bool: right clean and at every point met."""
-        return self.clean & (self.first_success_step < 0).all(0)
+        """(n,) bool: classified correctly unchanged and at every point that was judged."""
+        return self.clean & (self.first_success_step == NO_SUCCESS).all(0)
+
+    @property
+    def undefined(self) -> Tensor:
+        """(n,) bool: outputs at some point are not finite, and none is misclassified; neither a success nor robust."""
+        unchanged = torch.zeros_like(self.clean) if self.predicted is None else self.predicted < 0
+        return unchanged | (self.clean & (self.first_success_step < 0).all(0) & (self.first_success_step == UNDEFINED).any(0))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of robust images, from 0 to 1."""
+        return share(self.robust)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % interval of the accuracy."""
+        return wilson(int(self.robust.sum()), len(self.robust))
+
+    @property
+    def ok(self) -> bool | None:
+        """True: a measurement is neither good nor bad."""
+        return True
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the accuracy is quoted, a sentence each."""
+        n, found = len(self.clean), []
+        if undefined := int(self.undefined.sum()):
+            found.append(f"outputs are not finite on {undefined} of {n} images, which count neither as broken nor as robust")
+        if self.predicted is not None and n > 1 and not self.clean.all() and bool((self.predicted == self.predicted[0]).all()):
+            found.append(f"the network predicts class {int(self.predicted[0])} for all {n} unchanged images")
+        if self.stochastic and EXPECTATION not in repr(self.attack):
+            found.append("the network is stochastic; attack its expectation with EOT before the accuracy is believed")
+        if self.outside:
+            found.append(f"the attack left its ball (norm {self.largest_norm:.3g}), so this is no robust accuracy at eps")
+        return tuple(found)
 
     @property
     def robust_after_step(self) -> Tensor:
@@ -74,7 +132,7 @@ class RobustAccuracy:
             if len(self.runs)
             else torch.full_like(self.indices, never)
         )
-        return self.clean & (first[None] > torch.arange(self.steps + 1)[:, None])
+        return self.clean & ~self.undefined & (first[None] > torch.arange(self.steps + 1)[:, None])
 
     @property
     def minimum_norm(self) -> Tensor:
@@ -103,10 +161,33 @@ class RobustAccuracy:
             open_ &= steps < 0
         return counts
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"{percent(self.accuracy)} ({interval_text(low, high)}) of {len(self.clean)} images under {self.attack!r}"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The one `row`."""
+        return [self.row()]
+
+    def tables(self) -> list[Table]:
+        """Accuracy, interval and cost."""
+        row = self.row()
+        header = ["attack", "clean", "accuracy", "95 % interval", "images", "forward", "gradient"]
+        cells = [
+            row["attack"], percent(row["clean"]), percent(row["accuracy"]), interval_text(row["ci_low"], row["ci_high"]),
+            str(row["n"]), f"{row['forward_passes']:g}", f"{row['gradient_passes']:g}",
+        ]  # fmt: skip
+        return [
+            Table("accuracy under attack", header, [cells], ". ".join(("forward, gradient: passes per image", *self.warnings)))
+        ]
+
     def row(self) -> dict[str, Any]:
         """The fields of an `attack` row that do not depend on where the network came from; passes are per image."""
         n = len(self.clean)
-        low, high = wilson(int(self.robust.sum()), n)
+        low, high = self.interval
         norm, eps = threat_model(self.attack)
         return {
             "n": n,
@@ -115,11 +196,13 @@ class RobustAccuracy:
             "eps": eps,
             "steps": self.steps,
             "clean": share(self.clean),
-            "accuracy": share(self.robust),
+            "accuracy": self.accuracy,
             "ci_low": low,
             "ci_high": high,
+            "undefined": int(self.undefined.sum()),
             "max_norm": round(self.largest_norm, 6),
             "note": OUTSIDE if self.outside else "",
+            "warnings": list(self.warnings),
             "broken_by": self.successes_by_component(),
             "forward_passes": round(self.forward_passes / n, 2),
             "gradient_passes": round(self.gradient_passes / n, 2),
@@ -136,24 +219,19 @@ class RobustAccuracy:
 
 
 def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccuracy:
-    """The parts of an evaluation as one; ``ValueError`` where there are none."""
+    """The partial results of `evaluate` as one; ``ValueError`` where there are none. See `RobustAccuracy` for an example."""
     parts = list(parts)
-    if not any(part.run == CLEAN for part in parts):
+    unchanged, attacked = [part for part in parts if part.run == CLEAN], [part for part in parts if part.run != CLEAN]
+    if not unchanged:
         raise ValueError("there are no images to attack; choose a split that has some")
-    found = {
-        index: step
-        for part in parts
-        if part.run == CLEAN
-        for index, step in zip(part.indices, part.first_success_step, strict=True)
-    }
-    order = sorted(found)
+    clean = {index: step for part in unchanged for index, step in zip(part.indices, part.first_success_step, strict=True)}
+    predicted = {index: found for part in unchanged for index, found in zip(part.indices, part.predicted, strict=False)}
+    order = sorted(clean)
     column = {index: k for k, index in enumerate(order)}
-    runs = list(dict.fromkeys((part.run, part.component) for part in parts if part.run != CLEAN))
-    first_success_step = torch.full((len(runs), len(order)), -1)
+    runs = list(dict.fromkeys((part.run, part.component) for part in attacked))
+    first_success_step = torch.full((len(runs), len(order)), NO_SUCCESS)
     norms = torch.full((len(runs), len(order)), math.nan, dtype=torch.float64)
-    for part in parts:
-        if part.run == CLEAN:
-            continue
+    for part in attacked:
         s = runs.index((part.run, part.component))
         columns = [column[index] for index in part.indices]
         first_success_step[s, columns] = torch.tensor(part.first_success_step, dtype=torch.int64)
@@ -161,7 +239,7 @@ def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccur
     return RobustAccuracy(
         attack,
         torch.tensor(order),
-        torch.tensor([found[index] < 0 for index in order]),
+        torch.tensor([clean[index] == NO_SUCCESS for index in order]),
         tuple(name for name, _ in runs),
         tuple(component for _, component in runs),
         max(part.steps for part in parts),
@@ -170,4 +248,6 @@ def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccur
         sum(part.forward_passes for part in parts),
         sum(part.gradient_passes for part in parts),
         sum(part.seconds for part in parts),
+        torch.tensor([predicted[index] for index in order]) if len(predicted) == len(order) else None,
+        any(part.stochastic for part in unchanged),
     )

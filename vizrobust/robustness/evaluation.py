@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,8 +14,9 @@ from vizrobust.attacks import Attack, AttackRun, State, perturbation_norm
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import evaluating
+from vizrobust.models.stochastic import StochasticNetwork, is_stochastic
 from vizrobust.rng import Streams, seeded
-from vizrobust.robustness.accuracy import CLEAN, PartialResult
+from vizrobust.robustness.accuracy import CLEAN, NO_SUCCESS, UNDEFINED, PartialResult
 
 BATCH_SIZE = 100
 Stop = Literal["success", "end", "last"]
@@ -47,6 +47,9 @@ def evaluate(
     each run take all its steps, for attacks that look for the smallest perturbation; ``stop="last"`` does so too and
     judges an image by its last point alone, as some published protocols do.
 
+    A stochastic network sees one image per forward pass, under a seed that depends on `seed`, the image and the step
+    alone, so its verdicts depend neither on the batch nor on how the work was shared or interrupted.
+
     Of n `processes` of `compute`, each takes every n-th batch of a run's remaining images. All of them yield the
     partial results of all, a few seconds after they were made.
     """
@@ -56,14 +59,18 @@ def evaluate(
     if not wanted:
         return
     compute.place(net)
+    one_image = compute.images(images.take(torch.tensor(wanted[:1])))
+    with compute.autocast():
+        if is_stochastic(net, one_image.expand(batch_size, *one_image.shape[1:])):
+            net = StochasticNetwork(net)
     verdicts = _first_success_steps(known, CLEAN)
     unknown = [index for index in wanted if index not in verdicts]
-    for part in processes.merged(_clean(net, images, unknown, compute, batch_size)):
+    for part in processes.merged(_clean(net, images, unknown, compute, seed, batch_size)):
         verdicts |= zip(part.indices, part.first_success_step, strict=True)
         yield part
-    correct = [index for index in wanted if verdicts[index] < 0]
-    with evaluating(net), compute.autocast():
-        runs = attack.runs(net, compute.images(images.take(torch.tensor(wanted[:1]))))
+    correct = [index for index in wanted if verdicts[index] == NO_SUCCESS]
+    with evaluating(net), compute.autocast(), seeded(seed, compute.device):
+        runs = attack.runs(net, one_image)
     for run in runs:
         done = _first_success_steps(known, run.name)
         todo = [index for index in correct if index not in done]
@@ -122,14 +129,14 @@ class SlotScheduler:
         self.step_cost: tuple[int, int] | None = None
 
     def parts(self, attack: Attack) -> Iterator[PartialResult]:
-        for number in itertools.count():
+        while True:
             began = time.perf_counter()
             rows: list[tuple[int, int, float, int, int]] = []
             with ExitStack() as stack:
                 stack.enter_context(evaluating(self.net))
                 stack.enter_context(self.compute.autocast())
-                # For networks that draw from the global generator: the user's is left as it was.
-                stack.enter_context(seeded(self.seed + number, self.compute.device))
+                # The user's global generators are left as they were.
+                stack.enter_context(seeded(self.seed, self.compute.device))
                 stack.enter_context(self.passes)
                 self._refill()
                 while any(index is not None for index in self.indices):
@@ -154,7 +161,8 @@ class SlotScheduler:
             y = self.images.labels[indices].to(self.compute.device)
             streams = Streams(self.seed, indices.tolist(), "attack")
             before = self.passes.each(self.size)
-            state = self.run.start(self.net, x, y, streams)
+            with self._noise(streams):
+                state = self.run.start(self.net, x, y, streams)
             yield state, indices[:count].tolist(), _since(before, self.passes.each(self.size))
 
     def _refill(self) -> None:
@@ -194,15 +202,28 @@ class SlotScheduler:
         ended = self.state["step"] >= self.run.steps
         before = self.passes.each(self.size)
         if bool((ended | ~self._taken()).all()):
-            with torch.no_grad():
+            with torch.no_grad(), self._noise():
                 self.run.evaluate(self.net, self.state)
             cost = self.step_cost or _since(before, self.passes.each(self.size))
         else:
-            self.run.step(self.net, self.state)
+            with self._noise():
+                self.run.step(self.net, self.state)
             cost = self.step_cost = _since(before, self.passes.each(self.size))
         self._pay(ended.tolist(), *cost)
         newly = self.state["misclassified"] & (self.first < 0)
         self.first = torch.where(newly, self.state["step"] - 1, self.first)
+
+    @contextmanager
+    def _noise(self, streams: Streams | None = None) -> Iterator[None]:
+        """A stochastic network draws each image's noise from a stream of the image and its step."""
+        if not isinstance(self.net, StochasticNetwork):
+            yield
+            return
+        if streams is None:
+            streams = Streams.of(self.state["keys"].cpu(), self.state["step"].cpu())
+        self.net.noise_from(streams.child(self.run.name))
+        with seeded(self.seed, self.compute.device):
+            yield
 
     def _taken(self) -> Tensor:
         """(size,) bool: the slots that hold an image that counts."""
@@ -224,6 +245,7 @@ class SlotScheduler:
         if not bool(over.any()):
             return []
         misclassified = ~state["correct"] if self.stop == "last" else state["misclassified"]
+        undefined = state.get("undefined", torch.zeros_like(misclassified))
         # What decided an image's verdict; and where its run ended, if it had no success or may be outside its ball.
         ended = perturbation_norm(attack, state["adv"] - state["x"])
         best = perturbation_norm(attack, state["best"] - state["x"])
@@ -236,22 +258,33 @@ class SlotScheduler:
         for slot in over.nonzero()[:, 0].tolist():
             index = self.indices[slot]
             assert index is not None
-            step = int(self.first[slot] if self.stop != "last" else state["step"][slot] - 1) if misclassified[slot] else -1
+            if misclassified[slot]:
+                step = int(self.first[slot] if self.stop != "last" else state["step"][slot] - 1)
+            else:
+                step = UNDEFINED if undefined[slot] else NO_SUCCESS
             rows.append((index, step, float(norms[slot]), *self.costs[slot]))
             self.indices[slot] = None
         return rows
 
 
-def _clean(net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, batch_size: int) -> Iterator[PartialResult]:
+def _clean(
+    net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, seed: int, batch_size: int
+) -> Iterator[PartialResult]:
+    """The verdicts on the unchanged images, and which classes the network predicts."""
     indices = torch.tensor(todo, dtype=torch.int64)
     for batch, count in compute.processes.mine(full_batches(len(indices), batch_size)):
         began = time.perf_counter()
         taken = indices[batch]
+        if isinstance(net, StochasticNetwork):
+            net.noise_from(Streams(seed, taken.tolist(), CLEAN))
         with evaluating(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
-            right = net(compute.images(images.take(taken))).argmax(1) == images.labels[taken].to(compute.device)
-        first_success_step = tuple(-int(hit) for hit in right[:count].tolist())
-        seconds = time.perf_counter() - began
-        yield PartialResult(CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), first_success_step, (0.0,) * count, count, 0, seconds)
+            logits = net(compute.images(images.take(taken)))[:count].cpu()
+        predicted, defined = logits.argmax(1), logits.isfinite().all(1)
+        step = torch.where(predicted == images.labels[taken[:count]], NO_SUCCESS, 0).where(defined, UNDEFINED)
+        yield PartialResult(
+            CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), tuple(step.tolist()), (0.0,) * count, count, 0,
+            time.perf_counter() - began, tuple(predicted.where(defined, -1).tolist()), isinstance(net, StochasticNetwork),
+        )  # fmt: skip
 
 
 def _since(before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:

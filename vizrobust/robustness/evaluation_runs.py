@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def evaluate_in_folder(
         network, attack, images, compute, seed, batch_size,
         indices=indices, known=known, stop=stop, all_runs=all_runs,
     ):  # fmt: skip
-        run.add({**about, **{KEYS.get(name, name): value for name, value in asdict(part).items()}})
+        run.add({**about, **_saved(part)})
         yield part
 
 
@@ -64,10 +64,16 @@ def evaluated(
     return merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute, **how))
 
 
+def _saved(part: PartialResult) -> Row:
+    """The fields that differ from their defaults, under their keys in rows.jsonl."""
+    values = {field: getattr(part, field.name) for field in fields(part)}
+    return {KEYS.get(field.name, field.name): value for field, value in values.items() if value != field.default}
+
+
 def _partial_result(row: Row) -> PartialResult:
     values: dict[str, Any] = {}
     for field in fields(PartialResult):
-        value = row[KEYS.get(field.name, field.name)]
+        value = row.get(KEYS.get(field.name, field.name), field.default)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return PartialResult(**values)
 
@@ -78,7 +84,11 @@ def _restricted(part: PartialResult, wanted: set[int]) -> PartialResult:
     if len(kept) == len(part.indices):
         return part
     ratio = len(kept) / len(part.indices)
-    columns = {name: tuple(getattr(part, name)[k] for k in kept) for name in ("indices", "first_success_step", "norms")}
+    columns = {
+        name: tuple(column[k] for k in kept)
+        for name in ("indices", "first_success_step", "norms", "predicted")
+        if (column := getattr(part, name))
+    }
     costs = {name: round(getattr(part, name) * ratio) for name in ("forward_passes", "gradient_passes")}
     return replace(part, **columns, **costs, seconds=part.seconds * ratio)  # type: ignore[arg-type]
 
@@ -101,7 +111,7 @@ def examples(
     net: nn.Module, result: RobustAccuracy, images: Split, compute: Compute, seed: int = 0, count: int = SHOWN
 ) -> Examples:
     """The first images on which an attack succeeded, attacked again; the first correct ones where there are none."""
-    misclassified = (result.clean & ~result.robust).nonzero()[:, 0]
+    misclassified = (result.clean & ~result.robust & ~result.undefined).nonzero()[:, 0]
     chosen = misclassified if len(misclassified) else result.clean.nonzero()[:, 0]
     if not len(chosen):
         raise ValueError("the network classifies no image correctly, so there is no example to show")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from vizrobust.attacks import Attack, Ball
 from vizrobust.data import Split
+from vizrobust.requests.request import named_parameters
 from vizrobust.spec import spec
 
 
@@ -69,7 +69,7 @@ class Check:
     It is `flagged` where `value` is on the wrong side of `threshold` (above it unless `flagged_if` is ``"below"``); None
     where it could not be run, which `evidence` then explains. `counts` are the numbers of images behind the value.
     `advice` says what to do, and is empty unless the check was flagged or skipped; it names parameters of the commands
-    `attack` and `masking` as templates, such as ``{thorough}`` (see `with_parameter_names`).
+    `attack` and `masking` as templates, such as ``{thorough}`` (see `vizrobust.requests.request.named_parameters`).
     """
 
     name: str
@@ -86,17 +86,8 @@ class Check:
         """The fields of a check in JSON."""
         return {
             "name": self.name, "value": self.value, "threshold": self.threshold, "tripped": self.flagged,
-            "counts": self.counts, "evidence": self.evidence, "advice": with_parameter_names(self.advice),
+            "counts": self.counts, "evidence": self.evidence, "advice": named_parameters(self.advice, str),
         }  # fmt: skip
-
-
-def with_parameter_names(advice: str) -> str:
-    """Advice for a reader who calls from Python: each template ``{name}`` becomes the parameter's name.
-
-    >>> with_parameter_names("attack with Square too: {attack} standard")
-    'attack with Square too: attack standard'
-    """
-    return re.sub(r"\{(\w+)\}", r"\1", advice)
 
 
 def threshold_check(
