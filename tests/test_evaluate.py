@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_robustness import Says, Scripted
-from vizrobust.attacks import FGSM, PGD, Attack, Linf
+from vizrobust.attacks import EOT, FGSM, PGD, Attack, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head
 from vizrobust.models import Checkpoint, CheckpointInfo
@@ -126,8 +126,13 @@ def test_a_random_networks_noise_repeats_and_the_global_generator_is_left_alone(
     assert torch.equal(found[0].first_success_step, found[1].first_success_step)
 
 
-def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(images: ArraySplit, compute: Compute) -> None:
-    attack, some_images = PGD(steps=3, ball=Linf(0.03), alpha=0.01, restarts=2), head(images, 14)
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=3, ball=Linf(0.03), alpha=0.01, restarts=2), EOT(PGD(steps=2, ball=Linf(0.03)), samples=2)], ids=repr
+)
+def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(
+    attack: Attack, images: ArraySplit, compute: Compute
+) -> None:
+    some_images = head(images, 14)
 
     def found(**how) -> RobustAccuracy:
         return merge_results(attack, evaluate(Dropping(), attack, some_images, compute, **{"batch_size": 4, **how}))
@@ -135,7 +140,7 @@ def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(images: 
     parts = list(evaluate(Dropping(), attack, some_images, compute, batch_size=4))
     whole = merge_results(attack, parts)
     assert 0 < int(whole.robust.sum()) < int(whole.clean.sum()), "some images are decided each way"
-    assert any("EOT" in warning for warning in whole.warnings)
+    assert any("EOT" in warning for warning in whole.warnings) == isinstance(attack, PGD)
     assert not torch.equal(found(seed=1).first_success_step, whole.first_success_step)
     some = found(indices=[12, 4, 7, 9])
     assert torch.equal(some.first_success_step, whole.first_success_step[:, some.indices])

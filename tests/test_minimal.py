@@ -56,21 +56,21 @@ def test_bisection_finds_what_trying_every_radius_finds(limits: list[float], rad
     attack = Thresholds(limits, share)
     found = smallest_eps(PGD(), attack, radii)
     for k, limit in enumerate(limits):
-        first_success_step = [radius for radius in radii if limit <= radius]
+        successful = [radius for radius in radii if limit <= radius]
         if limit == 0:
             assert found.eps[k] == 0
-        elif not first_success_step:
+        elif not successful:
             assert found.eps[k] == math.inf
             assert found.largest_unsuccessful_eps[k] == radii[-1]
         else:
             # What is reported is a perturbation's norm: within the smallest radius that breaks it, and not below the limit.
-            assert limit * (1 - 1e-6) <= found.eps[k] <= min(first_success_step)
+            assert limit * (1 - 1e-6) <= found.eps[k] <= min(successful)
             assert found.largest_unsuccessful_eps[k] <= limit
     for row in found.curve():
         assert row["accuracy"] == pytest.approx(sum(limit > row["eps"] for limit in limits) / len(limits))
     assert max(attack.asked.values()) <= math.ceil(math.log2(len(radii) + 1))
     assert len(set(attack.radii)) == len(attack.radii), "each radius is one evaluation for all who need it"
-    assert found.runs == pytest.approx(attack.asked.total() / len(limits))
+    assert found.attacks_per_image == pytest.approx(attack.asked.total() / len(limits))
     assert found.forward_passes == 10 * len(attack.radii)
 
 
@@ -127,7 +127,7 @@ def test_the_curve_is_that_of_evaluations_at_every_radius(linear, compute: Compu
 def test_attacks_that_look_for_the_smallest_run_once_and_without_limit(linear, compute: Compute, attack: Attack) -> None:
     net, images, truth = linear
     found = smallest_eps(attack, on_network(net, images, compute))
-    assert (found.runs, found.radii) == (1.0, ())
+    assert (found.attacks_per_image, found.radii) == (1.0, ())
     assert found.attack.ball.eps is None
     assert ((found.eps == 0) == (truth == 0)).all()
     if isinstance(attack, FAB):

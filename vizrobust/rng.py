@@ -93,6 +93,12 @@ def generator_states(device: torch.device) -> list[Tensor]:
     return [generator.get_state() for generator in _global_generators(device)]
 
 
+def set_generator_states(states: list[Tensor], device: torch.device) -> None:
+    """Put the global generators back into states that `generator_states` returned."""
+    for generator, state in zip(_global_generators(device), states, strict=True):
+        generator.set_state(state)
+
+
 def _global_generators(device: torch.device) -> list[torch.Generator]:
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -103,15 +109,13 @@ def _global_generators(device: torch.device) -> list[torch.Generator]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """For code that draws from torch's global generators (dropout): seeded inside, afterwards as they were."""
-    generators = _global_generators(device)
     states = generator_states(device)
     try:
-        for generator in generators:
+        for generator in _global_generators(device):
             generator.manual_seed(seed)
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        set_generator_states(states, device)
 
 
 def _mix(z: Tensor) -> Tensor:

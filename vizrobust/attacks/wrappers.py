@@ -18,6 +18,7 @@ from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import Ball
 from vizrobust.models import load_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.models.stochastic import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.spec import spec
 
@@ -31,8 +32,8 @@ class EOT:
     those of the mean logits, drawn anew for every iterate. With a deterministic network the images are those of
     `attack` itself, bit for bit, at `samples` times the cost and more.
 
-    Results repeat with the same seed, images and batch size. They are not the same in another batch, as a network's
-    noise comes from torch's global generator and depends on an image's place in the batch.
+    In an evaluation each image has noise of its own, so its verdict does not depend on the batch. Called by itself the
+    attack repeats with the same seed, images and batch size alone, because torch's global generator serves a whole batch.
 
     >>> EOT(attack=PGD(steps=10), samples=5)
     EOT(attack=PGD(steps=10), samples=5)
@@ -94,6 +95,8 @@ class EOTRun:
         self.walk.evaluate(self._mean(net, state["keys"], state["step"]), state)
 
     def _mean(self, net: nn.Module, keys: Tensor, t: Tensor) -> Expectation:
+        if isinstance(net, PerImageNoise):  # each image has noise of its own for this step
+            return Expectation(net, self.samples, 0)
         # A generator serves the whole batch, so its seed stands for all the images in it and their steps.
         seed = int(Streams.of(keys.cpu(), t.cpu()).child("expectation").keys.sum())
         return Expectation(net, self.samples, seed)

@@ -20,8 +20,8 @@ CLEAN = "clean"
 # In place of the step of the first success: there was none; or there was none, and the outputs at some point that was
 # judged are not finite, so that nobody can say what the network answers there.
 NO_SUCCESS, UNDEFINED = -1, -2
-# Attacks on the expectation of a stochastic network.
-EXPECTATION = "EOT("
+# How the names of runs on the expectation of a stochastic network begin.
+EXPECTATION = "EoT "
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RobustAccuracy:
             found.append(f"outputs are not finite on {undefined} of {n} images, which count neither as broken nor as robust")
         if self.predicted is not None and n > 1 and not self.clean.all() and bool((self.predicted == self.predicted[0]).all()):
             found.append(f"the network predicts class {int(self.predicted[0])} for all {n} unchanged images")
-        if self.stochastic and EXPECTATION not in repr(self.attack):
+        if self.stochastic and not all(name.startswith(EXPECTATION) for name in self.runs):
             found.append("the network is stochastic; attack its expectation with EOT before the accuracy is believed")
         if self.outside:
             found.append(f"the attack left its ball (norm {self.largest_norm:.3g}), so this is no robust accuracy at eps")

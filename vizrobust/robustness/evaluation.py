@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from vizrobust.attacks import Attack, AttackRun, State, perturbation_norm
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import StochasticNetwork, is_stochastic
+from vizrobust.models.stochastic import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, NO_SUCCESS, UNDEFINED, PartialResult
 
@@ -47,7 +48,7 @@ def evaluate(
     each run take all its steps, for attacks that look for the smallest perturbation; ``stop="last"`` does so too and
     judges an image by its last point alone, as some published protocols do.
 
-    A stochastic network sees one image per forward pass, under a seed that depends on `seed`, the image and the step
+    A stochastic network gets one image per forward pass, under a seed that depends on `seed`, the image and the step
     alone, so its verdicts depend neither on the batch nor on how the work was shared or interrupted.
 
     Of n `processes` of `compute`, each takes every n-th batch of a run's remaining images. All of them yield the
@@ -59,25 +60,22 @@ def evaluate(
     if not wanted:
         return
     compute.place(net)
-    one_image = compute.images(images.take(torch.tensor(wanted[:1])))
-    with compute.autocast():
-        if is_stochastic(net, one_image.expand(batch_size, *one_image.shape[1:])):
-            net = StochasticNetwork(net)
+    network = PerImageNoise(net)
     verdicts = _first_success_steps(known, CLEAN)
     unknown = [index for index in wanted if index not in verdicts]
-    for part in processes.merged(_clean(net, images, unknown, compute, seed, batch_size)):
+    for part in processes.merged(_clean(network, images, unknown, compute, seed, batch_size)):
         verdicts |= zip(part.indices, part.first_success_step, strict=True)
         yield part
     correct = [index for index in wanted if verdicts[index] == NO_SUCCESS]
-    with evaluating(net), compute.autocast(), seeded(seed, compute.device):
-        runs = attack.runs(net, one_image)
+    with evaluating(network), compute.autocast(), seeded(seed, compute.device):
+        runs = attack.runs(network, compute.images(images.take(torch.tensor(wanted[:1]))))
     for run in runs:
         done = _first_success_steps(known, run.name)
         todo = [index for index in correct if index not in done]
         if not todo and not any(part.run == run.name for part in known):
             # A run with nothing left to do is yielded all the same, so that a table can show that it succeeded nowhere.
             yield PartialResult(run.name, run.component, run.steps, (), (), (), 0, 0, 0.0)
-        slots = SlotScheduler(net, run, images, todo, compute, seed, batch_size, stop)
+        slots = SlotScheduler(network, run, images, todo, compute, seed, batch_size, stop)
         for part in processes.merged(slots.parts(attack), FLUSH_SECONDS):
             done |= zip(part.indices, part.first_success_step, strict=True)
             yield part
@@ -100,7 +98,7 @@ class SlotScheduler:
 
     def __init__(
         self,
-        net: nn.Module,
+        net: PerImageNoise,
         run: AttackRun,
         images: Split,
         todo: Sequence[int],
@@ -216,12 +214,14 @@ class SlotScheduler:
     @contextmanager
     def _noise(self, streams: Streams | None = None) -> Iterator[None]:
         """A stochastic network draws each image's noise from a stream of the image and its step."""
-        if not isinstance(self.net, StochasticNetwork):
+
+        def of_step() -> Streams:
+            return Streams.of(self.state["keys"].cpu(), self.state["step"].cpu())
+
+        self.net.noise_from(lambda: (streams or of_step()).child(self.run.name))
+        if not self.net.stochastic:
             yield
             return
-        if streams is None:
-            streams = Streams.of(self.state["keys"].cpu(), self.state["step"].cpu())
-        self.net.noise_from(streams.child(self.run.name))
         with seeded(self.seed, self.compute.device):
             yield
 
@@ -268,22 +268,21 @@ class SlotScheduler:
 
 
 def _clean(
-    net: nn.Module, images: Split, todo: Sequence[int], compute: Compute, seed: int, batch_size: int
+    net: PerImageNoise, images: Split, todo: Sequence[int], compute: Compute, seed: int, batch_size: int
 ) -> Iterator[PartialResult]:
     """The verdicts on the unchanged images, and which classes the network predicts."""
     indices = torch.tensor(todo, dtype=torch.int64)
     for batch, count in compute.processes.mine(full_batches(len(indices), batch_size)):
         began = time.perf_counter()
         taken = indices[batch]
-        if isinstance(net, StochasticNetwork):
-            net.noise_from(Streams(seed, taken.tolist(), CLEAN))
+        net.noise_from(partial(Streams, seed, taken.tolist(), CLEAN))
         with evaluating(net), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             logits = net(compute.images(images.take(taken)))[:count].cpu()
         predicted, defined = logits.argmax(1), logits.isfinite().all(1)
         step = torch.where(predicted == images.labels[taken[:count]], NO_SUCCESS, 0).where(defined, UNDEFINED)
         yield PartialResult(
             CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), tuple(step.tolist()), (0.0,) * count, count, 0,
-            time.perf_counter() - began, tuple(predicted.where(defined, -1).tolist()), isinstance(net, StochasticNetwork),
+            time.perf_counter() - began, tuple(predicted.where(defined, -1).tolist()), net.stochastic,
         )  # fmt: skip
 
 
