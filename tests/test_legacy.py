@@ -75,3 +75,23 @@ def test_what_has_no_new_name_is_refused_as_written(text: str, said: str) -> Non
     with pytest.raises(ValueError, match=r"\S") as error:
         parse(text, NEW)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "now", "same"),
+    [
+        ("Recipe('p', optimizer=Ascent(rate=1/255))", "Recipe('p', optimizer=NormalizedAscent(step_size=1/255))", True),
+        (
+            "Channel(layer='c') - 2 * Diversity(layer='c', faces=3)",
+            "Channel(layer='c') - 2 * Diversity(layer='c', group_size=3)",
+            True,
+        ),
+        ("ISM(steps=3)", "BIM(steps=4)", False),
+        ("12e45678", "13e45678", False),  # hashes that Python reads as numbers
+        ("0x10", "16", False),
+        ("runs/a (1)/b", "runs/a (2)/b", False),
+    ],
+)
+def test_old_and_new_texts_of_one_spec_compare_as_equal(old, now, same):
+    assert (legacy.present([old]) == legacy.present([now])) is same
+    assert (legacy.present({"a": {"b": old}}) == legacy.present({"a": {"b": now}})) is same

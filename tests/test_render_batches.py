@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -25,10 +27,12 @@ from vizrobust.features import (
     render,
 )
 from vizrobust.features.batches import Batch
+from vizrobust.features.picture_runs import RenderJob, images_of, missing, render_into
 from vizrobust.features.recipes import OPTIMIZERS, Adam
 from vizrobust.features.render import render_batches
 from vizrobust.features.scorer import as_objective
-from vizrobust.models import layer, layers
+from vizrobust.models import layer, layers, load_checkpoint
+from vizrobust.runs import RunFolder
 
 
 class Counted(nn.Module):
@@ -252,3 +256,29 @@ def test_reference_images_are_run_at_the_size_of_each_batch() -> None:
     objective = Inversion("conv1", "mnist5k#3")
     found = list(render_batches(net, objective, batches, recipe, shape=(1, 28, 28), compute=compute))
     assert [(one.seed, one.batch_size) for one in found] == [(0, 1), (1, 2), (2, 2)]
+
+
+def test_a_folder_of_an_older_version_is_continued(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Its rows name the same recipe in other words and no batch size; what is there is not rendered again."""
+    checkpoint, compute = load_checkpoint("mnist-k8"), Compute("cpu")
+    job = RenderJob(plain(steps=2), Logit(), (3, 5), seeds=(0, 1))
+
+    def run() -> RunFolder:
+        return RunFolder(tmp_path, "neurons", job.identity("fp32"))
+
+    first = run()
+    made = list(render_into(first, checkpoint, job, compute))
+    first.close()
+    assert [row["batch_size"] for row in made] == [4] * 4
+    info = json.loads((tmp_path / "run.json").read_text().replace("NormalizedAscent", "Ascent"))
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    old = [{**row, "recipe_text": row["recipe_text"].replace("NormalizedAscent", "Ascent")} for row in made[:3]]
+    for row in old:
+        del row["batch_size"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    again = run()
+    assert missing(again, checkpoint, job) == [(5, 1)]
+    (one,) = render_into(again, checkpoint, job, compute)
+    assert (one["unit"], one["seed"], one["batch_size"]) == (5, 1, 1)
+    assert images_of(again, checkpoint, job)[5].shape == (2, 1, 28, 28)
+    again.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 # Old class name -> new class name. A name counts only where the new one is in the catalogue that reads it.
@@ -79,3 +81,40 @@ def old_defaults(name: str, known: Collection[str]) -> dict[str, Any]:
     """Values that a text with the old class name `name` (in any case) means where it names no others."""
     old = DEFAULTS.get(_FOLDED.get(name.lower(), ""), {})
     return {field: value for field, value in old.items() if field in known}
+
+
+def present(value: Any) -> Any:
+    """A JSON value with the spec texts in it as today's names write them, so that old and new files can be compared.
+
+    >>> present({"recipe": "Recipe(name='x', optimizer=Ascent(rate=0.1))", "start": ""})
+    {'recipe': "Recipe(name='x', optimizer=NormalizedAscent(step_size=0.1))", 'start': ''}
+    """
+    if isinstance(value, str):
+        return _present_text(value)
+    if isinstance(value, dict):
+        return {key: present(one) for key, one in value.items()}
+    return [present(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@lru_cache(maxsize=4096)
+def _present_text(text: str) -> str:
+    # Hashes and numbers are texts too, and some of them are Python; a spec that could have changed has brackets.
+    if "(" not in text:
+        return text
+    try:
+        return ast.unparse(_Present().visit(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+
+
+class _Present(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name):
+            name = node.func.id = NAMES.get(node.func.id, node.func.id)
+            for keyword in node.keywords:
+                keyword.arg = FIELDS.get((name, keyword.arg or ""), keyword.arg)
+                if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str):
+                    old = keyword.value.value
+                    keyword.value.value = VALUES.get((keyword.arg or "", old), old)
+        return node

@@ -19,6 +19,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from vizrobust.legacy import present
 from vizrobust.parallel import ALONE, Processes
 
 Row = dict[str, Any]
@@ -258,7 +259,7 @@ def _refuse_other(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
         raise ValueError(
             f"folder {str(folder)!r} holds a run of {old.get('command')!r}, not of {new['command']!r}; give --out another folder"
         )
-    before, after = old["identity"], new["identity"]
+    before, after = present(old["identity"]), present(new["identity"])
     for key in [*after, *(key for key in before if key not in after)]:
         if before.get(key) != after.get(key):
             raise ValueError(

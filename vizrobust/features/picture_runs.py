@@ -20,6 +20,7 @@ from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import FeatureImage, joint_group_size, render, render_batches
 from vizrobust.features.scorer import Scorer
+from vizrobust.legacy import present
 from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
 from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
@@ -153,12 +154,13 @@ class RenderJob:
         return [self.key(name, unit, seed) for unit in self.units for seed in self.seeds]
 
     def key(self, checkpoint: str, unit: int, seed: int) -> tuple[Any, ...]:
-        return (checkpoint, repr(self.recipe), repr(self.objective), unit, seed, self.sign)
+        return (checkpoint, *present([repr(self.recipe), repr(self.objective)]), unit, seed, self.sign)
 
 
 def picture_key(row: Row) -> tuple[Any, ...]:
     """What tells one row of a run from another; the same as `RenderJob.key`."""
-    return (row["checkpoint"], row["recipe_text"], row["objective"], row["unit"], row["seed"], row["sign"])
+    texts = present([row["recipe_text"], row["objective"]])
+    return (row["checkpoint"], *texts, row["unit"], row["seed"], row["sign"])
 
 
 def diverse(request: RenderJob, checkpoint: Checkpoint, group_size: int) -> RenderJob:

@@ -195,7 +195,7 @@ def parse_recipe(text: str) -> Recipe:
     """A recipe from its name or text.
 
     >>> parse_recipe("plain(steps=64)")
-    Recipe(name="plain", parametrization=Pixels(), optimizer=Ascent(), steps=64)
+    Recipe(name="plain", parametrization=Pixels(), optimizer=NormalizedAscent(), steps=64)
     """
     name = text.strip().partition("(")[0].strip()
     found = lookup({**RECIPES, "Recipe": Recipe}, name, "recipe")
