@@ -69,7 +69,7 @@ def test_a_judge_of_a_study_may_not_be_compared_nor_know_the_images(known, compu
     known.update(same=one, alike=checkpoint("alike", 3, "mnist5k"), wider=checkpoint("wider", 4, "mnist"))
     with pytest.raises(ValueError, match=r"'same' is one of the compared checkpoints \(one\)"):
         judges_for("mnist5k", [two, one], compute, ["same"])
-    with pytest.raises(ValueError, match="'alike' was trained on mnist5k, as one was; name a --judge"):
+    with pytest.raises(ValueError, match="'alike' was trained on mnist5k, as one was; name a judge"):
         judges_for("mnist5k", [one], compute, ["alike"])
     with pytest.raises(ValueError, match=r"trained on mnist, which shares images with that of one \(mnist5k\)"):
         judges_for("mnist5k", [one], compute, ["wider"])
@@ -105,7 +105,7 @@ def test_classes_are_found_by_name_in_any_case_and_order(known, compute):
     with torch.no_grad():
         own = known["many"].net()(x)
     torch.testing.assert_close(judge(x).logits, own[:, [5, 4, 1]], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"the judge 'many' has no class 'pike' and 1 more .* name another --judge"):
+    with pytest.raises(ValueError, match=r"the judge 'many' has no class 'pike' and 1 more .* name another judge"):
         judges_for("photos", [checkpoint("two", 2, classes=("pike", "tench", "perch"))], compute, ["many"])
     with pytest.raises(ValueError, match="several classes 'Crane'"):
         judges_for("photos", [checkpoint("two", 2, classes=("Crane", "tench"))], compute, ["many"])
@@ -155,7 +155,7 @@ def test_grey_and_colour_judges_judge_each_other(known, compute):
     known.update(grey=checkpoint("grey", 3, shape=(1, 20, 16)), four=checkpoint("four", 4, shape=(4, 20, 16)))
     judge = judge_for("photos", [checkpoint("one", 1)], compute, "grey")
     assert judge(colour).logits.shape == (2, 7)
-    with pytest.raises(ValueError, match="'four' takes images of 4 channels, one of 3; name another --judge"):
+    with pytest.raises(ValueError, match="'four' takes images of 4 channels, one of 3; name another judge"):
         judges_for("photos", [checkpoint("one", 1)], compute, ["four"])
     with pytest.raises(ValueError, match="only grey"):
         resized_to_input(colour, (4, 20, 16))

@@ -105,7 +105,7 @@ def test_identification_refuses_what_it_cannot_score():
         identification([torch.eye(2), torch.eye(2)[:0]], [torch.eye(2)] * 2)
 
 
-# 1.4 seed agreement
+# 1.4 cross-seed similarity
 
 
 def test_seed_agreement_is_the_mean_cosine_of_pairs_within_minus_between():

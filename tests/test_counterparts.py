@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from vizrobust.study.networks import BASELINE, SWEEP, StudyCheckpoint
+from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.protocol import BASELINE, SWEEP
 from vizrobust.study.unit_matching import matched_units, reference_of
 
 

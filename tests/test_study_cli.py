@@ -23,7 +23,7 @@ def said(*arguments: str) -> Result:
         (("--data", "mnist5k", "--steps", "8"), "two or more K, got --steps 8"),
         (("--data", "mnist5k", "--steps", "0,one"), "--steps '0,one' is not a list of numbers such as 0,1,2,4,8"),
         (("--data", "mnist5k", "--steps", "0,4,4"), "K must be 0 or more, each once, got 0,4,4"),
-        (("--data", "mnist5k", "--arms", "fsgm"), "no arm 'fsgm'; did you mean fgsm or fast?"),
+        (("--data", "mnist5k", "--arms", "fsgm"), "no baseline 'fsgm'; did you mean fgsm or fast?"),
         (("--data", "mnist5k", "--controls", "k8"), "no control 'k8'; there are: k0-early"),
         (("--data", "no-such-data"), "no data set 'no-such-data'"),
         (("mnist-k8", "mnist-fgsm"), "a study compares two or more K, got K = 8"),

@@ -25,7 +25,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Study, report_of, training_runs
-from vizrobust.study.networks import on_all, passes, shared_out
+from vizrobust.study.networks import assign_runs, on_all, passes
 
 ROOT = Path(__file__).parent.parent
 MASKING = [
@@ -139,9 +139,9 @@ def test_the_longest_trainings_are_shared_out_first_and_dependent_ones_stay_toge
         small("x"), steps=(0, 1, 2, 4, 8, 16), seeds=2, arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long")
     )
     sweep = list(training_runs(plan, 0.1))
-    assert shared_out(sweep, 1) == [sweep]
+    assert assign_runs(sweep, 1) == [sweep]
     for size in (2, 3, 5):
-        shares = shared_out(sweep, size)
+        shares = assign_runs(sweep, size)
         assert sorted(cell.name for share in shares for cell in share) == sorted(cell.name for cell in sweep)
         loads = [sum(passes(cell.training, DIGITS) for cell in share) for share in shares]
         longest = max(passes(cell.training, DIGITS) for cell in sweep)
@@ -150,7 +150,7 @@ def test_the_longest_trainings_are_shared_out_first_and_dependent_ones_stay_toge
             names = [cell.name for cell in share]
             assert names == [cell.name for cell in sweep if cell.name in names], "seed by seed"
             assert all(names.index(cell.until) < names.index(cell.name) for cell in share if cell.until)
-    assert [len(share) for share in shared_out(sweep[:1], 3)] == [1, 0, 0]
+    assert [len(share) for share in assign_runs(sweep[:1], 3)] == [1, 0, 0]
 
 
 def test_a_checkpoint_that_one_process_loads_is_the_same_on_all() -> None:

@@ -22,7 +22,7 @@ from vizrobust.runs import read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.protocol import choose_eps
-from vizrobust.study.stimuli import hidden_units
+from vizrobust.study.stimuli import hidden_jobs
 from vizrobust.training import Training
 
 DIGITS = load("digits")
@@ -76,7 +76,7 @@ def finished(judge: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, report, plan
 
 
-def test_every_cell_is_trained_and_evaluated(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+def test_every_network_is_trained_and_evaluated(finished: tuple[Path, dict[str, Any], Plan]) -> None:
     _folder, report, plan = finished
     names = [one["name"] for one in report["checkpoints"]]
     assert names == ["k0-s0", "k1-s0", "k2-s0", "fgsm-s0", "k0-early-s0", "k8-eps-2-s0", "k0-shuffled-s0", "random network"]
@@ -114,8 +114,8 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
     for k, state in ((0, plain_state), (4, shuffled)):
         about = CheckpointInfo("small_cnn", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="digits", training="", attack_steps=k)
         save_checkpoint(tmp_path / f"k{k}.safetensors", state, about)
-    given = provided_checkpoints([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
-    study = Study(tmp_path / "study", replace(small, hidden=5), DIGITS, Compute("cpu", threads=1), given=given)
+    provided = provided_checkpoints([load_checkpoint(str(tmp_path / f"k{k}.safetensors")) for k in (0, 4)], DIGITS)
+    study = Study(tmp_path / "study", replace(small, hidden=5), DIGITS, Compute("cpu", threads=1), provided=provided)
     for _stage in study.run():
         pass
     report = report_of(study, "vizrobust study")
@@ -135,12 +135,12 @@ def test_matched_units_are_found_in_any_order(small: Plan, tmp_path: Path) -> No
     assert rows[first, "matched"]["values"] == rows[first, None]["values"]
     assert rows[second, "matched"]["units"] == rows[first, None]["units"] == pairs["units"]
     # Asked of their pictures one by one, by where they were put.
-    questions, judge, checkpoint = study.facts["questions"], study.judges[0], given[1].checkpoint
+    questions, judge, checkpoint = study.facts["questions"], study.judges[0], provided[1].checkpoint
     asked = questions.queries.outputs[judge.name].features
     for unit, value in zip(pairs["units"], rows[second, "matched"]["values"], strict=True):
         if unit in excited:
             partner = int((order == unit).nonzero())
-            liked, disliked = hidden_units(study.plan, DIGITS, checkpoint, [partner])[:2]
+            liked, disliked = hidden_jobs(study.plan, DIGITS, checkpoint, [partner])[:2]
             shown = [judge(images_of(study.pictures(job), checkpoint, job)[partner]).features for job in (liked, disliked)]
             (of_unit,) = questions.own(checkpoint, liked.objective, (partner,))
             queries, distractors = of_unit.questions("hard")
@@ -232,7 +232,7 @@ def test_another_study_in_the_folder_is_refused(finished: tuple[Path, dict[str, 
         ran(folder, replace(plan, images=21))
 
 
-def test_a_sweep_needs_two_doses(small: Plan) -> None:
+def test_a_sweep_needs_two_k(small: Plan) -> None:
     with pytest.raises(ValueError, match="two or more K, got --steps 4"):
         replace(small, steps=(4,))
     with pytest.raises(ValueError, match="two or more K, got K = 8"):
@@ -251,18 +251,18 @@ def test_checkpoints_of_other_data_or_classes_are_refused() -> None:
         provided_checkpoints([one, elsewhere], load("mnist5k"))
 
 
-def test_brought_checkpoints_find_their_place() -> None:
-    given = provided_checkpoints([load_checkpoint(name) for name in ("mnist-k0", "mnist-fgsm", "mnist-k8")], load("mnist5k"))
-    assert [(one.group, one.role, one.k, one.seed) for one in given] == [
+def test_provided_checkpoints_find_their_place() -> None:
+    provided = provided_checkpoints([load_checkpoint(name) for name in ("mnist-k0", "mnist-fgsm", "mnist-k8")], load("mnist5k"))
+    assert [(one.group, one.role, one.k, one.seed) for one in provided] == [
         ("k0", "dose", 0, 0), ("fgsm", "arm", None, 0), ("k8", "dose", 8, 0)
     ]  # fmt: skip
 
 
 def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> None:
-    given = provided_checkpoints([load_checkpoint("mnist-k0"), load_checkpoint("mnist-k8")], load("mnist5k"))
+    provided = provided_checkpoints([load_checkpoint("mnist-k0"), load_checkpoint("mnist-k8")], load("mnist5k"))
     plan = replace(small, judges=("mnist-k8",), steps=(), arms=(), controls=())
     with pytest.raises(ValueError, match="mnist-k8"):
-        Study(tmp_path / "study", plan, load("mnist5k"), Compute("cpu"), given=given)
+        Study(tmp_path / "study", plan, load("mnist5k"), Compute("cpu"), provided=provided)
     assert not (tmp_path / "study").exists()
 
 
@@ -272,7 +272,7 @@ def test_too_few_images_for_a_metric_is_said(small: Plan, tmp_path: Path) -> Non
         ran(tmp_path / "study", plan)
 
 
-def test_cells_follow_the_protocol(small: Plan) -> None:
+def test_training_runs_follow_the_protocol(small: Plan) -> None:
     plan = replace(small, steps=(0, 1, 8), arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long", "k8-eps/4"))
     by_name = {cell.name: cell for cell in training_runs(plan, 0.2)}
     assert str(by_name["k8-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.2))"

@@ -384,7 +384,7 @@ def test_missing_data_pictures_and_checkpoints_are_said(tmp_path):
     with pytest.raises(ValueError, match="holds other weights than checkpoint 'k8-s0'"):
         chosen(folder)
     (folder / "checkpoints/k8-s0.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="need the activations of checkpoint 'k8-s0', which is not to be had"):
+    with pytest.raises(FileNotFoundError, match="need the activations of checkpoint 'k8-s0', which is not available"):
         chosen(folder)
     (folder / "exemplars/0-0.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"picture 'exemplars/0-0.png' is gone"):

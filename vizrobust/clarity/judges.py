@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class JudgeOutput:
-    """What a judge says of N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
+    """A judge's output for N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
 
     logits: Tensor
     features: Tensor
@@ -32,10 +32,15 @@ class JudgeOutput:
 
 @dataclass(frozen=True)
 class Judge:
-    """A checkpoint in the role of judge and encoder.
+    """A frozen network that scores pictures as judge and encoder.
 
-    `classes` are the names of its logits in an `JudgeOutput`; `columns` says which of the network's own logits these are
-    (None: all, in order). `kind` is how it was trained, `clean` its accuracy on its own test images where known.
+    `classes` are the names of the logits in its `JudgeOutput`; `columns` says which of the network's own logits these are
+    (None: all, in order). `kind` is how it was trained, `clean` its accuracy in [0, 1] on its own test images where known.
+
+    >>> judge = Judge("tiny", nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ("cat", "dog"), Compute("cpu"))
+    >>> output = judge(torch.zeros(3, 1, 2, 2))
+    >>> tuple(output.logits.shape), tuple(output.features.shape)
+    ((3, 2), (3, 4))
     """
 
     name: str
@@ -49,7 +54,7 @@ class Judge:
     sha256: str = ""
 
     def __call__(self, x: Tensor) -> JudgeOutput:
-        """(N, C, H, W) in [0, 1] -> opinion, on the CPU in float32, in batches of one size."""
+        """Images (N, C, H, W) in [0, 1] -> output, on the CPU in float32, in batches of one size."""
         head = last_linear(self.net)
         logits: list[Tensor] = []
         features: list[Tensor] = []
@@ -63,15 +68,15 @@ class Judge:
                     features[-1] = features[-1][:count].float().cpu()
         finally:
             handle.remove()
-        said = torch.cat(logits)
-        return JudgeOutput(said if self.columns is None else said[:, list(self.columns)], torch.cat(features))
+        every = torch.cat(logits)
+        return JudgeOutput(every if self.columns is None else every[:, list(self.columns)], torch.cat(features))
 
 
 def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
-    """Images as a network takes them: (N, C, H, W) in [0, 1] -> (N, *shape), untouched where they fit or shape is None.
+    """Images at a network's input shape: (N, C, H, W) in [0, 1] -> (N, *shape); unchanged if they fit or shape is None.
 
-    Resized bilinearly with antialiasing, whatever the aspect; grey is repeated for every channel, colour becomes grey
-    by its mean. Raises ``ValueError`` for any other number of channels.
+    They are resized bilinearly with antialiasing, whatever the aspect ratio. Grey is repeated for every channel, colour
+    becomes grey by its mean. Raises ``ValueError`` for any other number of channels.
 
     >>> resized_to_input(torch.tensor([0.1, 0.2, 0.9]).reshape(1, 3, 1, 1), (1, 1, 1)).item()
     0.4000000059604645
@@ -81,7 +86,9 @@ def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
     channels = x.shape[1]
     if channels != shape[0]:
         if 1 not in (channels, shape[0]):
-            raise ValueError(f"the images have {channels} channels, the judge takes {shape[0]}; only grey can be made of them")
+            raise ValueError(
+                f"the images have {channels} channels, the judge takes {shape[0]}; only grey converts to other numbers"
+            )
         x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
     if tuple(x.shape[2:]) != shape[1:]:
         x = resize(x, list(shape[1:]), InterpolationMode.BILINEAR, antialias=True)
@@ -89,18 +96,22 @@ def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
 
 
 def last_linear(net: nn.Module) -> nn.Linear:
-    """The network's last linear layer: what stands before it is its view of an image."""
+    """The network's last linear layer; its input is the network's encoding of an image.
+
+    >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    Linear(in_features=3, out_features=2, bias=True)
+    """
     found = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not found:
-        raise ValueError("a judge needs a linear layer at its end")
+        raise ValueError("a judge needs a linear layer as its last one, this network has none")
     return found[-1]
 
 
 def class_columns(judge: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """The position in `own` of each class in `wanted`, by name in any case; None where they are the same in order.
+    """The position in `own` of each class in `wanted`, by name in any case; None where both lists are the same.
 
-    Where one side has as many classes as the other and only numbers them (0, 1, 2 …), they are taken in order.
-    Raises ``ValueError`` that names the judge where it lacks a class or has two of that name.
+    Two lists of equal length are also taken in order where one of them only numbers its classes (0, 1, 2 …).
+    Raises ``ValueError`` with the judge's name where it lacks a class or has two of that name.
 
     >>> class_columns("j", ["Tench", "crane", "Gas pump", "crane"], ["gas pump", "tench"])
     (2, 0)
@@ -116,11 +127,11 @@ def class_columns(judge: str, own: Sequence[str], wanted: Sequence[str]) -> tupl
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         has = f"its {len(own)} classes are {', '.join(own[:3])}{' …' if len(own) > 3 else ''}"
-        raise ValueError(f"the judge {judge!r} has no class {lacking[0]!r}{more} ({has}); name another --judge")
+        raise ValueError(f"the judge {judge!r} has no class {lacking[0]!r}{more} ({has}); name another judge")
     twice = [name for name, folded in zip(wanted, names, strict=True) if theirs.count(folded) > 1]
     if twice:
         raise ValueError(
-            f"the judge {judge!r} has several classes {twice[0]!r}, so it is not known which is meant; name another --judge"
+            f"the judge {judge!r} has several classes {twice[0]!r}, so the name does not say which; name another judge"
         )
     return tuple(theirs.index(name) for name in names)
 
@@ -129,21 +140,21 @@ def _numbered(names: Sequence[str]) -> bool:
     return list(names) == [str(k) for k in range(len(names))]
 
 
-# Data sets that are made of the same published images: any two overlap, but for those known to be apart.
+# Data sets made of the same published images: any two overlap, except for those known to be disjoint.
 FAMILIES = (("mnist", "mnist5k", "mnist55k"), ("imagenette", "imagenette64", "imagenette64-rest"))
 APART = (
     {"mnist5k", "mnist55k"},
     {"imagenette64", "imagenette64-rest"},
-    # The rest are published validation images, which imagenette does not train on either.
+    # The rest are published validation images, on which imagenette does not train either.
     {"imagenette", "imagenette64-rest"},
 )
 
 
 def overlapping_data(a: str, b: str) -> bool:
-    """Whether networks trained on the data references `a` and `b` have seen some of the same images.
+    """Whether networks trained on the data references `a` and `b` saw some of the same images.
 
-    References of the same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) are the same images; a
-    reference that is not known ("") shares none. Shuffled labels do not make other images.
+    The same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) or with shuffled labels are the same images. An
+    unknown reference ("") overlaps with none.
 
     >>> overlapping_data("mnist", "mnist5k"), overlapping_data("mnist55k", "mnist5k"), overlapping_data("npz:a.npz", "npz:a.npz")
     (True, False, True)
@@ -158,7 +169,7 @@ def overlapping_data(a: str, b: str) -> bool:
 
 
 def subset_of_imagenet(a: str, b: str) -> bool:
-    """Whether `a` is ImageNet and `b` a selection of its images, as Imagenette is: an overlap that cannot be told apart.
+    """Whether `a` is ImageNet and `b` a subset of it such as Imagenette: an overlap of unknown images.
 
     >>> subset_of_imagenet("imagenet", "imagenette64"), subset_of_imagenet("imagenet", "cifar10")
     (True, False)
@@ -167,13 +178,13 @@ def subset_of_imagenet(a: str, b: str) -> bool:
 
 
 def _sizeless(ref: str) -> str:
-    """The reference without the size behind it; names of published data sets in small letters."""
+    """The reference without its size, names of published data sets in lower case."""
     bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
     return bare if ":" in bare else bare.lower()
 
 
 KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
-# By data set, in the order of KINDS; of another architecture than the compared sweep, trained on images outside of it.
+# By data set, in the order of KINDS. Their architecture differs from that of the compared sweep, whose images they never saw.
 BUILTIN = {
     "mnist5k": ("mnist-judge-standard", "mnist-judge-robust", "mnist-judge-heavy"),
     "imagenette64": ("imagenette-judge-standard", "imagenette-judge-robust", "imagenette-judge-heavy"),
@@ -184,7 +195,11 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
     """The one judge of `neurons` and `compare`: `ref`, or the built-in one for a data set (heavy augmentation first).
 
     None where there is none. Raises ``ValueError`` where the judge is one of the compared checkpoints, lacks one of
-    their classes or takes other channels, and warns where it was trained on images of theirs: such a judge saturates.
+    their classes or takes other channels. Warns where it was trained on the compared checkpoints' images, because such a
+    judge saturates.
+
+    >>> judge_for("cifar10", [], Compute("cpu")) is None
+    True
     """
     there = builtin_names()
     own = [name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there]
@@ -202,13 +217,16 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
 def judges_for(
     data_name: str, compared: Sequence[Checkpoint], compute: Compute, refs: Sequence[str] = (), *, builtin: bool = True
 ) -> list[Judge]:
-    """All judges of a study on a data set: its built-in ones that are there, in the order of `KINDS`, and then `refs`.
+    """All judges of a study on a data set: its built-in ones in the order of `KINDS`, then `refs`.
 
-    A network named twice judges once; without `builtin` only `refs` judge. Their opinions are in the order of the
-    compared checkpoints' classes, of images of any size, grey or in colour. Raises ``ValueError`` where a judge is one
+    A network named twice judges once; without `builtin` only `refs` judge. Judges take images of any size, grey or in
+    colour, and their logits are in the order of the compared checkpoints' classes. Raises ``ValueError`` where a judge is one
     of the compared checkpoints, was trained on images that one of them was trained on (on `data_name`, where a
     checkpoint does not say), lacks one of their classes, or takes other channels. Warns of a judge trained on ImageNet
-    for checkpoints trained on Imagenette, whose images are taken from there.
+    for checkpoints trained on Imagenette, which is a subset of it.
+
+    >>> judges_for("cifar10", [], Compute("cpu"))
+    []
     """
     there = builtin_names()
     own = [name for name in BUILTIN.get(data_name.lower(), ()) if builtin and name in there]
@@ -218,7 +236,7 @@ def judges_for(
         for other in compared:
             trained_on = other.info.data or data_name
             if overlapping_data(checkpoint.info.data, trained_on):
-                raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a --judge trained on other images")
+                raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a judge trained on other images")
         if any(subset_of_imagenet(checkpoint.info.data, other.info.data or data_name) for other in compared):
             warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
         judges.setdefault(judge.sha256, judge)
@@ -226,20 +244,20 @@ def judges_for(
 
 
 def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind) -> tuple[Judge, Checkpoint]:
-    """The judge with its checkpoint, if it can judge the compared ones."""
+    """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
     checkpoint = load_checkpoint(ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
     for other in compared:
         if checkpoint.sha256 == other.sha256:
-            raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another --judge")
+            raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another judge")
         channels = other.info.input_shape[0]
         if channels != about.input_shape[0] and 1 not in (channels, about.input_shape[0]):
             takes = f"takes images of {about.input_shape[0]} channels, {other.name} of {channels}"
-            raise ValueError(f"the judge {ref!r} {takes}; name another --judge")
+            raise ValueError(f"the judge {ref!r} {takes}; name another judge")
         columns.add(class_columns(ref, about.classes, other.info.classes))
     if len(columns) > 1:
-        raise ValueError("the compared checkpoints have their classes in different orders; compare those with the same classes")
+        raise ValueError("the compared checkpoints have different orders of classes; compare checkpoints with the same order")
     chosen = next(iter(columns), None)
     names = about.classes if chosen is None else compared[0].info.classes
     net = checkpoint.net()
@@ -273,14 +291,14 @@ TIMES_CHANCE = 2
 def excluded(
     natural_identification: float, units: int, natural: Mapping[str, float | None], random: Mapping[str, float | None]
 ) -> str | None:
-    """Why a judge is disqualified, as a sentence, or None.
+    """Why a judge is excluded, as a clause, or None where it is eligible under one recipe.
 
     `natural_identification` is the mean top-1 share of `identification` with natural exemplars in place of pictures,
-    among `units` units (chance 1/units); below twice chance, or undefined, the judge cannot tell them apart. `natural`
-    and `random` are, by name of metric, this judge's means for the natural reference and for pictures of the randomly
-    initialised network under one recipe: the judge is out where a metric finds the random network clearer, by that
-    metric's direction. Only primary metrics have a say (a random network's spectrum may well be the more natural one),
-    where both sides have a value; equal means are no reason. Ask once for each recipe. Raises ``ValueError`` for
+    among `units` units (chance 1/units). A judge below twice chance, or without a value, is excluded. `natural` and
+    `random` are, by metric id, this judge's means for natural images and for pictures of the randomly initialised
+    network. A judge is excluded if a primary metric finds the random network clearer. Equal or missing means are no
+    reason, and other metrics have no say (a random network's spectrum may well be the more natural one). Defined in
+    docs/measuring-clarity.md, "Judges and their eligibility". Raises ``ValueError`` for
     fewer than two units.
 
     >>> excluded(0.87, 10, {"transfer": 4.0}, {"transfer": -1.0}) is None

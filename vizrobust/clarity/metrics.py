@@ -15,7 +15,10 @@ from vizrobust.clarity.path_similarity import path_similarity
 
 
 def judge_log_odds(logits: Tensor, unit: Tensor) -> Tensor:
-    """Log-odds that an outside judge gives the intended class: (N, classes), (N,) -> (N,). After Fel et al. 2023.
+    """The judge's log-odds of the intended class: logits (N, classes), classes (N,) -> (N,), larger = clearer.
+
+    log p / (1 - p) with p the softmax probability; whether a picture's class transfers to an outside network was asked by
+    Fel et al. 2023 (arXiv 2306.06805).
 
     >>> judge_log_odds(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0]))
     tensor([0., 3.])
@@ -26,17 +29,21 @@ def judge_log_odds(logits: Tensor, unit: Tensor) -> Tensor:
 
 
 def judge_top1(logits: Tensor, unit: Tensor) -> Tensor:
-    """Whether the judge's first guess is the intended class: (N, classes), (N,) -> (N,) bool. Shown beside `judge_log_odds`."""
+    """Whether the judge's first guess is the intended class: logits (N, classes), classes (N,) -> (N,) bool.
+
+    >>> judge_top1(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0]))
+    tensor([False,  True])
+    """
     return logits.argmax(1) == unit
 
 
 def two_afc(exciting: Tensor, other: Tensor, queries: Tensor, distractors: Tensor) -> float:
     """Two-alternative forced choice by machine (after Borowski et al. 2021; Zimmermann et al. 2024): an AUC, chance .5.
 
-    `exciting` (R, d) and `other` (R', d) are features of pictures that do and do not belong to the unit, `queries`
-    (n, d) and `distractors` (m, d) of natural images that excite it and that do not. Each natural image q is scored
-    by its mean cosine to the exciting pictures minus that to the others; the AUC says how well that score tells
-    queries from distractors.
+    `exciting` (R, d) and `other` (R', d) are features of pictures that belong to the unit and that do not. `queries`
+    (n, d) and `distractors` (m, d) are features of natural images that excite the unit and that do not. The score of a
+    natural image is its mean cosine to the exciting pictures minus that to the others. The AUC, in [0, 1], says how well
+    this score separates queries from distractors.
 
     >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> two_afc(a, b, queries=a, distractors=b), two_afc(b, a, queries=a, distractors=b)
@@ -72,15 +79,15 @@ class IdentificationScores:
 
 
 def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> IdentificationScores:
-    """Natural images of each unit, put to the pictures of all M units. Larger = clearer, chance 1/M.
+    """Which of M units a natural image belongs to, by the units' pictures. Larger = clearer, chance 1/M.
 
-    docs/measuring-clarity.md, "Identification".
+    Defined in docs/measuring-clarity.md, "Identification".
 
     `queries[u]` (n_u, d) are features of natural images of unit u, `pictures[u]` (R_u, d) those of its pictures; the
-    numbers of rows may differ. Natural images and pictures live in different parts of feature space, so each pool
-    loses its own mean first. A query's score for a unit is its mean cosine to that unit's pictures; where units tie,
-    all their orders are equally likely, so pictures that say nothing get chance: 1/M, and for the reciprocal rank
-    the mean of 1, 1/2 … 1/M. Raises ``ValueError`` for fewer than two units and for a unit without images or pictures.
+    numbers of rows may differ. Natural images and pictures lie in different parts of feature space, so the mean of each
+    pool is subtracted first. A query's score for a unit is its mean cosine to that unit's pictures. Units that tie share
+    their ranks evenly, so pictures without information get chance: 1/M, and for the reciprocal rank the mean of 1, 1/2 …
+    1/M. Raises ``ValueError`` for fewer than two units and for a unit without images or pictures.
 
     >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> identification(queries=[a, b], pictures=[a, b]).top1
@@ -109,10 +116,10 @@ def identification(queries: Sequence[Tensor], pictures: Sequence[Tensor]) -> Ide
 
 
 def _directions(pools: Sequence[Tensor]) -> Tensor:
-    """All rows of the pools below each other, minus their mean, at length 1 (a row that is the mean stays 0)."""
+    """All rows of the pools, minus their mean, at length 1; a row that equals the mean becomes 0."""
     rows = torch.cat(list(pools)).to(torch.float64)
     rows = rows - rows.mean(0)
-    # What rounding leaves of a row that is the mean has no direction.
+    # A row that differs from the mean by rounding alone has no direction.
     nothing = torch.linalg.vector_norm(rows, dim=1) <= 1e-12 * torch.linalg.vector_norm(torch.cat(list(pools)).double(), dim=1)
     return torch.where(nothing[:, None], 0.0, F.normalize(rows, dim=1))
 
@@ -125,9 +132,9 @@ def _means(rows: Tensor, pools: Sequence[Tensor]) -> Tensor:
 def nearest_neighbour_distance(pictures: Tensor, natural: Tensor) -> Tensor:
     """Cosine distance to the nearest natural image: (N, d), (n, d) -> (N,) float64 in [0, 2], smaller = clearer.
 
-    docs/measuring-clarity.md, "Distance to natural images". There is no chance level, but the more natural images there
-    are, the nearer is one, so compare at one n.
-    The distance is 1 - cosine because encoders differ in the length of their features.
+    Defined in docs/measuring-clarity.md, "Distance to natural images". The distance is 1 - cosine, because encoders differ in
+    the length of their features. More natural images bring the nearest one nearer, so compare at one n. Raises ``ValueError``
+    without natural images.
 
     >>> nearest_neighbour_distance(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([0., 1.], dtype=torch.float64)
@@ -139,7 +146,7 @@ def nearest_neighbour_distance(pictures: Tensor, natural: Tensor) -> Tensor:
 
 
 def kid(pictures: Tensor, natural: Tensor) -> float:
-    """Kernel distance of two sets of images, KID (Bińkowski et al. 2018): (N, d), (n, d) -> number, smaller = clearer.
+    """Kernel inception distance of two sets of images (Bińkowski et al. 2018): (N, d), (n, d) -> number, smaller = clearer.
 
     The unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, eq. 3) under the kernel
     (x . y / d + 1)^3. 0 on average where both sets are draws from one distribution, so it may be negative. Its size
@@ -150,7 +157,7 @@ def kid(pictures: Tensor, natural: Tensor) -> float:
     True
     """
     if len(pictures) < 2 or len(natural) < 2:
-        raise ValueError(f"the kernel distance needs two images on either side, got {len(pictures)} and {len(natural)}")
+        raise ValueError(f"KID needs two images on either side, got {len(pictures)} and {len(natural)}")
     x, y = pictures.to(torch.float64), natural.to(torch.float64)
     return float(_mean_of_pairs(_kernel(x, x)) + _mean_of_pairs(_kernel(y, y)) - 2 * _kernel(x, y).mean())
 
@@ -168,9 +175,9 @@ def _mean_of_pairs(kernel: Tensor) -> Tensor:
 def cross_seed_similarity(pictures: Sequence[Tensor]) -> Tensor:
     """Mean cosine among a unit's pictures minus that to all other units' pictures: M times (R_u, d) -> (M,) float64.
 
-    docs/measuring-clarity.md, "Seed agreement". In [-2, 2], larger = clearer, 0 where a unit's pictures are no more alike
-    than pictures of different units. Every pair counts once and none is drawn at random. Raises ``ValueError`` for fewer
-    than two units and for fewer than two pictures of a unit.
+    Defined in docs/measuring-clarity.md, "Cross-seed similarity". In [-2, 2], larger = clearer, 0 where a unit's pictures are
+    no more alike than pictures of different units. Every pair counts once and none is drawn at random. Raises
+    ``ValueError`` for fewer than two units and for fewer than two pictures of a unit.
 
     >>> east, north = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
     >>> cross_seed_similarity([east, north])
@@ -181,7 +188,7 @@ def cross_seed_similarity(pictures: Sequence[Tensor]) -> Tensor:
     counts = torch.tensor([len(pool) for pool in pictures])
     if len(counts) < 2 or int(counts.min()) < 2:
         few = f"{int(counts.min())} pictures" if len(counts) > 1 else f"{len(counts)} units"
-        raise ValueError(f"seed agreement needs two units with two pictures (--seeds) each, got {few}")
+        raise ValueError(f"cross-seed similarity needs two units with two pictures (seeds) each, got {few}")
     directions = [F.normalize(pool.to(torch.float64), dim=1) for pool in pictures]
     sums = torch.stack([one.sum(0) for one in directions])
     # The square of a sum of unit vectors holds the cosine of every pair twice, and each vector with itself.
@@ -191,7 +198,7 @@ def cross_seed_similarity(pictures: Sequence[Tensor]) -> Tensor:
     return within - between
 
 
-# The power of rounding to 8 bits at every frequency: what is below it no picture holds. A step's variance is 1/12 step^2.
+# The power of rounding to 8 bits at every frequency, below which a picture holds nothing: the variance of a step is 1/12 step^2.
 ROUNDING = (1 / 255) ** 2 / 12
 SMALLEST = 4
 HIGH = 0.25  # cycles per pixel
@@ -200,10 +207,10 @@ HIGH = 0.25  # cycles per pixel
 def spectrum_distance(images: Tensor, natural: Tensor) -> Tensor:
     """Distance of radial log-power profiles: (N, C, H, W), (n, C', H, W) -> (N,) float64, smaller = more natural.
 
-    A diagnostic (docs/measuring-clarity.md, "Spectra"): a random network's may come out best. An image's profile is the mean
-    of log10 power on each ring of frequencies from one cycle per image to half a cycle per pixel; the distance is the
-    root mean square, over rings, of its difference from the natural images' mean profile. 0 for a natural average,
-    1 for an image with ten times the power everywhere. Raises ``ValueError`` where sizes differ.
+    A diagnostic (docs/measuring-clarity.md, "Spectra"): pictures of a random network may come out best. An image's
+    profile is the mean of log10 power on each ring of frequencies from one cycle per image to half a cycle per pixel. The
+    distance is the root mean square, over rings, of its difference from the natural images' mean profile. 0 for a natural
+    average, 1 for an image with ten times the power everywhere. Raises ``ValueError`` where sizes differ.
 
     >>> noise = torch.rand(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     >>> spectrum_distance(noise, noise).max() < spectrum_distance(0.1 * noise, noise).min()
@@ -228,7 +235,7 @@ def high_frequency_share(images: Tensor) -> Tensor:
     """
     power = _power(images)
     power[:, 0, 0] = 0
-    # Frequencies are fractions: one that is exactly 1/4 is not above it, however its square was rounded.
+    # A frequency of exactly 1/4 is not above it, however its square was rounded.
     high = _radius(power) > HIGH + 1e-9
     total = power.sum((1, 2)).clamp(min=ROUNDING * (power[0].numel() - 1))
     return power[:, high].sum(1) / total
@@ -262,7 +269,7 @@ def _power(images: Tensor) -> Tensor:
 
 
 def _radius(power: Tensor) -> Tensor:
-    """(H, W): how far from 0 each frequency is, in cycles per pixel."""
+    """(H, W): the distance of each frequency from 0, in cycles per pixel."""
     down, across = (torch.fft.fftfreq(side, dtype=torch.float64) for side in power.shape[1:])
     return torch.hypot(down[:, None], across)
 
@@ -310,7 +317,7 @@ class Metric:
     def chance_level(self, units: int, classes: int) -> float | None:
         """The chance level among `units` units, for a judge of `classes` classes; None where there is none.
 
-        >>> METRICS["identification"].chance_level(units=20, classes=10), METRICS["judge_log_odds"].chance_level(20, 10)
+        >>> METRICS["identification"].chance_level(units=20, classes=10), METRICS["transfer"].chance_level(20, 10)
         (0.05, None)
         """
         if self.name == "reciprocal_rank":

@@ -18,10 +18,10 @@ SMALLEST_DENOMINATOR = 0.05
 
 @dataclass(frozen=True)
 class PathSimilarity:
-    """S at one layer, with what it is made of: means over units, and each unit's part, (M,) float64.
+    """S at one layer, with its parts: means over units, and each unit's numerator and denominator, (M,) float64.
 
     `similarity` is 1 where pictures take the path of natural images of their own class, 0 where they are no nearer to
-    it than images of other classes; None where the layer does not tell classes apart and `why` says so.
+    it than images of other classes. It is None where the layer does not separate classes; `why` gives the reason.
     """
 
     similarity: float | None
@@ -38,15 +38,15 @@ def path_similarity(
 ) -> PathSimilarity:
     """S = [rho(N, V) - rho(N, N')] / [rho(N, N) - rho(N, N')], of means over M units.
 
-    Geirhos et al. 2023; docs/measuring-clarity.md, "Path similarity".
+    Geirhos et al. 2023, as defined in docs/measuring-clarity.md, "Path similarity".
 
     Activations of one layer, flattened: `natural[u]` (n_u, D) of natural images of unit u, `pictures[u]` (R_u, D) of
     its pictures, `others[u]` of natural images of anything else (default: those of all other units). rho(A, B) is the
     mean Spearman correlation over pairs of an image of A and one of B, an image never with itself; an image whose
     activations are all the same correlates with nothing.
 
-    It flags manipulated networks; it says nothing of clarity. It is defined only where the mean denominator is above
-    .05 with a 95 % t interval over units above 0: elsewhere `similarity` is None. Raises ``ValueError`` for lists of
+    It flags manipulated networks and does not measure clarity. It is defined only where the mean denominator is above
+    .05 with a 95 % t interval over units above 0; elsewhere `similarity` is None. Raises ``ValueError`` for lists of
     different lengths, for a unit with fewer than two natural images and for one without pictures or others.
 
     >>> up, down = torch.arange(6.0).repeat(2, 1), torch.arange(6.0).flip(0).repeat(2, 1)

@@ -1,4 +1,4 @@
-"""Score the pictures of several checkpoints on the same units with a judge."""
+"""Scores of several checkpoints' pictures of the same units, by one judge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pictures = Mapping[int, Tensor]  # unit -> (R, C, H, W), one picture for each se
 
 @dataclass(frozen=True)
 class PictureScores:
-    """One value per unit, in the order of the units; None where the measure is not defined.
+    """One value per unit, in the order of the units; None where a metric is not defined. Fields are named by metric ids.
 
     `transfer` (log-odds) and `recognised` (share of pictures) exist for class units alone; `forced_choice` is an AUC.
     """
@@ -37,7 +37,7 @@ class PictureScores:
 
 
 def scoring_jobs(checkpoints: Sequence[Checkpoint], request: RenderJob) -> list[tuple[Checkpoint, RenderJob]]:
-    """The pictures that `score_run` needs: those asked for and, for hidden units, the same units negated."""
+    """The pictures that `score_run` needs: those of the job and, for hidden units, those of the negated units."""
     asked = [(checkpoint, request) for checkpoint in checkpoints]
     if isinstance(main_term(request.objective), Logit):
         return asked
@@ -73,23 +73,20 @@ def score_pictures(
     compute: Compute,
     references: Sequence[Checkpoint] = (),
 ) -> dict[str, PictureScores]:
-    """Scores by checkpoint name, with ``natural images`` as a reference under the same questions.
+    """Scores by checkpoint name, with ``natural images`` as a reference under the same queries.
 
-    Without `data` nobody can be asked which of two images excites a unit more: `forced_choice` is None for all, and
-    there is no reference.
-
-
-    `pictures` and `negatives` go by checkpoint name. For class units the questions are held-out images ordered by
-    mean rank over all compared `checkpoints`, the same for all, and the other pictures are those of all other
-    units: the expectation of drawing as many of them at random. For hidden units each checkpoint is asked about
-    the images that excite its own unit, against pictures of the negated unit; the natural reference is then one
-    for each checkpoint. `references` (a random network) are scored but have no say in the questions.
+    `pictures` and `negatives` map checkpoint names to each unit's pictures, (R, C, H, W) in [0, 1]. For class units the
+    queries are held-out images ranked by mean rank over all compared `checkpoints`, and the contrast of a unit's pictures is
+    those of all other units. For hidden units the queries of each checkpoint are the images that excite its own unit,
+    the contrast is pictures of the negated unit, and there is one natural reference for each checkpoint. `references`
+    (a random network) are scored but do not influence the queries. Without `data` there are no queries: `forced_choice`
+    is None for all, and there is no natural reference.
     """
     everyone = [*checkpoints, *references]
     of_class = isinstance(main_term(objective), Logit)
     if data is None:
         outputs = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
-        return {name: _unasked(own, units, of_class) for name, own in outputs.items()}
+        return {name: _scores_without_queries(own, units, of_class) for name, own in outputs.items()}
     held_out, exemplars = head(data.test, QUERY_IMAGES), head(data.val, QUERY_IMAGES)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
@@ -119,7 +116,7 @@ def score_pictures(
 def _orders(
     everyone: Sequence[Checkpoint], compared: int, objective: Objective, units: Sequence[int], images: Split, compute: Compute
 ) -> dict[str, list[QueryRanking]]:
-    """By checkpoint name, each unit's order of the images: one for all for class units, each its own otherwise."""
+    """By checkpoint name, each unit's ranking of the images: shared for class units, its own for hidden units."""
     if isinstance(main_term(objective), Logit):
         excited = [excitations(one.net(), objective, units, images, compute) for one in everyone[:compared]]
         common = shared_rankings(excited)
@@ -143,11 +140,11 @@ def _scores(
             continue
         queries, distractors = seen.features[order.queries()], seen.features[order.distractors()]
         chosen.append(two_afc(views.features, rest.features, queries, distractors))
-    return replace(_unasked(own, units, of_class), forced_choice=tuple(chosen))
+    return replace(_scores_without_queries(own, units, of_class), forced_choice=tuple(chosen))
 
 
-def _unasked(own: Mapping[int, JudgeOutput], units: Sequence[int], of_class: bool) -> PictureScores:
-    """What the judge sees in the pictures themselves, without a choice between images."""
+def _scores_without_queries(own: Mapping[int, JudgeOutput], units: Sequence[int], of_class: bool) -> PictureScores:
+    """The scores that need no queries."""
     none: tuple[float | None, ...] = (None,) * len(units)
     if not of_class:
         return PictureScores(none, none, none)
@@ -158,7 +155,7 @@ def _unasked(own: Mapping[int, JudgeOutput], units: Sequence[int], of_class: boo
 
 
 def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int, JudgeOutput]:
-    """The judge's opinion of each unit's pictures, asked of all at once: it fills small batches up."""
+    """The judge's output for each unit's pictures, computed for all at once to fill its batches."""
     output = judge(torch.cat([pictures[unit] for unit in units]))
     parts = torch.split(torch.arange(len(output.logits)), [len(pictures[unit]) for unit in units])
     return {unit: _taken(output, part) for unit, part in zip(units, parts, strict=True)}

@@ -1,4 +1,4 @@
-"""The natural images that the 2AFC asks about, and control pictures whose clarity should not change."""
+"""The natural images that the 2AFC asks about, and controls: changed pictures whose clarity should stay the same."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ HARD = (0.10, 0.50)
 
 @dataclass(frozen=True)
 class QueryRanking:
-    """Natural images of one unit in falling activation: `index` (n,) into the split.
+    """Natural images in falling activation of one unit: `index` (n,) into the split.
 
-    The questions must be images that were not shown as exemplars, or the natural reference would be told from
-    itself: keeping the two apart (two splits, for example) is up to the caller.
+    Queries must not be exemplars, or the natural reference would be asked about itself. The caller keeps them apart, for
+    example by taking two splits.
+
+    >>> ranking = QueryRanking(torch.arange(100))
+    >>> len(ranking.queries()), ranking.distractors()[[0, -1]].tolist()
+    (20, [10, 49])
     """
 
     index: Tensor
@@ -38,16 +42,16 @@ class QueryRanking:
         return self.index[:count]
 
     def distractors(self) -> Tensor:
-        """The hard variant's others: the images at ranks 10 to 50 % of the order."""
+        """Hard distractors: the images at ranks 10 to 50 %."""
         first, last = (round(share * len(self.index)) for share in HARD)
         return self.index[first:last]
 
     def easy(self, count: int = QUERIES) -> Tensor:
-        """The easy variant's others: the images that excite the unit least."""
+        """Easy distractors: the images that excite the unit least."""
         return self.index[max(0, len(self.index) - count) :]
 
     def questions(self, variant: Literal["hard", "easy"] = "hard", count: int = QUERIES) -> tuple[Tensor, Tensor]:
-        """(queries, distractors), no image among both. Raises ``ValueError`` where there are too few images for that.
+        """(queries, distractors) without a common image. Raises ``ValueError`` where there are too few images for that.
 
         >>> [part.tolist() for part in QueryRanking(torch.arange(10)).questions("easy", count=2)]
         [[0, 1], [8, 9]]
@@ -56,14 +60,20 @@ class QueryRanking:
         queries, others = self.queries(count), self.distractors() if hard else self.easy(count)
         needed = round(count / HARD[0]) if hard else 2 * count
         if len(self.index) < needed:
-            raise ValueError(
-                f"the {variant} two-alternative choice needs at least {needed} images for {count} queries, got {len(self.index)}"
-            )
+            raise ValueError(f"the {variant} 2AFC needs at least {needed} images for {count} queries, got {len(self.index)}")
         return queries, others
 
 
 def excitations(net: nn.Module, objective: Objective, units: Sequence[int], images: Split, compute: Compute) -> Tensor:
-    """(units, n): how much each natural image excites each unit; penalties in an objective have no say."""
+    """(units, n): how much each of n natural images excites each unit; penalties of an objective are left out.
+
+    >>> from vizrobust.data import head, load
+    >>> from vizrobust.features import Logit
+    >>> from vizrobust.models import load_checkpoint
+    >>> net, images = load_checkpoint("mnist-k8").net(), head(load("mnist5k").test, 3)
+    >>> excitations(net, Logit(), [0, 1], images, Compute("cpu")).shape
+    torch.Size([2, 3])
+    """
     compute.place(net)
     channels, height, width = images.take(torch.tensor([0])).shape[1:]
     scorer = Scorer.of(net, main_term(objective), (channels, height, width), compute)
@@ -79,16 +89,21 @@ def excitations(net: nn.Module, objective: Objective, units: Sequence[int], imag
 
 
 def shared_rankings(excited: Sequence[Tensor]) -> list[QueryRanking]:
-    """Per unit, the order by mean rank over several networks' (units, n) excitations, the same for all of them."""
+    """For each unit, the ranking by mean rank over several networks' excitations (units, n), which all of them share.
+
+    >>> one, other = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[3.0, 9.0, 8.0]])
+    >>> [ranking.index.tolist() for ranking in shared_rankings([one, other])]
+    [[1, 2, 0]]
+    """
     ranks = sum(torch.from_numpy(rankdata(one.numpy(), axis=1)) for one in excited)
     return [QueryRanking(row.argsort(descending=True, stable=True)) for row in torch.as_tensor(ranks)]
 
 
 def contrast_matched(images: Tensor, reference: Tensor) -> Tensor:
-    """Each image at the natural images' average mean and deviation, clipped: (N, C, H, W), (n, C, H', W') -> (N, C, H, W).
+    """Images with the natural images' mean and deviation, clipped: (N, C, H, W), (n, C, H', W') -> (N, C, H, W) in [0, 1].
 
-    Mean and deviation are over all pixels and channels of an image, so that hues keep their order; clipping to
-    [0, 1] comes last and takes a little of both. An image without any contrast stays without.
+    Mean and deviation are taken over all pixels and channels of an image, so that hues keep their order. Clipping comes last
+    and reduces both a little. An image without contrast stays without. Raises ``ValueError`` without natural images.
 
     >>> flat, natural = torch.full((1, 1, 2, 2), 0.9), torch.tensor([0.2, 0.4]).expand(1, 1, 2, 2)
     >>> contrast_matched(torch.eye(2)[None, None], natural)
@@ -98,7 +113,7 @@ def contrast_matched(images: Tensor, reference: Tensor) -> Tensor:
     tensor([0.3000])
     """
     if len(reference) == 0:
-        raise ValueError("contrast is matched to natural images: give at least one")
+        raise ValueError("contrast is matched to natural images, got none; give at least one")
     mean, deviation = (value.mean() for value in _moments(reference))
     own_mean, own_deviation = _moments(images)
     scale = torch.where(own_deviation > 1e-6, deviation / own_deviation.clamp(min=1e-6), 0.0)
@@ -107,7 +122,9 @@ def contrast_matched(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: float = 1.0) -> Tensor:
-    """(N, C, H, W) after a Gaussian blur of `sigma` pixels, mirrored at the edges; the mean of each channel stays.
+    """Images (N, C, H, W) after a Gaussian blur of `sigma` pixels, mirrored at the edges; channel means stay.
+
+    Raises ``ValueError`` for a negative or infinite `sigma`.
 
     >>> blurred(torch.eye(3)[None, None], sigma=0.0)[0, 0].diagonal()
     tensor([1., 1., 1.])

@@ -82,20 +82,20 @@ def command(
             "checkpoints are given, so nothing is trained; leave out --steps, --seeds, --arms, --controls, --epochs"
         )
     loaded = load(data or _data_of(checkpoints), download)
-    given = provided_checkpoints(checkpoints, loaded) if checkpoints else []
+    provided = provided_checkpoints(checkpoints, loaded) if checkpoints else []
     plan = _plan(
-        loaded, given, arch=arch, epochs=epochs, is_quick=quick, steps=_numbers(steps), seeds=seeds, eps=eps,
+        loaded, provided, arch=arch, epochs=epochs, is_quick=quick, steps=_numbers(steps), seeds=seeds, eps=eps,
         arms=_names(arms), controls=_names(controls), image_seeds=image_seeds, layer=layer, hidden=hidden,
         hidden_seeds=hidden_seeds, judges=judges or None, images=images, masking_images=masking_images,
         unforeseen_images=unforeseen_images, corruption_images=corruption_images,
     )  # fmt: skip
-    folder = out or str(default_folder("study", {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in given]}))
+    folder = out or str(default_folder("study", {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in provided]}))
     compute = Compute(device, precision)
     # Also where only the main process sees the folder.
     threads = compute.processes.broadcast(recorded_threads(folder))
-    study = Study(folder, plan, loaded, Compute(device, precision, threads), command_line(), given)
+    study = Study(folder, plan, loaded, Compute(device, precision, threads), command_line(), provided)
     say(f"study of {loaded.name} in {folder}: {_size(study)}")
-    for text in plan.left_out(given=bool(given)):
+    for text in plan.left_out(provided=bool(provided)):
         say(f"left out: {text}")
     _run(study, quiet or as_json)
     if not compute.processes.main:
@@ -128,15 +128,15 @@ def _run(study: Study, quiet: bool) -> None:
 
 def _size(study: Study) -> str:
     plan = study.plan
-    if study.given:
-        return f"{len(study.given)} checkpoints, {len(plan.recipes)} recipes, {len(study.judges)} judges"
+    if study.provided:
+        return f"{len(study.provided)} checkpoints, {len(plan.recipes)} recipes, {len(study.judges)} judges"
     from vizrobust.study import training_runs
 
     number = len(list(training_runs(plan, plan.eps or study.data.eps)))
     return f"{number} networks to train, {len(plan.recipes)} recipes, {len(study.judges)} judges"
 
 
-def _plan(data: DataSet, given: list[Any], *, arch: str | None, epochs: int | None, is_quick: bool, **changes: Any) -> Plan:
+def _plan(data: DataSet, provided: list[Any], *, arch: str | None, epochs: int | None, is_quick: bool, **changes: Any) -> Plan:
     """The plan that the options describe: the data set's own recipe, what the quick version changes, then the options."""
     from dataclasses import replace
 
@@ -144,15 +144,15 @@ def _plan(data: DataSet, given: list[Any], *, arch: str | None, epochs: int | No
     from vizrobust.training import Training
 
     usual = "small_cnn" if data.shape[0] == 1 else "resnet_small"
-    own = given[0].checkpoint.info.arch if given else arch or usual
+    own = provided[0].checkpoint.info.arch if provided else arch or usual
     training = TRAININGS.get(data.name)
-    if training is None or (arch is not None and arch != training.arch) or given:
+    if training is None or (arch is not None and arch != training.arch) or provided:
         training = Training(arch=own, data=data.name)
     plan = plan_for(training)
-    if given:
-        plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in given}))
+    if provided:
+        plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in provided}))
     if is_quick:
-        plan = replace(quick(plan), eps=data.eps, seeds=plan.seeds if given else 1)
+        plan = replace(quick(plan), eps=data.eps, seeds=plan.seeds if provided else 1)
     if epochs is not None:
         plan = replace(plan, training=replace(plan.training, epochs=epochs))
     return replace(plan, **{name: value for name, value in changes.items() if value is not None})

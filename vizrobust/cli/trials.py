@@ -10,7 +10,7 @@ from vizrobust.cli import options
 from vizrobust.cli.output import json_row, percent, say, table
 
 if TYPE_CHECKING:
-    from vizrobust.study.human_answers import Correlation, Right, Score
+    from vizrobust.study.human_answers import Correlation, Score, ShareRight
 
 
 @click.command()
@@ -112,7 +112,7 @@ def _print(found: Score) -> None:
     table("machine and person", header, [_correlation_row(one) for one in found.correlations], note)
 
 
-def _right_row(one: Right) -> list[str]:
+def _right_row(one: ShareRight) -> list[str]:
     interval = f"{100 * one.ci_low:.1f} to {100 * one.ci_high:.1f}"
     return [one.name, str(one.right), str(one.n), percent(one.share), interval, f"{one.confidence:.2f}", f"{one.seconds:.1f}"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -32,18 +32,19 @@ from vizrobust.features import Logit, Objective, RenderJob, Scorer
 from vizrobust.features.render import even
 from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.runs import Row
+from vizrobust.study.contrasts import DECIMALS
 from vizrobust.study.stimuli import QuerySet
 
 CONTRAST, BLUR, EQUAL, MATCHED = "contrast", "blur", "equal-excitation", "matched"
-CONTROLS = (CONTRAST, BLUR)
+PICTURE_CONTROLS = (CONTRAST, BLUR)
 
 
 @dataclass(frozen=True)
 class PictureSet:
     """Pictures of several units: `images` (units, R, C, H, W), one for each image seed; `units` are their numbers.
 
-    `others` are the pictures that do not belong to a unit, in the same shape: of the negated unit for hidden units,
-    None for class units, where they are those of all other units.
+    `others` are pictures that do not belong to a unit, in the same shape: of the negated unit for hidden units. None for
+    class units, where all other units' pictures take that part.
     """
 
     units: tuple[int, ...]
@@ -60,14 +61,14 @@ def metric_rows(
     questions: QuerySet,
     orders: Sequence[QueryRanking],
     own: Sequence[QueryRanking],
-    controls: Sequence[str] = CONTROLS,
+    controls: Sequence[str] = PICTURE_CONTROLS,
 ) -> Iterator[Row]:
-    """Rows ``metric, judge, control, units, values`` for everything that is measured on finished pictures.
+    """Rows ``metric, judge, control, units, values`` of all metrics, measured on finished pictures.
 
-    docs/measuring-clarity.md, "Metrics and their roles", says what that is.
-    `orders` are the queries of each unit that all checkpoints share (for hidden units the checkpoint's own), `own`
-    those by the checkpoint's own activation. Under each of `controls` only the primary metrics are measured. Natural
-    images to which pictures are near are the queries, so that exemplars too can be measured.
+    docs/measuring-clarity.md, "Metrics and their roles", lists them.
+    `orders` are the rankings of queries that all checkpoints share (for hidden units the checkpoint's own), `own` those
+    by the checkpoint's own activation. Under each of `controls` only the primary metrics are measured. Distances to
+    natural images are distances to the queries, so that exemplars can be measured too.
     """
     natural = questions.queries
     changed = {control: _changed(pictures, questions, control) for control in controls}
@@ -75,19 +76,19 @@ def metric_rows(
         yield from primary_rows(version, questions, orders, control)
     for judge in questions.judges:
         output = Views.of(judge, pictures)
-        asked = questions.queries.outputs[judge.name]
-        yield from _primary(pictures, output, asked, orders, judge.name, None)
+        queries = questions.queries.outputs[judge.name]
+        yield from _primary_rows(pictures, output, queries, orders, judge.name, None)
         if pictures.of_class:
-            yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, asked, own))
-        yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, asked, orders, easy=True))
+            yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, queries, own))
+        yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, queries, orders, easy=True))
         features = list(output.features)
-        found = identification([asked.features[order.queries()] for order in orders], features)
+        found = identification([queries.features[order.queries()] for order in orders], features)
         yield _row("identification", judge.name, None, pictures, found.top1.tolist())
         yield _row("reciprocal_rank", judge.name, None, pictures, found.reciprocal_rank.tolist())
         yield _row("seed_agreement", judge.name, None, pictures, cross_seed_similarity(features).tolist())
         near = [float(nearest_neighbour_distance(one, natural.outputs[judge.name].features).mean()) for one in features]
         yield _row("nearest_natural", judge.name, None, pictures, near)
-        # A distance of distributions: that of all units' pictures together, the same number for each.
+        # KID compares distributions: one number for the pictures of all units together.
         far = kid(output.features.flatten(0, 1), natural.outputs[judge.name].features)
         yield _row("kernel_distance", judge.name, None, pictures, [far] * len(pictures.units))
     for name, values in (
@@ -99,14 +100,14 @@ def metric_rows(
 
 
 def primary_rows(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking], control: str | None) -> Iterator[Row]:
-    """The primary metrics alone, under every judge: for controls that are pictures of their own."""
+    """The primary metrics alone, under every judge, for controls that have pictures of their own."""
     for judge in questions.judges:
         output = Views.of(judge, pictures)
-        yield from _primary(pictures, output, questions.queries.outputs[judge.name], orders, judge.name, control)
+        yield from _primary_rows(pictures, output, questions.queries.outputs[judge.name], orders, judge.name, control)
 
 
 def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking]) -> dict[str, float]:
-    """Judge -> the mean hard two-alternative AUC of pictures on their way, for the clarity-distance curve."""
+    """Judge -> the mean hard 2AFC AUC of the frames of an optimization path, for the clarity-distance curve."""
     found = {}
     for judge in questions.judges:
         values = _choices(Views.of(judge, pictures), questions.queries.outputs[judge.name], orders)
@@ -135,8 +136,8 @@ class Views:
         return Views(output.logits.reshape(count, seeds, -1), output.features.reshape(count, seeds, -1), others)
 
 
-def _primary(
-    pictures: PictureSet, views: Views, asked: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None
+def _primary_rows(
+    pictures: PictureSet, views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None
 ) -> Iterator[Row]:
     if pictures.of_class:
         intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
@@ -144,10 +145,10 @@ def _primary(
         named = [float(judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
         yield _row("transfer", judge, control, pictures, carried)
         yield _row("recognised", judge, control, pictures, named)
-    yield _row("forced_choice", judge, control, pictures, _choices(views, asked, orders))
+    yield _row("forced_choice", judge, control, pictures, _choices(views, queries, orders))
 
 
-def _choices(views: Views, asked: JudgeOutput, orders: Sequence[QueryRanking], easy: bool = False) -> list[float | None]:
+def _choices(views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], easy: bool = False) -> list[float | None]:
     values: list[float | None] = []
     for place, order in enumerate(orders):
         if views.others is None:
@@ -158,8 +159,8 @@ def _choices(views: Views, asked: JudgeOutput, orders: Sequence[QueryRanking], e
             other = torch.cat(rest)
         else:
             other = views.others[place]
-        queries, distractors = order.questions("easy" if easy else "hard")
-        values.append(two_afc(views.features[place], other, asked.features[queries], asked.features[distractors]))
+        exciting, distractors = order.questions("easy" if easy else "hard")
+        values.append(two_afc(views.features[place], other, queries.features[exciting], queries.features[distractors]))
     return values
 
 
@@ -176,22 +177,24 @@ def _changed(pictures: PictureSet, questions: QuerySet, control: str) -> Picture
 
 
 def _row(metric: str, judge: str | None, control: str | None, pictures: PictureSet, values: Sequence[float | None]) -> Row:
-    rounded = [None if value is None else round(float(value), 6) for value in values]
+    rounded = [None if value is None else round(float(value), DECIMALS) for value in values]
     return {"metric": metric, "judge": judge, "control": control, "units": list(pictures.units), "values": rounded}
 
 
 # Path similarity at the last hidden layer: honest MNIST networks have .45 to .93, the fooling circuit on one .07.
 FLAGGED_BELOW = 0.25
+# Fields whose keys in the rows of the run folder are older than their names.
+KEYS = {"checkpoint": "name", "activation_reached": "reached"}
 
 
 @dataclass(frozen=True)
 class LayerScores:
-    """`clarity` rows (see `scores.scored`), the clarity-distance curve, and how strongly the units were excited.
+    """A checkpoint's scores under one recipe, at one layer: `clarity` rows (see `metric_rows`) and more.
 
-    `start` are the clarity rows of the pictures before optimization, `natural` those of the checkpoint's own exemplars
-    where units are hidden. `path` is the path similarity of class pictures at the study's hidden layer. `ratio` is the
-    mean of activation over the largest natural one, `radius` the mean L2 distance at which that is reached, over the
-    share `reached` of pictures that reach it.
+    `start` are the clarity rows of the images before optimization, `natural` those of the checkpoint's own exemplars for
+    hidden units. `distance` is the clarity-distance curve. `path` is the path similarity of class pictures at the study's
+    hidden layer. `ratio` is the mean of the pictures' activation over the largest natural one. `activation_reached` is the
+    share of pictures that reach the latter, and `radius` the mean L2 distance at which they do.
     """
 
     checkpoint: str
@@ -204,15 +207,15 @@ class LayerScores:
     path: Row | None
     ratio: float | None
     radius: float | None
-    reached: float | None
+    activation_reached: float | None
 
     def row(self) -> Row:
-        plain = asdict(self)
-        # Beside it stands the key of the row, in which the checkpoint goes by its weights.
-        return {key: plain[key] for key in plain if key not in ("checkpoint", "recipe", "layer")} | {"name": self.checkpoint}
+        """A row of the scores' run folder, without its key, which names the checkpoint by its weights."""
+        values = asdict(self)
+        return {KEYS.get(name, name): values[name] for name in values if name not in ("recipe", "layer")}
 
     def labelled(self, row: Row) -> Row:
-        """A clarity row as the report has it."""
+        """A row of `clarity` in the report."""
         return {"checkpoint": self.checkpoint, "recipe": self.recipe, "layer": self.layer, **row}
 
     def path_row(self) -> Row:
@@ -221,8 +224,8 @@ class LayerScores:
 
     @staticmethod
     def read(row: Mapping[str, Any]) -> LayerScores:
-        names = ("recipe", "layer", "clarity", "start", "natural", "distance", "path", "ratio", "radius", "reached")
-        return LayerScores(row["name"], **{name: row[name] for name in names})
+        """The scores in a row of the run folder."""
+        return LayerScores(**{field.name: row[KEYS.get(field.name, field.name)] for field in fields(LayerScores)})
 
 
 def score_layer(
@@ -247,7 +250,7 @@ def score_layer(
     ratio = float((excited / largest[:, None].clamp(min=1e-6)).mean()) if bool((largest > 0).all()) else None
     start: list[Row] = []
     distance: list[Row] = []
-    radius = reached = None
+    radius = activation_reached = None
     if ways is not None:
         frames = stacked(ways, job.units)  # (units, R, F, C, H, W)
         start = list(metric_rows(PictureSet(job.units, frames[:, :, 0]), questions, orders, own, controls=()))
@@ -269,15 +272,15 @@ def score_layer(
         clarity += list(primary_rows(equal, questions, orders, EQUAL))
         known = radii[radii.isfinite()]
         radius = round(float(known.mean()), 5) if len(known) else None
-        reached = round(float(radii.isfinite().float().mean()), 5)
+        activation_reached = round(float(radii.isfinite().float().mean()), 5)
     ratio = None if ratio is None else round(ratio, 5)
     about = (checkpoint.name, job.recipe.name, job.layer)
-    return LayerScores(*about, clarity, start, natural, distance, path, ratio, radius, reached)
+    return LayerScores(*about, clarity, start, natural, distance, path, ratio, radius, activation_reached)
 
 
 def _exemplars(checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> PictureSet:
-    """In place of the pictures of hidden units the exemplars that excite them most, against those that do least."""
-    orders, count = questions.own(checkpoint, job.objective, job.units, asked=False), len(job.seeds)
+    """For hidden units, the exemplars that excite them most in place of pictures, and those that excite them least."""
+    orders, count = questions.own(checkpoint, job.objective, job.units, of_queries=False), len(job.seeds)
     images = questions.exemplars.images
     most, least = (torch.stack([images[ends(order.index)] for order in orders]) for ends in _ends(count))
     return PictureSet(job.units, most, least)
@@ -288,7 +291,7 @@ def _ends(count: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
 
 def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: QuerySet) -> Row:
-    """How alike class pictures and exemplars of the class travel through the network, at one hidden layer."""
+    """The path similarity of class pictures and exemplars at one hidden layer."""
     exemplars, count = questions.exemplars, pictures.images.shape[1]
     index = [order.index[:count] for order in questions.shared_exemplar_rankings]
     natural = _at_layer(checkpoint, torch.stack([exemplars.images[one] for one in index]), layer, questions.compute)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from vizrobust.training import seen
 
 
 def packed_verdicts(right: Sequence[bool] | torch.Tensor) -> str:
-    """Who is right, as hexadecimal: eight images a byte, the first in the highest bit.
+    """Which images are classified correctly, as hexadecimal: eight images a byte, the first in the highest bit.
 
     >>> packed_verdicts([True, False, False, False, False, False, False, True, True])
     '8180'
@@ -48,14 +48,14 @@ SEVERITY = 3
 
 @dataclass(frozen=True)
 class Masked:
-    """What a masking check says of a checkpoint; `name` is ``""`` where nothing speaks against its gradients."""
+    """The verdict of the masking checks; `name` is ``""`` where they find no sign of masked gradients."""
 
     name: str
     why: str
 
 
 class Accuracies:
-    """The attacks on one checkpoint, in run folders that are taken up where they stopped."""
+    """The attacks on one checkpoint, in run folders that can be resumed."""
 
     def __init__(
         self,
@@ -81,11 +81,11 @@ class Accuracies:
 
     @property
     def strong(self) -> PGD:
-        """PGD with the plan's steps and restarts: what gradients find."""
+        """PGD with the plan's steps and restarts."""
         return PGD(steps=self.plan.pgd_steps, ball=self.ball, restarts=self.plan.restarts)
 
     def rows(self) -> Iterator[Row]:
-        """The `accuracy` rows of the report; whether the checkpoint is masked comes from `masked` afterwards."""
+        """The `accuracy` rows of the report."""
         one_step = self._evaluated(FGSM(ball=self.ball))
         yield self._row("clean", "clean", one_step, one_step.clean)
         yield self._row("fgsm", "FGSM", one_step)
@@ -100,7 +100,7 @@ class Accuracies:
         yield from self._corrupted()
 
     def masked(self) -> Masked:
-        """The masking verdict: the whole diagnosis on the first images, else the gap of the training attack alone."""
+        """The masking verdict: from the whole diagnosis on the first images, or from the gap of the training attack alone."""
         trained = seen(self.checkpoint.info.training)
         number = self.plan.masking_images
         if number:
@@ -117,7 +117,7 @@ class Accuracies:
         return Masked(OVERFITTED if criterion.side == "above" else "", told)
 
     def _strongest(self) -> Tensor:
-        """(n,) bool: who survives every attack with the training radius that was run on all images."""
+        """(n,) bool: which images survive every attack that was run on all images at the study's radius."""
         alive = self._evaluated(FGSM(ball=self.ball)).robust & self._evaluated(self.strong).robust
         alive &= self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)).robust
         if self.plan.targets and bool(alive.any()):
@@ -157,7 +157,7 @@ class Accuracies:
         known = found.row()
         about = self._about(kind, label, known["attack"] if kind != "clean" else "", known["eps"], known["steps"])
         numbers = {"n": len(alive), "accuracy": share(alive), "ci_low": low, "ci_high": high}
-        # Who survives, so that it can be verified image by image; the strongest is the worst over several attacks.
+        # Which images survive, so that `verify` can check them one by one; "strongest" is the worst over several attacks.
         return {**about, **numbers} | ({} if kind == "strongest" else {"right": packed_verdicts(alive)})
 
     def _about(self, kind: str, label: str, attack: str, eps: float | None, steps: int | None) -> Row:
@@ -170,12 +170,10 @@ def _pgd_label(plan: Plan) -> str:
 
 
 def _in(attack: FGSM | PGD, ball: Linf) -> Attack:
-    """The training attack at the evaluation's radius, whatever radius it was trained at."""
-    from dataclasses import replace
-
+    """The training attack at the radius of the evaluation."""
     return replace(attack, ball=ball, alpha=None) if isinstance(attack, PGD) else replace(attack, ball=ball)
 
 
 def robust_accuracy(attack: Attack, checkpoint: Checkpoint, images: Split, compute: Compute, run: RunFolder) -> float:
-    """Accuracy under one attack, kept in a run folder."""
+    """Accuracy in [0, 1] under one attack; its rows are kept in a run folder."""
     return share(merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute)).robust)

@@ -1,4 +1,4 @@
-"""A person's answers to trials: how often they were right, and how well each metric ranks the same units."""
+"""A person's answers to trials: the share of correct ones, and how well each metric ranks the same units."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Right:
+class ShareRight:
     """How many of `n` answers about one checkpoint were right, with Wilson's 95 % interval; seconds are the median."""
 
     name: str
@@ -79,8 +79,8 @@ class Correlation:
 class Score:
     """What the answers to one page say; `catch` is None where it had no catch trials."""
 
-    checkpoints: tuple[Right, ...]
-    catch: Right | None
+    checkpoints: tuple[ShareRight, ...]
+    catch: ShareRight | None
     correlations: tuple[Correlation, ...]
 
     @property
@@ -106,7 +106,7 @@ def read_answers(file: Path | str, folder: Path | str) -> tuple[dict[str, Any], 
     key_path = Path(folder) / KEY_FILE
     if not key_path.is_file():
         made = f"vizrobust trials {folder} --out trials.html"
-        raise FileNotFoundError(f"no {KEY_FILE} in {str(folder)!r}, so nobody knows the right answers; make a page first: {made}")
+        raise FileNotFoundError(f"no {KEY_FILE} in {str(folder)!r}, so the right answers are unknown; make a page first: {made}")
     pages, given = _pages(key_path), _answers_json(Path(file))
     token = given.get("trials")
     if token not in pages:
@@ -126,7 +126,7 @@ def read_answers(file: Path | str, folder: Path | str) -> tuple[dict[str, Any], 
         raise ValueError(f"{str(file)!r} answers trial {twice!r} more than once; {AGAIN}")
     if len(answers) < len(order):
         raise ValueError(
-            f"{str(file)!r} answers {len(answers)} of {len(order)} trials; finish the page, which goes on where it stopped"
+            f"{str(file)!r} answers {len(answers)} of {len(order)} trials; finish the page, which resumes where it stopped"
         )
     return key, sorted(answers, key=lambda answer: order.index(answer.trial))
 
@@ -196,11 +196,11 @@ def _correlations(
     return found
 
 
-def _right(name: str, pairs: Sequence[tuple[Mapping[str, Any], Answer]]) -> Right:
+def _right(name: str, pairs: Sequence[tuple[Mapping[str, Any], Answer]]) -> ShareRight:
     right, n = sum(answer.choice == trial["answer"] for trial, answer in pairs), len(pairs)
     answers = [answer for _, answer in pairs]
     sure, seconds = fmean(answer.confidence for answer in answers), median(answer.seconds for answer in answers)
-    return Right(name, right, n, right / n, *wilson(right, n), round(sure, 2), round(seconds, 2))
+    return ShareRight(name, right, n, right / n, *wilson(right, n), round(sure, 2), round(seconds, 2))
 
 
 def _pages(path: Path) -> dict[str, Any]:

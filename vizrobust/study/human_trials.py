@@ -24,14 +24,15 @@ from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, digest, read_rows
 from vizrobust.spec import unknown
+from vizrobust.study.protocol import SWEEP
 
 IMAGES = "images"
 DEAD = "dead"
 
 
 @dataclass(frozen=True)
-class Faces:
-    """A unit's picture files, relative to the study's folder: its `own`, and those of the unit `negated` where there are any."""
+class UnitPictures:
+    """A unit's picture files, relative to the study's folder: its `own`, and those of the `negated` unit, if any."""
 
     layer: str
     own: tuple[str, ...]
@@ -39,7 +40,7 @@ class Faces:
 
 
 def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:
-    """The study's data set, whose test images are the queries; one sentence where it is not to be had."""
+    """The study's data set, whose test images are the queries; one sentence where it is not available."""
     name = report["data"]["name"]
     try:
         data = load(name, download)
@@ -54,10 +55,10 @@ def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:
     return data
 
 
-def group_size_of(
+def pictures_of(
     folder: Path, report: Mapping[str, Any], recipe: str, layer: str, names: Sequence[str]
-) -> dict[str, dict[int, Faces]]:
-    """Checkpoint name -> unit -> pictures, for the checkpoints `names`, or for one of each dose.
+) -> dict[str, dict[int, UnitPictures]]:
+    """Checkpoint name -> unit -> pictures, for the checkpoints `names`, or for one of each K.
 
     The report lists one seed of a unit; the others are in the run folder beside it, if that is there. Dead units have
     no pictures. Raises ``ValueError`` for names, recipes and layers that the study has no pictures of.
@@ -74,16 +75,16 @@ def group_size_of(
     for name in names:
         if name not in have:
             raise ValueError(unknown(name, have, f"checkpoint with pictures of {layer} under {recipe}"))
-    chosen = list(dict.fromkeys(names)) or _one_of_each_dose(report, have)
-    found: dict[str, dict[int, Faces]] = {name: {} for name in chosen}
+    chosen = list(dict.fromkeys(names)) or _one_of_each_k(report, have)
+    found: dict[str, dict[int, UnitPictures]] = {name: {} for name in chosen}
     rows_of = cache(read_rows)  # a run folder holds the pictures of many units
     for row in listed:
         if row["checkpoint"] in found and row["status"] != DEAD:
-            before = found[row["checkpoint"]].get(row["unit"], Faces(layer, ()))
+            before = found[row["checkpoint"]].get(row["unit"], UnitPictures(layer, ()))
             own, negated = _seeds(folder, row["image"], rows_of)
             both = (dict.fromkeys([*before.own, *own]), dict.fromkeys([*before.negated, *negated]))
-            found[row["checkpoint"]][row["unit"]] = Faces(layer, *(tuple(files) for files in both))
-    empty = [name for name, faces in found.items() if not faces]
+            found[row["checkpoint"]][row["unit"]] = UnitPictures(layer, *(tuple(files) for files in both))
+    empty = [name for name, by_unit in found.items() if not by_unit]
     if empty:
         raise ValueError(
             f"all units of {empty[0]!r} are dead: there are no pictures to ask about; leave it out with --checkpoints"
@@ -114,7 +115,7 @@ def checkpoints_of(folder: Path, report: Mapping[str, Any], names: Sequence[str]
             checkpoint = load_checkpoint(str(folder / ref) if (folder / ref).exists() else ref, arch)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(
-                f"the trials need the activations of checkpoint {name!r}, which is not to be had: {error}"
+                f"the trials need the activations of checkpoint {name!r}, which is not available: {error}"
             ) from error
         if checkpoint.sha256 != row["weights_sha256"]:
             raise ValueError(f"{ref!r} holds other weights than checkpoint {name!r} of the study had; bring those back")
@@ -122,18 +123,18 @@ def checkpoints_of(folder: Path, report: Mapping[str, Any], names: Sequence[str]
     return found
 
 
-def _one_of_each_dose(report: Mapping[str, Any], have: Mapping[str, None]) -> list[str]:
-    """Of every K the checkpoint of the first training seed; all checkpoints where the study has no doses."""
+def _one_of_each_k(report: Mapping[str, Any], have: Mapping[str, None]) -> list[str]:
+    """Of every K the checkpoint of the first training seed; all checkpoints where the study has no sweep."""
     rows = [row for row in report["checkpoints"] if row["name"] in have]
-    doses = sorted((row for row in rows if row["role"] == "dose"), key=lambda row: (row["k"], row["seed"]))
+    sweep = sorted((row for row in rows if row["role"] == SWEEP), key=lambda row: (row["k"], row["seed"]))
     first: dict[str, str] = {}
-    for row in doses:
+    for row in sweep:
         first.setdefault(row["group"], row["name"])
     return list(first.values()) or [row["name"] for row in rows]
 
 
 def _seeds(folder: Path, image: str, rows_of: Callable[[Path], list[Row]]) -> tuple[list[str], list[str]]:
-    """All seeds of a listed picture and of its negative, by the rows of the run folder that it lies in."""
+    """All seeds of a listed picture and of its negative, by the rows of its run folder."""
     _there(folder, image)
     parts = PurePosixPath(image).parts
     if IMAGES not in parts:
@@ -212,7 +213,7 @@ def choose(
     folder: Path | str, report: Mapping[str, Any], data: DataSet, compute: Compute, names: Sequence[str] = (),
     count: int = TRIALS, recipe: str = "plain", layer: str = LOGITS, seed: int = 0, arch: str | None = None,
 ) -> TrialSet:  # fmt: skip
-    """`count` trials over the checkpoints `names` (none: one of each dose), and about a tenth as many catch trials.
+    """`count` trials over the checkpoints `names` (none: one of each K), and about a tenth as many catch trials.
 
     After Borowski et al. 2021 and Zimmermann et al. 2021: a trial shows as many pictures of a unit as there are (at
     most 9, different seeds) and as many of other units of the same checkpoint (of the negated unit, where a hidden
@@ -224,14 +225,16 @@ def choose(
     folder = Path(folder)
     if count < 1:
         raise ValueError(f"--trials must be at least 1, got {count}")
-    pictures = group_size_of(folder, report, recipe, layer, names)
-    shown = min(REFERENCES, mode(len(face.own) for faces in pictures.values() for face in faces.values()))
-    pictures = {name: {unit: face for unit, face in faces.items() if len(face.own) >= shown} for name, faces in pictures.items()}
-    units = sorted(set.intersection(*(set(faces) for faces in pictures.values())))
+    pictures = pictures_of(folder, report, recipe, layer, names)
+    shown = min(REFERENCES, mode(len(one.own) for by_unit in pictures.values() for one in by_unit.values()))
+    pictures = {
+        name: {unit: face for unit, face in by_unit.items() if len(face.own) >= shown} for name, by_unit in pictures.items()
+    }
+    units = sorted(set.intersection(*(set(by_unit) for by_unit in pictures.values())))
     if len(units) < 2:
         what = f"{len(units)} unit{'s' * (len(units) != 1)} of {layer} under {recipe}"
         raise ValueError(f"trials need pictures of two or more units that all chosen checkpoints have, there are {what}")
-    pictures = {name: {unit: faces[unit] for unit in units} for name, faces in pictures.items()}
+    pictures = {name: {unit: by_unit[unit] for unit in units} for name, by_unit in pictures.items()}
     exemplars = exemplars_of(folder, report)
     asked = _not_shown(data, [folder / name for images in exemplars.values() for name in images])
     nets = checkpoints_of(folder, report, list(pictures), arch)
@@ -266,8 +269,8 @@ def _orders(
 
 
 def _trials(
-    pictures: Mapping[str, Mapping[int, Faces]], units: Sequence[int], orders: Mapping[str, list[QueryRanking]], shown: int,
-    count: int, seed: int,
+    pictures: Mapping[str, Mapping[int, UnitPictures]], units: Sequence[int],
+    orders: Mapping[str, list[QueryRanking]], shown: int, count: int, seed: int,
 ) -> list[Row]:  # fmt: skip
     """As many trials for every checkpoint, about the same units; a unit's queries differ from trial to trial."""
     turn = [units[k] for k in Streams(seed, ["units"], "order of units").permutation(len(units))[0].tolist()]
@@ -275,17 +278,17 @@ def _trials(
     for number in range(count):
         unit, name = turn[number // len(pictures) % len(units)], list(pictures)[number % len(pictures)]
         streams = Streams(seed, [f"{name}/{unit}/{number}"], "pictures")
-        faces, order = pictures[name], orders[name][list(units).index(unit)]
+        by_unit, order = pictures[name], orders[name][list(units).index(unit)]
         queries, distractors = order.questions(count=_queries(order))
         # The n-th time that the unit is asked about, whichever the checkpoint.
         time = number // (len(pictures) * len(units)) * len(pictures) + number % len(pictures)
-        if len(faces[unit].negated) >= shown:
-            other = _drawn(faces[unit].negated, shown, streams)
+        if len(by_unit[unit].negated) >= shown:
+            other = _drawn(by_unit[unit].negated, shown, streams)
         else:
-            other = _of_others({u: face.own for u, face in faces.items()}, unit, shown, streams)
+            other = _of_others({u: one.own for u, one in by_unit.items()}, unit, shown, streams)
         found.append({
-            "checkpoint": name, "unit": unit, "exciting": _drawn(faces[unit].own, shown, streams), "other": other,
-            "layer": faces[unit].layer, "query": _nth(queries, time, f"queries of {unit}", seed),
+            "checkpoint": name, "unit": unit, "exciting": _drawn(by_unit[unit].own, shown, streams), "other": other,
+            "layer": by_unit[unit].layer, "query": _nth(queries, time, f"queries of {unit}", seed),
             "distractor": _nth(distractors, time, f"distractors of {unit}", seed),
         })  # fmt: skip
     return found
@@ -342,9 +345,9 @@ def _drawn(items: Sequence[str], count: int, streams: Streams) -> tuple[str, ...
     return tuple(items[k] for k in streams.permutation(len(items))[0].tolist()[:count])
 
 
-def _of_others(faces: Mapping[int, Sequence[str]], unit: int, count: int, streams: Streams) -> tuple[str, ...]:
+def _of_others(by_unit: Mapping[int, Sequence[str]], unit: int, count: int, streams: Streams) -> tuple[str, ...]:
     """Pictures of as many different other units as there are, one after the other, until there are `count`."""
-    pools = [list(_drawn(images, len(images), streams)) for other, images in faces.items() if other != unit]
+    pools = [list(_drawn(images, len(images), streams)) for other, images in by_unit.items() if other != unit]
     turn = [pools[k] for k in streams.permutation(len(pools))[0].tolist()]
     found: list[str] = []
     while len(found) < count:

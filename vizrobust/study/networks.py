@@ -1,4 +1,4 @@
-"""The networks of a study: trained by it, or brought by the user."""
+"""The networks of a study: trained by it, or provided by the user."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
 from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
-from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, eps_rule, training_runs
+from vizrobust.study.protocol import BASELINE, CONTROL, SWEEP, EpsChoice, Plan, TrainingRun, eps_rule, training_runs
 from vizrobust.training import METRICS_FILE, Progress, Training, seen, store_half, train, trained
-
-SWEEP, BASELINE, CONTROL, UNTRAINED = "dose", "arm", "control", "random"
 
 
 @dataclass(frozen=True)
 class StudyCheckpoint:
-    """A checkpoint in its place: `group` is the same for all training seeds, `k` the dose (None outside the slope)."""
+    """A checkpoint and its place in the study: `group` is the same for all training seeds, `k` is None outside the sweep."""
 
     checkpoint: Checkpoint
     group: str
@@ -35,7 +33,7 @@ class StudyCheckpoint:
     history: tuple[Row, ...] = ()
 
     def row(self, reference: str, masked: dict[str, str] | None) -> dict[str, Any]:
-        """Its row of the report; `reference` loads it again."""
+        """The row of `checkpoints` in the report; `reference` loads the checkpoint again."""
         about = self.checkpoint.info
         last = self.history[-1] if self.history else {}
         eps = last.get("eps")
@@ -60,22 +58,22 @@ class StudyCheckpoint:
 
 
 def _passes(training: str) -> int:
-    """Gradient passes per image and epoch of runs that did not yet count them: K for the attack, one for the weights."""
+    """Gradient passes per image and epoch of runs too old to have counted them: K for the attack, one for the weights."""
     return 1 + sum(getattr(attack, "steps", int(isinstance(attack, FGSM))) for attack in seen(training))
 
 
-def of_training_run(cell: TrainingRun, checkpoint: Checkpoint, history: Sequence[Row]) -> StudyCheckpoint:
-    """A trained cell under its own name."""
-    named = replace(checkpoint, name=cell.name)
-    return StudyCheckpoint(named, cell.group, cell.role, cell.k, cell.seed, cell.label, tuple(history))
+def of_training_run(run: TrainingRun, checkpoint: Checkpoint, history: Sequence[Row]) -> StudyCheckpoint:
+    """The checkpoint of a training run, under the run's name."""
+    named = replace(checkpoint, name=run.name)
+    return StudyCheckpoint(named, run.group, run.role, run.k, run.seed, run.label, tuple(history))
 
 
 def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> list[StudyCheckpoint]:
-    """Checkpoints that somebody brings, by what their descriptions say of their training.
+    """The user's checkpoints, in the places that their descriptions of their training give them.
 
-    A random start and the usual step make a dose, FGSM an arm; where the training is not known, the number of attack
-    steps decides. Two checkpoints of one dose are two training seeds. Raises ``ValueError`` where they take other
-    images or classes than `data`, or where there are not two doses.
+    PGD with a random start and the default step belongs to the sweep, FGSM is a baseline. Where the training is unknown,
+    the number of attack steps decides. Two checkpoints of one K are two training seeds. Raises ``ValueError`` where they
+    take other images or classes than `data`, or where there are not two K.
     """
     found: list[StudyCheckpoint] = []
     for checkpoint in checkpoints:
@@ -84,9 +82,9 @@ def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> li
         seed = sum(one.group == group for one in found)
         label = f"{checkpoint.name} (K = {k})" if role == SWEEP else checkpoint.name
         found.append(StudyCheckpoint(checkpoint, group, role, k, seed, label))
-    doses = {one.k for one in found if one.role == SWEEP}
-    if len(doses) < 2:
-        have = f"K = {', '.join(map(str, sorted(k for k in doses if k is not None)))}" if doses else "none"
+    steps = {one.k for one in found if one.role == SWEEP}
+    if len(steps) < 2:
+        have = f"K = {', '.join(map(str, sorted(k for k in steps if k is not None)))}" if steps else "none"
         raise ValueError(f"a study compares two or more K, got {have}; name checkpoints of other numbers of attack steps")
     return found
 
@@ -94,7 +92,7 @@ def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> li
 def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
     about = checkpoint.info
     try:
-        attacks = seen(about.training) if about.training.startswith(Training.__name__) else None
+        attacks = seen(about.training) if about.training.startswith("Training") else None
     except ValueError:
         attacks = None
     if attacks is None:
@@ -133,29 +131,29 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
         )
 
 
-# A cell's file says what it is worth on so many images; the report's accuracies are on all of them.
+# A network's file states accuracies on this many images; those of the report are on all images.
 QUICK_IMAGES = 200
-# Test images that decide about eps.
+# Test images on which eps is chosen.
 EPS_RULE_IMAGES = 1000
 
-# What is being done, and the gradient passes that it has taken.
-Doing = tuple[str, float]
+# What is being done, and how many gradient passes it took.
+Work = tuple[str, float]
 
 
-class Trainings:
-    """All cells of a study in its folder.
+class StudyTrainings:
+    """All training runs of a study, in its folder.
 
-    Each is trained whole by one process, so that its weights do not depend on how many there are, bit for bit, and
-    another number of them can go on. Only the main one need see the folder: what another process has learnt where that
-    one does not see it is sent there, and whoever does not see the folder trains in one of the same name.
+    One process trains a network from start to end. So weights do not depend on the number of processes, bit for bit, and a
+    study can be resumed with another number. Only the main process must see the folder. Another process trains in a folder
+    of the same name, and its networks are sent to the main one.
     """
 
     def __init__(self, folder: Path, plan: Plan, data: DataSet, compute: Compute, argv: str) -> None:
         self.folder, self.plan, self.data, self.compute, self.argv = folder, plan, data, compute, argv
         self.histories: dict[str, list[Row]] = {}
 
-    def choose_eps(self, attacks: RunFolder) -> Generator[Doing, None, EpsChoice]:
-        """The radius that the plan gives or its rule finds; each answer decides the next question, so one process trains."""
+    def choose_eps(self, attacks: RunFolder) -> Generator[Work, None, EpsChoice]:
+        """The radius of the plan or of its rule. Each accuracy decides what the rule asks next, so one process trains."""
         if self.plan.eps is not None or not self.plan.radii:
             return EpsChoice(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
         asking, answer = eps_rule(self.plan.radii, self.data.eps), None
@@ -165,108 +163,108 @@ class Trainings:
             except StopIteration as done:
                 chosen: EpsChoice = done.value
                 return chosen
-            answer = yield from self._tried(*question, attacks)
+            answer = yield from self._accuracy_at(*question, attacks)
 
-    def _tried(self, who: str, eps: float, attacks: RunFolder) -> Generator[Doing, None, float]:
-        """Train the first seed's fgsm arm or K = 8 at one eps, where a sweep at that eps will find it again."""
+    def _accuracy_at(self, who: str, eps: float, attacks: RunFolder) -> Generator[Work, None, float]:
+        """Train the first seed's fgsm or K = 8 at one eps, in the folder where a sweep at that eps will look for it."""
         plan = replace(self.plan, seeds=1, arms=("fgsm",), controls=(), steps=(0, 8))
-        wanted = next(cell for cell in training_runs(plan, eps) if cell.group == ("fgsm" if who == "fgsm" else "k8"))
+        wanted = next(run for run in training_runs(plan, eps) if run.group == ("fgsm" if who == "fgsm" else "k8"))
         training, processes = wanted.training, self.compute.processes
         folder = self._folder(wanted, training, f"{wanted.name}-eps{eps:g}")
         if processes.main:
             yield from self._trained_in(folder, training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
-        # What everything else depends on is asked of many images, also where the study itself attacks few.
+        # Everything else depends on eps, so it is chosen on many images even where the study attacks few.
         images = head(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
         found = on_all(lambda: trained(folder, training.arch), training.arch, processes)
         return robust_accuracy(attack, found, images, self.compute.in_fp32(), attacks)
 
-    def learn(self, sweep: Sequence[TrainingRun], eps: float) -> Generator[Doing, None, list[StudyCheckpoint]]:
-        """Train the cells and measure what is stored of them at `eps`, or read those that are there."""
+    def train_all(self, runs: Sequence[TrainingRun], eps: float) -> Generator[Work, None, list[StudyCheckpoint]]:
+        """Train the networks and evaluate the stored weights at `eps`, or read those that exist."""
         processes = self.compute.processes
-        mine = self._mine(sweep)
-        for cell in mine:
-            yield from self._learn(cell, eps)
+        mine = self._own_share(runs)
+        for run in mine:
+            yield from self._train(run, eps)
         if processes.size > 1:
             yield "waiting for what the other processes train", 0.0
             processes.barrier()
-            yield from self._meet(sweep, mine)
-        return [self._outcome(cell) for cell in sweep]
+            yield from self._collect(runs, mine)
+        return [self._finished(run) for run in runs]
 
-    def _mine(self, sweep: Sequence[TrainingRun]) -> list[TrainingRun]:
-        """This process's cells, in the order of the sweep; the main one has those that are trained already."""
+    def _own_share(self, runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+        """This process's runs, in the order of the protocol; the main process also takes those that are trained already."""
         processes = self.compute.processes
         if processes.main:
-            for cell in sweep:
-                if cell.until in ("", *self.histories) and (self._place(cell) / CHECKPOINT_FILE).is_file():
-                    self.histories[cell.name] = self._history(cell)
+            for run in runs:
+                if run.until in ("", *self.histories) and (self._place(run) / CHECKPOINT_FILE).is_file():
+                    self.histories[run.name] = self._history(run)
         self.histories = processes.broadcast(self.histories)
-        todo = [cell for cell in sweep if cell.name not in self.histories]
-        shares = shared_out(todo, processes.size)
+        todo = [run for run in runs if run.name not in self.histories]
+        shares = assign_runs(todo, processes.size)
         if processes.main:
-            shares[0] = [cell for cell in sweep if cell in shares[0] or cell.name in self.histories]
+            shares[0] = [run for run in runs if run in shares[0] or run.name in self.histories]
         return shares[processes.rank]
 
-    def _learn(self, cell: TrainingRun, eps: float) -> Iterator[Doing]:
-        training, folder, path = self._training(cell), self._place(cell), self._shipped(cell)
-        yield from self._trained_in(folder, training, cell.label)
-        self.histories[cell.name] = self._history(cell)
+    def _train(self, run: TrainingRun, eps: float) -> Iterator[Work]:
+        training, folder, path = self._training(run), self._place(run), self._weights_file(run)
+        yield from self._trained_in(folder, training, run.label)
+        self.histories[run.name] = self._history(run)
         if not path.is_file():
-            yield f"{cell.label}: measuring the stored weights", 0.0
+            yield f"{run.label}: measuring the stored weights", 0.0
             whole, alone = trained(folder, training.arch), self.compute.alone().in_fp32()
             store_half(whole, self.data, alone, path, eps, images=min(QUICK_IMAGES, self.plan.images))
 
-    def _meet(self, sweep: Sequence[TrainingRun], mine: Sequence[TrainingRun]) -> Iterator[Doing]:
-        """Bring to the main process's folder what other processes trained where it does not see it."""
+    def _collect(self, runs: Sequence[TrainingRun], mine: Sequence[TrainingRun]) -> Iterator[Work]:
+        """Send to the main process what other processes trained outside its folder."""
         processes = self.compute.processes
-        lacking = processes.broadcast([cell.name for cell in sweep if not self._shipped(cell).is_file()])
-        for name, files in processes.merged(self._packed(cell) for cell in mine if cell.name in lacking):
+        lacking = processes.broadcast([run.name for run in runs if not self._weights_file(run).is_file()])
+        for name, files in processes.merged(self._packed(run) for run in mine if run.name in lacking):
             if processes.main:
                 for file, content in files.items():
-                    write_atomic(self.folder / file, partial(_put, content))
+                    write_atomic(self.folder / file, partial(_write_bytes, content))
             yield f"received: {name}", 0.0
-        own = {cell.name for cell in mine}
-        for cell in sweep:
-            if cell.name not in own:
-                yield f"trained by another process: {cell.label}", passes(cell.training, self.data)
+        own = {run.name for run in mine}
+        for run in runs:
+            if run.name not in own:
+                yield f"trained by another process: {run.label}", passes(run.training, self.data)
 
-    def _packed(self, cell: TrainingRun) -> tuple[str, dict[str, bytes]]:
-        """A finished cell's files by their names in the study's folder, the one that says that it is finished last."""
-        place = self._place(cell)
-        paths = [place / "run.json", place / METRICS_FILE, place / CHECKPOINT_FILE, self._shipped(cell)]
-        return cell.name, {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+    def _packed(self, run: TrainingRun) -> tuple[str, dict[str, bytes]]:
+        """A finished run's files by their names in the study's folder; the last one marks the run as finished."""
+        place = self._place(run)
+        paths = [place / "run.json", place / METRICS_FILE, place / CHECKPOINT_FILE, self._weights_file(run)]
+        return run.name, {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
-    def _outcome(self, cell: TrainingRun) -> StudyCheckpoint:
-        """A finished cell, which the main process reads for all."""
-        processes, arch = self.compute.processes, cell.training.arch
+    def _finished(self, run: TrainingRun) -> StudyCheckpoint:
+        """A finished run, which the main process reads for all."""
+        processes, arch = self.compute.processes, run.training.arch
         own = arch if ".py:" in arch else None
-        found = on_all(lambda: load_checkpoint(str(self._shipped(cell)), own), arch, processes)
-        self.histories[cell.name] = processes.broadcast(self._history(cell) if processes.main else [])
-        return of_training_run(cell, found, self.histories[cell.name])
+        found = on_all(lambda: load_checkpoint(str(self._weights_file(run)), own), arch, processes)
+        self.histories[run.name] = processes.broadcast(self._history(run) if processes.main else [])
+        return of_training_run(run, found, self.histories[run.name])
 
-    def _training(self, cell: TrainingRun) -> Training:
-        """How the cell is trained; it may end where another one has come to."""
-        if not cell.until:
-            return cell.training
-        return replace(cell.training, until_clean=self.histories[cell.until][-1]["val_clean"])
+    def _training(self, run: TrainingRun) -> Training:
+        """The recipe of a run, with the clean accuracy at which it ends where another run sets that."""
+        if not run.until:
+            return run.training
+        return replace(run.training, until_clean=self.histories[run.until][-1]["val_clean"])
 
-    def _place(self, cell: TrainingRun) -> Path:
-        return self._folder(cell, self._training(cell), cell.name)
+    def _place(self, run: TrainingRun) -> Path:
+        return self._folder(run, self._training(run), run.name)
 
-    def _folder(self, cell: TrainingRun, training: Training, usual: str) -> Path:
-        """Where a cell is trained: where the same training was begun already, be it to choose eps, else `usual`."""
-        there = [self.folder / "cells" / cell.name, *sorted((self.folder / "cells").glob(f"{cell.name}-eps*"))]
+    def _folder(self, run: TrainingRun, training: Training, usual: str) -> Path:
+        """The folder of a run: one that the same training was begun in, also to choose eps, else `usual`."""
+        there = [self.folder / "cells" / run.name, *sorted((self.folder / "cells").glob(f"{run.name}-eps*"))]
         begun = ((folder, read_run(folder)) for folder in there)
         same = [folder for folder, run in begun if run is not None and run["identity"]["training"] == repr(training)]
         return same[0] if same else self.folder / "cells" / usual
 
-    def _shipped(self, cell: TrainingRun) -> Path:
-        return self.folder / "checkpoints" / f"{cell.name}.safetensors"
+    def _weights_file(self, run: TrainingRun) -> Path:
+        return self.folder / "checkpoints" / f"{run.name}.safetensors"
 
-    def _history(self, cell: TrainingRun) -> list[Row]:
-        return read_rows(self._place(cell), METRICS_FILE)
+    def _history(self, run: TrainingRun) -> list[Row]:
+        return read_rows(self._place(run), METRICS_FILE)
 
-    def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Doing]:
+    def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Work]:
         if (folder / CHECKPOINT_FILE).is_file():
             yield f"trained already: {label}", passes(training, self.data)
             return
@@ -278,34 +276,34 @@ class Trainings:
 
 
 def passes(training: Training, data: DataSet) -> float:
-    """Gradient passes of a whole training; an evaluation weighs what it takes."""
+    """Gradient passes of a whole training, the evaluation after each epoch counted as one more."""
     return float(training.epochs * (training.attack_steps + 2) * len(data.train))
 
 
-def shared_out(todo: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
-    """Who of `size` processes trains which cells: the longest first, each by whoever has least to do.
+def assign_runs(todo: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
+    """The runs of each of `size` processes: the longest run first, always to the process with the least work.
 
-    A cell that ends where another one has come to is trained by the same process, after that one.
+    A run that ends at the accuracy of another one is trained by the same process, after that one.
     """
     of_one: dict[str, list[TrainingRun]] = {}
-    for cell in todo:
-        of_one.setdefault(cell.until or cell.name, []).append(cell)
+    for run in todo:
+        of_one.setdefault(run.until or run.name, []).append(run)
 
     def length(some: Sequence[TrainingRun]) -> int:
-        return sum(cell.training.epochs * (cell.training.attack_steps + 2) for cell in some)
+        return sum(run.training.epochs * (run.training.attack_steps + 2) for run in some)
 
     shares: list[list[TrainingRun]] = [[] for _ in range(size)]
     for some in sorted(of_one.values(), key=length, reverse=True):
         min(shares, key=length).extend(some)
-    return [[cell for cell in todo if cell in share] for share in shares]
+    return [[run for run in todo if run in share] for share in shares]
 
 
-def _put(content: bytes, file: IO[bytes]) -> None:
+def _write_bytes(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
 
 
 def on_all(load: Callable[[], Checkpoint], arch: str, processes: Processes) -> Checkpoint:
-    """The checkpoint that the main process loads, on every process; `arch` makes its network."""
+    """The checkpoint that the main process loads, on every process; `arch` builds its network."""
     if processes.size == 1:
         return load()
     sent = None

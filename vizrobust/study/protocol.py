@@ -23,18 +23,21 @@ STEPS = (0, 1, 2, 4, 8, 16)
 BASELINES = ("fgsm", "fast", "noise")
 CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2", "k0-shuffled")
 
-# How the built-in sweeps are trained; the attack and the seed are the cell's.
+# Roles of a study's checkpoints, as files name them: K = 0, 1, 2 ... of the sweep, named baselines, controls, untrained.
+SWEEP, BASELINE, CONTROL, UNTRAINED = "dose", "arm", "control", "random"
+
+# How the built-in sweeps are trained; each training run adds its attack and its seed.
 TRAININGS = {
     "mnist5k": Training(arch="small_cnn", data="mnist5k"),
     "imagenette64": Training(
         arch="resnet_small", data="imagenette64", epochs=12, optimizer="sgd", lr=0.15, weight_decay=5e-4, augment="window+flip"
     ),
 }
-# Images of what is looked at beside the accuracies.
+# Test images for masking, unforeseen attacks and corruptions.
 SIDE_IMAGES = 200
 # The hidden layer whose units are drawn: the last one before the logits.
 LAYERS = {"small_cnn": "linear1", "resnet_small": "stage4"}
-# Where eps is looked for (the rule of `eps_rule`): MNIST's is settled, the rule only says whether one step fails there.
+# The candidates of `eps_rule`. MNIST has one, so there the rule only says whether one step fails.
 RADII = {"mnist5k": (0.3,), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
 
 
@@ -43,14 +46,14 @@ RADII = {"mnist5k": (0.3,), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
 class Plan:
     """Everything that a study's numbers depend on, besides the code.
 
-    `training` is how every cell is trained, without attack; K runs over `steps`, the training seeds are 0 … `seeds` - 1.
-    `eps` None asks `eps_rule` for one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
+    `training` is the recipe of every network, without attack. K runs over `steps`, the training seeds are 0 … `seeds` - 1.
+    With `eps` None, `eps_rule` chooses one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
     each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each; if `matched`, also on the
-    units that match those of the network of the same seed with the fewest attack steps. `frames` pictures of each one's
-    way are kept, for the clarity-distance curve and for equal excitation. Accuracy is that of the first `images` test
-    images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes; masking,
-    unforeseen attacks and corruptions are looked at on the first ones of them. Queries of the two-alternative choice
-    are the first `query_images` test images, exemplars the first `exemplar_images` of the validation split.
+    units that match those of the network of the same seed with the fewest attack steps. `frames` frames of each
+    optimization path are kept, for the clarity-distance curve and for equal excitation. Accuracies are measured on the
+    first `images` test images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes.
+    Masking, unforeseen attacks and corruptions use the first ones of these images. Queries of the 2AFC are the first
+    `query_images` test images, exemplars the first `exemplar_images` of the validation split.
     """
 
     training: Training
@@ -88,8 +91,8 @@ class Plan:
             raise ValueError(f"a study compares two or more K, got --steps {','.join(map(str, self.steps))}; try 0,1,2,4,8")
         if any(k < 0 for k in self.steps) or len(set(self.steps)) < len(self.steps):
             raise ValueError(f"K must be 0 or more, each once, got {','.join(map(str, self.steps))}")
-        for given, there, what in ((self.arms, BASELINES, "arm"), (self.controls, CONTROLS, "control")):
-            for name in given:
+        for names, there, what in ((self.arms, BASELINES, "baseline"), (self.controls, CONTROLS, "control")):
+            for name in names:
                 if name not in there:
                     raise ValueError(unknown(name, there, what))
         at_least = {
@@ -99,23 +102,23 @@ class Plan:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Plan: {name} must be at least {least}, got {getattr(self, name)}")
-        names = [recipe.name for recipe in self.recipes]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"Plan: recipes must differ in name, got {names}")
+        recipes = [recipe.name for recipe in self.recipes]
+        if not recipes or len(set(recipes)) < len(recipes):
+            raise ValueError(f"Plan: recipes must differ in name, got {recipes}")
 
     @property
     def inferential(self) -> bool:
-        """Whether there are enough training runs to speak of more than these checkpoints."""
+        """Whether there are enough training seeds for inference beyond these checkpoints."""
         return self.seeds >= 3 and not self.quick
 
-    def left_out(self, given: bool = False) -> list[str]:
-        """What the full protocol has and this plan has not, as sentences; `given` checkpoints have seeds of their own."""
+    def left_out(self, provided: bool = False) -> list[str]:
+        """What the full protocol has and this plan lacks, as sentences; `provided` checkpoints have seeds of their own."""
         said = []
-        if self.seeds < 3 and not given:
+        if self.seeds < 3 and not provided:
             said.append(f"{self.seeds} training seed{'s' if self.seeds > 1 else ''}: the verdict is descriptive")
-        missing = [f"{name} arm" for name in BASELINES if name not in self.arms]
+        missing = [f"baseline {name}" for name in BASELINES if name not in self.arms]
         missing += [f"control {name}" for name in CONTROLS if name not in self.controls]
-        if missing and not given:
+        if missing and not provided:
             said.append(f"not trained: {', '.join(missing)}")
         if self.image_seeds < 9:
             said.append(f"{self.image_seeds} pictures of each class unit instead of 9")
@@ -136,13 +139,17 @@ class Plan:
         ):  # fmt: skip
             if number < SIDE_IMAGES:
                 said.append(f"{what} on {number} images instead of {SIDE_IMAGES}" if number else f"no {what}")
-        if self.eps is not None and not given:
+        if self.eps is not None and not provided:
             said.append("eps was given, not chosen by the rule")
         return said
 
 
 def plan_for(training: Training, **changes: object) -> Plan:
-    """The full protocol for a way of training; `changes` are fields of the plan."""
+    """The full protocol for a training recipe; `changes` are fields of the plan.
+
+    >>> plan_for(TRAININGS["mnist5k"], seeds=3).layer
+    'linear1'
+    """
     plan = Plan(training, layer=LAYERS.get(training.arch, ""), radii=RADII.get(training.data, ()))
     return replace(plan, **changes)  # type: ignore[arg-type]
 
@@ -160,15 +167,19 @@ def quick(plan: Plan) -> Plan:
 NAMES = {**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}
 
 
-# The control trainings refer to this dose.
+# Controls copy properties of the network with this K.
 REFERENCE_K = 8
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run of a study. `group` is the same for all seeds; `k` is None where steps are not what is varied.
+    """One training run of a study. `group` is the same for all seeds; `k` is None outside the sweep over attack steps.
 
-    `until` names the cell whose clean validation accuracy ends this one's training early.
+    `until` names the run whose clean validation accuracy ends this one early.
+
+    >>> run = TrainingRun("k8-eps/2", CONTROL, 8, 0, TRAININGS["mnist5k"])
+    >>> run.name, run.label
+    ('k8-eps-2-s0', 'k8-eps/2, seed 0')
     """
 
     group: str
@@ -184,7 +195,7 @@ class TrainingRun:
 
     @property
     def label(self) -> str:
-        what = f"K = {self.k}" if self.role == "dose" else self.group
+        what = f"K = {self.k}" if self.role == SWEEP else self.group
         return f"{what}, seed {self.seed}"
 
 
@@ -194,37 +205,37 @@ def training_attack(k: int, eps: float) -> Attack | None:
 
 
 def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
-    """All cells, seed by seed, so that the first seed's sweep is whole before the next begins."""
+    """All training runs, seed by seed, so that the first seed's sweep is complete before the next one begins."""
     strongest = REFERENCE_K if REFERENCE_K in plan.steps else max(plan.steps)
     for seed in range(plan.seeds):
         base = replace(plan.training, seed=seed)
         for k in plan.steps:
-            yield TrainingRun(f"k{k}", "dose", k, seed, replace(base, attack=training_attack(k, eps)))
+            yield TrainingRun(f"k{k}", SWEEP, k, seed, replace(base, attack=training_attack(k, eps)))
         for name in plan.arms:
-            yield TrainingRun(name, "arm", None, seed, replace(base, attack=lookup(ARMS, name, "arm")(eps)))
+            yield TrainingRun(name, BASELINE, None, seed, replace(base, attack=lookup(ARMS, name, "baseline")(eps)))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
 
 
 def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> TrainingRun:
-    """What else varies with K, held fixed: clean accuracy, gradient passes, the size of the perturbation."""
+    """A run that holds a confound of K fixed: clean accuracy, gradient passes or the size of the perturbation."""
     if name == "k0-early":
-        return TrainingRun(name, "control", 0, seed, base, until=f"k{strongest}-s{seed}")
+        return TrainingRun(name, CONTROL, 0, seed, base, until=f"k{strongest}-s{seed}")
     if name == "k0-shuffled":
-        # Trained on labels that mean nothing: its pictures can be strange, not clear.
-        return TrainingRun(name, "control", 0, seed, replace(base, data=f"shuffled:{base.data}"))
+        # Its labels mean nothing, so its pictures may be strange but cannot be clear.
+        return TrainingRun(name, CONTROL, 0, seed, replace(base, data=f"shuffled:{base.data}"))
     if name == "k1-long":
         # K attack passes and one for the weights: as many passes as K = 8 takes.
         epochs = round(base.epochs * (strongest + 1) / 2)
         return TrainingRun(
-            name, "control", 1, seed, replace(base, attack=training_attack(1, eps), epochs=epochs, eps_ramp=base.ramp)
+            name, CONTROL, 1, seed, replace(base, attack=training_attack(1, eps), epochs=epochs, eps_ramp=base.ramp)
         )
     part = int(name.rpartition("/")[2])
-    return TrainingRun(name, "control", strongest, seed, replace(base, attack=training_attack(strongest, eps / part)))
+    return TrainingRun(name, CONTROL, strongest, seed, replace(base, attack=training_attack(strongest, eps / part)))
 
 
 FILE = "prereg.json"
-CONTRASTS = {
+CONTRAST_TEXTS = {
     "H1": "mean over K >= 1 minus K = 0, for each training seed",
     "H2": "slope over log2 K among K >= 1, for each training seed: what 'grows with the number of steps' needs",
     "H3": "slope of clarity over accuracy under the strongest attack found among K >= 1, for each training seed",
@@ -241,7 +252,10 @@ INFERENCE = (
 
 
 def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str]) -> dict[str, Any]:
-    """What is fixed beforehand: `checkpoints` and `judges` map names to hashes of weights."""
+    """What a preregistration fixes; `checkpoints` and `judges` map names to hashes of weights.
+
+    Its texts are data: a study that is resumed compares them with those that it wrote first.
+    """
     return {
         "plan": repr(plan),
         "eps": dict(eps),
@@ -249,7 +263,7 @@ def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], 
             metric.name: {"role": metric.role, "direction": metric.direction, "chance": metric.chance}
             for metric in METRICS.values()
         },
-        "contrasts": CONTRASTS,
+        "contrasts": CONTRAST_TEXTS,
         "smallest_effect": SMALLEST_EFFECT,
         "inference": INFERENCE,
         "exclusions": list(EXCLUSIONS),
@@ -259,12 +273,16 @@ def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], 
 
 
 def sha256(written: Mapping[str, Any]) -> str:
-    """The hash of a preregistration, whatever the order of its keys."""
+    """The hash of a preregistration. The order of its keys does not matter.
+
+    >>> sha256({"a": 1, "b": 2}) == sha256({"b": 2, "a": 1})
+    True
+    """
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
 
 
 def register(folder: Path, now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Write `now` if there is none yet; gives back what was written first, and how `now` departs from it."""
+    """Write `now` if nothing was registered yet. Returns what was written first, and how `now` departs from it."""
     path = folder / FILE
     if not path.is_file():
         write_json(path, dict(now))
@@ -283,13 +301,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-# The fgsm arm's accuracy under PGD-50 must be below this part of that of K = 8.
+# The rule asks for a radius at which the baseline fgsm keeps less than this part of the accuracy of K = 8 under PGD-50.
 PART = 0.5
 
 
 @dataclass(frozen=True)
 class EpsTrial:
-    """What was measured at one eps; `strong` is None where K = 8 was not trained, because nothing could be twice `fgsm`."""
+    """Accuracies at one eps; `strong` is None where K = 8 was not trained because it could not have twice that of `fgsm`."""
 
     eps: float
     fgsm: float
@@ -299,7 +317,7 @@ class EpsTrial:
 
 @dataclass(frozen=True)
 class EpsChoice:
-    """The radius, whether by the rule, and all that was tried on the way."""
+    """The chosen radius, the reason, and all trials of the rule."""
 
     eps: float
     tried: tuple[EpsTrial, ...]
@@ -309,7 +327,7 @@ class EpsChoice:
         return {"eps": self.eps, "reason": self.reason, "tried": [asdict(one) for one in self.tried]}
 
 
-# ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule wants to know next.
+# ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule asks for next.
 EpsQuestion = tuple[str, float]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from vizrobust.runs import Row, write_text
 from vizrobust.study.clarity_scores import MATCHED
 from vizrobust.study.contrasts import CONTRASTS, RunValues
-from vizrobust.study.networks import SWEEP
+from vizrobust.study.protocol import SWEEP
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
 

@@ -19,7 +19,8 @@ from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png
 from vizrobust.study.clarity_scores import LayerScores, PictureSet, metric_rows
 from vizrobust.study.contrasts import FEWEST_SEEDS
-from vizrobust.study.networks import SWEEP, StudyCheckpoint
+from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.protocol import SWEEP
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE, StudyReport, mean
 from vizrobust.study.run import Study
 
@@ -66,7 +67,8 @@ def report_of(study: Study, command: str) -> StudyReport:
 
 def _left_out(study: Study) -> list[str]:
     small = study.plan.corruption_images and min(study.data.shape[1:]) < SMALLEST
-    return study.plan.left_out(given=bool(study.given)) + ([f"no corruptions of images below {SMALLEST} px"] if small else [])
+    left_out = study.plan.left_out(provided=bool(study.provided))
+    return [*left_out, *([f"no corruptions of images below {SMALLEST} px"] if small else [])]
 
 
 def _metrics(classes: int) -> list[Row]:
@@ -100,7 +102,7 @@ def _clean(study: Study) -> dict[str, float]:
 
 def _excitation(one: LayerScores) -> Row:
     about = {"checkpoint": one.checkpoint, "recipe": one.recipe, "layer": one.layer}
-    return {**about, "ratio": one.ratio, "radius": one.radius, "reached": one.reached}
+    return {**about, "ratio": one.ratio, "radius": one.radius, "reached": one.activation_reached}
 
 
 def _reference(name: str, recipe: str | None, layer: str, row: Row) -> Row:

@@ -1,4 +1,4 @@
-"""A study in a folder: trained, attacked, rendered and scored stage by stage, and resumable."""
+"""A study in a folder: it trains, attacks, renders and scores stage by stage, and can be resumed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.evaluations import Accuracies
-from vizrobust.study.networks import UNTRAINED, Doing, StudyCheckpoint, Trainings
-from vizrobust.study.protocol import EpsChoice, Plan, TrainingRun, training_runs
-from vizrobust.study.stimuli import QuerySet, drawn, hidden_units, of_classes, wanted
+from vizrobust.study.networks import StudyCheckpoint, StudyTrainings, Work
+from vizrobust.study.protocol import UNTRAINED, EpsChoice, Plan, TrainingRun, training_runs
+from vizrobust.study.stimuli import QuerySet, drawn_units, hidden_jobs, of_classes, picture_jobs
 from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
 from vizrobust.study.verdicts import PRIMARY
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a study is: what is being done, and how much of everything is done, in estimated gradient passes."""
+    """Progress of a study: what is being done, and how much of it all is done, in estimated gradient passes."""
 
     what: str
     done: float
@@ -41,10 +41,10 @@ class Stage:
 
 
 class Study:
-    """A study's folder. `given` are checkpoints that somebody brings; without them every cell is trained.
+    """A study's folder. `provided` are the user's checkpoints; without them the study trains its own.
 
-    `run` yields stages and can be stopped anywhere; `facts` then holds what the report is made of. The processes of
-    `compute` share trainings, attacks and pictures; what else is to be done, and the folder, are the main one's alone.
+    `run` yields stages and can be stopped at any of them; at its end `facts` holds what the report is made of. The
+    processes of `compute` share trainings, attacks and pictures; the main process does the rest and owns the folder.
     Raises ``ValueError`` if the folder holds another study.
     """
 
@@ -55,22 +55,22 @@ class Study:
         data: DataSet,
         compute: Compute,
         argv: str = "",
-        given: Sequence[StudyCheckpoint] = (),
+        provided: Sequence[StudyCheckpoint] = (),
     ) -> None:
-        self.plan, self.data, self.compute, self.argv, self.given = plan, data, compute, argv, list(given)
-        # What cannot be judged is refused before anything is trained.
-        self.judges: list[Judge] = judges_for(data.name, [one.checkpoint for one in given], compute, plan.judges)
+        self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
+        # Without an eligible judge nothing is trained.
+        self.judges: list[Judge] = judges_for(data.name, [one.checkpoint for one in provided], compute, plan.judges)
         if not self.judges:
             raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
-        described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in given}}
+        described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
         self.folder = RunFolder(folder, "study", described, record, compute.processes).folder
         self._opened: dict[str, RunFolder] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         judged = {"plan": repr(plan), "judges": self._judge_hashes()}
-        self.measured = self._run("clarity", "study clarity", judged)
-        self.measured_matched = self._run("clarity-matched", "study clarity of matched units", judged)
+        self.scores = self._run("clarity", "study clarity", judged)
+        self.matched_scores = self._run("clarity-matched", "study clarity of matched units", judged)
         self.done = 0.0
         self.cells: list[TrainingRun] = []
         self.chosen = EpsChoice(plan.eps or data.eps, (), "given")
@@ -79,23 +79,23 @@ class Study:
         self.facts: dict[str, Any] = {}
 
     def run(self) -> Iterator[Stage]:
-        """Everything: training, preregistration, attacks, pictures, scores.
+        """Train, preregister, attack, match units, render, score.
 
-        In this order (docs/measuring-clarity.md, "Order of work").
+        The order matters: docs/measuring-clarity.md, "Order of work".
         """
-        if self.given:
-            self.compared = self.given
-            self.chosen = EpsChoice(self.plan.eps or _radius(self.given, self.data), (), "that of the checkpoints' training")
+        if self.provided:
+            self.compared = self.provided
+            self.chosen = EpsChoice(self.plan.eps or _radius(self.provided, self.data), (), "that of the checkpoints' training")
         else:
-            trainings = Trainings(self.folder, self.plan, self.data, self.compute, self.argv)
-            self.chosen = yield from self._told(trainings.choose_eps(self.attacks))
+            trainings = StudyTrainings(self.folder, self.plan, self.data, self.compute, self.argv)
+            self.chosen = yield from self._as_stages(trainings.choose_eps(self.attacks))
             self.cells = list(training_runs(self.plan, self.chosen.eps))
-            self.compared = yield from self._told(trainings.learn(self.cells, self.chosen.eps))
+            self.compared = yield from self._as_stages(trainings.train_all(self.cells, self.chosen.eps))
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
         now = protocol.content(self.plan, self.chosen.row(), registered, self._judge_hashes())
         processes = self.compute.processes
-        # Nobody attacks or renders before it is written.
+        # No process attacks or renders before the preregistration is written.
         written, departures = processes.broadcast(protocol.register(self.folder, now) if processes.main else (now, []))
         self.facts |= {"prereg": {"sha256": protocol.sha256(written), "content": written, "departures": departures}}
         for one in self.compared:
@@ -107,8 +107,8 @@ class Study:
             self.compute = self.compute.alone()
             yield from self._score(references)
 
-    def _told(self, doing: Generator[Doing, None, T]) -> Generator[Stage, None, T]:
-        """What is being done as stages; gives back what came of it."""
+    def _as_stages(self, doing: Generator[Work, None, T]) -> Generator[Stage, None, T]:
+        """The work of a generator as stages; returns its result."""
         while True:
             try:
                 what, passes = next(doing)
@@ -131,7 +131,7 @@ class Study:
         self.facts.setdefault("masked", {})[one.checkpoint.name] = told
 
     def _match(self) -> Iterator[Stage]:
-        """Find each network's counterparts of the drawn hidden units, before anybody has seen a picture of them."""
+        """Match the drawn hidden units with those of each network, before any picture of them exists."""
         plan, processes, excited = self.plan, self.compute.processes, dict[str, Tensor]()
         images, compute = head(self.data.val, plan.exemplar_images), self.compute.alone().in_fp32()
         for one in self.compared if processes.main and plan.hidden and plan.layer and plan.matched else ():
@@ -142,7 +142,7 @@ class Study:
             for some in (one.checkpoint, reference.checkpoint):
                 if some.name not in excited:
                     excited[some.name] = all_excitations(some, plan.layer, images, compute)
-            there, name = drawn(plan, reference.checkpoint), reference.checkpoint.name
+            there, name = drawn_units(plan, reference.checkpoint), reference.checkpoint.name
             found = matched_units(name, excited[one.checkpoint.name], excited[name], there[1] if there else ())
             if found:
                 self.matched_units[one.checkpoint.name] = found
@@ -170,24 +170,24 @@ class Study:
                     continue
                 passes = len(job.units) * len(job.seeds) * len(self.judges) * (self.plan.frames + 6) / 3
                 yield self._stage(f"scoring {one.label}: {job.recipe.name}, {job.layer}", passes if job.frame_strip else 0)
-                found.append(self._scored(one.checkpoint, job, questions))
-        matched = [row for one in self.compared for row in self._scored_matched(one, found, questions)]
+                found.append(self._layer_scores(one.checkpoint, job, questions))
+        matched = [row for one in self.compared for row in self._matched_rows(one, found, questions)]
         self.facts |= {"measured": found, "matched": matched, "questions": questions, "references": list(references)}
 
-    def _scored(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> LayerScores:
-        key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._asked()}
-        for row in self.measured.rows():
+    def _layer_scores(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> LayerScores:
+        key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "layer": job.layer, "asked": self._query_hash()}
+        for row in self.scores.rows():
             if all(row[name] == value for name, value in key.items()):
                 return LayerScores.read(row)
         run = self.pictures(job)
         negative = None if of_classes(job) else images_of(run, checkpoint, replace(job, sign=-1))
         frames = frames_of(run, checkpoint, job) if job.frame_strip else None
         measured = score_layer(checkpoint, job, images_of(run, checkpoint, job), negative, frames, questions, self.plan.layer)
-        self.measured.add({**key, **measured.row()})
+        self.scores.add({**key, **measured.row()})
         return measured
 
-    def _scored_matched(self, one: StudyCheckpoint, found: Sequence[LayerScores], questions: QuerySet) -> Iterator[Row]:
-        """Clarity rows of a network's counterparts; those of the network that they are matched with are its drawn units'."""
+    def _matched_rows(self, one: StudyCheckpoint, found: Sequence[LayerScores], questions: QuerySet) -> Iterator[Row]:
+        """Clarity rows of a network's matched units; for the network that others are matched with, those of its drawn units."""
         name = one.checkpoint.name
         if any(pairs.reference == name for pairs in self.matched_units.values()):
             own = [some for some in found if some.checkpoint == name and some.layer == self.plan.layer]
@@ -197,35 +197,35 @@ class Study:
                 yield from (some.labelled({**row, "control": MATCHED}) for row in rows)
         for job in self.matched_jobs(one.checkpoint):
             if job.sign > 0:
-                yield from self._primary(one.checkpoint, job, questions)
+                yield from self._primary_rows(one.checkpoint, job, questions)
 
-    def _primary(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> list[Row]:
+    def _primary_rows(self, checkpoint: Checkpoint, job: RenderJob, questions: QuerySet) -> list[Row]:
         key = {"checkpoint": checkpoint.id, "recipe": job.recipe.name, "units": list(job.units)}
-        for row in self.measured_matched.rows():
+        for row in self.matched_scores.rows():
             if all(row[name] == value for name, value in key.items()):
                 return [{"checkpoint": checkpoint.name, **one} for one in row["clarity"]]
         run = self.pictures(job)
         both = (stacked(images_of(run, checkpoint, some), job.units) for some in (job, replace(job, sign=-1)))
         orders = questions.own(checkpoint, job.objective, job.units)
-        # They stand under the numbers of the units that they are counterparts of.
+        # The rows name the units that these are matches of.
         rows = primary_rows(PictureSet(self.matched_units[checkpoint.name].units, *both), questions, orders, MATCHED)
         clarity = [{"recipe": job.recipe.name, "layer": job.layer, **row} for row in rows]
-        self.measured_matched.add({**key, "clarity": clarity})
+        self.matched_scores.add({**key, "clarity": clarity})
         return [{"checkpoint": checkpoint.name, **one} for one in clarity]
 
-    def _asked(self) -> str:
-        """What the shared queries depend on: the compared checkpoints."""
+    def _query_hash(self) -> str:
+        """The hash of what the shared queries depend on: the compared checkpoints."""
         return protocol.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
 
     def jobs(self, checkpoint: Checkpoint) -> list[RenderJob]:
-        """The pictures of one checkpoint, those of matched units apart."""
-        return wanted(self.plan, self.data, checkpoint)
+        """The pictures of one checkpoint, without those of matched units."""
+        return picture_jobs(self.plan, self.data, checkpoint)
 
     def matched_jobs(self, checkpoint: Checkpoint) -> list[RenderJob]:
-        """The pictures of those hidden units that are matched with another network's; none where nothing is matched."""
+        """The pictures of the hidden units that match another network's; none where nothing is matched."""
         if checkpoint.name not in self.matched_units:
             return []
-        return hidden_units(self.plan, self.data, checkpoint, self.matched_units[checkpoint.name].matches)
+        return hidden_jobs(self.plan, self.data, checkpoint, self.matched_units[checkpoint.name].matches)
 
     def pictures(self, job: RenderJob) -> RunFolder:
         """The run folder of a recipe's pictures of one layer."""
@@ -241,7 +241,7 @@ class Study:
 
     def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> RunFolder:
         record = {"argv": self.argv, "threads": self.compute.threads, "device": self.compute.device.type, "versions": versions()}
-        # Opened once: opening is an exchange.
+        # Opened once: processes exchange messages when a folder is opened.
         key = f"{name} {digest(identity)}"
         if key not in self._opened:
             self._opened[key] = RunFolder(self.folder / name, command, identity, record, self.compute.processes)
@@ -252,24 +252,24 @@ class Study:
         return Stage(what, self.done, max(self.total(), self.done))
 
     def total(self) -> float:
-        """Gradient passes of everything that is to do, as far as it is known beforehand; evaluations weigh what they take."""
-        plan, compared = self.plan, len(self.given)
+        """Estimated gradient passes of all stages."""
+        plan, compared = self.plan, len(self.provided)
         training = 0.0
-        if not self.given:
-            for cell in self.cells or training_runs(plan, plan.eps or self.data.eps):
+        if not self.provided:
+            for run in self.cells or training_runs(plan, plan.eps or self.data.eps):
                 compared += 1
-                training += cell.training.epochs * (cell.training.attack_steps + 2) * len(self.data.train)
+                training += run.training.epochs * (run.training.attack_steps + 2) * len(self.data.train)
         attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
         pictures = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds * plan.recipes[0].steps
         if plan.layer:
-            drawn = 2 * len(plan.recipes) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
-            pictures += drawn * (compared + 1 + (compared if plan.matched else 0))
+            drawn_units = 2 * len(plan.recipes) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
+            pictures += drawn_units * (compared + 1 + (compared if plan.matched else 0))
         # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
         seen = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds
         return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3
 
 
-def _radius(given: Sequence[StudyCheckpoint], data: DataSet) -> float:
-    """The radius that most of the given checkpoints were trained at; the data set's where none says."""
-    radii = [one.checkpoint.info.eps for one in given if one.checkpoint.info.eps]
+def _radius(provided: Sequence[StudyCheckpoint], data: DataSet) -> float:
+    """The radius that most provided checkpoints were trained at; the data set's usual one where none names a radius."""
+    radii = [one.checkpoint.info.eps for one in provided if one.checkpoint.info.eps]
     return max(set(radii), key=radii.count) if radii else data.eps

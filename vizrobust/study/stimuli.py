@@ -1,4 +1,4 @@
-"""The pictures that a study makes of a checkpoint, and the natural images that they are compared with."""
+"""What a study renders of a checkpoint, and the natural images that the pictures are compared with."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vizrobust.study.protocol import Plan
 from vizrobust.study.unit_matching import draw_units
 
 
-def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]:
-    """Class units, and hidden units with both signs, under every recipe."""
-    found, there = [], drawn(plan, checkpoint)
+def picture_jobs(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]:
+    """What is rendered: class units, and hidden units with both signs, under every recipe."""
+    found, there = [], drawn_units(plan, checkpoint)
     for recipe in plan.recipes:
         known = with_data_statistics(recipe, data)
         bare = RenderJob(known, Logit(), (), batch_size=plan.batch_size, data_share=data.saturated_share)
@@ -28,7 +28,7 @@ def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]
         found.append(replace(bare, units=classes, seeds=seeds, frames=min(plan.frames, known.steps + 1), frame_strip=True))
         if there:
             layer, units = there
-            # Batches are filled up to their size: one that is larger than all pictures would be rendered in vain.
+            # Batches are padded to their size, so a batch larger than all pictures would waste renders.
             size = min(plan.batch_size, len(units) * plan.hidden_seeds)
             seeds = tuple(range(plan.hidden_seeds))
             hidden = replace(bare, objective=Channel(layer=layer), units=units, seeds=seeds, batch_size=size)
@@ -36,17 +36,17 @@ def wanted(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]
     return found
 
 
-def hidden_units(plan: Plan, data: DataSet, checkpoint: Checkpoint, units: Sequence[int]) -> list[RenderJob]:
-    """The same pictures of other hidden units than the drawn ones."""
-    return [replace(one, units=tuple(units)) for one in wanted(plan, data, checkpoint) if not of_classes(one)]
+def hidden_jobs(plan: Plan, data: DataSet, checkpoint: Checkpoint, units: Sequence[int]) -> list[RenderJob]:
+    """The same renders for other hidden units than the drawn ones."""
+    return [replace(one, units=tuple(units)) for one in picture_jobs(plan, data, checkpoint) if not of_classes(one)]
 
 
 def of_classes(request: RenderJob) -> bool:
     return isinstance(request.objective, Logit)
 
 
-def drawn(plan: Plan, checkpoint: Checkpoint) -> tuple[str, tuple[int, ...]] | None:
-    """The hidden layer and the units of it that are looked at, the same for every checkpoint of an architecture."""
+def drawn_units(plan: Plan, checkpoint: Checkpoint) -> tuple[str, tuple[int, ...]] | None:
+    """The hidden layer and its drawn units, the same for every checkpoint of an architecture."""
     if not (plan.hidden and plan.layer):
         return None
     there = layer_of(checkpoint.net(), checkpoint.info.input_shape, plan.layer)
@@ -54,8 +54,8 @@ def drawn(plan: Plan, checkpoint: Checkpoint) -> tuple[str, tuple[int, ...]] | N
 
 
 @dataclass(frozen=True)
-class Natural:
-    """Natural images with each judge's opinion of them: `images` (n, C, H, W)."""
+class NaturalImages:
+    """Natural images `images` (n, C, H, W) in [0, 1] with their `labels` (n,) and each judge's output."""
 
     images: Tensor
     labels: Tensor
@@ -65,14 +65,14 @@ class Natural:
 class QuerySet:
     """Queries from the test split, exemplars from the validation split, and how the compared networks order them.
 
-    For class units the order is by mean rank over all compared checkpoints, so that all are asked the same; the
-    checkpoint's own order makes a second, secondary row. Hidden units have only their own.
+    For class units the order is by mean rank over all compared checkpoints, so that all answer the same
+    queries; the checkpoint's own order gives a second, secondary row. Hidden units have only their own.
     """
 
     def __init__(self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute) -> None:
         self.data, self.judges, self.compute = data, tuple(judges), compute
-        self.asked, self.shown = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
-        self.queries, self.exemplars = self._natural(self.asked), self._natural(self.shown)
+        self.query_images, self.exemplar_images = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
+        self.queries, self.exemplars = self._natural_images(self.query_images), self._natural_images(self.exemplar_images)
         self.units = tuple(range(len(data.classes)))
         self._excited: dict[tuple[str, str, tuple[int, ...], bool], Tensor] = {}
         self.shared: list[QueryRanking] = []
@@ -84,23 +84,25 @@ class QuerySet:
         self.shared = shared_rankings([self.excited(one, logits, self.units, True) for one in compared])
         self.shared_exemplar_rankings = shared_rankings([self.excited(one, logits, self.units, False) for one in compared])
 
-    def excited(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool) -> Tensor:
-        """(units, n): how much each query (or exemplar) excites the checkpoint's units; kept."""
-        key = (checkpoint.sha256, repr(objective), units, asked)
+    def excited(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], of_queries: bool) -> Tensor:
+        """(units, n): how much each query (or exemplar) excites the checkpoint's units; computed once."""
+        key = (checkpoint.sha256, repr(objective), units, of_queries)
         if key not in self._excited:
-            images = self.asked if asked else self.shown
+            images = self.query_images if of_queries else self.exemplar_images
             self._excited[key] = excitations(checkpoint.net(), objective, units, images, self.compute)
         return self._excited[key]
 
-    def own(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], asked: bool = True) -> list[QueryRanking]:
+    def own(
+        self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...], of_queries: bool = True
+    ) -> list[QueryRanking]:
         """Each unit's queries in the checkpoint's own order."""
-        return shared_rankings([self.excited(checkpoint, objective, units, asked)])
+        return shared_rankings([self.excited(checkpoint, objective, units, of_queries)])
 
     def largest(self, checkpoint: Checkpoint, objective: Objective, units: tuple[int, ...]) -> Tensor:
         """(units,): the largest activation that a natural image reaches."""
-        both = [self.excited(checkpoint, objective, units, asked).amax(1) for asked in (True, False)]
+        both = [self.excited(checkpoint, objective, units, of_queries).amax(1) for of_queries in (True, False)]
         return torch.maximum(*both)
 
-    def _natural(self, images: Split) -> Natural:
+    def _natural_images(self, images: Split) -> NaturalImages:
         pixels = images.take(torch.arange(len(images)))
-        return Natural(pixels, images.labels, {judge.name: judge(pixels) for judge in self.judges})
+        return NaturalImages(pixels, images.labels, {judge.name: judge(pixels) for judge in self.judges})

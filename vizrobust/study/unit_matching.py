@@ -1,4 +1,4 @@
-"""Which hidden units a study looks at, and which unit of one network corresponds to which of another."""
+"""Which hidden units a study draws, and which unit of one network matches which of another."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.rng import Streams
 from vizrobust.runs import Row
-from vizrobust.study.networks import SWEEP, StudyCheckpoint
+from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.protocol import SWEEP
 
 
 @dataclass(frozen=True)
 class Matching:
     """Pairs of units (a's, b's) in ascending order of a's, with the correlation of each on the same images.
 
-    `chance` is the mean correlation that matching reaches with b's images in a random order: the assignment picks
-    the best pairs, so that it is above 0 even where no unit has anything to do with another.
+    `chance` is the mean correlation that matching reaches with b's images in a random order. It is above 0 even for
+    unrelated units, because the assignment picks the best pairs.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -44,7 +45,8 @@ class Matching:
 def draw_units(total: int, count: int, seed: int, layer: str = "") -> tuple[int, ...]:
     """`count` of the units 0 … total-1 at random, ascending; all of them where there are no more.
 
-    A pure function of its arguments, so that the draw is the same for every checkpoint of an architecture.
+    The draw depends on the arguments alone, so it is the same for every checkpoint of an architecture. Raises
+    ``ValueError`` for less than one unit.
 
     >>> draw_units(100, 4, seed=0) == draw_units(100, 4, seed=0), len(draw_units(3, 50, seed=0))
     (True, 3)
@@ -60,7 +62,7 @@ def match_units(a: Tensor, b: Tensor, seed: int = 0) -> Matching:
 
     `a` (units, n) and `b` (units', n) are the activations of two networks on the same n natural images, as
     `clarity.excitations` gives them. A unit whose activation is always the same correlates with nothing. With
-    unequal numbers of units some stay without a partner. Matching selects what the networks share, so pictures of
+    unequal numbers of units some stay without a match. Matching selects what the networks share, so pictures of
     matched units are a secondary view (docs/measuring-clarity.md, "Hidden units"). Raises ``ValueError`` for different or
     fewer than three images.
 
@@ -86,7 +88,7 @@ def _standardised(activations: Tensor) -> NDArray[np.float64]:
     x = activations.detach().cpu().to(torch.float64).numpy()
     x = x - x.mean(1, keepdims=True)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    # What is left of a constant row is rounding.
+    # A row that is constant but for rounding becomes 0.
     alive = length > 1e-12 * np.maximum(1.0, np.abs(activations.detach().cpu().numpy()).max(1, keepdims=True))
     return np.where(alive, x / np.where(alive, length, 1.0), 0.0)
 
@@ -95,8 +97,8 @@ def _standardised(activations: Tensor) -> NDArray[np.float64]:
 class MatchedUnits:
     """`matches` are the units of a checkpoint that match the drawn `units` of the `reference` network, in their order.
 
-    `correlations` are theirs on natural images, `quality` that of all pairs of the layer and `chance` what matching
-    reaches where no unit has anything to do with another (see `matching`).
+    `correlations` are those of the pairs on natural images, `quality` is the mean over all pairs of the layer and `chance`
+    what matching reaches for unrelated units (see `Matching`).
     """
 
     reference: str
@@ -116,16 +118,20 @@ class MatchedUnits:
 
 
 def reference_of(one: StudyCheckpoint, compared: Sequence[StudyCheckpoint]) -> StudyCheckpoint | None:
-    """Whose units a checkpoint's are matched with: the network of its training seed with the fewest attack steps."""
-    doses = [other for other in compared if other.role == SWEEP and other.seed == one.seed and other.k is not None]
-    return min(doses, key=lambda other: other.k or 0, default=None)
+    """The network that a checkpoint's units are matched with: the one of its training seed with the fewest attack steps."""
+    sweep = [other for other in compared if other.role == SWEEP and other.seed == one.seed and other.k is not None]
+    return min(sweep, key=lambda other: other.k or 0, default=None)
 
 
 def matched_units(reference: str, excited: Tensor, reference_excited: Tensor, drawn: Sequence[int]) -> MatchedUnits | None:
-    """Match a whole layer of a network with that of the one called `reference`, and keep the pairs of its `drawn` units.
+    """Match a whole layer of a network with that of the network `reference`, and keep the pairs of its `drawn` units.
 
-    `excited` (units, n) and `reference_excited` (units', n) say how much the same natural images excite all units of the
-    two. In a smaller layer some drawn units find no partner; None where none does.
+    `excited` (units, n) and `reference_excited` (units', n) are the activations of all units of both networks on the same
+    natural images. In a smaller layer some drawn units have no match; None where none has.
+
+    >>> a = torch.tensor([[0.0, 1.0, 2.0, 4.0], [4.0, 0.0, 3.0, 1.0]])
+    >>> matched_units("k0-s0", a.flip(0), a, drawn=(0,)).matches
+    (1,)
     """
     found = match_units(reference_excited, excited)
     pairs = [(*pair, value) for pair, value in zip(found.pairs, found.correlations, strict=True) if pair[0] in set(drawn)]

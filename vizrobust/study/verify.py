@@ -24,7 +24,7 @@ from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
 from vizrobust.study import protocol
 from vizrobust.study.evaluations import unpacked_verdicts
-from vizrobust.study.networks import UNTRAINED
+from vizrobust.study.protocol import UNTRAINED
 from vizrobust.study.report import FORMAT, StudyReport
 from vizrobust.study.report_rows import sha256_of
 
