@@ -98,6 +98,10 @@ class Canvas:
         after = self.lines([shortened(lines[0], HEADER_MOST, sizes.name, bold=True)], x, y, sizes.name, bold=True)
         self.lines(lines[1:], x, after, sizes.small, color=QUIET)
 
+    def label(self, lines: Sequence[str], middle: float, bottom: float, sizes: Sizes = LABELLED) -> None:
+        """Draw the label of a column of tiles, centred above `bottom`."""
+        self.lines(lines, middle, bottom - len(lines) * sizes.label * LEADING, sizes.label, align="center")
+
     def _corner(self, x: int, y: int, size: int) -> None:
         """A triangle in the upper right corner of the tile that ends at x, with a white edge."""
         for length, color in ((size + 3, PAPER), (size, MARK)):
@@ -194,6 +198,16 @@ def header_width(lines: Sequence[str], sizes: Sizes = LABELLED) -> float:
     """The width of a row's header, without the gap to the tiles."""
     name = min(HEADER_MOST, text_width(lines[0], sizes.name, bold=True))
     return max([name, *(text_width(line, sizes.small) for line in lines[1:])])
+
+
+def header_column(headers: Iterable[Sequence[str]], sizes: Sizes = LABELLED) -> int:
+    """The width that the headers of rows need, with the gap to the tiles."""
+    return round(max(header_width(lines, sizes) for lines in headers)) + HEADER_GAP
+
+
+def labels_height(labels: Iterable[Sequence[str]], sizes: Sizes = LABELLED) -> int:
+    """The height that the labels of columns need."""
+    return max(map(len, labels)) * round(sizes.label * LEADING)
 
 
 def header_height(lines: Sequence[str], sizes: Sizes = LABELLED) -> float:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from vizrobust.features.pictures import read_opaque
 from vizrobust.report.canvas import (
-    HEADER_GAP,
     LABELLED,
     LEADING,
     Canvas,
     Page,
     TileGrid,
     check_png,
+    header_column,
     header_height,
-    header_width,
     label_lines,
+    labels_height,
     largest_tile,
     lines_within,
     scaled,
@@ -96,8 +96,7 @@ class _Block:
     def top(self) -> int:
         """From the block's top to its first row of tiles."""
         title = round(LABELLED.title * LEADING + LABELLED.small * LEADING * (len(self.title) - 1) + 18) if self.title else 0
-        lines = max(map(len, self.labels)) * round(LABELLED.label * LEADING)
-        return title + (self.overhang + LABELLED.label if self.slanted else lines) + 10
+        return title + (self.overhang + LABELLED.label if self.slanted else labels_height(self.labels)) + 10
 
     @property
     def height(self) -> int:
@@ -113,8 +112,7 @@ class _Block:
             if self.slanted:
                 canvas.text(lines[0], middle, first - 12, LABELLED.label, rotation=45)
             else:
-                above = first - 10 - len(lines) * LABELLED.label * LEADING
-                canvas.lines(lines, middle, above, LABELLED.label, align="center")
+                canvas.label(lines, middle, first - 10)
         for row, checkpoint in enumerate(self.panel.checkpoints):
             above = first + grid.position(row * grid.across)[1]
             canvas.header(_header(checkpoint), x, above, self.row)
@@ -161,16 +159,15 @@ def _blocks(panel: Panel) -> list[_Block]:
     tile = largest_tile({picture.file for cell in panel.cells.values() for picture in cell if picture.file}, target)
     tiles = TileGrid(len(seeds), 1, tile, (SEED_GAP, 0))
     exemplars = ExemplarGrid.of(panel.exemplars.values(), tile[0])
-    headers = [header_width(_header(checkpoint)) for checkpoint in panel.checkpoints]
+    headers = [_header(checkpoint) for checkpoint in panel.checkpoints]
     if exemplars is not None:
-        headers.append(text_width(f"{EXCITING[-1]} images", LABELLED.small))
+        headers.append(["", f"{EXCITING[-1]} images"])
     cell = max(tiles.width, exemplars.tiles.width if exemplars else 0)
     labels, slanted = _labels([panel.label(column) for column in panel.columns], cell + GAP - 4)
-    header = round(max(headers)) + HEADER_GAP
     return [
         _Block(
             panel, panel.columns[i : i + per], seeds, tiles, target, [panel.title, panel.subtitle] if i == 0 else [],
-            labels[i : i + per], slanted, header, exemplars,
+            labels[i : i + per], slanted, header_column(headers), exemplars,
         )
         for i in range(0, len(panel.columns), per)
     ]  # fmt: skip

@@ -16,15 +16,14 @@ from vizrobust.features.pictures import read_opaque
 from vizrobust.models import LOGITS, Checkpoint
 from vizrobust.report.canvas import (
     DENSE,
-    HEADER_GAP,
     LABELLED,
     LEADING,
     Page,
     Pixels,
     TileGrid,
     check_png,
+    header_column,
     header_height,
-    header_width,
     largest_tile,
     scaled,
     shortened,
@@ -293,7 +292,7 @@ def reconstruction_sheet(
     drawn = [tile for row in tiles for tile in row]
     small = LABELLED.small
     with house_style():
-        header = round(max(header_width(row.header) for row in rows)) + HEADER_GAP
+        header = header_column([row.header for row in rows])
         below = max(len(picture.lines) for row in rows for picture in row.pictures)
         size = max(MIN_TILE, *(tile.shape[1] for tile in drawn)), max(tile.shape[0] for tile in drawn)
         size = size[0], max(size[1], round(max(header_height(row.header) for row in rows)))

@@ -17,15 +17,14 @@ from PIL import Image
 from vizrobust.features.pictures import read_opaque
 from vizrobust.report import study_tables as tables
 from vizrobust.report.canvas import (
-    HEADER_GAP,
     LABELLED,
-    LEADING,
     Canvas,
     Page,
     TileGrid,
     check_png,
-    header_width,
+    header_column,
     label_lines,
+    labels_height,
     largest_tile,
     scaled,
 )
@@ -88,16 +87,15 @@ def _draw(
     side = max(largest_tile([cell.file for cell in found.values() if cell.file], target))
     headers = [_header(study, group, found) for group in rows]
     exemplar_header = ["natural", "most exciting", "images"]
-    header = round(max(header_width(lines) for lines in [*headers, exemplar_header])) + HEADER_GAP
+    header = header_column([*headers, exemplar_header])
     names = [label_lines(name, side, LABELLED.label) for _, name in shown]
-    labels = max(map(len, names)) * round(LABELLED.label * LEADING) + 12
+    labels = labels_height(names) + 12
     grid = TileGrid(len(shown), len(rows) + bool(natural), (side, side), (GAP, GAP))
     caption = _caption(study, found, rows, recipe, layer, len(shown), units_in_all)
     page = Page((header + grid.width, labels + grid.height + (GAP if natural else 0)), caption=caption)
     canvas, left, top = page.canvas, page.left + header, page.top + labels
     for i, lines in enumerate(names):
-        above = top - 12 - len(lines) * LABELLED.label * LEADING
-        canvas.lines(lines, left + grid.position(i)[0] + side / 2, above, LABELLED.label, align="center")
+        canvas.label(lines, left + grid.position(i)[0] + side / 2, top - 12)
     for row, (group, lines) in enumerate(zip(rows, headers, strict=True)):
         y = top + grid.position(row * grid.across)[1]
         canvas.header(lines, page.left, y, side)

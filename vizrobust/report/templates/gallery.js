@@ -1,39 +1,16 @@
-"use strict";
 (() => {
-  const facts = JSON.parse(document.getElementById("facts").textContent);
-  const panels = [...document.querySelectorAll(".panel")];
-  const choices = [...document.querySelectorAll("[data-panel]")];
-  const filter = document.getElementById("filter");
-  const dialog = document.getElementById("large");
-  const frame = document.getElementById("large-picture");
-  const holder = document.getElementById("large-image");
-  const image = new Image();
-  const framesButton = document.getElementById("frames");
-  let current = null;
+  const framesButton = at("frames");
 
-  // One panel at a time; without this script all of them are on the page.
   function choose(id) {
-    for (const panel of panels) panel.hidden = panel.id !== id;
-    for (const button of choices) button.setAttribute("aria-pressed", String(button.dataset.panel === id));
-    count();
-  }
-
-  // "3, 7:10, cat": numbers, ranges without their end, parts of labels.
-  function matcher(text) {
-    const tests = text.toLowerCase().split(",").map(part => part.trim()).filter(Boolean).map(part => {
-      const range = part.match(/^(\d+)\s*:\s*(\d+)$/);
-      if (range) return unit => unit >= Number(range[1]) && unit < Number(range[2]);
-      if (/^\d+$/.test(part)) return unit => unit === Number(part);
-      return (unit, label) => label.includes(part);
-    });
-    return (unit, label) => !tests.length || tests.some(test => test(unit, label));
+    showPanel(id);
+    countUnits();
   }
 
   function narrow() {
-    const matches = matcher(filter.value);
+    const matches = matcher(at("filter").value);
     for (const panel of panels) {
       const heads = [...panel.querySelectorAll(".head")];
-      const shown = heads.map(head => matches(Number(head.dataset.unit), head.dataset.label.toLowerCase()));
+      const shown = heads.map(head => matches(head.dataset));
       heads.forEach((head, i) => { head.hidden = !shown[i]; });
       for (const line of panel.querySelectorAll(".line")) {
         line.querySelectorAll(".cell").forEach((cell, i) => { cell.hidden = !shown[i]; });
@@ -43,13 +20,11 @@
       panel.querySelector(".scroll").hidden = left === 0;
       panel.querySelector(".none").hidden = left > 0;
     }
-    count();
+    countUnits();
   }
 
-  function count() {
-    const heads = [...document.querySelectorAll(".panel:not([hidden]) .head")];
-    const left = heads.filter(head => !head.hidden).length;
-    document.getElementById("matches").textContent = left === heads.length ? "" : `${left} of ${heads.length} units`;
+  function countUnits() {
+    count([...document.querySelectorAll(".panel:not([hidden]) .head")]);
   }
 
   // The tiles (or the exemplars) of the shown panel as rows; a missing cell is an empty entry.
@@ -78,7 +53,7 @@
   }
 
   function sparkline(points) {
-    const place = document.getElementById("spark");
+    const place = at("spark");
     place.replaceChildren();
     if (points.length < 2) return;
     const width = 300, height = 60, scores = points.map(point => point[1]);
@@ -105,35 +80,16 @@
 
   // Whole multiples keep the pixels square.
   function fit() {
-    const room = frame.clientWidth, tall = window.innerHeight - 120;
+    const room = at("large-picture").clientWidth, tall = window.innerHeight - 120;
     const side = Math.min(room / image.naturalWidth, tall / image.naturalHeight);
     image.style.width = `${image.naturalWidth * (side >= 1 ? Math.floor(side) : side)}px`;
   }
 
   function show(tile) {
-    current = tile;
-    const { title, pairs, trajectory, frames } = facts[Number(tile.dataset.facts)];
-    const small = tile.querySelector("img");
-    document.getElementById("large-title").textContent = title;
-    document.getElementById("large-dead").hidden = Boolean(small);
-    holder.replaceChildren();
-    if (small) {
-      const mark = tile.querySelector(".mark");
-      image.src = small.src;
-      image.alt = title;
-      holder.append(image, ...(mark ? [mark.cloneNode()] : []));
-    }
-    const list = document.getElementById("large-facts");
-    list.replaceChildren(...pairs.flatMap(([key, value]) => {
-      const dt = document.createElement("dt"), dd = document.createElement("dd");
-      dt.textContent = key;
-      dd.textContent = value;
-      return [dt, dd];
-    }));
+    const small = enlarge(tile, neighbour), { trajectory, frames } = facts[Number(tile.dataset.facts)];
     sparkline(trajectory);
     framesButton.hidden = !frames;
     framesButton.setAttribute("aria-pressed", "false");
-    for (const button of dialog.querySelectorAll("[data-move]")) button.disabled = !neighbour(tile, button.dataset.move);
     if (!dialog.open) dialog.showModal();
     if (small) image.decode().then(fit, () => {});
   }
@@ -145,32 +101,8 @@
     framesButton.setAttribute("aria-pressed", String(!playing));
   }
 
-  function move(direction) {
-    const next = current && neighbour(current, direction);
-    if (!next) return;
-    if (dialog.open) show(next);
-    else { current = next; next.focus(); }
-  }
-
-  document.addEventListener("click", event => {
-    const tile = event.target.closest(".tile, .exemplar");
-    if (tile) show(tile);
-    const button = event.target.closest("[data-move]");
-    if (button) move(button.dataset.move);
-    if (event.target === framesButton) showFrames();
-    if (event.target === dialog || event.target.id === "close") dialog.close();
-  });
-  document.addEventListener("keydown", event => {
-    const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
-    const tile = document.activeElement.closest(".tile, .exemplar");
-    if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile)) return;
-    if (!dialog.open) current = tile;
-    event.preventDefault();
-    move(arrow);
-  });
-  dialog.addEventListener("close", () => current && current.focus());
+  framesButton.addEventListener("click", showFrames);
+  browse({ tiles: ".tile, .exemplar", neighbour, show, choose, narrow });
   window.addEventListener("resize", () => dialog.open && image.isConnected && fit());
-  for (const button of choices) button.addEventListener("click", () => choose(button.dataset.panel));
-  filter.addEventListener("input", narrow);
   if (panels.length) choose(panels[0].id);
 })();

@@ -1,56 +1,28 @@
-"use strict";
 (() => {
-  const facts = JSON.parse(document.getElementById("facts").textContent);
-  const panels = [...document.querySelectorAll(".panel")];
-  const choices = [...document.querySelectorAll("[data-panel]")];
-  const dialog = document.getElementById("large");
-  const holder = document.getElementById("large-image");
-  const slider = document.getElementById("slider");
-  const image = new Image();
-  const at = id => document.getElementById(id);
-  let current = null;
+  const slider = at("slider");
 
   document.documentElement.classList.add("js");
   if (!panels.length) return;
 
-  const shownPanel = () => panels.find(panel => !panel.hidden);
   const lines = panel => [...panel.querySelectorAll(".line.unit")];
   const shownTiles = cell => [...cell.querySelectorAll(".tile:not([hidden])")];
   const cells = line => [...line.querySelectorAll(".cell[data-group]")];
 
-  // One panel at a time; without this script all of them are on the page.
   function choose(id) {
-    for (const panel of panels) panel.hidden = panel.id !== id;
-    for (const button of choices) button.setAttribute("aria-pressed", String(button.dataset.panel === id));
+    showPanel(id);
     arrange();
-    count();
-  }
-
-  // "3, 7:10, cat": numbers, ranges without their end, parts of names.
-  function matcher(text) {
-    const tests = text.toLowerCase().split(",").map(part => part.trim()).filter(Boolean).map(part => {
-      const range = part.match(/^(\d+)\s*:\s*(\d+)$/);
-      if (range) return unit => unit >= Number(range[1]) && unit < Number(range[2]);
-      if (/^\d+$/.test(part)) return unit => unit === Number(part);
-      return (unit, label) => label.includes(part);
-    });
-    return (unit, label) => !tests.length || tests.some(test => test(unit, label));
+    count(lines(shownPanel()));
   }
 
   function narrow() {
     const matches = matcher(at("filter").value);
     for (const panel of panels) {
-      for (const line of lines(panel)) line.hidden = !matches(Number(line.dataset.unit), line.dataset.label.toLowerCase());
+      for (const line of lines(panel)) line.hidden = !matches(line.dataset);
       const left = lines(panel).some(line => !line.hidden);
       panel.querySelector(".scroll").hidden = !left;
       panel.querySelector(".none").hidden = left;
     }
-    count();
-  }
-
-  function count() {
-    const all = lines(shownPanel()), left = all.filter(line => !line.hidden).length;
-    at("matches").textContent = left === all.length ? "" : `${left} of ${all.length} units`;
+    count(lines(shownPanel()));
   }
 
   // The mean over the shown pictures of one unit at one checkpoint.
@@ -66,12 +38,12 @@
     at("group-b").disabled = how !== "difference";
     at("group-a").disabled = at("measure").disabled = how === "order";
     const panel = shownPanel(), sheet = panel.querySelector(".sheet");
-    const worth = line => {
+    const value = line => {
       if (how === "order") return -Number(line.dataset.unit);
       const one = score(line, a), other = how === "difference" ? score(line, b) : 0;
       return one === null || other === null ? null : one - other;
     };
-    const ranked = lines(panel).map(line => [worth(line), line]);
+    const ranked = lines(panel).map(line => [value(line), line]);
     // Largest first; units without the value last, in their own order.
     ranked.sort(([x, one], [y, other]) => {
       if (x === null || y === null) return (x === null) - (y === null) || one.dataset.unit - other.dataset.unit;
@@ -95,7 +67,7 @@
   const cellOf = tile => tile.closest(".cell");
   const lineOf = tile => tile.closest(".line");
 
-  // The same place among the pictures of another cell.
+  // The picture with the same seeds in another cell.
   function counterpart(tile, cell) {
     const there = shownTiles(cell);
     return there.find(one => one.dataset.training === tile.dataset.training && one.dataset.image === tile.dataset.image) || there[0] || null;
@@ -134,16 +106,7 @@
   }
 
   function show(tile, focusSlider = false) {
-    current = tile;
-    const { title, pairs } = facts[Number(tile.dataset.facts)], small = tile.querySelector("img");
-    at("large-title").textContent = title;
-    at("large-dead").hidden = Boolean(small);
-    holder.replaceChildren();
-    if (small) {
-      image.src = small.src;
-      image.alt = title;
-      holder.append(image);
-    }
+    enlarge(tile, neighbour);
     const natural = [...lineOf(tile).querySelectorAll(".exemplar-grid img")].map(one => {
       const copy = one.cloneNode();
       copy.className = "";
@@ -151,23 +114,9 @@
     });
     at("large-natural").hidden = !natural.length;
     at("large-exemplars").replaceChildren(...natural);
-    at("large-facts").replaceChildren(...pairs.flatMap(([key, value]) => {
-      const dt = document.createElement("dt"), dd = document.createElement("dd");
-      dt.textContent = key;
-      dd.textContent = value;
-      return [dt, dd];
-    }));
     scale(tile);
-    for (const button of dialog.querySelectorAll("[data-move]")) button.disabled = !neighbour(tile, button.dataset.move);
     if (!dialog.open) dialog.showModal();
     if (focusSlider) slider.focus();
-  }
-
-  function move(direction) {
-    const next = current && neighbour(current, direction);
-    if (!next) return;
-    if (dialog.open) show(next);
-    else { current = next; next.focus(); }
   }
 
   slider.addEventListener("input", () => {
@@ -175,32 +124,17 @@
     const tile = cell && counterpart(current, cell);
     if (tile) show(tile);
   });
-  document.addEventListener("click", event => {
-    const tile = event.target.closest(".tile"), name = event.target.closest(".name");
-    if (tile) show(tile);
-    if (name) {
-      const first = cells(lineOf(name)).flatMap(shownTiles)[0];
-      if (first) show(first, true);
-    }
-    const button = event.target.closest("[data-move]");
-    if (button) move(button.dataset.move);
-    if (event.target === dialog || event.target.id === "close") dialog.close();
-  });
-  document.addEventListener("keydown", event => {
-    const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
-    const tile = document.activeElement.closest(".tile");
-    if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile)) return;
-    // Left and right are the slider's own.
-    if (event.target === slider && (arrow === "left" || arrow === "right")) return;
-    if (!dialog.open) current = tile;
-    event.preventDefault();
-    move(arrow);
-  });
-  dialog.addEventListener("close", () => current && current.focus());
-  for (const button of choices) button.addEventListener("click", () => choose(button.dataset.panel));
+
+  // A unit's name opens its first picture with the slider in focus.
+  function clicked(event) {
+    const name = event.target.closest(".name"), first = name && cells(lineOf(name)).flatMap(shownTiles)[0];
+    if (first) show(first, true);
+  }
+
+  const owns = (target, arrow) => target === slider && (arrow === "left" || arrow === "right");
+  browse({ tiles: ".tile", neighbour, show, choose, narrow, clicked, owns });
   for (const id of ["sort", "measure", "group-a", "group-b"]) at(id).addEventListener("change", arrange);
   for (const id of ["seed-training", "seed-image"]) if (at(id)) at(id).addEventListener("change", pick);
-  at("filter").addEventListener("input", narrow);
   // A starts at the largest K, B at the smallest: the difference that the study is about.
   const sweptGroups = [...new Set([...document.querySelectorAll(".cell[data-k]")].map(cell => cell.dataset.group))];
   if (sweptGroups.length) {
