@@ -114,7 +114,7 @@ class RobustAccuracy:
         """What to know before the accuracy is quoted, a sentence each."""
         n, found = len(self.clean), []
         if undefined := int(self.undefined.sum()):
-            found.append(f"outputs are not finite on {undefined} of {n} images, which count neither as broken nor as robust")
+            found.append(f"outputs are not finite on {undefined} of {n} images; these are neither misclassified nor robust")
         if self.predicted is not None and n > 1 and not self.clean.all() and bool((self.predicted == self.predicted[0]).all()):
             found.append(f"the network predicts class {int(self.predicted[0])} for all {n} unchanged images")
         if self.stochastic and not all(name.startswith(EXPECTATION) for name in self.runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import share, wilson
 from vizrobust.models import evaluating
-from vizrobust.rng import Streams
+from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS, SEVERITIES
 from vizrobust.robustness.evaluation import BATCH_SIZE
@@ -79,6 +81,12 @@ def corrupted(
     Wilson's 95 % interval. What is `done` already, as (corruption, severity), is left out. An image draws the same
     random numbers at every severity and for every network. Raises ``ValueError`` for an unknown corruption or
     severity, or no images, before anything is computed.
+
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.rand(2, 1, 28, 28), torch.tensor([3, 3]))
+    >>> rows = corrupted(nn.Flatten(), images, Compute("cpu"), ["contrast"], [5])
+    >>> [(row["corruption"], row["severity"], row["n"]) for row in rows]
+    [('clean', 0, 2), ('contrast', 5, 2)]
     """
     if not len(images):
         raise ValueError("there are no images to corrupt; choose a split that has some")
@@ -120,6 +128,11 @@ def mean_corruption_error(rows: Iterable[Row], baseline_rows: Iterable[Row] | No
 
     Raises ``ValueError`` for rows without a clean one, without a common corruption, with gaps in the severities, or
     with a baseline that lacks some of them.
+
+    >>> clean = {"corruption": "clean", "severity": 0, "accuracy": 1.0}
+    >>> fog = [{"corruption": "fog", "severity": severity, "accuracy": 0.4} for severity in (1, 2)]
+    >>> mean_corruption_error([clean, *fog], alexnet_rows()).by_type
+    {'fog': 0.6}
     """
     errors, clean = _errors(rows, "the rows")
     types = [name for name in COMMON if name in errors]
@@ -152,13 +165,15 @@ def mean_corruption_error(rows: Iterable[Row], baseline_rows: Iterable[Row] | No
 def _row(net: nn.Module, images: Split, compute: Compute, name: str, severity: int, seed: int, batch_size: int) -> Row:
     began = time.perf_counter()
     compute.place(net)
-    hits, channels = [], 0
+    network, hits, channels = PerImageNoise(net), [], 0
     for index, count in full_batches(len(images), batch_size):
         x, y = images.take(index), images.labels[index]
         if name != CLEAN:
             x = CORRUPTIONS[name](x, severity, Streams(seed, index.tolist(), "corruption"))
-        with evaluating(net), compute.autocast(), torch.no_grad():
-            hits.append((net(compute.images(x)).argmax(1).cpu() == y)[:count])
+        network.noise_from(partial(Streams, seed, index.tolist(), name))
+        with evaluating(net), compute.autocast(), torch.no_grad(), seeded(seed, compute.device):
+            logits = network(compute.images(x)).cpu()
+        hits.append(((logits.argmax(1) == y) & logits.isfinite().all(1))[:count])
         channels = x.shape[1]
     correct = torch.cat(hits)
     low, high = wilson(int(correct.sum()), len(correct))

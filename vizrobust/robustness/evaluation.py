@@ -53,6 +53,15 @@ def evaluate(
 
     Of n `processes` of `compute`, each takes every n-th batch of a run's remaining images. All of them yield the
     partial results of all, a few seconds after they were made.
+
+    >>> from vizrobust.attacks import FGSM, Linf
+    >>> from vizrobust.compute import Compute
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> from vizrobust.robustness import merge_results
+    >>> attack = FGSM(ball=Linf(eps=0.1))
+    >>> merge_results(attack, evaluate(nn.Flatten(), attack, images, Compute("cpu")))
+    50.0 % (9.5 to 90.5) of 2 images under FGSM(ball=Linf(eps=0.1))
     """
     processes = compute.processes
     known = list(known)

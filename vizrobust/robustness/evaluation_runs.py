@@ -98,7 +98,11 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Examples:
-    """k images: `x` and `adv` (k, C, H, W), `labels` (k,), the class probabilities of both (k, classes)."""
+    """k images and what an attack made of them; see `examples`.
+
+    `x` and `adv` (k, C, H, W) in [0, 1] are the images before and after it, `labels` (k,) the true classes,
+    `clean_probs` and `adv_probs` (k, classes) the probabilities that the network gives.
+    """
 
     x: Tensor
     adv: Tensor
@@ -110,7 +114,20 @@ class Examples:
 def examples(
     net: nn.Module, result: RobustAccuracy, images: Split, compute: Compute, seed: int = 0, count: int = SHOWN
 ) -> Examples:
-    """The first images on which an attack succeeded, attacked again; the first correct ones where there are none."""
+    """The first `count` images on which an attack succeeded, attacked again; the first correct ones where there are none.
+
+    Raises ``ValueError`` where the network classifies no image correctly.
+
+    >>> from vizrobust.attacks import FGSM, Linf
+    >>> from vizrobust.compute import Compute
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> from vizrobust.robustness import evaluate, merge_results
+    >>> net, attack, compute = nn.Flatten(), FGSM(ball=Linf(eps=0.1)), Compute("cpu")
+    >>> shown = examples(net, merge_results(attack, evaluate(net, attack, images, compute)), images, compute)
+    >>> shown.adv.flatten(1)
+    tensor([[0.5000, 0.6000]])
+    """
     misclassified = (result.clean & ~result.robust & ~result.undefined).nonzero()[:, 0]
     chosen = misclassified if len(misclassified) else result.clean.nonzero()[:, 0]
     if not len(chosen):
@@ -140,6 +157,11 @@ def reference_accuracies(
 
     ``clean``, ``fgsm`` (one step) and ``robust`` (PGD with so many `steps`, text in ``attack``), both in the L-inf
     ball of radius `eps` (None: the data set's), on ``n`` images; in float32 whatever the precision of `compute`.
+
+    >>> from vizrobust.data import load
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> sorted(reference_accuracies(net, load("digits"), Compute("cpu"), images=5, steps=1))
+    ['attack', 'clean', 'fgsm', 'n', 'robust']
     """
     ball = Linf(eps=data.eps if eps is None else eps)
     tested, strong = head(data.test, images), PGD(steps=steps, ball=ball)

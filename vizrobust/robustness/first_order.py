@@ -23,7 +23,7 @@ from vizrobust.spec import lookup
 
 STEPS = 20
 # A function that is linear over the ball never drops by more than the prediction, so 1 is the bound of a sound
-# network without curvature. Twice as much means that on its way PGD met slopes at least twice as steep, on average,
+# network without curvature. Twice as much means that on its path PGD met slopes at least twice as steep, on average,
 # as the gradient admitted at the image. On the built-in sweep (margin loss, eps 0.05 to 0.3) no image reaches it.
 UNDERESTIMATED_BEYOND = 2.0
 # FGSM's own step is a straight line along the gradient: with less than half of what the gradient promised there,
@@ -38,7 +38,7 @@ class FirstOrder:
     `first_order_drop` is eps times the dual norm of the gradient (for L-inf eps * sum |g_j|, the lecture's formula): the most
     that a linear function could lose in the ball. `linear` is what it would lose at FGSM's point, which is less, as
     pixels end at 0 and 1. `fgsm` and `pgd` are the drops at FGSM's point and at PGD's best one. `image` (n,) holds the
-    places of these images in the split; `n_all` counts the wrong ones too.
+    indices of these images in the split; `n_all` counts the misclassified ones too.
     """
 
     ball: Ball
@@ -56,10 +56,10 @@ class FirstOrder:
 
     @property
     def gradient_underestimates(self) -> Tensor:
-        """(n,) bool: PGD's drop exceeds the prediction by a factor of more than `UNDERESTIMATED_BEYOND`: the gradient hid it.
+        """(n,) bool: PGD's drop is more than `UNDERESTIMATED_BEYOND` times the prediction, so the gradient hid it.
 
-        To be read with the margin loss: cross entropy is flat where a network is sure of itself, so with it every
-        confident network looks masked.
+        Read it with the margin loss: cross entropy is flat where a network is confident, so with it every confident
+        network looks masked.
         """
         return self.pgd > UNDERESTIMATED_BEYOND * self.first_order_drop
 
@@ -67,7 +67,7 @@ class FirstOrder:
     def fgsm_falls_short(self) -> Tensor:
         """(n,) bool: FGSM's drop is below `FALLS_SHORT_BELOW` of what the gradient promised, though PGD's is not.
 
-        The mark of overfitting to one-step attacks: the gradient is honest, and the network bends away just there.
+        This is the sign of overfitting to one-step attacks: the loss follows the gradient elsewhere, but not along one step.
         """
         promised = FALLS_SHORT_BELOW * self.linear
         return (self.fgsm < promised) & (self.pgd >= promised)
@@ -119,6 +119,14 @@ def first_order(
     `loss` is "margin" or "ce", used for the gradient, for both attacks and for the drops: with "ce" the drops are those
     of log p(true class). One gradient, one FGSM and one PGD of `steps` steps an image. Raises ``ValueError`` where the
     network classifies no image correctly.
+
+    >>> from vizrobust.attacks import Linf
+    >>> from vizrobust.compute import Compute
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> found = first_order(nn.Flatten(), images, Linf(eps=0.1), Compute("cpu"))
+    >>> found.first_order_drop.tolist(), found.pgd.round(decimals=4).tolist()
+    ([0.2, 0.2], [0.2, 0.2])
     """
     lookup(LOSSES, loss, "loss")
     compute.place(net)

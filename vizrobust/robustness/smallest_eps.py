@@ -30,7 +30,7 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class SmallestEps:
-    """The smallest radius found to break each of n images, in units of the attack's radius.
+    """The smallest radius at which an attack succeeds on each of n images (see `smallest_eps`), in units of that radius.
 
     `eps` (n,) float64 is 0 where the image is wrong unchanged and inf where no attack succeeded.
     `largest_unsuccessful_eps` (n,) is the largest smaller radius at which the attack was tried without success (0: at
@@ -86,14 +86,21 @@ class SmallestEps:
 def smallest_eps(
     attack: Attack, evaluated: Evaluated, radii: Sequence[float] = (), indices: Sequence[int] | None = None
 ) -> SmallestEps:
-    """The smallest radius that breaks each image, from as few attacks as bisection allows.
+    """The smallest radius at which an attack succeeds on each image, from as few attacks as bisection allows.
 
-    An attack that looks for the smallest perturbation runs once, to its end, in a ball without limit. Another one is
-    tried at `radii`, which rise: each image at one amid those that are still open for it, since a success settles all
-    larger ones, and a failure is taken to settle all smaller ones. That is at most log2(len(radii) + 1) attacks for an
-    image, rounded up, and fewer where the perturbation found is shorter than the radius. All images that ask for a
-    radius are attacked together. ``ValueError`` where radii are needed and are none or do not
-    rise from above 0.
+    An attack that looks for the smallest perturbation runs once, to its end, in a ball without limit. Any other is tried
+    at `radii`, which rise: each image is tried at the middle one of those that are still open for it, as a success
+    settles all larger radii and a failure is taken to settle all smaller ones. That is at most log2(len(radii) + 1)
+    attacks for an image, rounded up, and fewer where the perturbation found is shorter than the radius. All images at
+    the same radius are attacked together. Raises ``ValueError`` where radii are needed and do not rise from above 0.
+
+    >>> from vizrobust.attacks import FGSM
+    >>> from vizrobust.compute import Compute
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.tensor([0.9, 0.2, 0.6, 0.55]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> found = smallest_eps(FGSM(), on_network(nn.Flatten(), images, Compute("cpu")), even_radii(0.7, bisection_steps=3))
+    >>> [round(eps, 6) for eps in found.eps.tolist()]
+    [0.4, 0.1]
     """
     if is_minimum_norm(attack):
         attack = vary(attack, eps=None)

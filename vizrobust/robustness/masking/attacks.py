@@ -86,6 +86,12 @@ class MaskingAttacks:
     - ``"all"``: the worst case over all attacks inside the ball.
 
     `report` is called with a text whenever something has been computed. Raises ``ValueError`` for no images.
+
+    >>> from vizrobust.data import ArraySplit
+    >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> network = NetworkUnderTest(nn.Flatten(), images, Linf(eps=0.1))
+    >>> MaskingAttacks(network, Compute("cpu"), AttackBudget(steps=3, restarts=1)).survives["pgd"]
+    tensor([ True, False])
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def silent_success(attacks: MaskingAttacks) -> Check:
 
 
 def incomplete_optimisation(attacks: MaskingAttacks) -> Check:
-    """I4: the loss still rises in the last steps on images that were not broken: more steps would find more."""
+    """I4: the loss still rises in the last steps on images where no iterate is misclassified: more steps would find more."""
     name, loss, alive = "stopped too early", attacks.trajectory.loss, _correct(attacks).all(0)
     assert loss is not None
     n, steps = int(alive.sum()), len(loss) - 1

@@ -52,9 +52,21 @@ class Diagnosis:
 
 
 def diagnose(attacks: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS) -> Iterator[Check]:
-    """Run the checks one after the other; attacks are shared among them and with `diagnosis_of`.
+    """Run the checks one after the other and yield each; attacks are shared among them and with `diagnosis_of`.
 
     Raises ``ValueError`` where the network classifies no image correctly.
+
+    >>> import torch
+    >>> from vizrobust.attacks import Linf
+    >>> from vizrobust.compute import Compute
+    >>> from vizrobust.data import ArraySplit
+    >>> from vizrobust.robustness.masking.check import AttackBudget, NetworkUnderTest
+    >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    >>> network = NetworkUnderTest(torch.nn.Flatten(), images, Linf(eps=0.1))
+    >>> attacks = MaskingAttacks(network, Compute("cpu"), AttackBudget(steps=3, restarts=1, queries=5, noise_samples=2))
+    >>> checks = tuple(diagnose(attacks, {"softmax_output": CHECKS["softmax_output"]}))
+    >>> checks[0].flagged, diagnosis_of(attacks, checks).verdict.name
+    (False, 'undecided')
     """
     for check in checks.values():
         # A network that is random draws from torch's global generators; its diagnosis is to repeat all the same.
