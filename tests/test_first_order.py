@@ -158,7 +158,7 @@ def test_an_images_numbers_do_not_depend_on_its_mates(compute: Compute) -> None:
         split = ArraySplit(x, net(x).argmax(1))
     whole = first_order(net, split, Linf(eps=8 / 255), compute, steps=3, batch_size=4)
     part = first_order(net, head(split, 3), Linf(eps=8 / 255), compute, steps=3, batch_size=4)
-    for name in ("predicted", "linear", "fgsm", "pgd"):
+    for name in ("first_order_drop", "linear", "fgsm", "pgd"):
         assert torch.equal(getattr(whole, name)[:3], getattr(part, name))
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     about = whole.summary()
