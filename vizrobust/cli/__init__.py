@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from vizrobust import requests
 from vizrobust.cli.output import say, stopped
 from vizrobust.parallel import launched
 
@@ -55,6 +56,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name in requests.COMMANDS:
+            from vizrobust.cli.generated import command as generated
+
+            return generated(name)
         command: click.Command = import_module(f"vizrobust.cli.{COMMANDS[name]}").command
         return command
 

@@ -8,6 +8,7 @@ import click
 
 from vizrobust.cli import options
 from vizrobust.cli.output import json_row, percent, say, table
+from vizrobust.results import interval_text
 
 if TYPE_CHECKING:
     from vizrobust.cli.attacking import Evaluations
@@ -142,15 +143,15 @@ def accuracy_rows(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet)
 
 def accuracy_tables(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet) -> list[Table]:
     """Accuracy under the attack, and the differences to the first checkpoint with McNemar's test."""
-    from vizrobust.cli.attack_tables import interval
     from vizrobust.results import Table
 
     rows = accuracy_rows(found, data)
     attack, n = rows[0]["attack"], rows[0]["n"]
     shown = [
-        [row["checkpoint"], percent(row["clean"]), percent(row["accuracy"]), interval(row),
-         f"{row['worst_class']['class']}: {percent(row['worst_class']['accuracy'])}", interval(row["worst_class"])]
+        [row["checkpoint"], percent(row["clean"]), percent(row["accuracy"]), interval_text(row["ci_low"], row["ci_high"]),
+         f"{worst['class']}: {percent(worst['accuracy'])}", interval_text(worst["ci_low"], worst["ci_high"])]
         for row in rows
+        for worst in (row["worst_class"],)
     ]  # fmt: skip
     header = ["checkpoint", "clean", "accuracy", "95 % interval", "worst class", "95 % interval of the lowest"]
     accuracies = Table(f"Under {attack}, the first {n} test images of {data.name}", header, shown)

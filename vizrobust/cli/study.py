@@ -132,7 +132,7 @@ def _size(study: Study) -> str:
         return f"{len(study.provided)} checkpoints, {len(plan.recipes)} recipes, {len(study.judges)} judges"
     from vizrobust.study import training_runs
 
-    number = len(list(training_runs(plan, plan.eps or study.data.eps)))
+    number = len(list(training_runs(plan, plan.eps or study.data.usual_eps)))
     return f"{number} networks to train, {len(plan.recipes)} recipes, {len(study.judges)} judges"
 
 

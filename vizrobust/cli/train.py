@@ -146,7 +146,7 @@ def command(
     loaded = load(data, download)
 
     def recipe(k: int | None, number: int) -> Training:
-        attack = _attack(attacks, mix, k, method, way, eps, norm, loaded.eps)
+        attack = _attack(attacks, mix, k, method, way, eps, norm, loaded.usual_eps)
         return Training(arch=arch, data=data, attack=attack, method=way, precision=precision, seed=number, **fields)  # type: ignore[arg-type]
 
     job = Job(loaded, device, precision, checkpoint_every, track, as_json, quiet)

@@ -141,7 +141,7 @@ def head(split: Split, n: int) -> Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels.
+    """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels; None if there is none.
 
     `shape` is (C, H, W). Raises ``ValueError`` for a split that is empty or has a label without a class.
     """
@@ -152,7 +152,7 @@ class DataSet:
     train: Split
     val: Split
     test: Split
-    eps: float
+    eps: float | None
 
     def __post_init__(self) -> None:
         for name in SPLITS:
@@ -163,6 +163,13 @@ class DataSet:
             if low < 0 or high >= len(self.classes):
                 wrong, most = low if low < 0 else high, len(self.classes) - 1
                 raise ValueError(f"{self.name}: the {name} split has label {wrong}; expected 0 to {most}, counting from 0")
+
+    @property
+    def usual_eps(self) -> float:
+        """`eps` where something needs one; ``ValueError`` where the data set has none."""
+        if self.eps is None:
+            raise ValueError(f"{self.name} has no usual eps; give eps")
+        return self.eps
 
     def split(self, name: str) -> Split:
         """The split called `name`; ``ValueError`` for another name."""

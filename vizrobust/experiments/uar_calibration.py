@@ -122,7 +122,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
     recipe's ramp. An image counts as right if it is so clean and at every iterate. Raises ``ValueError`` if the
     folder holds a run with another plan.
     """
-    default = min(ABOVE_USUAL * data.eps, LARGEST_ANCHOR)
+    default = min(ABOVE_USUAL * data.usual_eps, LARGEST_ANCHOR)
     for attack in (plan.anchor, *plan.attacks):
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         Trainer(replace(plan.recipe, attack=vary(attack, eps=threat_model(attack)[1] or default)), data, compute).rehearse()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -58,10 +59,17 @@ def evaluate_in_folder(
 
 
 def evaluated(
-    run: RunFolder, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, **how: Any
-) -> RobustAccuracy:
-    """`evaluate_in_folder`, merged into one result."""
-    return merge_results(attack, evaluate_in_folder(run, checkpoint, attack, images, compute, **how))
+    run: RunFolder, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
+    batch_size: int = BATCH_SIZE, *, report: Callable[[str, int, int], None] | None = None, **how: Any,
+) -> RobustAccuracy:  # fmt: skip
+    """`evaluate_in_folder`, merged into one result; `report` gets each attack run's name, images done and images in all."""
+    parts, done = [], Counter[str]()
+    for part in evaluate_in_folder(run, checkpoint, attack, images, compute, seed, batch_size, **how):
+        parts.append(part)
+        done[part.run] += len(part.indices)
+        if report is not None:
+            report(part.run, done[part.run], len(images))
+    return merge_results(attack, parts)
 
 
 def _saved(part: PartialResult) -> Row:

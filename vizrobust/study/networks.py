@@ -155,8 +155,8 @@ class StudyTrainings:
     def choose_eps(self, attacks: RunFolder) -> Generator[Work, None, EpsChoice]:
         """The radius of the plan or of its rule. Each accuracy decides what the rule asks next, so one process trains."""
         if self.plan.eps is not None or not self.plan.radii:
-            return EpsChoice(self.plan.eps or self.data.eps, (), "given" if self.plan.eps else "the data set's usual one")
-        asking, answer = eps_rule(self.plan.radii, self.data.eps), None
+            return EpsChoice(self.plan.eps or self.data.usual_eps, (), "given" if self.plan.eps else "the data set's usual one")
+        asking, answer = eps_rule(self.plan.radii, self.data.usual_eps), None
         while True:
             try:
                 question = next(asking) if answer is None else asking.send(answer)

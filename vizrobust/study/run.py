@@ -73,7 +73,7 @@ class Study:
         self.matched_scores = self._run("clarity-matched", "study clarity of matched units", judged)
         self.done = 0.0
         self.cells: list[TrainingRun] = []
-        self.chosen = EpsChoice(plan.eps or data.eps, (), "given")
+        self.chosen = EpsChoice(plan.eps or data.usual_eps, (), "given")
         self.compared: list[StudyCheckpoint] = []
         self.matched_units: dict[str, MatchedUnits] = {}
         self.facts: dict[str, Any] = {}
@@ -256,7 +256,7 @@ class Study:
         plan, compared = self.plan, len(self.provided)
         training = 0.0
         if not self.provided:
-            for run in self.cells or training_runs(plan, plan.eps or self.data.eps):
+            for run in self.cells or training_runs(plan, plan.eps or self.data.usual_eps):
                 compared += 1
                 training += run.training.epochs * (run.training.attack_steps + 2) * len(self.data.train)
         attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
@@ -272,4 +272,4 @@ class Study:
 def _radius(provided: Sequence[StudyCheckpoint], data: DataSet) -> float:
     """The radius that most provided checkpoints were trained at; the data set's usual one where none names a radius."""
     radii = [one.checkpoint.info.eps for one in provided if one.checkpoint.info.eps]
-    return max(set(radii), key=radii.count) if radii else data.eps
+    return max(set(radii), key=radii.count) if radii else data.usual_eps

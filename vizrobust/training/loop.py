@@ -43,7 +43,7 @@ def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compu
     gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
     """
     split, compute = head(data.val, images), compute.in_fp32()
-    found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.eps)]
+    found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.usual_eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
     if len(found) > 1:

@@ -1,0 +1,136 @@
+"""Click commands out of requests: one option for each field, with its help, kind and default; and how they are run."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from importlib import import_module
+from types import UnionType
+from typing import Any
+
+import click
+
+from vizrobust.cli.options import Number
+from vizrobust.cli.output import command_line
+from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
+from vizrobust.requests.request import DEVICES
+from vizrobust.spec import number_text
+
+# What a command needs to run and its rows do not depend on: options of every command, fields of no request.
+SESSION = ("out", "download", "arch", "device", "wait", "as_json", "quiet")
+KINDS: dict[str, click.ParamType[Any]] = {"fraction": Number(), "file": click.Path(), "folder": click.Path()}
+METAVARS = {
+    "model": "REF",
+    "data": "REF",
+    "attack": "SPEC",
+    "recipe": "SPEC",
+    "objective": "SPEC",
+    "file": "FILE",
+    "folder": "DIR",
+}
+
+
+def command(name: str) -> click.Command:
+    """The click command that asks for the request of this name and runs it."""
+    request = request_class(name)
+    # The command's own parameters come before those that it shares.
+    depth = {
+        name: level for level, base in enumerate(reversed(request.__mro__)) for name in vars(base).get("__annotations__", {})
+    }
+    fields = sorted(dataclasses.fields(request), key=lambda field: -depth[field.name])
+    parameters = [parameter_of(field, hints(request)[field.name]) for field in fields]
+    parameters.sort(key=lambda parameter: isinstance(parameter, click.Option))  # arguments first
+    doc = request.__doc__ or ""
+
+    def run(**values: Any) -> None:
+        session = {key: values.pop(key) for key in SESSION if key in values}
+        answer(name, request, values, **session)
+
+    return click.Command(name, params=[*parameters, *session_options(COMMANDS[name].resumable)], callback=run, help=doc)
+
+
+def hints(request: type[Request]) -> dict[str, Any]:
+    return typing.get_type_hints(request)
+
+
+def option_name(request: type[Request], field: str) -> str:
+    """A field as the command line writes it: --option, or the name of an argument."""
+    about = next((one.metadata for one in dataclasses.fields(request) if one.name == field), None)
+    if about is None:
+        return f"--{field.replace('_', '-')}"
+    return METAVARS.get(about["kind"], field.upper()) if about["argument"] else flag_of(field, about)
+
+
+def flag_of(field: str, about: typing.Mapping[str, Any]) -> str:
+    return str(about["flag"] or f"--{field.replace('_', '-')}")
+
+
+def parameter_of(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
+    """The option, or the argument, for one field of a request."""
+    about = field.metadata
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    several = any(typing.get_origin(kind) is tuple for kind in kinds)
+    metavar = about["metavar"] or METAVARS.get(about["kind"])
+    if about["argument"]:
+        shown = f"{metavar or field.name.upper()}{'...' if several else ''}"
+        return click.Argument([field.name], nargs=-1 if several else 1, required=True, metavar=shown)
+    names = [field.name, flag_of(field.name, about), *about["aliases"]]
+    if bool in kinds:
+        return click.Option(names, is_flag=True, help=about["help"])
+    scalar = next((kind for kind in kinds if kind in (int, float)), str)
+    type_ = click.Choice(about["choices"]) if about["choices"] else KINDS.get(about["kind"]) or scalar
+    default = None if field.default is dataclasses.MISSING or field.default == () else field.default
+    shown_default: bool | str = default is not None
+    if isinstance(default, float):
+        shown_default = number_text(default)
+    return click.Option(
+        names, type=type_, multiple=several, default=None if several else default, show_default=shown_default,
+        required=field.default is dataclasses.MISSING, metavar=metavar, help=about["help"],
+    )  # fmt: skip
+
+
+def session_options(writes: bool) -> list[click.Parameter]:
+    """The options of `vizrobust.session.Session`; those about a run folder only where the command `writes` one."""
+    folder = [
+        click.Option(["--out"], type=click.Path(), metavar="DIR", help="Run folder; default: runs/<command>-<hash>."),
+        click.Option(["--wait"], is_flag=True, help="Wait for a run folder that another process is writing."),
+    ]
+    return [
+        *(folder if writes else []),
+        click.Option(["--download"], is_flag=True, help="Allow downloads of data sets and published weights."),
+        click.Option(
+            ["--arch"], multiple=True, metavar="FILE:NAME",
+            help="Your networks' code, path/to/file.py:callable, for checkpoints that need it.",
+        ),
+        click.Option(["--device"], type=click.Choice(DEVICES), default="auto", show_default=True),
+        click.Option(["--json", "as_json"], is_flag=True, help="One JSON object per line on stdout."),
+        click.Option(["--quiet"], is_flag=True, help="No progress display."),
+    ]  # fmt: skip
+
+
+def answer(
+    name: str, request: type[Request], values: dict[str, Any], *, as_json: bool = False, quiet: bool = False,
+    arch: tuple[str, ...] = (), **session: Any,
+) -> None:  # fmt: skip
+    """Make the request, run its command and show the result; exits with the command's code where all is not well."""
+    from vizrobust.cli.show import reporting, show
+
+    def text(error: ParameterError) -> str:
+        return error.text(lambda field: option_name(request, field))
+
+    try:
+        asked = request(**{key: value for key, value in values.items() if value is not None})
+    except ParameterError as error:
+        raise click.UsageError(text(error)) from error
+    try:
+        from vizrobust.session import Session
+
+        module, _, function = COMMANDS[name].function.partition(":")
+        run = getattr(import_module(f"vizrobust.commands.{module}"), function)
+        with reporting(quiet or as_json) as report:
+            here = Session(argv=command_line(), code=arch, report=report, **session)
+            result = show(run(asked, here), as_json, report)
+    except ParameterError as error:
+        raise click.ClickException(text(error)) from error
+    if result.ok is not True:
+        raise click.exceptions.Exit(COMMANDS[name].exits[result.ok])

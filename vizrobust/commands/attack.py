@@ -1,0 +1,247 @@
+"""`attack`: accuracy under attack with intervals; the modes of the command, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vizrobust.attacks import Attack, configured, notes, parse_attack, threat_model, with_default_eps
+from vizrobust.data import DataSet, Split, head
+from vizrobust.intervals import per_class, worst_class
+from vizrobust.models import Checkpoint
+from vizrobust.report import attack_figures
+from vizrobust.report.style import format_of
+from vizrobust.requests import ParameterError
+from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
+from vizrobust.robustness import BATCH_SIZE, RobustAccuracy, examples
+from vizrobust.robustness.evaluation_runs import evaluated, identity
+from vizrobust.runs import RunFolder
+from vizrobust.session import Session
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint with its data set, the images that are attacked, and the run folder of the verdicts."""
+
+    checkpoint: Checkpoint
+    data: DataSet
+    images: Split
+    folder: RunFolder
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    def evaluated(self, request: AttackRequest, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
+        """The attack's outcome on the target; what the folder holds is read."""
+        about = {"name": self.name, "weights_sha256": self.checkpoint.sha256}
+        self.folder.remember("checkpoints", {self.checkpoint.id: about})
+        return evaluated(
+            self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
+            request.batch_size or BATCH_SIZE,
+            report=lambda run, done, total: session.progress(f"{self.name}  {run}", done, total), **how,
+        )  # fmt: skip
+
+
+class Answer(Protocol):
+    """What one mode of `attack` found: rows, tables, a figure, and the evaluations behind them where it has any."""
+
+    @property
+    def evaluations(self) -> Sequence[tuple[Target, RobustAccuracy]]: ...
+    def rows(self) -> list[Row]: ...
+    def tables(self) -> list[Table]: ...
+    def draw(self, path: str, command: str) -> None: ...
+
+
+@dataclass(frozen=True, repr=False)
+class AttackReport:
+    """The answer to an `AttackRequest`; in a notebook it shows its tables."""
+
+    request: AttackRequest
+    answer: Answer
+    ok: bool | None = True
+
+    @property
+    def results(self) -> tuple[RobustAccuracy, ...]:
+        """One evaluation for each checkpoint and attack, in the order of the request."""
+        return tuple(found for _, found in self.answer.evaluations)
+
+    def rows(self) -> list[Row]:
+        return self.answer.rows()
+
+    def tables(self) -> list[Table]:
+        return self.answer.tables()
+
+    def __repr__(self) -> str:
+        return f"AttackReport({len(self.rows())} rows of {self.request!r})"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+
+def attack(request: AttackRequest, session: Session) -> Generator[Event, None, AttackReport]:
+    """Evaluate every checkpoint of the request under every attack, in the mode that the request names."""
+    for file in filter(None, (request.plot, request.show)):
+        format_of(file)  # an unknown suffix is refused before minutes of attack
+    targets = open_targets(request, session)
+    answer: Answer
+    if request.suite is not None:
+        from vizrobust.commands.suites import corruptions, unforeseen
+
+        answer = yield from (corruptions if request.suite == "corruptions" else unforeseen)(request, session, targets)
+    elif request.minimal or request.curve == "eps":
+        from vizrobust.commands.minimal_perturbations import minimal_perturbations
+
+        answer = yield from minimal_perturbations(request, session, targets)
+    else:
+        answer = yield from _accuracies(request, session, targets)
+    if session.compute(request.precision).processes.main:  # all attack, one draws
+        command = session.argv or repr(request)
+        if request.plot:
+            answer.draw(request.plot, command)
+            yield Note(f"drawn: {request.plot}")
+        if request.show:
+            yield from _show(request.show, request, session, answer, command)
+    return AttackReport(request, answer)
+
+
+def open_targets(request: AttackRequest, session: Session) -> list[Target]:
+    """The checkpoints with their images and folders."""
+    compute, command = session.compute(request.precision), "corruptions" if request.suite == "corruptions" else "attack"
+    size, found = request.batch_size or BATCH_SIZE, []
+    for checkpoint, data in session.checkpoints(request.models, request.data):
+        named = identity(data.name, request.split, request.seed, size, compute.precision)
+        folder = session.folder(command, named, compute, request=repr(request))
+        found.append(Target(checkpoint, data, head(data.split(request.split), request.images), folder))
+    return found
+
+
+def attacks_for(
+    request: AttackRequest, data: DataSet, default: Sequence[str], unbounded: bool = False
+) -> Generator[Event, None, list[Attack]]:
+    """The attacks that the request describes, with the data set's eps where none is named; notes about them."""
+    asked = [parse_attack(one) if isinstance(one, str) else one for one in request.attacks or default]
+    eps = None if unbounded else request.eps
+    found = [configured(one, data.eps, request.norm, unbounded=unbounded, eps=eps, steps=request.steps) for one in asked]
+    for text in dict.fromkeys(note for one in found for note in notes(one, len(data.classes))):
+        yield Note(f"note: {text}")
+    # An unforeseen attack has an eps in units of its own; without one it gets the medium one for images of this size.
+    return [one if unbounded or threat_model(one)[1] is not None else with_default_eps(one, data.shape) for one in found]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracy under each attack, with intervals, costs, curves over steps and accuracy by class."""
+
+    request: AttackRequest
+    evaluations: tuple[tuple[Target, RobustAccuracy], ...]
+
+    def rows(self) -> list[Row]:
+        found = [row for target, result in self.evaluations for row in _accuracy_rows(self.request, target, result)]
+        for target, result in self.evaluations if self.request.per_class else ():
+            about = {"checkpoint": target.name, "attack": repr(result.attack)}
+            found += [{**about, **row} for row in _by_class(target, result)]
+        return found
+
+    def tables(self) -> list[Table]:
+        by_class = [_class_table(*one) for one in self.evaluations] if self.request.per_class else []
+        return [self._accuracy_table(), *self._component_tables(), *by_class]
+
+    def draw(self, path: str, command: str) -> None:
+        if self.request.every_step:
+            for _, result in self.evaluations:
+                if len(set(result.components)) > 1:
+                    raise ParameterError(
+                        "%s has components of different steps; {curve} steps needs one, such as pgd", result.attack
+                    )
+            curves = [(f"{target.name}, {result.attack}", result.curve()) for target, result in self.evaluations]
+            attack_figures.accuracy_over_attack_steps(path, curves, command=command)
+            return
+        series: dict[str, list[Row]] = {}
+        for target, result in self.evaluations:
+            steps = target.checkpoint.info.attack_steps
+            if steps is None:
+                raise ValueError(f"{target.name!r} does not record its number of training steps K; leave it out of the plot")
+            series.setdefault(repr(result.attack), []).append({**result.row(), "steps": steps, "name": target.name})
+        attack_figures.accuracy_over_training_steps(path, list(series.items()), command=command)
+
+    def _accuracy_table(self) -> Table:
+        rows = []
+        for target, result in self.evaluations:
+            row = result.row()
+            note = f"  ({row['note']}: {row['max_norm']:.3g})" if row["note"] else ""
+            rows.append([
+                target.name, row["attack"] + note, percent(row["clean"]), percent(row["accuracy"]),
+                interval_text(row["ci_low"], row["ci_high"]), str(row["n"]), f"{row['forward_passes']:g}",
+                f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}",
+            ])  # fmt: skip
+        header = ["checkpoint", "attack", "clean", "accuracy", "95 % interval", "images", "forward", "gradient", "seconds"]
+        names = ", ".join(dict.fromkeys(f"{target.data.name} {self.request.split}" for target, _ in self.evaluations))
+        note = "forward, gradient: passes per image; an image on which the attack has succeeded needs no more"
+        return Table(f"accuracy under attack, first images of {names}", header, rows, note)
+
+    def _component_tables(self) -> list[Table]:
+        """For attacks of several components: on how many images each was the first to succeed."""
+        found = []
+        for text in dict.fromkeys(repr(result.attack) for _, result in self.evaluations):
+            mine = [(target, result) for target, result in self.evaluations if repr(result.attack) == text]
+            components = list(mine[0][1].successes_by_component())
+            if len(components) < 2:
+                continue
+            rows = []
+            for target, result in mine:
+                counts = [str(count) for count in result.successes_by_component().values()]
+                rows.append([target.name, str(int((~result.clean).sum())), *counts, str(int(result.robust.sum()))])
+            header = ["checkpoint", "clean errors", *components, "robust"]
+            found.append(Table(f"first component to succeed: {text}", header, rows))
+        return found
+
+
+def _accuracy_rows(request: AttackRequest, target: Target, result: RobustAccuracy) -> list[Row]:
+    rows: list[Row] = [{"checkpoint": target.name, "data": target.data.name, "split": request.split, **result.row()}]
+    about = {"checkpoint": target.name, "attack": repr(result.attack), "curve": "steps"}
+    return rows + [{**about, **row} for row in (result.curve() if request.every_step else ())]
+
+
+def _by_class(target: Target, result: RobustAccuracy) -> list[Row]:
+    found = per_class(result.robust, target.images.labels[result.indices], target.data.classes)
+    return [one.row() for one in found]
+
+
+def _class_table(target: Target, result: RobustAccuracy) -> Table:
+    found = sorted(_by_class(target, result), key=lambda row: 2 if row["accuracy"] is None else row["accuracy"])
+    rows = [
+        [str(row["class"]), str(row["n"]), percent(row["accuracy"]), interval_text(row["ci_low"], row["ci_high"])]
+        for row in found
+    ]
+    worst = worst_class(result.robust, target.images.labels[result.indices], target.data.classes).row()
+    interval = interval_text(worst["ci_low"], worst["ci_high"])
+    note = f"worst class: {worst['class']}, {percent(worst['accuracy'])}; the lowest true accuracy is in {interval}"
+    return Table(f"{target.name} by class: {result.attack}", ["class", "images", "accuracy", "95 % interval"], rows, note)
+
+
+def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Target]) -> Generator[Event, None, Accuracies]:
+    found: list[tuple[Target, RobustAccuracy]] = []
+    for target in targets:
+        for one in (yield from attacks_for(request, target.data, ("pgd",))):
+            found.append((target, target.evaluated(request, session, one, all_runs=request.every_step)))
+            yield from _accuracy_rows(request, *found[-1])
+    answer = Accuracies(request, tuple(found))
+    yield from answer.rows()[sum(len(_accuracy_rows(request, *one)) for one in found) :]
+    return answer
+
+
+def _show(path: str, request: AttackRequest, session: Session, answer: Answer, command: str) -> Generator[Event, None, None]:
+    """Draw the first images on which the attack succeeds (the first images at all, where there are none)."""
+    target, result = answer.evaluations[0]
+    if len(answer.evaluations) > 1:
+        yield Note(f"only the first result is drawn: {target.name}, {result.attack}")
+    split, compute = target.data.split(request.split), session.compute(request.precision)
+    shown = examples(target.checkpoint.net(), result, split, compute, request.seed)
+    attack_figures.adversarial_examples(
+        path, shown.x, shown.adv, shown.labels, shown.clean_probs, shown.adv_probs,
+        target.data.classes, repr(result.attack), target.name, command=command,
+    )  # fmt: skip
+    yield Note(f"drawn: {path}")

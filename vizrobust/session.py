@@ -1,0 +1,224 @@
+"""What a run needs and its rows do not depend on: device, folder, loaders; and from what a user gives to checkpoints and data."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vizrobust.compute import Compute, versions
+from vizrobust.data import ArraySplit, DataSet, Split, load
+from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
+from vizrobust.models.checkpoints import body_state
+from vizrobust.requests import ParameterError
+from vizrobust.results import Event, Note, Progress
+from vizrobust.runs import RunFolder, default_folder
+
+
+class Session:
+    """Where and how a command runs. One session may answer several requests.
+
+    `out` is the run folder (None: ``runs/<command>-<hash>``, or with `memory` none at all). `code` are the files of the
+    user's own networks (``path.py:callable``), `download` allows fetching data and published weights, `wait` waits for a
+    folder that another process writes. `argv` is the command as typed, for run.json and pictures. `report` gets progress.
+
+    >>> session = Session(memory=True, device="cpu")
+    >>> session.checkpoint("mnist-k8").name, session.data_for(session.checkpoint("mnist-k8")).name
+    ('mnist-k8', 'mnist5k')
+    """
+
+    def __init__(
+        self, out: Path | str | None = None, *, device: str = "auto", threads: int | None = None, download: bool = False,
+        code: Sequence[str] = (), wait: bool = False, memory: bool = False, argv: str = "",
+        report: Callable[[Event], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.out, self.device, self.threads, self.download = out, device, threads, download
+        self.code, self.wait, self.memory, self.argv = tuple(code), wait, memory, argv
+        self.report = report or (lambda _event: None)
+        self._computes: dict[str, Compute] = {}
+        self._folders: dict[Path, RunFolder] = {}
+
+    def compute(self, precision: str = "fp32") -> Compute:
+        if precision not in self._computes:
+            self._computes[precision] = Compute(self.device, precision, self.threads)
+        return self._computes[precision]
+
+    def note(self, text: str) -> None:
+        self.report(Note(text))
+
+    def progress(self, task: str, done: int, total: int | None = None) -> None:
+        self.report(Progress(task, done, total))
+
+    def checkpoint(self, model: str | Path | nn.Module | Checkpoint, data: DataSet | None = None) -> Checkpoint:
+        """A reference, a checkpoint or a network of images in [0, 1]; the network also needs the `data` it is used on.
+
+        The network is copied, so it stays as it is. Its name is its class and the hash of its weights.
+        """
+        if isinstance(model, Checkpoint):
+            return model
+        if isinstance(model, nn.Module):
+            return _of_module(model, data)
+        last: ValueError | None = None
+        for code in self.code or (None,):
+            try:
+                return load_checkpoint(str(model), code, self.download)
+            except ValueError as error:
+                last = error
+        assert last is not None
+        raise last
+
+    def checkpoints(self, models: Iterable[Any], data: Any = None) -> list[tuple[Checkpoint, DataSet]]:
+        """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own."""
+        found: dict[str, tuple[Checkpoint, DataSet]] = {}
+        for model in models:
+            if isinstance(model, nn.Module):
+                given = self.dataset(data, model=model)
+                checkpoint = self.checkpoint(model, given)
+                found[checkpoint.id] = checkpoint, self.data_for(checkpoint, given)
+            else:
+                checkpoint = self.checkpoint(model)
+                found[checkpoint.id] = checkpoint, self.data_for(checkpoint, data)
+        return list(found.values())
+
+    def dataset(self, data: Any, *, classes: Sequence[str] = (), model: nn.Module | None = None) -> DataSet:
+        """A data set: itself, a reference, a pair ``(x, y)`` of tensors, or a DataLoader that yields such pairs.
+
+        x is (n, C, H, W) in [0, 1], y is (n,) of class numbers. Raises ``ValueError`` with the range found for other images.
+        """
+        if isinstance(data, DataSet):
+            return data
+        if isinstance(data, str | Path):
+            return load(str(data), self.download)
+        if data is None:
+            raise ParameterError("{data} is needed here: a data set, its name, a DataLoader or a pair (x, y)")
+        x, y = _pair(data)
+        names = tuple(classes) or tuple(map(str, range(_class_count(model, x, y))))
+        digest = hashlib.sha256(x.contiguous().numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:8]
+        split: Split = ArraySplit(x, y)
+        shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
+        return DataSet(f"tensors#{digest}", names, shape, split, split, split, None)
+
+    def data_for(self, checkpoint: Checkpoint, data: Any = None, images_alone: bool = False) -> DataSet:
+        """The data set `data`, or the checkpoint's own; ``ValueError`` if shape or classes do not fit the network.
+
+        With `images_alone` nothing depends on the labels, and the data set may have another number of classes.
+        """
+        info = checkpoint.info
+        if data is None and not info.data:
+            raise ParameterError("%r does not record what it was trained on; give {data} (vizrobust list data)", checkpoint.name)
+        loaded = self.dataset(data if data is not None else info.data, classes=info.classes)
+        if loaded.shape != info.input_shape:
+            raise ParameterError(
+                "%r takes images of %s, %s has %s; give another {data}",
+                checkpoint.name,
+                info.input_shape,
+                loaded.name,
+                loaded.shape,
+            )
+        if len(loaded.classes) != len(info.classes):
+            if images_alone:
+                return loaded
+            raise ParameterError(
+                "%r has %s classes, %s has %s; give another {data}",
+                checkpoint.name, len(info.classes), loaded.name, len(loaded.classes),
+            )  # fmt: skip
+        own_names = {name.lower() for name in info.classes}
+        for number, (theirs, own) in enumerate(zip(loaded.classes, info.classes, strict=True)):
+            if theirs.lower() in own_names and theirs.lower() != own.lower():
+                raise ParameterError(
+                    "class %s is %r for %r and %r in %s: the labels mean other things; give another {data}, or bring its "
+                    "classes into the checkpoint's order", number, own, checkpoint.name, theirs, loaded.name,
+                )  # fmt: skip
+        return loaded
+
+    def maybe_data_for(self, checkpoint: Checkpoint, data: Any = None) -> DataSet | None:
+        """As `data_for` for images alone, but None with a note where no data are given and the checkpoint's are not available."""
+        if data is not None:
+            return self.data_for(checkpoint, data, images_alone=True)
+        if not checkpoint.info.data:
+            return None
+        try:
+            return self.data_for(checkpoint, None, images_alone=True)
+        except (ValueError, FileNotFoundError) as error:
+            self.note(f"note: going on without data: {error}")
+            return None
+
+    def folder(self, command: str, identity: Mapping[str, Any], compute: Compute, **record: Any) -> RunFolder:
+        """The locked run folder for rows of this identity; the same object each time within a session."""
+        if self.memory and self.out is None:
+            return RunFolder.memory(command, identity, compute.processes)
+        path = Path(self.out) if self.out is not None else default_folder(command, identity)
+        if path not in self._folders:
+            made = {"argv": self.argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
+            self._folders[path] = RunFolder(path, command, identity, {**made, **record}, compute.processes, wait=self.wait)
+        return self._folders[path]
+
+    def close(self) -> None:
+        """Release the locks of this session's folders."""
+        for folder in self._folders.values():
+            folder.close()
+        self._folders.clear()
+
+
+def checked_images(x: Tensor, what: str = "x") -> Tensor:
+    """The images, if they are (n, C, H, W), floating point, finite and in [0, 1]; else ``ValueError`` with the range found.
+
+    >>> checked_images(torch.tensor([[[[255.0]]]]))
+    Traceback (most recent call last):
+    ValueError: x holds values from 255 to 255; images must lie in [0, 1] (divide 8-bit images by 255)
+    """
+    if x.dim() != 4:
+        raise ValueError(f"{what} is {tuple(x.shape)}; images must be (n, C, H, W)")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} is {x.dtype}; images must be floating point in [0, 1] (divide 8-bit images by 255)")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{what} holds values that are not finite; images must lie in [0, 1]")
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{what} holds values from {low:.4g} to {high:.4g}; images must lie in [0, 1] (divide 8-bit images by 255)"
+        )
+    return x
+
+
+def _pair(data: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        x, y = data
+    else:
+        x, y = _collected(data)
+    if y.dim() != 1 or len(y) != len(x) or y.is_floating_point():
+        raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {len(x)} images; labels must be (n,) whole numbers")
+    return checked_images(x.detach().cpu()).float(), y.detach().cpu().long()
+
+
+def _collected(batches: Any) -> tuple[Tensor, Tensor]:
+    """All images and labels that a DataLoader yields."""
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"{type(batches).__name__} is no data; give a DataSet, a name, a DataLoader or a pair (x, y)")
+    found: Iterator[Any] = iter(batches)
+    parts = [(torch.as_tensor(part[0]), torch.as_tensor(part[1])) for part in found]
+    if not parts:
+        raise ValueError("the DataLoader yields no images; give one that has some")
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _class_count(model: nn.Module | None, x: Tensor, y: Tensor) -> int:
+    if model is None:
+        return int(y.max()) + 1
+    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with evaluating(model), torch.no_grad():
+        return int(model(x[:1].to(place)).shape[1])
+
+
+def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:
+    if data is None:
+        raise ParameterError("{data} is needed for a network given as an object; give a data set, a DataLoader or (x, y)")
+    channels = data.shape[0]
+    info = CheckpointInfo(f"object:{type(model).__name__}", data.shape, data.classes, (0.0,) * channels, (1.0,) * channels)
+    kept = copy.deepcopy(model)
+    return Checkpoint(type(model).__name__, info, body_state(kept), lambda: copy.deepcopy(kept))
