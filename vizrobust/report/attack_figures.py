@@ -143,7 +143,7 @@ def adversarial_examples(
     """Draw one row per image to a PNG, SVG or PDF.
 
     `x` and `adv` are (N, C, H, W) in [0, 1], `labels` (N,), the probabilities (N, classes). The perturbation is
-    shown around grey, times one factor for all rows, chosen so that the largest change just fills the range.
+    shown around grey, times one factor for all rows, so that the largest change just fills the range.
     Raises ``ValueError`` where sizes do not fit or there is no image.
     """
     format_of(path)
@@ -216,7 +216,7 @@ def _tile(image: Tensor) -> Pixels:
 
 
 def _said(probs: Tensor, label: int, classes: Sequence[str]) -> list[Line]:
-    """What the network says with which probability, in another colour where that is wrong, and what is true."""
+    """The predicted class with its probability, in another colour where it is wrong, and the true class."""
     said = int(probs.argmax())
     color = INK if said == label else WRONG
     return [(f"predicted {classes[said]}", f", {100 * float(probs[said]):.1f} %", color), (f"true {classes[label]}", "", QUIET)]

@@ -1,4 +1,4 @@
-"""Figures of the first-order analysis: promised against real drops, and the gradient's growth with the number of pixels."""
+"""Figures of the first-order analysis: predicted and real drops, and the gradient's growth with the number of pixels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], co
     """Draw each image's real drop under FGSM and PGD against the predicted one, a panel for each checkpoint.
 
     `panels` are (label, rows) with ``predicted, fgsm, pgd`` in a row, as `FirstOrder.rows` gives them; `loss` names their
-    unit. On the line attacks find just what the gradient promises; far above it they find what it hides. All panels
+    unit. On the line, attacks cause exactly the predicted drop; far above it, the gradient underestimates them. All panels
     share their axes, which are logarithmic (linear around 0) where drops span a factor of 30. PNG, SVG or PDF by the file
     name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
     """
@@ -174,7 +174,7 @@ def _decade_ticks(linear: float, bottom: float, top: float) -> list[float]:
 
 
 def _medians(rows: Rows) -> str:
-    """How much of what was predicted each attack gets, for the median image."""
+    """The share of the predicted drop that each attack causes, for the median image."""
     texts = []
     for key, name in KINDS:
         shares = [row[key] / row["predicted"] for row in rows if row["predicted"] > 0]

@@ -28,8 +28,8 @@ def write_gallery(
 ) -> Path:
     """Write index.html and contact-sheet.png into `folder`, and return the page's path.
 
-    Pictures and films of together less than 16 MB are inside the page. More of them are linked: those below `folder` where
-    they are, others as copies under ``folder/images``. Raises what `collect` raises.
+    Pictures and frames of less than 16 MB in total are embedded in the page. Otherwise they are linked: those below `folder`
+    where they are, others as copies under ``folder/images``. Raises what `collect` raises.
     """
     folder = Path(folder)
     collection = collect(run_folders)

@@ -1,4 +1,4 @@
-"""Figures of robustness: accuracy over eps, the smallest eps of each image, attacks foreseen or not, corruptions."""
+"""Figures of robustness: accuracy over eps, minimal perturbations, trained and unforeseen attacks, corruptions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vizrobust.report.style import (
     wrapped,
 )
 
-# Where half of the radii lie in this part of the axis they would fall together, so the axis is logarithmic.
+# The axis is logarithmic where half of the radii lie in this lowest part of it.
 CROWDED = 1 / 8
 TICKS_APART = 0.085  # of the axis
 MARKED_UP_TO = 12
@@ -52,7 +52,7 @@ def accuracy_over_eps(
 
     `curves` are (label, points); a point has ``eps`` and, as shares, ``accuracy, ci_low, ci_high``. `training_eps` are
     marked; `axis` names the radius, such as ``eps (Linf)``. Where half of the radii lie in its lowest eighth, the axis is
-    logarithmic, with 0 at its foot. PNG, SVG or PDF by the file name's ending. Raises ``ValueError`` for another ending
+    logarithmic, with 0 at its start. PNG, SVG or PDF by the file name's ending. Raises ``ValueError`` for another ending
     and where there is nothing to draw.
     """
     format_of(path)
@@ -84,10 +84,10 @@ def minimal_perturbations(
     training_eps: Sequence[float] = (),
     axis: str = "smallest eps that breaks an image",
 ) -> Path:
-    """Draw the share of images that a smaller radius does not break, with a band and its median, one line per series.
+    """Draw the share of images that are not broken at each radius, with a band and its median, one line per series.
 
-    `series` are (label, the smallest eps of each image): 0 for an image that is wrong unchanged, inf for one that nothing
-    broke. The line at eps is the accuracy under the attack at eps, so at 0 it is clean accuracy. Formats and errors as in
+    `series` are (label, the smallest eps of each image): 0 for a clean error, inf for an image that was never broken.
+    The line at eps is the accuracy under the attack at eps, so at 0 it is clean accuracy. Formats and errors as in
     `accuracy_over_eps`, and ``ValueError`` for a value that is not a number.
     """
     format_of(path)
@@ -95,7 +95,7 @@ def minimal_perturbations(
     ordered = [(label, np.sort(np.asarray(radii, dtype=float))) for label, radii in series]
     finite = [radius for _, radii in ordered for radius in radii[np.isfinite(radii)]]
     if any(np.isnan(radii).any() for _, radii in ordered):
-        raise ValueError("a smallest eps is not a number; give 0 for wrong unchanged images and inf for unbroken ones")
+        raise ValueError("a smallest eps is not a number; give 0 for clean errors and inf for images that were never broken")
     largest = max(finite, default=0.0)
     last = 1.03 * largest or 1.0
     with house_style():
@@ -123,11 +123,11 @@ def minimal_perturbations(
 
 
 def trained_and_unforeseen_attacks(path: Path | str, series: Curves, command: str = "") -> Path:
-    """Draw accuracy with its interval under each attack, side by side; full marks where training used the attack.
+    """Draw accuracy with its interval under each attack, side by side; marks are full where training used the attack.
 
     `series` are (label, rows); a row has ``attack, foreseen`` (whether training used it; None for clean images) and, as
-    shares, ``accuracy, ci_low, ci_high`` (the bounds may be None). Attacks keep the order in which they are met, those that
-    some training used first. Formats and errors as in `accuracy_over_eps`.
+    shares, ``accuracy, ci_low, ci_high`` (the bounds may be None). Attacks keep their order, those that some
+    training used first. Formats and errors as in `accuracy_over_eps`.
     """
     format_of(path)
     check(series)
@@ -231,7 +231,7 @@ def _foreseen_legend(figure: Figure, labels: Sequence[str]) -> None:
 
 
 def _radii(axes: Axes, radii: Sequence[float]) -> None:
-    """A linear axis from 0, or a logarithmic one whose foot is 0; ticks at the radii themselves."""
+    """A linear axis from 0, or a logarithmic one that starts at 0; ticks at the radii themselves."""
     positive = sorted({radius for radius in radii if radius > 0})
     if not positive:
         axes.set_xlim(0, 1)
@@ -247,7 +247,7 @@ def _radii(axes: Axes, radii: Sequence[float]) -> None:
 
 
 def _ticks(axes: Axes, values: Sequence[float]) -> list[float]:
-    """The last of the values, and of the others, from below, those whose texts do not touch."""
+    """The last of the values, and, from below, those others whose texts do not overlap."""
     places = (axes.transData + axes.transAxes.inverted()).transform([(value, 0) for value in values])[:, 0]
     kept: list[int] = []
     for index, place in enumerate(places[:-1]):
@@ -268,19 +268,19 @@ def _mark_training(axes: Axes, training_eps: Sequence[float]) -> None:
 
 
 def _survivors(radii: np.ndarray[Any, Any], last: float) -> tuple[list[float], list[int]]:
-    """The radii at which the number of unbroken images changes, and that number from there on."""
+    """The radii at which the number of images that are not broken changes, and that number from there on."""
     steps = [0.0, *np.unique(radii[(radii > 0) & np.isfinite(radii)]).tolist()]
     alive = [int((radii > step).sum()) for step in steps]
     return [*steps, last], [*alive, alive[-1]]
 
 
 def _median(radii: np.ndarray[Any, Any]) -> float:
-    """The radius at which at most half of the images are left: always one of the radii, also where others are infinite."""
+    """The radius at which at most half of the images remain: always one of the radii, even where others are infinite."""
     return float(np.sort(radii)[(len(radii) - 1) // 2])
 
 
 def _eps_text(value: float, fraction: bool | None = None) -> str:
-    """``8/255`` where that is what a person would write (or is asked for), three figures otherwise."""
+    """``8/255`` where that is shorter than decimals (or `fraction` is set), three digits otherwise."""
     whole = value > 0 and abs(value * 255 - round(value * 255)) < 1e-6
     if whole and (_is_long(value) if fraction is None else fraction):
         return f"{round(value * 255)}/255"

@@ -32,7 +32,7 @@ _EAST_ASIAN = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino 
 
 @cache
 def font_families() -> list[str]:
-    """A quiet sans-serif that is installed; behind it DejaVu, which matplotlib brings and which knows most scripts."""
+    """An installed sans-serif font, then DejaVu, which comes with matplotlib and covers most scripts."""
     installed = {font.name for font in fontManager.ttflist}
     return [
         *[name for name in _FAMILIES if name in installed][:1],
@@ -43,7 +43,7 @@ def font_families() -> list[str]:
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib in the house style: text is never read as formulas, and a sign no font has is not an error."""
+    """Set matplotlib to the house style; text is never read as a formula, and a missing glyph is not an error."""
     settings: Any = {
         "font.family": font_families(),
         "text.parse_math": False,
@@ -67,7 +67,11 @@ def house_style() -> Iterator[None]:
 
 
 def format_of(path: Path | str) -> str:
-    """The format that a file name asks for. Raises ``ValueError`` for any but PNG, SVG and PDF."""
+    """The format of a file by the end of its name. Raises ``ValueError`` for all but PNG, SVG and PDF.
+
+    >>> format_of("curve.svg")
+    'svg'
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"cannot draw {str(path)!r}: a figure ends in {', '.join(FORMATS)}, so give it one of these endings")
@@ -80,7 +84,7 @@ def png_texts(command: str) -> dict[str, str]:
 
 
 def save_figure(figure: Figure, path: Path | str, command: str = "") -> Path:
-    """Write a figure whole or not at all, with the command that made it in the file's metadata and no date."""
+    """Write a figure completely or not at all, with its command and no date in the file's metadata."""
     kind = format_of(path)
     if kind == "png":
         metadata: dict[str, str | None] = {**png_texts(command)}
@@ -98,7 +102,7 @@ TITLE_WIDTH = 90  # in characters
 
 
 def label_ends(axes: Axes, labels: Sequence[str], ends: Sequence[float]) -> None:
-    """Each line's label at the right edge, at the height (0 to 100) where it ends, moved apart where they would touch."""
+    """Label each line at the right edge, at the height (0 to 100) where it ends, without overlap."""
     title, names = shared(labels)
     if title:
         axes.set_title(wrapped(title, TITLE_WIDTH), loc="left", fontsize=10, pad=12)
@@ -115,7 +119,7 @@ def label_ends(axes: Axes, labels: Sequence[str], ends: Sequence[float]) -> None
 
 
 def shared(labels: Sequence[str]) -> tuple[str, list[str]]:
-    """What all labels ``name, attack`` have in common, which is said once, and what tells them apart.
+    """Split labels ``name, attack`` into the part that all share and the parts that differ.
 
     >>> shared(["k1, PGD()", "k2, PGD()"]), shared(["k1, FGSM()", "k1, PGD()"]), shared(["k1, FGSM()"])
     (('PGD()', ['k1', 'k2']), ('k1', ['FGSM()', 'PGD()']), ('k1, FGSM()', ['']))
@@ -132,9 +136,12 @@ def shared(labels: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def spread_labels(wanted: Sequence[float], heights: Sequence[float], within: tuple[float, float] = (-1, 101)) -> list[float]:
-    """Centres as near to the wanted ones as they can be without overlap, in the same order from below.
+    """Centres as near to the wanted ones as possible without overlap, in the same order from below.
 
-    They stay `within` these bounds, so that labels of lines that end at 0 do not run into what stands below the axis.
+    They stay `within` these bounds, so that labels of lines that end at 0 do not overlap the text below the axis.
+
+    >>> spread_labels([50, 50], [4.0, 4.0])
+    [48.0, 52.0]
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     groups: list[tuple[list[int], float]] = []  # members from below, and the group's centre
@@ -159,7 +166,11 @@ def spread_labels(wanted: Sequence[float], heights: Sequence[float], within: tup
 
 
 def wrapped(text: str, width: int) -> str:
-    """The text in lines of about `width` characters, broken after spaces, commas and hyphens where there are any."""
+    """The text in lines of about `width` characters, broken after spaces, commas and hyphens if possible.
+
+    >>> wrapped("standard training", 10)
+    'standard\\ntraining'
+    """
     lines = [""]
     for part in re.findall(r"[^\s,\-]+[,\-]*\s*|\S+\s*", text):
         while part:
@@ -186,7 +197,7 @@ LEGEND_WIDTH = 84  # in characters
 
 
 def blank(size: tuple[float, float] = FIGURE_SIZE, pad: float = 0.13) -> Figure:
-    """An empty figure that leaves room for whatever stands in it, and `pad` inches around each of its axes."""
+    """An empty figure with constrained layout and `pad` inches around each of its axes."""
     return Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
 
 
@@ -214,7 +225,7 @@ def percentages(points: Sequence[Point], key: str) -> list[float]:
 
 
 def legend_above(figure: Figure, labels: Sequence[str], markers: bool = True, **look: Any) -> None:
-    """The series by colour (and marker) above the picture, where the ends of lines cannot carry their names."""
+    """Name the series by colour (and marker) above the picture, where the ends of lines have no room for labels."""
     look = {"markersize": 6, "linewidth": 1.6, **look}
     handles = []
     for index in range(len(labels)):
@@ -231,6 +242,6 @@ def legend_of(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) 
 
 
 def check(curves: Sequence[tuple[str, Sequence[Any]]]) -> None:
-    """``ValueError`` where there is nothing to draw."""
+    """Raise ``ValueError`` where there is nothing to draw."""
     if not curves or not all(len(points) for _, points in curves):
         raise ValueError("there is no curve to draw: give at least one label with at least one point each")

@@ -1,4 +1,4 @@
-"""The page of blind trials: one HTML file that asks, keeps the answers and gives them back as JSON."""
+"""Write the page of blind trials: one HTML file that asks, stores the answers and saves them as JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LARGE = 96  # pictures up to this side are shown with square pixels
 
 
 def write_trials(path: Path | str, folder: Path | str, trials: TrialSet) -> Path:
-    """Write the page for a study's `folder`; it holds pixels and the names of trials, no right answer.
+    """Write the page for a study's `folder`; it holds pixels and the names of trials, but no right answer.
 
-    Every picture is put together anew from its pixels, so nothing that a file said about itself is in the page, and
-    pictures stand in it in random order.
+    Every picture is encoded anew from its pixels, so the page holds no metadata of a file, and the pictures are in random
+    order.
     """
     environment = Environment(
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -35,9 +35,9 @@ def write_trials(path: Path | str, folder: Path | str, trials: TrialSet) -> Path
 
 
 def page_data(folder: Path, trials: TrialSet) -> dict[str, Any]:
-    """What the page's script reads: pictures as data URIs, and trials that name them by their place.
+    """What the page's script reads: pictures as data URIs, and trials that refer to them by index.
 
-    Of each trial: ``id``, the pictures on the ``left`` and on the ``right``, the side of the unit's own (``unit``),
+    Of each trial: ``id``, the pictures on the ``left`` and on the ``right``, the side that shows the unit (``unit``),
     and two ``queries`` from left to right.
     """
     names = list(dict.fromkeys(name for trial in trials.trials for name in (*trial.exciting, *trial.other)))
