@@ -46,7 +46,7 @@ class Atlas:
     One activation vector of `layer` from each of `images` images, at a random place where the layer has places; laid
     out in two dimensions by `layout` (``tsne`` or ``pca``) and cut into `grid` x `grid` cells. A cell with at least
     `min_activations` vectors becomes a direction: their mean, multiplied with the inverse of all vectors' second moments where
-    `whiten`. Pictures climb dot product times cosine^`power` along it. `seed` fixes images, places, layout and noise.
+    `whiten`. Pictures maximize dot product times cosine^`power` along it. `seed` fixes images, places, layout and noise.
 
     Whitening, which Carter et al. use on a million images of a large network, brings out in what cells differ. It is
     off here because of what it did to the pictures of small networks and a few thousand images: digits that plain
@@ -181,7 +181,7 @@ class Atlas:
         return row * self.grid + column
 
     def directions(self, vectors: Array, cells: Cells) -> Array:
-        """(cells, channels) float32 of length 1: what the pictures climb; zeros for cells that are not full."""
+        """(cells, channels) float32 of length 1: what the pictures maximize; zeros for cells that are not full."""
         x = np.asarray(vectors, np.float64)
         wanted = cells.means(x)
         if self.whiten:

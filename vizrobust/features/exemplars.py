@@ -118,8 +118,8 @@ def exemplars(
     """The k images that excite every unit of the named layers most, and the k that excite it least; one pass.
 
     `shape` (C, H, W) is what the network takes. `measure` says by what images are ranked: ``mean``, a map's mean (what
-    `Channel` climbs), ``peak``, its largest value for the most and its smallest for the least exciting, or (row,
-    column), its value there (what `Neuron` climbs; None is the middle); the three are one for layers without
+    `Channel` maximizes), ``peak``, its largest value for the most and its smallest for the least exciting, or (row,
+    column), its value there (what `Neuron` maximizes; None is the middle); the three are one for layers without
     positions. The place is that of the largest or smallest value, whatever the measure, or (row, column) itself.
     Memory is that of one batch plus units x k numbers, however many the images. `progress` is called with the number of
     images after each batch. Images are ranked in float32 and in batches of exactly `batch_size`, because the last

@@ -99,17 +99,18 @@ def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
 
 
 Pixels = np.ndarray[Any, Any]
-# A picture's row, its pixels, and the frames of its way, if any were asked for (or the one strip that holds them).
+# A picture's row, its pixels, and the frames of its optimization path if any were asked for (or the one strip of them).
 Picture = tuple[Row, Pixels, list[Pixels]]
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 what a unit dislikes.
+    """Which units to render, and how. `position` is (row, column) in the layer's map; `sign` -1 is what a unit dislikes.
 
     `references` are the files and data sets that objective and recipe read, with their hashes (see `sources`),
-    `start_reference` is what names the start image, `frames` the number of frames that are kept of a picture's way: as a
-    GIF to look at, or with `frame_strip` as one PNG, side by side and without loss, to measure.
+    `start_reference` names the start image, `frames` is the number of frames to keep of the optimization path: as a GIF to
+    look at, or with `frame_strip` as one PNG, side by side and without loss, to measure. `batch_size` is the largest batch
+    (see `plan_batches`).
     """
 
     recipe: Recipe
@@ -158,7 +159,7 @@ class RenderJob:
 
 
 def picture_key(row: Row) -> tuple[Any, ...]:
-    """What tells one row of a run from another; the same as `RenderJob.key`."""
+    """What tells one picture of a run from another, from its row; the same as `RenderJob.key`."""
     texts = present([row["recipe_text"], row["objective"]])
     return (row["checkpoint"], *texts, row["unit"], row["seed"], row["sign"])
 
@@ -203,17 +204,17 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def missing(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[UnitSeed]:
-    """The (unit, seed) pairs that the run does not hold yet."""
+    """The (unit, seed) pairs of a job that the run does not hold yet."""
     there = {picture_key(row) for row in run.rows()}
     name = checkpoint.id
     return [(u, s) for u in request.units for s in request.seeds if request.key(name, u, s) not in there]
 
 
 def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, compute: Compute) -> Iterator[Row]:
-    """Render what is missing of a request, save each image and then its row, and yield the rows as they come.
+    """Render what is missing of a job, save each image and then its row, and yield the rows as they come.
 
-    The `processes` of `compute` share the batches, and the main one saves the pictures of all, in the order of one
-    process; `run` was opened by all of them.
+    The `processes` of `compute` share the batches; the main one saves the pictures of all, in the order of one process. All of
+    them have opened `run`.
     """
     name = checkpoint.id
     run.remember("checkpoints", {name: checkpoint_facts(checkpoint)})
@@ -266,7 +267,7 @@ def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batc
 
 
 def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
-    """The finished images of a request as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
+    """The finished images of a job as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {picture_key(row): row for row in run.rows()}
     name, channels = checkpoint.id, checkpoint.info.input_shape[0]
     found: dict[int, Tensor] = {}
@@ -277,7 +278,7 @@ def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dic
 
 
 def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
-    """The frames on the way of a request with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
+    """The optimization paths of a job with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
     rows = {picture_key(row): row for row in run.rows()}
     name = checkpoint.id
     found: dict[int, Tensor] = {}

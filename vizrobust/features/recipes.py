@@ -36,7 +36,14 @@ class Optimizer(Protocol):
 @spec
 @dataclass(frozen=True)
 class NormalizedAscent:
-    """Each step is the gradient brought to length `step_size` * sqrt(number of coordinates), image by image."""
+    """Each step is the gradient scaled to length `step_size` * sqrt(number of coordinates), image by image.
+
+    That is a root mean square of `step_size` in each coordinate, as in L2-PGD on images of any size (Engstrom et al. 2019).
+
+    >>> step = NormalizedAscent(step_size=0.1).begin(torch.zeros(1, 4))
+    >>> step(torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, 7.0]]))
+    tensor([[0.0000, 0.0000, 0.0000, 0.2000]])
+    """
 
     step_size: float = 0.005
 
@@ -48,31 +55,43 @@ class NormalizedAscent:
 @spec
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015): every coordinate has its own step size, so images of a batch stay apart."""
+    """Adam, uphill (Kingma & Ba 2015): every coordinate has its own step size, so images of a batch stay independent.
+
+    >>> Adam(lr=0.1).begin(torch.zeros(1, 2))(torch.zeros(1, 2), torch.tensor([[5.0, -0.01]]))
+    tensor([[ 0.1000, -0.1000]])
+    """
 
     lr: float = 0.05
 
     def begin(self, z: Tensor) -> Step:
         own = z.clone()
-        return _climbing(own, torch.optim.Adam([own], lr=self.lr))
+        return _ascending(own, torch.optim.Adam([own], lr=self.lr))
 
 
 @spec
 @dataclass(frozen=True)
 class NAdam:
-    """Adam that looks ahead along its momentum (Dozat 2016), as MACO uses it. Coordinate by coordinate too."""
+    """Adam with Nesterov momentum, uphill (Dozat 2016), as MACO uses it; every coordinate has its own step size.
+
+    >>> NAdam(lr=0.1).begin(torch.zeros(1, 2))(torch.zeros(1, 2), torch.tensor([[5.0, -5.0]])).sign()
+    tensor([[ 1., -1.]])
+    """
 
     lr: float = 1.0
 
     def begin(self, z: Tensor) -> Step:
         own = z.clone()
-        return _climbing(own, torch.optim.NAdam([own], lr=self.lr))
+        return _ascending(own, torch.optim.NAdam([own], lr=self.lr))
 
 
 @spec
 @dataclass(frozen=True)
 class RawGradient:
-    """The gradient itself as a picture: .5 + .5 * gradient / (`deviations` * its deviation), clipped (Tsipras et al. 2019)."""
+    """The gradient itself as a picture: .5 + .5 * gradient / (`deviations` * its deviation), clipped (Tsipras et al. 2019).
+
+    >>> RawGradient(deviations=1.0).begin(torch.zeros(1, 2))(torch.zeros(1, 2), torch.tensor([[3.0, -3.0]]))
+    tensor([[1., 0.]])
+    """
 
     deviations: float = 3.0
 
@@ -85,7 +104,7 @@ class RawGradient:
         return step
 
 
-def _climbing(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
+def _ascending(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
     """torch's optimizer of the one tensor `own`, uphill."""
 
     def step(z: Tensor, grad: Tensor) -> Tensor:
@@ -135,30 +154,50 @@ class Recipe:
 
 
 def gradient() -> Recipe:
-    """One backward pass from grey, or from `--start IMAGE`, shown as it is: no prior and no tuning to blame."""
+    """One backward pass from grey, or from a start image, shown as it is: no prior and nothing to tune (Tsipras et al. 2019).
+
+    >>> gradient()
+    Recipe(name="gradient", parametrization=Pixels(deviation=0.0), optimizer=RawGradient(), steps=1)
+    """
     return Recipe("gradient", Pixels(deviation=0.0), RawGradient(), steps=1)
 
 
 def plain(steps: int = 200, step_size: float = 0.005, ball: Ball | None = None, size: int | None = None) -> Recipe:
-    """Normalized gradient ascent on pixels, no transforms: what the network itself wants to see."""
+    """Normalized gradient ascent on pixels without transforms: what the network itself responds to (Engstrom et al. 2019).
+
+    >>> plain(steps=64)
+    Recipe(name="plain", parametrization=Pixels(), optimizer=NormalizedAscent(), steps=64)
+    """
     return Recipe("plain", Pixels(ball=ball), NormalizedAscent(step_size=step_size), steps=steps, size=size)
 
 
 def direct(steps: int = 500, lr: float = 0.05, size: int | None = None) -> Recipe:
-    """Adam on the pixels themselves, without transforms: for objectives that fit one image, as `invert` does."""
+    """Adam on the pixels without transforms, for objectives that fit one image (Mahendran & Vedaldi 2015).
+
+    >>> direct(steps=50)
+    Recipe(name="direct", parametrization=Pixels(), optimizer=Adam(), steps=50)
+    """
     return Recipe("direct", Pixels(), Adam(lr=lr), steps=steps, size=size)
 
 
 def fourier(
     steps: int = 200, lr: float = 0.05, decay: float = 1.0, colors: tuple[float, ...] | None = None, size: int | None = None
 ) -> Recipe:
-    """Adam on a decaying spectrum in decorrelated colours, under a jitter of 1/16 of the side."""
+    """Adam on a decaying spectrum in decorrelated colours, under a jitter of 1/16 of the side (Olah et al. 2017).
+
+    >>> fourier(steps=50).transforms
+    (Jitter(),)
+    """
     transforms: tuple[Transform, ...] = (Jitter(size=1 / 16),)
     return Recipe("fourier", Fourier(decay=decay, colors=colors), Adam(lr=lr), transforms, steps, size)
 
 
 def lucid(steps: int = 512, lr: float = 0.05, colors: tuple[float, ...] | None = None, size: int | None = None) -> Recipe:
-    """Lucid's published defaults: its spectrum and its transforms, made for 128 pixels, as shares of the image's side."""
+    """Lucid's published defaults (Olah et al. 2017): its spectrum, and its transforms for 128 pixels as shares of the side.
+
+    >>> lucid().steps, len(lucid().transforms)
+    (512, 5)
+    """
     transforms: tuple[Transform, ...] = (
         Pad(value=0.5),
         Jitter(size=4 / 128),
@@ -181,7 +220,11 @@ def maco(
     colors: tuple[float, ...] | None = None,
     size: int | None = None,
 ) -> Recipe:
-    """NAdam on phases alone under a fixed magnitude spectrum, seen through noisy random crops (Fel et al. 2023)."""
+    """NAdam on phases alone under a fixed magnitude spectrum, through noisy random crops (Fel et al. 2023, MACO).
+
+    >>> maco(crops=2).transforms
+    (Crops(count=2, low=0.5, high=0.75), Noise(deviation=0.01))
+    """
     parametrization = MACO(spectrum=spectrum, contrast=contrast, colors=colors)
     transforms: tuple[Transform, ...] = (Crops(count=crops, low=low, high=high), Noise(deviation=noise))
     return Recipe("maco", parametrization, NAdam(lr=lr), transforms, steps, size)
@@ -205,10 +248,14 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def with_data_statistics(recipe: Recipe, data: DataSet | None) -> Recipe:
-    """The recipe with what `data` knows about its images, wherever the recipe names nothing of its own.
+    """The recipe with statistics of the data set's images, wherever the recipe names none of its own.
 
-    Decorrelated colours become the data set's (the published ones for ImageNet's relatives), the magnitudes of
-    `MACO` those of its training images, by reference. Without data both stay general: ImageNet's colours, 1/f.
+    Decorrelated colours become the data set's (the published ones for ImageNet and its subsets), the magnitudes of `MACO`
+    those of its training images, by reference. Without data both stay general: ImageNet's colours and 1 / frequency.
+
+    >>> from vizrobust.data import load
+    >>> with_data_statistics(maco(), load("mnist5k")).parametrization
+    MACO(spectrum="mnist5k")
     """
     if data is None:
         return recipe

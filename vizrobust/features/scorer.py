@@ -21,7 +21,7 @@ ObjectiveFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Scorer:
-    """``scorer(image, unit)``: (N, C, H, W), (N,) int64 -> (N,) scores; differentiable. Call it with the network borrowed."""
+    """``scorer(image, unit)``: (N, C, H, W), (N,) int64 -> (N,) scores; differentiable. Call it within `evaluating(net)`."""
 
     net: nn.Module
     objective: Objective
@@ -48,7 +48,7 @@ class Scorer:
     def images_come_first(self, shape: Shape, compute: Compute) -> bool:
         """Whether dimension 0 of what each ReLU sees is the images (or images times something), as redirected ReLUs need.
 
-        Found by two small backward passes of 2 and 3 images, once. Call it with the network borrowed.
+        Found by two small backward passes of 2 and 3 images, once. Call it within `evaluating(net)`.
         """
         if not self._layout:
             sizes = [self._relu_sizes(images, shape, compute) for images in (2, 3)]

@@ -16,7 +16,13 @@ from vizrobust.spec import spec
 @spec
 @dataclass(frozen=True)
 class DeepDream:
-    """The mean square of all activations of a layer: deep dream (Mordvintsev et al. 2015)."""
+    """The mean square of all activations of a layer (Mordvintsev et al. 2015, "Inceptionism").
+
+    Activations (N, units, ...) -> (N,) scores.
+
+    >>> DeepDream("a")({"a": torch.tensor([[1.0, 3.0]])}, torch.zeros(1, 1, 4, 3), torch.tensor([0]))
+    tensor([5.])
+    """
 
     layer: str
 
@@ -32,9 +38,14 @@ class DeepDream:
 @spec
 @dataclass(frozen=True)
 class Inversion:
-    """Minus the squared distance to what the layer makes of `image`, relative to its own square (Mahendran & Vedaldi 2015).
+    """Minus the squared distance to the layer's activations for `image`, over their own square (Mahendran & Vedaldi 2015, eq. 1).
 
-    0 where the layer cannot tell the two apart, -1 for silence. `image` is a file or ``DATA#index``, a test image.
+    Scores (N,) are at most 0: 0 where the layer cannot tell the images apart, -1 where all activations are 0. `image` is a
+    file, or ``DATA#index`` for a test image.
+
+    >>> there = {"a": torch.tensor([[1.0, 2.0], [0.0, 0.0]]), reference_key("a", "cat.png"): torch.tensor([[1.0, 2.0]])}
+    >>> Inversion("a", "cat.png")(there, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
+    tensor([-0., -1.])
     """
 
     layer: str
@@ -56,9 +67,14 @@ class Inversion:
 @spec
 @dataclass(frozen=True)
 class Caricature:
-    """What the layer makes of `image`, and more of it: dot product times cosine^`power` (Lucid's caricatures, 2018).
+    """More of what the layer makes of `image`: dot product times cosine^`power` (Lucid's caricatures, Olah et al. 2018).
 
-    In units of the image's own square: 1 is the image itself, 2 twice the activations.
+    Scores (N,) are in units of the image's own square: 1 is the image itself, 2 twice its activations. `image` is a file, or
+    ``DATA#index`` for a test image. Raises ``ValueError`` for a negative `power`.
+
+    >>> there = {"a": torch.tensor([[1.0, 2.0], [2.0, 4.0]]), reference_key("a", "cat.png"): torch.tensor([[1.0, 2.0]])}
+    >>> Caricature("a", "cat.png", power=0.0)(there, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
+    tensor([1., 2.])
     """
 
     layer: str
@@ -92,7 +108,15 @@ class Caricature:
 @spec
 @dataclass(frozen=True)
 class Style:
-    """Minus the squared distance of the layer's Gram matrix to that of `image`, relative to its square (Gatys et al. 2016)."""
+    """Minus the squared distance of the layer's Gram matrix to that of `image`, over its square (Gatys et al. 2016, eq. 4).
+
+    Scores (N,) are at most 0. `image` is a file, or ``DATA#index`` for a test image.
+
+    >>> maps = torch.ones(1, 2, 3, 3)
+    >>> there = {"a": torch.cat((maps, 0 * maps)), reference_key("a", "cat.png"): maps}
+    >>> Style("a", "cat.png")(there, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
+    tensor([-0., -1.])
+    """
 
     layer: str
     image: str
@@ -125,7 +149,13 @@ def _missed(found: Tensor, wanted: Tensor) -> Tensor:
 @spec
 @dataclass(frozen=True)
 class TotalVariation:
-    """The mean absolute difference of neighbouring pixels, down plus across (Rudin et al. 1992)."""
+    """The mean absolute difference of neighbouring pixels, vertical plus horizontal (Rudin, Osher & Fatemi 1992).
+
+    Images (N, C, H, W) -> (N,). A penalty, so it is subtracted.
+
+    >>> TotalVariation()({}, torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), torch.tensor([0]))
+    tensor([1.])
+    """
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -141,7 +171,13 @@ class TotalVariation:
 @spec
 @dataclass(frozen=True)
 class AbsoluteDeviation:
-    """The mean absolute difference of the pixels from `center`: an L1 penalty."""
+    """The mean absolute difference of the pixels from `center`: an L1 penalty, to be subtracted.
+
+    Images (N, C, H, W) -> (N,).
+
+    >>> AbsoluteDeviation()({}, torch.ones(1, 3, 4, 4), torch.tensor([0]))
+    tensor([0.5000])
+    """
 
     center: float = 0.5
 
@@ -157,7 +193,13 @@ class AbsoluteDeviation:
 @spec
 @dataclass(frozen=True)
 class SquaredDeviation:
-    """The mean squared difference of the pixels from `center`: an L2 penalty."""
+    """The mean squared difference of the pixels from `center`: an L2 penalty, to be subtracted.
+
+    Images (N, C, H, W) -> (N,).
+
+    >>> SquaredDeviation()({}, torch.ones(1, 3, 4, 4), torch.tensor([0]))
+    tensor([0.2500])
+    """
 
     center: float = 0.5
 
@@ -173,10 +215,15 @@ class SquaredDeviation:
 @spec
 @dataclass(frozen=True)
 class Diversity:
-    """How alike an image is to the others of its group: mean cosine of their Gram matrices (Olah et al. 2017).
+    """The mean cosine of an image's Gram matrix with those of the others in its group (Olah et al. 2017, "Diversity").
 
-    Likeness is what it measures, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", group_size=4)``.
-    Images come in groups of `group_size` consecutive rows and meet within a group only.
+    It measures similarity, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", group_size=4)``. Images come in
+    groups of `group_size` consecutive rows and are compared within a group only. Raises ``ValueError`` for groups of fewer
+    than 2.
+
+    >>> maps = torch.eye(2)[:, :, None]  # each image excites another channel
+    >>> Diversity("a", group_size=2)({"a": maps}, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
+    tensor([0., 0.])
     """
 
     layer: str
@@ -197,9 +244,14 @@ class Diversity:
 @spec
 @dataclass(frozen=True)
 class Alignment:
-    """How alike an image is to the others of its group, position by position: mean cosine of their activations.
+    """The mean cosine of an image's activations, position by position, with those of the others in its group.
 
-    Added, it keeps the same thing at the same position in all images (Mordvintsev et al. 2018, aligned interpolation).
+    Added to an objective it keeps the same thing at the same position in all images of a group of `group_size` consecutive
+    rows (Mordvintsev et al. 2018, "Differentiable Image Parameterizations", aligned interpolation).
+
+    >>> maps = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    >>> Alignment("a", group_size=2)({"a": maps}, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
+    tensor([0., 0.])
     """
 
     layer: str

@@ -29,7 +29,7 @@ class Objective(Protocol):
 
 
 def reference_key(layer: str, reference: str) -> str:
-    """The name under which `activations` holds a layer's answer (1, ...) to a reference image."""
+    """The name under which `activations` holds a layer's output (1, ...) for a reference image."""
     return f"{layer} of {reference}"
 
 
@@ -98,13 +98,13 @@ algebra(Sum)
 
 
 def terms(objective: Objective) -> Iterator[Objective]:
-    """The objectives that a sum is made of; of any other, itself."""
+    """The terms of a sum; any other objective is its own only term."""
     for _, part in _parts(objective):
         yield part
 
 
 def group_size_of(objective: Objective) -> int:
-    """How many consecutive images belong together; ``ValueError`` where two parts of a sum disagree."""
+    """How many consecutive images the objective couples; ``ValueError`` where two terms disagree."""
     there = {part: group_size for part in terms(objective) if (group_size := getattr(part, "group_size", 1)) > 1}
     if len(set(there.values())) > 1:
         raise ValueError(f"{' and '.join(map(repr, there))} group images differently; give them the same group_size")
@@ -112,12 +112,24 @@ def group_size_of(objective: Objective) -> int:
 
 
 def references_of(objective: Objective) -> tuple[str, ...]:
-    """The images whose activations it compares with."""
+    """The images whose activations an objective compares with.
+
+    >>> from vizrobust.features import Inversion
+    >>> references_of(2 * Inversion("conv2", "mnist5k#3"))
+    ('mnist5k#3',)
+    """
     return tuple(getattr(objective, "references", ()))
 
 
 def main_term(objective: Objective) -> Objective:
-    """The part that a picture is named after: the first that asks for the row's unit, else the first with a layer."""
+    """The term that a picture is named after: the first that is about the rendered unit, else the first that reads a layer.
+
+    Raises ``ValueError`` where no term reads a layer.
+
+    >>> from vizrobust.features import Channel, DeepDream
+    >>> main_term(DeepDream("conv1") + Channel("conv2"))
+    Channel(layer="conv2")
+    """
     parts = [part for part in terms(objective) if part.layers]
     if not parts:
         raise ValueError(
@@ -137,7 +149,12 @@ def negated(objective: Objective) -> Objective:
 
 
 def needs_unit(objective: Objective) -> bool:
-    """Whether the row's unit means anything to it, or to a part of it."""
+    """Whether the objective, or a term of it, depends on which unit is rendered.
+
+    >>> from vizrobust.features import Channel, DeepDream
+    >>> needs_unit(Channel("conv2")), needs_unit(Channel("conv2", unit=3)), needs_unit(DeepDream("conv2"))
+    (True, False, False)
+    """
     return any(getattr(part, "unit", 0) is None for part in terms(objective))
 
 

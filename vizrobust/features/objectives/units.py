@@ -22,10 +22,10 @@ from vizrobust.spec import spec
 class Logit:
     """The class unit of the network's output, before softmax.
 
+    Where `unit` is given, the objective is about that unit, whichever unit is rendered; so in `Channel` and `Neuron`.
+
     >>> Logit()({"logits": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, torch.zeros(2, 1, 4, 3), torch.tensor([1, 0]))
     tensor([2., 3.])
-
-    With a `unit` of its own it is about that one, whichever the row asks for; so are `Channel` and `Neuron`.
     """
 
     unit: int | None = None
@@ -42,7 +42,13 @@ class Logit:
 @spec
 @dataclass(frozen=True)
 class Channel:
-    """The mean over all positions of one channel of a layer (of the unit itself, where a layer has no positions)."""
+    """The mean over all positions of one channel of a layer, or the unit itself where there are none (Olah et al. 2017).
+
+    Activations (N, units, height, width) or (N, units) -> (N,).
+
+    >>> Channel("a")({"a": torch.arange(8.0).reshape(1, 2, 2, 2)}, torch.zeros(1, 1, 4, 3), torch.tensor([1]))
+    tensor([5.5000])
+    """
 
     layer: str
     unit: int | None = None
@@ -59,7 +65,14 @@ class Channel:
 @spec
 @dataclass(frozen=True)
 class Neuron:
-    """One channel of a layer at row `y`, column `x`; None is the middle of the map."""
+    """One channel of a layer at row `y` and column `x`; None is the middle of the map (Olah et al. 2017).
+
+    Activations (N, units, height, width) -> (N,). Raises ``ValueError`` for a layer without positions and for a position
+    outside its map.
+
+    >>> Neuron("a", y=0, x=1)({"a": torch.arange(8.0).reshape(1, 2, 2, 2)}, torch.zeros(1, 1, 4, 3), torch.tensor([1]))
+    tensor([5.])
+    """
 
     layer: str
     y: int | None = None

@@ -109,6 +109,9 @@ class Fourier:
     RGB then starts between .001 and .01 away from grey at any size from 28 to 224 px: a further factor sqrt(H W),
     which belongs to the unnormalised transform, would saturate the picture. `colors` is C (channels x channels,
     row by row); None takes ImageNet's for three channels and none otherwise.
+
+    >>> Fourier()(Fourier().init((3, 5, 4), Streams(0, range(2)))).shape
+    torch.Size([2, 3, 5, 4])
     """
 
     decay: float = 1.0

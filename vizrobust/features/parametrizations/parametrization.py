@@ -18,38 +18,43 @@ Shape = tuple[int, int, int]
 class Parametrization(Protocol):
     """Free numbers z behind an image. Every image of a batch has its own, and its own stream.
 
-    Some methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1], where there is a way
-    back. ``for_shape(shape)`` gives the parametrization for images of `shape`, where z alone does not tell their size.
-    ``over(image, streams)`` and ``alpha_penalized(scores, image)`` belong to pictures that are more than what a network can look
-    at, as those with an opacity are: what it sees of them, and what its scores are worth then. Both see the picture, not
-    z, so that the render loop makes it once a step and knows nothing of opacity (see `composited` and `alpha_penalized`).
-    One with a field `group_size` couples the rows of each group of so many consecutive images, and no others.
+    Some methods are optional. ``invert(image)`` gives z for images (N, C, H, W) in [0, 1]. ``for_shape(shape)`` gives
+    the parametrization for images of `shape`, where z alone does not tell their size. ``composite(image, streams)``
+    and ``alpha_penalized(scores, image)`` are for pictures with an opacity: the images that the network sees, and the
+    scores less what opacity costs. Both take the picture, not z, so that the render loop makes it once a step (see
+    `composited` and `alpha_penalized`). A parametrization with a field `group_size` couples the rows of each group of so
+    many consecutive images, and no others.
     """
 
     def init(self, shape: Shape, streams: Streams) -> Tensor:
         """z (N, …) for one image of `shape` (C, H, W) from each of N streams."""
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The images (N, C, H, W) in [0, 1], or whatever `over` makes them of; differentiable."""
+        """The images (N, C, H, W) in [0, 1], or pictures that `composite` turns into such; differentiable."""
 
     def constrain(self, z: Tensor, start: Tensor) -> Tensor:
         """z after a step, brought back to what is allowed, given the z it started from; outside the graph."""
 
 
 def for_shape(parametrization: Parametrization, shape: Shape) -> Parametrization:
-    """The parametrization as it is used for images of `shape` (C, H, W)."""
+    """The parametrization for images of `shape` (C, H, W); most do not depend on it.
+
+    >>> from vizrobust.features import CPPN
+    >>> for_shape(CPPN(), (3, 32, 32)), for_shape(Pixels(), (3, 32, 32))
+    (CPPN(shape=(3, 32, 32)), Pixels())
+    """
     resize = getattr(parametrization, "for_shape", None)
     return parametrization if resize is None else cast(Parametrization, resize(shape))
 
 
 def composited(parametrization: Parametrization, image: Tensor, streams: Streams | None = None) -> Tensor:
-    """What a network sees of pictures, (N, C, H, W): at one step, which draws from `streams`, or without any, finished."""
+    """What a network sees of pictures, (N, C, H, W): over backgrounds drawn from `streams`, or without any over mid grey."""
     composite = getattr(parametrization, "composite", None)
     return image if composite is None else cast(Tensor, composite(image, streams))
 
 
 def alpha_penalized(parametrization: Parametrization, scores: Tensor, image: Tensor) -> Tensor:
-    """(N,): what is optimized, from the network's scores (N,) of what it saw of the pictures."""
+    """What is optimized, (N,): the network's scores (N,), less what the pictures' opacity costs where they have one."""
     own = getattr(parametrization, "alpha_penalized", None)
     return scores if own is None else cast(Tensor, own(scores, image))
 
@@ -57,9 +62,9 @@ def alpha_penalized(parametrization: Parametrization, scores: Tensor, image: Ten
 @spec
 @dataclass(frozen=True)
 class Pixels:
-    """z is the image. It starts at .5 + `deviation` * noise and is clipped to [0, 1] after each step.
+    """z is the image; it starts at .5 + `deviation` * noise and is clipped to [0, 1] after each step.
 
-    With a `ball` it stays within that distance of its start.
+    With a `ball`, the image stays within that distance of its start (Engstrom et al. 2019 render this way).
 
     >>> Pixels()(Pixels().init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 3, 5, 4])

@@ -37,8 +37,14 @@ def over_background(image: Tensor, background: Tensor | float = GREY) -> Tensor:
 class SharedLowFrequency:
     """Every `group_size` consecutive images share all structure of at most `cutoff` cycles per image; their details differ.
 
-    z is that of `inner`; its coefficients of low frequency are the mean over the group. It is the idea of Lucid's
-    low-resolution tensors (Mordvintsev et al. 2018, aligned interpolation), in frequencies instead of pixels.
+    z is that of `inner`; its coefficients of low frequency are the mean over the group. The idea is that of Lucid's
+    low-resolution tensors (Mordvintsev et al. 2018, aligned interpolation), in frequencies instead of pixels. Raises
+    ``ValueError`` for a group of fewer than 1 and a negative cutoff.
+
+    >>> param = SharedLowFrequency(group_size=2, cutoff=99.0)
+    >>> one, two = param(param.init((3, 6, 6), Streams(0, range(2))))
+    >>> torch.equal(one, two)
+    True
     """
 
     inner: Fourier | MACO = field(default_factory=Fourier)
@@ -87,18 +93,18 @@ SMOOTH, CONTRAST = 1.5, 2.0
 @spec
 @dataclass(frozen=True)
 class AlphaChannel:
-    """Pictures (N, C + 1, H, W): colours of `inner`, and last their opacity, one more decaying spectrum (`decay`).
+    """Pictures (N, C + 1, H, W): the colours of `inner`, and last their opacity, one more decaying spectrum (`decay`).
 
     Mordvintsev et al. 2018, "Differentiable Image Parameterizations". At every step the network sees
-    ``opacity * colour + (1 - opacity) * background`` over a ground that is drawn anew from the image's own stream, so that
-    colour which is to count must be opaque, and what is optimized is ``J (1 - mean opacity)``, so that all else fades.
-    Their formula is for scores J >= 0; a negative one would gain by opacity, so it is ``J - |J| mean opacity``
-    here, which is the same where theirs holds. Score, saturation and films are those of the picture over mid grey.
+    ``opacity * colour + (1 - opacity) * background`` over a new random background from the image's own stream, so colours
+    that are to count must be opaque; what is optimized is ``J (1 - mean opacity)``, so everything else fades. Their formula
+    is for scores J >= 0. A negative score would gain by opacity, so here it is ``J - |J| mean opacity``, which is the
+    same where theirs applies. Score, saturation and frames are those of the picture over mid grey.
 
-    The grounds are smooth clouds, 1 / frequency^1.5 in the colours of `inner`: with a `background` of 1 their pixels
-    deviate by about .25 from grey at any size, with 0 they are grey. (In Lucid's experiments any random ground would do.)
-    Opacity starts at a half, from an image at .98. CPPN cannot be `inner`: its numbers are no planes. Under `MACO`
-    the steps that suit phases are too large for an opacity.
+    Backgrounds are smooth clouds, 1 / frequency^1.5 in the colours of `inner`: with a `background` of 1 their pixels deviate
+    from grey by about .25 at any size, with 0 they are grey. (In Lucid's experiments any random background would do.)
+    Opacity starts at a half, or at .98 from an image. CPPN cannot be `inner`, because its numbers are no planes. Steps
+    that suit the phases of `MACO` are too large for an opacity. Raises ``ValueError`` for a negative `background`.
 
     >>> AlphaChannel()(AlphaChannel().init((3, 5, 4), Streams(0, range(2)))).shape
     torch.Size([2, 4, 5, 4])
@@ -135,7 +141,7 @@ class AlphaChannel:
         return torch.cat((self.inner.invert(image), self._opacity.invert(torch.ones_like(image[:, :1]))), 1)
 
     def composite(self, image: Tensor, streams: Streams | None) -> Tensor:
-        """(N, C + 1, H, W) -> (N, C, H, W) over grounds drawn from the streams, or over mid grey without any."""
+        """(N, C + 1, H, W) -> (N, C, H, W) over backgrounds drawn from the streams, or over mid grey without streams."""
         if streams is None:
             return over_background(image, GREY)
         colors = getattr(self.inner.inner if isinstance(self.inner, SharedLowFrequency) else self.inner, "colors", None)
@@ -145,5 +151,5 @@ class AlphaChannel:
         return over_background(image, backgrounds(backgrounds.init(shape, streams)).to(image))
 
     def alpha_penalized(self, scores: Tensor, image: Tensor) -> Tensor:
-        """(N,) scores J of what was seen, (N, C + 1, H, W) -> (N,): ``J - |J| mean opacity``."""
+        """Scores J (N,) of what the network saw, and pictures (N, C + 1, H, W) -> (N,): ``J - |J| mean opacity``."""
         return scores - scores.abs() * image[:, -1].flatten(1).mean(1)

@@ -17,9 +17,15 @@ from vizrobust.spec import spec
 @spec
 @dataclass(frozen=True)
 class Jitter:
-    """Shift by whole pixels, up to `size` of the image's side each way (and never by a whole side). No resampling.
+    """Shift by whole pixels, up to `size` of the image's side in each direction (never a whole side), without resampling.
 
-    Lucid's ``jitter(d)`` is a random crop of d pixels less, which moves by d / 2 each way: ``Jitter(size=d / 2 / side)``.
+    Lucid's ``jitter(d)`` is a random crop of d pixels less, which moves by d / 2 in each direction:
+    ``Jitter(size=d / 2 / side)``. Raises ``ValueError`` for a size outside [0, 1].
+
+    >>> import torch
+    >>> image = torch.rand(2, 3, 32, 32)
+    >>> Jitter()(image, Streams(0, range(2))).shape, torch.equal(Jitter(size=0.0)(image, Streams(0, range(2))), image)
+    (torch.Size([2, 3, 32, 32]), True)
     """
 
     draws: ClassVar[int] = 2
@@ -46,9 +52,14 @@ class Jitter:
 @spec
 @dataclass(frozen=True)
 class Scale:
-    """Zoom about the centre by 1 - `size` … 1 + `size`, evenly, or by one of so many evenly spaced `choices`.
+    """Zoom about the centre by a factor from 1 - `size` to 1 + `size`, uniform, or one of `choices` evenly spaced factors.
 
-    More than 1 shows the picture larger. Lucid's list .90, .92 … 1.10 is ``Scale(size=0.1, choices=11)``.
+    A factor above 1 enlarges the picture. Lucid's list .90, .92 … 1.10 is ``Scale(size=0.1, choices=11)``. Raises
+    ``ValueError`` for a size outside [0, 1).
+
+    >>> import torch
+    >>> Scale()(torch.rand(2, 3, 8, 8), Streams(0, range(2))).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     draws: ClassVar[int] = 1
@@ -75,10 +86,14 @@ class Scale:
 @spec
 @dataclass(frozen=True)
 class Rotate:
-    """Turn about the centre by up to `degrees` either way, evenly, or by one of so many evenly spaced `choices`.
+    """Rotate about the centre by up to `degrees` in either direction, uniform, or one of `choices` evenly spaced angles.
 
-    With probability `still_share` it does not turn at all. Lucid's list -10, -9 … 10 with five zeros more is
-    ``Rotate(degrees=10, choices=21, still_share=5/26)``.
+    With probability `still_share` there is no rotation. Lucid's list -10, -9 … 10 with five zeros more is
+    ``Rotate(degrees=10, choices=21, still_share=5/26)``. Raises ``ValueError`` for more than 180 degrees.
+
+    >>> import torch
+    >>> Rotate()(torch.rand(2, 3, 8, 8), Streams(0, range(2))).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     draws: ClassVar[int] = 2
@@ -107,7 +122,12 @@ class Rotate:
 @spec
 @dataclass(frozen=True)
 class Shift:
-    """Shift by up to `size` of the image's side each way, also by parts of a pixel."""
+    """Shift by up to `size` of the image's side in each direction, also by fractions of a pixel (bilinear).
+
+    >>> import torch
+    >>> Shift()(torch.rand(2, 3, 8, 8), Streams(0, range(2))).shape
+    torch.Size([2, 3, 8, 8])
+    """
 
     draws: ClassVar[int] = 2
     size: float = 1 / 16
@@ -129,10 +149,14 @@ class Shift:
 @spec
 @dataclass(frozen=True)
 class Affine:
-    """Scale, rotation and shift at once, each evenly between its bounds (the zoom on a logarithmic scale).
+    """Scale, rotation and shift together, each uniform between its bounds (the zoom on a logarithmic scale).
 
-    `scale` is the largest relative zoom in or out, `rotate` the largest angle in degrees, `shift` the largest
-    shift as a share of the image's side.
+    `scale` is the largest relative zoom in or out, `rotate` the largest angle in degrees, `shift` the largest shift as a share
+    of the image's side.
+
+    >>> import torch
+    >>> Affine(shift=0.1)(torch.rand(2, 3, 8, 8), Streams(0, range(2))).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     draws: ClassVar[int] = 4
@@ -162,7 +186,12 @@ class Affine:
 @spec
 @dataclass(frozen=True)
 class Flip:
-    """Left to right with probability `share`. In no recipe: it hides whether a unit tells left from right."""
+    """Flip left to right with probability `share`. No recipe has it, because it hides whether a unit tells left from right.
+
+    >>> import torch
+    >>> torch.equal(Flip(share=1.0)(image := torch.rand(1, 3, 8, 8), Streams(0, [0])), image.flip(3))
+    True
+    """
 
     draws: ClassVar[int] = 1
     share: float = 0.5

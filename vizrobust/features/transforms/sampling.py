@@ -78,10 +78,10 @@ EDGES = ("reflect", "constant", "wrap")
 
 @runtime_checkable
 class GeometricTransform(Protocol):
-    """A random affine map of the plane, in pixels about the centre: the picture's point p shows what was at M p.
+    """A random affine map of the plane, in pixels about the centre: the point p of the result shows what was at M p.
 
     ``matrices(draws, size)``: numbers (N, `draws`) in [0, 1), height and width of the picture -> (N, 3, 3) acting on
-    (x, y, 1). A move that is `is_identity` is the identity at this size, whatever is drawn.
+    (x, y, 1). A transform with `is_identity` is the identity at this size, whatever is drawn.
     """
 
     @property
@@ -92,14 +92,14 @@ class GeometricTransform(Protocol):
 
 @runtime_checkable
 class WholePixels(GeometricTransform, Protocol):
-    """A move by whole pixels, of at most `reach` (rows, columns)."""
+    """A geometric transform by whole pixels, of at most `reach` (rows, columns)."""
 
     def reach(self, size: Size) -> Size: ...
 
 
 @runtime_checkable
 class MultipleViews(GeometricTransform, Protocol):
-    """A move that makes `count` pictures of one, each of the size `window`; its maps are (count * N, 3, 3), copy by copy."""
+    """A geometric transform that makes `count` views of each picture, of size `window`; its matrices come view by view."""
 
     @property
     def count(self) -> int: ...
