@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vizrobust.features.objectives.objective import algebra, reference_key
+from vizrobust.features.objectives.objective import OneLayer, algebra, reference_key
 from vizrobust.spec import spec
 
 
 @algebra
 @spec
 @dataclass(frozen=True)
-class DeepDream:
+class DeepDream(OneLayer):
     """The mean square of all activations of a layer (Mordvintsev et al. 2015, "Inceptionism").
 
     Activations (N, units, ...) -> (N,) scores.
@@ -26,10 +26,6 @@ class DeepDream:
 
     layer: str
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return activations[self.layer].flatten(1).square().mean(1)
 
@@ -37,7 +33,7 @@ class DeepDream:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(OneLayer):
     """Minus the squared distance to the layer's activations for `image`, over their own square (Mahendran & Vedaldi 2015, eq. 1).
 
     Scores (N,) are at most 0: 0 where the layer cannot tell the images apart, -1 where all activations are 0. `image` is a
@@ -52,10 +48,6 @@ class Inversion:
     image: str
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
     def references(self) -> tuple[str, ...]:
         return (self.image,)
 
@@ -66,7 +58,7 @@ class Inversion:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Caricature:
+class Caricature(OneLayer):
     """More of what the layer makes of `image`: dot product times cosine^`power` (Lucid's caricatures, Olah et al. 2018).
 
     Scores (N,) are in units of the image's own square: 1 is the image itself, 2 twice its activations. `image` is a file, or
@@ -86,10 +78,6 @@ class Caricature:
             raise ValueError(f"Caricature: power must not be negative, got {self.power:g}")
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
     def references(self) -> tuple[str, ...]:
         return (self.image,)
 
@@ -107,7 +95,7 @@ class Caricature:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Style:
+class Style(OneLayer):
     """Minus the squared distance of the layer's Gram matrix to that of `image`, over its square (Gatys et al. 2016, eq. 4).
 
     Scores (N,) are at most 0. `image` is a file, or ``DATA#index`` for a test image.
@@ -120,10 +108,6 @@ class Style:
 
     layer: str
     image: str
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -214,7 +198,7 @@ class SquaredDeviation:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Diversity:
+class Diversity(OneLayer):
     """The mean cosine of an image's Gram matrix with those of the others in its group (Olah et al. 2017, "Diversity").
 
     It measures similarity, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", group_size=4)``. Images come in
@@ -232,10 +216,6 @@ class Diversity:
     def __post_init__(self) -> None:
         check_group_size("Diversity", self.group_size)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return group_similarity(gram(activations[self.layer]), self.group_size)
 
@@ -243,7 +223,7 @@ class Diversity:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(OneLayer):
     """The mean cosine of an image's activations, position by position, with those of the others in its group.
 
     Added to an objective it keeps the same thing at the same position in all images of a group of `group_size` consecutive
@@ -259,10 +239,6 @@ class Alignment:
 
     def __post_init__(self) -> None:
         check_group_size("Alignment", self.group_size)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return group_similarity(activations[self.layer], self.group_size)

@@ -28,6 +28,16 @@ class Objective(Protocol):
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor: ...
 
 
+class OneLayer:
+    """What objectives with a field `layer` share: that layer is the one they read."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+
 def reference_key(layer: str, reference: str) -> str:
     """The name under which `activations` holds a layer's output (1, ...) for a reference image."""
     return f"{layer} of {reference}"

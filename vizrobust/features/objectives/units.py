@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizrobust.features.objectives.objective import algebra
+from vizrobust.features.objectives.objective import OneLayer, algebra
 from vizrobust.models import LOGITS
 from vizrobust.spec import spec
 
@@ -41,7 +41,7 @@ class Logit:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Channel:
+class Channel(OneLayer):
     """The mean over all positions of one channel of a layer, or the unit itself where there are none (Olah et al. 2017).
 
     Activations (N, units, height, width) or (N, units) -> (N,).
@@ -53,10 +53,6 @@ class Channel:
     layer: str
     unit: int | None = None
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return of_unit(activations[self.layer], _own(self.unit, unit), self.layer).reshape(len(unit), -1).mean(1)
 
@@ -64,7 +60,7 @@ class Channel:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Neuron:
+class Neuron(OneLayer):
     """One channel of a layer at row `y` and column `x`; None is the middle of the map (Olah et al. 2017).
 
     Activations (N, units, height, width) -> (N,). Raises ``ValueError`` for a layer without positions and for a position
@@ -78,10 +74,6 @@ class Neuron:
     y: int | None = None
     x: int | None = None
     unit: int | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         maps = of_unit(activations[self.layer], _own(self.unit, unit), self.layer)
@@ -98,7 +90,7 @@ class Neuron:
 @algebra
 @spec
 @dataclass(frozen=True)
-class Direction:
+class Direction(OneLayer):
     """Along a vector of a layer's channels, mean over positions: dot product times cosine^`power` (Carter et al. 2019).
 
     `vector` holds (channels,) numbers, or (units, channels) where the unit number picks the row: a ``.npy`` file, an
@@ -125,10 +117,6 @@ class Direction:
         rows = _rows(numbers, "the vector of Direction")
         object.__setattr__(self, "vector", _as_tuple(numbers))
         object.__setattr__(self, "_held", rows)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     @property
     def rows(self) -> int:
