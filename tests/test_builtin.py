@@ -16,7 +16,7 @@ from vizrobust.models.references import DIGITS
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import parse
-from vizrobust.training import NAMES, Training
+from vizrobust.training import NAMES, TrainingRecipe
 
 FOLDER = files("vizrobust.models").joinpath("builtin")
 TRAINED = (*DIGITS, "mnist-fgsm")
@@ -39,7 +39,7 @@ def test_a_file_is_small_and_says_how_it_was_made(name):
     assert len(FOLDER.joinpath(f"{name}.safetensors").read_bytes()) < (350_000 if digits else 1_000_000)
     about = load_checkpoint(name).info
     recipe = parse(about.training, NAMES)
-    assert isinstance(recipe, Training)
+    assert isinstance(recipe, TrainingRecipe)
     assert recipe.attack_steps == about.attack_steps
     expected = ("small_cnn", "mnist5k") if digits else ("resnet_small", "imagenette64")
     assert (recipe.arch, recipe.data) == (about.arch, about.data) == expected

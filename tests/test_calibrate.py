@@ -30,7 +30,7 @@ def short():
     """What training measures for its own sake is kept short."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (import_module("vizrobust.training.loop"), "WATCHED_STEPS"),
+            (import_module("vizrobust.training.loop"), "MONITOR_STEPS"),
             (import_module("vizrobust.training.training_runs"), "TESTED_STEPS"),
             (import_module("vizrobust.training.training_runs"), "TESTED_IMAGES"),
         ):

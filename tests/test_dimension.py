@@ -16,12 +16,12 @@ from vizrobust.data import DataSet, head, load
 from vizrobust.experiments.input_dimension import dimension_study, fit_growth, gradient_norms, growth, resized
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import Row
-from vizrobust.training import Training
+from vizrobust.training import TrainingRecipe
 
-RECIPE = Training(arch="small_cnn", data="tiny", epochs=1, batch_size=10, lr=1e-3)
+RECIPE = TrainingRecipe(arch="small_cnn", data="tiny", epochs=1, batch_size=10, lr=1e-3)
 
 
-def rows(data: DataSet, compute: Compute, folder: Path, recipe: Training = RECIPE, **options) -> list[Row]:
+def rows(data: DataSet, compute: Compute, folder: Path, recipe: TrainingRecipe = RECIPE, **options) -> list[Row]:
     options = {"sides": (4, 8), **options}
     return [news for news in dimension_study(recipe, data, compute=compute, folder=folder, **options) if isinstance(news, dict)]
 

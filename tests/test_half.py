@@ -22,7 +22,7 @@ from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, read_checkpoint, to_half, weights_sha256
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, merge_results, reference_accuracies
-from vizrobust.training import Training, store_half, train, training_runs
+from vizrobust.training import TrainingRecipe, store_half, train, training_runs
 
 SHAPE = (1, 8, 8)  # of `digits`
 INFO = CheckpointInfo(
@@ -157,7 +157,7 @@ def test_training_and_shipping_measure_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(training_runs, "TESTED_IMAGES", 60)
     monkeypatch.setattr(training_runs, "TESTED_STEPS", 3)
     data, compute = load("digits"), Compute("cpu")
-    recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
+    recipe = TrainingRecipe("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, data, compute, tmp_path / "run"))
     found = load_checkpoint(str(tmp_path / "run"))
     assert dict(found.info.metrics) == reference_accuracies(found.net(), data, compute, images=60, steps=3)
@@ -174,7 +174,7 @@ def run(*arguments: object) -> Result:
 def test_import_half_writes_file_and_card_of_a_training_run(tmp_path, monkeypatch):
     monkeypatch.setattr(training_runs, "TESTED_IMAGES", 5)
     folder, out = tmp_path / "runs" / "k1", tmp_path / "k1.safetensors"
-    recipe = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
+    recipe = TrainingRecipe("small_cnn", "digits", PGD(steps=1, ball=Linf(0.1)), epochs=1)
     list(train(recipe, load("digits"), Compute("cpu"), folder, "vizrobust train --data digits --quiet"))
     before = (folder / "checkpoint.safetensors").read_bytes()
     done = run(folder, "--half", "--out", out, "--eps", "0.05", "--json")

@@ -20,7 +20,7 @@ from tests.test_processes import NAMES
 from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features.batches import plan_batches
-from vizrobust.parallel import ALONE, Launch, Processes, launched
+from vizrobust.parallel import SINGLE, Launch, Processes, launched
 from vizrobust.runs import RunFolder, read_rows
 
 
@@ -33,7 +33,7 @@ def test_parts_cover_everything_once_in_order(n: int, size: int) -> None:
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_each_item_belongs_to_one_process(n: int, size: int) -> None:
-    shares = [list(Processes(rank, size).mine(range(n))) for rank in range(size)]
+    shares = [list(Processes(rank, size).shard(range(n))) for rank in range(size)]
     assert sorted(item for share in shares for item in share) == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -52,7 +52,7 @@ def test_a_process_renders_whole_batches_of_the_one_process_partition(
     for number, batch in enumerate(batches):
         assert len({(unit, seed // group_size) for unit, seed in batch}) * group_size <= batch_size
         assert all(owner.setdefault((unit, seed // group_size), number) == number for unit, seed in batch), "groups stay whole"
-    shares = [list(Processes(rank, size).mine(planned)) for rank in range(size)]
+    shares = [list(Processes(rank, size).shard(planned)) for rank in range(size)]
     assert sorted(batch for share in shares for batch in share) == sorted(planned), "with the sizes of one process"
 
 
@@ -68,7 +68,7 @@ class Threaded(Processes):
 
     place: Any = None
 
-    def gathered(self, rows: Sequence[Any]) -> list[Any]:
+    def all_gather(self, rows: Sequence[Any]) -> list[Any]:
         table, barrier = self.place
         barrier.wait(10)
         table[self.rank] = list(rows)
@@ -95,7 +95,7 @@ def on_threads(size: int, work: Any) -> list[Any]:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 20), st.integers(2, 5))
 def test_rounds_have_the_order_of_one_process(n: int, size: int) -> None:
-    assert on_threads(size, lambda p: list(p.merged(p.mine(range(n))))) == [list(range(n))] * size
+    assert on_threads(size, lambda p: list(p.interleave(p.shard(range(n))))) == [list(range(n))] * size
 
 
 @settings(max_examples=10, deadline=None)
@@ -107,7 +107,7 @@ def test_longer_rounds_lose_nothing_however_unequal_the_work(counts: list[int]) 
                 time.sleep(0.001 * (p.rank + 1))
                 yield p.rank, k
 
-        return list(p.merged(slowly(), 0.004))
+        return list(p.interleave(slowly(), 0.004))
 
     found = on_threads(len(counts), work)
     assert sorted(found[0]) == [(rank, k) for rank, count in enumerate(counts) for k in range(count)]
@@ -128,7 +128,7 @@ def test_rows_are_handed_out_before_all_is_done() -> None:
                 made.append(k)
                 yield k
 
-        rounds = p.merged(source())
+        rounds = p.interleave(source())
         next(rounds)
         seen = len(made)
         list(rounds)
@@ -139,14 +139,14 @@ def test_rows_are_handed_out_before_all_is_done() -> None:
 
 def test_one_process_alone_exchanges_nothing() -> None:
     tensor = torch.tensor([1.5], dtype=torch.float64)
-    assert ALONE.main
-    assert ALONE.local_main
-    assert ALONE.sum(tensor) is tensor
-    assert ALONE.gathered([1, 2]) == [1, 2]
-    assert ALONE.broadcast("x") == "x"
-    assert list(ALONE.merged(iter("abc"), 5)) == list("abc")
-    ALONE.barrier()
-    assert Compute("cpu").processes is ALONE
+    assert SINGLE.main
+    assert SINGLE.local_main
+    assert SINGLE.sum(tensor) is tensor
+    assert SINGLE.all_gather([1, 2]) == [1, 2]
+    assert SINGLE.broadcast("x") == "x"
+    assert list(SINGLE.interleave(iter("abc"), 5)) == list("abc")
+    SINGLE.barrier()
+    assert Compute("cpu").processes is SINGLE
 
 
 def test_what_a_launcher_says_is_read() -> None:

@@ -68,6 +68,15 @@ def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
     RunFolder(tmp_path, "neurons", {"size": [28, 28]})
 
 
+def test_a_run_recorded_under_old_names_goes_on(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "train", {"training": 'Training(arch="a", attack=ISM(steps=3))'})
+    new = {"training": 'TrainingRecipe(arch="a", attack=BIM(steps=3))'}
+    RunFolder(tmp_path / "run", "train", new)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"] == new
+    with pytest.raises(ValueError, match="holds another run: training was"):
+        RunFolder(tmp_path / "run", "train", {"training": 'TrainingRecipe(arch="a", attack=BIM(steps=4))'})
+
+
 @pytest.mark.parametrize(
     ("command", "identity", "said"),
     [

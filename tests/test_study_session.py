@@ -23,7 +23,7 @@ from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoint
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.protocol import choose_eps
 from vizrobust.study.stimuli import hidden_jobs
-from vizrobust.training import Training
+from vizrobust.training import TrainingRecipe
 
 DIGITS = load("digits")
 
@@ -47,7 +47,7 @@ def small(judge: str) -> Plan:
 def smallest(judge: str) -> Plan:
     """Every stage, as small as it can be."""
     return Plan(
-        Training(arch="small_cnn", data="digits", epochs=2, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1, 0.3),
+        TrainingRecipe(arch="small_cnn", data="digits", epochs=2, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1, 0.3),
         arms=("fgsm",), controls=("k0-early", "k8-eps/2", "k0-shuffled"), recipes=(plain(steps=4), fourier(steps=4)),
         image_seeds=2,
         layer="linear1", hidden=3, hidden_seeds=2, frames=3, batch_size=20, judges=(judge,), images=20, pgd_steps=3,

@@ -17,10 +17,10 @@ from vizrobust.models.checkpoints import body_state, weights_sha256
 from vizrobust.rng import Streams
 from vizrobust.runs import read_run
 from vizrobust.spec import parse
-from vizrobust.training import NAMES, Progress, Trainer, Training, recorded_threads, train, trained
+from vizrobust.training import NAMES, Progress, Trainer, TrainingRecipe, recorded_threads, train, trained_checkpoint
 
 SHAPE = (3, 8, 12)
-RECIPE = Training(arch="small_cnn", data="tiny", epochs=2, batch_size=8, lr=1e-3)
+RECIPE = TrainingRecipe(arch="small_cnn", data="tiny", epochs=2, batch_size=8, lr=1e-3)
 ATTACK = PGD(steps=2, ball=Linf(eps=0.1))
 
 CODE = """
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_a_number_stops_with_batch_rate_and_kept_state(tmp_pa
     for known in ("mean", "std"):
         data.__dict__[known] = (0.5, 0.5, 0.5)
     position = Streams(0, [0], "order").permutation(20)[0].tolist().index(10)  # where the order puts image 10
-    rates = trainer(RECIPE).learner.schedule
+    rates = trainer(RECIPE).train_state.schedule
     rate = rates.get_last_lr()[0]
     for _ in range(position // 8):
         rates.optimizer.step()
@@ -330,7 +330,7 @@ def test_the_run_records_its_recipe_and_threads_and_the_checkpoint_its_figures(t
     assert parse(info["identity"]["training"], NAMES) == recipe
     assert info["threads"] == torch.get_num_threads() == recorded_threads(tmp_path / "run")
     assert recorded_threads(tmp_path / "nowhere") is None
-    found = trained(tmp_path / "run")
+    found = trained_checkpoint(tmp_path / "run")
     about = found.info
     assert (about.attack_steps, about.eps, about.norm, about.data) == (3, 0.1, "Linf", "tiny")
     assert about.training == repr(recipe)
@@ -355,7 +355,7 @@ def test_training_learns(tmp_path, compute):
 def test_a_network_that_is_not_ours_trains_too(tmp_path, compute, dropping):
     _, state = run_all(replace(RECIPE, arch=dropping, epochs=1), tmp_path / "run", compute)
     with pytest.raises(ValueError, match="needs your code"):
-        trained(tmp_path / "run")
-    net = trained(tmp_path / "run", dropping).net()
+        trained_checkpoint(tmp_path / "run")
+    net = trained_checkpoint(tmp_path / "run", dropping).net()
     assert isinstance(net.net, nn.Sequential)
     assert same_weights(body_state(net), state)

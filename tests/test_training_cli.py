@@ -11,7 +11,7 @@ from vizrobust.cli import main
 from vizrobust.cli import train as offered
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import sole_writer
-from vizrobust.training import ARMS, METHODS, MIXES, seen, training_runs
+from vizrobust.training import BASELINE_ATTACKS, METHODS, MIX_MODES, attacks_seen, training_runs
 from vizrobust.training.recipe import ON_COLLAPSE
 from vizrobust.training.train_state import SCHEDULES
 
@@ -32,15 +32,15 @@ def test_train_against_two_attacks(tmp_path, monkeypatch):
     assert len(epoch["val_robust_each"]) == 2
     assert 0 <= last["robust"] <= last["clean"] <= 1
     about = load_checkpoint(str(tmp_path / "t")).info
-    linf, l2 = seen(about.training)
+    linf, l2 = attacks_seen(about.training)
     assert (linf.steps, l2) == (1, PGD(steps=1, ball=L2(0.5)))
     assert isinstance(linf.ball, Linf)
     assert linf.ball.eps is not None  # the data set's
 
 
 def test_what_is_offered_is_what_there_is():
-    assert tuple(MIXES) == offered.MIXES
-    assert tuple(ARMS) == offered.ARMS
+    assert tuple(MIX_MODES) == offered.MIX_MODES
+    assert tuple(BASELINE_ATTACKS) == offered.BASELINE_ATTACKS
     assert tuple(SCHEDULES) == offered.SCHEDULES
     assert offered.ON_COLLAPSE == ON_COLLAPSE
     assert offered.TRACKERS == trackers.NAMES
@@ -100,11 +100,11 @@ def test_a_sweep_is_runs_in_one_folder_and_each_can_be_started_alone(tmp_path, b
     assert done.exit_code == 0, done.output
     names = ["k0-s0", "k1-s0", "k0-s1", "k1-s1"]
     assert sorted(path.name for path in whole.iterdir()) == sorted(names)
-    assert "4 of the sweep's 4 cells" in done.stdout
+    assert "4 of the sweep's 4 training runs" in done.stdout
     for number, name in enumerate(names):
         alone = run(*SWEEP, "--out", parts, "--cell", [number, name][number % 2])
         assert alone.exit_code == 0, alone.output
-        assert "1 of the sweep's 4 cells" in alone.stdout
+        assert "1 of the sweep's 4 training runs" in alone.stdout
         assert load_checkpoint(str(parts / name)).sha256 == load_checkpoint(str(whole / name)).sha256
     before = {path: path.stat().st_mtime_ns for path in parts.rglob("checkpoint.safetensors")}
     assert run(*SWEEP, "--out", parts).exit_code == 0
@@ -120,11 +120,11 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, brief):
         done = run(*SWEEP, "--out", tmp_path / "s")
     assert done.exit_code == 0, done.output
     assert "k1-s0' is being written by process" in done.stderr
-    assert "1 cells are in other hands: k1-s0" in done.stderr
-    assert "3 of the sweep's 4 cells" in done.stdout
+    assert "1 training runs are being trained elsewhere: k1-s0" in done.stderr
+    assert "3 of the sweep's 4 training runs" in done.stdout
     assert not (tmp_path / "s" / "k1-s0" / "checkpoint.safetensors").exists()
     again = run(*SWEEP, "--out", tmp_path / "s")
-    assert "4 of the sweep's 4 cells" in again.stdout
+    assert "4 of the sweep's 4 training runs" in again.stdout
 
 
 def test_the_numbers_also_go_to_tensorboard(tmp_path, brief):
@@ -153,7 +153,7 @@ def test_the_numbers_also_go_to_mlflow(tmp_path, brief, monkeypatch):
     assert [(point.step, point.value) for point in client.get_metric_history(logged.info.run_id, "loss")] == [
         (row["epoch"], pytest.approx(row["loss"])) for row in rows
     ]
-    assert logged.data.params["training"].startswith("Training(")
+    assert logged.data.params["training"].startswith("TrainingRecipe(")
 
 
 def test_the_numbers_also_go_to_weights_and_biases(tmp_path, brief, monkeypatch):
@@ -203,8 +203,8 @@ BAD = {
     "steps that are no number": (["--steps", "1,x"], 2, "'1,x' is not a number of steps"),
     "the same steps twice": (["--steps", "1,1"], 2, "'1,1' has a number twice"),
     "a cell of no sweep": (["--steps", 1, "--cell", 0], 2, "--cell 0 is a part of a sweep"),
-    "no such cell": (["--steps", "0,1", "--cell", "k2-s0"], 1, "no cell 'k2-s0'"),
-    "no such number": (["--steps", "0,1", "--cell", "2"], 1, "no cell 2; there are 2, from 0 (k0-s0) to 1 (k1-s0)"),
+    "no such cell": (["--steps", "0,1", "--cell", "k2-s0"], 1, "no training run 'k2-s0'"),
+    "no such number": (["--steps", "0,1", "--cell", "2"], 1, "no training run 2; there are 2, from 0 (k0-s0) to 1 (k1-s0)"),
     "no seeds": (["--steps", 1, "--seeds", 0], 2, "--seeds must be at least 1, got 0"),
     "no batches": (["--steps", 1, "--checkpoint-every", 0], 2, "--checkpoint-every must be at least 1 batch"),
     "smoothing": (["--steps", 1, "--label-smoothing", 1], 1, "label_smoothing must be from 0 to below 1, got 1"),

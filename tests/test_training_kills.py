@@ -19,12 +19,12 @@ import torch, torch._dynamo
 from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.training import Mix, Progress, Training, loop, train, training_runs
+from vizrobust.training import MultiAttack, Progress, TrainingRecipe, loop, train, training_runs
 
 # The watch and the closing test are kept short; one thread, since the weights are promised at the same thread count.
-loop.WATCHED_STEPS = training_runs.TESTED_IMAGES = training_runs.TESTED_STEPS = 1
-mix = Mix((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
-recipe = Training("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop", watch=1, ema=0.9, awp=0.01)
+loop.MONITOR_STEPS = training_runs.TESTED_IMAGES = training_runs.TESTED_STEPS = 1
+mix = MultiAttack((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
+recipe = TrainingRecipe("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop", watch=1, ema=0.9, awp=0.01)
 
 def run(line):
     pause, folder = line.split(" ", 1)

@@ -11,7 +11,7 @@ from vizrobust.attacks import FGSM, L2, PGD, Linf, Noise
 from vizrobust.compute import Compute
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
-from vizrobust.training import METHODS, NAMES, NFGSM, TRADES, Distillation, Free, GradAlign, Training, train
+from vizrobust.training import METHODS, NAMES, NFGSM, TRADES, Distillation, Free, GradAlign, TrainingRecipe, train
 from vizrobust.training.methods import alignment
 
 ONE = FGSM(ball=Linf(eps=0.1))
@@ -45,7 +45,7 @@ def input_gradient(net, x, y):
 def gradients_of_the_step(here):
     """By name, as they are when the optimizer steps; filled when it does."""
     held = {}
-    here.learner.optimizer.register_step_pre_hook(
+    here.train_state.optimizer.register_step_pre_hook(
         lambda *_: held.update({name: p.grad.clone() for name, p in here.net.named_parameters()})
     )
     return held
@@ -67,7 +67,7 @@ def test_every_method_learns_and_goes_on_bit_for_bit(tmp_path, name):
     compute = Compute("cpu")
     rows, expected = run_all(recipe, tmp_path / "whole", compute)
     assert rows[3]["loss"] < rows[0]["loss"]
-    for stop in ((1, 2), (3, 1), (recipe.way.rounds * 4, 2)):
+    for stop in ((1, 2), (3, 1), (recipe.training_method.stages * 4, 2)):
         for item in train(recipe, tiny(), compute, tmp_path / "parts", checkpoint_every=1):
             if not isinstance(item, dict) and (item.epoch, item.batch) == stop:
                 break
@@ -81,7 +81,7 @@ def test_batchnorm_sees_the_batch_once_a_weight_step(name, normed):  # noqa: F81
     here = trainer(of(name, arch=normed, epochs=1, awp=0.01))
     list(here.run_epoch())
     counted = {int(v) for key, v in here.net.state_dict().items() if key.endswith("num_batches_tracked")}
-    assert counted == {3 * here.recipe.way.replays}
+    assert counted == {3 * here.recipe.training_method.minibatch_replays}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -89,11 +89,11 @@ def test_attack_passes_make_no_weight_gradients(name, monkeypatch):
     """Whatever happens before the weight step leaves every .grad as it was."""
     here = trainer(of(name))
     seen = []
-    original = here.learner.update
+    original = here.train_state.update
     monkeypatch.setattr(
-        here.learner, "update", lambda loss: (seen.append([p.grad for p in here.net.parameters()]), original(loss))[1]
+        here.train_state, "update", lambda loss: (seen.append([p.grad for p in here.net.parameters()]), original(loss))[1]
     )
-    here.learner.optimizer.zero_grad = lambda set_to_none: [setattr(p, "grad", None) for p in here.net.parameters()]
+    here.train_state.optimizer.zero_grad = lambda set_to_none: [setattr(p, "grad", None) for p in here.net.parameters()]
     next(here.run_epoch())
     assert all(grad is None for grad in seen[0])
 
@@ -123,8 +123,8 @@ def test_the_gradient_of_trades_goes_through_both_predictions():
     here, net = trainer(of("TRADES")), trainer(of("TRADES")).net
     held = gradients_of_the_step(here)
     x, y, streams = first_batch(here)
-    learned = here.recipe.way.learn(here.learner, here.recipe.attack, x, y, streams)
-    clean, moved = net(x), net(learned.examples)
+    result = here.recipe.training_method.train_step(here.train_state, here.recipe.attack, x, y, streams)
+    clean, moved = net(x), net(result.examples)
     divergence = (clean.softmax(1) * (clean.log_softmax(1) - moved.log_softmax(1))).sum(1).mean()
     loss = F.cross_entropy(clean, y) + 3.0 * divergence
     for (name, _), grad in zip(net.named_parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True):
@@ -135,7 +135,7 @@ def test_n_fgsm_steps_from_strong_noise_and_does_not_come_back():
     here = trainer(of("NFGSM"))
     x, y, streams = first_batch(here)
     reference = trainer(of("NFGSM")).net.eval()
-    adv = here.recipe.way.learn(here.learner, ONE, x, y, streams).examples
+    adv = here.recipe.training_method.train_step(here.train_state, ONE, x, y, streams).examples
     start = (x + Linf(eps=0.2).sample(x, streams.child("noise"))).clamp(0, 1)
     expected = (start + 0.1 * input_gradient(reference, start, y).sign()).clamp(0, 1)
     assert torch.equal(adv, expected)
@@ -173,12 +173,12 @@ def test_gradalign_adds_one_minus_the_cosine():
     here = trainer(of("GradAlign"))
     reference = trainer(of("GradAlign")).net
     x, y, streams = first_batch(here)
-    learned = here.recipe.way.learn(here.learner, ONE, x, y, streams)
+    result = here.recipe.training_method.train_step(here.train_state, ONE, x, y, streams)
     near = (x + Linf(eps=0.1).sample(x, streams.child("gradalign"))).clamp(0, 1)
     a, b = (input_gradient(reference.eval(), point, y).flatten(1).double() for point in (x, near))
     cosine = (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)
-    expected = F.cross_entropy(reference(learned.examples), y) + 0.5 * (1 - cosine).mean()
-    assert learned.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = F.cross_entropy(reference(result.examples), y) + 0.5 * (1 - cosine).mean()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_gradalign_aligns(tmp_path):
@@ -224,7 +224,7 @@ def test_awp_takes_the_gradient_where_the_weights_are_worst():
     held = gradients_of_the_step(here)
     x, y, streams = first_batch(here)
     before = {name: p.detach().clone() for name, p in here.net.named_parameters()}
-    adv = here.recipe.way.learn(here.learner, ATTACK, x, y, streams).examples
+    adv = here.recipe.training_method.train_step(here.train_state, ATTACK, x, y, streams).examples
     # One step of Adam at the first rate of the cycle: nobody kept the perturbed weights.
     assert all(float((p.detach() - before[name]).abs().max()) < 1e-4 for name, p in here.net.named_parameters())
 
@@ -260,7 +260,7 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_attack():
     here, plain = trainer(recipe), trainer(replace(recipe, label_smoothing=0.0))
     x, y, streams = first_batch(here)
     net = plain.net
-    smooth = here.recipe.way.learn(here.learner, ATTACK, x, y, streams)
+    smooth = here.recipe.training_method.train_step(here.train_state, ATTACK, x, y, streams)
     adv = ATTACK(net.eval(), x, y, streams.child("attack")).x
     assert torch.equal(smooth.examples, adv)
     target = 0.8 * F.one_hot(y, 4) + 0.2 / 4
@@ -279,7 +279,7 @@ def test_schedules(schedule, expected):
     here = trainer(replace(RECIPE, batch_size=10, epochs=4, lr=0.01, schedule=schedule))
     rates = []
     for _ in range(4):
-        rates.extend(here.learner.schedule.get_last_lr()[0] for _ in here.run_epoch())
+        rates.extend(here.train_state.schedule.get_last_lr()[0] for _ in here.run_epoch())
     assert [1.0, *(rate / 0.01 for rate in rates[:-1])] == pytest.approx(expected, abs=1e-6)
 
 
@@ -344,5 +344,5 @@ def test_free_fits_balls_that_are_not_boxes():
 def test_training_text_of_before_still_reads():
     text = 'Training(arch="small_cnn", data="mnist5k", attack=PGD(steps=8, ball=Linf(eps=0.3)))'
     assert repr(parse(text, NAMES, "training")) == text
-    assert isinstance(parse(text, NAMES, "training"), Training)
+    assert isinstance(parse(text, NAMES, "training"), TrainingRecipe)
     assert PGD(steps=8).steps == 8

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_training import ATTACK, RECIPE, passes, tiny, trainer
 from vizrobust.attacks import FGSM, L2, PGD, Elastic, Linf, Noise
-from vizrobust.training import Mix
+from vizrobust.training import MultiAttack
 
 BOTH = (PGD(steps=2, ball=Linf(eps=0.05)), PGD(steps=3, ball=L2(eps=0.8)))
 COSTS = {
@@ -19,8 +19,8 @@ COSTS = {
     "clean loss too": (replace(RECIPE, attack=ATTACK, clean_weight=0.5), 2 + 2),
     "noise": (replace(RECIPE, attack=Noise(samples=1, ball=Linf(0.1))), 1),
     "unforeseen": (replace(RECIPE, attack=Elastic(eps=0.5, steps=3)), 4),
-    "avg": (replace(RECIPE, attack=Mix(BOTH, "avg")), 2 + 3 + 2),
-    "max": (replace(RECIPE, attack=Mix(BOTH, "max")), 2 + 3 + 1),
+    "avg": (replace(RECIPE, attack=MultiAttack(BOTH, "avg")), 2 + 3 + 2),
+    "max": (replace(RECIPE, attack=MultiAttack(BOTH, "max")), 2 + 3 + 1),
 }
 
 
@@ -34,7 +34,7 @@ def test_the_passes_of_an_image_in_an_epoch(case):
 
 
 def test_random_costs_what_the_drawn_attacks_cost():
-    here = trainer(replace(RECIPE, attack=Mix(BOTH, "random")))
+    here = trainer(replace(RECIPE, attack=MultiAttack(BOTH, "random")))
     seen = passes(here.net)
     here._watch = dict  # what is measured after the epoch is not training
     list(here.run_epoch())

@@ -7,10 +7,10 @@ import torch
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
-from vizrobust.training import Trainer, Training
+from vizrobust.training import Trainer, TrainingRecipe
 from vizrobust.training.training_runs import _measured
 
-RECIPE = Training("small_cnn", "digits", PGD(steps=1, ball=Linf(eps=0.1)), epochs=1, precision="bf16")
+RECIPE = TrainingRecipe("small_cnn", "digits", PGD(steps=1, ball=Linf(eps=0.1)), epochs=1, precision="bf16")
 
 
 def dtypes_of(net):

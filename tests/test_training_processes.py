@@ -18,7 +18,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.parallel import Processes
 from vizrobust.runs import read_rows, read_run
 from vizrobust.training import METRICS_FILE, TRADES, Distillation, Free, train
-from vizrobust.training.data_parallel import SharedBatchNorm, met, own_part, share_statistics
+from vizrobust.training.data_parallel import SharedBatchNorm, all_reduce_mean, shard_of, share_statistics
 
 ROOT = Path(__file__).parent.parent
 # Batches of 9: parts of 5 and 4 images, and a last batch of 2.
@@ -133,7 +133,7 @@ def test_another_number_of_processes_is_refused_with_the_reason(home, two):
 def test_parts_are_a_partition_and_their_shares_are_one():
     for n in range(1, 12):
         for size in range(1, 5):
-            parts = [own_part(torch.arange(n), Processes(rank, size)) for rank in range(size)]
+            parts = [shard_of(torch.arange(n), Processes(rank, size)) for rank in range(size)]
             assert sum(share for _, share in parts) == pytest.approx(1)
             if n >= size:
                 assert sorted(torch.cat([own for own, _ in parts]).tolist()) == list(range(n))
@@ -200,6 +200,6 @@ class Pretended(Processes):
 
 
 def test_gradients_meet_by_their_shares():
-    found = met([torch.ones(2, 3), torch.arange(4.0)], 0.5, Pretended())
+    found = all_reduce_mean([torch.ones(2, 3), torch.arange(4.0)], 0.5, Pretended())
     assert [tuple(one.shape) for one in found] == [(2, 3), (4,)]
     assert torch.equal(found[1], torch.arange(4.0))

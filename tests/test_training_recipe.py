@@ -44,8 +44,8 @@ def test_an_attack_without_eps_is_refused_at_once():
 
 
 def test_the_optimizer_is_the_one_named():
-    adam = trainer(RECIPE).learner.optimizer
-    sgd = trainer(replace(RECIPE, optimizer="sgd", weight_decay=1e-4)).learner.optimizer
+    adam = trainer(RECIPE).train_state.optimizer
+    sgd = trainer(replace(RECIPE, optimizer="sgd", weight_decay=1e-4)).train_state.optimizer
     assert isinstance(adam, torch.optim.Adam)
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.param_groups[0]["nesterov"]
@@ -54,9 +54,9 @@ def test_the_optimizer_is_the_one_named():
 
 def test_the_rate_follows_one_cycle_over_all_epochs():
     here = trainer(replace(RECIPE, lr=0.01, epochs=4))
-    rates = [here.learner.schedule.get_last_lr()[0]]
+    rates = [here.train_state.schedule.get_last_lr()[0]]
     for _ in range(4):
-        rates.extend(here.learner.schedule.get_last_lr()[0] for _ in here.run_epoch())
+        rates.extend(here.train_state.schedule.get_last_lr()[0] for _ in here.run_epoch())
     assert max(rates) == pytest.approx(0.01, rel=0.02)
     assert rates.index(max(rates)) == pytest.approx(0.3 * 12, abs=1)
     assert rates[-1] < rates[0] < 0.001
@@ -68,12 +68,12 @@ def test_the_rate_follows_one_cycle_over_all_epochs():
         ({"optimizer": "adamw"}, r"no optimizer 'adamw'; did you mean adam"),
         ({"augment": "flip"}, r"no augment 'flip'"),
         ({"precision": "fp16"}, r"no precision 'fp16'"),
-        ({"epochs": 0}, r"Training: epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, r"Training: batch_size must be at least 1, got 0"),
-        ({"clean_weight": 1.5}, r"Training: clean_weight must be between 0 and 1, got 1.5"),
-        ({"lr": 0.0}, r"Training: lr must be positive"),
-        ({"eps_ramp": -1}, r"Training: eps_ramp must not be negative, got -1"),
-        ({"epochs": 2.5}, r"Training: epochs must be a whole number, got 2.5"),
+        ({"epochs": 0}, r"TrainingRecipe: epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, r"TrainingRecipe: batch_size must be at least 1, got 0"),
+        ({"clean_weight": 1.5}, r"TrainingRecipe: clean_weight must be between 0 and 1, got 1.5"),
+        ({"lr": 0.0}, r"TrainingRecipe: lr must be positive"),
+        ({"eps_ramp": -1}, r"TrainingRecipe: eps_ramp must not be negative, got -1"),
+        ({"epochs": 2.5}, r"TrainingRecipe: epochs must be a whole number, got 2.5"),
     ],
 )
 def test_a_bad_recipe_is_refused(changes, sentence):

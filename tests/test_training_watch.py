@@ -17,7 +17,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.report.training_report import training_curves
 from vizrobust.rng import Streams
 from vizrobust.training import loop, train, training_runs
-from vizrobust.training.loop import accuracies, collapse, is_fooled
+from vizrobust.training.loop import accuracies, collapse, overfits_attack
 
 ROBUST = replace(RECIPE, attack=ATTACK, eps_ramp=0, epochs=6)
 
@@ -163,8 +163,8 @@ def test_what_the_training_attack_leaves_is_watched_too():
     found = ATTACK(here.net, x, y, Streams(0, range(10)))
     assert row["val_attack"] == pytest.approx(float(found.correct.all(0).float().mean()), abs=0.11)
     assert "val_attack" not in accuracies(here.net, Noise(samples=1, ball=Linf(0.1)), here.data, here.compute, 10)
-    assert not is_fooled({"val_attack": 0.5, "val_robust": 0.21})
-    assert is_fooled({"val_attack": 0.5, "val_robust": 0.2})
+    assert not overfits_attack({"val_attack": 0.5, "val_robust": 0.21})
+    assert overfits_attack({"val_attack": 0.5, "val_robust": 0.2})
 
 
 def test_a_network_that_fools_its_attack_from_the_first_epoch_is_told_once(told, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint, activations, layers, load_checkpoint
     from vizrobust.rng import Streams
     from vizrobust.robustness import evaluate, merge_results
-    from vizrobust.training import Training, train
+    from vizrobust.training import TrainingRecipe, train
 
 __all__ = [
     "APGD",
@@ -80,7 +80,7 @@ __all__ = [
     "Recipe",
     "Square",
     "Streams",
-    "Training",
+    "TrainingRecipe",
     "Transfer",
     "activations",
     "evaluate",
@@ -110,7 +110,7 @@ _HOMES = {
     "Transfer parse_attack",
     "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe FeatureImage exemplars fourier gradient parse_recipe plain render",
-    "training": "Training train",
+    "training": "TrainingRecipe train",
     "clarity": "judge_log_odds two_afc",
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names.split()}

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from vizrobust.parallel import ALONE, FOREVER, Launch, Processes, launched
+from vizrobust.parallel import FOREVER, SINGLE, Launch, Processes, launched
 
 INTEL = "GenuineIntel"
 # What of /proc/cpuinfo tells one kind of processor from another; virtual machines give many kinds one name.
@@ -103,7 +103,7 @@ class Compute:
             atexit.register(_disconnect)
         self.device = self.accelerator.device
         self.precision = precision
-        self.processes = ALONE if launch is None else Processes(launch.rank, launch.size, launch.local_rank)
+        self.processes = SINGLE if launch is None else Processes(launch.rank, launch.size, launch.local_rank)
 
     @property
     def threads(self) -> int:
@@ -138,7 +138,7 @@ class Compute:
     def alone(self) -> Compute:
         """The same device for work that this process does by itself, whatever the others do."""
         other = copy.copy(self)
-        other.processes = ALONE
+        other.processes = SINGLE
         return other
 
     def backward(self, loss: Tensor) -> None:

@@ -23,9 +23,9 @@ FOREVER = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `size` that run the same program; `ALONE` is the only one, and all is free.
+    """This process's place among `size` that run the same program; `SINGLE` is the only one, and all is free.
 
-    Every method but `part` and `mine` is an exchange: all processes call it in the same order, or all wait. Exchanged
+    Every method but `part` and `shard` is an exchange: all processes call it in the same order, or all wait. Exchanged
     objects are pickled. Raises ``ConnectionError`` where another process is gone.
     """
 
@@ -52,34 +52,34 @@ class Processes:
         start = self.rank * each + min(self.rank, over)
         return range(start, start + each + (self.rank < over))
 
-    def mine(self, items: Iterable[T]) -> Iterator[T]:
-        """This process's items: every size-th. So a round of `merged` yields them in the order of one process.
+    def shard(self, items: Iterable[T]) -> Iterator[T]:
+        """This process's items: every size-th. So a round of `interleave` yields them in the order of one process.
 
-        >>> list(Processes(1, 2).mine("abcde"))
+        >>> list(Processes(1, 2).shard("abcde"))
         ['b', 'd']
         """
         return itertools.islice(items, self.rank, None, self.size)
 
-    def merged(self, mine: Iterable[T], seconds: float = 0.0) -> Iterator[T]:
+    def interleave(self, items: Iterable[T], seconds: float = 0.0) -> Iterator[T]:
         """What each process makes, on every process, in rounds: as they are made, so that little is lost with a process.
 
         A round takes one item of each process, or, with `seconds`, as many as each makes in that time, which spares
         those with easy items the wait for those with hard ones. Within a round the ranks follow each other: where each
-        process makes its own of `mine`, and `seconds` is 0, the order is that of one process.
+        process makes its own `shard`, and `seconds` is 0, the order is that of one process.
         """
         if self.size == 1:
-            yield from mine
+            yield from items
             return
-        source = iter(mine)
+        source = iter(items)
         over = False
         while not over:
             made, alive = self._made(source, seconds)
-            rounds = self.gathered([(made, alive)])
+            rounds = self.all_gather([(made, alive)])
             for items, _ in rounds:
                 yield from items
             over = not any(going for _, going in rounds)
 
-    def gathered(self, rows: Sequence[T]) -> list[T]:
+    def all_gather(self, rows: Sequence[T]) -> list[T]:
         """The rows of all processes, in the order of their ranks."""
         if self.size == 1:
             return list(rows)
@@ -112,7 +112,7 @@ class Processes:
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
-        self.gathered([])
+        self.all_gather([])
 
     def _made(self, source: Iterator[T], seconds: float) -> tuple[list[T], bool]:
         """The next items of a source, at least one unless it is at its end, and whether it may have more."""
@@ -131,7 +131,7 @@ class Processes:
         return f"cuda:{self.local_rank}" if get_backend() == "nccl" else "cpu"
 
 
-ALONE = Processes()
+SINGLE = Processes()
 
 
 @contextmanager
@@ -206,4 +206,4 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
         raise ValueError(f"{name} is {text!r}, expected a whole number as torchrun sets it") from None
 
 
-__all__ = ["ALONE", "FOREVER", "Launch", "Processes", "launched"]
+__all__ = ["FOREVER", "SINGLE", "Launch", "Processes", "launched"]

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from vizrobust.legacy import present
-from vizrobust.parallel import ALONE, Processes
+from vizrobust.parallel import SINGLE, Processes
 
 Row = dict[str, Any]
 ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
@@ -41,7 +41,7 @@ class RunFolder:
 
     def __init__(
         self, folder: Path | str | None, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
-        processes: Processes = ALONE, *, wait: bool = False,
+        processes: Processes = SINGLE, *, wait: bool = False,
     ) -> None:  # fmt: skip
         self.folder = Path() if folder is None else Path(folder)
         self.writes = processes.main and folder is not None
@@ -55,7 +55,7 @@ class RunFolder:
         self._known = None if self.writes and processes.size == 1 else processes.broadcast(there)
 
     @classmethod
-    def memory(cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = ALONE) -> RunFolder:
+    def memory(cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = SINGLE) -> RunFolder:
         """A run without files: what is added is known until the object goes.
 
         >>> run = RunFolder.memory()

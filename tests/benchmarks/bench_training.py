@@ -17,12 +17,12 @@ from tests.benchmarks.bench_attacks import THREADS, Job, best_times, has_bf16, v
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, DataSet
-from vizrobust.training import Trainer, Training
+from vizrobust.training import Trainer, TrainingRecipe
 
 STEPS, EPS, BATCH, BATCHES = 7, 8 / 255, 100, 3
 SHAPE, CLASSES = (3, 32, 32), 10
 ALPHA = 2.5 * EPS / STEPS
-RECIPE = Training(
+RECIPE = TrainingRecipe(
     arch="resnet_small", data="random", attack=PGD(steps=STEPS, ball=Linf(EPS)), batch_size=BATCH, eps_ramp=0,
     optimizer="sgd", lr=0.05, augment="crop+flip", epochs=1000,
 )  # fmt: skip
@@ -77,7 +77,7 @@ def textbook(net: nn.Module, x: Tensor, y: Tensor) -> Job:
 
 def bare(here: Trainer) -> Job:
     """K input gradients and one weight step for each batch, and nothing else: what no loop can do without."""
-    net, optimizer, compute = here.net, here.learner.optimizer, here.compute
+    net, optimizer, compute = here.net, here.train_state.optimizer, here.compute
     split = here.data.train
 
     def run() -> None:

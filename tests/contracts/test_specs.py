@@ -90,7 +90,7 @@ def specs(draw: st.DrawFn, cls: type, depth: int = 2) -> Any:
 
 
 def test_the_catalogues_are_found() -> None:
-    assert {"FGSM", "BIM", "PGD", "Linf", "L2", "Logit", "Fourier", "Jitter", "Adam", "Recipe", "Training"} <= set(SPECS)
+    assert {"FGSM", "BIM", "PGD", "Linf", "L2", "Logit", "Fourier", "Jitter", "Adam", "Recipe", "TrainingRecipe"} <= set(SPECS)
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))

@@ -47,11 +47,11 @@ def command(
     from vizrobust.data import load
     from vizrobust.experiments.uar_calibration import Plan, Stage, calibrate
     from vizrobust.runs import default_folder
-    from vizrobust.training import Training, recorded_threads
+    from vizrobust.training import TrainingRecipe, recorded_threads
 
     # Large radii often do not start to learn with the shorter ramp of `train`; UAR draws eps from (0, eps) instead.
     ramp = epochs // 2 if eps_ramp is None else eps_ramp
-    recipe = Training(
+    recipe = TrainingRecipe(
         arch=arch, data=data, epochs=epochs, eps_ramp=ramp, batch_size=batch_size, lr=lr, precision=precision, seed=seed
     )
     if steps < 1:

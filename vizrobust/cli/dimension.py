@@ -58,7 +58,7 @@ def command(
     from vizrobust.experiments.input_dimension import dimension_study
     from vizrobust.report.style import format_of
     from vizrobust.runs import default_folder
-    from vizrobust.training import Progress, Training, recorded_threads
+    from vizrobust.training import Progress, TrainingRecipe, recorded_threads
 
     for name, value in (("--images", n), ("--seeds", seeds)):
         if value < 1:
@@ -69,7 +69,7 @@ def command(
     if plot:
         format_of(plot)  # before the trainings, not after
     loaded = load(data, download)
-    recipe = Training(
+    recipe = TrainingRecipe(
         arch=arch, data=data, attack=_attack(steps, eps, loaded), epochs=epochs, batch_size=batch_size, lr=lr,
         precision=precision,
     )  # fmt: skip

@@ -42,8 +42,8 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
     from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
     from vizrobust.models import ARCHS
     from vizrobust.robustness.corruptions import CORRUPTIONS
-    from vizrobust.training import ARMS, METHODS
-    from vizrobust.training.multi_attack import MIXES
+    from vizrobust.training import BASELINE_ATTACKS, METHODS
+    from vizrobust.training.multi_attack import MIX_MODES
     from vizrobust.training.train_state import SCHEDULES
 
     def described(things: Mapping[str, Any]) -> Callable[[], dict[str, str]]:
@@ -56,8 +56,8 @@ def catalogues() -> dict[str, Callable[[], dict[str, str]]]:
         "attacks": described({**ATTACKS, **ENSEMBLES}),
         "unforeseen": described(UNFORESEEN),
         "corruptions": described(CORRUPTIONS),
-        "methods": described({**ARMS, **METHODS}),
-        "mixes": described(MIXES),
+        "methods": described({**BASELINE_ATTACKS, **METHODS}),
+        "mixes": described(MIX_MODES),
         "schedules": described(SCHEDULES),
         "balls": described(BALLS),
         "losses": described(LOSSES),

@@ -125,7 +125,7 @@ def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | N
     """The attacks of training: none for standard training, None where nobody knows."""
     from vizrobust.attacks import PGD, parse_attack
     from vizrobust.cli.output import say
-    from vizrobust.training import seen
+    from vizrobust.training import attacks_seen
 
     about = checkpoint.info
     if told is not None:
@@ -134,7 +134,7 @@ def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | N
     if about.attack_steps == 0 or (about.arch.startswith("torchvision:") and about.training.startswith("published")):
         return ()
     try:
-        attacks = seen(about.training)
+        attacks = attacks_seen(about.training)
     except ValueError as error:
         say(f"note: {checkpoint.name}: what it was trained against cannot be read ({error}); --trained-with tells it")
         return None

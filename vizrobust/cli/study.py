@@ -141,13 +141,13 @@ def _plan(data: DataSet, provided: list[Any], *, arch: str | None, epochs: int |
     from dataclasses import replace
 
     from vizrobust.study import TRAININGS, plan_for, quick
-    from vizrobust.training import Training
+    from vizrobust.training import TrainingRecipe
 
     usual = "small_cnn" if data.shape[0] == 1 else "resnet_small"
     own = provided[0].checkpoint.info.arch if provided else arch or usual
     training = TRAININGS.get(data.name)
     if training is None or (arch is not None and arch != training.arch) or provided:
-        training = Training(arch=own, data=data.name)
+        training = TrainingRecipe(arch=own, data=data.name)
     plan = plan_for(training)
     if provided:
         plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in provided}))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vizrobust.compute import Compute
     from vizrobust.data import DataSet
     from vizrobust.models import Checkpoint
-    from vizrobust.training import Method, Mix, Training
+    from vizrobust.training import Method, MultiAttack, TrainingRecipe
 
 # Written out here, because asking training would make every --help slow; a test compares them with its own.
-MIXES = ("avg", "max", "random")
-ARMS = ("fgsm", "fast", "noise")
+MIX_MODES = ("avg", "max", "random")
+BASELINE_ATTACKS = ("fgsm", "fast", "noise")
 SCHEDULES = ("one-cycle", "cosine", "piecewise", "constant")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -51,12 +51,12 @@ how = options.together(
         help="The whole attack: FGSM() or 'PGD(steps=7, ball=L2(eps=1.0))'; several with --mix.",
     ),
     click.option(
-        "--mix", type=click.Choice(MIXES), help="With several attacks: learn from all, each image's worst, or one at random."
+        "--mix", type=click.Choice(MIX_MODES), help="With several attacks: learn from all, each image's worst, or one at random."
     ),
     click.option(
         "--method", metavar="NAME|SPEC",
         help="TRADES(beta=6), Free(replays=8), NFGSM(), GradAlign(weight=0.2), Distillation(temperature=100), or for short "
-        + ", ".join(ARMS) + ".",
+        + ", ".join(BASELINE_ATTACKS) + ".",
     ),
     options.eps,
     options.norm,
@@ -83,7 +83,7 @@ course = options.together(
 )  # fmt: skip
 keeping = options.together(
     click.option("--seeds", type=int, metavar="N", help="A sweep over N training seeds, from --seed on."),
-    click.option("--cell", metavar="NAME|NUMBER", help="Of a sweep this cell alone, for a job array."),
+    click.option("--cell", metavar="NAME|NUMBER", help="of a sweep this training run alone, for a job array."),
     click.option("--checkpoint-every", type=int, metavar="BATCHES", help="Keep the state within epochs too."),
     click.option("--compile", is_flag=True, help="Send batches through torch.compile; worth it on GPUs, measure first."),
     click.option("--track", type=click.Choice(TRACKERS), help="Send the numbers to a tracker as well."),
@@ -105,7 +105,7 @@ def command(
     """Train with K attack steps; the same command goes on where it stopped.
 
     With several attacks --steps sets each one's steps, and each SPEC names its own radius. Several K, or --seeds, are a
-    sweep: every cell is a run in a folder of its own inside --out, and several processes may work on it at once.
+    sweep: every training run has a folder of its own inside --out, and several processes may work on it at once.
 
     \b
     vizrobust train --data mnist5k --arch small_cnn --steps 8 --eps 0.3 --epochs 20 --out runs/k8
@@ -118,7 +118,7 @@ def command(
     """
     from vizrobust.data import load
     from vizrobust.runs import default_folder
-    from vizrobust.training import Training
+    from vizrobust.training import TrainingRecipe
 
     for k in steps or ():
         if k < 0:
@@ -131,7 +131,7 @@ def command(
         raise click.UsageError(f"--mix {mix} needs two --attack or more, got {len(attacks)}; give another or leave --mix out")
     if len(attacks) > 1 and (eps is not None or norm is not None):
         raise click.UsageError("with several attacks write each one's norm and radius in its SPEC, not --eps or --norm")
-    if method is not None and method.lower() in ARMS and (attacks or steps):
+    if method is not None and method.lower() in BASELINE_ATTACKS and (attacks or steps):
         raise click.UsageError(f"--method {method} is an attack already; leave out --attack and --steps")
     if seeds is not None and seeds < 1:
         raise click.UsageError(f"--seeds must be at least 1, got {seeds}")
@@ -145,9 +145,9 @@ def command(
         raise click.UsageError(f"--cell {cell} is a part of a sweep; give several --steps, or --seeds")
     loaded = load(data, download)
 
-    def recipe(k: int | None, number: int) -> Training:
+    def recipe(k: int | None, number: int) -> TrainingRecipe:
         attack = _attack(attacks, mix, k, method, way, eps, norm, loaded.usual_eps)
-        return Training(arch=arch, data=data, attack=attack, method=way, precision=precision, seed=number, **fields)  # type: ignore[arg-type]
+        return TrainingRecipe(arch=arch, data=data, attack=attack, method=way, precision=precision, seed=number, **fields)  # type: ignore[arg-type]
 
     job = Job(loaded, device, precision, checkpoint_every, track, as_json, quiet)
     if is_sweep:
@@ -166,7 +166,7 @@ def _method(text: str | None) -> Method | None:
     from vizrobust.spec import parse
     from vizrobust.training import METHODS, Method
 
-    if text is None or text.lower() in ARMS:
+    if text is None or text.lower() in BASELINE_ATTACKS:
         return None
     parsed = parse(text, METHODS, "method")
     found = parsed() if isinstance(parsed, type) else parsed
@@ -177,23 +177,23 @@ def _method(text: str | None) -> Method | None:
 def _attack(
     texts: tuple[str, ...], mix: str | None, steps: int | None, method: str | None, way: Method | None,
     eps: float | None, norm: str | None, default_eps: float,
-) -> Attack | Mix | None:  # fmt: skip
+) -> Attack | MultiAttack | None:  # fmt: skip
     """What to train against; None is standard training."""
     from vizrobust.attacks import configured, parse_attack
-    from vizrobust.training import ARMS as NAMED
-    from vizrobust.training import Mix
+    from vizrobust.training import BASELINE_ATTACKS as NAMED
+    from vizrobust.training import MultiAttack
 
     if method is not None and method.lower() in NAMED:
         return configured(NAMED[method.lower()](default_eps if eps is None else eps), norm=norm, eps=eps)
     if not texts and not steps:
-        usual = None if way is None else way.usual
+        usual = None if way is None else way.default_attack
         return None if steps == 0 or usual is None else configured(usual, default_eps, norm, eps=eps)
     fitted = tuple(configured(parse_attack(text), default_eps, norm, eps=eps, steps=steps) for text in texts or ("PGD",))
-    return fitted[0] if mix is None else Mix(fitted, mix)
+    return fitted[0] if mix is None else MultiAttack(fitted, mix)
 
 
 class Job:
-    """What all cells of a command share: data, machine, and what a person wants to see."""
+    """What all training runs of a command share: data, machine, and what a person wants to see."""
 
     def __init__(
         self, data: DataSet, device: str, precision: str, checkpoint_every: int | None, track: str | None,
@@ -202,29 +202,29 @@ class Job:
         self.data, self.device, self.precision = data, device, precision
         self.checkpoint_every, self.track, self.as_json, self.quiet = checkpoint_every, track, as_json, quiet
 
-    def run(self, recipe: Training, folder: str) -> Checkpoint | None:
+    def run(self, recipe: TrainingRecipe, folder: str) -> Checkpoint | None:
         """Train, or go on, and describe the result; None in all processes but the one that speaks."""
         from vizrobust.compute import Compute
         from vizrobust.report.training_report import write_card
-        from vizrobust.training import recorded_threads, trained
+        from vizrobust.training import recorded_threads, trained_checkpoint
 
         compute = Compute(self.device, self.precision, recorded_threads(folder))
         self._train(recipe, folder, compute)
         if not compute.processes.main:
             return None
-        checkpoint = trained(folder, recipe.arch)
+        checkpoint = trained_checkpoint(folder, recipe.arch)
         write_card(folder, checkpoint)
         if self.as_json:
             measured = checkpoint.info.metrics
             json_row({"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **measured})
         return checkpoint
 
-    def _train(self, recipe: Training, folder: str, compute: Compute) -> None:
+    def _train(self, recipe: TrainingRecipe, folder: str, compute: Compute) -> None:
         from vizrobust.trackers import Tracker
         from vizrobust.training import Progress, train
-        from vizrobust.training.loop import WATCHED_STEPS, is_fooled
+        from vizrobust.training.loop import MONITOR_STEPS, overfits_attack
 
-        fooled = False
+        overfitted = False
         track = self.track if compute.processes.main else None
         tracker = Tracker(track, Path(folder).name, Path(folder), {"training": repr(recipe)})
         with closing(tracker), progress(self.quiet, "loss", "clean", "robust") as bars:
@@ -233,19 +233,19 @@ class Job:
                 if isinstance(event, Progress):
                     if task is None:
                         say(f"{recipe}\nin {folder}")
-                        total = recipe.epochs * recipe.way.rounds * event.batches
+                        total = recipe.epochs * recipe.training_method.stages * event.batches
                         task = bars.add_task("epochs", total=total, loss="", clean="", robust="")
                     done = (event.epoch - 1) * event.batches + event.batch
-                    name = f"epoch {event.epoch}/{recipe.epochs * recipe.way.rounds}"
+                    name = f"epoch {event.epoch}/{recipe.epochs * recipe.training_method.stages}"
                     bars.update(task, completed=done, description=name, loss=f"loss {event.loss:.3f}")
                     continue
                 tracker.log(event, event["epoch"])
                 _say_what_happened(event)
-                if event["epoch"] > recipe.ramp and is_fooled(event) and not fooled:
-                    fooled = True
+                if event["epoch"] > recipe.ramp and overfits_attack(event) and not overfitted:
+                    overfitted = True
                     say(
                         f"warning: in epoch {event['epoch']} the training attack leaves {percent(event['val_attack'])} of the "
-                        f"watched images and {WATCHED_STEPS} steps leave {percent(event['val_robust'])}: the network has learnt "
+                        f"watched images and {MONITOR_STEPS} steps leave {percent(event['val_robust'])}: the network has learnt "
                         "to fool its attack (vizrobust masking tells more)"
                     )
                 if compute.processes.main:
@@ -283,15 +283,15 @@ def _draw(folder: str) -> None:
 
 
 def _sweep(
-    job: Job, recipe: Callable[[int | None, int], Training], steps: tuple[int | None, ...], seeds: range, cell: str | None,
+    job: Job, recipe: Callable[[int | None, int], TrainingRecipe], steps: tuple[int | None, ...], seeds: range, cell: str | None,
     out: str | None,
 ) -> None:  # fmt: skip
     from vizrobust.runs import Taken, default_folder
-    from vizrobust.training.training_runs import cells, chosen
+    from vizrobust.training.training_runs import select_run, sweep_runs
 
-    all_cells = cells(recipe, steps, seeds)
+    all_cells = sweep_runs(recipe, steps, seeds)
     root = Path(out or default_folder("train", {name: repr(one) for name, one in all_cells.items()}))
-    wanted = all_cells if cell is None else {chosen(all_cells, cell): all_cells[chosen(all_cells, cell)]}
+    wanted = all_cells if cell is None else {select_run(all_cells, cell): all_cells[select_run(all_cells, cell)]}
     found: dict[str, Checkpoint] = {}
     taken = []
     for name, one in wanted.items():

@@ -20,7 +20,7 @@ from vizrobust.robustness.corruptions import COMMON, SEVERITIES
 from vizrobust.robustness.unforeseen import Calibration, calibration_for, foreseen_ratio, mean_uar
 from vizrobust.session import Session
 from vizrobust.spec import vary
-from vizrobust.training import seen
+from vizrobust.training import attacks_seen
 
 STEPS = 50
 # Balls that training seldom uses, at the third of six calibrated sizes, which is as hard as L-inf at a medium size.
@@ -64,7 +64,7 @@ def unforeseen(
     found = []
     for target in targets:
         info = target.checkpoint.info
-        trained = seen(info.training)
+        trained = attacks_seen(info.training)
         known = {family(attack) for attack in trained}
         mine: list[Row] = []
         for attack in _attacks(request, trained, target):

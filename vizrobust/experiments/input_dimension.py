@@ -20,7 +20,7 @@ from vizrobust.intervals import CONFIDENCE
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.robustness.first_order import dual_norm, input_gradient
 from vizrobust.runs import Row, RunFolder
-from vizrobust.training import Progress, Training, train, trained
+from vizrobust.training import Progress, TrainingRecipe, train, trained_checkpoint
 
 # Coordinates that shrink as 1/sqrt(d), so that a unit keeps its variance, sum to sqrt(d) (lecture notes, §27.4).
 LECTURE_SLOPE = 0.5
@@ -143,7 +143,7 @@ def resized(data: DataSet, side: int) -> DataSet:
 
 
 def dimension_study(
-    recipe: Training,
+    recipe: TrainingRecipe,
     data: DataSet,
     sides: Sequence[int],
     compute: Compute,
@@ -184,8 +184,8 @@ def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> G
     return fit_growth([row["d"] for row in rows], [row[name] for row in rows])
 
 
-def _measured(cell: Path, recipe: Training, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
-    checkpoint = trained(cell, recipe.arch)
+def _measured(cell: Path, recipe: TrainingRecipe, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
+    checkpoint = trained_checkpoint(cell, recipe.arch)
     channels, height, width = data.shape
     shown = head(data.test, images)
     row: dict[str, Any] = {"d": channels * height * width, "n": len(shown)}

@@ -16,11 +16,12 @@ from vizrobust.attacks import Attack, family, threat_model
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, head
 from vizrobust.intervals import share
+from vizrobust.legacy import present
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import evaluate, merge_results
-from vizrobust.runs import Row, RunFolder, digest, slug, write_json
+from vizrobust.runs import Row, RunFolder, digest, read_run, slug, write_json
 from vizrobust.spec import spec, vary
-from vizrobust.training import Trainer, Training, members, train, trained
+from vizrobust.training import Trainer, TrainingRecipe, attacks_of, train, trained_checkpoint
 
 # The six distortion sizes of UAR (Kang et al. 2019), each twice the one before.
 SIZES, FACTOR = 6, 2.0
@@ -41,7 +42,7 @@ class Plan:
     six. Tests take `steps` steps on the first `images` test images.
     """
 
-    recipe: Training
+    recipe: TrainingRecipe
     attacks: tuple[Attack, ...]
     anchor: Attack
     candidates: int = 7
@@ -125,7 +126,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
     default = min(ABOVE_USUAL * data.usual_eps, LARGEST_ANCHOR)
     for attack in (plan.anchor, *plan.attacks):
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
-        Trainer(replace(plan.recipe, attack=vary(attack, eps=threat_model(attack)[1] or default)), data, compute).rehearse()
+        Trainer(replace(plan.recipe, attack=vary(attack, eps=threat_model(attack)[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = RunFolder(folder, "calibrate", {"plan": repr(plan)}, record)
     work = _Work(plan, data, compute, run, argv)
@@ -176,7 +177,7 @@ class _Work:
 
     def __init__(self, plan: Plan, data: DataSet, compute: Compute, run: RunFolder, argv: str) -> None:
         self.plan, self.data, self.compute, self.run, self.argv = plan, data, compute, run, argv
-        self.rows = {(row["weights_sha256"], row["attack"], row["n"]): row for row in run.rows()}
+        self.rows = {(row["weights_sha256"], present(row["attack"]), row["n"]): row for row in run.rows()}
         self.networks: dict[str, tuple[Checkpoint, nn.Module]] = {}
         sizes = [SIZES, *[plan.candidates] * len(plan.attacks)]
         self.total = sum(size * (plan.recipe.epochs + size) for size in sizes)
@@ -220,29 +221,38 @@ class _Work:
                 raise ValueError(f"{attack} breaks too few images even at eps {2**LARGEST_EXPONENT}; name the largest eps in it")
         return FACTOR * 2.0**exponent
 
-    def _train(self, recipe: Training) -> Iterator[Stage]:
+    def _train(self, recipe: TrainingRecipe) -> Iterator[Stage]:
         """A network for the recipe, from its folder where it is finished."""
         if repr(recipe) in self.networks:
             return
-        folder = self.run.folder / "networks" / f"{slug(_name(recipe))}-{digest(repr(recipe))}"
+        folder = self._folder(recipe)
         before = self.done
         for event in train(recipe, self.data, self.compute, folder, self.argv):
             if isinstance(event, dict):
                 self.done = before + int(event["epoch"])
                 yield Stage(f"epoch {event['epoch']} of {_name(recipe)}", self.done, self.total)
         self.done = before + recipe.epochs
-        checkpoint = trained(folder, recipe.arch)
+        checkpoint = trained_checkpoint(folder, recipe.arch)
         self.networks[repr(recipe)] = checkpoint, checkpoint.net()
 
-    def _accuracy(self, recipe: Training, attack: Attack, n: int) -> float:
+    def _folder(self, recipe: TrainingRecipe) -> Path:
+        """The folder of the recipe's network: the one that holds it, also under old names, or a new one."""
+        networks, name, text = self.run.folder / "networks", slug(_name(recipe)), repr(recipe)
+        for folder in sorted(networks.glob(f"{name}-*")):
+            recorded = (read_run(folder) or {}).get("identity", {}).get("training")
+            if present(recorded) == present(text):
+                return folder
+        return networks / f"{name}-{digest(text)}"
+
+    def _accuracy(self, recipe: TrainingRecipe, attack: Attack, n: int) -> float:
         """The network's accuracy under the attack on the first n test images."""
         checkpoint, net = self.networks[repr(recipe)]
         images = head(self.data.test, n)
-        key = (checkpoint.sha256, repr(attack), len(images))
+        key = (checkpoint.sha256, present(repr(attack)), len(images))
         if key not in self.rows:
             began = time.perf_counter()
             found = merge_results(attack, list(evaluate(net, attack, images, self.compute.in_fp32())))
-            row = {"training": repr(recipe), "weights_sha256": key[0], "attack": key[1], "n": key[2]}
+            row = {"training": repr(recipe), "weights_sha256": key[0], "attack": repr(attack), "n": key[2]}
             row |= {"clean": share(found.clean), "accuracy": share(found.robust), "seconds": time.perf_counter() - began}
             self.run.add(row)
             self.rows[key] = row
@@ -253,7 +263,7 @@ class _Work:
         return Stage(what, self.done, self.total)
 
 
-def _name(recipe: Training) -> str:
+def _name(recipe: TrainingRecipe) -> str:
     """Such as ``L2 1.5``."""
-    (attack,) = members(recipe.attack)
+    (attack,) = attacks_of(recipe.attack)
     return f"{family(attack)} {threat_model(attack)[1]:g}"

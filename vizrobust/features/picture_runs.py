@@ -221,7 +221,7 @@ def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, comp
     planned = batches_of(run, checkpoint, request)
     if not planned:
         return
-    for finished in compute.processes.merged(_pictures(checkpoint, request, planned, compute)):
+    for finished in compute.processes.interleave(_pictures(checkpoint, request, planned, compute)):
         for row, picture, frames in finished:
             if frames and run.writes:
                 if request.frame_strip:
@@ -242,7 +242,7 @@ def batches_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> li
 
 def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batch], compute: Compute) -> Iterator[list[Picture]]:
     """This process's share of the planned batches, rendered."""
-    batches = list(compute.processes.mine(planned))
+    batches = list(compute.processes.shard(planned))
     net = checkpoint.net()
     began = time.perf_counter()
     rendered = render_batches(

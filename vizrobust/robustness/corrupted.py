@@ -97,7 +97,7 @@ def corrupted(
     cells = [(corruption.__name__, severity) for _, corruption in chosen for severity in severities]
     cells = [cell for cell in [(CLEAN, 0), *cells] if cell not in done]
     processes = compute.processes
-    return processes.merged(_row(net, images, compute, *cell, seed, batch_size) for cell in processes.mine(cells))
+    return processes.interleave(_row(net, images, compute, *cell, seed, batch_size) for cell in processes.shard(cells))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def evaluate(
     network = PerImageNoise(net)
     verdicts = _first_success_steps(known, CLEAN)
     unknown = [index for index in wanted if index not in verdicts]
-    for part in processes.merged(_clean(network, images, unknown, compute, seed, batch_size)):
+    for part in processes.interleave(_clean(network, images, unknown, compute, seed, batch_size)):
         verdicts |= zip(part.indices, part.first_success_step, strict=True)
         yield part
     correct = [index for index in wanted if verdicts[index] == NO_SUCCESS]
@@ -85,7 +85,7 @@ def evaluate(
             # A run with nothing left to do is yielded all the same, so that a table can show that it succeeded nowhere.
             yield PartialResult(run.name, run.component, run.steps, (), (), (), 0, 0, 0.0)
         slots = SlotScheduler(network, run, images, todo, compute, seed, batch_size, stop)
-        for part in processes.merged(slots.parts(attack), FLUSH_SECONDS):
+        for part in processes.interleave(slots.parts(attack), FLUSH_SECONDS):
             done |= zip(part.indices, part.first_success_step, strict=True)
             yield part
         if not all_runs:
@@ -162,7 +162,7 @@ class SlotScheduler:
 
     def _fresh_batches(self) -> Iterator[tuple[State, list[int], tuple[int, int]]]:
         """This process's initial states in batches of the one size, with the indices of the images that count, and the cost."""
-        for batch, count in self.compute.processes.mine(full_batches(len(self.todo), self.size)):
+        for batch, count in self.compute.processes.shard(full_batches(len(self.todo), self.size)):
             indices = self.todo[batch]
             x = self.compute.images(self.images.take(indices))
             y = self.images.labels[indices].to(self.compute.device)
@@ -281,7 +281,7 @@ def _clean(
 ) -> Iterator[PartialResult]:
     """The verdicts on the unchanged images, and which classes the network predicts."""
     indices = torch.tensor(todo, dtype=torch.int64)
-    for batch, count in compute.processes.mine(full_batches(len(indices), batch_size)):
+    for batch, count in compute.processes.shard(full_batches(len(indices), batch_size)):
         began = time.perf_counter()
         taken = indices[batch]
         net.noise_from(partial(Streams, seed, taken.tolist(), CLEAN))

@@ -23,7 +23,7 @@ from vizrobust.robustness.masking import AttackBudget, MaskingAttacks, NetworkUn
 from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
 from vizrobust.runs import Row, RunFolder
 from vizrobust.study.protocol import Plan
-from vizrobust.training import seen
+from vizrobust.training import attacks_seen
 
 
 def packed_verdicts(right: Sequence[bool] | torch.Tensor) -> str:
@@ -101,7 +101,7 @@ class Accuracies:
 
     def masked(self) -> Masked:
         """The masking verdict: from the whole diagnosis on the first images, or from the gap of the training attack alone."""
-        trained = seen(self.checkpoint.info.training)
+        trained = attacks_seen(self.checkpoint.info.training)
         number = self.plan.masking_images
         if number:
             subject = NetworkUnderTest(self.net, head(self.data.test, number), self.ball, trained)

@@ -17,7 +17,16 @@ from vizrobust.parallel import Processes
 from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
 from vizrobust.study.protocol import BASELINE, CONTROL, SWEEP, EpsChoice, Plan, TrainingRun, eps_rule, training_runs
-from vizrobust.training import METRICS_FILE, Progress, Training, seen, store_half, train, trained
+from vizrobust.training import (
+    METRICS_FILE,
+    Progress,
+    TrainingRecipe,
+    attacks_seen,
+    is_recipe,
+    store_half,
+    train,
+    trained_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class StudyCheckpoint:
 
 def _passes(training: str) -> int:
     """Gradient passes per image and epoch of runs too old to have counted them: K for the attack, one for the weights."""
-    return 1 + sum(getattr(attack, "steps", int(isinstance(attack, FGSM))) for attack in seen(training))
+    return 1 + sum(getattr(attack, "steps", int(isinstance(attack, FGSM))) for attack in attacks_seen(training))
 
 
 def of_training_run(run: TrainingRun, checkpoint: Checkpoint, history: Sequence[Row]) -> StudyCheckpoint:
@@ -92,7 +101,7 @@ def provided_checkpoints(checkpoints: Sequence[Checkpoint], data: DataSet) -> li
 def _place(checkpoint: Checkpoint) -> tuple[str, str, int | None]:
     about = checkpoint.info
     try:
-        attacks = seen(about.training) if about.training.startswith("Training") else None
+        attacks = attacks_seen(about.training) if is_recipe(about.training) else None
     except ValueError:
         attacks = None
     if attacks is None:
@@ -176,7 +185,7 @@ class StudyTrainings:
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
         # Everything else depends on eps, so it is chosen on many images even where the study attacks few.
         images = head(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
-        found = on_all(lambda: trained(folder, training.arch), training.arch, processes)
+        found = on_all(lambda: trained_checkpoint(folder, training.arch), training.arch, processes)
         return robust_accuracy(attack, found, images, self.compute.in_fp32(), attacks)
 
     def train_all(self, runs: Sequence[TrainingRun], eps: float) -> Generator[Work, None, list[StudyCheckpoint]]:
@@ -211,14 +220,14 @@ class StudyTrainings:
         self.histories[run.name] = self._history(run)
         if not path.is_file():
             yield f"{run.label}: measuring the stored weights", 0.0
-            whole, alone = trained(folder, training.arch), self.compute.alone().in_fp32()
+            whole, alone = trained_checkpoint(folder, training.arch), self.compute.alone().in_fp32()
             store_half(whole, self.data, alone, path, eps, images=min(QUICK_IMAGES, self.plan.images))
 
     def _collect(self, runs: Sequence[TrainingRun], mine: Sequence[TrainingRun]) -> Iterator[Work]:
         """Send to the main process what other processes trained outside its folder."""
         processes = self.compute.processes
         lacking = processes.broadcast([run.name for run in runs if not self._weights_file(run).is_file()])
-        for name, files in processes.merged(self._packed(run) for run in mine if run.name in lacking):
+        for name, files in processes.interleave(self._packed(run) for run in mine if run.name in lacking):
             if processes.main:
                 for file, content in files.items():
                     write_atomic(self.folder / file, partial(_write_bytes, content))
@@ -242,7 +251,7 @@ class StudyTrainings:
         self.histories[run.name] = processes.broadcast(self._history(run) if processes.main else [])
         return of_training_run(run, found, self.histories[run.name])
 
-    def _training(self, run: TrainingRun) -> Training:
+    def _training(self, run: TrainingRun) -> TrainingRecipe:
         """The recipe of a run, with the clean accuracy at which it ends where another run sets that."""
         if not run.until:
             return run.training
@@ -251,7 +260,7 @@ class StudyTrainings:
     def _place(self, run: TrainingRun) -> Path:
         return self._folder(run, self._training(run), run.name)
 
-    def _folder(self, run: TrainingRun, training: Training, usual: str) -> Path:
+    def _folder(self, run: TrainingRun, training: TrainingRecipe, usual: str) -> Path:
         """The folder of a run: one that the same training was begun in, also to choose eps, else `usual`."""
         there = [self.folder / "cells" / run.name, *sorted((self.folder / "cells").glob(f"{run.name}-eps*"))]
         begun = ((folder, read_run(folder)) for folder in there)
@@ -264,7 +273,7 @@ class StudyTrainings:
     def _history(self, run: TrainingRun) -> list[Row]:
         return read_rows(self._place(run), METRICS_FILE)
 
-    def _trained_in(self, folder: Path, training: Training, label: str) -> Iterator[Work]:
+    def _trained_in(self, folder: Path, training: TrainingRecipe, label: str) -> Iterator[Work]:
         if (folder / CHECKPOINT_FILE).is_file():
             yield f"trained already: {label}", passes(training, self.data)
             return
@@ -275,7 +284,7 @@ class StudyTrainings:
                 yield f"training {label}: epoch {event.epoch}/{training.epochs}", done
 
 
-def passes(training: Training, data: DataSet) -> float:
+def passes(training: TrainingRecipe, data: DataSet) -> float:
     """Gradient passes of a whole training, the evaluation after each epoch counted as one more."""
     return float(training.epochs * (training.attack_steps + 2) * len(data.train))
 

@@ -16,7 +16,7 @@ from vizrobust.features.recipes import NAMES as RECIPE_NAMES
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.runs import write_json
 from vizrobust.spec import lookup, named, spec, unknown
-from vizrobust.training import ARMS, Training
+from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
 
 STEPS = (0, 1, 2, 4, 8, 16)
@@ -28,8 +28,8 @@ SWEEP, BASELINE, CONTROL, UNTRAINED = "dose", "arm", "control", "random"
 
 # How the built-in sweeps are trained; each training run adds its attack and its seed.
 TRAININGS = {
-    "mnist5k": Training(arch="small_cnn", data="mnist5k"),
-    "imagenette64": Training(
+    "mnist5k": TrainingRecipe(arch="small_cnn", data="mnist5k"),
+    "imagenette64": TrainingRecipe(
         arch="resnet_small", data="imagenette64", epochs=12, optimizer="sgd", lr=0.15, weight_decay=5e-4, augment="window+flip"
     ),
 }
@@ -56,7 +56,7 @@ class Plan:
     `query_images` test images, exemplars the first `exemplar_images` of the validation split.
     """
 
-    training: Training
+    training: TrainingRecipe
     steps: tuple[int, ...] = STEPS
     seeds: int = 5
     eps: float | None = None
@@ -144,7 +144,7 @@ class Plan:
         return said
 
 
-def plan_for(training: Training, **changes: object) -> Plan:
+def plan_for(training: TrainingRecipe, **changes: object) -> Plan:
     """The full protocol for a training recipe; `changes` are fields of the plan.
 
     >>> plan_for(TRAININGS["mnist5k"], seeds=3).layer
@@ -186,7 +186,7 @@ class TrainingRun:
     role: str
     k: int | None
     seed: int
-    training: Training
+    training: TrainingRecipe
     until: str = ""
 
     @property
@@ -212,12 +212,12 @@ def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
         for k in plan.steps:
             yield TrainingRun(f"k{k}", SWEEP, k, seed, replace(base, attack=training_attack(k, eps)))
         for name in plan.arms:
-            yield TrainingRun(name, BASELINE, None, seed, replace(base, attack=lookup(ARMS, name, "baseline")(eps)))
+            yield TrainingRun(name, BASELINE, None, seed, replace(base, attack=lookup(BASELINE_ATTACKS, name, "baseline")(eps)))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
 
 
-def _control(name: str, base: Training, eps: float, strongest: int, seed: int) -> TrainingRun:
+def _control(name: str, base: TrainingRecipe, eps: float, strongest: int, seed: int) -> TrainingRun:
     """A run that holds a confound of K fixed: clean accuracy, gradient passes or the size of the perturbation."""
     if name == "k0-early":
         return TrainingRun(name, CONTROL, 0, seed, base, until=f"k{strongest}-s{seed}")

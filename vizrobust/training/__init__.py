@@ -3,15 +3,15 @@
 from vizrobust.training.half_precision import store_half
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
-from vizrobust.training.multi_attack import MIXES, Mix, members
-from vizrobust.training.recipe import ARMS, NAMES, Training, seen
-from vizrobust.training.training_runs import METRICS_FILE, recorded_threads, train, trained
+from vizrobust.training.multi_attack import MIX_MODES, MultiAttack, attacks_of
+from vizrobust.training.recipe import BASELINE_ATTACKS, NAMES, TrainingRecipe, attacks_seen, is_recipe
+from vizrobust.training.training_runs import METRICS_FILE, recorded_threads, train, trained_checkpoint
 
 __all__ = [
-    "ARMS",
+    "BASELINE_ATTACKS",
     "METHODS",
     "METRICS_FILE",
-    "MIXES",
+    "MIX_MODES",
     "NAMES",
     "NFGSM",
     "TRADES",
@@ -19,14 +19,15 @@ __all__ = [
     "Free",
     "GradAlign",
     "Method",
-    "Mix",
+    "MultiAttack",
     "Progress",
     "Trainer",
-    "Training",
-    "members",
+    "TrainingRecipe",
+    "attacks_of",
+    "attacks_seen",
+    "is_recipe",
     "recorded_threads",
-    "seen",
     "store_half",
     "train",
-    "trained",
+    "trained_checkpoint",
 ]

@@ -12,15 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vizrobust.parallel import Processes
 
 
-def own_part(index: Tensor, processes: Processes) -> tuple[Tensor, float]:
+def shard_of(index: Tensor, processes: Processes) -> tuple[Tensor, float]:
     """Which images of a batch are this process's, and what its mean loss weighs in that of the batch.
 
     Every size-th image, so that an image's slot in a batch belongs to the same process in every batch. Where there are
     fewer images than processes, each learns from all of them, so that no process stands aside.
 
-    >>> own_part(torch.arange(7), Processes(1, 2))
+    >>> shard_of(torch.arange(7), Processes(1, 2))
     (tensor([1, 3, 5]), 0.42857142857142855)
-    >>> own_part(torch.arange(1), Processes(1, 2))
+    >>> shard_of(torch.arange(1), Processes(1, 2))
     (tensor([0]), 0.5)
     """
     if len(index) < processes.size:
@@ -29,12 +29,12 @@ def own_part(index: Tensor, processes: Processes) -> tuple[Tensor, float]:
     return own, len(own) / len(index)
 
 
-def met(gradients: Iterable[Tensor], share: float, processes: Processes) -> list[Tensor]:
+def all_reduce_mean(gradients: Iterable[Tensor], shard_weight: float, processes: Processes) -> list[Tensor]:
     """The gradients of the batch's mean loss from those of each process's part, in one exchange; the same bits on all."""
     gradients = list(gradients)
     if processes.size == 1:
         return gradients
-    flat = processes.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]) * share)
+    flat = processes.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]) * shard_weight)
     parts = flat.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
     return [part.reshape(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
 

@@ -22,12 +22,12 @@ from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
 from vizrobust.training.augment import AUGMENTATIONS
-from vizrobust.training.data_parallel import own_part
-from vizrobust.training.multi_attack import Mix, members
-from vizrobust.training.recipe import Training
-from vizrobust.training.train_state import Learner, copies
+from vizrobust.training.data_parallel import shard_of
+from vizrobust.training.multi_attack import MultiAttack, attacks_of
+from vizrobust.training.recipe import TrainingRecipe
+from vizrobust.training.train_state import TrainState, copies
 
-WATCHED_STEPS = 10
+MONITOR_STEPS = 10
 # Robust accuracy has collapsed when it is so far below its best; Wong et al. (2020) stop at the same fall.
 FALL = 0.2
 # And it was never there when the training attack leaves so much more.
@@ -36,14 +36,14 @@ GAP = 0.3
 Row = dict[str, Any]
 
 
-def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compute: Compute, images: int) -> Row:
-    """Clean and robust accuracy in evaluation mode and fp32, under what `watched` says; no random state is touched.
+def accuracies(net: nn.Module, attack: Attack | MultiAttack | None, data: DataSet, compute: Compute, images: int) -> Row:
+    """Clean and robust accuracy in evaluation mode and fp32, under what `monitor_attacks` says; no random state is touched.
 
     Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``. Of a single attack by
     gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
     """
     split, compute = head(data.val, images), compute.in_fp32()
-    found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in watched(attack, data.usual_eps)]
+    found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in monitor_attacks(attack, data.usual_eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
     if len(found) > 1:
@@ -53,25 +53,25 @@ def accuracies(net: nn.Module, attack: Attack | Mix | None, data: DataSet, compu
     return row
 
 
-def watched(attack: Attack | Mix | None, eps: float) -> tuple[Attack, ...]:
+def monitor_attacks(attack: Attack | MultiAttack | None, eps: float) -> tuple[Attack, ...]:
     """What is measured while training goes on: a short PGD in each attack's ball, or a short run of one without a ball.
 
     Standard training, and a ball without a radius, are watched in the L-inf ball of radius `eps`.
     """
     short = []
-    for one in members(attack) or (PGD(),):
+    for one in attacks_of(attack) or (PGD(),):
         ball = ball_of(one)
         if ball is None:
-            short.append(vary(one, steps=WATCHED_STEPS))
+            short.append(vary(one, steps=MONITOR_STEPS))
         else:
-            short.append(PGD(steps=WATCHED_STEPS, ball=ball if ball.eps is not None else Linf(eps=eps)))
+            short.append(PGD(steps=MONITOR_STEPS, ball=ball if ball.eps is not None else Linf(eps=eps)))
     return tuple(dict.fromkeys(short))
 
 
-def is_fooled(row: Row) -> bool:
+def overfits_attack(row: Row) -> bool:
     """Whether a network holds out against its training attack alone: 30 points or more above what a short PGD leaves.
 
-    >>> is_fooled({"val_attack": 0.9, "val_robust": 0.1}), is_fooled({"val_robust": 0.1})
+    >>> overfits_attack({"val_attack": 0.9, "val_robust": 0.1}), overfits_attack({"val_robust": 0.1})
     (True, False)
     """
     return bool(round(row.get("val_attack", 0.0) - row["val_robust"], 6) >= GAP)
@@ -100,7 +100,7 @@ def collapse(rows: Sequence[Row]) -> Row | None:
 # How often an epoch is trained again after a collapse before training ends with what there was before it.
 RETRIES = 3
 # Between the seeds of a method's rounds.
-LATER = 1_000_003
+STAGE_SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Progress:
 
 
 @dataclass
-class Tally:
+class EpochTotals:
     """What an epoch has counted up to `batch`: images, losses and perturbations summed over images, gradient passes."""
 
     batch: int = 0
@@ -134,15 +134,15 @@ class Trainer:
     and all hold the same weights.
     """
 
-    def __init__(self, recipe: Training, data: DataSet, compute: Compute) -> None:
+    def __init__(self, recipe: TrainingRecipe, data: DataSet, compute: Compute) -> None:
         self.recipe, self.data, self.compute = recipe, data, compute
         # Every epoch reads all training images: small files are decoded once.
         self.train_images = in_memory(data.train)
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
-        updates = recipe.epochs * self.batches * recipe.way.replays
-        self.learner = Learner(recipe.update_settings, self._network(0), compute, updates)
+        updates = recipe.epochs * self.batches * recipe.training_method.minibatch_replays
+        self.train_state = TrainState(recipe.update_settings, self._network(0), compute, updates)
         self.metrics: list[dict[str, Any]] = []
-        self.tally = Tally()
+        self.tally = EpochTotals()
         self.retries = 0
         self.best: dict[str, Tensor] | None = None
 
@@ -150,14 +150,14 @@ class Trainer:
         """The network of this round before it has learnt anything."""
         recipe, data = self.recipe, self.data
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed + LATER * number)
+            torch.manual_seed(recipe.seed + STAGE_SEED_STEP * number)
             body = architecture(recipe.arch, data.shape, len(data.classes))()
         return self.compute.place(Normalized(body, data.mean, data.std))
 
     @property
     def net(self) -> nn.Module:
         """The network under training."""
-        return self.learner.net
+        return self.train_state.net
 
     @property
     def epoch(self) -> int:
@@ -167,7 +167,7 @@ class Trainer:
     @property
     def epochs(self) -> int:
         """How many epochs there are at most, over all rounds of the method."""
-        return self.recipe.epochs * self.recipe.way.rounds
+        return self.recipe.epochs * self.recipe.training_method.stages
 
     @property
     def finished(self) -> bool:
@@ -177,7 +177,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """All that is needed to go on; loads with ``weights_only=True``."""
         return {
-            **self.learner.state(),
+            **self.train_state.state(),
             "metrics": self.metrics,
             "tally": asdict(self.tally),
             "retries": self.retries,
@@ -185,36 +185,36 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state["round"] > self.learner.round:
-            self.learner.begin_again(self._network(state["round"]))
-        self.learner.restore(state)
-        self.metrics, self.tally = list(state["metrics"]), Tally(**state["tally"])
+        if state["round"] > self.train_state.stage:
+            self.train_state.next_stage(self._network(state["round"]))
+        self.train_state.restore(state)
+        self.metrics, self.tally = list(state["metrics"]), EpochTotals(**state["tally"])
         self.retries, self.best = state["retries"], state["best"]
 
     def outcome(self) -> nn.Module:
         """The network that training ends with: that of the best epoch where the recipe stops early."""
-        net = copy.deepcopy(self.learner.judged)
+        net = copy.deepcopy(self.train_state.eval_model)
         if self.best is not None:
             net.load_state_dict(self.best)
         return net
 
-    def attack_now(self) -> Attack | Mix | None:
+    def attack_now(self) -> Attack | MultiAttack | None:
         """The recipe's attack with this epoch's eps (and alpha, where it is fixed, in proportion); of a mix, each."""
         attack = self.recipe.attack
         if attack is None or self.epoch >= self.recipe.ramp:
             return attack
         part = (self.epoch + 1) / (self.recipe.ramp + 1)
-        if isinstance(attack, Mix):
+        if isinstance(attack, MultiAttack):
             return replace(attack, attacks=tuple(_weaker(one, part) for one in attack.attacks))
         return _weaker(attack, part)
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """Begin every attack on one image: ``ValueError`` where it does not fit the network or the images."""
         index = torch.zeros(1, dtype=torch.int64)
         streams = Streams(self.recipe.seed, [0], "rehearsal")
         x, y = self._images(index, streams)
         with evaluating(self.net):
-            for attack in members(self.recipe.attack):
+            for attack in attacks_of(self.recipe.attack):
                 for walk in attack.runs(self.net, x):
                     walk.start(self.net, x, y, streams)
 
@@ -224,8 +224,8 @@ class Trainer:
         Its ``gradient_passes`` are forward and backward passes for each training image: K of the attack and one of the
         weight step, or as many of the latter as examples of the image are learnt from.
         """
-        if self.learner.round < self.epoch // self.recipe.epochs:
-            self.learner.begin_again(self._network(self.learner.round + 1))
+        if self.train_state.stage < self.epoch // self.recipe.epochs:
+            self.train_state.next_stage(self._network(self.train_state.stage + 1))
         recipe, number = self.recipe, str(self.epoch)
         if self.retries:
             number += f" again {self.retries}"
@@ -234,25 +234,25 @@ class Trainer:
         while self.tally.batch < self.batches:
             batch = self.tally.batch
             index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-            own, self.learner.share = own_part(index, self.compute.processes)
+            own, self.train_state.shard_weight = shard_of(index, self.compute.processes)
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in own.tolist()], "train")
             self._learn(attack, own, len(index), streams)
             yield Progress(self.epoch + 1, batch + 1, self.batches, self.tally.loss / self.tally.images)
         self._close(attack)
 
-    def _learn(self, attack: Attack | Mix | None, index: Tensor, images: int, streams: Streams) -> None:
+    def _learn(self, attack: Attack | MultiAttack | None, index: Tensor, images: int, streams: Streams) -> None:
         """Learn from the images at `index`, this process's of the batch's `images`."""
-        tally, learner = self.tally, self.learner
+        tally, train_state = self.tally, self.train_state
         x, y = self._images(index, streams)
-        rate = learner.schedule.get_last_lr()[0]
-        with counting(learner.passing) as passes:
-            learned = self.recipe.way.learn(learner, attack, x, y, streams)
-        delta = (learned.examples - copies(x, learned.examples)).flatten(1)
+        rate = train_state.schedule.get_last_lr()[0]
+        with counting(train_state.compiled) as passes:
+            result = self.recipe.training_method.train_step(train_state, attack, x, y, streams)
+        delta = (result.examples - copies(x, result.examples)).flatten(1)
         count = len(index)
-        sums = torch.stack((learned.loss.double() * count, delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
+        sums = torch.stack((result.loss.double() * count, delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
         counts = sums.new_tensor([len(delta), passes["gradient"]])
         # One exchange and one wait for the device a batch; where each process learns from all images they count once.
-        sums = self.compute.processes.sum(torch.cat((sums, counts)) * (learner.share * images / count))
+        sums = self.compute.processes.sum(torch.cat((sums, counts)) * (train_state.shard_weight * images / count))
         loss, linf, l2, made, passed = sums.tolist()
         tally.batch, tally.images = tally.batch + 1, tally.images + images
         tally.loss, tally.linf, tally.l2 = tally.loss + loss, tally.linf + linf, tally.l2 + l2
@@ -264,32 +264,32 @@ class Trainer:
                 f"try a lower --lr ({kept})"
             )
 
-    def _close(self, attack: Attack | Mix | None) -> None:
+    def _close(self, attack: Attack | MultiAttack | None) -> None:
         """The epoch's row, and what follows from it."""
         recipe, tally = self.recipe, self.tally
         row: dict[str, Any] = {"epoch": self.epoch + 1, "loss": tally.loss / tally.images, "lr": self._rate()}
         row |= self._watch()
         row["gradient_passes"] = round(tally.passes / tally.images, 4)
         if attack is not None:
-            radii = [threat_model(one)[1] for one in members(attack)]
-            row["eps"] = radii if isinstance(attack, Mix) else radii[0]
+            radii = [threat_model(one)[1] for one in attacks_of(attack)]
+            row["eps"] = radii if isinstance(attack, MultiAttack) else radii[0]
             row |= {"delta_linf": tally.linf / tally.made, "delta_l2": tally.l2 / tally.made}
         if self.retries:
             row["retries"] = self.retries
         self.metrics.append(row)
-        self.tally, self.retries = Tally(), 0
+        self.tally, self.retries = EpochTotals(), 0
         if recipe.attack is not None and (fallen := collapse(self.metrics)):
             row["collapse"] = fallen
         if recipe.early_stopping is not None:
             best = max(self.metrics, key=lambda one: float(one["val_robust"]))
             if best is row:
-                self.best = {key: value.clone() for key, value in self.learner.judged.state_dict().items()}
+                self.best = {key: value.clone() for key, value in self.train_state.eval_model.state_dict().items()}
             elif self.epoch - best["epoch"] >= recipe.early_stopping:
                 row["ended"] = f"no better robust accuracy than {best['val_robust']:.1%} in epoch {best['epoch']}"
         if recipe.until_clean is not None and row["val_clean"] >= recipe.until_clean:
             row["ended"] = f"clean accuracy reached {row['val_clean']:.1%}"
 
-    def retreat(self, state: dict[str, Any]) -> str:
+    def roll_back(self, state: dict[str, Any]) -> str:
         """After a collapse, back to the `state` before that epoch, as the recipe says; returns what was done about it.
 
         Training ends there, or the epoch will be trained again in another order and from other random points, at most
@@ -305,10 +305,10 @@ class Trainer:
         return f"{fell}; training ends with the weights before it"
 
     def _watch(self) -> dict[str, Any]:
-        return accuracies(self.learner.judged, self.recipe.attack, self.data, self.compute, self.recipe.watch)
+        return accuracies(self.train_state.eval_model, self.recipe.attack, self.data, self.compute, self.recipe.watch)
 
     def _rate(self) -> float:
-        return float(self.learner.schedule.get_last_lr()[0])
+        return float(self.train_state.schedule.get_last_lr()[0])
 
     def _images(self, index: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
         x = AUGMENTATIONS[self.recipe.augment](self.train_images.take(index), streams.child("augment"))

@@ -15,15 +15,15 @@ from vizrobust.attacks.losses import kl
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec, vary
-from vizrobust.training.multi_attack import Mix
-from vizrobust.training.train_state import Learned, Learner
+from vizrobust.training.multi_attack import MultiAttack
+from vizrobust.training.train_state import StepResult, TrainState
 
 
 class Fields(Protocol):
     """The fields of a recipe that methods look at."""
 
     @property
-    def attack(self) -> Attack | Mix | None: ...
+    def attack(self) -> Attack | MultiAttack | None: ...
     @property
     def clean_weight(self) -> float: ...
     @property
@@ -34,24 +34,26 @@ class Fields(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to learn from a batch. It is frozen: what it keeps from batch to batch lives in the `Learner`.
+    """A way to learn from a batch. It is frozen: what it keeps from batch to batch lives in the `TrainState`.
 
-    `replays` is how many weight steps it makes of each batch; `rounds` how often it trains all epochs, each time a new
-    network with the one before as its teacher. `usual` is the attack that it is meant for.
+    `minibatch_replays` is how many weight steps it makes of each batch; `stages` how often it trains all epochs, each time a new
+    network with the one before as its teacher. `default_attack` is the attack that it is meant for.
     """
 
     @property
-    def replays(self) -> int: ...
+    def minibatch_replays(self) -> int: ...
     @property
-    def rounds(self) -> int: ...
+    def stages(self) -> int: ...
     @property
-    def usual(self) -> Attack | None: ...
+    def default_attack(self) -> Attack | None: ...
 
     def check(self, fields: Fields) -> None:
         """``ValueError`` where the recipe's other fields and this method exclude each other."""
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
-        """Images (N, C, H, W), labels (N,) -> `replays` weight steps; `attack` has this epoch's eps."""
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
+        """Images (N, C, H, W), labels (N,) -> `minibatch_replays` weight steps; `attack` has this epoch's eps."""
 
 
 def needs(method: object, fields: Fields, kind: type[Any], example: str) -> None:
@@ -72,15 +74,17 @@ def excludes(method: object, fields: Fields, name: str, why: str) -> None:
 class Adversarial:
     """Learn from the attack's examples: what a recipe without a `method` does."""
 
-    replays = rounds = 1
-    usual = None
+    minibatch_replays = stages = 1
+    default_attack = None
 
     def check(self, fields: Fields) -> None:
         """Every recipe can be trained so."""
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
-        adv = learner.attacked(attack, x, y, streams)
-        return Learned(adv, learner.update(lambda net: learner.mixed(net, x, adv, y)))
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
+        adv = state.attacked(attack, x, y, streams)
+        return StepResult(adv, state.update(lambda net: state.mixed(net, x, adv, y)))
 
 
 @spec
@@ -97,9 +101,9 @@ class Distillation:
 
     temperature: float = 100.0
 
-    replays = 1
-    rounds = 2
-    usual = None
+    minibatch_replays = 1
+    stages = 2
+    default_attack = None
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -110,16 +114,18 @@ class Distillation:
             excludes(self, fields, name, "distillation learns from the clean images alone")
         excludes(self, fields, "label_smoothing", "the student has no labels to smooth")
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
         truth = y
-        if learner.teacher is not None:
-            with torch.no_grad(), learner.compute.autocast():
-                truth = (learner.teacher(x).float() / self.temperature).softmax(1)
+        if state.teacher is not None:
+            with torch.no_grad(), state.compute.autocast():
+                truth = (state.teacher(x).float() / self.temperature).softmax(1)
 
         def loss(net: nn.Module) -> Tensor:
             return F.cross_entropy(net(x) / self.temperature, truth)
 
-        return Learned(x, learner.update(loss))
+        return StepResult(x, state.update(loss))
 
 
 @spec
@@ -136,30 +142,36 @@ class Free:
 
     replays: int = 8
 
-    rounds = 1
-    usual = FGSM()
+    stages = 1
+    default_attack = FGSM()
 
     def __post_init__(self) -> None:
         if self.replays < 1:
             raise ValueError(f"Free: replays must be at least 1, got {self.replays}")
 
+    @property
+    def minibatch_replays(self) -> int:
+        return self.replays
+
     def check(self, fields: Fields) -> None:
         needs(self, fields, FGSM, "FGSM()")
         excludes(self, fields, "clean_weight", "every gradient of its pass is at the perturbed images")
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
         assert isinstance(attack, FGSM)
-        if learner.carried is None or learner.carried.shape[1:] != x.shape[1:]:
-            learner.carried = torch.zeros_like(x)
-        ball, eps, carried = attack.ball, epsilon(attack.ball), learner.carried
+        if state.persistent_delta is None or state.persistent_delta.shape[1:] != x.shape[1:]:
+            state.persistent_delta = torch.zeros_like(x)
+        ball, eps, persistent_delta = attack.ball, epsilon(attack.ball), state.persistent_delta
         losses = []
         for _ in range(self.replays):
-            adv = ball.project_image(x, x + carried[: len(x)]).requires_grad_()
-            losses.append(learner.update(lambda net, adv=adv: learner.cross_entropy(net(adv), y)))  # type: ignore[misc]
+            adv = ball.project_image(x, x + persistent_delta[: len(x)]).requires_grad_()
+            losses.append(state.update(lambda net, adv=adv: state.cross_entropy(net(adv), y)))  # type: ignore[misc]
             grad, adv = adv.grad, adv.detach()
             assert grad is not None
-            carried[: len(x)] = ball.project(adv - x + eps * ball.steepest_direction(grad, adv))
-        return Learned(adv, torch.stack(losses).mean())
+            persistent_delta[: len(x)] = ball.project(adv - x + eps * ball.steepest_direction(grad, adv))
+        return StepResult(adv, torch.stack(losses).mean())
 
 
 # Gradients of a network that is sure of its images are far below cosine_similarity's own 1e-8.
@@ -181,30 +193,32 @@ class GradAlign:
 
     weight: float = 0.2
 
-    replays = rounds = 1
-    usual = FGSM()
+    minibatch_replays = stages = 1
+    default_attack = FGSM()
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             raise ValueError(f"GradAlign: weight must not be negative, got {self.weight:g}")
 
     def check(self, fields: Fields) -> None:
-        if fields.attack is None or isinstance(fields.attack, Mix) or ball_of(fields.attack) is None:
+        if fields.attack is None or isinstance(fields.attack, MultiAttack) or ball_of(fields.attack) is None:
             got = "none" if fields.attack is None else repr(fields.attack)
             raise ValueError(f"GradAlign needs a recipe whose attack has a ball, such as FGSM(), got {got}")
         excludes(self, fields, "compile", "torch.compile's networks have no gradient of a gradient")
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
-        assert attack is not None and not isinstance(attack, Mix)  # noqa: PT018
-        adv = learner.attacked(attack, x, y, streams)
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
+        assert attack is not None and not isinstance(attack, MultiAttack)  # noqa: PT018
+        adv = state.attacked(attack, x, y, streams)
         ball = ball_of(attack)
         assert ball is not None
         near = _near(ball, x, streams.child("gradalign"))
 
         def loss(net: nn.Module) -> Tensor:
-            return learner.mixed(net, x, adv, y) + self.weight * (1 - alignment(net, x, near, y)).mean()
+            return state.mixed(net, x, adv, y) + self.weight * (1 - alignment(net, x, near, y)).mean()
 
-        return Learned(adv, learner.update(loss))
+        return StepResult(adv, state.update(loss))
 
 
 def alignment(net: nn.Module, x: Tensor, near: Tensor, y: Tensor) -> Tensor:
@@ -238,8 +252,8 @@ class NFGSM:
     noise: float = 2.0
     step: float = 1.0
 
-    replays = rounds = 1
-    usual = FGSM()
+    minibatch_replays = stages = 1
+    default_attack = FGSM()
 
     def __post_init__(self) -> None:
         if self.noise < 0 or self.step < 0:
@@ -248,15 +262,17 @@ class NFGSM:
     def check(self, fields: Fields) -> None:
         needs(self, fields, FGSM, "FGSM()")
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
         assert isinstance(attack, FGSM)
-        with learner.compute.autocast(), evaluating(learner.passing) as net:
+        with state.compute.autocast(), evaluating(state.compiled) as net:
             eps = epsilon(attack.ball)
             start = (x + vary(attack.ball, eps=self.noise * eps).sample(x, streams.child("noise"))).clamp_(0, 1)
             point = start.clone().requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
             adv = (start + self.step * eps * attack.ball.steepest_direction(grad, start)).clamp_(0, 1)
-        return Learned(adv, learner.update(lambda net: learner.mixed(net, x, adv, y)))
+        return StepResult(adv, state.update(lambda net: state.mixed(net, x, adv, y)))
 
 
 @spec
@@ -273,8 +289,8 @@ class TRADES:
 
     beta: float = 6.0
 
-    replays = rounds = 1
-    usual = PGD(steps=10)
+    minibatch_replays = stages = 1
+    default_attack = PGD(steps=10)
 
     def __post_init__(self) -> None:
         if self.beta < 0:
@@ -285,14 +301,16 @@ class TRADES:
         excludes(self, fields, "clean_weight", "its loss has a clean part of weight 1 already")
         vary(fields.attack, loss="kl")
 
-    def learn(self, learner: Learner, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Learned:
-        adv = learner.attacked(vary(attack, loss="kl"), x, y, streams)
+    def train_step(
+        self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
+    ) -> StepResult:
+        adv = state.attacked(vary(attack, loss="kl"), x, y, streams)
 
         def loss(net: nn.Module) -> Tensor:
             on_clean, on_adv = net(torch.cat((x, adv))).chunk(2)
-            return learner.cross_entropy(on_clean, y) + self.beta * kl(on_adv, on_clean.softmax(1)).mean()
+            return state.cross_entropy(on_clean, y) + self.beta * kl(on_adv, on_clean.softmax(1)).mean()
 
-        return Learned(adv, learner.update(loss))
+        return StepResult(adv, state.update(loss))
 
 
 METHODS = named(TRADES, Free, NFGSM, GradAlign, Distillation)

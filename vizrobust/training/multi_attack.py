@@ -17,44 +17,44 @@ from vizrobust.spec import lookup, spec
 
 @spec
 @dataclass(frozen=True)
-class Mix:
-    """Several attacks to train against (Tramèr & Boneh 2019), mixed as `how` says.
+class MultiAttack:
+    """Several attacks to train against (Tramèr & Boneh 2019), mixed as `mode` says.
 
     ``avg`` learns from the examples of all of them, ``max`` from each image's example of highest cross entropy, and
     ``random`` attacks each image by one of them, drawn anew in every epoch. The first two cost as many gradients as
     all the attacks together, ``random`` the mean of them.
 
     >>> from vizrobust.attacks import L2, PGD, Linf
-    >>> Mix(attacks=(PGD(steps=7, ball=Linf(eps=0.3)), PGD(steps=7, ball=L2(eps=2.0))), how="max")
-    Mix(attacks=(PGD(steps=7, ball=Linf(eps=0.3)), PGD(steps=7, ball=L2(eps=2.0))), how="max")
+    >>> MultiAttack(attacks=(PGD(steps=7, ball=Linf(eps=0.3)), PGD(steps=7, ball=L2(eps=2.0))), mode="max")
+    MultiAttack(attacks=(PGD(steps=7, ball=Linf(eps=0.3)), PGD(steps=7, ball=L2(eps=2.0))), mode="max")
     """
 
     attacks: tuple[Attack, ...]
-    how: str
+    mode: str
 
     def __post_init__(self) -> None:
-        lookup(MIXES, self.how, "mix")
+        lookup(MIX_MODES, self.mode, "mix")
         for attack in self.attacks:
             if not isinstance(attack, Attack):
-                raise ValueError(f"Mix: {attack!r} is not an attack; give attacks such as PGD(steps=7)")
+                raise ValueError(f"MultiAttack: {attack!r} is not an attack; give attacks such as PGD(steps=7)")
         if len(self.attacks) < 2:
-            raise ValueError(f"Mix: give two attacks or more, got {len(self.attacks)}; a single one needs no Mix")
+            raise ValueError(f"MultiAttack: give two attacks or more, got {len(self.attacks)}; a single one needs no MultiAttack")
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Images (N, C, H, W), labels (N,) -> examples (k N, C, H, W): k = the number of attacks for ``avg``, else 1."""
-        return lookup(MIXES, self.how, "mix")(self.attacks, net, x, y, streams)
+        return lookup(MIX_MODES, self.mode, "mix")(self.attacks, net, x, y, streams)
 
 
-def members(attack: Attack | Mix | None) -> tuple[Attack, ...]:
+def attacks_of(attack: Attack | MultiAttack | None) -> tuple[Attack, ...]:
     """The attacks of a recipe's `attack` field: none, one or several."""
     if attack is None:
         return ()
-    return attack.attacks if isinstance(attack, Mix) else (attack,)
+    return attack.attacks if isinstance(attack, MultiAttack) else (attack,)
 
 
-def examples(attack: Attack | Mix, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+def examples(attack: Attack | MultiAttack, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
     """What the network learns from in place of `x`: (N, C, H, W) -> (k N, C, H, W), k copies of the batch in turn."""
-    return attack(net, x, y, streams) if isinstance(attack, Mix) else attack(net, x, y, streams, evaluate=False).x
+    return attack(net, x, y, streams) if isinstance(attack, MultiAttack) else attack(net, x, y, streams, evaluate=False).x
 
 
 def average(attacks: tuple[Attack, ...], net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
@@ -92,4 +92,4 @@ def _own(streams: Streams, k: int) -> Streams:
 
 
 Pick = Callable[[tuple[Attack, ...], nn.Module, Tensor, Tensor, Streams], Tensor]
-MIXES: dict[str, Pick] = {"avg": average, "max": worst, "random": drawn}
+MIX_MODES: dict[str, Pick] = {"avg": average, "max": worst, "random": drawn}

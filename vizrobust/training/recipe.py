@@ -11,7 +11,7 @@ from vizrobust.compute import PRECISIONS
 from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.methods import METHODS, Adversarial, Method
-from vizrobust.training.multi_attack import Mix, members
+from vizrobust.training.multi_attack import MultiAttack, attacks_of
 from vizrobust.training.train_state import OPTIMIZERS, SCHEDULES, UpdateSettings
 
 ON_COLLAPSE = ("warn", "stop", "rollback")
@@ -20,8 +20,8 @@ RAMP_AT_MOST = 5
 
 @spec
 @dataclass(frozen=True)
-class Training:
-    """How a network is trained; `attack` None is standard training, a `Mix` is training against several attacks.
+class TrainingRecipe:
+    """How a network is trained; `attack` None is standard training, a `MultiAttack` is training against several attacks.
 
     `method` None learns from the attack's examples; the others are in `METHODS`. The loss is
     ``(1 - clean_weight) * adversarial + clean_weight * clean``, with `label_smoothing` in both.
@@ -43,13 +43,13 @@ class Training:
 
     `compile` sends the batches through ``torch.compile``'s version of the network.
 
-    >>> Training(arch="small_cnn", data="mnist5k", epochs=5)
-    Training(arch="small_cnn", data="mnist5k", epochs=5)
+    >>> TrainingRecipe(arch="small_cnn", data="mnist5k", epochs=5)
+    TrainingRecipe(arch="small_cnn", data="mnist5k", epochs=5)
     """
 
     arch: str
     data: str
-    attack: Attack | Mix | None = None
+    attack: Attack | MultiAttack | None = None
     clean_weight: float = 0.0
     epochs: int = 20
     batch_size: int = 100
@@ -80,35 +80,35 @@ class Training:
                 raise ValueError(unknown(getattr(self, name), known, name))
         for name in ("epochs", "batch_size", "watch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"TrainingRecipe: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.clean_weight <= 1:
-            raise ValueError(f"Training: clean_weight must be between 0 and 1, got {self.clean_weight:g}")
+            raise ValueError(f"TrainingRecipe: clean_weight must be between 0 and 1, got {self.clean_weight:g}")
         if self.lr <= 0 or self.weight_decay < 0:
             got = f"got {self.lr:g} and {self.weight_decay:g}"
-            raise ValueError(f"Training: lr must be positive and weight_decay not negative, {got}")
+            raise ValueError(f"TrainingRecipe: lr must be positive and weight_decay not negative, {got}")
         if self.until_clean is not None and not 0 <= self.until_clean <= 1:
-            raise ValueError(f"Training: until_clean must be between 0 and 1, got {self.until_clean:g}")
+            raise ValueError(f"TrainingRecipe: until_clean must be between 0 and 1, got {self.until_clean:g}")
         if self.eps_ramp is not None and self.eps_ramp < 0:
-            raise ValueError(f"Training: eps_ramp must not be negative, got {self.eps_ramp}")
+            raise ValueError(f"TrainingRecipe: eps_ramp must not be negative, got {self.eps_ramp}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"Training: label_smoothing must be from 0 to below 1, got {self.label_smoothing:g}")
+            raise ValueError(f"TrainingRecipe: label_smoothing must be from 0 to below 1, got {self.label_smoothing:g}")
         if not 0 <= self.awp < 1:
-            raise ValueError(f"Training: awp must be from 0 to below 1, as .005 or .01, got {self.awp:g}")
+            raise ValueError(f"TrainingRecipe: awp must be from 0 to below 1, as .005 or .01, got {self.awp:g}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"Training: ema must be between 0 and 1, as .999, got {self.ema:g}")
+            raise ValueError(f"TrainingRecipe: ema must be between 0 and 1, as .999, got {self.ema:g}")
         if self.early_stopping is not None and self.early_stopping < 1:
-            raise ValueError(f"Training: early_stopping must be at least 1 epoch, got {self.early_stopping}")
-        self.way.check(self)
+            raise ValueError(f"TrainingRecipe: early_stopping must be at least 1 epoch, got {self.early_stopping}")
+        self.training_method.check(self)
 
     @property
-    def way(self) -> Method:
+    def training_method(self) -> Method:
         """The method, `Adversarial` where none is named."""
         return Adversarial() if self.method is None else self.method
 
     @property
     def attack_steps(self) -> int:
         """K: gradient evaluations for each training example; 0 is standard training, a mix counts its longest attack."""
-        return max((int(getattr(attack, "steps", 1)) for attack in members(self.attack)), default=0)
+        return max((int(getattr(attack, "steps", 1)) for attack in attacks_of(self.attack)), default=0)
 
     @property
     def ramp(self) -> int:
@@ -125,23 +125,32 @@ class Training:
         )  # fmt: skip
 
 
-NAMES = {**ATTACK_NAMES, **METHODS, **named(Mix, Training)}
+NAMES = {**ATTACK_NAMES, **METHODS, **named(MultiAttack, TrainingRecipe)}
 
 
-def seen(training: str) -> tuple[Attack, ...]:
+def is_recipe(training: str) -> bool:
+    """Whether a checkpoint's ``training`` is the text of a recipe, by its present or its old name.
+
+    >>> is_recipe('TrainingRecipe(arch="small_cnn", data="mnist5k")'), is_recipe("fine-tuned by hand")
+    (True, False)
+    """
+    return training.startswith(("TrainingRecipe(", "Training("))
+
+
+def attacks_seen(training: str) -> tuple[Attack, ...]:
     """The attacks that a checkpoint has seen, from its ``about.training``: none where it is standard or unknown.
 
-    >>> seen('Training(arch="small_cnn", data="mnist5k", attack=PGD(steps=8, ball=Linf(eps=0.3)))')
+    >>> attacks_seen('TrainingRecipe(arch="small_cnn", data="mnist5k", attack=PGD(steps=8, ball=Linf(eps=0.3)))')
     (PGD(steps=8, ball=Linf(eps=0.3)),)
-    >>> seen("")
+    >>> attacks_seen("")
     ()
     """
     if not training:
         return ()
     recipe = parse(training, NAMES, "training")
-    if not isinstance(recipe, Training):
-        raise ValueError(f"{training!r} is not a Training(...), so it does not say which attacks were seen")
-    return members(recipe.attack)
+    if not isinstance(recipe, TrainingRecipe):
+        raise ValueError(f"{training!r} is no TrainingRecipe(...), so it does not say which attacks were seen")
+    return attacks_of(recipe.attack)
 
 
 # Fast FGSM steps a little farther than the radius (Wong et al. 2020).
@@ -163,4 +172,4 @@ def noise(eps: float) -> Attack:
     return Noise(samples=1, ball=Linf(eps=eps))
 
 
-ARMS: dict[str, Callable[[float], Attack]] = {"fgsm": fgsm, "fast": fast, "noise": noise}
+BASELINE_ATTACKS: dict[str, Callable[[float], Attack]] = {"fgsm": fgsm, "fast": fast, "noise": noise}

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from vizrobust.attacks import Attack
 from vizrobust.compute import Compute
 from vizrobust.rng import Streams, seeded
-from vizrobust.training.data_parallel import met, share_statistics
-from vizrobust.training.multi_attack import Mix, examples
+from vizrobust.training.data_parallel import all_reduce_mean, share_statistics
+from vizrobust.training.multi_attack import MultiAttack, examples
 
 # The tenths at which robust overfitting was studied: epochs 100 and 150 of 200 (Rice et al. 2020).
 DROPS, FACTOR = (0.5, 0.75), 0.1
@@ -113,7 +113,7 @@ class UpdateSettings:
 
 
 @dataclass(frozen=True)
-class Learned:
+class StepResult:
     """What came of one batch: the examples that were learnt from, (k N, C, H, W), and the mean loss over them, ()."""
 
     examples: Tensor
@@ -135,12 +135,12 @@ def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor]
     return update
 
 
-class Learner:
+class TrainState:
     """A network under training. `update` is one weight step; everything that the next one depends on is in `state`.
 
-    `teacher` is the network of the round before, where a method trains in rounds; `carried` is a perturbation that a
+    `teacher` is the network of the round before, where a method trains in stages; `persistent_delta` is a perturbation that a
     method takes from one batch to the next. Of several processes each has its own part of every batch, `share` of its
-    images; all of them take the same step. `passing` is the network that batches go through, compiled where the recipe
+    images; all of them take the same step. `compiled` is the network that batches go through, compiled where the recipe
     says so.
     """
 
@@ -148,16 +148,16 @@ class Learner:
         self.settings, self.net, self.compute = settings, net, compute
         self.updates = updates
         self.teacher: nn.Module | None = None
-        self.carried: Tensor | None = None
-        self.round = 0
-        self.share = 1.0
+        self.persistent_delta: Tensor | None = None
+        self.stage = 0
+        self.shard_weight = 1.0
         self._begin()
 
     def _begin(self) -> None:
         settings = self.settings
         share_statistics(self.net, self.compute.processes)
         # The same network; its first passes take minutes, and only its own passes are faster for it.
-        self.passing: nn.Module = torch.compile(self.net) if settings.compile else self.net  # type: ignore[assignment]
+        self.compiled: nn.Module = torch.compile(self.net) if settings.compile else self.net  # type: ignore[assignment]
         self.optimizer = _optimizer(settings, self.net)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.lr, self.updates)
         self.average: AveragedModel | None = None
@@ -165,15 +165,15 @@ class Learner:
             self.average = AveragedModel(self.net, multi_avg_fn=moving_average(settings.ema))
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network whose accuracy counts and that is kept: the moving average where there is one."""
         return self.net if self.average is None else self.average.module
 
-    def begin_again(self, net: nn.Module) -> None:
+    def next_stage(self, net: nn.Module) -> None:
         """A new round: the network so far becomes the `teacher` of `net`, which has not learnt anything yet."""
-        self.teacher = copy.deepcopy(self.judged).eval().requires_grad_(False)
-        self.net, self.carried = net, None
-        self.round += 1
+        self.teacher = copy.deepcopy(self.eval_model).eval().requires_grad_(False)
+        self.net, self.persistent_delta = net, None
+        self.stage += 1
         self._begin()
 
     def state(self) -> dict[str, Any]:
@@ -182,8 +182,8 @@ class Learner:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "round": self.round,
-            "carried": self._carried_by_all(),
+            "round": self.stage,
+            "carried": self._persistent_delta_of_all(),
         }
         if self.average is not None:
             held["average"] = self.average.state_dict()
@@ -191,13 +191,13 @@ class Learner:
             held["teacher"] = self.teacher.state_dict()
         return held
 
-    def _carried_by_all(self) -> Tensor | None:
+    def _persistent_delta_of_all(self) -> Tensor | None:
         """In the order of a batch's slots, of which every size-th is this process's."""
         processes = self.compute.processes
-        if self.carried is None or processes.size == 1:
-            return self.carried
-        parts = processes.gathered([self.carried])
-        whole = self.carried.new_empty((sum(map(len, parts)), *self.carried.shape[1:]))
+        if self.persistent_delta is None or processes.size == 1:
+            return self.persistent_delta
+        parts = processes.all_gather([self.persistent_delta])
+        whole = self.persistent_delta.new_empty((sum(map(len, parts)), *self.persistent_delta.shape[1:]))
         for rank, part in enumerate(parts):
             whole[rank :: processes.size] = part.to(whole)
         return whole
@@ -207,21 +207,23 @@ class Learner:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        carried, processes = state["carried"], self.compute.processes
-        self.carried = (
-            carried if carried is None else carried[processes.rank :: processes.size].to(self.compute.device, copy=True)
+        persistent_delta, processes = state["carried"], self.compute.processes
+        self.persistent_delta = (
+            persistent_delta
+            if persistent_delta is None
+            else persistent_delta[processes.rank :: processes.size].to(self.compute.device, copy=True)
         )
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
 
-    def attacked(self, attack: Attack | Mix | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+    def attacked(self, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """The attack's examples against the present weights; the images themselves where there is no attack."""
         if attack is None:
             return x
         with self.compute.autocast():
-            return examples(attack, self.passing, x, y, streams.child("attack"))
+            return examples(attack, self.compiled, x, y, streams.child("attack"))
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """The mean over the batch, with the recipe's label smoothing (Szegedy et al. 2016)."""
@@ -241,7 +243,7 @@ class Learner:
         """One weight step down ``loss_of(net)``, the network in training mode; returns the loss, detached."""
         self.net.train()
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
-        number = self.round * self.updates + self.schedule.last_epoch
+        number = self.stage * self.updates + self.schedule.last_epoch
         with perturbed(self.net, self.settings.awp, lambda weights: self._gradients(loss_of, number, weights)):
             loss = self._loss(loss_of, number)
             self.optimizer.zero_grad(set_to_none=True)
@@ -257,7 +259,7 @@ class Learner:
         return self._met(torch.autograd.grad(self._loss(loss_of, number), weights))
 
     def _met(self, gradients: Iterable[Tensor]) -> list[Tensor]:
-        return met(gradients, self.share, self.compute.processes)
+        return all_reduce_mean(gradients, self.shard_weight, self.compute.processes)
 
     def _meet(self) -> None:
         """Every process's gradients become those of the whole batch."""
@@ -268,7 +270,7 @@ class Learner:
 
     def _loss(self, loss_of: LossOf, number: int) -> Tensor:
         with seeded(self.settings.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
-            return loss_of(self.passing)
+            return loss_of(self.compiled)
 
 
 def copies(one: Tensor, like: Tensor) -> Tensor:

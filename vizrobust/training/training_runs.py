@@ -25,8 +25,8 @@ from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
 from vizrobust.runs import RunFolder, Taken, read_run, sole_writer, write_atomic, write_rows
 from vizrobust.spec import unknown
 from vizrobust.training.loop import Progress, Trainer
-from vizrobust.training.multi_attack import members
-from vizrobust.training.recipe import Training
+from vizrobust.training.multi_attack import MultiAttack, attacks_of
+from vizrobust.training.recipe import TrainingRecipe
 
 STATE_FILE = "state.pt"
 # The state within an epoch; `STATE_FILE` stays as it was before it, for an epoch that is to be taken back.
@@ -41,7 +41,7 @@ def recorded_threads(folder: Path | str) -> int | None:
 
 
 def train(
-    recipe: Training, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True,
+    recipe: TrainingRecipe, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True,
     checkpoint_every: int | None = None,
 ) -> Iterator[Progress | dict[str, Any]]:  # fmt: skip
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
@@ -50,7 +50,7 @@ def train(
     batches; at the end ``checkpoint.safetensors``, with
     clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (without them where
     `measure` is false, for whoever measures the stored weights). An epoch that is taken back after a collapse yields a
-    row with ``retreat``, what was done about it. A finished run yields nothing. Raises ``ValueError``
+    row with ``roll_back``, what was done about it. A finished run yields nothing. Raises ``ValueError``
     if the folder holds a run with another recipe.
     """
     processes = compute.processes
@@ -58,7 +58,7 @@ def train(
     if not finished:
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         trainer = Trainer(recipe, data, compute)
-        trainer.rehearse()
+        trainer.dry_run()
     if not finished:
         _check_count(Path(folder), compute)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
@@ -120,7 +120,7 @@ def _trained(trainer: Trainer, run: RunFolder, checkpoint_every: int | None) -> 
             before = files.state()
             # A first epoch has nothing to fall from.
             assert before is not None
-            row = {**row, "retreat": trainer.retreat(before)}
+            row = {**row, "retreat": trainer.roll_back(before)}
         files.keep()
         run.remember("seconds", {str(row["epoch"]): round(time.monotonic() - began, 2)})
         yield row
@@ -171,15 +171,15 @@ class _Files:
             write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
 
 
-def trained(folder: Path | str, arch: str | None = None) -> Checkpoint:
+def trained_checkpoint(folder: Path | str, arch: str | None = None) -> Checkpoint:
     """The checkpoint of a finished training run."""
     return load_checkpoint(str(folder), arch)
 
 
 def _description(trainer: Trainer) -> CheckpointInfo:
     recipe, data = trainer.recipe, trainer.data
-    # Several attacks have no one radius; `seen` reads each from the recipe.
-    threats = list(dict.fromkeys(threat_model(attack) for attack in members(recipe.attack)))
+    # Several attacks have no one radius; `attacks_seen` reads each from the recipe.
+    threats = list(dict.fromkeys(threat_model(attack) for attack in attacks_of(recipe.attack)))
     norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
     return CheckpointInfo(
         arch=recipe.arch,
@@ -202,39 +202,43 @@ def _measured(trainer: Trainer) -> dict[str, Any]:
     return reference_accuracies(trainer.outcome(), trainer.data, trainer.compute, images=TESTED_IMAGES, steps=TESTED_STEPS)
 
 
-def cells(
-    recipe: Callable[[int | None, int], Training], steps: Sequence[int | None], seeds: Sequence[int]
-) -> dict[str, Training]:
-    """The cells by name, seed by seed; `recipe` gives the recipe for K (None: the attack's own) and a training seed.
+def sweep_runs(
+    recipe: Callable[[int | None, int], TrainingRecipe], steps: Sequence[int | None], seeds: Sequence[int]
+) -> dict[str, TrainingRecipe]:
+    """The training runs by name, seed by seed; `recipe` gives the recipe for K (None: the attack's own) and a training seed.
 
-    >>> of = lambda k, seed: Training(arch="small_cnn", data="digits", seed=seed)
-    >>> list(cells(of, [0, 8], [0, 1]))
+    >>> of = lambda k, seed: TrainingRecipe(arch="small_cnn", data="digits", seed=seed)
+    >>> list(sweep_runs(of, [0, 8], [0, 1]))
     ['k0-s0', 'k8-s0', 'k0-s1', 'k8-s1']
     """
     return {_name(recipe(k, seed), k): recipe(k, seed) for seed in seeds for k in steps}
 
 
-def chosen(cells: dict[str, Training], which: str) -> str:
-    """The name of one cell, itself or its number from 0 on (a job array's); ``ValueError`` where there is none.
+def select_run(runs: dict[str, TrainingRecipe], which: str) -> str:
+    """The name of one training run, from its name or its number (a job array's, from 0 on); ``ValueError`` without one.
 
-    >>> of = lambda k, seed: Training(arch="small_cnn", data="digits", seed=seed)
-    >>> chosen(cells(of, [0, 8], [0, 1]), "2")
+    >>> of = lambda k, seed: TrainingRecipe(arch="small_cnn", data="digits", seed=seed)
+    >>> select_run(sweep_runs(of, [0, 8], [0, 1]), "2")
     'k0-s1'
     """
-    names = list(cells)
+    names = list(runs)
     if which.isdecimal():
         if int(which) >= len(names):
-            raise ValueError(f"no cell {which}; there are {len(names)}, from 0 ({names[0]}) to {len(names) - 1} ({names[-1]})")
+            last = len(names) - 1
+            raise ValueError(f"no training run {which}; there are {len(names)}, from 0 ({names[0]}) to {last} ({names[-1]})")
         return names[int(which)]
-    if which not in cells:
-        raise ValueError(unknown(which, names, "cell"))
+    if which not in runs:
+        raise ValueError(unknown(which, names, "training run"))
     return which
 
 
-def _name(recipe: Training, k: int | None) -> str:
+def _name(recipe: TrainingRecipe, k: int | None) -> str:
+    """Such as ``k8-s0``; it names the run's folder."""
     how = [] if recipe.method is None else [type(recipe.method).__name__.lower()]
     if k is not None:
         how.append(f"k{k}")
     elif recipe.method is None:
-        how.append(type(recipe.attack).__name__.lower() if recipe.attack is not None else "k0")
+        # Folders of sweeps over several attacks have always been called mix.
+        several = isinstance(recipe.attack, MultiAttack)
+        how.append("mix" if several else "k0" if recipe.attack is None else type(recipe.attack).__name__.lower())
     return "-".join([*how, f"s{recipe.seed}"])
