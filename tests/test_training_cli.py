@@ -1,5 +1,6 @@
 """`vizrobust train` on the command line: several attacks, and one sentence for what cannot be."""
 
+import fcntl
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from vizrobust.attacks import L2, PGD, Linf
 from vizrobust.cli import main
 from vizrobust.cli import train as offered
 from vizrobust.models import load_checkpoint
-from vizrobust.runs import sole_writer
+from vizrobust.runs import LOCK_FILE
 from vizrobust.training import BASELINE_ATTACKS, METHODS, MIX_MODES, attacks_seen, training_runs
 from vizrobust.training.recipe import ON_COLLAPSE
 from vizrobust.training.train_state import SCHEDULES
@@ -116,7 +117,10 @@ def test_a_sweep_is_runs_in_one_folder_and_each_can_be_started_alone(tmp_path, b
 
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, brief):
     (tmp_path / "s" / "k1-s0").mkdir(parents=True)
-    with sole_writer(tmp_path / "s" / "k1-s0"):
+    with (tmp_path / "s" / "k1-s0" / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 1 on another machine")
+        lock.flush()
         done = run(*SWEEP, "--out", tmp_path / "s")
     assert done.exit_code == 0, done.output
     assert "k1-s0' is being written by process" in done.stderr

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -36,7 +35,7 @@ class RunFolder:
 
     Of several `processes` that open it together the main one reads and writes: no file has two writers, and the folder
     need not be on a disk that all machines see. The others get the rows that were there and keep what is added in
-    memory, so that all know the same.
+    memory, so that all know the same. Where the folder is taken, all of them raise `Taken`.
     """
 
     def __init__(
@@ -48,9 +47,15 @@ class RunFolder:
         described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
         self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
         self._rows_file = self.folder / "rows.jsonl"
-        self._lock: _Lock | None = None
+        self._release: Callable[[], object] = lambda: None
+        taken = ""
         if self.writes:
-            self._open(described, wait)
+            try:
+                self._open(described, wait)
+            except Taken as error:
+                taken = str(error)
+        if taken := processes.broadcast(taken):
+            raise Taken(taken)
         there = read_rows(self.folder) if self.writes else []
         self._known = None if self.writes and processes.size == 1 else processes.broadcast(there)
 
@@ -70,8 +75,8 @@ class RunFolder:
         for name in (LOCK_FILE, "run.json", "rows.jsonl"):
             if (self.folder / name).is_symlink():
                 raise ValueError(f"{str(self.folder / name)!r} is a link; a run writes only files of its own, so remove it")
-        self._lock = _Lock.take(self.folder, wait)
-        weakref.finalize(self, self._lock.release)
+        # Called once: by `close`, or when nobody holds the object any more.
+        self._release = weakref.finalize(self, _Lock.take(self.folder, wait).release)
         # Once more under the lock: another process may have written the folder in between.
         old = self._refuse_foreign(described)
         for left in self.folder.rglob(".*.tmp"):  # of killed processes
@@ -91,8 +96,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process write the folder."""
-        if self._lock is not None:
-            self._lock.release()
+        self._release()
 
     def remember(self, key: str, entries: Mapping[str, Any]) -> None:
         """Add entries to a table of run.json that grows with the run, such as its checkpoints."""
@@ -332,25 +336,3 @@ def _locked_file(folder: Path, wait: bool) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
-
-
-@contextmanager
-def sole_writer(folder: Path | str) -> Iterator[None]:
-    """Inside, nobody else gets into this block for `folder`, which must exist; `Taken` if somebody is there already.
-
-    It holds between the processes of one machine, and between machines where their shared file system keeps locks.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, sole_writer(folder):
-    ...     with sole_writer(folder):
-    ...         pass
-    Traceback (most recent call last):
-    vizrobust.runs.Taken: ...
-    """
-    if Path(folder).resolve() in _Lock.held:
-        raise Taken(f"{str(folder)!r} is being written by this process already; give --out another folder")
-    lock = _Lock.take(folder)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_c
 from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
-from vizrobust.parallel import Processes
 from vizrobust.robustness import reference_accuracies
 from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES as TESTED_IMAGES
 from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
-from vizrobust.runs import RunFolder, Taken, read_run, sole_writer, write_atomic, write_rows
+from vizrobust.runs import RunFolder, read_run, write_atomic, write_rows
 from vizrobust.spec import unknown
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.multi_attack import MultiAttack, attacks_of
@@ -66,8 +65,9 @@ def train(
         record["processes"] = processes.size
     run = RunFolder(folder, "train", {"training": repr(recipe)}, record, processes)
     if finished:
+        run.close()
         return
-    with one_of_all(run.folder, processes):
+    with closing(run):
         yield from _trained(trainer, run, checkpoint_every)
         info = replace(_description(trainer), metrics=_measured(trainer) if measure else {})
         if run.writes:
@@ -88,22 +88,6 @@ def _check_count(folder: Path, compute: Compute) -> None:
     said = compute.processes.broadcast(said)
     if said:
         raise ValueError(said)
-
-
-@contextmanager
-def one_of_all(folder: Path, processes: Processes) -> Iterator[None]:
-    """`sole_writer` for processes that work together: the main one holds the lock, and all hear if it is taken."""
-    with ExitStack() as held:
-        taken = ""
-        if processes.main:
-            try:
-                held.enter_context(sole_writer(folder))
-            except Taken as error:
-                taken = str(error)
-        taken = processes.broadcast(taken)
-        if taken:
-            raise Taken(taken)
-        yield
 
 
 def _trained(trainer: Trainer, run: RunFolder, checkpoint_every: int | None) -> Iterator[Progress | dict[str, Any]]:
