@@ -212,7 +212,7 @@ def test_what_old_texts_have_seen():
         assert isinstance(recipe, TrainingRecipe)
         # Written before the renaming.
         assert repr(recipe).removeprefix("TrainingRecipe") == about.training.removeprefix("Training")
-    with pytest.raises(ValueError, match=r"'FGSM' is no TrainingRecipe"):
+    with pytest.raises(ValueError, match=r"'FGSM' is no recipe"):
         attacks_seen("FGSM")
 
 

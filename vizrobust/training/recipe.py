@@ -149,7 +149,7 @@ def attacks_seen(training: str) -> tuple[Attack, ...]:
         return ()
     recipe = parse(training, NAMES, "training")
     if not isinstance(recipe, TrainingRecipe):
-        raise ValueError(f"{training!r} is no TrainingRecipe(...), so it does not say which attacks were seen")
+        raise ValueError(f"{training!r} is no recipe, so it does not say which attacks were seen")
     return attacks_of(recipe.attack)
 
 
