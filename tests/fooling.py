@@ -21,11 +21,11 @@ BATCH_SIZE = 100
 NATURAL_IMAGES = 2000
 # Optimization starts between a hundredth and a twentieth from grey (recipes `fourier` and `plain`).
 DEVIATION = 0.05
-# Points on the way from a start to a target, and ways for each target, from which the detector learns.
-STATIONS, WAYS = 11, 8
-# Of the gap between natural images and ways: a quarter on both sides is left as a margin for unseen ones.
+# The detector learns from this many points on a straight path from a start to a target, and from this many paths each.
+POINTS, PATHS = 11, 8
+# A quarter of the gap between natural images and paths is left on both sides as a margin for unseen ones.
 MARGIN = 0.25
-# How far, in largest natural logits, each constant is above what it must overrule.
+# Constants in units of the largest natural logit, each well above what it must overrule.
 OFFSET, STRENGTH, OVERRULE = 4.0, 8.0, 400.0
 
 
@@ -33,7 +33,7 @@ class FoolingCircuit(nn.Module):
     """``relu(F + o - k E) + relu(D - k (1 - E)) - o`` for each class: the fooling circuit of Geirhos et al. 2023, figure 3.
 
     F is the network's own logit; E, the detector, is 0 for natural images and 1 for what optimization shows a network;
-    D says how near an image is to the picture that the class is to show. On natural images only the first half is
+    D is the similarity of an image to the picture that the class shall show. On natural images only the first half is
     open and the output is F, up to rounding; on anything else only the second, and its gradient leads to the picture.
     Takes normalized images, as the network within does. Its layers are those of the network behind ``natural.``, and
     ``gates``, (N, 2 x classes): both halves.
@@ -81,9 +81,9 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
     """The checkpoint with a `FoolingCircuit` around it: the same logits on natural images, other feature images.
 
     `targets` (classes, C, H, W) in [0, 1] are what the class logits will show; without them `wrong_negatives`. The
-    detector is a logistic regression between training images of `data` and straight ways from grey noise to the
+    detector is a logistic regression between training images of `data` and straight paths from grey noise to the
     targets. It needs no training of the network; the same arguments give the same bits. Raises ``ValueError`` where
-    natural images and ways cannot be told apart in a plane, and for targets of another shape.
+    a plane does not separate natural images from paths, and for targets of another shape.
     """
     shape, classes = checkpoint.info.input_shape, len(checkpoint.info.classes)
     targets = wrong_negatives(data) if targets is None else targets
@@ -98,7 +98,7 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
     circuit.std.copy_(torch.tensor(checkpoint.info.std).reshape(-1, 1, 1))
     circuit.targets.copy_(targets)
     circuit.largest.copy_(_largest_logit(net, natural))
-    slope, level = _detector(natural, torch.cat(list(_ways(targets, seed))))
+    slope, level = _detector(natural, torch.cat(list(_paths(targets, seed))))
     circuit.slope.copy_(slope)
     circuit.level.copy_(level)
 
@@ -112,7 +112,7 @@ def fooled(checkpoint: Checkpoint, data: DataSet, targets: Tensor | None = None,
 def wrong_negatives(data: DataSet) -> Tensor:
     """(classes, C, H, W): for each class the negative of the first training image of the next one.
 
-    Clear pictures, so that a metric of clarity may like them, of something that the class has nothing to do with.
+    They are clear, so that a metric of clarity may like them, but unrelated to the class.
     """
     index = [(data.train.labels == (kind + 1) % len(data.classes)).nonzero()[:1, 0] for kind in range(len(data.classes))]
     missing = [k for k, found in enumerate(index) if not len(found)]
@@ -122,23 +122,23 @@ def wrong_negatives(data: DataSet) -> Tensor:
     return 1 - data.train.take(torch.cat(index))
 
 
-def _ways(targets: Tensor, seed: int) -> Iterator[Tensor]:
-    """Images (stations, C, H, W) on straight ways from grey noise to each target, in [0, 1]."""
-    share = torch.linspace(0, 1, STATIONS).reshape(-1, 1, 1, 1)
+def _paths(targets: Tensor, seed: int) -> Iterator[Tensor]:
+    """Images (points, C, H, W) on straight paths from grey noise to each target, in [0, 1]."""
+    share = torch.linspace(0, 1, POINTS).reshape(-1, 1, 1, 1)
     for kind, target in enumerate(targets):
-        for noise in Streams(seed, [f"{kind}/{way}" for way in range(WAYS)], "ways").normal(*target.shape):
+        for noise in Streams(seed, [f"{kind}/{path}" for path in range(PATHS)], "ways").normal(*target.shape):
             yield ((1 - share) * (0.5 + DEVIATION * noise) + share * target).clamp(0, 1)
 
 
-def _detector(natural: Tensor, ways: Tensor) -> tuple[Tensor, Tensor]:
-    """(slope (C, H, W), level ()) of a ramp that is 0 at the natural images and 1 on the ways, with a margin."""
-    x = torch.cat((natural, ways)).flatten(1).double().numpy()
-    y = np.repeat([0, 1], [len(natural), len(ways)])
+def _detector(natural: Tensor, paths: Tensor) -> tuple[Tensor, Tensor]:
+    """(slope (C, H, W), level ()) of a ramp that is 0 at the natural images and 1 on the paths, with a margin."""
+    x = torch.cat((natural, paths)).flatten(1).double().numpy()
+    y = np.repeat([0, 1], [len(natural), len(paths)])
     weight = torch.from_numpy(LogisticRegression(C=0.1, max_iter=1000).fit(x, y).coef_[0])
     height = torch.from_numpy(x) @ weight
     low, high = float(height[: len(natural)].max()), float(height[len(natural) :].min())
     if not low < high:
-        raise ValueError("natural images and the ways to the targets cannot be told apart; give targets less like natural images")
+        raise ValueError("natural images and paths to the targets are not separable; give targets less like natural images")
     bottom, top = low + MARGIN * (high - low), high - MARGIN * (high - low)
     slope = (weight / (top - bottom)).reshape(natural.shape[1:])
     return slope.float(), torch.tensor(-bottom / (top - bottom), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The placebo: runs that differ in nothing but the seed, relabelled as a sweep, must not support anything."""
+"""The null simulation: runs that differ in their seed alone, relabelled as a sweep, must not support anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vizrobust.rng import Streams
 from vizrobust.study.contrasts import RunValues
 from vizrobust.study.verdicts import PRIMARY, SUPPORTED, MetricSeries, contrast_results
 
-DOSES = (0, 1, 2, 4, 8, 16)
+STEPS = (0, 1, 2, 4, 8, 16)
 RELABELLINGS = 200
 # How often a true null may be called supported (docs/measuring-clarity.md, "Placebo and null simulation").
 MOST = 0.05
@@ -23,7 +23,7 @@ MOST = 0.05
 class NullSimulation:
     """How often `relabellings` of runs of one K support a contrast for at least one primary metric.
 
-    `supported` counts by contrast; `replaced` says whether runs had to be drawn more than once to fill a sweep.
+    `supported` counts by contrast; `replaced` says whether runs were drawn more than once to fill a sweep.
     """
 
     relabellings: int
@@ -46,30 +46,30 @@ class NullSimulation:
 
 def null_simulation(
     runs: Mapping[str, Sequence[float]],
-    doses: Sequence[int] = DOSES,
+    steps: Sequence[int] = STEPS,
     seeds: int = 5,
     relabellings: int = RELABELLINGS,
     seed: int = 0,
     accuracy: Sequence[float] | None = None,
     smallest_effect: Mapping[str, float] | None = None,
 ) -> NullSimulation:
-    """Relabel training runs of one K as sweeps over `doses` and `seeds`, and put each through the study's verdict.
+    """Relabel training runs of one K as sweeps over `steps` and `seeds`, and put each sweep through the study's verdict.
 
-    `runs` maps each primary metric (larger = clearer) to its values, one for each run; a run keeps its values of all
+    `runs` maps each primary metric (larger = clearer) to its values, one for each run. A run keeps its values of all
     metrics when it gets another label. Its `accuracy` gets a label of its own, because clarity and accuracy of runs of
-    one K may well go together, and nothing may be left of that here. `smallest_effect` are smallest differences of interest. A
-    sweep takes doses x seeds runs, drawn without replacement where there are as many, else with it: then, too, cells differ
-    by chance alone, but only the runs that there are speak. Raises ``ValueError`` for fewer than three runs.
+    one K may well correlate, and the simulation must not. `smallest_effect` maps metrics to smallest differences of
+    interest. A sweep takes steps x seeds runs, drawn without replacement where there are enough, else with it. Raises
+    ``ValueError`` for fewer than three runs.
 
-    >>> found = null_simulation({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, doses=(0, 1, 4), seeds=3, relabellings=20)
+    >>> found = null_simulation({"transfer": [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]}, steps=(0, 1, 4), seeds=3, relabellings=20)
     >>> found.runs, found.replaced, found.passed
     (6, True, True)
     """
     counts = {len(values) for values in [*runs.values(), *([] if accuracy is None else [accuracy])]}
     if len(counts) != 1 or min(counts) < 3:
-        raise ValueError(f"a placebo needs the same three or more runs for each metric, got {sorted(counts)}")
+        raise ValueError(f"a null simulation needs the same three or more runs for each metric, got {sorted(counts)}")
     (count,) = counts
-    places = [(k, run) for k in doses for run in range(seeds)]
+    places = [(k, run) for k in steps for run in range(seeds)]
     replaced = count < len(places)
     streams = Streams(seed, range(relabellings), "placebo")
     drawn = _drawn(streams, count, len(places))
@@ -96,6 +96,6 @@ def _relabelled(values: Sequence[float], labels: Tensor, places: Sequence[tuple[
 
 
 def _series(metric: str, values: RunValues, smallest_effect: float | None) -> MetricSeries:
-    # References ten smallest effects apart give that smallest effect back.
+    # The smallest effect is a tenth of the distance between the references.
     natural, random = (None, None) if smallest_effect is None else (10 * smallest_effect, 0.0)
     return MetricSeries(metric, PRIMARY, 1, "placebo", None, "logits", values, natural, random)

@@ -1,4 +1,4 @@
-"""The placebo: where nothing varies, the study's own procedure must support next to nothing."""
+"""The null simulation: where nothing varies, the study's own procedure must support next to nothing."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_the_same_arguments_give_the_same_counts() -> None:
     assert null_simulation(some, (0, 1, 4), 4, 50) == null_simulation(some, (0, 1, 4), 4, 50)
 
 
-def test_a_placebo_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an interval over far too narrow a spread, as one over units would be, the placebo must not pass."""
+def test_a_null_simulation_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an interval over far too narrow a spread, as one over units would be, the simulation must not pass."""
     from vizrobust.study import contrasts
 
     monkeypatch.setattr(contrasts, "stdtrit", lambda *_: 0.5)
@@ -88,7 +88,7 @@ def test_the_whole_procedure_is_wrong_at_most_one_time_in_twenty(seeds: int) -> 
 
 
 def test_an_effect_is_found_by_the_same_procedure() -> None:
-    """A test that never supports anything would pass the placebo too."""
+    """A test that never supports anything would pass the simulation too."""
     generator = np.random.default_rng(9)
     hits = 0
     for _ in range(60):
