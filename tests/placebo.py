@@ -15,7 +15,7 @@ from vizrobust.study.verdicts import PRIMARY, SUPPORTED, MetricSeries, contrast_
 
 STEPS = (0, 1, 2, 4, 8, 16)
 RELABELLINGS = 200
-# How often a true null may be called supported (docs/measuring-clarity.md, "Placebo and null simulation").
+# How often a true null may be called supported (docs/measuring-clarity.md, "Null simulation").
 MOST = 0.05
 
 
