@@ -102,7 +102,7 @@ balls = pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
 @balls
 def test_apgd_is_its_plain_loop(ball: Ball, loss: str, steps: int, double: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = double
-    found = APGD(steps=steps, ball=ball, loss=loss)(net, x, y, streams())
+    found = APGD(steps=steps, ball=ball, loss=loss)(net, x, y, streams=streams())
     start = (x + ball.sample(x, streams())).clamp(0, 1)
     halvings = []
     for k in range(N):
@@ -215,7 +215,7 @@ def test_l1_points_outside_the_ball_break_nothing() -> None:
     x = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
     attack = APGD(steps=40, ball=L1(1.0))
-    found = attack(net, x, y, streams(n))
+    found = attack(net, x, y, streams=streams(n))
     for image in (found.x, found.best):
         assert ((image.double() - x).abs().flatten(1).sum(1) <= 1 + 1e-6).all()
     assert torch.equal(net(found.best).argmax(1) != y, ~found.correct.all(0))
@@ -233,7 +233,7 @@ def test_l1_apgd_beats_pgd_with_sparse_changes() -> None:
     net, n = curved_net(), 60
     x = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
-    apgd, pgd = (kind(steps=30, ball=L1(0.1))(net, x, y, streams(n)) for kind in (APGD, PGD))
+    apgd, pgd = (kind(steps=30, ball=L1(0.1))(net, x, y, streams=streams(n)) for kind in (APGD, PGD))
     assert apgd.correct.all(0).float().mean() < pgd.correct.all(0).float().mean()
     assert ((apgd.best != x).flatten(1).float().mean(1) < 0.01).all()
 
@@ -312,7 +312,7 @@ def test_a_logit_gap_of_120_stops_no_loss(ball: Ball, loss: str, classes: int) -
         APGD(steps=10, ball=ball, loss=loss, random_start=False),
         APGD(steps=10, ball=ball, loss=loss, targeted=True, targets=2, random_start=False),
     ):
-        found = attack(net, x, y, streams(8))
+        found = attack(net, x, y, streams=streams(8))
         before, after = (LOSSES["margin"](net(image), y).detach() for image in (x, found.best))
         assert (after > before + 60).all(), attack
         assert (~found.correct.all(0)).float().mean() >= 0.5, attack
@@ -332,14 +332,14 @@ def test_there_are_no_more_targets_than_other_classes(classes: int) -> None:
     assert (targets != y[:, None]).all()
     assert all(len(row.unique()) == len(row) for row in targets)
     assert len({tuple(start.flatten().tolist()) for start in starts}) == len(starts), "every run starts elsewhere"
-    assert attack(net, x, y, streams(4)).x.isfinite().all()
+    assert attack(net, x, y, streams=streams(4)).x.isfinite().all()
 
 
 def test_restarts_break_what_a_single_run_does_not() -> None:
     net, n = weak_net(), 60
     x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
-    single, many = (APGD(steps=2, ball=Linf(0.1), restarts=k)(net, x, y, streams(n)) for k in (1, 5))
+    single, many = (APGD(steps=2, ball=Linf(0.1), restarts=k)(net, x, y, streams=streams(n)) for k in (1, 5))
     assert many.correct.all(0).float().mean() < single.correct.all(0).float().mean() - 0.03
     assert (many.loss >= single.loss).all()
 
@@ -351,7 +351,7 @@ def test_restarts_break_what_a_single_run_does_not() -> None:
         ("apgd(restarts=0)", "APGD: restarts must be at least 1, got 0"),
         ("apgd(targets=0)", "APGD: targets must be at least 1, got 0"),
         ("apgd(loss='dlrr')", "no loss 'dlrr'; did you mean dlr"),
-        ("apgd(restarts=2, random_start=False)", "2 restarts without a random start would all be the same"),
+        ("apgd(restarts=2, random_start=False)", "2 restarts without a random start would be equal"),
     ],
 )
 def test_a_wrong_apgd_gets_one_clear_sentence(text: str, said: str) -> None:

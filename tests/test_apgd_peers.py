@@ -66,7 +66,7 @@ def test_apgd_breaks_as_many_images_as_its_authors(norm: str, loss: str, model: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they warn of images without a gradient
         theirs = attack.perturb(x, y)
-    found = APGD(ball=ball, loss=name, targeted=targeted, targets=2)(net, x, y, Streams(0, range(n), "attack"))
+    found = APGD(ball=ball, loss=name, targeted=targeted, targets=2)(net, x, y, streams=Streams(0, range(n), "attack"))
     mine, other = (float((net(image).argmax(1) == y).float().mean()) for image in (found.best, theirs))
     # What runs from different random starts differ by; in L1 single runs do more.
     assert abs(mine - other) <= (0.04 if norm == "L1" else 0.02), (mine, other)

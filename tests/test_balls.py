@@ -93,7 +93,7 @@ def test_impossible_radii_are_refused(ball: type) -> None:
 
 @pytest.mark.parametrize("ball", [Linf(), L2(), L1()], ids=repr)
 def test_a_radius_that_is_still_open_says_so(ball: Ball, images: tuple[torch.Tensor, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"has no eps: write \w+\(eps=8/255\), or fit the attack to a data set"):
+    with pytest.raises(ValueError, match=r"has no eps: write \w+\(eps=8/255\), or give the attack eps=8/255"):
         epsilon(ball)
     with pytest.raises(ValueError, match="has no eps"):
         ball.project(images[0])
@@ -177,7 +177,7 @@ def test_l1_samples_are_sparse_as_the_ball_is() -> None:
 @pytest.mark.parametrize("attack", [FGSM(L1(4.0)), BIM(ball=L1(4.0)), PGD(steps=10, ball=L1(4.0))], ids=repr)
 def test_gradient_attacks_climb_within_the_l1_ball(attack, net, images) -> None:
     x, y = images
-    found = attack(net, x, y, Streams(0, range(5)))
+    found = attack(net, x, y, streams=Streams(0, range(5)))
     for image in (found.x, found.best):
         assert ((image.double() - x.double()).abs().flatten(1).sum(1) <= 4 + 1e-6).all()
         assert image.min() >= 0

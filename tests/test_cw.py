@@ -134,7 +134,7 @@ def test_with_confidence_the_wrong_class_leads_by_as_much() -> None:
     attack = CW(steps=20, search_steps=3, lr=0.1, initial_c=10.0)
     usual = smallest(attack, net, x, y)
     lead = 0.2
-    found = replace(attack, confidence=lead)(net, x, y, Streams(0, range(6)))
+    found = replace(attack, confidence=lead)(net, x, y, streams=Streams(0, range(6)))
     logits = net(found.best)
     own = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
@@ -150,7 +150,7 @@ def test_with_an_eps_only_what_is_inside_counts() -> None:
     attack = CW(steps=20, search_steps=3, lr=0.1, initial_c=10.0)
     far = smallest(attack, net, x, y)
     limited = L2(eps=float(far.sort().values[2]) * 1.001)
-    found = replace(attack, ball=limited)(net, x, y, Streams(0, range(6)))
+    found = replace(attack, ball=limited)(net, x, y, streams=Streams(0, range(6)))
     assert torch.equal(~found.correct.all(0), far <= limited.eps)
     for image in (found.x, found.best):
         assert (limited.norm(image - x) <= limited.eps + 1e-6).all()
@@ -162,7 +162,7 @@ def test_an_image_that_is_wrong_needs_no_perturbation() -> None:
     x, y = case(net)
     wrong = (y + 1) % 3
     for confidence in (0.0, 5.0):
-        found = CW(steps=3, confidence=confidence)(net, x, wrong, Streams(0, range(6)))
+        found = CW(steps=3, confidence=confidence)(net, x, wrong, streams=Streams(0, range(6)))
         assert torch.equal(found.best, x)
         assert not found.correct[0].any()
 
@@ -182,7 +182,7 @@ def test_pixels_that_the_network_does_not_see_stay() -> None:
     net, (x, y) = digits_net(), digits(6)
     # So many that tanh and atanh do not give some of them back to the last bit.
     wide = torch.cat((x, torch.rand(6, 1, 8, 400, generator=torch.Generator().manual_seed(0))), -1)
-    found = CW(steps=15, search_steps=2, initial_c=10.0)(LeftPart(net), wide, y, Streams(0, range(6)))
+    found = CW(steps=15, search_steps=2, initial_c=10.0)(LeftPart(net), wide, y, streams=Streams(0, range(6)))
     assert not found.correct.all()
     moved = (found.x - wide).abs()
     assert moved[..., :8].max() > 0.01

@@ -44,7 +44,7 @@ def test_it_goes_where_foolbox_goes(ball: Ball) -> None:
         peer = getattr(foolbox.attacks, f"{type(ball).__name__}DeepFoolAttack")(steps=50, candidates=4, overshoot=0.02)
         theirs, _, broken = peer(model, x, y, epsilons=None)
     attack = DeepFool(ball=ball, candidates=4)
-    mine = attack(net, x, y, Streams(0, range(20)))
+    mine = attack(net, x, y, streams=Streams(0, range(20)))
     assert torch.equal(~mine.correct.all(0), broken)
     norms, same = (ball.norm(image - x) for image in (mine.best, theirs))
     assert torch.allclose(norms.median(), same.median(), rtol=1e-2)
@@ -76,7 +76,7 @@ def test_with_an_eps_only_what_is_inside_counts(ball: Ball) -> None:
     net, (x, y) = digits_net(), digits(9)
     far = smallest(DeepFool(ball=ball, steps=15, candidates=3), net, x, y)
     limited = type(ball)(eps=float(far.median()))
-    found = DeepFool(ball=limited, steps=15, candidates=3)(net, x, y, Streams(0, range(9)))
+    found = DeepFool(ball=limited, steps=15, candidates=3)(net, x, y, streams=Streams(0, range(9)))
     assert torch.equal(~found.correct.all(0), far <= limited.eps)
     for image in (found.x, found.best):
         assert (ball.norm(image - x) <= limited.eps + 1e-6).all()
@@ -90,7 +90,7 @@ def test_a_flat_or_a_two_class_network_is_no_trouble(ball: Ball) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(24, 2, dtype=torch.float64))
     nn.init.zeros_(flat[1].weight)
     flat[1].bias.data = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    found = DeepFool(ball=ball, steps=3)(flat, x, 0 * y, Streams(0, range(6)))
+    found = DeepFool(ball=ball, steps=3)(flat, x, 0 * y, streams=Streams(0, range(6)))
     assert torch.equal(found.x, x)
     assert found.correct.all()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, make_net
 from tests.test_gradient_attacks import weak_net
-from vizrobust.attacks import APGD, ENSEMBLES, EOT, L1, L2, NAMES, AutoAttack, Ball, Linf, configured, notes, parse_attack
+from vizrobust.attacks import APGD, ENSEMBLES, EOT, L1, L2, NAMES, AutoAttack, Ball, Linf, configured, parse_attack
 from vizrobust.attacks.boundary_attacks import FAB
 from vizrobust.attacks.square import Square
 from vizrobust.compute import Compute
@@ -52,7 +52,7 @@ def test_bare_names_make_the_ensemble_and_it_reads_back(name: str) -> None:
     assert configured(attack, default_eps=0.3).components[0].ball == Linf(0.3)
     assert configured(attack, norm="L2", eps=0.5) == AutoAttack(name, L2(0.5))
     with pytest.raises(ValueError, match="has no eps"):
-        attack(weak_net(), torch.rand(2, 1, 4, 3), torch.tensor([0, 1]), Streams(0, range(2)))
+        attack(weak_net(), torch.rand(2, 1, 4, 3), torch.tensor([0, 1]), streams=Streams(0, range(2)))
 
 
 def test_every_walk_has_a_name_of_its_own_and_the_name_of_its_member(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
@@ -73,8 +73,8 @@ def test_an_image_is_broken_where_any_member_breaks_it(ball: Ball) -> None:
     x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
     attack = small(ball=ball)
-    together = attack(net, x, y, Streams(0, range(n), "attack"))
-    alone = [component(net, x, y, Streams(0, range(n), "attack")).correct.all(0) for component in attack.components]
+    together = attack(net, x, y, streams=Streams(0, range(n), "attack"))
+    alone = [component(net, x, y, streams=Streams(0, range(n), "attack")).correct.all(0) for component in attack.components]
     assert torch.equal(together.correct.all(0), torch.stack(alone).all(0))
     assert together.correct.all(0).sum() < max(hits.sum() for hits in alone)
     assert torch.equal(net(together.best).argmax(1) != y, ~together.correct.all(0))
@@ -87,7 +87,7 @@ def test_an_evaluation_says_who_broke_each_image(compute: Compute) -> None:
     images = ArraySplit(x, y)
     attack = small(ball=Linf(0.03))
     result = merge_results(attack, evaluate(net, attack, images, compute, batch_size=7))
-    whole = attack(net, x, y, Streams(0, range(n), "attack")).correct.all(0)
+    whole = attack(net, x, y, streams=Streams(0, range(n), "attack")).correct.all(0)
     assert result.successes_by_component().keys() == {"APGD-CE", "APGD-T", "FAB-T", "Square"}
     assert sum(result.successes_by_component().values()) == int((~result.robust).sum())
     # Images at the edge may fall either way: the batch has another size.
@@ -100,12 +100,12 @@ def test_networks_of_two_or_three_classes_are_attacked_too(version: str, classes
     net = make_net(classes=classes)
     x, y = torch.rand(4, 3, 20, 16, generator=torch.Generator().manual_seed(0)), torch.arange(4) % classes
     attack = replace(small(version), steps=2)
-    found = attack(net, x, y, Streams(0, range(4)))
+    found = attack(net, x, y, streams=Streams(0, range(4)))
     assert found.best.isfinite().all()
     assert (BALL.norm(found.best - x) <= BALL.eps + 1e-6).all()
     targeted = [walk for walk in replace(attack, targets=9).runs(net, x) if walk.component == "APGD-T"]
     assert len(targeted) == (0 if version == "rand" else classes - 1)
-    said = notes(attack, classes)
+    said = attack.notes(classes)
     assert any("targeted dlr needs 4 classes" in text for text in said) == (version != "rand")
     assert any(text.startswith("dlr needs 3 classes") for text in said) == (version != "standard" and classes == 2)
     assert len(set(said)) == len(said)
@@ -113,16 +113,16 @@ def test_networks_of_two_or_three_classes_are_attacked_too(version: str, classes
 
 def test_with_enough_classes_there_is_nothing_to_say() -> None:
     for version in ENSEMBLES:
-        assert notes(AutoAttack(version, BALL), 10) == ()
-        assert notes(AutoAttack(version, BALL), 4) == ()
+        assert AutoAttack(version, BALL).notes(10) == ()
+        assert AutoAttack(version, BALL).notes(4) == ()
 
 
 def test_what_the_l1_ensemble_lacks_is_said() -> None:
-    assert notes(AutoAttack(ball=L1(12)), 10) == (
-        "AutoAttack in the L1 ball is without FAB-T and Square, which know no L1 ball here",
+    assert AutoAttack(ball=L1(12)).notes(10) == (
+        "AutoAttack in the L1 ball is without FAB-T and Square, which have no L1 ball here",
     )
-    assert "FAB and Square and FAB-T" in notes(AutoAttack("plus", L1(12)), 10)[0]
-    assert notes(AutoAttack("rand", L1(12)), 10) == ()
+    assert "FAB and Square and FAB-T" in AutoAttack("plus", L1(12)).notes(10)[0]
+    assert AutoAttack("rand", L1(12)).notes(10) == ()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_the_l1_ensemble_lacks_is_said() -> None:
     [
         ("autoattack(version='standart')", "no version of AutoAttack 'standart'; did you mean standard"),
         ("autoattack(steps=-1)", "steps must be at least 0, got -1"),
-        ("autoattack(queries=-1)", "Square: queries must not be negative, got -1"),
+        ("autoattack(queries=-1)", "Square: queries must be at least 0, got -1"),
         ("standard(steps=3)", "steps"),
         ("standart", "no attack 'standart'; did you mean standard"),
     ],

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
-from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack, threat_model
+from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack
 from vizrobust.attacks.wrappers import Expectation
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
@@ -54,7 +54,7 @@ INNER = [
 def test_a_deterministic_network_gives_the_same_images_bit_for_bit(attack, arch: str) -> None:
     x, y = batch(5)
     net = make_net(arch)
-    alone, mean = attack(net, x, y, streams(5)), EOT(attack=attack, samples=3)(net, x, y, streams(5))
+    alone, mean = attack(net, x, y, streams=streams(5)), EOT(attack=attack, samples=3)(net, x, y, streams=streams(5))
     assert torch.equal(mean.x, alone.x)
     assert torch.equal(mean.best, alone.best)
     assert torch.equal(mean.loss, alone.loss)
@@ -102,20 +102,20 @@ def test_noise_repeats_but_is_another_at_every_step() -> None:
     attack = EOT(attack=PGD(steps=4, ball=Linf(EPS)), samples=3)
     with seeded(1, CPU):
         before = torch.get_rng_state()
-        once = attack(net, x, y, streams(5))
+        once = attack(net, x, y, streams=streams(5))
         assert torch.equal(torch.get_rng_state(), before)
     with seeded(2, CPU):
-        again = attack(net, x, y, streams(5))
+        again = attack(net, x, y, streams=streams(5))
     assert torch.equal(once.x, again.x)
     assert torch.equal(once.loss, again.loss)
-    still = EOT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams(5))
+    still = EOT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams=streams(5))
     assert (still.loss.diff(dim=0) != 0).all(), "the same image is asked with fresh noise at each step"
 
 
 def test_memory_and_passes_are_bounded() -> None:
     x, y = batch(5)
     net = Dropping(make_net())
-    EOT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams(5))
+    EOT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams=streams(5))
     # Two steps with their gradient's second look, one last verdict.
     assert net.passes == 3 * (2 * 2 + 1)
 
@@ -129,7 +129,7 @@ def test_the_mean_of_many_breaks_more_than_one_noisy_look() -> None:
 
     def margin(attack) -> float:
         with seeded(0, CPU):
-            adv = attack(net, x, y, streams(50), evaluate=False).x
+            adv = attack(net, x, y, streams=streams(50), evaluate=False).x
         with torch.no_grad():
             logits = mean(adv)
         own = logits.gather(1, y[:, None])[:, 0]
@@ -151,7 +151,7 @@ def test_it_is_written_down_and_varied_with_its_attack() -> None:
     assert repr(attack) == "EOT(attack=PGD(steps=7, ball=L2(eps=2.0)), samples=5)"
     assert parse_attack(repr(attack)) == attack
     assert vary(attack, eps=1.5, steps=3) == EOT(attack=PGD(steps=3, ball=L2(1.5)), samples=5)
-    assert (attack.ball, threat_model(attack)) == (L2(2), ("L2", 2.0))
+    assert (attack.ball, attack.threat_model()) == (L2(2), ("L2", 2.0))
     first, second = EOT(attack=PGD(ball=L2(1), restarts=2)).runs(make_net(), batch(2)[0])
     assert (first.name, second.name, second.component, second.steps) == ("EoT PGD", "EoT PGD 2", "EoT PGD", 40)
     with pytest.raises(ValueError, match="EOT: samples must be at least 1, got 0"):

@@ -33,7 +33,7 @@ def case(net: nn.Module, n: int = 6) -> tuple[Tensor, Tensor]:
 
 def smallest(attack: Attack, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """(N,): the norms of what the attack found, inf where it found nothing."""
-    found = attack(net, x, y, Streams(0, range(len(x))))
+    found = attack(net, x, y, streams=Streams(0, range(len(x))))
     wrong = net(found.best).argmax(1) != y
     assert torch.equal(wrong, ~found.correct.all(0))
     return torch.where(wrong, attack.ball.norm(found.best - x), torch.inf)
@@ -90,7 +90,7 @@ def test_with_an_eps_only_what_is_inside_counts(ball: Ball) -> None:
     far = smallest(FAB(steps=20, ball=ball), net, x, y)
     limited = type(ball)(eps=float(far.sort().values[2]) * 1.001)
     attack = FAB(steps=20, ball=limited)
-    found = attack(net, x, y, Streams(0, range(6)))
+    found = attack(net, x, y, streams=Streams(0, range(6)))
     assert torch.equal(~found.correct.all(0), far <= limited.eps)
     for image in (found.x, found.best):
         assert (ball.norm(image - x) <= limited.eps + 1e-6).all()
@@ -115,7 +115,7 @@ def test_its_loss_is_minus_the_distance_and_its_best_the_nearest_wrong_point() -
     norms = (points - x).flatten(2).norm(dim=2)
     wrong = torch.stack([net(point).argmax(1) != y for point in points])
     assert torch.allclose(torch.stack(losses), -norms)
-    found = attack(net, x, y, Streams(0, range(6)))
+    found = attack(net, x, y, streams=Streams(0, range(6)))
     assert torch.allclose(found.loss, -norms)
     assert torch.equal(~found.correct, wrong)
     best = torch.where(wrong, norms, torch.inf).argmin(0)
@@ -181,7 +181,7 @@ def test_a_flat_network_is_left_alone() -> None:
 
     x, y = case(linear_net(2))
     for attack in (FAB(steps=3, restarts=2), FAB(steps=3, ball=L2(), targeted=False, restarts=2)):
-        found = attack(Flat(), x, 0 * y, Streams(0, range(6)))
+        found = attack(Flat(), x, 0 * y, streams=Streams(0, range(6)))
         assert found.correct.all()
         assert found.x.isfinite().all()
 
@@ -214,7 +214,7 @@ def test_it_finds_what_pyautoattacks_finds(ball: Ball, targeted: bool) -> None:
         (lambda: FAB(targets=0), "FAB: targets must be at least 1, got 0"),
         (lambda: FAB(alpha_max=2), "FAB: alpha_max must be between 0 and 1, got 2"),
         (lambda: FAB(eta=0.5), "FAB: eta must be at least 1"),
-        (lambda: FAB()(linear_net(1), *case(linear_net(1)), Streams(0, range(6))), "one class"),
+        (lambda: FAB()(linear_net(1), *case(linear_net(1)), streams=Streams(0, range(6))), "one class"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(make, says: str) -> None:

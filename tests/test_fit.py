@@ -13,7 +13,6 @@ from vizrobust.attacks import (
     L2,
     PGD,
     Attack,
-    AttackResult,
     AttackRun,
     Linf,
     Transfer,
@@ -21,15 +20,13 @@ from vizrobust.attacks import (
     is_inside,
     parse_attack,
     perturbation_norm,
-    threat_model,
 )
-from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
 
 @spec
 @dataclass(frozen=True)
-class Wave:
+class Wave(Attack):
     """An attack whose radius is no norm of the perturbation."""
 
     eps: float = 2.0
@@ -37,9 +34,6 @@ class Wave:
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return ()
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return AttackResult(x)
 
 
 @pytest.mark.parametrize("around", [lambda inner: EOT(attack=inner), lambda inner: Transfer(source="a", attack=inner)])
@@ -49,7 +43,7 @@ def test_everything_reaches_the_attack_within(around) -> None:
     assert configured(around(PGD(ball=Linf(0.1))), norm="L2", eps=2) == around(PGD(ball=L2(2)))
     assert configured(around(PGD(ball=Linf(0.1))), norm="Linf") == around(PGD(ball=Linf(0.1)))
     assert configured(around(around(PGD())), default_eps=0.3) == around(around(PGD(ball=Linf(0.3))))
-    with pytest.raises(ValueError, match=r"with L2 has no eps; give --eps, or L2\(eps=…\)"):
+    with pytest.raises(ValueError, match=r"with L2 has no eps; give eps, or L2\(eps=…\)"):
         configured(around(PGD(ball=Linf(0.1))), norm="L2", default_eps=0.3)
 
 
@@ -58,7 +52,7 @@ def test_an_attack_without_a_ball_keeps_its_own_radius() -> None:
         assert configured(attack, default_eps=0.3) == attack
         assert configured(attack, default_eps=0.3, norm="L2") == attack
         assert configured(attack) == attack
-        assert threat_model(attack) == ("Wave", 2.0)
+        assert attack.threat_model() == ("Wave", 2.0)
         assert is_inside(attack, 0.9)
     assert configured(Wave(), default_eps=0.3, eps=1.5, steps=3) == Wave(eps=1.5, steps=3)
     assert configured(EOT(attack=Wave()), eps=1.5) == EOT(attack=Wave(eps=1.5))
@@ -68,8 +62,8 @@ def test_an_attack_without_a_ball_keeps_its_own_radius() -> None:
 def test_a_radius_may_stay_open_for_the_smallest_perturbation(attack: Attack) -> None:
     assert configured(attack, default_eps=0.3, unbounded=True) == attack
     assert configured(attack, unbounded=True, norm="L2") == configured(attack, unbounded=True, norm="l2")
-    assert threat_model(configured(attack, unbounded=True, norm="L2")) == ("L2", None)
-    assert threat_model(configured(attack, unbounded=True, norm="L2", eps=3)) == ("L2", 3.0)
+    assert configured(attack, unbounded=True, norm="L2").threat_model() == ("L2", None)
+    assert configured(attack, unbounded=True, norm="L2", eps=3).threat_model() == ("L2", 3.0)
     with pytest.raises(ValueError, match="has no eps"):
         configured(attack)
 

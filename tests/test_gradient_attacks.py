@@ -93,7 +93,7 @@ CASES = {
 def test_an_attack_is_its_plain_loop(attack, plain, double: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = double
     expected = plain_loop(net, x, y, **{"eps": EPS, **plain})
-    found = attack(net, x, y, streams())
+    found = attack(net, x, y, streams=streams())
     assert (found.x - expected[-1]).abs().max() < 1e-12
     goal = plain.get("target", y)
     sign = 1 if "target" not in plain else -1
@@ -108,7 +108,7 @@ def test_a_random_start_is_the_streams_own_point_of_the_ball(double: tuple[nn.Mo
         start = (x + ball.sample(x, streams())).clamp(0, 1)
         assert (start != x).any()
         expected = plain_loop(net, x, y, 4, 2.5 * ball.eps / 4, ball.eps, norm, start)
-        assert (PGD(steps=4, ball=ball)(net, x, y, streams()).x - expected[-1]).abs().max() < 1e-12
+        assert (PGD(steps=4, ball=ball)(net, x, y, streams=streams()).x - expected[-1]).abs().max() < 1e-12
 
 
 def test_an_unclipped_start_is_where_the_first_gradient_is_taken(double: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -121,9 +121,9 @@ def test_an_unclipped_start_is_where_the_first_gradient_is_taken(double: tuple[n
     point = start.clone().requires_grad_()
     F.cross_entropy(net(point), y, reduction="sum").backward()
     expected = (start + 0.25 * point.grad.sign()).clamp(x - 0.2, x + 0.2).clamp(0, 1)
-    found = PGD(steps=1, ball=ball, alpha=0.25, clip_start=False)(net, x, y, streams(len(x)))
+    found = PGD(steps=1, ball=ball, alpha=0.25, clip_start=False)(net, x, y, streams=streams(len(x)))
     torch.testing.assert_close(found.x, expected)
-    assert not torch.equal(found.x, PGD(steps=1, ball=ball, alpha=0.25)(net, x, y, streams(len(x))).x)
+    assert not torch.equal(found.x, PGD(steps=1, ball=ball, alpha=0.25)(net, x, y, streams=streams(len(x))).x)
 
 
 def test_a_start_outside_the_range_is_no_example() -> None:
@@ -136,7 +136,7 @@ def test_a_start_outside_the_range_is_no_example() -> None:
 
     x, y = torch.zeros(5, 1, 4, 6), torch.zeros(5, dtype=torch.int64)
     attack = PGD(steps=2, ball=Linf(eps=0.3), clip_start=False)
-    assert bool(attack(Below(), x, y, streams()).correct.all())
+    assert bool(attack(Below(), x, y, streams=streams()).correct.all())
     (walk,) = attack.runs(Below(), x)
     state = walk.start(Below(), x, y, streams())
     walk.step(Below(), state)
@@ -147,17 +147,17 @@ def test_a_start_outside_the_range_is_no_example() -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_k_steps_are_k_gradients_and_the_kth_iterate(steps: int, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     passes = Passes(net)
-    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams())
+    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams=streams())
     assert (passes.forward, passes.gradient) == (steps + 1, steps)
-    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams(), evaluate=False)
+    PGD(steps=steps, ball=Linf(EPS))(net, *images, streams=streams(), evaluate=False)
     assert (passes.forward, passes.gradient) == (2 * steps + 1, 2 * steps)
 
 
 def test_fgsm_and_restarts_count_too(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     passes = Passes(net)
-    FGSM(Linf(EPS))(net, *images, streams(), evaluate=False)
+    FGSM(Linf(EPS))(net, *images, streams=streams(), evaluate=False)
     assert (passes.forward, passes.gradient) == (1, 1)
-    PGD(steps=3, restarts=4, ball=Linf(EPS))(net, *images, streams())
+    PGD(steps=3, restarts=4, ball=Linf(EPS))(net, *images, streams=streams())
     assert (passes.forward, passes.gradient) == (1 + 4 * 4, 1 + 4 * 3)
 
 
@@ -167,24 +167,24 @@ def test_no_weight_gradient_is_computed(net: nn.Module, images: tuple[Tensor, Te
 
     for weight in net.parameters():
         weight.register_hook(refuse)
-    PGD(steps=2, ball=Linf(EPS))(net, *images, streams())
+    PGD(steps=2, ball=Linf(EPS))(net, *images, streams=streams())
 
 
 @pytest.mark.parametrize("ball", [Linf(EPS), L2(0.5)], ids=repr)
 def test_one_step_of_eps_from_the_image_is_fgsm_exactly(ball, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    fgsm = FGSM(ball)(net, *images, streams())
-    pgd = PGD(steps=1, ball=ball, random_start=False, alpha=ball.eps)(net, *images, streams())
-    default = PGD(steps=1, ball=ball, random_start=False)(net, *images, streams())
-    ism = BIM(steps=1, ball=ball)(net, *images, streams())
+    fgsm = FGSM(ball)(net, *images, streams=streams())
+    pgd = PGD(steps=1, ball=ball, random_start=False, alpha=ball.eps)(net, *images, streams=streams())
+    default = PGD(steps=1, ball=ball, random_start=False)(net, *images, streams=streams())
+    ism = BIM(steps=1, ball=ball)(net, *images, streams=streams())
     for other in (pgd, default, ism):
         assert torch.equal(fgsm.x, other.x)
         assert torch.equal(fgsm.loss, other.loss)
 
 
 def test_iterates_of_a_longer_run_at_the_same_step_are_nested(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    long = PGD(steps=6, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams())
+    long = PGD(steps=6, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams=streams())
     for steps in range(6):
-        short = PGD(steps=steps, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams())
+        short = PGD(steps=steps, ball=Linf(EPS), alpha=EPS / 4)(net, *images, streams=streams())
         assert torch.equal(short.loss, long.loss[: steps + 1])
         assert torch.equal(short.correct, long.correct[: steps + 1])
 
@@ -192,11 +192,11 @@ def test_iterates_of_a_longer_run_at_the_same_step_are_nested(net: nn.Module, im
 def test_unprojected_iteration_leaves_the_ball_only_when_it_can(net: nn.Module) -> None:
     # Images away from 0 and 1, where clipping would keep the change small.
     x, y = torch.full((5, *SHAPE), 0.5), torch.tensor([0, 3, 6, 2, 1])
-    far = BIM(steps=10, ball=Linf(EPS), alpha=EPS / 2, project=False)(net, x, y, streams())
+    far = BIM(steps=10, ball=Linf(EPS), alpha=EPS / 2, project=False)(net, x, y, streams=streams())
     assert (Linf(EPS).norm(far.x - x) > 2 * EPS).all()
-    inside = BIM(steps=10, ball=Linf(EPS), project=False)(net, x, y, streams())
+    inside = BIM(steps=10, ball=Linf(EPS), project=False)(net, x, y, streams=streams())
     assert (Linf(EPS).norm(inside.x - x) <= EPS + 1e-6).all()
-    assert torch.allclose(inside.x, BIM(steps=10, ball=Linf(EPS))(net, x, y, streams()).x, atol=1e-6)
+    assert torch.allclose(inside.x, BIM(steps=10, ball=Linf(EPS))(net, x, y, streams=streams()).x, atol=1e-6)
     assert far.x.min() >= 0
     assert far.x.max() <= 1
 
@@ -207,12 +207,12 @@ NOTHING = [FGSM(Linf(0)), BIM(ball=Linf(0)), PGD(steps=3, ball=Linf(0)), PGD(ste
 @pytest.mark.parametrize("attack", NOTHING, ids=repr)
 def test_a_radius_of_zero_changes_nothing(attack, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     x, y = images
-    assert torch.equal(attack(net, x, y, streams()).x, x)
+    assert torch.equal(attack(net, x, y, streams=streams()).x, x)
 
 
 def test_black_and_white_pixels_have_a_gradient_too(net: nn.Module) -> None:
     x = torch.randint(2, (5, *SHAPE), generator=torch.Generator().manual_seed(0)).float()
-    found = PGD(steps=5, ball=Linf(0.3))(net, x, torch.tensor([0, 3, 6, 2, 1]), streams())
+    found = PGD(steps=5, ball=Linf(0.3))(net, x, torch.tensor([0, 3, 6, 2, 1]), streams=streams())
     moved = found.x - x
     # On a pixel at its bound only one direction is open; the gradient points there about half of the time.
     assert ((moved != 0).float().mean((1, 2, 3)) > 0.3).all()
@@ -225,7 +225,7 @@ def test_the_range_is_clipped_after_the_ball() -> None:
     x = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 4, 3)
     weight = net[1].weight.detach()
     up = (weight[1] - weight[0]).reshape(1, 1, 4, 3).sign()
-    found = PGD(steps=10, ball=Linf(0.25))(net, x, torch.tensor([0]), streams(1))
+    found = PGD(steps=10, ball=Linf(0.25))(net, x, torch.tensor([0]), streams=streams(1))
     assert (found.x - (x + 0.25 * up).clamp(0, 1)).abs().max() < 1e-12
 
 
@@ -243,11 +243,11 @@ def test_restarts_count_the_worst_for_each_image() -> None:
     x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
     attack = PGD(steps=3, ball=Linf(0.06), alpha=0.02, restarts=4)
-    found = attack(net, x, y, streams(n))
+    found = attack(net, x, y, streams=streams(n))
     # The same four runs, one by one: each restart has a stream of its own, the first that of an attack without restarts.
     one = PGD(steps=3, ball=Linf(0.06), alpha=0.02)
     runs: list[AttackResult] = [
-        one(net, x, y, begun) for begun in (streams(n), *(streams(n).child(f"restart {r}") for r in (1, 2, 3)))
+        one(net, x, y, streams=begun) for begun in (streams(n), *(streams(n).child(f"restart {r}") for r in (1, 2, 3)))
     ]
     losses, corrects = torch.stack([run.loss for run in runs]), torch.stack([run.correct for run in runs])
     assert torch.equal(found.loss, losses.amax(0))
@@ -270,7 +270,7 @@ def test_best_is_wrong_if_any_iterate_was() -> None:
     x = torch.rand(n, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
     # Steps so long that many runs pass a wrong point and come back.
-    found = PGD(steps=6, ball=Linf(0.08), alpha=0.08)(net, x, y, streams(n))
+    found = PGD(steps=6, ball=Linf(0.08), alpha=0.08)(net, x, y, streams=streams(n))
     met = ~found.correct.all(0)
     assert (met & found.correct[-1]).any(), "some were met on the way and lost at the end"
     assert torch.equal(net(found.best).argmax(1) != y, met)
@@ -297,7 +297,7 @@ UNSURE, WRONG, SURE = [0.1, 0.0, 0.0], [0.0, 0.01, -9.0], [3.0, 0.0, 0.0]
 
 def test_a_wrong_iterate_is_better_than_a_right_one_of_higher_loss() -> None:
     x, y = torch.full((1, 1, 4, 3), 0.5), torch.tensor([0])
-    found = PGD(steps=2, ball=Linf(0.2), alpha=0.1, random_start=False)(Scripted([UNSURE, WRONG, SURE]), x, y, streams(1))
+    found = PGD(steps=2, ball=Linf(0.2), alpha=0.1, random_start=False)(Scripted([UNSURE, WRONG, SURE]), x, y, streams=streams(1))
     assert found.correct[:, 0].tolist() == [True, False, True]
     assert found.loss[0, 0] > found.loss[1, 0] > found.loss[2, 0]
     assert torch.allclose(found.best, x + 0.1)
@@ -309,9 +309,9 @@ def test_a_wrong_restart_is_worse_than_a_right_one_of_higher_loss(script: list[l
     x, y = torch.full((1, 1, 4, 3), 0.5), torch.tensor([0])
     single = PGD(steps=1, ball=Linf(0.2), alpha=0.1)
     begun = (streams(1), streams(1).child("restart 1"))
-    runs = [single(Scripted(script[2 * k : 2 * k + 2]), x, y, begun[k]) for k in range(2)]
+    runs = [single(Scripted(script[2 * k : 2 * k + 2]), x, y, streams=begun[k]) for k in range(2)]
     wrong = next(run for run in runs if not run.correct.all())
-    found = PGD(steps=1, ball=Linf(0.2), alpha=0.1, restarts=2)(Scripted(script), x, y, streams(1))
+    found = PGD(steps=1, ball=Linf(0.2), alpha=0.1, restarts=2)(Scripted(script), x, y, streams=streams(1))
     assert torch.equal(found.best, wrong.best)
     assert torch.equal(found.x, wrong.x)
     assert found.correct[:, 0].tolist() == [True, False]
@@ -342,10 +342,10 @@ class Raw:
 def test_a_gradient_is_the_images_own_whatever_the_size_of_the_batch(double: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = double
     attack = PGD(steps=3, ball=Raw(), alpha=1.0)
-    together = attack(net, x, y, streams()).x
+    together = attack(net, x, y, streams=streams()).x
     assert (together - x).abs().max() > 1e-3
     for k in range(5):
-        alone = attack(net, x[k : k + 1], y[k : k + 1], streams(1)).x
+        alone = attack(net, x[k : k + 1], y[k : k + 1], streams=streams(1)).x
         assert (alone[0] - together[k]).abs().max() < 1e-12
 
 
@@ -353,28 +353,28 @@ def test_a_targeted_attack_drives_images_to_their_target(net: nn.Module) -> None
     x = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = torch.arange(40) % CLASSES
     attack = PGD(steps=20, ball=Linf(0.3), targeted=True)
-    found = attack(net, x, y, streams(40))
+    found = attack(net, x, y, streams=streams(40))
     reached = net(found.x).argmax(1)
     assert (reached != y).all(), "the classes drawn are wrong ones"
     assert len(reached.unique()) == CLASSES
-    assert torch.equal(attack(net, x, y, streams(40)).x, found.x)
+    assert torch.equal(attack(net, x, y, streams=streams(40)).x, found.x)
     # The draw is the image's own: it does not depend on its mates.
-    part = attack(net, x[7:12], y[7:12], Streams(0, range(7, 12), "attack"))
+    part = attack(net, x[7:12], y[7:12], streams=Streams(0, range(7, 12), "attack"))
     assert torch.equal(net(part.x).argmax(1), reached[7:12])
     assert (found.loss[-1] > found.loss[0]).all(), "the loss recorded rises towards the target"
-    fixed = PGD(steps=20, ball=Linf(0.3), targeted=True, target=2)(net, x, y, streams(40))
+    fixed = PGD(steps=20, ball=Linf(0.3), targeted=True, target=2)(net, x, y, streams=streams(40))
     assert (net(fixed.x).argmax(1) == 2).float().mean() > 0.9
 
 
 def test_a_target_that_the_network_does_not_have_is_refused(net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="target class 7 does not exist: the network has classes 0 to 6"):
-        PGD(ball=Linf(EPS), targeted=True, target=CLASSES)(net, *images, streams())
+        PGD(ball=Linf(EPS), targeted=True, target=CLASSES)(net, *images, streams=streams())
 
 
 def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> None:
     net = make_net("resnet_small").train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    PGD(steps=3, ball=Linf(EPS))(net, *images, streams())
+    PGD(steps=3, ball=Linf(EPS))(net, *images, streams=streams())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.training
 
@@ -386,8 +386,8 @@ def test_batchnorm_does_not_see_the_attack(images: tuple[Tensor, Tensor]) -> Non
         ("bim(steps=2.5)", "BIM: steps must be a whole number, got 2.5"),
         ("pgd(alpha=-0.1)", "PGD: alpha must not be negative, got -0.1"),
         ("pgd(restarts=0)", "PGD: restarts must be at least 1, got 0"),
-        ("pgd(restarts=2, random_start=False)", "2 restarts without a random start would all be the same"),
-        ("pgd(steps=0, clip_start=False)", "clip_start=False is about the random start and needs one"),
+        ("pgd(restarts=2, random_start=False)", "2 restarts without a random start would be equal"),
+        ("pgd(steps=0, clip_start=False)", "clip_start=False needs a random start"),
         ("pgd(loss='cee')", "no loss 'cee'; did you mean ce?"),
         ("fgsm(target=3)", "FGSM: target=3 needs targeted=True"),
         ("fgsm(targeted=True, target=-3)", "FGSM: target must be a class number from 0 on, got -3"),
@@ -418,7 +418,7 @@ class TestFit:
         assert configured(PGD(ball=Linf(0.1)), norm="l2", eps=2) == PGD(ball=L2(2))
         assert configured(PGD(ball=Linf(0.1)), norm="LINF") == PGD(ball=Linf(0.1))
         for attack in (PGD(ball=Linf(0.1)), PGD(ball=L2())):
-            with pytest.raises(ValueError, match=r"PGD with L2 has no eps; give --eps, or L2\(eps=…\)"):
+            with pytest.raises(ValueError, match=r"PGD with L2 has no eps; give eps, or L2\(eps=…\)"):
                 configured(attack, default_eps=0.3, norm="L2")
         with pytest.raises(ValueError, match="no norm 'L3'; did you mean L2"):
             configured(PGD(), norm="L3")

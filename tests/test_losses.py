@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.special import logsumexp
 
 from vizrobust.attacks import LOSSES, fallback
-from vizrobust.attacks.losses import TARGETED_LOSSES, ce, dlr, dlr_targeted, margin
+from vizrobust.attacks.losses import TARGETED_LOSSES, ce, dlr, dlr_targeted, kl, log_probabilities, margin, standard_ce
 
 LOGITS = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
 Y = torch.tensor([0, 3, 2, 1, 1, 0])
@@ -139,7 +139,7 @@ def test_an_attack_can_say_that_it_falls_back() -> None:
 
 def test_margin_takes_two_classes_and_half_precision() -> None:
     assert margin(torch.tensor([[1.0, 3.0], [2.0, 0.5]]), torch.tensor([0, 0])).tolist() == [2.0, -1.5]
-    assert margin(LOGITS.to(torch.bfloat16), Y).dtype == torch.bfloat16
+    assert margin(LOGITS.to(torch.bfloat16), Y).dtype == torch.float32  # bf16 cannot resolve small differences
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -151,3 +151,43 @@ def test_every_loss_is_one_number_per_image_and_larger_is_more_wrong(loss) -> No
     own = torch.zeros_like(LOGITS).scatter_(1, Y[:, None], 1.0)
     assert (loss(LOGITS + own, Y) < value).all()
     assert (loss(LOGITS - own, Y) > value).all()
+
+
+SHARP = torch.tensor(
+    [[1e4, -1e4, 0.0, 1.0, -3.0], [-1e4, 1e4, 0.0, 1.0, -3.0], [1e4, 1e4, 1e4, 1e4, 1e4], [-1e4, 0.0, -1e4, -1e4, 1e4]]
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*LOSSES, *TARGETED_LOSSES, "standard_ce", "kl"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_every_loss_and_its_gradient_stay_finite_for_large_logits(name: str, targeted: bool, dtype: torch.dtype) -> None:
+    for label in range(5):
+        logits = SHARP.to(dtype).requires_grad_()
+        y, target = torch.full((4,), label), torch.full((4,), (label + 1) % 5)
+        if name == "kl":
+            clean = SHARP.flip(1).to(dtype).requires_grad_()
+            value = kl(logits, log_probabilities(clean))
+            (of_clean,) = torch.autograd.grad(value.sum(), clean, retain_graph=True)
+            assert of_clean.isfinite().all(), "TRADES follows this gradient too"
+            assert (value >= 0).all()
+        elif name == "standard_ce":
+            value = standard_ce(logits, y)
+        else:
+            value = TARGETED_LOSSES[name](logits, y, target) if targeted else LOSSES[name](logits, y)
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert gradient.isfinite().all()
+
+
+def test_a_loss_of_bfloat16_logits_is_that_of_their_values() -> None:
+    logits = LOGITS.to(torch.bfloat16)
+    for loss in LOSSES.values():
+        assert torch.equal(loss(logits, Y), loss(logits.float(), Y))
+
+
+def test_kl_is_the_divergence_of_the_probabilities() -> None:
+    clean = LOGITS.flip(0)
+    expected = (clean.softmax(1) * (clean.softmax(1) / LOGITS.softmax(1)).log()).sum(1)
+    assert torch.allclose(kl(LOGITS, log_probabilities(clean)), expected, rtol=1e-12)

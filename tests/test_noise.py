@@ -27,7 +27,7 @@ def points(attack: Noise, x: Tensor) -> Tensor:
             seen.append(x)
             return x.flatten(1)[:, :CLASSES]
 
-    attack(Shown(), x, torch.zeros(len(x), dtype=torch.int64), streams(len(x)))
+    attack(Shown(), x, torch.zeros(len(x), dtype=torch.int64), streams=streams(len(x)))
     return torch.stack(seen)
 
 
@@ -67,7 +67,7 @@ def test_an_image_is_broken_if_any_draw_breaks_it() -> None:
     with torch.no_grad():
         y = net(x).argmax(1)
     attack = Noise(samples=12, ball=Linf(0.3), kind="vertices")
-    found = attack(net, x, y, streams(n))
+    found = attack(net, x, y, streams=streams(n))
     with torch.no_grad():
         wrong = torch.stack([net(point).argmax(1) != y for point in points(attack, x)])
         assert torch.equal(found.correct, ~wrong)

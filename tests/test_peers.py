@@ -39,7 +39,7 @@ def case(arch: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tens
 
 
 def ours(attack: FGSM | PGD, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return attack(net, x, y, Streams(0, range(N))).x
+    return attack(net, x, y, streams=Streams(0, range(N))).x
 
 
 def by_foolbox(name: str, net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, alpha: float) -> Tensor:

@@ -13,7 +13,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import BIM, FGSM, L2, PGD, AttackResult, Linf
+from vizrobust.attacks import BIM, FGSM, L2, PGD, Linf
 from vizrobust.attacks import attack as attack_module
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head
@@ -39,7 +39,7 @@ def run(net: nn.Module, attack, split, compute: Compute, **options) -> RobustAcc
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Scripted(attack_module.Attack):
     """An attack of several walks that report verdicts written down beforehand, one column for each label."""
 
     verdicts: tuple[tuple[tuple[bool, ...], ...], ...]
@@ -48,9 +48,6 @@ class Scripted:
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[ScriptedRun, ...]:
         return tuple(ScriptedRun(f"script {k}", rows, self.shift) for k, rows in enumerate(self.verdicts))
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return attack_module.run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compu
 def test_the_counts_are_those_of_attacking_all_images_at_once(attack, split: ArraySplit, compute: Compute) -> None:
     net = make_net().double()
     x, y = split.pixels.double(), split.labels
-    whole = attack(net, x, y, Streams(0, range(23), "attack"))
+    whole = attack(net, x, y, streams=Streams(0, range(23), "attack"))
     alive, survivors = (net(x).argmax(1) == y).tolist(), []
     for row in whole.correct.tolist():
         alive = [before and now for before, now in zip(alive, row, strict=True)]

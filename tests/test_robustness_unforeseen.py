@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family, threat_model
+from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
@@ -103,7 +103,7 @@ class TestPublishedCalibrations:
     @pytest.mark.parametrize("calibration", PUBLISHED, ids=lambda c: f"{c.data}-{c.name}")
     def test_its_attacks_follow_the_published_protocol(self, calibration: Calibration) -> None:
         attacks = calibration.attacks()
-        assert [threat_model(attack)[1] for attack in attacks] == list(calibration.eps)
+        assert [attack.threat_model()[1] for attack in attacks] == list(calibration.eps)
         for attack in attacks:
             assert family(attack) == calibration.name
             assert attack.targeted

@@ -67,7 +67,7 @@ def test_the_schedule_is_the_published_one() -> None:
 def test_every_linf_point_is_the_best_so_far_with_one_window_at_the_edge_of_the_ball() -> None:
     x, y = images()
     net = Recorded(make_net())
-    Square(queries=80, ball=Linf(EPS))(net, x, y, streams(len(x)))
+    Square(queries=80, ball=Linf(EPS))(net, x, y, streams=streams(len(x)))
     assert len(net.seen) == 81, "one pass for the start and one for each window"
     up, down = (x + EPS).clamp(0, 1), (x - EPS).clamp(0, 1)
     start = net.seen[0]
@@ -104,7 +104,7 @@ def test_windows_reach_every_pixel_and_differ_between_images() -> None:
     """Also the last row and column, which other implementations leave out."""
     x, y = torch.full((40, 1, 5, 4), 0.5), torch.zeros(40, dtype=torch.int64)
     net = Recorded(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)))
-    Square(queries=30, ball=Linf(0.1), p_init=0.05)(net, x, y, streams(40))
+    Square(queries=30, ball=Linf(0.1), p_init=0.05)(net, x, y, streams=streams(40))
     touched = torch.zeros(5, 4)
     for before, after in zip(net.seen, net.seen[1:], strict=False):
         touched += (before != after).any(1).float().sum(0)
@@ -158,7 +158,7 @@ def test_every_l2_point_is_the_papers(saturated: bool) -> None:
     x, y = images(n, dtype=torch.float64)
     x = x if saturated else 0.3 + 0.4 * x
     net = Recorded(make_net().double())
-    Square(queries=60, ball=L2(eps))(net, x, y, streams(n))
+    Square(queries=60, ball=L2(eps))(net, x, y, streams=streams(n))
     with torch.no_grad():
         losses = torch.stack([LOSSES["margin"](net.net(point), y) for point in net.seen])
     keys = streams(n).keys
@@ -258,7 +258,7 @@ def test_it_breaks_what_hides_its_gradients(ball: Ball, floor: float) -> None:
             return inner((x * 8).round() / 8)
 
     def accuracy(attack: PGD | Square | Noise) -> float:
-        return float(attack(Rounded(), x, y, streams(30)).correct.all(0).float().mean())
+        return float(attack(Rounded(), x, y, streams=streams(30)).correct.all(0).float().mean())
 
     square = accuracy(Square(queries=100, ball=ball))
     assert square < accuracy(PGD(steps=5, ball=ball)) - floor
@@ -280,7 +280,7 @@ def agrees(ball: Ball, queries: int, n: int) -> None:
     data, net = load("mnist5k"), load_checkpoint("mnist-k8").net()
     x, y = data.test.take(torch.arange(n)), data.test.labels[:n]
     peer = theirs(type(ball).__name__, ball.eps, queries, net, x, y)
-    found = Square(queries=queries, ball=ball)(net, x, y, streams(n)).correct.all(0)
+    found = Square(queries=queries, ball=ball)(net, x, y, streams=streams(n)).correct.all(0)
     with torch.no_grad():
         clean = net(x).argmax(1) == y
     assert 0.1 < (clean & ~found).float().mean() < 0.9, "the case tells attacks apart"
@@ -306,12 +306,12 @@ def test_it_is_as_strong_as_pyautoattacks_on_many_images(ball: Ball, queries: in
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("square(queries=-1)", "Square: queries must not be negative, got -1"),
+        ("square(queries=-1)", "Square: queries must be at least 0, got -1"),
         ("square(p_init=0)", "Square: p_init must be above 0 and at most 1, got 0"),
         ("square(p_init=1.5)", "Square: p_init must be above 0 and at most 1, got 1.5"),
         ("square(restarts=0)", "Square: restarts must be at least 1, got 0"),
         ("square(loss='marign')", "no loss 'marign'; did you mean margin?"),
-        ("square(ball=L1(eps=3))", "Square has no windows for the L1 ball; there are those for Linf and L2"),
+        ("square(ball=L1(eps=3))", "Square: the ball must be Linf or L2, got L1"),
         ("square(steps=3)", "no field of Square 'steps'"),
     ],
 )

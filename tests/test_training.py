@@ -137,7 +137,7 @@ def test_the_loss_mixes_adversarial_and_clean(normed, clean_weight):
     x, y = mine.data.train.take(order), mine.data.train.labels[order]
     mine.net.eval()
     streams = Streams(3, [f"0/{i}" for i in order.tolist()], "train").child("attack")
-    adv = ATTACK(mine.net, x, y, streams).x
+    adv = ATTACK(mine.net, x, y, streams=streams).x
     mine.net.train()
     logits = mine.net(adv if clean_weight == 0 else torch.cat((adv, x)))
     each = -torch.log_softmax(logits.detach().double(), 1)[torch.arange(len(logits)), y.repeat(len(logits) // 8)]

@@ -261,7 +261,7 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_attack():
     x, y, streams = first_batch(here)
     net = plain.net
     smooth = here.recipe.training_method.train_step(here.train_state, ATTACK, x, y, streams)
-    adv = ATTACK(net.eval(), x, y, streams.child("attack")).x
+    adv = ATTACK(net.eval(), x, y, streams=streams.child("attack")).x
     assert torch.equal(smooth.examples, adv)
     target = 0.8 * F.one_hot(y, 4) + 0.2 / 4
     assert smooth.loss.item() == pytest.approx(-(target * net(adv).log_softmax(1)).sum(1).mean().item(), rel=1e-5)

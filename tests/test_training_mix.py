@@ -36,7 +36,7 @@ def first_batch(recipe):
 
 
 def each_alone(net, x, y, streams):
-    return [attack(net, x, y, streams.child(f"attack {k}")).x for k, attack in enumerate(BOTH)]
+    return [attack(net, x, y, streams=streams.child(f"attack {k}")).x for k, attack in enumerate(BOTH)]
 
 
 def losses(net, x, y):
@@ -101,8 +101,8 @@ def test_max_chooses_by_image_not_by_batch():
     dark = torch.tensor([True, False, False, True, False, True])
     x = torch.where(dark.reshape(-1, 1, 1, 1), 0.3, 0.6).expand(6, 3, 8, 12).contiguous()
     y, streams, attacks = torch.zeros(6, dtype=torch.int64), Streams(0, range(6), "attack"), (FGSM(L2(0.3)), FGSM(Linf(0.05)))
-    mixed = MultiAttack(attacks, "max")(TwoKinds(), x, y, streams)
-    by_l2, by_linf = (attack(TwoKinds(), x, y, streams).x for attack in attacks)
+    mixed = MultiAttack(attacks, "max")(TwoKinds(), x, y, streams=streams)
+    by_l2, by_linf = (attack(TwoKinds(), x, y, streams=streams).x for attack in attacks)
     for i in range(6):
         assert torch.equal(mixed[i], by_l2[i] if dark[i] else by_linf[i])
         assert not torch.equal(by_l2[i], by_linf[i])

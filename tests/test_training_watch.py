@@ -160,7 +160,7 @@ def test_what_the_training_attack_leaves_is_watched_too():
     list(here.run_epoch())
     row = accuracies(here.net, ATTACK, here.data, here.compute, 10)
     x, y = here.data.val.take(torch.arange(10)), here.data.val.labels
-    found = ATTACK(here.net, x, y, Streams(0, range(10)))
+    found = ATTACK(here.net, x, y, streams=Streams(0, range(10)))
     assert row["val_attack"] == pytest.approx(float(found.correct.all(0).float().mean()), abs=0.11)
     assert "val_attack" not in accuracies(here.net, Noise(samples=1, ball=Linf(0.1)), here.data, here.compute, 10)
     assert not overfits_attack({"val_attack": 0.5, "val_robust": 0.21})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, net_file, refilled
-from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat_model
+from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack
 from vizrobust.data import load
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
@@ -56,9 +56,9 @@ INNER = [
 def test_the_sources_iterates_are_judged_on_the_target(attack, dtype: torch.dtype) -> None:
     x, y = batch(9, dtype)
     target = Judged(make_net("resnet_small", seed=2).to(dtype))
-    found = Transfer(source=net_file(), attack=attack)(target, x, y, streams(9))
+    found = Transfer(source=net_file(), attack=attack)(target, x, y, streams=streams(9))
     source = load_checkpoint(net_file()).net().to(dtype=dtype, memory_format=torch.channels_last)
-    alone = attack(source, x, y, streams(9))
+    alone = attack(source, x, y, streams=streams(9))
     assert torch.equal(found.x, alone.x)
     points = torch.stack([point for point in target.seen if len(point) == 9])
     steps = len(alone.correct) - 1
@@ -73,7 +73,10 @@ def test_on_its_own_source_it_is_the_attack_itself() -> None:
     x, y = batch(9)
     net = load_checkpoint(net_file()).net()
     attack = PGD(steps=5, ball=Linf(EPS), loss="margin", restarts=3)
-    found, alone = Transfer(source=net_file(), attack=attack)(net, x, y, streams(9)), attack(net, x, y, streams(9))
+    found, alone = (
+        Transfer(source=net_file(), attack=attack)(net, x, y, streams=streams(9)),
+        attack(net, x, y, streams=streams(9)),
+    )
     assert torch.equal(found.correct, alone.correct)
     assert torch.equal(found.best, alone.best)
     first, *_ = Transfer(source=net_file(), attack=attack).runs(net, x)
@@ -87,7 +90,7 @@ def test_images_made_on_another_network_break_this_one() -> None:
     attack = Transfer(source="mnist-k2", attack=PGD(steps=5, ball=Linf(0.3)))
     with torch.no_grad():
         clean = (net(x).argmax(1) == y).float().mean()
-    found = attack(net, x, y, streams(60))
+    found = attack(net, x, y, streams=streams(60))
     assert found.correct.all(0).float().mean() < clean - 0.15
     assert (Linf(0.3).norm(found.best - x) <= 0.3 + 1e-6).all()
 
@@ -106,8 +109,8 @@ def test_the_source_is_loaded_once_and_anew_when_its_file_changes(tmp_path: Path
         os.utime(path, ns=(seed, seed))
         attack = Transfer(source=str(tmp_path), attack=PGD(steps=2, ball=Linf(EPS), random_start=False))
         for _ in range(2):
-            found = attack(make_net(seed=3), x, y, streams(5))
-        alone = attack.attack(make_net(seed=seed).to(memory_format=torch.channels_last), x, y, streams(5))
+            found = attack(make_net(seed=3), x, y, streams=streams(5))
+        alone = attack.attack(make_net(seed=seed).to(memory_format=torch.channels_last), x, y, streams=streams(5))
         assert torch.equal(found.x, alone.x)
     assert loads == [str(tmp_path)] * 2
 
@@ -124,12 +127,12 @@ def test_a_refilled_slot_gives_the_same_image() -> None:
 def test_networks_that_do_not_fit_are_refused() -> None:
     x, y = batch(5)
     with pytest.raises(ValueError, match="'mnist-k0' takes images of 1x28x28, not 3x20x16; name a source of the same data"):
-        Transfer(attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams(5))
+        Transfer(attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
     other = net_file(classes=4)
     with pytest.raises(ValueError, match=r"has 4 classes, not 7; name a source of the same data"):
-        Transfer(source=other, attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams(5))
+        Transfer(source=other, attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
     with pytest.raises(ValueError, match="no model 'mnist-k9'"):
-        Transfer(source="mnist-k9", attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams(5))
+        Transfer(source="mnist-k9", attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
 
 
 def test_it_is_written_down_and_varied_with_its_attack() -> None:
@@ -138,4 +141,4 @@ def test_it_is_written_down_and_varied_with_its_attack() -> None:
     assert parse_attack(repr(attack)) == attack
     assert vary(attack, eps=1.5, steps=3) == Transfer(source="runs/a", attack=PGD(steps=3, ball=L2(1.5)))
     assert attack.ball == L2(2)
-    assert threat_model(attack) == ("L2", 2.0)
+    assert attack.threat_model() == ("L2", 2.0)

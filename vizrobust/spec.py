@@ -50,11 +50,15 @@ def spec(cls: type[T]) -> type[T]:
             raise ValueError(f"{cls.__name__} takes {len(names)} values ({', '.join(names)}), got {len(args)}")
         values = dict(zip(names, args, strict=False))
         for name, value in kwargs.items():
-            if name not in names:
-                raise ValueError(unknown(name, names, f"field of {cls.__name__}"))
             if name in values:
                 raise ValueError(f"{cls.__name__}: {name} is given twice")
             values[name] = value
+        # A class may take shorter words for a field, such as an attack's eps for its ball.
+        spell_out: Callable[[Mapping[str, Any]], dict[str, Any]] = getattr(cls, "spell_out", dict)
+        values = spell_out(values)
+        for name in values:
+            if name not in names:
+                raise ValueError(unknown(name, names, f"field of {cls.__name__}"))
         hints = _hints(cls)  # type: ignore[arg-type]
         missing = [f.name for f in fields(cls) if f.name not in values and not _has_default(f)]  # type: ignore[arg-type]
         if missing:

@@ -24,7 +24,7 @@ def ours(compute: Compute, net: nn.Module, x: Tensor, y: Tensor, ball: Ball, los
     attack = APGD(steps=STEPS, ball=ball, loss=loss)
 
     def run() -> None:
-        attack(net, x, y, Streams(0, range(IMAGES), "attack"))
+        attack(net, x, y, streams=Streams(0, range(IMAGES), "attack"))
 
     return run
 

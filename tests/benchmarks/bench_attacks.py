@@ -56,7 +56,7 @@ def ours(compute: Compute, net: nn.Module, x: Tensor, y: Tensor, judged: bool) -
 
     def run() -> None:
         with compute.autocast():
-            attack(net, x, y, Streams(0, range(IMAGES), "attack"), evaluate=judged)
+            attack(net, x, y, streams=Streams(0, range(IMAGES), "attack"), evaluate=judged)
 
     return run
 

@@ -27,7 +27,7 @@ def main() -> None:
             """Every image through all steps: what one attack on all images costs."""
             for index, _ in full_batches(IMAGES, BATCH_SIZE):
                 x, y = compute.images(images.take(index)), images.labels[index]
-                attack(net, x, y, Streams(0, index.tolist(), "attack"))
+                attack(net, x, y, streams=Streams(0, index.tolist(), "attack"))
 
         def evaluated(attack: PGD = attack, net: torch.nn.Module = net) -> None:
             merge_results(attack, evaluate(net, attack, images, compute, all_runs=True)).curve()

@@ -112,7 +112,7 @@ class TestWhatComesBack:
     def test_shapes_types_and_ranges(self, attack: Attack, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
         x, y = images
         before = x.clone(), y.clone()
-        found = attack(net, x, y, streams(range(5)))
+        found = attack(net, x, y, streams=streams(range(5)))
         steps = steps_of(attack, net, x)
         assert found.best is not None
         assert found.loss is not None
@@ -132,9 +132,9 @@ class TestWhatComesBack:
 
     def test_without_judging_the_images_are_the_same(self, attack: Attack, net: nn.Module) -> None:
         x, y = batch(5)
-        judged = attack(net, x, y, streams(range(5)))
+        judged = attack(net, x, y, streams=streams(range(5)))
         with iterates(net, 5) as seen:
-            blind = attack(net, x, y, streams(range(5)), evaluate=False)
+            blind = attack(net, x, y, streams=streams(range(5)), evaluate=False)
         assert torch.equal(blind.x, judged.x)
         assert (blind.best, blind.loss, blind.correct) == (None, None, None)
         several = isinstance(attack, EOT) or type(attack).__name__ in MINIMAL
@@ -152,7 +152,7 @@ class TestWhatComesBack:
         if type(attack).__name__ in MINIMAL:
             pytest.skip("its loss is a distance: see test_fab, test_deepfool and test_cw")
         with iterates(net, 5) as seen:
-            found = attack(net, x, y, streams(range(5)))
+            found = attack(net, x, y, streams=streams(range(5)))
         assert found.loss is not None
         assert len(seen) == len(found.loss)
         loss = LOSSES[getattr(attack, "loss", "margin" if type(attack).__name__ in BLACK_BOX else "ce")]
@@ -175,10 +175,10 @@ class TestWhatComesBack:
 
     def test_the_same_streams_give_the_same_images_and_others_do_not(self, attack: Attack, net: nn.Module) -> None:
         x, y = batch(5)
-        once, again = (attack(net, x, y, streams(range(5))).x for _ in range(2))
+        once, again = (attack(net, x, y, streams=streams(range(5))).x for _ in range(2))
         assert torch.equal(once, again)
         if getattr(attack, "random_start", False):
-            assert not torch.equal(attack(net, x, y, streams(range(5, 10))).x, once)
+            assert not torch.equal(attack(net, x, y, streams=streams(range(5, 10))).x, once)
 
 
 class FailsLate(nn.Module):
@@ -233,7 +233,7 @@ class TestTheNetworkIsBorrowed:
         net = lived_in_net(nn.Identity())
         before = everything_about(net)
         for judge in (True, False):
-            attack(net, *batch(5), streams(range(5)), evaluate=judge)
+            attack(net, *batch(5), streams=streams(range(5)), evaluate=judge)
         assert everything_about(net) == before
 
     def test_also_after_an_exception(self, attack: Attack) -> None:
@@ -242,14 +242,14 @@ class TestTheNetworkIsBorrowed:
         fails.passes = 2 - min(1, steps_of(attack, make_net(), batch(5)[0]) - 1)
         before = everything_about(net)
         with pytest.raises(RuntimeError, match="out of memory"):
-            attack(net, *batch(5), streams(range(5)))
+            attack(net, *batch(5), streams=streams(range(5)))
         assert everything_about(net) == before
 
     def test_it_runs_in_evaluation_mode(self, attack: Attack) -> None:
         net = lived_in_net(nn.Identity())
         x, y = batch(5)
-        in_training = attack(net, x, y, streams(range(5)))
-        in_evaluation = attack(net.eval(), x, y, streams(range(5)))
+        in_training = attack(net, x, y, streams=streams(range(5)))
+        in_evaluation = attack(net.eval(), x, y, streams=streams(range(5)))
         assert torch.equal(in_training.x, in_evaluation.x)
         assert torch.equal(in_training.loss, in_evaluation.loss)
 
@@ -281,7 +281,7 @@ def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: t
     net, x, y = trained
     ball = type(BALLS[kind])(RADII[kind])
     attack = make(name, ball, steps=10)
-    found = (vary(attack, eps=None) if name in MINIMAL else attack)(net, x, y, streams(range(100)))
+    found = (vary(attack, eps=None) if name in MINIMAL else attack)(net, x, y, streams=streams(range(100)))
     image = found.best if name in MINIMAL else found.x
     noise = ball.steepest_direction(ball.sample(x, streams(range(100)).child("noise")))
     # As long as the attack's own change, image by image; clipping may only shorten both.
@@ -303,10 +303,10 @@ def test_in_float64_an_image_alone_is_the_same_as_in_a_batch_of_64(name: str, ba
     net = make_net().double()
     x, y = batch(64, dtype=torch.float64)
     attack = make(name, ball, steps=20)
-    together = attack(net, x, y, streams(range(64)))
+    together = attack(net, x, y, streams=streams(range(64)))
     assert together.x.dtype == torch.float64
     for k in (0, 31, 63):
-        alone = attack(net, x[k : k + 1], y[k : k + 1], streams([k]))
+        alone = attack(net, x[k : k + 1], y[k : k + 1], streams=streams([k]))
         assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
         assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
 
@@ -321,7 +321,7 @@ def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(name: str, b
 
     def attacked(items: list[int]) -> Tensor:
         index = torch.tensor(items)
-        return attack(net, compute.images(x[index]), y[index], streams(items)).x
+        return attack(net, compute.images(x[index]), y[index], streams=streams(items)).x
 
     first = attacked([0, 1, 2, 3, 4, 5])
     order = [3, 0, 5, 1, 4, 2]

@@ -58,7 +58,7 @@ class TestEveryUnforeseenAttack:
 
     def test_without_a_strength_it_says_what_to_write(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"has no eps: write \w+\(eps=…\)"):
-            make(name, eps=None)(make_net(shape=SHAPE), *batch(2), streams(range(2)))
+            make(name, eps=None)(make_net(shape=SHAPE), *batch(2), streams=streams(range(2)))
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_strength_0_changes_nothing_and_others_stay_in_range(self, name: str, shape: tuple[int, int, int]) -> None:
@@ -82,7 +82,7 @@ class TestEveryUnforeseenAttack:
         x, y = batch(4)
         net, attack = make_net(shape=SHAPE), make(name, steps=3)
         before = x.clone()
-        found = attack(net, x, y, streams(range(4)))
+        found = attack(net, x, y, streams=streams(range(4)))
         assert torch.equal(x, before)
         assert found.loss.shape == found.correct.shape == (4, 4)
         for image in (found.x, found.best):
@@ -95,14 +95,14 @@ class TestEveryUnforeseenAttack:
         assert torch.equal(found.correct[-1], logits.argmax(1) == y)
         if not attack.targeted:
             assert torch.allclose(found.loss[-1], LOSSES["ce"](logits, y), atol=1e-6)
-        assert torch.equal(attack(net, x, y, streams(range(4)), evaluate=False).x, found.x)
-        assert torch.equal(attack(net, x, y, streams(range(4))).x, found.x), "the same streams give the same images"
-        assert not torch.equal(attack(net, x, y, streams(range(4, 8))).x, found.x)
+        assert torch.equal(attack(net, x, y, streams=streams(range(4)), evaluate=False).x, found.x)
+        assert torch.equal(attack(net, x, y, streams=streams(range(4))).x, found.x), "the same streams give the same images"
+        assert not torch.equal(attack(net, x, y, streams=streams(range(4, 8))).x, found.x)
 
     def test_the_network_is_borrowed(self, name: str) -> None:
         net = lived_in_net(torch.nn.Identity())
         before = everything_about(net)
-        make(name, steps=2)(net, *batch(5), streams(range(5)))
+        make(name, steps=2)(net, *batch(5), streams=streams(range(5)))
         assert everything_about(net) == before
 
     def test_the_variable_starts_and_stays_allowed(self, name: str) -> None:
@@ -160,10 +160,10 @@ class TestEveryUnforeseenAttack:
         net = make_net(shape=SHAPE).double()
         x, y = batch(7, dtype=torch.float64)
         attack = make(name, steps=20)
-        together = attack(net, x, y, streams(range(7)))
+        together = attack(net, x, y, streams=streams(range(7)))
         assert together.x.dtype == torch.float64
         for k in (0, 3):
-            alone = attack(net, x[k : k + 1], y[k : k + 1], streams([k]))
+            alone = attack(net, x[k : k + 1], y[k : k + 1], streams=streams([k]))
             assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
             assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
 
@@ -175,7 +175,7 @@ class TestEveryUnforeseenAttack:
 
         def attacked(items: list[int]) -> Tensor:
             index = torch.tensor(items)
-            return attack(net, compute.images(x[index]), y[index], streams(items)).x
+            return attack(net, compute.images(x[index]), y[index], streams=streams(items)).x
 
         first = attacked([0, 1, 2, 3, 4, 5])
         order = [3, 0, 5, 1, 4, 2]
@@ -229,7 +229,7 @@ def test_on_a_network_that_knows_its_task_it_climbs_and_more_strength_breaks_mor
     robust = []
     for eps in (low, high):
         attack = vary(ATTACKS[name], eps=eps, steps=10)
-        found = attack(net, x, y, streams(range(30)))
+        found = attack(net, x, y, streams=streams(range(30)))
         assert found.loss[-1].mean() > found.loss[0].mean() + 0.01
         assert (found.loss[-1] > found.loss[0]).float().mean() > 0.7
         robust.append(float(found.correct.all(0).float().mean()))

@@ -1,9 +1,19 @@
 """Attacks: threat models (balls), losses, the gradient attacks built from them, and attacks without gradients."""
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, is_inside, perturbation_norm, threat_model
-from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack, notes
-from vizrobust.attacks.boundary_attacks import FAB, DeepFool, is_minimum_norm
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackResult,
+    AttackRun,
+    State,
+    ball_of,
+    input_gradient,
+    is_inside,
+    is_minimum_norm,
+    perturbation_norm,
+)
+from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack
+from vizrobust.attacks.boundary_attacks import FAB, DeepFool
 from vizrobust.attacks.carlini_wagner import CW
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
@@ -21,6 +31,7 @@ from vizrobust.attacks.unforeseen import (
     Kaleidoscope,
     Pixel,
     Snow,
+    UnforeseenAttack,
     Wood,
     family,
     strengths,
@@ -67,20 +78,20 @@ __all__ = [
     "Square",
     "State",
     "Transfer",
+    "UnforeseenAttack",
     "Wood",
     "ball_of",
     "configured",
     "epsilon",
     "fallback",
     "family",
+    "input_gradient",
     "is_inside",
     "is_minimum_norm",
-    "notes",
     "parse_attack",
     "per_image",
     "perturbation_norm",
     "strengths",
-    "threat_model",
     "with_default_eps",
 ]
 

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, num_classes, record, run
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    State,
+    check_least,
+    initial_state,
+    input_gradient,
+    is_finite,
+    num_classes,
+    record,
+)
 from vizrobust.attacks.boundary_attacks import competing_classes
-from vizrobust.attacks.losses import LOSSES, TARGETED_LOSSES
+from vizrobust.attacks.losses import LOSSES, TARGETED_LOSSES, fallback
 from vizrobust.attacks.threat_models import L1, Ball, Linf, epsilon, nearest_in_l1, per_image, sparse_step
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
@@ -17,7 +27,7 @@ from vizrobust.spec import lookup, spec
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss; of the wrong classes the one of this `rank` by the clean logits, 1 the likeliest, 0 none; and a restart."""
+    """A loss, a target and a restart: the wrong class of this `rank` by the clean logits, 1 the likeliest, 0 no target."""
 
     loss: str
     rank: int = 0
@@ -35,12 +45,12 @@ class Variant:
         return f"{self.component}{rank}" + (f" restart {self.restart + 1}" if self.restart else "")
 
     def streams(self, streams: Streams) -> Streams:
-        """Those of this run: each has a start point of its own."""
+        """The streams of this run: each run has its own start point."""
         streams = streams.child(f"target {self.rank}") if self.rank > 1 else streams
         return streams.child(f"restart {self.restart}") if self.restart else streams
 
     def target(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The class that each image is driven to, (N,); its own where it is driven away from that."""
+        """(N,): the class that each image is moved to, or its own class, away from which it is moved."""
         if not self.rank:
             return y
         with torch.no_grad():
@@ -53,12 +63,13 @@ class Variant:
         return lookup(LOSSES, self.loss, "loss")(logits, state["y"])
 
     def ascend(self, net: nn.Module, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The current iterate, the loss's gradient there, the loss (N,) and the logits, all detached."""
+        """The current iterate, the gradient of the loss there, the loss (N,) and the logits, all detached."""
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
         loss = self.loss_of(logits, state)
-        # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
-        (grad,) = torch.autograd.grad(loss.sum(), adv)
+        grad = input_gradient(loss, adv)
+        # A point whose outputs are not finite is never the best one.
+        loss = torch.where(is_finite(logits) & ~loss.isnan(), loss, -torch.inf)
         return adv.detach(), grad, loss.detach().to(adv.dtype), logits.detach()
 
 
@@ -79,8 +90,8 @@ FIRST_MOVED = 0.2
 class L1APGDRun:
     """One run of L1-APGD: within 3 eps for 3/10 of the steps, within 2 eps for as many, then within eps.
 
-    Each radius begins at the last one's point of highest loss. Points that lie outside eps break nothing, and the
-    loss entered for them is the clean image's.
+    Each radius starts at the last one's point of highest loss. Points outside eps break nothing, and the loss recorded
+    for them is the clean image's.
     """
 
     variant: Variant
@@ -193,20 +204,19 @@ MOMENTUM = 0.75
 
 @spec
 @dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """Auto-PGD (Croce & Hein 2020): steps of 2 eps with momentum, halved at checkpoints where the loss does not rise.
 
     An image whose step is halved goes back to its point of highest loss. ``loss="ce"`` is APGD-CE, ``"dlr"`` is
     APGD-DLR; `targeted` with ``"dlr"`` is APGD-T: one run towards each of the `targets` likeliest wrong classes, at most
-    classes - 1, in the order of the clean image's logits. `restarts` of each. For the L1 ball it is L1-APGD (Croce &
-    Hein 2021), whose iterates begin outside the ball and count once they are in it. K = `steps` gradients a run.
+    classes - 1, in the order of the clean image's logits. Each has `restarts`. For the L1 ball it is L1-APGD (Croce &
+    Hein 2021), whose iterates start outside the ball and count once they are in it. K = `steps` gradients per run.
 
-    >>> from vizrobust.models import architecture
-    >>> net, x, y = architecture("small_cnn", (1, 28, 28), 10)(), torch.rand(5, 1, 28, 28), torch.arange(5)
-    >>> attack = APGD(steps=3, ball=Linf(eps=0.1), loss="dlr", targeted=True, targets=2)
-    >>> [walk.name for walk in attack.runs(net, x)]
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
+    >>> attack = APGD(eps=0.1, steps=3, loss="dlr", targeted=True, targets=2)
+    >>> [run.name for run in attack.runs(net, torch.rand(1, 1, 4, 4))]
     ['APGD-T 1', 'APGD-T 2']
-    >>> attack(net, x, y, Streams(0, range(5))).correct.shape
+    >>> attack(net, torch.rand(5, 1, 4, 4), torch.arange(5) % 4).correct.shape
     torch.Size([4, 5])
     """
 
@@ -220,11 +230,11 @@ class APGD:
 
     def __post_init__(self) -> None:
         lookup(LOSSES, self.loss, "loss")
-        for name, least in (("steps", 0), ("restarts", 1), ("targets", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"APGD: {name} must be at least {least}, got {value}")
+        check_least(self, steps=0, restarts=1, targets=1)
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"APGD: {self.restarts} restarts without a random start would all be the same")
+            raise ValueError(
+                f"APGD: {self.restarts} restarts without a random start would be equal; leave out random_start=False"
+            )
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         epsilon(self.ball)
@@ -233,8 +243,9 @@ class APGD:
         variants = (Variant(self.loss, rank, restart) for rank in ranks for restart in range(self.restarts))
         return tuple(kind(variant, self.ball, self.steps, self.random_start) for variant in variants)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+    def notes(self, classes: int) -> tuple[str, ...]:
+        said = fallback(self.loss, classes, self.targeted)
+        return () if said is None else (said,)
 
 
 @dataclass(frozen=True)

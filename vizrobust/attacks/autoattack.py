@@ -1,32 +1,29 @@
-"""AutoAttack (Croce & Hein 2020): several attacks in turn, the worst case per image; and notes about an attack on a network."""
+"""AutoAttack (Croce & Hein 2020): several attacks one after the other, the worst case per image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, run
+from vizrobust.attacks.attack import Attack, AttackRun
 from vizrobust.attacks.boundary_attacks import FAB
-from vizrobust.attacks.losses import fallback
 from vizrobust.attacks.square import Square
-from vizrobust.attacks.threat_models import L1, Ball, Linf
+from vizrobust.attacks.threat_models import L1, Ball, Linf, ball_from
 from vizrobust.attacks.wrappers import EOT
-from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec
 
 
 @spec
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """AutoAttack (Croce & Hein 2020): APGD-CE, APGD-T, FAB-T and Square (``standard``), more of them (``plus``), or EoT.
 
     ``plus`` is APGD-CE, APGD-DLR and FAB with five restarts each, Square, APGD-T and FAB-T. ``rand``, for networks that
     are random in evaluation mode, is APGD-CE and APGD-DLR on the mean of `samples` passes. In the L1 ball (Croce & Hein
-    2021) APGD-CE has five restarts and APGD-T at most five targets; FAB and Square know no L1 ball and are left out.
-    With other `steps`, `queries` or `targets` it is not the published ensemble, and cannot be compared with it.
+    2021) APGD-CE has five restarts and APGD-T at most five targets; FAB and Square have no L1 ball and are left out.
+    With other `steps`, `queries` or `targets` it is not the published ensemble and cannot be compared with it.
 
     >>> [repr(component) for component in AutoAttack(ball=Linf(eps=0.3)).components[:2]]
     ['APGD(ball=Linf(eps=0.3))', 'APGD(ball=Linf(eps=0.3), loss="dlr", targeted=True)']
@@ -41,7 +38,7 @@ class AutoAttack:
 
     def __post_init__(self) -> None:
         lookup(ENSEMBLES, self.version, "version of AutoAttack")
-        _ = self.components  # they know what they can take
+        _ = self.components  # they check what they are given
 
     @property
     def components(self) -> tuple[Attack, ...]:
@@ -65,63 +62,46 @@ class AutoAttack:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The members that the published ensemble has in this ball, and this one has not."""
+        """The components of the published ensemble that are missing in this ball."""
         if not isinstance(self.ball, L1) or self.version.lower() == "rand":
             return ()
         return ("FAB", "Square", "FAB-T") if self.version.lower() == "plus" else ("FAB-T", "Square")
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return tuple(walk for component in self.components for walk in component.runs(net, x))
+        return tuple(run for component in self.components for run in component.runs(net, x))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+    def notes(self, classes: int) -> tuple[str, ...]:
+        missing = " and ".join(self.left_out)
+        own = (f"AutoAttack in the L1 ball is without {missing}, which have no L1 ball here",) if missing else ()
+        return tuple(dict.fromkeys((*own, *(note for component in self.components for note in component.notes(classes)))))
 
 
-def standard(ball: Ball = Linf()) -> AutoAttack:
+def standard(ball: Ball | None = None, eps: float | None = None, norm: str | None = None) -> AutoAttack:
     """The standard AutoAttack ensemble: APGD-CE, APGD-T, FAB-T, Square.
 
-    >>> standard(Linf(eps=8 / 255))
+    >>> standard(eps=8 / 255)
     AutoAttack(ball=Linf(eps=8/255))
     """
-    return AutoAttack("standard", ball)
+    return AutoAttack("standard", ball_from("standard", ball, eps, norm, Linf()))
 
 
-def plus(ball: Ball = Linf()) -> AutoAttack:
-    """AutoAttack with APGD-DLR and untargeted FAB besides, and with restarts."""
-    return AutoAttack("plus", ball)
+def plus(ball: Ball | None = None, eps: float | None = None, norm: str | None = None) -> AutoAttack:
+    """The standard ensemble with APGD-DLR, untargeted FAB and restarts.
+
+    >>> len(plus(eps=8 / 255).components)
+    6
+    """
+    return AutoAttack("plus", ball_from("plus", ball, eps, norm, Linf()))
 
 
-def rand(ball: Ball = Linf()) -> AutoAttack:
-    """AutoAttack for networks that are random in evaluation mode."""
-    return AutoAttack("rand", ball)
+def rand(ball: Ball | None = None, eps: float | None = None, norm: str | None = None) -> AutoAttack:
+    """AutoAttack for networks that are random in evaluation mode.
+
+    >>> len(rand(eps=8 / 255).components)
+    2
+    """
+    return AutoAttack("rand", ball_from("rand", ball, eps, norm, Linf()))
 
 
 # Bare names for the command line: --attack standard.
 ENSEMBLES = named(standard, plus, rand)
-
-
-def notes(attack: Attack, classes: int) -> tuple[str, ...]:
-    """One sentence for each thing that the attack, or an attack within it, does differently on so many classes.
-
-    >>> from vizrobust.attacks import APGD
-    >>> notes(APGD(loss="dlr"), 2)
-    ('dlr needs 3 classes and the network has 2, so the margin is used',)
-    """
-    return tuple(dict.fromkeys(_notes(attack, classes)))
-
-
-def _notes(attack: Attack, classes: int) -> Iterator[str]:
-    if isinstance(attack, AutoAttack):
-        if attack.left_out:
-            yield f"AutoAttack in the L1 ball is without {' and '.join(attack.left_out)}, which know no L1 ball here"
-        for component in attack.components:
-            yield from _notes(component, classes)
-    within = getattr(attack, "attack", None)
-    if isinstance(within, Attack):
-        yield from _notes(within, classes)
-    loss = getattr(attack, "loss", None)
-    if isinstance(loss, str):
-        # Only APGD has losses of their own for targets; elsewhere a target is a label to come nearer to.
-        towards = hasattr(attack, "targets") and bool(getattr(attack, "targeted", False))
-        if said := fallback(loss, classes, towards):
-            yield said

@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, initial_state, num_classes, record, run
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    State,
+    check_least,
+    initial_state,
+    input_gradient,
+    is_finite,
+    num_classes,
+    record,
+)
 from vizrobust.attacks.threat_models import L2, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import spec, vary
@@ -32,9 +42,10 @@ def to_boundary(ball: Ball, point: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
     """The smallest move in the ball's norm with gap + <grad, move> = 0 and point + move in [0, 1].
 
     `point` and `grad` are (N, C, H, W), `gap` (N,). Where no point of the box lies on the plane, it is the move to the
-    box's corner nearest to it; where the gradient is 0 there is no way to go and the move is 0.
+    box's corner nearest to it; where the gradient is 0 the move is 0.
     (The projections of Croce & Hein 2020, section 2.2, in another form.)
     """
+    gap = gap.nan_to_num()  # a gradient near the largest number can make it infinite, or undefined
     largest = grad.abs().amax(AXES)
     # Brought to size 1, so that neither squares nor quotients of vanishing gradients under- or overflow.
     largest = largest.masked_fill(largest == 0, 1)
@@ -106,8 +117,11 @@ def nearest_boundary(ball: Ball, logits: Tensor, point: Tensor, y: Tensor, again
     count = against.shape[1]
     nearest: Boundary | None = None
     for k in range(count):
-        (grad,) = torch.autograd.grad(gaps[:, k].sum(), point, retain_graph=k + 1 < count)
-        gap, size = gaps[:, k].detach(), dual_norm(ball, grad)
+        grad = input_gradient(gaps[:, k], point, retain_graph=k + 1 < count)
+        finite = gaps[:, k].isfinite()
+        gap = gaps[:, k].detach().masked_fill(~finite, 0)
+        grad = grad * per_image(finite, grad)  # there is no boundary where the outputs are not finite
+        size = dual_norm(ball, grad)
         new = Boundary(gap, grad, torch.where(size > 0, gap.abs() / size.masked_fill(size == 0, 1), torch.inf))
         nearest = new if nearest is None else _nearer(nearest, new)
     if nearest is None:
@@ -125,32 +139,21 @@ def _nearer(a: Boundary, b: Boundary) -> Boundary:
 
 
 def record_minimum_norm(state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Mark a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether the network is wrong there.
+    """Record a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether it is misclassified.
 
-    The image is broken only by a wrong point within `ball` (anywhere where it has no eps) that `counts`.
+    The image is broken only by a misclassified point within `ball` (anywhere if it has no eps) that `counts`.
     """
     norm = ball.norm(point - state["x"])
     if ball.eps is not None:
         inside = norm <= epsilon(ball)
         counts = inside if counts is None else inside & counts
     record(state, logits, -norm, counts, point)
-    return logits.argmax(1) != state["y"]
+    return is_finite(logits) & (logits.argmax(1) != state["y"])
 
 
 def projected(ball: Ball, x: Tensor, point: Tensor) -> Tensor:
-    """The point that a walk hands out: where it went, brought into the ball."""
+    """The point that a run returns: where it went, projected into the ball."""
     return point if ball.eps is None else ball.project_image(x, point)
-
-
-def is_minimum_norm(attack: Attack) -> bool:
-    """Whether an attack, or the one that it is made around, looks for the smallest perturbation: it needs no eps.
-
-    >>> from vizrobust.attacks import CW, EOT, PGD
-    >>> is_minimum_norm(PGD()), is_minimum_norm(CW()), is_minimum_norm(EOT(attack=CW()))
-    (False, True, True)
-    """
-    within = getattr(attack, "attack", None)
-    return is_minimum_norm(within) if isinstance(within, Attack) else getattr(attack, "minimum_norm", False)
 
 
 # Every step goes this much beyond the boundary, in the ball's norm, as in the authors' code: without it steps vanish
@@ -160,13 +163,18 @@ BEYOND = 1e-4
 
 @spec
 @dataclass(frozen=True)
-class DeepFool:
-    """DeepFool (Moosavi-Dezfooli et al. 2016): a quick, rough look for a small perturbation.
+class DeepFool(Attack):
+    """DeepFool (Moosavi-Dezfooli et al. 2016): a quick, rough search for a small perturbation.
 
     Each step adds the shortest move to the nearest linearised boundary between the label and one of the wrong classes
     among the `candidates` likeliest ones; what is tried is the sum of all moves, longer by the share `overshoot`,
-    clipped to [0, 1]. An image stays where it was first wrong. The ball is Linf or L2; without eps it is unlimited,
-    with one an image whose first wrong point is outside is not broken.
+    clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
+    unbounded, with one an image whose first misclassified point is outside is not broken.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).robust.any()  # every image of a linear network has a boundary
+    tensor(False)
     """
 
     steps: int = 50
@@ -179,15 +187,10 @@ class DeepFool:
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
             raise ValueError(f"DeepFool: the ball must be Linf or L2, got {type(self.ball).__name__}")
-        for name, least in (("steps", 0), ("overshoot", 0), ("candidates", 2)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"DeepFool: {name} must be at least {least}, got {value:g}")
+        check_least(self, steps=0, overshoot=0, candidates=2)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (DeepFoolRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 @dataclass(frozen=True)
@@ -232,15 +235,20 @@ SHORTEST = 1e-8
 
 @spec
 @dataclass(frozen=True)
-class FAB:
+class FAB(Attack):
     """The fast adaptive boundary attack (Croce & Hein 2020), which looks for the smallest perturbation.
 
     Each step goes to the boundary of the linearised network, `eta` times as far as needed, from a point between where
-    it is and the image (the share of the image at most `alpha_max`); a wrong point is pulled back to `beta` of its
-    distance. `targeted` (FAB-T) walks towards each of the `targets` likeliest wrong classes in turn, at most classes - 1:
-    one gradient a step; without it every step needs a gradient for each wrong class. Restarts after the first begin at
-    random within half of eps, or half of the way to the nearest boundary where the ball has no eps.
-    The ball is Linf or L2; without eps it is unlimited, with one only points in it break an image.
+    it is and the image (the share of the image at most `alpha_max`); a misclassified point is pulled back to `beta` of its
+    distance. `targeted` (FAB-T) goes towards each of the `targets` likeliest wrong classes in turn, at most classes - 1:
+    one gradient per step; without it every step needs a gradient for each wrong class. Restarts after the first start at
+    random within half of eps, or half of the distance to the nearest boundary if the ball has no eps.
+    The ball is Linf or L2; without eps it is unbounded, with one only points in it break an image.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> FAB(steps=5, norm="L2")(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -257,9 +265,7 @@ class FAB:
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
             raise ValueError(f"FAB: the ball must be Linf or L2, got {type(self.ball).__name__}")
-        for name, least in (("steps", 0), ("targets", 1), ("restarts", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"FAB: {name} must be at least {least}, got {value}")
+        check_least(self, steps=0, targets=1, restarts=1)
         for name in ("alpha_max", "beta"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"FAB: {name} must be between 0 and 1, got {share:g}")
@@ -270,13 +276,10 @@ class FAB:
         ranks = range(max(1, min(self.targets, num_classes(net, x) - 1))) if self.targeted else (None,)
         return tuple(FABRun(self, rank, restart) for rank in ranks for restart in range(self.restarts))
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
 
 @dataclass(frozen=True)
 class FABRun:
-    """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None: against all."""
+    """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None means all of them."""
 
     attack: FAB
     rank: int | None = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, run
+from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, input_gradient, is_finite
 from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import L2, Ball, per_image
@@ -20,19 +20,26 @@ from vizrobust.spec import spec
 SLACK = 0.01
 # Until a c works it is raised by this factor (Carlini & Wagner's code).
 RAISE = 10.0
+# A slope whose square float32 still holds.
+LARGEST = 1e18
 # Adam's constants (Kingma & Ba 2015).
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 
 
 @spec
 @dataclass(frozen=True)
-class CW:
+class CW(Attack):
     """The L2 attack of Carlini & Wagner (2017): Adam on |x' - x|² + c · max(confidence - lead, 0) with x' = tanh(w).
 
     The lead is the largest wrong logit minus the label's. A binary search for each image finds its c: `search_steps`
     rounds of `steps` steps each, from `initial_c`, ten times as much after each round without success until one
     succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
-    only points with so large a lead count. Without eps the ball is unlimited, with one only points in it break an image.
+    only points with so large a lead count. Without eps the ball is unbounded, with one only points in it break an image.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> CW(steps=20, search_steps=3)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -47,9 +54,7 @@ class CW:
     def __post_init__(self) -> None:
         if not isinstance(self.ball, L2):
             raise ValueError(f"CW: the ball must be L2, got {type(self.ball).__name__}")
-        for name, least in (("steps", 0), ("search_steps", 1), ("confidence", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"CW: {name} must be at least {least}, got {value:g}")
+        check_least(self, steps=0, search_steps=1, confidence=0)
         for name in ("lr", "initial_c"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"CW: {name} must be above 0, got {value:g}")
@@ -57,13 +62,10 @@ class CW:
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (CWRun(self),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
 
 @dataclass(frozen=True)
 class CWRun:
-    """All rounds of the binary search as one walk; each image knows its own c, its bounds and its optimizer's state."""
+    """All rounds of the binary search as one run; each image has its own c, bounds and optimizer state."""
 
     attack: CW
 
@@ -93,14 +95,14 @@ class CWRun:
         x, at = state["x"], state["at"].detach().requires_grad_()
         logits = net(at)
         lead = margin(logits, state["y"]).to(x.dtype)
-        (grad,) = torch.autograd.grad(lead.sum(), at)
+        grad = input_gradient(lead, at)
         at, lead = at.detach(), lead.detach()
         state["found"] = state["found"] | self._record(state, at, logits.detach(), lead)
         # The hinge has no slope once the wrong class leads by the confidence.
         push = state["c"] * (lead < self.attack.confidence)
         # Both ends from w: Adam would take the rounding between x and its w for a slope, and pixels of no use would move.
         moved = _image(state["w"]) - _image(_variable(x))
-        slope = 2 * moved - per_image(push, x) * grad
+        slope = (2 * moved - per_image(push, x) * grad).nan_to_num(0.0).clamp(-LARGEST, LARGEST)
         # Through tanh by hand: the cut at 0 and 1 is not differentiated.
         self._adam(state, slope * (0.5 + SLACK) * (1 - state["w"].tanh() ** 2))
         self._next_round(state)
@@ -112,11 +114,12 @@ class CWRun:
         self._record(state, state["at"], logits, margin(logits, state["y"]))
 
     def _record(self, state: State, at: Tensor, logits: Tensor, lead: Tensor) -> Tensor:
-        """Mark the point; (N,) bool: whether it is one that the search is after."""
-        sure = lead >= self.attack.confidence
-        # An image that is wrong as it is needs no confidence.
+        """Record the point; (N,) bool: whether it is one that the search looks for."""
+        finite = is_finite(logits)
+        sure = finite & (lead >= self.attack.confidence)
+        # An image that is misclassified as it is needs no confidence.
         untouched = (at == state["x"]).flatten(1).all(1)
-        return record_minimum_norm(state, self.attack.ball, logits, at, sure | untouched) & sure
+        return record_minimum_norm(state, self.attack.ball, logits, at, sure | untouched | ~finite) & sure
 
     def _adam(self, state: State, slope: Tensor) -> None:
         state["k"] = state["k"] + 1

@@ -1,4 +1,4 @@
-"""The gradient attacks of the lecture: FGSM, the iterative sign method and PGD; and how options set an attack's fields."""
+"""The gradient attacks FGSM, BIM and PGD; and how common parameters set the fields of an attack."""
 
 from __future__ import annotations
 
@@ -8,19 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, initial_state, random_targets, record, run
-from vizrobust.attacks.losses import LOSSES, PLAIN_LOSSES, SOFT_LOSSES
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    State,
+    ball_of,
+    check_least,
+    initial_state,
+    input_gradient,
+    random_targets,
+    record,
+)
+from vizrobust.attacks.losses import LOSSES, PLAIN_LOSSES, SOFT_LOSSES, log_probabilities
 from vizrobust.attacks.threat_models import BALLS, Ball, Linf, epsilon
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec, vary
 
 
 @spec
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Attack):
     """The fast gradient sign method (Goodfellow et al. 2015): one step of eps from the image itself.
 
-    `targeted` draws a wrong class for each image, or takes `target`, and descends towards it.
+    `targeted` draws a wrong class for each image, or takes `target`, and descends towards it. In balls other than L-inf
+    the step goes in their direction of steepest ascent. Raises ``ValueError`` for a loss or a combination that it has not.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> found = FGSM(eps=0.1)(net, torch.rand(5, 1, 4, 4), torch.arange(5) % 3)
+    >>> found.x.shape, found.correct.shape
+    (torch.Size([5, 1, 4, 4]), torch.Size([2, 5]))
     """
 
     ball: Ball = Linf()
@@ -32,19 +49,20 @@ class FGSM:
         _check(self)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (_walk(self, steps=1, alpha=epsilon(self.ball)),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+        return (_gradient_run(self, steps=1, alpha=epsilon(self.ball)),)
 
 
 @spec
 @dataclass(frozen=True)
-class BIM:
-    """The iterative sign method (Kurakin et al. 2017): steps of `alpha` from the image, no random start.
+class BIM(Attack):
+    """The basic iterative method, or iterative sign method (Kurakin et al. 2017): `steps` steps of `alpha`, no random start.
 
-    alpha None is eps/steps. ``project=False`` is the lecture's iteration without projection: it leaves the ball
-    when steps * alpha > eps, so it says nothing about robustness at eps and never enters a verdict.
+    alpha None is eps/steps. ``project=False`` is the iteration without projection: it leaves the ball if
+    steps * alpha > eps, so it says nothing about robustness at eps and never enters a verdict. `targeted` and `target` as
+    in `FGSM`.
+
+    >>> BIM(eps=8 / 255, steps=5)
+    BIM(steps=5, ball=Linf(eps=8/255))
     """
 
     steps: int = 10
@@ -60,28 +78,25 @@ class BIM:
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         alpha = epsilon(self.ball) / max(self.steps, 1) if self.alpha is None else self.alpha
-        return (_walk(self, steps=self.steps, alpha=alpha, project=self.project),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+        return (_gradient_run(self, steps=self.steps, alpha=alpha, project=self.project),)
 
 
 @spec
 @dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018): K = `steps` gradient evaluations, the K-th iterate.
 
-    alpha None is min(eps, 2.5 eps / steps). `random_start` begins uniformly in the ball; each of `restarts` begins
-    elsewhere, and the worst counts for each image. One step = step, projection onto the ball, clip to [0, 1].
+    alpha None is min(eps, 2.5 eps / steps). `random_start` starts uniformly in the ball; each of `restarts` starts at
+    another point, and the worst counts for each image. One step = step, projection onto the ball, clip to [0, 1].
     Without `clip_start` the random start may lie outside [0, 1], as published for training (Wong et al. 2020): on dark
-    images clipping halves the noise. Such a start never counts as an example.
-    With loss ``kl`` it climbs away from the network's own prediction on the image, without the label (TRADES).
+    images clipping halves the noise. Such a start never counts as an example. ``loss="kl"`` moves away from the network's
+    own prediction on the image, without the label (TRADES, Zhang et al. 2019).
 
-    >>> from vizrobust.models import architecture
-    >>> net, x, y = architecture("small_cnn", (1, 28, 28), 10)(), torch.rand(5, 1, 28, 28), torch.arange(5)
-    >>> found = PGD(steps=3, ball=Linf(eps=0.1))(net, x, y, Streams(0, range(5)))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(5, 1, 4, 4), torch.arange(5) % 3
+    >>> found = PGD(eps=0.1, steps=3)(net, x, y)
     >>> found.x.shape, found.correct.shape, bool((found.x - x).abs().max() <= 0.1 + 1e-6)
-    (torch.Size([5, 1, 28, 28]), torch.Size([4, 5]), True)
+    (torch.Size([5, 1, 4, 4]), torch.Size([4, 5]), True)
     """
 
     steps: int = 40
@@ -96,21 +111,17 @@ class PGD:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.restarts < 1:
-            raise ValueError(f"PGD: restarts must be at least 1, got {self.restarts}")
+        check_least(self, restarts=1)
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"PGD: {self.restarts} restarts without a random start would all be the same")
+            raise ValueError(f"PGD: {self.restarts} restarts without a random start would be equal; leave out random_start=False")
         if not self.clip_start and not (self.random_start and self.steps):
-            raise ValueError("PGD: clip_start=False is about the random start and needs one, and a step that ends in [0, 1]")
+            raise ValueError("PGD: clip_start=False needs a random start and at least one step, which ends in [0, 1]")
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         eps = epsilon(self.ball)
         alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
-        one = _walk(self, steps=self.steps, alpha=alpha, random_start=self.random_start, clip_start=self.clip_start)
+        one = _gradient_run(self, steps=self.steps, alpha=alpha, random_start=self.random_start, clip_start=self.clip_start)
         return tuple(replace(one, restart=number) for number in range(self.restarts))
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
 
 ATTACKS = named(FGSM, BIM, PGD)
@@ -119,7 +130,7 @@ ASCENT_LOSSES = {**LOSSES, **PLAIN_LOSSES, **SOFT_LOSSES}
 
 @dataclass(frozen=True)
 class GradientRun:
-    """`steps` steps of length `alpha` up the loss, or down towards a target class."""
+    """`steps` steps of length `alpha` that raise the loss, or lower it for a target class."""
 
     kind: str
     ball: Ball
@@ -159,8 +170,7 @@ class GradientRun:
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
         ascent_loss = self._ascent_loss(logits, state)
-        # On the unwrapped network, summed: no weight gradient is computed and no image meets another.
-        (grad,) = torch.autograd.grad(ascent_loss.sum(), adv)
+        grad = input_gradient(ascent_loss, adv)
         self._mark(state, logits, ascent_loss)
         # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
         adv = adv.detach()
@@ -172,7 +182,7 @@ class GradientRun:
         self._mark(state, logits, self._ascent_loss(logits, state))
 
     def _mark(self, state: State, logits: Tensor, ascent_loss: Tensor) -> None:
-        """Enter the verdict on the iterate; no image lies outside [0, 1], whatever is thought of it."""
+        """Enter the verdict on the iterate; a point outside [0, 1] is no image and breaks nothing."""
         if self.clip_start:
             record(state, logits.detach(), ascent_loss)
         else:
@@ -180,7 +190,7 @@ class GradientRun:
             record(state, logits.detach(), ascent_loss.detach().masked_fill(~inside, -torch.inf), inside)
 
     def _ascent_loss(self, logits: Tensor, state: State) -> Tensor:
-        """What is climbed: (N,)."""
+        """What the steps raise: (N,)."""
         loss = lookup(ASCENT_LOSSES, self.loss, "loss")(logits, state["target"])
         return -loss if self.targeted else loss
 
@@ -188,11 +198,11 @@ class GradientRun:
         """What the loss compares the logits with: labels, target classes, or what the network says of the clean images."""
         if self.loss in SOFT_LOSSES:
             with torch.no_grad():
-                return net(x).softmax(1)
+                return log_probabilities(net(x))
         return random_targets(net, x, y, streams, self.target) if self.targeted else y
 
 
-def _walk(attack: FGSM | BIM | PGD, **how: Any) -> GradientRun:
+def _gradient_run(attack: FGSM | BIM | PGD, **how: Any) -> GradientRun:
     return GradientRun(
         type(attack).__name__, attack.ball, loss=attack.loss,
         targeted=attack.targeted, target=attack.target, **how,
@@ -212,8 +222,8 @@ def _check(attack: FGSM | BIM | PGD) -> None:
         raise ValueError(f"{name}: target={attack.target} needs targeted=True")
     if attack.loss in SOFT_LOSSES and (attack.targeted or not getattr(attack, "random_start", False)):
         raise ValueError(
-            f"{name}: loss={attack.loss!r} is 0 with gradient 0 at the image itself and knows no target class; "
-            "use PGD, with its random start and without targeted"
+            f"{name}: loss={attack.loss!r} is 0 with gradient 0 at the image itself and has no target class; "
+            "use PGD with its random start and without targeted"
         )
     if attack.target is not None and attack.target < 0:
         raise ValueError(f"{name}: target must be a class number from 0 on, got {attack.target}")
@@ -225,8 +235,8 @@ def configured(
     """`attack` with another norm and other common fields, and the data set's eps where it names none.
 
     `default_eps` is an L-inf radius, so it fills only L-inf balls; any other ball without eps is a ``ValueError``,
-    unless it may stay `unbounded`, for attacks that look for the smallest perturbation. An attack around another one
-    hands everything on; one without a ball keeps its own radius unless `changes` name another.
+    unless it may stay `unbounded`, for attacks that look for the smallest perturbation. In a wrapper the attack inside is
+    changed; an attack without a ball keeps its own radius unless `changes` name another.
 
     >>> from vizrobust.attacks import EOT, PGD
     >>> configured(PGD(), default_eps=0.3, steps=7)
@@ -246,5 +256,5 @@ def configured(
         return attack
     name = type(ball).__name__
     if name != "Linf" or default_eps is None:
-        raise ValueError(f"{type(attack).__name__} with {name} has no eps; give --eps, or {name}(eps=…)")
+        raise ParameterError(f"{type(attack).__name__} with {name} has no eps; give {{eps}}, or {name}(eps=…)")
     return vary(attack, eps=default_eps)

@@ -1,4 +1,4 @@
-"""What an attack climbs: one number per image from its logits and label, larger = more wrong."""
+"""The losses that attacks raise: one number per image from its logits and label, larger = more wrong."""
 
 from __future__ import annotations
 
@@ -17,45 +17,52 @@ TINY = 1e-12
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy: (N, classes), (N,) -> (N,); a little below 0 where the network is too sure for its digits.
+    """Cross entropy: (N, classes), (N,) -> (N,); a little below 0 where the network is so confident that it rounds to 0.
 
     With s = log(sum of the others' exp) - own logit, the log-odds of being wrong, cross entropy is log(1 + exp(s)). Below
     s = log(epsilon), -15.9 in float32, it rounds to 0 and the label's softmax to 1, so the gradient loses the label's
-    own logit, and below s = -104 all of it. From there down it goes on as epsilon * (s - log(epsilon)): the direction of
-    its own gradient, its slope at that point, and values that stay below all others and grow with s.
+    own logit, and below s = -104 all of it. Below that point this loss continues as epsilon * (s - log(epsilon)): the
+    direction of its own gradient, its slope at that point, and values that stay below all others and grow with s.
 
     >>> f"{ce(torch.tensor([[120.0, 0.0]]), torch.tensor([0])).item():.3g}"
     '-1.24e-05'
     """
+    logits = _wide(logits)
     value = F.cross_entropy(logits, y, reduction="none")
     if logits.shape[1] < 2:
         return value
-    if logits.dtype != torch.float64:
-        logits = logits.float()
     smallest = torch.finfo(logits.dtype).eps
     log_odds = _others(logits, y).logsumexp(1) - _of(logits, y)
     return torch.where(log_odds < math.log(smallest), smallest * (log_odds - math.log(smallest)), value)
 
 
 def standard_ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy as it is computed elsewhere: where the network is too sure for its digits it is 0, without a slope."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Cross entropy as other tools compute it: where the network is so confident that it rounds to 0, its gradient is 0."""
+    return F.cross_entropy(_wide(logits), y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The largest other logit minus the label's (Carlini & Wagner 2017): (N, classes), (N,) -> (N,); above 0 = wrong.
 
-    Unlike cross entropy it does not saturate on images that the network is very sure of.
+    Unlike cross entropy it does not saturate on images of which the network is very confident.
+
+    >>> margin(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([1]))
+    tensor([2.])
     """
+    logits = _wide(logits)
     return _others(logits, y).amax(1) - _of(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """The margin over the difference of first and third logit (Croce & Hein 2020, eq. 6): (N, classes), (N,) -> (N,).
 
-    Above 0 = wrong, and the same for logits multiplied by anything. With two classes there is no third logit, and the
+    Above 0 = wrong, and the same for logits multiplied by any factor. With two classes there is no third logit, and the
     margin over itself would be constant: there it is the `margin`.
+
+    >>> dlr(torch.tensor([[3.0, 1.0, 0.0], [30.0, 10.0, 0.0]]), torch.tensor([1, 1]))
+    tensor([0.6667, 0.6667])
     """
+    logits = _wide(logits)
     if logits.shape[1] < 3:
         return margin(logits, y)
     first = logits.topk(3, dim=1).values
@@ -67,7 +74,11 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     The target's logit minus the label's, over the first minus the mean of third and fourth. With fewer than four
     classes it is that difference alone: over the first minus the third it could be constant.
+
+    >>> dlr_targeted(torch.tensor([[4.0, 2.0, 1.0, 1.0]]), torch.tensor([0]), torch.tensor([1]))
+    tensor([-0.6667])
     """
+    logits = _wide(logits)
     lead = _of(logits, target) - _of(logits, y)
     if logits.shape[1] < 4:
         return lead
@@ -80,19 +91,29 @@ def _ce_targeted(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
 
 
 def _margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    logits = _wide(logits)
     return _of(logits, target) - _of(logits, y)
 
 
 def kl(logits: Tensor, clean: Tensor) -> Tensor:
-    """How far the prediction went from the one on the clean image (Zhang et al. 2019, eq. 3): -> (N,), at least 0.
+    """How far the prediction moved from the one on the clean image (Zhang et al. 2019, eq. 3): -> (N,), at least 0.
 
-    The Kullback-Leibler divergence of the softmax of `logits` (N, classes) from the probabilities `clean` (N, classes).
+    The Kullback-Leibler divergence of the softmax of `logits` (N, classes) from the clean prediction, whose
+    `log_probabilities` (N, classes) `clean` holds: as probabilities it would have an undefined gradient where one is 0.
+
+    >>> kl(torch.tensor([[0.0, 0.0]]), log_probabilities(torch.tensor([[1e4, 0.0]])))
+    tensor([0.6931])
     """
-    return F.kl_div(F.log_softmax(logits, 1), clean, reduction="none").sum(1)
+    return F.kl_div(log_probabilities(logits), clean, reduction="none", log_target=True).sum(1)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """(N, classes) -> (N, classes): the logarithms of the network's probabilities, in float32 at least."""
+    return F.log_softmax(_wide(logits), 1)
 
 
 def fallback(loss: str, classes: int, targeted: bool = False) -> str | None:
-    """What an attack with this loss climbs instead on a network of so few classes, as a sentence; None where it can.
+    """What an attack with this loss uses instead on a network of so few classes, as a sentence; None if it needs nothing else.
 
     >>> fallback("dlr", 3), fallback("dlr", 2)
     (None, 'dlr needs 3 classes and the network has 2, so the margin is used')
@@ -105,6 +126,11 @@ def fallback(loss: str, classes: int, targeted: bool = False) -> str | None:
     return f"{name} needs {needed} classes and the network has {classes}, so the {used} is used"
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least: eight bits of bfloat16 cannot resolve the difference of two large logits."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _of(logits: Tensor, index: Tensor) -> Tensor:
     return logits.gather(1, index[:, None])[:, 0]
 
@@ -114,9 +140,9 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
-# What other tools climb, to say what becomes of them; no attack of ours has a use for it.
+# What other tools use, to show where it fails; no attack here uses it by default.
 PLAIN_LOSSES: dict[str, Loss] = {"standard_ce": standard_ce}
-# Compared with the network's own probabilities (N, classes) on the clean image in place of the label.
+# Compared with the log-probabilities (N, classes) on the clean image in place of the label.
 SOFT_LOSSES: dict[str, Loss] = {"kl": kl}
 # Towards a target class, by the same names: (logits, labels, target classes) -> (N,).
 TARGETED_LOSSES: dict[str, TargetedLoss] = {"ce": _ce_targeted, "margin": _margin_targeted, "dlr": dlr_targeted}

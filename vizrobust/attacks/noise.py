@@ -1,4 +1,4 @@
-"""Random noise: points of the ball drawn blindly, the baseline that every attack must beat."""
+"""Random noise: random points of the ball, the baseline that every attack must beat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, record, run, step_streams
+from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, record, step_streams
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import TINY, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
@@ -20,7 +20,7 @@ def uniform(ball: Ball, like: Tensor, streams: Streams) -> Tensor:
 
 
 def gaussian(ball: Ball, like: Tensor, streams: Streams) -> Tensor:
-    """Gaussian noise brought to the ball's radius: in L-inf its largest pixel is eps."""
+    """Gaussian noise scaled to the ball's radius: in L-inf its largest pixel is eps."""
     noise = streams.normal(*like.shape[1:]).to(like)
     return noise * per_image(epsilon(ball) / ball.norm(noise).clamp_min(TINY), like)
 
@@ -35,14 +35,15 @@ KINDS = {"uniform": uniform, "gaussian": gaussian, "vertices": vertices}
 
 @spec
 @dataclass(frozen=True)
-class Noise:
-    """So many random points of the ball; an image is broken if one of them is wrong.
+class Noise(Attack):
+    """`samples` random points of the ball; an image is broken if one of them is misclassified.
 
-    `kind` is ``uniform`` in the ball, ``gaussian`` brought to the radius, or ``vertices`` (±eps on every pixel in
-    L-inf). No gradient is asked for, nor is anything learned from one draw to the next.
+    `kind` is ``uniform`` in the ball, ``gaussian`` scaled to the radius, or ``vertices`` (±eps on every pixel in L-inf).
+    It uses no gradient, and each sample is independent of the others.
 
-    >>> Noise(kind="vertices")
-    Noise(kind="vertices")
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> Noise(eps=0.1, samples=4, kind="vertices")(net, torch.rand(5, 1, 4, 4), torch.arange(5) % 3).correct.shape
+    torch.Size([4, 5])
     """
 
     samples: int = 100
@@ -51,21 +52,17 @@ class Noise:
 
     def __post_init__(self) -> None:
         lookup(KINDS, self.kind, "kind of noise")
-        if self.samples < 1:
-            raise ValueError(f"Noise: samples must be at least 1, got {self.samples}")
+        check_least(self, samples=1)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         epsilon(self.ball)
         # The first draw is the start point.
         return (NoiseRun(self.ball, self.samples - 1, self.kind),)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
 
 @dataclass(frozen=True)
 class NoiseRun:
-    """From one random point to the next."""
+    """One random point after the other."""
 
     ball: Ball
     steps: int

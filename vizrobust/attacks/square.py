@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, State, initial_state, is_better, record, run, step_streams
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    State,
+    check_least,
+    initial_state,
+    is_better,
+    is_finite,
+    record,
+    step_streams,
+)
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.attacks.threat_models import L2, TINY, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
@@ -23,10 +33,10 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class Perturbations:
-    """How the attack begins and goes on in one kind of ball.
+    """How the attack starts and continues in one kind of ball.
 
     ``start(x, eps, streams)`` is the first point, ``change(x, kept, eps, p, level, streams)`` the next one to try,
-    made from the best point so far; `level` (N,) says how often p was halved for each image.
+    made from the best point so far; `level` (N,) is how often p was halved for each image.
     """
 
     start: Callable[[Tensor, float, Streams], Tensor]
@@ -180,15 +190,16 @@ def _length(delta: Tensor, over: tuple[int, ...] = (2, 3)) -> Tensor:
 
 @spec
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """The Square attack (Andriushchenko et al. 2020): `queries` square windows tried, in the L-inf or the L2 ball.
 
     A window that raises the loss, or makes the image wrong, is kept. It covers the share `p_init` of the image at
-    first and less and less later. With the point it starts from it takes queries + 1 forward passes and no gradient,
-    so it breaks what only hides its gradients. Windows and signs are each image's own.
+    first and less and less later. With its start point it takes queries + 1 forward passes and no gradient, so it breaks
+    networks that only hide their gradients. Windows and signs are each image's own.
 
-    >>> Square(queries=1000, ball=Linf(eps=0.3))
-    Square(queries=1000, ball=Linf(eps=0.3))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> Square(eps=0.3, queries=20)(net, torch.rand(5, 1, 8, 8), torch.arange(5) % 3).correct.shape
+    torch.Size([21, 5])
     """
 
     queries: int = 5000
@@ -200,27 +211,21 @@ class Square:
     def __post_init__(self) -> None:
         lookup(LOSSES, self.loss, "loss")
         if type(self.ball) not in PERTURBATIONS:
-            there = " and ".join(ball.__name__ for ball in PERTURBATIONS)
-            raise ValueError(f"Square has no windows for the {type(self.ball).__name__} ball; there are those for {there}")
-        if self.queries < 0:
-            raise ValueError(f"Square: queries must not be negative, got {self.queries}")
+            there = " or ".join(ball.__name__ for ball in PERTURBATIONS)
+            raise ValueError(f"Square: the ball must be {there}, got {type(self.ball).__name__}")
+        check_least(self, queries=0, restarts=1)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"Square: p_init must be above 0 and at most 1, got {self.p_init:g}")
-        if self.restarts < 1:
-            raise ValueError(f"Square: restarts must be at least 1, got {self.restarts}")
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         epsilon(self.ball)
-        walk = SquareRun
-        return tuple(walk(self.ball, self.queries, self.p_init, self.loss, number) for number in range(self.restarts))
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+        one = SquareRun(self.ball, self.queries, self.p_init, self.loss)
+        return tuple(replace(one, restart=number) for number in range(self.restarts))
 
 
 @dataclass(frozen=True)
 class SquareRun:
-    """`steps` windows, each put into the strongest point so far, which is `kept` in the state with its verdict."""
+    """`steps` windows, each put into the best point so far, which is `kept` in the state with its verdict."""
 
     ball: Ball
     steps: int
@@ -258,7 +263,8 @@ class SquareRun:
         with torch.no_grad():
             logits = net(state["adv"])
             loss = LOSSES[self.loss](logits, state["y"]).to(state["kept_loss"].dtype)
-            wrong = logits.argmax(1) != state["y"]
+            wrong = is_finite(logits) & (logits.argmax(1) != state["y"])
+            loss = torch.where(is_finite(logits) & ~loss.isnan(), loss, -torch.inf)
             better = is_better(wrong, loss, state["kept_wrong"], state["kept_loss"])
             state["kept"] = torch.where(per_image(better, state["adv"]), state["adv"], state["kept"])
             state["kept_loss"] = torch.where(better, loss, state["kept_loss"])

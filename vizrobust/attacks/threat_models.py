@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from vizrobust.rng import Streams
-from vizrobust.spec import named, spec
+from vizrobust.spec import lookup, named, spec
 
 # Norms are divided by; this keeps a norm of 0 from being one.
 TINY = 1e-12
@@ -53,7 +53,7 @@ def epsilon(ball: Ball) -> float:
     """The ball's eps; ``ValueError`` where it is still to be filled in."""
     if ball.eps is None:
         name = type(ball).__name__
-        raise ValueError(f"{name}() has no eps: write {name}(eps=8/255), or fit the attack to a data set")
+        raise ValueError(f"{name}() has no eps: write {name}(eps=8/255), or give the attack eps=8/255")
     return ball.eps
 
 
@@ -247,3 +247,20 @@ def _check_eps(ball: Ball) -> None:
 
 
 BALLS = named(Linf, L2, L1)
+
+
+def ball_from(name: str, ball: Any, eps: Any, norm: Any, usual: Ball) -> Any:
+    """The ball that a constructor called `name` is given, as a `ball` or as `eps` and `norm`.
+
+    >>> ball_from("PGD", None, 0.5, "l2", Linf()), ball_from("PGD", None, None, None, Linf())
+    (L2(eps=0.5), Linf())
+    """
+    if eps is None and norm is None:
+        return usual if ball is None else ball
+    if ball is not None:
+        raise ValueError(f"{name}: give eps and norm, or a ball, not both; got ball={ball!r}")
+    if norm is None:
+        return replace(usual, eps=eps)  # type: ignore[type-var]
+    if not isinstance(norm, str):
+        raise ValueError(f"{name}: norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    return lookup(BALLS, norm, "norm")(eps)

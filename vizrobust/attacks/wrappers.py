@@ -1,4 +1,4 @@
-"""Attacks that contain another attack: expectation over transformation, and transfer from another checkpoint."""
+"""Attacks around another attack: expectation over transformation, and transfer from another checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vizrobust.attacks.attack import Attack, AttackResult, AttackRun, State, ball_of, initial_state, num_classes, record, run
+from vizrobust.attacks.attack import Attack, AttackRun, State, ball_of, check_least, initial_state, num_classes, record
 from vizrobust.attacks.gradient import PGD
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import Ball
@@ -25,74 +25,78 @@ from vizrobust.spec import spec
 
 @spec
 @dataclass(frozen=True)
-class EOT:
+class EOT(Attack):
     """`attack` on the mean logits of `samples` forward passes (expectation over transformation, Athalye et al. 2018).
 
-    For networks that are random also in evaluation mode: the loss climbed, its gradient and the verdict are all
-    those of the mean logits, drawn anew for every iterate. With a deterministic network the images are those of
-    `attack` itself, bit for bit, at `samples` times the cost and more.
+    For networks that are random also in evaluation mode: the loss, its gradient and the verdict are all those of the
+    mean logits, drawn anew for every iterate. With a deterministic network the images are those of `attack` itself, bit
+    for bit, at `samples` times the cost and more.
 
     In an evaluation each image has noise of its own, so its verdict does not depend on the batch. Called by itself the
     attack repeats with the same seed, images and batch size alone, because torch's global generator serves a whole batch.
 
-    >>> EOT(attack=PGD(steps=10), samples=5)
-    EOT(attack=PGD(steps=10), samples=5)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> EOT(attack=PGD(eps=0.1, steps=2), samples=5)(net, torch.rand(5, 1, 4, 4), torch.arange(5) % 3).correct.shape
+    torch.Size([3, 5])
     """
 
     attack: Attack = PGD()
     samples: int = 20
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"EOT: samples must be at least 1, got {self.samples}")
+        check_least(self, samples=1)
 
     @property
     def ball(self) -> Ball | None:
-        """That of the attack within."""
+        """The ball of the attack inside."""
         return ball_of(self.attack)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return tuple(EOTRun(walk, self.samples) for walk in self.attack.runs(Expectation(net, self.samples, 0), x))
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+        return tuple(EOTRun(run, "EoT {}", self.samples) for run in self.attack.runs(Expectation(net, self.samples, 0), x))
 
 
 @dataclass(frozen=True)
-class EOTRun:
-    """`walk` on the expectation of the network, with other noise at every step."""
+class InnerRun:
+    """A `run` of the attack inside; its names are put into `title`, and its length and properties are those of the run."""
 
-    walk: AttackRun
-    samples: int
+    run: AttackRun
+    title: str
 
     @property
     def name(self) -> str:
-        return f"EoT {self.walk.name}"
+        return self.title.format(self.run.name)
 
     @property
     def component(self) -> str:
-        return f"EoT {self.walk.component}"
+        return self.title.format(self.run.component)
 
     @property
     def steps(self) -> int:
-        return self.walk.steps
+        return self.run.steps
 
     @property
     def minimum_norm(self) -> bool:
-        return getattr(self.walk, "minimum_norm", False)
+        return getattr(self.run, "minimum_norm", False)
 
     @property
     def leaves_ball(self) -> bool:
-        return getattr(self.walk, "leaves_ball", False)
+        return getattr(self.run, "leaves_ball", False)
+
+
+@dataclass(frozen=True)
+class EOTRun(InnerRun):
+    """`run` on the expectation of the network, with other noise at every step."""
+
+    samples: int
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        return self.walk.start(self._mean(net, streams.keys, torch.zeros_like(y)), x, y, streams)
+        return self.run.start(self._mean(net, streams.keys, torch.zeros_like(y)), x, y, streams)
 
     def step(self, net: nn.Module, state: State) -> None:
-        self.walk.step(self._mean(net, state["keys"], state["step"]), state)
+        self.run.step(self._mean(net, state["keys"], state["step"]), state)
 
     def evaluate(self, net: nn.Module, state: State) -> None:
-        self.walk.evaluate(self._mean(net, state["keys"], state["step"]), state)
+        self.run.evaluate(self._mean(net, state["keys"], state["step"]), state)
 
     def _mean(self, net: nn.Module, keys: Tensor, t: Tensor) -> Expectation:
         if isinstance(net, PerImageNoise):  # each image has noise of its own for this step
@@ -103,10 +107,10 @@ class EOTRun:
 
 
 class Expectation(nn.Module):
-    """The mean of a random network's logits over `samples` passes, whose noise `seed` decides.
+    """The mean of a random network's logits over `samples` passes, whose noise is a function of `seed`.
 
-    The passes run one after the other and, for a gradient, once more, so that no more than one of them is held in
-    memory. Torch's global generators are afterwards as they were.
+    The passes run one after the other and, for a gradient, a second time, so that only one of them is held in memory.
+    Torch's global generators are left as they were.
     """
 
     def __init__(self, net: nn.Module, samples: int, seed: int) -> None:
@@ -119,7 +123,7 @@ class Expectation(nn.Module):
     def mean(self, sample: Callable[[], Tensor], device: torch.device) -> Tensor:
         """The mean of what `sample` returns with each sample's noise."""
         first = self._drawn(sample, 0, device)
-        # As differences from the first: where all are alike, their mean is that value to the last bit.
+        # As differences from the first: if all are equal, their mean is that value to the last bit.
         rest = torch.zeros_like(first)
         for number in range(1, self.samples):
             rest = rest + (self._drawn(sample, number, device) - first)
@@ -157,18 +161,18 @@ class _Mean(torch.autograd.Function):
 
 
 Shape = tuple[int, int, int]
-# The source walk's own state, within the state of the walk.
+# The state of the source's run, inside the state of the run.
 PREFIX = "source."
 
 
 @spec
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Attack):
     """`attack` made on the checkpoint `source`, every iterate of it judged on the network under attack.
 
     `source` is a model reference (a built-in name, a file, a run folder, torchvision:NAME) whose classes and input
-    shape are those of the network under attack, which needs one forward pass for each iterate and no gradient. The
-    source is loaded once in a process. ``ValueError`` where the two networks do not fit.
+    shape are those of the network under attack, which needs one forward pass for each iterate and no gradient
+    (Papernot et al. 2016). The source is loaded once per process. Raises ``ValueError`` if the two networks do not fit.
 
     >>> Transfer(source="mnist-k8", attack=PGD(steps=10))
     Transfer(source="mnist-k8", attack=PGD(steps=10))
@@ -179,7 +183,7 @@ class Transfer:
 
     @property
     def ball(self) -> Ball | None:
-        """That of the attack within."""
+        """The ball of the attack inside."""
         return ball_of(self.attack)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
@@ -190,43 +194,20 @@ class Transfer:
         theirs, ours = num_classes(source, x), num_classes(net, x)
         if theirs != ours:
             raise ValueError(f"Transfer: {self.source!r} has {theirs} classes, not {ours}; name a source of the same data")
-        return tuple(TransferRun(walk, self.source, self.ball) for walk in self.attack.runs(source, x))
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
+        title = "{} on " + self.source.replace("{", "{{").replace("}", "}}")
+        return tuple(TransferRun(run, title, self.source, self.ball) for run in self.attack.runs(source, x))
 
 
 @dataclass(frozen=True)
-class TransferRun:
-    """`walk` on the source network, its iterates judged by their margin on the other one."""
+class TransferRun(InnerRun):
+    """`run` on the source network, its iterates judged by their margin on the other one."""
 
-    walk: AttackRun
     source: str
     ball: Ball | None
 
-    @property
-    def name(self) -> str:
-        return f"{self.walk.name} on {self.source}"
-
-    @property
-    def component(self) -> str:
-        return f"{self.walk.component} on {self.source}"
-
-    @property
-    def steps(self) -> int:
-        return self.walk.steps
-
-    @property
-    def minimum_norm(self) -> bool:
-        return getattr(self.walk, "minimum_norm", False)
-
-    @property
-    def leaves_ball(self) -> bool:
-        return getattr(self.walk, "leaves_ball", False)
-
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        inner = self.walk.start(_source(self.source, x)[0], x, y, streams)
-        # What the source says of its own iterates is of no interest here.
+        inner = self.run.start(_source(self.source, x)[0], x, y, streams)
+        # The source's own verdicts are not needed.
         inner.pop("best", None)
         state = {**initial_state(x, y, inner["adv"], streams), **{PREFIX + key: value for key, value in inner.items()}}
         return state | {"done": torch.zeros_like(inner["misclassified"])} if "done" in inner else state
@@ -235,9 +216,9 @@ class TransferRun:
         self.evaluate(net, state)
         inner = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         if "done" in inner:
-            # The point judged just now was the last one; an end reached in the step below has still to be judged.
+            # The point judged just now was the last one; an end reached in the step below still has to be judged.
             state["done"] = inner["done"]
-        self.walk.step(_source(self.source, state["x"])[0], inner)
+        self.run.step(_source(self.source, state["x"])[0], inner)
         state.update({PREFIX + key: value for key, value in inner.items()})
         state["adv"] = inner["adv"]
 

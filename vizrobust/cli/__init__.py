@@ -14,6 +14,7 @@ import click
 from vizrobust import requests
 from vizrobust.cli.output import say, stopped
 from vizrobust.parallel import launched
+from vizrobust.requests.request import ParameterError
 
 # Name -> module; the modules are imported when they are needed and import torch only inside their functions.
 COMMANDS = {
@@ -114,6 +115,8 @@ def sentence(error: Exception) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"cannot write{where}: {reason}; make room and start the same command again, what is there is kept"
         return f"cannot open or write{where}: {reason}"
+    if isinstance(error, ParameterError):
+        return error.text(lambda name: "--" + name.replace("_", "-"))
     if isinstance(error, ValueError | FileNotFoundError | ConnectionError):
         return str(error)
     first_line = next(iter(str(error).splitlines()), "")

@@ -66,14 +66,13 @@ def fitted(
     default: str = "pgd", unbounded: bool = False,
 ) -> list[Attack]:  # fmt: skip
     """The attacks that `--attack`, `--norm`, `--eps` and `--steps` describe, with the data set's eps where none is named."""
-    from vizrobust.attacks import configured, notes, parse_attack, threat_model, with_default_eps
+    from vizrobust.attacks import configured, parse_attack, with_default_eps
 
     attacks = [
         configured(parse_attack(text), data.eps, norm, unbounded=unbounded, eps=eps, steps=steps) for text in texts or (default,)
     ]
-    for text in dict.fromkeys(note for attack in attacks for note in notes(attack, len(data.classes))):
+    for text in dict.fromkeys(note for attack in attacks for note in attack.notes(len(data.classes))):
         say(f"note: {text}")
     # An unforeseen attack has a radius in units of its own; without one it gets the medium for images of this size.
-    return [
-        attack if unbounded or threat_model(attack)[1] is not None else with_default_eps(attack, data.shape) for attack in attacks
-    ]
+    known = [unbounded or attack.threat_model()[1] is not None for attack in attacks]
+    return [attack if chosen else with_default_eps(attack, data.shape) for attack, chosen in zip(attacks, known, strict=True)]

@@ -70,6 +70,31 @@ SPECTRUM_IMAGES = 2_000
 KEPT_BYTES = 500_000_000
 
 
+def check_images(x: Tensor, what: str = "images") -> None:
+    """Images from outside the library: ``ValueError`` unless they are (N, C, H, W), floating point, finite and in [0, 1].
+
+    >>> check_images(torch.rand(2, 1, 4, 3))
+    >>> check_images(torch.zeros(2, 1, 4, 3, dtype=torch.uint8))
+    Traceback (most recent call last):
+    ValueError: images are torch.uint8; expected floating point in [0, 1]: divide pixels of 0 to 255 by 255
+    """
+    if x.dim() != 4:
+        raise ValueError(f"{what} have shape {tuple(x.shape)}; expected (N, C, H, W)")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} are {x.dtype}; expected floating point in [0, 1]: divide pixels of 0 to 255 by 255")
+    if not x.numel():
+        return
+    low, high = torch.stack(x.detach().aminmax()).tolist()
+    if low >= 0 and high <= 1:
+        return
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{what} hold NaN or infinite values; expected finite values in [0, 1]")
+    raise ValueError(
+        f"{what} range from {low:.9g} to {high:.9g}; expected values in [0, 1]: divide pixels of 0 to 255 by 255, and leave "
+        "normalization to the network's first layer"
+    )
+
+
 class Split(Protocol):
     """Images of one split: ``take(index)`` gives (k, C, H, W) float32 in [0, 1]; `labels` is (n,) int64."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from vizrobust.attacks import Attack, family, threat_model
+from vizrobust.attacks import Attack, family
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, head
 from vizrobust.intervals import share
@@ -57,7 +57,7 @@ class Plan:
         for attack in (*self.attacks, self.anchor):
             if not isinstance(attack, Attack):
                 raise ValueError(f"Plan: {attack!r} is not an attack")
-            if threat_model(attack)[1] == 0:
+            if attack.threat_model()[1] == 0:
                 raise ValueError(f"Plan: the largest eps of {attack} must be above 0")
         names = [family(attack) for attack in (self.anchor, *self.attacks)]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -126,14 +126,14 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
     default = min(ABOVE_USUAL * data.usual_eps, LARGEST_ANCHOR)
     for attack in (plan.anchor, *plan.attacks):
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
-        Trainer(replace(plan.recipe, attack=vary(attack, eps=threat_model(attack)[1] or default)), data, compute).dry_run()
+        Trainer(replace(plan.recipe, attack=vary(attack, eps=attack.threat_model()[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = RunFolder(folder, "calibrate", {"plan": repr(plan)}, record)
     work = _Work(plan, data, compute, run, argv)
-    anchors = yield from work.table(plan.anchor, threat_model(plan.anchor)[1] or default, SIZES)
+    anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)
     yield _kept(run, result(plan, anchors, anchors, argv))
     for attack in plan.attacks:
-        largest = threat_model(attack)[1] or work.largest_eps(attack, anchors)
+        largest = attack.threat_model()[1] or work.largest_eps(attack, anchors)
         table = yield from work.table(attack, largest, plan.candidates)
         yield _kept(run, result(plan, anchors, table, argv))
 
@@ -266,4 +266,4 @@ class _Work:
 def _name(recipe: TrainingRecipe) -> str:
     """Such as ``L2 1.5``."""
     (attack,) = attacks_of(recipe.attack)
-    return f"{family(attack)} {threat_model(attack)[1]:g}"
+    return f"{family(attack)} {attack.threat_model()[1]:g}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.attacks import Attack, is_inside, threat_model
+from vizrobust.attacks import Attack, is_inside
 from vizrobust.intervals import share, wilson
 from vizrobust.results import Table, interval_text, percent, tables_html
 
@@ -188,7 +188,7 @@ class RobustAccuracy:
         """The fields of an `attack` row that do not depend on where the network came from; passes are per image."""
         n = len(self.clean)
         low, high = self.interval
-        norm, eps = threat_model(self.attack)
+        norm, eps = self.attack.threat_model()
         return {
             "n": n,
             "attack": repr(self.attack),

@@ -253,8 +253,9 @@ class SlotScheduler:
         over = over & self._taken()
         if not bool(over.any()):
             return []
-        misclassified = ~state["correct"] if self.stop == "last" else state["misclassified"]
-        undefined = state.get("undefined", torch.zeros_like(misclassified))
+        last = self.stop == "last"
+        misclassified = state["finite"] & ~state["correct"] if last else state["misclassified"]
+        undefined = ~state["finite"] if last else state["undefined"]
         # What decided an image's verdict; and where its run ended, if it had no success or may be outside its ball.
         ended = perturbation_norm(attack, state["adv"] - state["x"])
         best = perturbation_norm(attack, state["best"] - state["x"])

@@ -146,7 +146,7 @@ def examples(
     y = shown.labels.to(compute.device)
     compute.place(net)
     with evaluating(net):
-        found = result.attack(net, x, y, Streams(seed, index.tolist(), "attack"))
+        found = result.attack(net, x, y, streams=Streams(seed, index.tolist(), "attack"))
         adv = found.x if found.best is None else found.best
         with torch.no_grad():
             clean_probs, adv_probs = net(x).softmax(1), net(adv).softmax(1)

@@ -176,8 +176,8 @@ def input_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Ten
 
 def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, loss: str, steps: int) -> dict[str, Tensor]:
     correct, before, gradient = input_gradient(net, x, y, loss)
-    one = FGSM(ball=ball, loss=loss)(net, x, y, streams.child("fgsm"))
-    many = PGD(steps=steps, ball=ball, loss=loss)(net, x, y, streams.child("pgd"))
+    one = FGSM(ball=ball, loss=loss)(net, x, y, streams=streams.child("fgsm"))
+    many = PGD(steps=steps, ball=ball, loss=loss)(net, x, y, streams=streams.child("pgd"))
     straight = (_exact(gradient) * _exact(one.x - x)).flatten(1).sum(1)
     return {
         "correct": correct,

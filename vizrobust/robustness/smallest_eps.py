@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from vizrobust.attacks import Attack, ball_of, is_minimum_norm, threat_model
+from vizrobust.attacks import Attack, ball_of, is_minimum_norm
 from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.intervals import CONFIDENCE, share, wilson
@@ -56,7 +56,7 @@ class SmallestEps:
 
     def row(self) -> dict[str, Any]:
         """What a table shows; passes are per image, a radius that is infinite is None."""
-        n, (norm, _) = len(self.eps), threat_model(self.attack)
+        n, (norm, _) = len(self.eps), self.attack.threat_model()
         middle, low, high = (value if value < float("inf") else None for value in self.median)
         return {
             "n": n,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of, threat_model
+from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
@@ -271,7 +271,7 @@ class Trainer:
         row |= self._watch()
         row["gradient_passes"] = round(tally.passes / tally.images, 4)
         if attack is not None:
-            radii = [threat_model(one)[1] for one in attacks_of(attack)]
+            radii = [one.threat_model()[1] for one in attacks_of(attack)]
             row["eps"] = radii if isinstance(attack, MultiAttack) else radii[0]
             row |= {"delta_linf": tally.linf / tally.made, "delta_l2": tally.l2 / tally.made}
         if self.retries:
@@ -333,7 +333,7 @@ def counting(net: nn.Module) -> Iterator[Counter[str]]:
 
 def _weaker(attack: Attack, part: float) -> Attack:
     alpha = getattr(attack, "alpha", None)
-    eps = threat_model(attack)[1]
+    eps = attack.threat_model()[1]
     if eps is None:
         raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
     return vary(attack, eps=eps * part) if alpha is None else vary(attack, eps=eps * part, alpha=alpha * part)

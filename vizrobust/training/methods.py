@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, Ball, ball_of, epsilon
-from vizrobust.attacks.losses import kl
+from vizrobust.attacks.losses import kl, log_probabilities
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec, vary
@@ -308,7 +308,7 @@ class TRADES:
 
         def loss(net: nn.Module) -> Tensor:
             on_clean, on_adv = net(torch.cat((x, adv))).chunk(2)
-            return state.cross_entropy(on_clean, y) + self.beta * kl(on_adv, on_clean.softmax(1)).mean()
+            return state.cross_entropy(on_clean, y) + self.beta * kl(on_adv, log_probabilities(on_clean)).mean()
 
         return StepResult(adv, state.update(loss))
 

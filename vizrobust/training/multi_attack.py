@@ -54,19 +54,23 @@ def attacks_of(attack: Attack | MultiAttack | None) -> tuple[Attack, ...]:
 
 def examples(attack: Attack | MultiAttack, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
     """What the network learns from in place of `x`: (N, C, H, W) -> (k N, C, H, W), k copies of the batch in turn."""
-    return attack(net, x, y, streams) if isinstance(attack, MultiAttack) else attack(net, x, y, streams, evaluate=False).x
+    return (
+        attack(net, x, y, streams=streams)
+        if isinstance(attack, MultiAttack)
+        else attack(net, x, y, streams=streams, evaluate=False).x
+    )
 
 
 def average(attacks: tuple[Attack, ...], net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
     """The examples of all attacks, one after the other: the mean loss over them is the mean of the attacks' losses."""
-    return torch.cat([attack(net, x, y, _own(streams, k), evaluate=False).x for k, attack in enumerate(attacks)])
+    return torch.cat([attack(net, x, y, streams=_own(streams, k), evaluate=False).x for k, attack in enumerate(attacks)])
 
 
 def worst(attacks: tuple[Attack, ...], net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
     """For each image the example on which the network, in evaluation mode, has the highest cross entropy."""
     chosen, highest = x, torch.full((len(x),), -torch.inf, device=x.device)
     for k, attack in enumerate(attacks):
-        adv = attack(net, x, y, _own(streams, k), evaluate=False).x
+        adv = attack(net, x, y, streams=_own(streams, k), evaluate=False).x
         with evaluating(net), torch.no_grad():
             loss = F.cross_entropy(net(adv), y, reduction="none").to(highest)
         better = loss > highest
@@ -82,7 +86,7 @@ def drawn(attacks: tuple[Attack, ...], net: nn.Module, x: Tensor, y: Tensor, str
         index = (which == k).nonzero()[:, 0]
         if len(index):
             there = index.to(x.device)
-            adv[there] = attack(net, x[there], y[there], _own(streams, k).take(index), evaluate=False).x
+            adv[there] = attack(net, x[there], y[there], streams=_own(streams, k).take(index), evaluate=False).x
     return adv
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from vizrobust.attacks import threat_model
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
@@ -163,7 +162,7 @@ def trained_checkpoint(folder: Path | str, arch: str | None = None) -> Checkpoin
 def _description(trainer: Trainer) -> CheckpointInfo:
     recipe, data = trainer.recipe, trainer.data
     # Several attacks have no one radius; `attacks_seen` reads each from the recipe.
-    threats = list(dict.fromkeys(threat_model(attack) for attack in attacks_of(recipe.attack)))
+    threats = list(dict.fromkeys(attack.threat_model() for attack in attacks_of(recipe.attack)))
     norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
     return CheckpointInfo(
         arch=recipe.arch,

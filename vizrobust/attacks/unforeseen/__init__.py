@@ -5,7 +5,7 @@ from vizrobust.attacks.unforeseen.overlays import Kaleidoscope, Pixel
 from vizrobust.attacks.unforeseen.spatial import Elastic, Glitch
 from vizrobust.attacks.unforeseen.strengths import family, source, strengths, with_default_eps
 from vizrobust.attacks.unforeseen.textures import Gabor, Wood
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, Unforeseen, UnforeseenRun
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, UnforeseenRun
 from vizrobust.attacks.unforeseen.weather import Fog, Snow
 from vizrobust.spec import named
 
@@ -23,7 +23,7 @@ __all__ = [
     "Params",
     "Pixel",
     "Snow",
-    "Unforeseen",
+    "UnforeseenAttack",
     "UnforeseenRun",
     "Wood",
     "family",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import L1, L2
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, check, clip, epsilon
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, clip
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -96,7 +95,7 @@ LARGEST = 2.0
 
 @spec
 @dataclass(frozen=True)
-class JPEG:
+class JPEG(UnforeseenAttack):
     """The coefficients that JPEG stores at quality 50 change; a change of 2 in the variable is one quantisation step.
 
     `eps` bounds the variable's `norm`: "linf", "l2" or "l1" (Kang et al. 2019). Linf takes sign steps, L2 steps along
@@ -105,33 +104,18 @@ class JPEG:
     the image itself does not go through JPEG, whose chroma subsampling would blur it at eps 0 too.
     """
 
-    eps: float | None = None
     norm: str = "linf"
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.norm not in NORMS:
             raise ValueError(f"JPEG: norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if self.norm == "l1" and self.alpha is not None:
             raise ValueError(f"JPEG: norm='l1' takes Frank-Wolfe steps, which have no alpha; leave out alpha={self.alpha:g}")
 
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         streams, count = streams.child("coefficients"), coefficients(x)
-        like, eps = x.new_empty(len(x), count), epsilon(self)
+        like, eps = x.new_empty(len(x), count), self.epsilon
         match self.norm:
             case "linf":
                 z = (2 * streams.uniform(count).to(x) - 1) * eps
@@ -153,11 +137,11 @@ class JPEG:
         # The corner of the ball within the bounds: the coefficients of steepest ascent take all they may.
         order = grad.abs().argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(grad.shape[1], device=grad.device).expand_as(order))
-        corner = grad.sign() * (epsilon(self) - LARGEST * rank).clamp(0, LARGEST)
+        corner = grad.sign() * (self.epsilon - LARGEST * rank).clamp(0, LARGEST)
         return params["z"] + (corner - params["z"]) / params["step"].to(grad)[:, None]
 
     def project(self, params: Params) -> Tensor:
-        eps, z = epsilon(self), params["z"]
+        eps, z = self.epsilon, params["z"]
         match self.norm:
             case "linf":
                 return z.clamp(-eps, eps)

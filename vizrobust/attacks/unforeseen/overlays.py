@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import L2
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, between, clip, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -64,7 +63,7 @@ SMALLEST_EPS = 0.05
 
 @spec
 @dataclass(frozen=True)
-class Kaleidoscope:
+class Kaleidoscope(UnforeseenAttack):
     """Bright circles, triangles and squares at random places, of colours within `eps` of random ones (Kaufmann et al. 2023).
 
     The variable (N, shapes * C + H * W) holds the shifts of their colours, |z| <= eps, then the brightness of their
@@ -73,25 +72,6 @@ class Kaleidoscope:
     eps 0.05, the smallest published, shapes and rims fade with eps.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         channels, height, width = x.shape[1:]
         count = round(between(x, 5, 40))
@@ -99,7 +79,7 @@ class Kaleidoscope:
         colours = bright(streams.child("colours"), count, channels).to(x)
         shifts = 2 * streams.child("shifts").uniform(count * channels).to(x) - 1
         rims = streams.child("rims").uniform(height * width).to(x)
-        z = epsilon(self) * torch.cat((shifts, rims), dim=1)
+        z = self.epsilon * torch.cat((shifts, rims), dim=1)
         return {"z": z, "colours": colours, "top": top.to(x.device), "rim": rim.to(x.device)}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
@@ -112,19 +92,16 @@ class Kaleidoscope:
         painted = palette.gather(2, place).reshape(x.shape)
         through = torch.where(params["top"][:, None] > 0, between(x, 0.2, 0.1), 1.0).to(x)
         covered = torch.where(params["rim"][:, None], rim.reshape(n, 1, height, width), x * through + painted)
-        return clip(x + opacity(epsilon(self), SMALLEST_EPS) * (covered - x))
-
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
+        return clip(x + opacity(self.epsilon, SMALLEST_EPS) * (covered - x))
 
     def project(self, params: Params) -> Tensor:
-        eps, colours = epsilon(self), params["colours"][0].numel()
+        eps, colours = self.epsilon, params["colours"][0].numel()
         return torch.cat((params["z"][:, :colours].clamp(-eps, eps), params["z"][:, colours:].clamp(0, eps)), dim=1)
 
 
 @spec
 @dataclass(frozen=True)
-class Pixel:
+class Pixel(UnforeseenAttack):
     """Each channel of each block is mixed with the value of its upper left pixel (Kaufmann et al. 2023).
 
     The variable (N, C, blocks down, blocks across) holds the shares, in [0, 1], with an L2 norm over all of at most
@@ -132,29 +109,10 @@ class Pixel:
     border may be cut (the reference enlarges such an image, which changes it at eps 0 too).
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         block = _block(x)
         like = x[..., ::block, ::block]
-        return {"z": self.project({"z": L2(epsilon(self)).sample(like, streams.child("shares")).abs()})}
+        return {"z": self.project({"z": L2(self.epsilon).sample(like, streams.child("shares")).abs()})}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         block = _block(x)
@@ -169,7 +127,7 @@ class Pixel:
 
     def project(self, params: Params) -> Tensor:
         # A share below 0 does not count against the rest's; then clamping at 1 only shortens.
-        return L2(epsilon(self)).project(params["z"].clamp_min(0)).clamp_max(1)
+        return L2(self.epsilon).project(params["z"].clamp_min(0)).clamp_max(1)
 
 
 def _block(x: Tensor) -> int:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, run
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, side
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, between, clip, side
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -33,43 +32,21 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 @spec
 @dataclass(frozen=True)
-class Elastic:
+class Elastic(UnforeseenAttack):
     """Each pixel is fetched from up to `eps` pixels away along a smoothed flow (Xiao et al. 2018; Kang et al. 2019).
 
     The variable (N, 2, H, W) is the flow in pixels, |z| <= eps, before a Gaussian of 3 pixels at side 224, less in
     proportion at smaller sides; steps are signs. Values come from the image, so nothing is clipped but rounding.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
-        return {"z": (2 * streams.child("flow").uniform(2, *x.shape[-2:]).to(x) - 1) * epsilon(self)}
+        return {"z": (2 * streams.child("flow").uniform(2, *x.shape[-2:]).to(x) - 1) * self.epsilon}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         return clip(warp(x, smooth(params["z"], 3 * side(x) / 224)))
 
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
-
     def project(self, params: Params) -> Tensor:
-        return params["z"].clamp(-epsilon(self), epsilon(self))
+        return params["z"].clamp(-self.epsilon, self.epsilon)
 
 
 def smooth(flow: Tensor, sigma: float) -> Tensor:
@@ -88,35 +65,16 @@ def smooth(flow: Tensor, sigma: float) -> Tensor:
 
 @spec
 @dataclass(frozen=True)
-class Glitch:
+class Glitch(UnforeseenAttack):
     """Each band of rows of each channel is fetched from up to `eps` half widths to the side (Kaufmann et al. 2023).
 
     eps 0.05 is 0.8 pixels of 32, or 5.6 of 224. The variable (N, C, bands) holds the shifts, |z| <= eps; steps are
     signs. Bands have 2 rows at side 32 and 4 at 224. Beyond its border the image goes on as its mirror image.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         bands = -(-x.shape[2] // _rows(x))
-        return {"z": (2 * streams.child("shifts").uniform(x.shape[1], bands).to(x) - 1) * epsilon(self)}
+        return {"z": (2 * streams.child("shifts").uniform(x.shape[1], bands).to(x) - 1) * self.epsilon}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         n, channels, height, width = x.shape
@@ -125,11 +83,8 @@ class Glitch:
         flow = torch.stack((aside, torch.zeros_like(aside)), dim=1)
         return clip(warp(x.reshape(n * channels, 1, height, width), flow).reshape(x.shape))
 
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
-
     def project(self, params: Params) -> Tensor:
-        return params["z"].clamp(-epsilon(self), epsilon(self))
+        return params["z"].clamp(-self.epsilon, self.epsilon)
 
 
 def _rows(x: Tensor) -> int:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import TINY
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, between, clip, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
@@ -22,7 +21,7 @@ MOST_SIDES = 10
 
 @spec
 @dataclass(frozen=True)
-class Gabor:
+class Gabor(UnforeseenAttack):
     """Gabor noise in [0, 1], `eps` times, is added to all channels (Co et al. 2019; Kang et al. 2019).
 
     Each image has its own wavelet, drawn once (ImageNet-UA draws anew at every call, which makes the gradient
@@ -31,24 +30,9 @@ class Gabor:
     its first step on: its places freeze at 0 and the rest moves.)
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def range(self) -> float:
         return 1.0
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         height, width = x.shape[-2:]
@@ -60,10 +44,7 @@ class Gabor:
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         noise = F.conv2d(params["z"][None], params["wavelet"][:, None], padding=SIZE // 2, groups=len(x))[0]
-        return clip(x + epsilon(self) * evened(noise)[:, None])
-
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
+        return clip(x + self.epsilon * evened(noise)[:, None])
 
     def project(self, params: Params) -> Tensor:
         return params["z"].clamp(-1, 1) * params["places"]
@@ -106,7 +87,7 @@ ROUNDING = 1e-6
 
 @spec
 @dataclass(frozen=True)
-class Wood:
+class Wood(UnforeseenAttack):
     """The image is darkened along rings whose radius is bent by up to `eps`, in half sides (Kaufmann et al. 2023).
 
     x' = x |sin(pi R (r + bend))|^(1/8) with R = 5 rings at side 32 and 4 at 224. The variable (N, rows, columns), of
@@ -114,40 +95,18 @@ class Wood:
     eps 0.03, the smallest published, the rings fade with eps. Nothing needs clipping.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def range(self) -> float:
-        return epsilon(self)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
-
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         size = round(between(x, 16, 32))
-        return {"z": (2 * streams.child("bend").uniform(size, size).to(x) - 1) * epsilon(self)}
+        return {"z": (2 * streams.child("bend").uniform(size, size).to(x) - 1) * self.epsilon}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         bend = F.interpolate(params["z"][:, None], x.shape[-2:], mode="bilinear", align_corners=False)
         wave = torch.sin(math.pi * round(between(x, 5, 4)) * (_radius(x) + bend))
         grain = ((wave**2 + ROUNDING) / (1 + ROUNDING)) ** (1 / 16)
-        return x * (1 - opacity(epsilon(self), SMALLEST_EPS) * (1 - grain))
-
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
+        return x * (1 - opacity(self.epsilon, SMALLEST_EPS) * (1 - grain))
 
     def project(self, params: Params) -> Tensor:
-        return params["z"].clamp(-epsilon(self), epsilon(self))
+        return params["z"].clamp(-self.epsilon, self.epsilon)
 
 
 def _radius(x: Tensor) -> Tensor:

@@ -1,63 +1,84 @@
-"""The gradient ascent that all unforeseen attacks share, and pattern sizes for images of any size."""
+"""The base of all unforeseen attacks with the gradient ascent they share, and pattern sizes for images of any size."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import State, initial_state, random_targets, record
+from vizrobust.attacks.attack import Attack, AttackRun, State, initial_state, input_gradient, random_targets, record
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup
 
-# The attack's variables: "z" is optimized, the rest are random constants of the image; row i belongs to image i.
+# What an attack optimizes, "z", and the random constants of each image; row i belongs to image i.
 Params = Mapping[str, Tensor]
+PREFIX = "params."
 
 
-class Unforeseen(Protocol):
-    """An attack that changes an image through a differentiable parametrization, of strength `eps` in its own units.
+@dataclass(frozen=True)
+class UnforeseenAttack(Attack):
+    """An attack that changes an image through a differentiable parametrization, with a strength `eps` in its own units.
 
-    ``alpha=None`` is `range` / sqrt(steps), UAR's rule; `targeted` draws a wrong class for each image and goes
-    towards it, UAR's protocol. ``eps=0`` leaves images as they are.
+    ``alpha=None`` is `range` / sqrt(steps), UAR's rule (Kang et al. 2019); `targeted` draws a wrong class for each image
+    and moves towards it, UAR's protocol. ``eps=0`` leaves images as they are. A subclass has `init`, `apply` and `project`.
     """
 
+    eps: float | None = None
+    steps: int = 50
+    alpha: float | None = None
+    targeted: bool = False
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        lookup(LOSSES, self.loss, "loss")
+        for field in ("eps", "alpha", "steps"):
+            value = getattr(self, field)
+            if value is not None and (value < 0 or value == math.inf):
+                raise ValueError(f"{type(self).__name__}: {field} must be finite and not negative, got {value:g}")
+
     @property
-    def eps(self) -> float | None: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def alpha(self) -> float | None: ...
-    @property
-    def targeted(self) -> bool: ...
-    @property
-    def loss(self) -> str: ...
+    def epsilon(self) -> float:
+        """The attack's eps; ``ValueError`` if it is not chosen yet."""
+        if self.eps is None:
+            name = type(self).__name__
+            raise ValueError(f"{name}() has no eps: write {name}(eps=…); vizrobust.attacks.strengths lists usual values")
+        return self.eps
+
     @property
     def range(self) -> float:
-        """How far the variable can go from its middle, in its own units; a step is a share of it."""
+        """How far ``z`` can go from its middle, in its own units; a step is a share of it."""
+        return self.epsilon
 
+    def runs(self, model: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (UnforeseenRun(self),)
+
+    @abstractmethod
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
-        """Images (N, C, H, W) -> the variables: a random ``z`` that is allowed, and the constants of each image."""
+        """Images (N, C, H, W) -> the parameters: a random ``z`` that is allowed, and the constants of each image."""
 
+    @abstractmethod
     def apply(self, x: Tensor, params: Params) -> Tensor:
         """(N, C, H, W) in [0, 1], differentiable in ``params["z"]``."""
 
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        """The next ``z``, uphill, not yet projected; ``params["step"]`` (N,) counts the steps of each image from 1."""
-
+    @abstractmethod
     def project(self, params: Params) -> Tensor:
         """The nearest ``z`` that is allowed, or one near it."""
+
+    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
+        """The next ``z``, not yet projected: a sign step; ``params["step"]`` (N,) counts the steps of each image from 1."""
+        return params["z"] + alpha * grad.sign()
 
 
 @dataclass(frozen=True)
 class UnforeseenRun:
-    """`steps` steps uphill from a random variable; the images of a batch may be at different steps."""
+    """`steps` steps of gradient ascent from random parameters; the images of a batch may be at different steps."""
 
-    attack: Unforeseen
+    attack: UnforeseenAttack
 
     @property
     def name(self) -> str:
@@ -80,25 +101,22 @@ class UnforeseenRun:
         with torch.no_grad(), _full_precision(x):
             params = self.attack.init(x, streams)
             start = self.attack.apply(x, params)
-        return {
-            **initial_state(x, y, start, streams),
-            "target": target,
-            **{f"params.{name}": value for name, value in params.items()},
-        }
+        own = {PREFIX + name: value for name, value in params.items()}
+        return {**initial_state(x, y, start, streams), "target": target, **own}
 
     def step(self, net: nn.Module, state: State) -> None:
-        params = {name.removeprefix("params."): value for name, value in state.items() if name.startswith("params.")}
+        params = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         params["z"] = params["z"].detach().requires_grad_()
         with _full_precision(state["x"]):
             image = self.attack.apply(state["x"], params)
         logits = net(image)
         ascent_loss = self._ascent_loss(logits, state)
-        (grad,) = torch.autograd.grad(ascent_loss.sum(), params["z"])
+        grad = input_gradient(ascent_loss, params["z"])
         record(state, logits.detach(), ascent_loss)
         with torch.no_grad(), _full_precision(state["x"]):
             params["step"] = state["step"]
             params["z"] = self.attack.step(params, grad, self.alpha)
-            params["z"] = state["params.z"] = self.attack.project(params)
+            params["z"] = state[PREFIX + "z"] = self.attack.project(params)
             state["adv"] = self.attack.apply(state["x"], params)
 
     def evaluate(self, net: nn.Module, state: State) -> None:
@@ -106,28 +124,20 @@ class UnforeseenRun:
         record(state, logits, self._ascent_loss(logits, state))
 
     def _ascent_loss(self, logits: Tensor, state: State) -> Tensor:
-        """What is climbed: (N,)."""
+        """What the steps raise: (N,)."""
         loss = lookup(LOSSES, self.attack.loss, "loss")(logits, state["target"])
         return -loss if self.attack.targeted else loss
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
-    """The network may run in bf16; images are made in the precision in which they came."""
+    """The network may run in bf16; images are made in their own precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def epsilon(attack: Unforeseen) -> float:
-    """The attack's eps; ``ValueError`` where it is still to be chosen."""
-    if attack.eps is None:
-        name = type(attack).__name__
-        raise ValueError(f"{name}() has no eps: write {name}(eps=…); vizrobust.attacks.strengths gives some for a size of image")
-    return attack.eps
-
-
 def opacity(eps: float, full: float) -> float:
-    """The opacity of what a reference draws whatever eps is: whole from its smallest published eps, `full`, on.
+    """The opacity of what a reference draws at any eps: 1 from its smallest published eps, `full`, on.
 
-    Below, it goes with eps to 0, so that no strength is no change.
+    Below, it falls with eps to 0, so that eps 0 changes nothing.
 
     >>> opacity(0.0, 0.1), opacity(0.05, 0.1), opacity(0.3, 0.1)
     (0.0, 0.5, 1.0)
@@ -145,18 +155,8 @@ def clip(x: Tensor) -> Tensor:
     return x.detach().clamp(0, 1) + (x - x.detach())
 
 
-def check(attack: Unforeseen) -> None:
-    """``ValueError`` for a field that no unforeseen attack can have."""
-    name = type(attack).__name__
-    lookup(LOSSES, attack.loss, "loss")
-    for field in ("eps", "alpha", "steps"):
-        value = getattr(attack, field)
-        if value is not None and (value < 0 or value == math.inf):
-            raise ValueError(f"{name}: {field} must be finite and not negative, got {value:g}")
-
-
 def side(x: Tensor) -> int:
-    """The shorter side of images (N, C, H, W), in pixels: what patterns are scaled by."""
+    """The shorter side of images (N, C, H, W), in pixels; patterns are scaled by it."""
     return min(x.shape[-2:])
 
 

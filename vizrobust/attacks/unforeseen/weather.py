@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vizrobust.attacks.attack import AttackResult, AttackRun, run
 from vizrobust.attacks.threat_models import TINY, per_image
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenRun, between, check, clip, epsilon, opacity
+from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, between, clip, opacity
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
 
 @spec
 @dataclass(frozen=True)
-class Fog:
+class Fog(UnforeseenAttack):
     """White fog, `eps` times as bright as the image may be: x' = (x + eps fog) / (1 + eps) (Kang et al. 2019).
 
     The fog is a landscape in [0, 1], made by midpoint displacement (diamond-square), each image's by itself. The
@@ -26,39 +25,21 @@ class Fog:
     eps 0 too; where a channel reaches 1 it is the same. Nothing needs clipping.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
-
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def range(self) -> float:
         return 0.5
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         return {"z": streams.child("displacements").uniform(4 ** scales(x) - 1).to(x)}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
-        eps = epsilon(self)
+        eps = self.epsilon
         height, width = x.shape[-2:]
         fog = landscape(2 * params["z"] - 1, scales(x))
         top, left = (fog.shape[1] - height) // 2, (fog.shape[2] - width) // 2
         low, high = fog.amin((1, 2), keepdim=True), fog.amax((1, 2), keepdim=True)
         fog = (fog - low) / (high - low + TINY)
         return (x + eps * fog[:, None, top : top + height, left : left + width]) / (1 + eps)
-
-    def step(self, params: Params, grad: Tensor, alpha: float) -> Tensor:
-        return params["z"] + alpha * grad.sign()
 
     def project(self, params: Params) -> Tensor:
         return params["z"].clamp(0, 1)
@@ -105,7 +86,7 @@ SMALLEST_EPS = 0.0625
 
 @spec
 @dataclass(frozen=True)
-class Snow:
+class Snow(UnforeseenAttack):
     """Flakes, `eps` times, are added over a paler image, the same in all channels (Kang et al. 2019).
 
     The variable (N, 7, H/4, W/4) holds the flakes' intensities, in (0, 1], with a mean of at most 0.2 in every region
@@ -116,25 +97,11 @@ class Snow:
     eps 0.0625, the smallest of them, the paleness fades with eps.
     """
 
-    eps: float | None = None
-    steps: int = 50
-    alpha: float | None = None
-    targeted: bool = False
-    loss: str = "ce"
     signs: bool = False
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def range(self) -> float:
         return 1.0
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (UnforeseenRun(self),)
-
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams, evaluate: bool = True) -> AttackResult:
-        return run(self.runs(net, x), net, x, y, streams, evaluate)
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         rows, columns = (-(-length // SPACING) for length in x.shape[-2:])
@@ -143,7 +110,7 @@ class Snow:
         return {"z": self.project({"z": flakes}), "streaks": streaks(streams.child("streaks"), round(between(x, 2, 6))).to(x)}
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
-        eps = epsilon(self)
+        eps = self.epsilon
         pale = torch.maximum(x, 1.5 * brightness(x) + 0.5)
         snow = fallen(params["z"], params["streaks"], x)[:, None]
         return clip(x + opacity(eps, SMALLEST_EPS) * DISCOLOUR * (pale - x) + eps * snow)

@@ -308,7 +308,7 @@ class MaskingAttacks:
         attack = replace(self.pgd, restarts=1, loss="margin")
         x, y = self.probe_images
         with self.compute.autocast(), seeded(self.seed, self.compute.device):
-            return attack(self.net, x, y, self.streams("trajectory"))
+            return attack(self.net, x, y, streams=self.streams("trajectory"))
 
 
 class ZeroGradient(nn.Module):
