@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vizrobust.attacks import Attack, configured, notes, parse_attack, threat_model, with_default_eps
+from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
 from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import per_class, worst_class
 from vizrobust.models import Checkpoint
@@ -125,10 +125,10 @@ def attacks_for(
     asked = [parse_attack(one) if isinstance(one, str) else one for one in request.attacks or default]
     eps = None if unbounded else request.eps
     found = [configured(one, data.eps, request.norm, unbounded=unbounded, eps=eps, steps=request.steps) for one in asked]
-    for text in dict.fromkeys(note for one in found for note in notes(one, len(data.classes))):
+    for text in dict.fromkeys(note for one in found for note in one.notes(len(data.classes))):
         yield Note(f"note: {text}")
     # An unforeseen attack has an eps in units of its own; without one it gets the medium one for images of this size.
-    return [one if unbounded or threat_model(one)[1] is not None else with_default_eps(one, data.shape) for one in found]
+    return [one if unbounded or one.threat_model()[1] is not None else with_default_eps(one, data.shape) for one in found]
 
 
 @dataclass(frozen=True)

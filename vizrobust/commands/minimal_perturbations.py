@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from vizrobust.attacks import Attack, is_minimum_norm, threat_model
+from vizrobust.attacks import Attack, is_minimum_norm
 from vizrobust.commands.attack import Target, attacks_for
 from vizrobust.data import DataSet
 from vizrobust.report import robustness_figures
@@ -41,7 +41,7 @@ class MinimalPerturbations:
         return [self._medians()] if self.request.minimal else [self._accuracies(*one) for one in self._each()]
 
     def draw(self, path: str, command: str) -> None:
-        norms = {threat_model(one.attack)[0] for _, one in self._each()}
+        norms = {one.attack.threat_model()[0] for _, one in self._each()}
         if len(norms) > 1:
             raise ParameterError("eps of different norms (%s) have no common axis; give one {norm}", ", ".join(sorted(norms)))
         (norm,) = norms
@@ -72,7 +72,7 @@ class MinimalPerturbations:
                     target.name, row["attack"], _eps(row["median"]), f"{_eps(row['ci_low'])} to {_eps(row['ci_high'])}",
                     str(row["unbroken"]), str(row["n"]), f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}",
                 ])  # fmt: skip
-            if len(mine) > 1 and len({threat_model(one.attack)[0] for one in mine}) == 1:
+            if len(mine) > 1 and len({one.attack.threat_model()[0] for one in mine}) == 1:
                 smallest = smallest_of_all(mine)
                 middle, low, high = median(smallest)
                 rows.append([
@@ -105,7 +105,7 @@ def minimal_perturbations(
     for target in targets:
         mine = []
         for one in (yield from attacks_for(request, target.data, default, unbounded=True)):
-            norm, own = threat_model(one)
+            norm, own = one.threat_model()
             if not is_minimum_norm(one) and own is None and request.eps is None and norm != "Linf":
                 raise ParameterError("%s with %s needs {eps}, the largest radius to try", one, norm)
             radii = () if is_minimum_norm(one) else _radii(one, target.data, request.eps, steps)
@@ -130,7 +130,7 @@ def _rows(request: AttackRequest, target: Target, one: SmallestEps) -> list[Row]
 
 def _radii(attack: Attack, data: DataSet, eps: float | None, bisection_steps: int) -> tuple[float, ...]:
     """Evenly spaced radii up to `eps`, the attack's own eps, or twice the data set's."""
-    own = threat_model(attack)[1]
+    own = attack.threat_model()[1]
     if eps is not None or own is not None:
         return even_radii(float(eps if eps is not None else own or 0), bisection_steps)
     if data.eps is None:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, family, parse_attack, threat_model, with_default_eps
+from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, family, parse_attack, with_default_eps
 from vizrobust.attacks.unforeseen import source
 from vizrobust.commands.attack import Target
 from vizrobust.intervals import share, wilson
@@ -113,7 +113,7 @@ def _attacks(request: AttackRequest, trained: Sequence[Attack], target: Target) 
     if request.attacks:
         for one in request.attacks:
             attack = configured(parse_attack(one) if isinstance(one, str) else one, data.eps, norm, eps=eps, steps=steps)
-            yield with_default_eps(attack, data.shape) if threat_model(attack)[1] is None else attack
+            yield with_default_eps(attack, data.shape) if attack.threat_model()[1] is None else attack
         return
     balls = {type(ball).__name__: ball for attack in trained if (ball := ball_of(attack)) is not None}
     if norm is not None or not balls:
