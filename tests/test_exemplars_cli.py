@@ -47,13 +47,13 @@ def test_rows_and_page_have_the_images_that_a_full_sort_finds(A: Path, tmp_path:
             assert all(len(image["place"]) == 2 for image in shown[end] if image["place"])
     page = (out / "index.html").read_text()
     assert f"the 4 most and the 4 least exciting of {len(x)} validation images of digits" in page
-    assert page.count('class="natural"') == 8 * 8
+    assert page.count('class="exemplar"') == 8 * 8
 
 
 def test_a_second_call_reads_and_more_units_are_added(A: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     assert run("neurons", A, *FEW, "--units", 0, "--out", out).exit_code == 0
-    assert 'class="natural"' not in (out / "index.html").read_text()
+    assert 'class="exemplar"' not in (out / "index.html").read_text()
     assert run("neurons", A, *FEW, "--units", 0, "--exemplars", 2, "--out", out).exit_code == 0
 
     def never(*args: Any, **how: Any) -> None:
@@ -61,10 +61,10 @@ def test_a_second_call_reads_and_more_units_are_added(A: Path, tmp_path: Path, m
 
     monkeypatch.setattr(exemplar_runs, "exemplars", never)
     assert run("neurons", A, *FEW, "--units", "0:3", "--exemplars", 2, "--out", out).exit_code == 0
-    assert (out / "index.html").read_text().count('class="natural"') == 3 * 2 * 2
+    assert (out / "index.html").read_text().count('class="exemplar"') == 3 * 2 * 2
     # A call without the option keeps what is there.
     assert run("neurons", A, *FEW, "--units", "0:4", "--out", out).exit_code == 0
-    assert (out / "index.html").read_text().count('class="natural"') == 3 * 2 * 2
+    assert (out / "index.html").read_text().count('class="exemplar"') == 3 * 2 * 2
 
 
 def test_a_data_set_of_other_classes_gives_images_all_the_same(tmp_path: Path) -> None:
