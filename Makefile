@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	@$(BIN)/vizrobust neurons --out runs/demo
 
+# Two workers, one thread each; the tests of one module stay on one worker, which makes their shared fixtures once.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope $(PYTEST)
 
 slow: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,29 @@ import pytest
 import torch
 from torch import nn
 
+from tests.seconds import pytest_runtest_call  # noqa: F401
 from vizrobust.attacks import Attack, State
 from vizrobust.compute import Compute, ask_for_repeatable
 from vizrobust.models import CheckpointInfo, Normalized, architecture, evaluating, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 
+# One thread in each worker and in the processes that tests start; tests that are about threads set their own.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SHAPE = (3, 20, 16)  # channels, height and width differ from each other and from every batch size used
 CLASSES = 7
 ask_for_repeatable()  # As every computation of ours does, before a test that starts with a product of its own.
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever opens a page is marked `browser`, before marks choose what runs."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +102,65 @@ def refilled(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, s
     return undisturbed, mixed
 
 
+def assert_refused(make: Callable[[], object], said: str) -> None:
+    """With a ValueError whose text is one line and has these words."""
+    with pytest.raises(ValueError, match=r"\S") as error:
+        make()
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Unasked(nn.Module):
+    """A network under attack by queries alone: what it is shown is kept, to be asked for a gradient is an error."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        assert not x.requires_grad
+        self.seen.append(x.clone())
+        return self.net(x)
+
+
+def streams_of(n: int) -> Streams:
+    return Streams(0, range(n), "attack")
+
+
+def batch_of(n: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of SHAPE of which no pixel is saturated, with labels."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(n, *SHAPE, generator=generator, dtype=dtype), torch.randint(CLASSES, (n,), generator=generator)
+
+
+def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """In batches of six an image of eleven ends bit for bit the same, whatever its mates and wherever it stands."""
+    compute = Compute("cpu")
+    net = compute.place(net)
+
+    def attacked(items: list[int]) -> torch.Tensor:
+        index = torch.tensor(items)
+        return attack(net, compute.images(x[index]), y[index], Streams(0, items, "attack")).x
+
+    first = attacked([0, 1, 2, 3, 4, 5])
+    order = [3, 0, 5, 1, 4, 2]
+    assert torch.equal(attacked(order), first[order]), "permutation"
+    mates = attacked([7, 2, 8, 0, 9, 10])
+    assert torch.equal(mates[[1, 3]], first[[2, 0]]), "other mates"
+    padded = attacked([4, 5, 5, 5, 5, 5])
+    assert torch.equal(padded, first[[4, 5, 5, 5, 5, 5]]), "padding"
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def net() -> nn.Module:
     return make_net()
@@ -101,6 +173,15 @@ def shared() -> Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip("the shared data and checkpoints are not on this machine")
     return folder
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for it from here: the page's own security policy forbids what playwright's waiting would evaluate in it."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(25)
+    pytest.fail(f"never came true: {condition}")
 
 
 @pytest.fixture(scope="module")

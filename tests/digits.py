@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.data import load
-from vizrobust.models import Normalized, architecture
+from vizrobust.models import CheckpointInfo, Normalized, architecture, save_checkpoint
+from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 
 
@@ -27,6 +29,17 @@ def digits_net() -> nn.Module:
             loss.backward()
             optimizer.step()
     return net.eval().requires_grad_(False)
+
+
+def save_digits_net(path: Path, noise: float = 0.0) -> None:
+    """The network as a checkpoint file; with noise on its weights it is another one that knows the task nearly as well."""
+    net, data = digits_net(), load("digits")
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: value + noise * value.std() * torch.randn(value.shape, generator=generator) if value.dim() > 1 else value
+        for name, value in body_state(net).items()
+    }
+    save_checkpoint(path, state, CheckpointInfo("small_cnn", data.shape, data.classes, data.mean, data.std, data="digits"))
 
 
 @cache

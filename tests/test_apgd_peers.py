@@ -14,6 +14,8 @@ from vizrobust.data import load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
 
+pytestmark = pytest.mark.peers
+
 
 def authors(net: nn.Module, ball: Ball, steps: int, loss: str, **how: object) -> object:
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,7 @@ def test_ctrl_c_says_how_to_go_on(two, tmp_path, monkeypatch):
     assert "stopped; go on with: vizrobust" in result.output
 
 
+@pytest.mark.slow
 def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
     """SIGKILL in the middle, then the same command: the rows of before are untouched, no half-written file is left."""
     out = tmp_path / "run"
@@ -331,7 +333,7 @@ def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
     child = subprocess.Popen(args, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     rows = out / "rows.jsonl"
     while child.poll() is None and not (rows.is_file() and rows.read_bytes().count(b"\n") >= 5):
-        pass
+        time.sleep(0.01)
     child.kill()
     child.wait()
     kept = rows.read_bytes().rpartition(b"\n")[0].splitlines()

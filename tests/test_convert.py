@@ -353,7 +353,10 @@ def tolerance(percent, n, of=1000):
     return 1.5 + 300 * math.sqrt(p * (1 - p) / n * (1 - n / of))
 
 
-@pytest.mark.parametrize("theirs", THEIRS, ids=[theirs.file for theirs in THEIRS])
+# One of them by default, which has other names, another normalization and weights to drop.
+@pytest.mark.parametrize(
+    "theirs", [pytest.param(one, id=one.file, marks=[pytest.mark.slow] * (one != THEIRS[-1])) for one in THEIRS]
+)
 def test_checkpoints_of_other_groups_import_with_their_accuracies(theirs, shared, tmp_path, compute):
     net = imported(theirs, shared, tmp_path)
     images = head(test_images(shared, theirs.data), 200)

@@ -39,6 +39,7 @@ def test_the_smallest_perturbation_does_not_depend_on_the_logits_offset() -> Non
         assert torch.allclose(found, usual, rtol=1e-6)
 
 
+@pytest.mark.peers
 def test_black_and_white_images_move() -> None:
     net, (x, y) = digits_net(), digits(40)
     x = x.round()
@@ -51,6 +52,7 @@ def test_black_and_white_images_move() -> None:
         assert torch.equal(torchattacks.CW(net, c=100, steps=10, lr=0.1)(x, y), x), "what the test is about"
 
 
+@pytest.mark.peers
 def test_it_is_as_near_as_foolboxs() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -34,6 +34,7 @@ def test_on_a_linear_network_one_step_crosses_the_nearest_boundary(ball: Ball) -
     assert torch.allclose(smallest(DeepFool(ball=ball, overshoot=0.5), net, x, y), 1.5 * (distance + 1e-4), rtol=1e-6)
 
 
+@pytest.mark.peers
 @balls
 def test_it_goes_where_foolbox_goes(ball: Ball) -> None:
     with warnings.catch_warnings():

@@ -123,19 +123,3 @@ def test_what_the_l1_ensemble_lacks_is_said() -> None:
     )
     assert "FAB and Square and FAB-T" in AutoAttack("plus", L1(12)).notes(10)[0]
     assert AutoAttack("rand", L1(12)).notes(10) == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("autoattack(version='standart')", "no version of AutoAttack 'standart'; did you mean standard"),
-        ("autoattack(steps=-1)", "steps must be at least 0, got -1"),
-        ("autoattack(queries=-1)", "Square: queries must be at least 0, got -1"),
-        ("standard(steps=3)", "steps"),
-        ("standart", "no attack 'standart'; did you mean standard"),
-    ],
-)
-def test_a_wrong_ensemble_gets_one_clear_sentence(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"\S") as error:
-        parse_attack(text)
-    assert said in str(error.value)

@@ -7,25 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.conftest import CLASSES, SHAPE, make_net, refilled
-from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack
+from tests.conftest import CLASSES, batch_of, make_net, refilled, streams_of
+from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack, threat_model
 from vizrobust.attacks.wrappers import Expectation
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
-from vizrobust.rng import Streams, seeded
+from vizrobust.rng import seeded
 from vizrobust.spec import vary
 
 EPS = 8 / 255
 CPU = torch.device("cpu")
-
-
-def streams(n: int) -> Streams:
-    return Streams(0, range(n), "attack")
-
-
-def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return torch.rand(n, *SHAPE, generator=generator, dtype=dtype), torch.randint(CLASSES, (n,), generator=generator)
 
 
 class Dropping(nn.Module):
@@ -52,9 +43,9 @@ INNER = [
 @pytest.mark.parametrize("arch", ["small_cnn", "resnet_small"])
 @pytest.mark.parametrize("attack", INNER, ids=repr)
 def test_a_deterministic_network_gives_the_same_images_bit_for_bit(attack, arch: str) -> None:
-    x, y = batch(5)
+    x, y = batch_of(5)
     net = make_net(arch)
-    alone, mean = attack(net, x, y, streams=streams(5)), EOT(attack=attack, samples=3)(net, x, y, streams=streams(5))
+    alone, mean = attack(net, x, y, streams=streams_of(5)), EOT(attack=attack, samples=3)(net, x, y, streams=streams_of(5))
     assert torch.equal(mean.x, alone.x)
     assert torch.equal(mean.best, alone.best)
     assert torch.equal(mean.loss, alone.loss)
@@ -62,7 +53,7 @@ def test_a_deterministic_network_gives_the_same_images_bit_for_bit(attack, arch:
 
 
 def test_the_expectation_is_the_mean_of_logits_and_its_gradient_theirs() -> None:
-    x, _ = batch(5, torch.float64)
+    x, _ = batch_of(5, torch.float64)
     net = Dropping(make_net().double())
     weights = torch.rand(5, CLASSES, dtype=torch.float64)
     shown = x.clone().requires_grad_()
@@ -84,7 +75,7 @@ def test_the_expectation_is_the_mean_of_logits_and_its_gradient_theirs() -> None
 
 
 def test_gradients_are_those_of_autocast_too() -> None:
-    x, _ = batch(4)
+    x, _ = batch_of(4)
     net = Dropping(make_net())
     grads = []
     for module in (Expectation(net, 1, seed=0), net):
@@ -97,25 +88,25 @@ def test_gradients_are_those_of_autocast_too() -> None:
 
 
 def test_noise_repeats_but_is_another_at_every_step() -> None:
-    x, y = batch(5)
+    x, y = batch_of(5)
     net = Dropping(make_net())
     attack = EOT(attack=PGD(steps=4, ball=Linf(EPS)), samples=3)
     with seeded(1, CPU):
         before = torch.get_rng_state()
-        once = attack(net, x, y, streams=streams(5))
+        once = attack(net, x, y, streams=streams_of(5))
         assert torch.equal(torch.get_rng_state(), before)
     with seeded(2, CPU):
-        again = attack(net, x, y, streams=streams(5))
+        again = attack(net, x, y, streams=streams_of(5))
     assert torch.equal(once.x, again.x)
     assert torch.equal(once.loss, again.loss)
-    still = EOT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams=streams(5))
+    still = EOT(attack=PGD(steps=4, ball=Linf(0)), samples=3)(net, x, y, streams=streams_of(5))
     assert (still.loss.diff(dim=0) != 0).all(), "the same image is asked with fresh noise at each step"
 
 
 def test_memory_and_passes_are_bounded() -> None:
-    x, y = batch(5)
+    x, y = batch_of(5)
     net = Dropping(make_net())
-    EOT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams=streams(5))
+    EOT(attack=PGD(steps=2, ball=Linf(EPS)), samples=3)(net, x, y, streams=streams_of(5))
     # Two steps with their gradient's second look, one last verdict.
     assert net.passes == 3 * (2 * 2 + 1)
 
@@ -129,7 +120,7 @@ def test_the_mean_of_many_breaks_more_than_one_noisy_look() -> None:
 
     def margin(attack) -> float:
         with seeded(0, CPU):
-            adv = attack(net, x, y, streams=streams(50), evaluate=False).x
+            adv = attack(net, x, y, streams=streams_of(50), evaluate=False).x
         with torch.no_grad():
             logits = mean(adv)
         own = logits.gather(1, y[:, None])[:, 0]
@@ -140,7 +131,7 @@ def test_the_mean_of_many_breaks_more_than_one_noisy_look() -> None:
 
 
 def test_a_refilled_slot_gives_the_same_image() -> None:
-    x, y = batch(6)
+    x, y = batch_of(6)
     for inner in (PGD(steps=9, ball=Linf(EPS)), Square(queries=9, ball=L2(0.5))):
         undisturbed, mixed = refilled(EOT(attack=inner, samples=2), make_net(), x, y, 6)
         assert all(torch.equal(value, mixed[key]) for key, value in undisturbed.items())
@@ -152,7 +143,7 @@ def test_it_is_written_down_and_varied_with_its_attack() -> None:
     assert parse_attack(repr(attack)) == attack
     assert vary(attack, eps=1.5, steps=3) == EOT(attack=PGD(steps=3, ball=L2(1.5)), samples=5)
     assert (attack.ball, attack.threat_model()) == (L2(2), ("L2", 2.0))
-    first, second = EOT(attack=PGD(ball=L2(1), restarts=2)).runs(make_net(), batch(2)[0])
+    first, second = EOT(attack=PGD(ball=L2(1), restarts=2)).runs(make_net(), batch_of(2)[0])
     assert (first.name, second.name, second.component, second.steps) == ("EoT PGD", "EoT PGD 2", "EoT PGD", 40)
     with pytest.raises(ValueError, match="EOT: samples must be at least 1, got 0"):
         parse_attack("eot(samples=0)")

@@ -186,6 +186,7 @@ def test_a_flat_network_is_left_alone() -> None:
         assert found.x.isfinite().all()
 
 
+@pytest.mark.peers
 @balls
 @pytest.mark.parametrize("targeted", [True, False])
 def test_it_finds_what_pyautoattacks_finds(ball: Ball, targeted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import until
 from tests.test_report import CHECKPOINT, CHECKPOINTS, make_run
 from tests.test_report_exemplars import add_exemplars
 from vizrobust.report import write_gallery
@@ -53,15 +54,6 @@ def heads(page: Any) -> list[str]:
     return page.locator(".head:visible").all_inner_texts()
 
 
-def until(page: Any, condition: str) -> None:
-    """Wait for it from here: the page's own security policy forbids what playwright's waiting would evaluate in it."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(25)
-    pytest.fail(f"never came true: {condition}")
-
-
 def test_every_picture_is_there_and_names_stay_text(page: Any) -> None:
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) == 8 + 72
@@ -73,6 +65,7 @@ def test_every_picture_is_there_and_names_stay_text(page: Any) -> None:
     assert page.locator(".origin pre").inner_text().startswith("vizrobust neurons")
 
 
+@pytest.mark.slow
 def test_buttons_choose_a_panel(page: Any) -> None:
     assert heads(page) == ["zero", "one", "two", "3"]
     page.get_by_role("button", name="conv2").first.click()
@@ -80,6 +73,7 @@ def test_buttons_choose_a_panel(page: Any) -> None:
     assert page.locator('[aria-pressed="true"]').inner_text().startswith("conv2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [("", "zero one two 3"), ("0", "zero"), ("1:3", "one two"), ("TW, 3", "two 3"), ("o", "zero one two"), ("99", "")],
@@ -91,6 +85,7 @@ def test_the_filter_takes_numbers_ranges_and_names(page: Any, typed: str, shown:
     assert page.locator(".panel:visible .none").is_visible() == (shown == "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["click", "Enter"])
 def test_a_picture_enlarges_with_its_facts_and_arrows_move(page: Any, key: str) -> None:
     tile = page.locator(".tile:visible").first
@@ -120,6 +115,7 @@ def test_a_picture_enlarges_with_its_facts_and_arrows_move(page: Any, key: str) 
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "k8, two, seed 0"
 
 
+@pytest.mark.slow
 def test_a_dead_unit_says_so_when_enlarged(page: Any) -> None:
     page.locator(".tile.dead:visible").first.click()
     assert page.locator("#large-dead").is_visible()
@@ -128,6 +124,7 @@ def test_a_dead_unit_says_so_when_enlarged(page: Any) -> None:
     assert not page.locator("#large").is_visible()
 
 
+@pytest.mark.slow
 def test_heads_stay_while_the_sheet_scrolls(page: Any) -> None:
     page.get_by_role("button", name="conv2").first.click()
     scroll = page.locator(".panel:visible .scroll")
@@ -137,6 +134,7 @@ def test_heads_stay_while_the_sheet_scrolls(page: Any) -> None:
     assert page.locator(".panel:visible .who").first.bounding_box()["x"] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [390], indirect=True)
 def test_a_phone_needs_no_sideways_scrolling_of_the_page(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -163,6 +161,7 @@ def naturals(browser: Any, natural_gallery: Path) -> Iterator[Any]:
     context.close()
 
 
+@pytest.mark.slow
 def test_exemplars_stand_below_their_picture_with_the_place_marked(naturals: Any) -> None:
     assert naturals.locator(".exemplar").count() == 2 * 2 * 2 * 5
     assert min(naturals.evaluate("[...document.images].map(image => image.naturalWidth)")) > 0
@@ -181,6 +180,7 @@ def test_exemplars_stand_below_their_picture_with_the_place_marked(naturals: Any
     assert mark["width"] == pytest.approx(image["width"] * 2 / 4, abs=1)
 
 
+@pytest.mark.slow
 def test_an_exemplar_enlarges_with_its_place_and_arrows_move_among_exemplars(naturals: Any) -> None:
     naturals.locator(".exemplar").nth(1).click()
     facts, title = naturals.locator("#large-facts"), naturals.locator("#large-title")

@@ -46,10 +46,23 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 ENTRANCES = ("__init__.py", "__main__.py")
 
 
-def imported(path: str, source: str | None = None) -> Iterator[str]:
+def parsed(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
+SOURCES = {path: (ROOT / path).read_text() for path in MODULES}
+
+
+@cache
+def nodes(path: str) -> list[ast.AST]:
+    """Each file is parsed once, whatever is then asked of it."""
+    return parsed(SOURCES[path])
+
+
+def imported(path: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Every absolute module that a file imports, anywhere in it, also inside functions."""
     package = ["vizrobust", *Path(path).parts[:-1]]
-    for node in ast.walk(ast.parse((ROOT / path).read_text() if source is None else source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -59,9 +72,9 @@ def imported(path: str, source: str | None = None) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names) if base == "vizrobust" else (base,)
 
 
-def wrong_arrows(path: str, names: Iterator[str]) -> list[str]:
+def wrong_arrows(path: str, nodes: Iterable[ast.AST]) -> list[str]:
     own = Path(path).parts[0].removesuffix(".py")
-    targets = {name: name.split(".")[1] for name in names if name.startswith("vizrobust.")}
+    targets = {name: name.split(".")[1] for name in imported(path, nodes) if name.startswith("vizrobust.")}
     return [name for name, target in targets.items() if target != own and RANK.get(target, 99) >= RANK[own]]
 
 
@@ -121,34 +134,16 @@ def is_home(path: str, homes: list[str]) -> bool:
     return any(path == home or (home.endswith("/") and path.startswith(home)) for home in homes)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path not in ENTRANCES])
-def test_imports_point_one_way(path: str) -> None:
-    assert Path(path).parts[0].removesuffix(".py") in RANK, f"{path} belongs to no layer"
-    assert wrong_arrows(path, imported(path)) == []
+def strangers(path: str, nodes: Iterable[ast.AST]) -> list[str]:
+    """Third-party packages that this file imports although their home is elsewhere."""
+    tops = {name.split(".")[0] for name in imported(path, nodes)}
+    return sorted(top for top in tops & set(HOMES) if not is_home(path, HOMES[top]))
 
 
-def test_a_wrong_arrow_would_be_seen() -> None:
-    for source in (
-        "import vizrobust.cli",
-        "from vizrobust import report",
-        "from ..training import loop",
-        "def f():\n    from vizrobust.features.render import render",
-    ):
-        assert wrong_arrows("attacks/balls.py", imported("attacks/balls.py", source)), source
-    for source in ("from vizrobust.models import layer", "from . import fit", "from ..spec import parse"):
-        assert not wrong_arrows("attacks/balls.py", imported("attacks/balls.py", source)), source
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_third_parties_stay_in_their_home(path: str) -> None:
-    tops = {name.split(".")[0] for name in imported(path)}
-    assert [top for top in tops & set(HOMES) if not is_home(path, HOMES[top])] == []
-
-
-def writes(path: str, source: str | None = None) -> list[str]:
+def writes(nodes: Iterable[ast.AST]) -> list[str]:
     """Calls that write a file past `runs`: open for writing, Path.write_*, savefig and the like."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / path).read_text() if source is None else source)):
+    for node in nodes:
         if not isinstance(node, ast.Call):
             continue
         is_method = isinstance(node.func, ast.Attribute)
@@ -167,33 +162,64 @@ def writes(path: str, source: str | None = None) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if not is_home(path, list(WRITERS))])
-def test_files_are_written_in_three_places(path: str) -> None:
-    assert writes(path) == []
-
-
-def test_a_write_would_be_seen() -> None:
-    for source in ("open('b', 'w')", "path.open(mode='ab')", "Path('a').write_text('b')", "figure.savefig(path)"):
-        assert writes("x.py", source), source
-    assert not writes("x.py", "open('wax')\nimage.open()\nruns.write_text(p, 'a')\nwrite_text(p, 'a')")
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_a_module_says_what_it_is_for(path: str) -> None:
-    source = (ROOT / path).read_text()
+def faults(path: str, source: str) -> list[str]:
+    """What is wrong with a file's name, first line and length."""
     first = source.partition("\n")[0]
-    assert first.startswith('"""'), "the first line is the module's docstring"
-    assert first.endswith(('."""', "."))
-    assert len(source.splitlines()) <= 400
-    assert Path(path).name not in ("utils.py", "helpers.py", "base.py", "common.py")
+    checks = {
+        "its first line is no docstring": first.startswith('"""'),
+        "its docstring's first line is no sentence": first.endswith(('."""', ".")),
+        "it has more than 400 lines": len(source.splitlines()) <= 400,
+        "its name says nothing": Path(path).name not in ("utils.py", "helpers.py", "base.py", "common.py"),
+    }
+    return [fault for fault, fine in checks.items() if not fine]
+
+
+def test_imports_point_one_way() -> None:
+    inner = [path for path in MODULES if path not in ENTRANCES]
+    assert len(inner) > 100, "the files were found"
+    assert [path for path in inner if Path(path).parts[0].removesuffix(".py") not in RANK] == [], "these belong to no layer"
+    assert {path: wrong for path in inner if (wrong := wrong_arrows(path, nodes(path)))} == {}
+    for source in (
+        "import vizrobust.cli",
+        "from vizrobust import report",
+        "from ..training import loop",
+        "def f():\n    from vizrobust.features.render import render",
+    ):
+        assert wrong_arrows("attacks/balls.py", parsed(source)), f"this would not be seen: {source}"
+    for source in ("from vizrobust.models import layer", "from . import fit", "from ..spec import parse"):
+        assert not wrong_arrows("attacks/balls.py", parsed(source)), source
+
+
+def test_third_parties_stay_in_their_home() -> None:
+    assert {path: found for path in MODULES if (found := strangers(path, nodes(path)))} == {}
+    assert strangers("attacks/balls.py", parsed("def f():\n    import click, matplotlib.pyplot")) == ["click", "matplotlib"]
+
+
+def test_files_are_written_in_three_places() -> None:
+    elsewhere = [path for path in MODULES if not is_home(path, list(WRITERS))]
+    assert {path: found for path in elsewhere if (found := writes(nodes(path)))} == {}
+    for source in ("open('b', 'w')", "path.open(mode='ab')", "Path('a').write_text('b')", "figure.savefig(path)"):
+        assert writes(parsed(source)), f"this would not be seen: {source}"
+    assert not writes(parsed("open('wax')\nimage.open()\nruns.write_text(p, 'a')\nwrite_text(p, 'a')"))
+
+
+def test_a_module_says_what_it_is_for() -> None:
+    assert {path: found for path, source in SOURCES.items() if (found := faults(path, source))} == {}
+    assert len(faults("features/utils.py", "import os\n" * 401)) == 4
 
 
 # Nothing that takes a second to load may be behind `import vizrobust` or `vizrobust --help`.
 SLOW = ("torch", "torchvision", "matplotlib", "scipy", "sklearn", "skimage", "accelerate", "mlxtend")
 
 
-@pytest.mark.parametrize("module", ["vizrobust", "vizrobust.spec", "vizrobust.runs", "vizrobust.cli"])
-def test_light_imports_stay_light(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & set({SLOW!r})))"
+def test_light_imports_stay_light() -> None:
+    """One process imports one module after another and says what each has brought with it."""
+    light = ["vizrobust", "vizrobust.spec", "vizrobust.runs", "vizrobust.cli"]
+    code = f"""
+import importlib, sys
+for module in {light!r}:
+    importlib.import_module(module)
+    print(module, *sorted({{name.partition('.')[0] for name in sys.modules}} & set({SLOW!r})))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == []
+    assert done.stdout.splitlines() == light, "each name stands alone in its line"

@@ -132,7 +132,8 @@ def test_layers_are_spread_over_the_depth(net, shape, expected):
     assert representative_layers(net(), shape) == expected
 
 
-def test_the_sheet_has_a_row_for_each_checkpoint_and_a_column_for_each_layer(two, tmp_path):
+def test_the_sheet_has_a_row_for_each_checkpoint_and_a_column_for_each_layer(two, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["vizrobust", "invert", "a file with spaces"])
     out = tmp_path / "run"
     asked = ("--layer", "conv1", "--layer", "linear2", "--steps", 3, "--seeds", 2)
     result = run("invert", *two, IMAGE, *asked, "--out", out, "--json")
@@ -144,7 +145,7 @@ def test_the_sheet_has_a_row_for_each_checkpoint_and_a_column_for_each_layer(two
     assert all(row["error"] >= 0 and row["objective"].startswith(f'Inversion(layer="{row["layer"]}"') for row in rows)
     assert rows == [json.loads(line) for line in (out / "likeness.jsonl").read_text().splitlines()]
     with Image.open(out / "invert.png") as sheet:
-        assert sheet.text["Command"].startswith("vizrobust ")
+        assert sheet.text["Command"] == "vizrobust invert 'a file with spaces'"
         assert sheet.width > sheet.height / 2
     assert len(list(out.glob("images/**/*.png"))) == 8
 

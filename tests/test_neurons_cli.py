@@ -120,16 +120,26 @@ def test_what_cannot_be_is_one_sentence_and_leaves_no_picture(case, ref):
     assert not list(Path().glob("out/**/*.png"))
 
 
-def test_many_checkpoints_show_the_measure_that_units_are_sorted_by(ref):
+def measures(networks: tuple[str, ...], *args: str) -> list[str]:
+    """The words in the header of the table of units."""
+    result = run("neurons", *networks, "--units", "0:2", "--steps", "1", "--out", "out", *args)
+    assert result.exit_code == 0, result.output
+    return next(line for line in result.stdout.splitlines() if line.split()[:1] == ["unit"]).split()
+
+
+def test_many_checkpoints_show_the_score_beside_each_other(ref):
+    networks = ("A", "B", "C")
+    for seed, name in enumerate(networks):
+        checkpoint(Path(name), seed)
+    assert measures(networks, "--sort", "score") == ["unit", "A", "score", "B", "score", "C", "score"]
+
+
+@pytest.mark.slow
+def test_where_there_are_judges_it_is_the_measure_that_units_are_sorted_by(ref):
     networks = ("mnist-k0", "mnist-k1", "mnist-k8")
     for order, title in (("unit", "log-odds"), ("score", "score"), ("forced_choice", "AUC")):
-        args = ("neurons", *networks, "--units", "0:3", "--steps", "1", "--out", "out", "--sort", order)
-        result = run(*args)
-        assert result.exit_code == 0, result.output
-        header = next(line for line in result.stdout.splitlines() if line.split()[:1] == ["unit"])
-        assert header.split() == ["unit", *(word for name in networks for word in (name, title))]
-    two = run("neurons", *networks[:2], "--units", "0:3", "--steps", "1", "--out", "out")
-    assert next(line for line in two.stdout.splitlines() if line.split()[:1] == ["unit"]).count("mnist-k0") == 4
+        assert measures(networks, "--sort", order) == ["unit", *(word for name in networks for word in (name, title))]
+    assert measures(networks[:2], "--out", "two").count("mnist-k0") == 4
 
 
 def test_the_built_in_sweep_is_one_batch_of_its_classes(ref):

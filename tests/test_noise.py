@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net, refilled
-from vizrobust.attacks import L2, Ball, Linf, Noise, parse_attack
+from vizrobust.attacks import L2, Ball, Linf, Noise
 from vizrobust.rng import Streams
 
 EPS = 8 / 255
@@ -87,17 +87,3 @@ def test_a_refilled_slot_gives_the_same_image(kind: str) -> None:
     x = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
     undisturbed, mixed = refilled(Noise(ball=Linf(EPS), kind=kind), make_net(), x, torch.arange(6), 7)
     assert all(torch.equal(value, mixed[key]) for key, value in undisturbed.items())
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("noise(samples=0)", "Noise: samples must be at least 1, got 0"),
-        ("noise(kind='vertice')", "no kind of noise 'vertice'; did you mean vertices?"),
-        ("noise(steps=3)", "no field of Noise 'steps'"),
-    ],
-)
-def test_a_wrong_noise_gets_one_clear_sentence(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"\S") as error:
-        parse_attack(text)
-    assert said in str(error.value)

@@ -14,6 +14,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.rng import Streams
 
+pytestmark = pytest.mark.peers
 # A power of two: torchattacks divides the loss by it, which then changes no bit of a sign.
 N = 4
 EPS = 8 / 255

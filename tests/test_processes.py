@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.digits import save_digits_net
 from vizrobust.cli import main
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import read_rows
@@ -112,7 +113,7 @@ def pixels(path: Path) -> np.ndarray[Any, Any]:
 
 
 ATTACK = [
-    *("attack", "mnist-k0", "mnist-k8", "--attack", "PGD(restarts=2)", "--steps", "6", "--eps", "0.15"),
+    *("attack", "one.safetensors", "other.safetensors", "--attack", "PGD(restarts=2)", "--steps", "6", "--eps", "0.12"),
     *("--images", "46", "--batch-size", "8", "--curve", "steps", "--plot", "curve.png", "--out", "run"),
 ]  # fmt: skip
 
@@ -121,6 +122,9 @@ ATTACK = [
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An attack on one process; and one that was begun by one, was killed in the middle of a line, and goes on with two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    for folder in (one, two):
+        save_digits_net(folder / "one.safetensors")
+        save_digits_net(folder / "other.safetensors", noise=0.05)
     with pytest.MonkeyPatch.context() as patch:
         printed = in_one(ATTACK, one, patch)
     lines = (one / "run" / "rows.jsonl").read_text().splitlines(keepends=True)
@@ -162,6 +166,7 @@ NEURONS = ["neurons", "mnist-k8", "--layer", "conv2", "--units", "0:11", "--step
            "--movie", "--out", "run"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_neurons_on_two_processes_are_those_of_one(tmp_path: Path, by_hand: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {"one": tmp_path / "one", "two": tmp_path}
     folders["one"].mkdir()
@@ -186,6 +191,7 @@ LONG = ["attack", "mnist-k8", "--attack", "PGD(restarts=4)", "--steps", "50", "-
 TRAIN = ("train", "--data", "digits", "--arch", "small_cnn", "--steps", "2", "--eps", "0.1", "--epochs", "1", "--out", "run")
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_two_processes_of_one_do(tmp_path: Path, port: str) -> None:
     """Two torchruns that meet at an address, each in a folder that the other does not see: as on two machines."""
     nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "1", "--rdzv-backend", "c10d"]
@@ -209,7 +215,8 @@ def test_two_machines_train_what_two_processes_of_one_do(tmp_path: Path, port: s
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_with_a_sentence_and_one_process_goes_on(
     victim: int, tmp_path: Path, by_hand: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +268,7 @@ main(["attack", "mnist-k8", "--minimal", "--curve", "eps"])
 """
 
 
+@pytest.mark.slow
 def test_exchanges_are_exact_a_second_compute_takes_up_the_connection_and_a_wrong_command_is_answered_once(by_hand: Any) -> None:
     processes = by_hand([DRIVER], [sys.executable, "-c"])
     (out, err), other = (process.communicate(timeout=DEADLINE) for process in processes)
@@ -279,6 +287,7 @@ assert Compute("cpu").processes.sum(torch.ones(1)) == 2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("last_line", "connected"), [("", "False"), ("1 / 0", "True")])
 def test_the_connection_is_closed_before_python_is(by_hand: Any, last_line: str, connected: str) -> None:
     """Else gloo's threads free what they exchanged in an interpreter that is no more, and abort the process."""

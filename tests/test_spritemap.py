@@ -119,7 +119,7 @@ def test_all_pictures_dead_is_still_a_sheet(tmp_path):
     assert spritemap_sheet(tmp_path / "s.png", tmp_path, rows, NET).is_file()
 
 
-@pytest.mark.parametrize("size", [(64, 64), (100, 150)])
+@pytest.mark.parametrize("size", [(100, 150), pytest.param((64, 64), marks=pytest.mark.slow)])
 def test_512_units_make_a_near_square_sheet_with_a_readable_number_each(tmp_path, monkeypatch, size):
     (row,), texts = sprites(tmp_path, 1, size), written(monkeypatch)
     rows = [{**row, "unit": unit} for unit in range(512)]

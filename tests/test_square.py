@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import CLASSES, SHAPE, make_net, refilled
-from vizrobust.attacks import L2, LOSSES, PGD, Ball, Linf, Noise, Square, parse_attack
+from tests.conftest import CLASSES, SHAPE, Unasked, make_net, refilled
+from vizrobust.attacks import L2, LOSSES, PGD, Ball, Linf, Noise, Square
 from vizrobust.attacks.square import HALVED_AFTER, pyramids, sides, window_level
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
@@ -29,20 +29,6 @@ def images(n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32) -> tup
     generator = torch.Generator().manual_seed(seed)
     x = (torch.rand(n, *SHAPE, generator=generator, dtype=dtype) * 1.5 - 0.25).clamp(0, 1)
     return x, torch.randint(CLASSES, (n,), generator=generator)
-
-
-class Recorded(nn.Module):
-    """A network that remembers what it was shown and refuses to be asked for a gradient."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.seen = net, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        assert not x.requires_grad
-        self.seen.append(x.clone())
-        return self.net(x)
 
 
 def published_p(p: float, query: int) -> float:
@@ -66,7 +52,7 @@ def test_the_schedule_is_the_published_one() -> None:
 
 def test_every_linf_point_is_the_best_so_far_with_one_window_at_the_edge_of_the_ball() -> None:
     x, y = images()
-    net = Recorded(make_net())
+    net = Unasked(make_net())
     Square(queries=80, ball=Linf(EPS))(net, x, y, streams=streams(len(x)))
     assert len(net.seen) == 81, "one pass for the start and one for each window"
     up, down = (x + EPS).clamp(0, 1), (x - EPS).clamp(0, 1)
@@ -103,7 +89,7 @@ def test_every_linf_point_is_the_best_so_far_with_one_window_at_the_edge_of_the_
 def test_windows_reach_every_pixel_and_differ_between_images() -> None:
     """Also the last row and column, which other implementations leave out."""
     x, y = torch.full((40, 1, 5, 4), 0.5), torch.zeros(40, dtype=torch.int64)
-    net = Recorded(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)))
+    net = Unasked(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)))
     Square(queries=30, ball=Linf(0.1), p_init=0.05)(net, x, y, streams=streams(40))
     touched = torch.zeros(5, 4)
     for before, after in zip(net.seen, net.seen[1:], strict=False):
@@ -157,7 +143,7 @@ def test_every_l2_point_is_the_papers(saturated: bool) -> None:
     eps, n = 0.5, 4
     x, y = images(n, dtype=torch.float64)
     x = x if saturated else 0.3 + 0.4 * x
-    net = Recorded(make_net().double())
+    net = Unasked(make_net().double())
     Square(queries=60, ball=L2(eps))(net, x, y, streams=streams(n))
     with torch.no_grad():
         losses = torch.stack([LOSSES["margin"](net.net(point), y) for point in net.seen])
@@ -214,7 +200,7 @@ def test_the_loss_kept_only_rises_and_the_best_is_kept(ball: Ball, loss: str) ->
     with torch.no_grad():
         y[:4] = net(x[:4]).argmax(1)
     (walk,) = Square(queries=40, ball=ball, loss=loss).runs(net, x)
-    state = walk.start(net, x, y, streams(8))
+    state = walk.start(net, x, y, streams=streams(8))
     with torch.no_grad():
         for _ in range(40):
             before = state["kept_loss"], state["kept_wrong"]
@@ -242,7 +228,7 @@ def test_restarts_have_windows_of_their_own() -> None:
     net = make_net()
     first, second = Square(queries=5, ball=Linf(EPS), restarts=2).runs(net, x)
     assert (first.name, second.name, second.component) == ("Square", "Square 2", "Square")
-    starts = [walk.start(net, x, y, streams(6))["adv"] for walk in (first, second)]
+    starts = [walk.start(net, x, y, streams=streams(6))["adv"] for walk in (first, second)]
     assert (starts[0] != starts[1]).flatten(1).any(1).all()
 
 
@@ -292,30 +278,14 @@ def agrees(ball: Ball, queries: int, n: int) -> None:
 CASES = [(Linf(0.35), 120), (L2(2.5), 120)]
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("ball", "queries"), CASES, ids=["Linf", "L2"])
 def test_it_is_as_strong_as_pyautoattacks(ball: Ball, queries: int) -> None:
     agrees(ball, queries, 60)
 
 
+@pytest.mark.peers
 @pytest.mark.slow
 @pytest.mark.parametrize(("ball", "queries"), CASES, ids=["Linf", "L2"])
 def test_it_is_as_strong_as_pyautoattacks_on_many_images(ball: Ball, queries: int) -> None:
     agrees(ball, 1500, 500)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("square(queries=-1)", "Square: queries must be at least 0, got -1"),
-        ("square(p_init=0)", "Square: p_init must be above 0 and at most 1, got 0"),
-        ("square(p_init=1.5)", "Square: p_init must be above 0 and at most 1, got 1.5"),
-        ("square(restarts=0)", "Square: restarts must be at least 1, got 0"),
-        ("square(loss='marign')", "no loss 'marign'; did you mean margin?"),
-        ("square(ball=L1(eps=3))", "Square: the ball must be Linf or L2, got L1"),
-        ("square(steps=3)", "no field of Square 'steps'"),
-    ],
-)
-def test_a_wrong_square_gets_one_clear_sentence(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"\S") as error:
-        parse_attack(text)
-    assert said in str(error.value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import until
 from tests.study_reports import DOSES, SCRIPT, full_report, hostile_report, partial_report
 from vizrobust.report import study_page, study_tables, style
 from vizrobust.report.study_data import StudyGroups
@@ -47,7 +48,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def opened(browser: Any, full: Path, others: dict[str, Path]) -> Iterator[Any]:
+def opened(browser: Any, full: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Open one of the pages; whatever it complains of or asks for from elsewhere fails the test."""
     contexts, problems, asked = [], [], []
 
@@ -59,7 +60,7 @@ def opened(browser: Any, full: Path, others: dict[str, Path]) -> Iterator[Any]:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((full if name == "full" else others[name]).as_uri())
+        page.goto((full if name == "full" else request.getfixturevalue("others")[name]).as_uri())
         return page
 
     yield go
@@ -71,15 +72,6 @@ def opened(browser: Any, full: Path, others: dict[str, Path]) -> Iterator[Any]:
 
 def unit_names(page: Any) -> list[str]:
     return page.locator(".unit:visible .name").all_inner_texts()
-
-
-def until(page: Any, condition: str) -> None:
-    """Wait for it from here: the page's own security policy forbids what playwright's waiting would evaluate in it."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(25)
-    pytest.fail(f"never came true: {condition}")
 
 
 def test_sections_stand_in_their_order_and_every_picture_and_figure_loads(opened: Any, full: Path) -> None:
@@ -98,6 +90,7 @@ def test_sections_stand_in_their_order_and_every_picture_and_figure_loads(opened
     assert page.locator(".unmeasured").count() == 0
 
 
+@pytest.mark.slow
 def test_the_verdict_comes_first_with_estimates_and_intervals(opened: Any) -> None:
     page = opened()
     assert page.locator(".sentence").first.inner_text().startswith("Pictures of adversarially trained")
@@ -107,6 +100,7 @@ def test_the_verdict_comes_first_with_estimates_and_intervals(opened: Any) -> No
     assert texts[:6] == ["Transfer to a judge (log-odds)", "plain", "H1", "supported", "0.31", "0.12 to 0.5"]
 
 
+@pytest.mark.slow
 def test_methods_hold_what_is_needed_to_check(opened: Any) -> None:
     page = opened()
     methods = page.locator(".methods")
@@ -126,6 +120,7 @@ def test_methods_hold_what_is_needed_to_check(opened: Any) -> None:
     assert text.count("weights (sha256)") == 33
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [("", "tench springer church truck"), ("0", "tench"), ("1:3", "springer church"), ("TR, 0", "tench truck"), ("99", "")],
@@ -137,6 +132,7 @@ def test_the_filter_takes_numbers_ranges_and_names(opened: Any, typed: str, show
     assert page.locator(".panel:visible .none").is_visible() == (shown == "")
 
 
+@pytest.mark.slow
 def test_units_sort_by_score_and_by_the_difference_of_two_checkpoints(opened: Any) -> None:
     page = opened()
     assert page.locator("#group-a").input_value() == "k16"
@@ -160,6 +156,7 @@ def test_units_sort_by_score_and_by_the_difference_of_two_checkpoints(opened: An
     assert unit_names(page) == list(NAMES)
 
 
+@pytest.mark.slow
 def test_sorting_holds_when_the_recipe_changes_and_one_seed_is_shown(opened: Any) -> None:
     page = opened()
     page.select_option("#sort", "score")
@@ -170,6 +167,7 @@ def test_sorting_holds_when_the_recipe_changes_and_one_seed_is_shown(opened: Any
     assert page.locator(".tile:visible").count() == 4 * 9 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["click", "Enter"])
 def test_a_picture_enlarges_beside_its_exemplars_and_arrows_go_on(opened: Any, key: str) -> None:
     page = opened()
@@ -197,6 +195,7 @@ def test_a_picture_enlarges_beside_its_exemplars_and_arrows_go_on(opened: Any, k
     until(page, "document.activeElement.getAttribute('aria-label') === 'tench, K = 1'")
 
 
+@pytest.mark.slow
 def test_a_slider_goes_through_k_for_one_unit(opened: Any) -> None:
     page = opened()
     page.locator(".unit:visible .name").nth(2).press("Enter")
@@ -218,6 +217,7 @@ def test_a_slider_goes_through_k_for_one_unit(opened: Any) -> None:
     assert page.locator("#slider").get_attribute("aria-valuetext") == "K = 4"
 
 
+@pytest.mark.slow
 def test_everything_is_reached_by_the_tab_key_with_a_visible_focus(opened: Any) -> None:
     page = opened()
     met = set()
@@ -234,6 +234,7 @@ def test_everything_is_reached_by_the_tab_key_with_a_visible_focus(opened: Any) 
     assert any(what.startswith("tile") for what in met)
 
 
+@pytest.mark.slow
 def test_a_missing_picture_says_so_and_is_passed_over_by_nothing(opened: Any) -> None:
     page = opened()
     page.locator(".unit:visible").nth(3).locator('.cell[data-group="k2"] .tile:visible').click()
@@ -241,6 +242,7 @@ def test_a_missing_picture_says_so_and_is_passed_over_by_nothing(opened: Any) ->
     assert page.locator("#large-title").inner_text() == "truck · K = 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "partial", "hostile"])
 def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened: Any, name: str) -> None:
     page = opened(name, width=390)
@@ -269,6 +271,7 @@ def test_a_hostile_name_stays_text(opened: Any, others: dict[str, Path]) -> None
     assert unit_names(page)[0].startswith("cassette")
 
 
+@pytest.mark.slow
 def test_empty_fields_are_said_to_be_unmeasured(opened: Any) -> None:
     page = opened("partial")
     assert page.locator(".sentence").inner_text() == "This study has no verdict yet."
@@ -277,12 +280,14 @@ def test_empty_fields_are_said_to_be_unmeasured(opened: Any) -> None:
     assert page.locator("dialog").is_visible() is False
 
 
+@pytest.mark.slow
 def test_a_quick_study_says_what_it_leaves_out(opened: Any) -> None:
     notices = " ".join(opened("hostile").locator(".notice").all_inner_texts())
     assert "Descriptive: these checkpoints only" in notices
     assert "the fourier recipe; corruptions; two training seeds" in notices
 
 
+@pytest.mark.slow
 def test_without_scripts_everything_is_shown(opened: Any) -> None:
     page = opened(java_script_enabled=False)
     assert page.locator(".panel:visible").count() == 2
@@ -291,6 +296,7 @@ def test_without_scripts_everything_is_shown(opened: Any) -> None:
     assert page.locator(".sorting:visible").count() == 0
 
 
+@pytest.mark.slow
 def test_many_pictures_are_linked_where_they_are(opened: Any) -> None:
     page = opened("linked")
     assert page.locator(".tile img").first.get_attribute("src") == "pictures/k0-s0/plain/logits/0-s0.png"
@@ -298,6 +304,7 @@ def test_many_pictures_are_linked_where_they_are(opened: Any) -> None:
     until(page, "document.querySelector('#large-image img').naturalWidth > 0")
 
 
+@pytest.mark.slow
 def test_the_dark_scheme_keeps_contrast(opened: Any) -> None:
     page = opened(color_scheme="dark")
     colors = page.evaluate(

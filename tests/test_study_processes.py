@@ -101,6 +101,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(home, json.loads(report), told.stdout, launched)
 
 
+@pytest.mark.slow
 def test_two_processes_end_one_processes_study_with_its_report(done: Done) -> None:
     path = done.home / "rank0" / "study" / "report.json"
     assert path.is_file(), done.launched.stderr
@@ -110,6 +111,7 @@ def test_two_processes_end_one_processes_study_with_its_report(done: Done) -> No
     assert two == done.report
 
 
+@pytest.mark.slow
 def test_both_train_and_one_writes_all_else(done: Done) -> None:
     seen, unseen = (done.home / f"rank{rank}" / "study" for rank in (0, 1))
     assert {path.name for path in unseen.iterdir()} == {"cells", "checkpoints"}
@@ -127,6 +129,7 @@ def test_both_train_and_one_writes_all_else(done: Done) -> None:
         assert len(rows) == len(set(rows)) > 0
 
 
+@pytest.mark.slow
 def test_two_diagnose_as_one_does_and_one_answers(done: Done) -> None:
     printed = [line for line in done.launched.stdout.splitlines() if line.startswith("{")]
     assert [json.loads(line) for line in printed] == [json.loads(done.diagnosis)], done.launched.stderr

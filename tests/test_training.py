@@ -252,8 +252,24 @@ def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute):
     assert (tmp_path / "run" / "state.pt").read_bytes() == kept
 
 
-@pytest.mark.parametrize("stop", ["mid-epoch 1", "after epoch 1", "mid-epoch 2", "after epoch 2"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "stop"),
+    [
+        ("adam", "mid-epoch 1"),
+        ("adam", "after epoch 2"),
+        ("sgd", "mid-epoch 2"),
+        *(
+            pytest.param(*place, marks=pytest.mark.slow)
+            for place in (
+                ("adam", "after epoch 1"),
+                ("adam", "mid-epoch 2"),
+                ("sgd", "mid-epoch 1"),
+                ("sgd", "after epoch 1"),
+                ("sgd", "after epoch 2"),
+            )
+        ),
+    ],
+)
 def test_going_on_ends_with_the_same_weights_as_never_stopping(tmp_path, compute, dropping, optimizer, stop):
     recipe = replace(
         RECIPE,

@@ -33,6 +33,10 @@ RECIPES = {
     "batchnorm": replace(BASE, arch="CODE:normed", batch_size=10, lr=0.01),
     "fewer images than processes": replace(BASE, batch_size=19, epochs=1),
 }
+# What two processes can do to a recipe: normalize over both, share weights that are moved and averaged. The other five
+# are slow.
+QUICK = ("clean part, awp and average", "batchnorm")
+REST = tuple(name for name in RECIPES if name not in QUICK)
 DRIVER = """
 import os, signal, sys
 from dataclasses import replace
@@ -41,11 +45,11 @@ from tests.test_training import tiny
 from tests.test_training_processes import RECIPES, at
 from vizrobust.compute import Compute
 from vizrobust.training import Progress, train
-root, fatal = Path(sys.argv[1]), sys.argv[2:]
+root, names, fatal = Path(sys.argv[1]), sys.argv[2].split("|"), sys.argv[3]
 compute = Compute("cpu", threads=1)
-for name, recipe in RECIPES.items():
-    for item in train(at(recipe, root), tiny(), compute, root / name, measure=False, checkpoint_every=1):
-        if [name] == fatal and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 2) and compute.processes.rank == 1:
+for name in names:
+    for item in train(at(RECIPES[name], root), tiny(), compute, root / name, measure=False, checkpoint_every=1):
+        if name == fatal and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 2) and compute.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -55,11 +59,11 @@ def at(recipe, root):
     return replace(recipe, arch=recipe.arch.replace("CODE", str(root.parent / "mine.py")))
 
 
-def launch(root, *fatal):
+def launch(root, names, fatal=""):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-c", DRIVER]
     driver = root.parent / "driver.py"
     driver.write_text(DRIVER)
-    command = [*command[:-2], str(driver), str(root), *fatal]
+    command = [*command[:-2], str(driver), str(root), "|".join(names), fatal]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -71,28 +75,43 @@ def home(tmp_path_factory):
     return home
 
 
-@pytest.fixture(scope="module")
-def one(home):
-    threads, compute = torch.get_num_threads(), Compute("cpu", threads=1)
-    for name, recipe in RECIPES.items():
-        list(train(at(recipe, home / "one"), tiny(), compute, home / "one" / name, measure=False))
-    torch.set_num_threads(threads)
-    return home / "one"
-
-
-@pytest.fixture(scope="module")
-def two(home):
-    done = launch(home / "two")
+def learned(home, names):
+    """The folders of one process and of two that have each learned by these recipes."""
+    one, two = home / "one", home / "two"
+    compute = Compute("cpu", threads=1)
+    for name in names:
+        list(train(at(RECIPES[name], one), tiny(), compute, one / name, measure=False))
+    done = launch(two, names)
     assert done.returncode == 0, done.stderr
-    return home / "two"
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def quick(home):
+    return learned(home, QUICK)
+
+
+@pytest.fixture(scope="module")
+def rest(home):
+    return learned(home, REST)
 
 
 def state(folder, name):
     return load_checkpoint(str(folder / name), at(RECIPES[name], folder).arch).state
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_processes_learn_what_one_learns(one, two, name):
+@pytest.mark.parametrize("name", QUICK)
+def test_two_processes_learn_what_one_learns(quick, name):
+    check_the_same_was_learned(*quick, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REST)
+def test_so_they_do_by_the_other_recipes(rest, name):
+    check_the_same_was_learned(*rest, name)
+
+
+def check_the_same_was_learned(one, two, name):
     a, b = state(one, name), state(two, name)
     assert a.keys() == b.keys()
     assert max(float((a[key].double() - b[key].double()).abs().max()) for key in a) < 1e-5
@@ -102,32 +121,36 @@ def test_two_processes_learn_what_one_learns(one, two, name):
     assert read_run(two / name)["processes"] == 2
 
 
-def test_batchnorm_counts_each_batch_once(two):
+def test_batchnorm_counts_each_batch_once(quick):
+    _, two = quick
     counted = {int(v) for key, v in state(two, "batchnorm").items() if key.endswith("num_batches_tracked")}
     assert counted == {2 * 2}
 
 
-def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(home, two):
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(home, rest):
+    _, two = rest
     root = home / "killed"
-    done = launch(root, "free")
+    done = launch(root, REST, "free")
     assert done.returncode != 0
     assert (root / "free" / "part.pt").is_file()
     assert not (root / "free" / "checkpoint.safetensors").exists()
-    done = launch(root)
+    done = launch(root, REST)
     assert done.returncode == 0, done.stderr
-    for name in RECIPES:
+    for name in REST:
         a, b = state(two, name), state(root, name)
         assert all(torch.equal(a[key], b[key]) for key in a), name
         assert (two / name / METRICS_FILE).read_text() == (root / name / METRICS_FILE).read_text()
 
 
-def test_another_number_of_processes_is_refused_with_the_reason(home, two):
-    (two / "pgd" / "checkpoint.safetensors").rename(two / "kept")
+def test_another_number_of_processes_is_refused_with_the_reason(quick):
+    name, (_, two) = QUICK[0], quick
+    (two / name / "checkpoint.safetensors").rename(two / "kept")
     try:
         with pytest.raises(ValueError, match="was begun with 2 processes, now there are 1: gradients summed in another order"):
-            next(train(RECIPES["pgd"], tiny(), Compute("cpu"), two / "pgd"))
+            next(train(RECIPES[name], tiny(), Compute("cpu"), two / name))
     finally:
-        (two / "kept").rename(two / "pgd" / "checkpoint.safetensors")
+        (two / "kept").rename(two / name / "checkpoint.safetensors")
 
 
 def test_parts_are_a_partition_and_their_shares_are_one():

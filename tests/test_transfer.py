@@ -7,40 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from tests.conftest import CLASSES, SHAPE, make_net, net_file, refilled
-from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack
+from tests.conftest import SHAPE, Unasked, batch_of, make_net, net_file, refilled, streams_of
+from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat_model
 from vizrobust.data import load
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
-from vizrobust.rng import Streams
 from vizrobust.spec import vary
 
 EPS = 8 / 255
-
-
-def streams(n: int) -> Streams:
-    return Streams(0, range(n), "attack")
-
-
-def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return torch.rand(n, *SHAPE, generator=generator, dtype=dtype), torch.randint(CLASSES, (n,), generator=generator)
-
-
-class Judged(nn.Module):
-    """A network under attack: shown points are kept, gradients are refused."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.seen = net, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        assert not x.requires_grad
-        self.seen.append(x)
-        return self.net(x)
 
 
 INNER = [
@@ -54,11 +29,11 @@ INNER = [
 @pytest.mark.parametrize("attack", INNER, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_sources_iterates_are_judged_on_the_target(attack, dtype: torch.dtype) -> None:
-    x, y = batch(9, dtype)
-    target = Judged(make_net("resnet_small", seed=2).to(dtype))
-    found = Transfer(source=net_file(), attack=attack)(target, x, y, streams=streams(9))
+    x, y = batch_of(9, dtype)
+    target = Unasked(make_net("resnet_small", seed=2).to(dtype))
+    found = Transfer(source=net_file(), attack=attack)(target, x, y, streams=streams_of(9))
     source = load_checkpoint(net_file()).net().to(dtype=dtype, memory_format=torch.channels_last)
-    alone = attack(source, x, y, streams=streams(9))
+    alone = attack(source, x, y, streams=streams_of(9))
     assert torch.equal(found.x, alone.x)
     points = torch.stack([point for point in target.seen if len(point) == 9])
     steps = len(alone.correct) - 1
@@ -70,13 +45,10 @@ def test_the_sources_iterates_are_judged_on_the_target(attack, dtype: torch.dtyp
 
 
 def test_on_its_own_source_it_is_the_attack_itself() -> None:
-    x, y = batch(9)
+    x, y = batch_of(9)
     net = load_checkpoint(net_file()).net()
     attack = PGD(steps=5, ball=Linf(EPS), loss="margin", restarts=3)
-    found, alone = (
-        Transfer(source=net_file(), attack=attack)(net, x, y, streams=streams(9)),
-        attack(net, x, y, streams=streams(9)),
-    )
+    found, alone = Transfer(source=net_file(), attack=attack)(net, x, y, streams=streams_of(9)), attack(net, x, y, streams=streams_of(9))
     assert torch.equal(found.correct, alone.correct)
     assert torch.equal(found.best, alone.best)
     first, *_ = Transfer(source=net_file(), attack=attack).runs(net, x)
@@ -90,7 +62,7 @@ def test_images_made_on_another_network_break_this_one() -> None:
     attack = Transfer(source="mnist-k2", attack=PGD(steps=5, ball=Linf(0.3)))
     with torch.no_grad():
         clean = (net(x).argmax(1) == y).float().mean()
-    found = attack(net, x, y, streams=streams(60))
+    found = attack(net, x, y, streams=streams_of(60))
     assert found.correct.all(0).float().mean() < clean - 0.15
     assert (Linf(0.3).norm(found.best - x) <= 0.3 + 1e-6).all()
 
@@ -101,7 +73,7 @@ def test_the_source_is_loaded_once_and_anew_when_its_file_changes(tmp_path: Path
     loads = []
     monkeypatch.setattr(wrappers, "load_checkpoint", lambda ref: loads.append(ref) or load_checkpoint(ref))
     names = tuple("abcdefg")
-    x, y = batch(5)
+    x, y = batch_of(5)
     for seed in (1, 2):
         path = tmp_path / "checkpoint.safetensors"
         about = CheckpointInfo("small_cnn", SHAPE, names, (0.4,) * 3, (0.3,) * 3)
@@ -109,14 +81,14 @@ def test_the_source_is_loaded_once_and_anew_when_its_file_changes(tmp_path: Path
         os.utime(path, ns=(seed, seed))
         attack = Transfer(source=str(tmp_path), attack=PGD(steps=2, ball=Linf(EPS), random_start=False))
         for _ in range(2):
-            found = attack(make_net(seed=3), x, y, streams=streams(5))
-        alone = attack.attack(make_net(seed=seed).to(memory_format=torch.channels_last), x, y, streams=streams(5))
+            found = attack(make_net(seed=3), x, y, streams=streams_of(5))
+        alone = attack.attack(make_net(seed=seed).to(memory_format=torch.channels_last), x, y, streams=streams_of(5))
         assert torch.equal(found.x, alone.x)
     assert loads == [str(tmp_path)] * 2
 
 
 def test_a_refilled_slot_gives_the_same_image() -> None:
-    x, y = batch(6)
+    x, y = batch_of(6)
     for inner in (PGD(steps=9, ball=Linf(EPS)), Square(queries=9, ball=L2(0.5))):
         attack = Transfer(source=net_file(), attack=inner)
         undisturbed, mixed = refilled(attack, make_net(seed=2), x, y, 6)
@@ -125,14 +97,14 @@ def test_a_refilled_slot_gives_the_same_image() -> None:
 
 
 def test_networks_that_do_not_fit_are_refused() -> None:
-    x, y = batch(5)
+    x, y = batch_of(5)
     with pytest.raises(ValueError, match="'mnist-k0' takes images of 1x28x28, not 3x20x16; name a source of the same data"):
-        Transfer(attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
+        Transfer(attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams_of(5))
     other = net_file(classes=4)
     with pytest.raises(ValueError, match=r"has 4 classes, not 7; name a source of the same data"):
-        Transfer(source=other, attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
+        Transfer(source=other, attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams_of(5))
     with pytest.raises(ValueError, match="no model 'mnist-k9'"):
-        Transfer(source="mnist-k9", attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams(5))
+        Transfer(source="mnist-k9", attack=PGD(ball=Linf(EPS)))(make_net(), x, y, streams=streams_of(5))
 
 
 def test_it_is_written_down_and_varied_with_its_attack() -> None:

@@ -108,6 +108,7 @@ def test_all_trials_by_keyboard_then_the_score(folder, page, key, tmp_path):
         assert words in shown.output, words
 
 
+@pytest.mark.slow
 def test_mouse_and_a_reload_go_on_where_it_stopped(page, key):
     page.get_by_role("button", name="Begin").click()
     for _ in range(3):
@@ -120,6 +121,7 @@ def test_mouse_and_a_reload_go_on_where_it_stopped(page, key):
     assert page.locator("#bar").evaluate("bar => bar.value") == 3
 
 
+@pytest.mark.slow
 def test_another_person_starts_afresh_after_saving(page, key, tmp_path):
     page.keyboard.press("Enter")
     for _ in key["trials"]:
@@ -133,6 +135,7 @@ def test_another_person_starts_afresh_after_saving(page, key, tmp_path):
     assert page.locator("#intro").is_visible()
 
 
+@pytest.mark.slow
 def test_the_unit_s_pictures_stand_where_the_title_says(page, key):
     page.keyboard.press("Enter")
     for trial in key["trials"]:
@@ -146,6 +149,7 @@ def test_the_unit_s_pictures_stand_where_the_title_says(page, key):
         page.keyboard.press("1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [(390, 844), (320, 640)], indirect=True)
 def test_a_phone_sees_the_whole_question(page):
     page.get_by_role("button", name="Begin").click()
@@ -160,6 +164,7 @@ def test_a_phone_sees_the_whole_question(page):
         assert last["y"] + last["height"] <= 844  # without scrolling
 
 
+@pytest.mark.slow
 def test_storage_that_holds_something_else_is_not_believed(page, made, key):
     place = f"vizrobust-trials-{made['token']}"
     for wrong in ("{", '"text"', '[{"trial": "nonsense"}]', "[null]", "7"):

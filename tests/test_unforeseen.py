@@ -324,8 +324,8 @@ class TestTheClimb:
         y = torch.arange(4)
         (ours,) = Fog(eps=2.0, steps=20, targeted=True).runs(net, x)
         (theirs,) = PGD(ball=Linf(0.1), targeted=True).runs(net, x)
-        state = ours.start(net, x, y, streams(4))
-        assert torch.equal(state["target"], theirs.start(net, x, y, streams(4))["target"])
+        state = ours.start(net, x, y, streams=streams(4))
+        assert torch.equal(state["target"], theirs.start(net, x, y, streams=streams(4))["target"])
         assert (state["target"] != y).all()
 
         def chance() -> Tensor:

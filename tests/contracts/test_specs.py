@@ -93,16 +93,31 @@ def test_the_catalogues_are_found() -> None:
     assert {"FGSM", "BIM", "PGD", "Linf", "L2", "Logit", "Fourier", "Jitter", "Adam", "Recipe", "TrainingRecipe"} <= set(SPECS)
 
 
-@pytest.mark.parametrize("name", sorted(SPECS))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-@given(data=st.data())
-def test_a_spec_reads_back(name: str, data: st.DataObject) -> None:
+def check_it_reads_back(name: str, data: st.DataObject) -> None:
     spec = data.draw(specs(SPECS[name]))
     text = repr(spec)
     assert "\n" not in text
     assert parse(text, NAMES) == spec
     assert hash(parse(text, NAMES)) == hash(spec)
     assert repr(parse(text, NAMES)) == text
+
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+@settings(UNHURRIED, max_examples=8)
+@given(data=st.data())
+def test_a_spec_reads_back(name: str, data: st.DataObject) -> None:
+    check_it_reads_back(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SPECS))
+@settings(UNHURRIED, max_examples=60)
+@given(data=st.data())
+def test_many_specs_read_back(name: str, data: st.DataObject) -> None:
+    check_it_reads_back(name, data)
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))

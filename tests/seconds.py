@@ -1,0 +1,30 @@
+"""The time that a test may take: more than five seconds of a processor and it belongs to the slow tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+LIMIT = 5.0
+# The same work costs more processor time on a machine that does other things too: caches and clock are shared. The
+# allowance covers that, so that a test under the limit does not fail by chance.
+ALLOWANCE = 1.6
+
+
+def processor_seconds() -> float:
+    """What this process and its ended children have spent, which waiting for others does not change."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test of the default suite that passes and takes too long; fixtures do not count."""
+    before = processor_seconds()
+    result = yield
+    spent = processor_seconds() - before
+    if spent > LIMIT * ALLOWANCE and item.get_closest_marker("slow") is None:
+        pytest.fail(f"took {spent:.1f} processor seconds, over {LIMIT:g}: make it smaller or mark it slow", pytrace=False)
+    return result
