@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_checkpoints import ABOUT
+from tests.test_checkpoints import INFO
 from vizrobust.models import architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import code_sha256, is_user_code
 from vizrobust.models.checkpoints import body_state
@@ -112,7 +112,7 @@ def with_code(tmp_path, code):
     ref = f"{code}:two"
     path = tmp_path / "net.safetensors"
     state = body_state(architecture(ref, SHAPE, 5)())
-    save_checkpoint(path, state, replace(ABOUT, arch=ref, arch_sha256=code_sha256(ref)))
+    save_checkpoint(path, state, replace(INFO, arch=ref, arch_sha256=code_sha256(ref)))
     return path, ref
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, batch_of, make_net, refilled, streams_of
-from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack, threat_model
+from vizrobust.attacks import EOT, FGSM, L2, PGD, Linf, Noise, Square, parse_attack
 from vizrobust.attacks.wrappers import Expectation
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.test_checkpoints import ABOUT, SHAPE
+from tests.test_checkpoints import INFO, SHAPE
 from vizrobust.models import architecture, builtin_names, load_checkpoint, references, save_checkpoint
 from vizrobust.models.checkpoints import body_state, weights_sha256
 
@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_run_folder_stands_for_its_checkpoint(tmp_path, net):
     state = body_state(architecture("small_cnn", SHAPE, 5)())
-    save_checkpoint(tmp_path / "run" / "checkpoint.safetensors", state, ABOUT)
+    save_checkpoint(tmp_path / "run" / "checkpoint.safetensors", state, INFO)
     found = load_checkpoint(str(tmp_path / "run"))
     assert found.name == str(tmp_path / "run")
     assert found.sha256 == weights_sha256(state)

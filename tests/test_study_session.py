@@ -24,6 +24,7 @@ from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoint
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.protocol import choose_eps
 from vizrobust.study.stimuli import hidden_jobs
+from vizrobust.training import TrainingRecipe
 
 DIGITS = load("digits")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SHAPE, Unasked, batch_of, make_net, net_file, refilled, streams_of
-from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack, threat_model
+from vizrobust.attacks import FGSM, L2, LOSSES, PGD, Linf, Square, Transfer, parse_attack
 from vizrobust.data import load
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
@@ -48,7 +48,10 @@ def test_on_its_own_source_it_is_the_attack_itself() -> None:
     x, y = batch_of(9)
     net = load_checkpoint(net_file()).net()
     attack = PGD(steps=5, ball=Linf(EPS), loss="margin", restarts=3)
-    found, alone = Transfer(source=net_file(), attack=attack)(net, x, y, streams=streams_of(9)), attack(net, x, y, streams=streams_of(9))
+    found, alone = (
+        Transfer(source=net_file(), attack=attack)(net, x, y, streams=streams_of(9)),
+        attack(net, x, y, streams=streams_of(9)),
+    )
     assert torch.equal(found.correct, alone.correct)
     assert torch.equal(found.best, alone.best)
     first, *_ = Transfer(source=net_file(), attack=attack).runs(net, x)

@@ -245,9 +245,9 @@ def everything_about(net: nn.Module) -> dict[str, object]:
     }
 
 
-# All attacks run through `walk.run`. Four kinds of runs stand for them: restarts with gradients, queries, the smallest
+# All attacks run through `Attack.__call__`. Four kinds of runs stand for them: restarts with gradients, queries, the smallest
 # perturbation towards several classes, an attack around another one.
-KINDS = ("PGD-restarts", "Square-Linf", "FAB-Linf", "EoT-Linf")
+KINDS = ("PGD-restarts", "Square-Linf", "FAB-Linf", "EOT-Linf")
 a_kind_of_run = pytest.mark.parametrize("attack", [attack for kind in KINDS for attack, name in EVERY if name == kind], ids=KINDS)
 
 
