@@ -3,15 +3,15 @@
 The public names are imported on first use, so that ``vizrobust --help`` never loads torch.
 
 >>> import vizrobust as vr
->>> net = vr.load_checkpoint("mnist-k8").net()
->>> [picture.unit for picture in vr.render(net, vr.Logit(), [3, 5], vr.plain(steps=8), shape=(1, 28, 28))]
-[3, 5]
+>>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
+2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vizrobust.api import help, list_attacks, list_models, list_recipes, load, robust_accuracy, visualize  # noqa: A004
     from vizrobust.attacks import (
         APGD,
         BIM,
@@ -87,8 +87,13 @@ __all__ = [
     "exemplars",
     "fourier",
     "gradient",
+    "help",
     "judge_log_odds",
     "layers",
+    "list_attacks",
+    "list_models",
+    "list_recipes",
+    "load",
     "load_checkpoint",
     "load_data",
     "merge_results",
@@ -96,12 +101,15 @@ __all__ = [
     "parse_recipe",
     "plain",
     "render",
+    "robust_accuracy",
     "train",
     "two_afc",
+    "visualize",
 ]
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
+    "api": "load robust_accuracy visualize list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",
@@ -117,10 +125,14 @@ _HOME = {name: package for package, names in _HOMES.items() for name in names.sp
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vizrobust")
     if name not in _HOME:
         raise AttributeError(f"module 'vizrobust' has no attribute {name!r}")
     return getattr(import_module(f"vizrobust.{_HOME[name]}"), {"load_data": "load"}.get(name, name))
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_HOME, "__version__"])

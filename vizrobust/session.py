@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import Compute, versions
-from vizrobust.data import ArraySplit, DataSet, Split, load
+from vizrobust.data import ArraySplit, DataSet, Split, check_images, load
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
-from vizrobust.models.checkpoints import body_state
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress
 from vizrobust.runs import RunFolder, default_folder
@@ -136,6 +135,21 @@ class Session:
                 )  # fmt: skip
         return loaded
 
+    def pictured(
+        self, model: Any, data: Any = None, shape: tuple[int, int, int] | None = None
+    ) -> tuple[Checkpoint, DataSet | None]:
+        """A model to be pictured, with data where they are given or at hand; a bare network needs `shape` or `data`."""
+        if not isinstance(model, nn.Module):
+            checkpoint = self.checkpoint(model)
+            return checkpoint, self.maybe_data_for(checkpoint, data)
+        if data is not None:
+            loaded = self.dataset(data, model=model)
+            return self.checkpoint(model, loaded), loaded
+        if shape is None:
+            raise ParameterError("{shape} (C, H, W) or {data} is needed for a network given as an object")
+        empty = torch.zeros(1, *shape)
+        return self.checkpoint(model, self.dataset((empty, torch.zeros(1, dtype=torch.int64)), model=model)), None
+
     def maybe_data_for(self, checkpoint: Checkpoint, data: Any = None) -> DataSet | None:
         """As `data_for` for images alone, but None with a note where no data are given and the checkpoint's are not available."""
         if data is not None:
@@ -165,35 +179,17 @@ class Session:
         self._folders.clear()
 
 
-def checked_images(x: Tensor, what: str = "x") -> Tensor:
-    """The images, if they are (n, C, H, W), floating point, finite and in [0, 1]; else ``ValueError`` with the range found.
-
-    >>> checked_images(torch.tensor([[[[255.0]]]]))
-    Traceback (most recent call last):
-    ValueError: x holds values from 255 to 255; images must lie in [0, 1] (divide 8-bit images by 255)
-    """
-    if x.dim() != 4:
-        raise ValueError(f"{what} is {tuple(x.shape)}; images must be (n, C, H, W)")
-    if not x.is_floating_point():
-        raise ValueError(f"{what} is {x.dtype}; images must be floating point in [0, 1] (divide 8-bit images by 255)")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{what} holds values that are not finite; images must lie in [0, 1]")
-    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"{what} holds values from {low:.4g} to {high:.4g}; images must lie in [0, 1] (divide 8-bit images by 255)"
-        )
-    return x
-
-
 def _pair(data: Any) -> tuple[Tensor, Tensor]:
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
     else:
         x, y = _collected(data)
+    if len(x) == 0:
+        raise ValueError("the data hold no images; give at least one image")
     if y.dim() != 1 or len(y) != len(x) or y.is_floating_point():
         raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {len(x)} images; labels must be (n,) whole numbers")
-    return checked_images(x.detach().cpu()).float(), y.detach().cpu().long()
+    check_images(x)
+    return x.detach().cpu().float(), y.detach().cpu().long()
 
 
 def _collected(batches: Any) -> tuple[Tensor, Tensor]:
@@ -221,4 +217,5 @@ def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:
     channels = data.shape[0]
     info = CheckpointInfo(f"object:{type(model).__name__}", data.shape, data.classes, (0.0,) * channels, (1.0,) * channels)
     kept = copy.deepcopy(model)
-    return Checkpoint(type(model).__name__, info, body_state(kept), lambda: copy.deepcopy(kept))
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
+    return Checkpoint(type(model).__name__, info, weights, lambda: copy.deepcopy(kept))

@@ -29,6 +29,7 @@ class Target:
     data: DataSet
     images: Split
     folder: RunFolder
+    batch_size: int
 
     @property
     def name(self) -> str:
@@ -40,7 +41,7 @@ class Target:
         self.folder.remember("checkpoints", {self.checkpoint.id: about})
         return evaluated(
             self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
-            request.batch_size or BATCH_SIZE,
+            self.batch_size,
             report=lambda run, done, total: session.progress(f"{self.name}  {run}", done, total), **how,
         )  # fmt: skip
 
@@ -110,11 +111,14 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
 def open_targets(request: AttackRequest, session: Session) -> list[Target]:
     """The checkpoints with their images and folders."""
     compute, command = session.compute(request.precision), "corruptions" if request.suite == "corruptions" else "attack"
-    size, found = request.batch_size or BATCH_SIZE, []
+    found = []
     for checkpoint, data in session.checkpoints(request.models, request.data):
+        images = head(data.split(request.split), request.images)
+        # A folder may later hold more images, so only runs in memory make their batches smaller.
+        size = request.batch_size or (min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE)
         named = identity(data.name, request.split, request.seed, size, compute.precision)
         folder = session.folder(command, named, compute, request=repr(request))
-        found.append(Target(checkpoint, data, head(data.split(request.split), request.images), folder))
+        found.append(Target(checkpoint, data, images, folder, size))
     return found
 
 

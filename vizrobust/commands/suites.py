@@ -13,7 +13,7 @@ from vizrobust.intervals import share, wilson
 from vizrobust.report import robustness_figures
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
-from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
+from vizrobust.robustness import RobustAccuracy
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corrupted import corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import COMMON, SEVERITIES
@@ -226,14 +226,16 @@ def corruptions(
 ) -> Generator[Event, None, CorruptionAccuracies]:
     """Evaluate every checkpoint on every common corruption; rows that are in the folder are not computed again."""
     found = []
-    compute, size = session.compute(request.precision), request.batch_size or BATCH_SIZE
+    compute = session.compute(request.precision)
     total = 1 + len(COMMON) * len(SEVERITIES)
     for target in targets:
         own, n = target.checkpoint.id, len(target.images)
         mine = [row for row in target.folder.rows() if row["checkpoint"] == own and row["n"] == n]
         yield from (_named(target, row) for row in mine)
         done = {(row["corruption"], row["severity"]) for row in mine}
-        for row in corrupted(target.checkpoint.net(), target.images, compute, seed=request.seed, batch_size=size, done=done):
+        for row in corrupted(
+            target.checkpoint.net(), target.images, compute, seed=request.seed, batch_size=target.batch_size, done=done
+        ):
             mine.append(target.folder.add({"checkpoint": own, **row}))
             session.progress(f"{target.name}  corruptions", len(mine), total)
             yield _named(target, mine[-1])

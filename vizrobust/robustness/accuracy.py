@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -82,6 +82,14 @@ class RobustAccuracy:
     seconds: float
     predicted: Tensor | None = None
     stochastic: bool = False
+    remake: Callable[[], Tensor] | None = field(default=None, compare=False)
+
+    @property
+    def adversarial(self) -> Tensor:
+        """(n, C, H, W): the best adversarial example of each image, made again when asked for; see `remake`."""
+        if self.remake is None:
+            raise ValueError("this result does not keep its network; take vizrobust.robust_accuracy, or call the attack itself")
+        return self.remake()
 
     @property
     def robust(self) -> Tensor:

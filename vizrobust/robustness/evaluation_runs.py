@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, Linf
-from vizrobust.compute import Compute
+from vizrobust.compute import Compute, full_batches
 from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
@@ -99,6 +99,22 @@ def _restricted(part: PartialResult, wanted: set[int]) -> PartialResult:
     }
     costs = {name: round(getattr(part, name) * ratio) for name in ("forward_passes", "gradient_passes")}
     return replace(part, **columns, **costs, seconds=part.seconds * ratio)  # type: ignore[arg-type]
+
+
+def adversarial_images(
+    net: nn.Module, result: RobustAccuracy, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """(n, C, H, W) on the CPU: each image's best example under the result's attack, made again from the same random streams."""
+    compute.place(net)
+    found = []
+    with evaluating(net):
+        for batch, count in full_batches(len(result.indices), batch_size):
+            index = result.indices[batch]
+            x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
+            best = result.attack(net, x, y, streams=Streams(seed, index.tolist(), "attack")).best
+            assert best is not None
+            found.append(best[:count].cpu())
+    return torch.cat(found)
 
 
 SHOWN = 4

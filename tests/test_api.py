@@ -1,0 +1,123 @@
+"""The functions that a Python user meets first, on a network whose robust accuracy is known by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vizrobust as vr
+from tests.conftest import net_file
+
+EPS = 0.1
+# Image k has brightness .5 + MARGINS[k]; it is class 1 if its mean is above .5, so exactly the larger margins survive EPS.
+MARGINS = (0.3, 0.2, 0.15, 0.12, 0.09, 0.05, 0.02, -0.04, -0.2)
+ROBUST = [abs(margin) > EPS and label == (margin > 0) for margin, label in zip(MARGINS, [1] * 8 + [1], strict=True)]
+
+
+class Brightness(nn.Module):
+    """Two logits that differ by the mean of the image minus one half; in training mode it would answer nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = self.drop(self.scale * (x.mean((1, 2, 3)) - 0.5))
+        return torch.stack((-margin, margin), 1)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    x = torch.stack([torch.full((3, 4, 5), 0.5 + margin) for margin in MARGINS])
+    return x, torch.ones(len(MARGINS), dtype=torch.int64)
+
+
+def test_a_bare_network_and_a_pair_of_tensors_give_the_accuracy_worked_out_by_hand():
+    x, y = images()
+    found = vr.robust_accuracy(Brightness(), (x, y), "pgd", eps=EPS, steps=10)
+    assert found.robust.tolist() == ROBUST
+    assert found.clean.tolist() == [margin > 0 for margin in MARGINS]
+    assert found.accuracy == pytest.approx(4 / 9)
+    low, high = found.interval
+    assert low < 4 / 9 < high
+    assert not found.undefined.any()
+    assert "44.4 %" in repr(found)
+    assert "<table>" in found._repr_html_()
+    adversarial = found.adversarial
+    assert adversarial.shape == x.shape
+    assert (adversarial - x).abs().max() <= EPS + 1e-6
+    wrong = Brightness().eval()(adversarial).argmax(1) != y
+    assert wrong.tolist() == [not robust for robust in ROBUST]
+
+
+def test_loaders_batches_and_attacks_of_every_kind_give_the_same_verdicts():
+    x, y = images()
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    for data, attack, size in (
+        (loader, "pgd", None), ((x, y), vr.PGD(eps=EPS, steps=5), 1), ((x, y), "PGD(steps=5, ball=Linf(eps=0.1))", 4),
+    ):  # fmt: skip
+        found = vr.robust_accuracy(Brightness(), data, attack, eps=EPS, batch_size=size)
+        assert found.robust.tolist() == ROBUST
+    assert len(vr.robust_accuracy(Brightness(), loader, "fgsm", eps=EPS, images=4).robust) == 4
+
+
+def test_a_network_is_given_back_as_it_was():
+    net = Brightness().train()
+    net.scale.requires_grad_(False)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    vr.robust_accuracy(net, images(), "pgd", eps=EPS, steps=3)
+    assert net.training
+    assert net.drop.training
+    assert not net.scale.requires_grad
+    assert net.scale.grad is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x * 255, y), "divide"),
+        (lambda x, y: (torch.cat((x[1:], torch.full((1, 3, 4, 5), torch.nan))), y), "finite"),
+        (lambda x, y: ((x * 255).byte(), y), "floating point|uint8"),
+        (lambda x, y: (x, y[:5]), "for 9 images"),
+        (lambda x, y: (x[:0], y[:0]), "no images"),
+        (lambda x, y: (x, y + 7), "label 8"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        vr.robust_accuracy(Brightness(), change(*images()), eps=EPS)
+
+
+def test_errors_name_parameters_as_python_writes_them():
+    with pytest.raises(ValueError, match="give eps") as error:
+        vr.robust_accuracy(Brightness(), images())
+    assert "--" not in str(error.value)
+    with pytest.raises(ValueError, match="did you mean PGD"):
+        vr.robust_accuracy(Brightness(), images(), "pgdd", eps=EPS)
+
+
+def test_pictures_show_themselves_and_are_the_same_each_time():
+    ref = net_file((1, 8, 8), 4)
+    pictures = vr.visualize(ref, units=[2, 0], steps=3)
+    assert [one.unit for one in pictures] == [2, 0]
+    assert all(one.image.shape == (1, 8, 8) and one.status in ("ok", "dead", "saturated") for one in pictures)
+    assert pictures._repr_html_().count("data:image/png;base64") == 2
+    assert "2 pictures of units 2, 0" in repr(pictures)
+    again = vr.visualize(vr.load(ref), units=[2, 0], steps=3)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(pictures, again, strict=True))
+    bare = vr.visualize(vr.load(ref).net(), units=[2], steps=3, shape=(1, 8, 8))
+    assert torch.allclose(bare[0].image, pictures[0].image, atol=1e-5)
+    with pytest.raises(ValueError, match="did you mean conv"):
+        vr.visualize(ref, layer="conv9")
+
+
+def test_every_listed_name_has_help():
+    for name in (*vr.list_attacks(), *vr.list_recipes()):
+        assert vr.help(name).title.lower() == name.lower()
+    assert "mnist-k8" in vr.list_models()
+    assert {"__version__", "load", "robust_accuracy", "visualize"} <= set(dir(vr))
+    assert vr.__version__[0].isdigit()

@@ -1,0 +1,236 @@
+"""The functions that a Python user meets first: load, robust_accuracy, visualize, diagnose_masking, lists and help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.results import Table, answer_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vizrobust.features import FeatureImage, Objective, Recipe
+    from vizrobust.models import Checkpoint
+    from vizrobust.robustness import RobustAccuracy
+
+    Model = str | Path | nn.Module | Checkpoint
+
+
+def load(ref: str | Path, arch: str | None = None, download: bool = False) -> Checkpoint:
+    """The checkpoint that `ref` names; it can be used wherever a model is asked for.
+
+    `ref` is a built-in name, a file, a training run's folder, ``torchvision:NAME`` or ``timm:NAME``. `arch` names the
+    user's code (``path.py:callable``) where the checkpoint needs it, `download` allows fetching published weights.
+    Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
+
+    >>> import vizrobust as vr
+    >>> vr.load("mnist-k8").info.attack_steps
+    8
+    """
+    from vizrobust.models import load_checkpoint
+
+    return load_checkpoint(str(ref), arch, download)
+
+
+def robust_accuracy(
+    model: Model, data: Any = None, attack: Any = "pgd", *, eps: float | None = None, norm: str | None = None,
+    steps: int | None = None, images: int = 1000, split: str = "test", seed: int = 0, batch_size: int | None = None,
+    precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
+) -> RobustAccuracy:  # fmt: skip
+    """How many images a model classifies correctly under an attack, with a Wilson 95 % interval.
+
+    `model` is a network of images in [0, 1] (its normalization inside), a checkpoint or a name. `data` is a data set, its
+    name, a DataLoader, or a pair (x, y) with x (n, C, H, W) in [0, 1] and y (n,); None is the checkpoint's own. `attack` is
+    a name, the text of a spec or an attack; `eps`, `norm` and `steps` change its fields, and without an eps the data
+    set's usual one is taken. The first `images` of the `split` are attacked. With `out` verdicts are kept in a run
+    folder and continued there. Raises ``ValueError`` for images outside [0, 1] and for names that do not exist.
+
+    >>> import vizrobust as vr
+    >>> vr.robust_accuracy("mnist-k8", attack="fgsm", images=20)
+    85.0 % (64.0 to 94.8) of 20 images under FGSM(ball=Linf(eps=0.3))
+    """
+    from vizrobust.commands.attack import attack as answer
+    from vizrobust.robustness.evaluation_runs import adversarial_images
+    from vizrobust.session import Session
+
+    request = AttackRequest(
+        models=(model,), data=data, attacks=(attack,), eps=eps, norm=norm, steps=steps, images=images, split=split, seed=seed,
+        batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    session = Session(out, device=device, memory=out is None)
+    report, _ = answer_of(answer(request, session))
+    ((target, result),) = report.answer.evaluations
+    size, compute = target.batch_size, session.compute(precision)
+    session.close()
+    return replace(result, remake=lambda: adversarial_images(target.checkpoint.net(), result, target.images, compute, seed, size))
+
+
+def visualize(
+    model: Model, layer: str = "logits", units: Sequence[int] | None = None, recipe: Any = "plain", *,
+    objective: Objective | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None, size: int | None = None,
+    data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False, batch_size: int | None = None,
+    precision: str = "fp32", device: str = "auto",
+) -> Pictures:  # fmt: skip
+    """Images that excite units of a model as strongly as possible; in a notebook they show themselves.
+
+    `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16).
+    `recipe` is a name, the text of a spec or a `Recipe`; `steps` and `size` change its fields. A bare network needs `shape`
+    (C, H, W) or `data`. `seeds` pictures of each unit start from different noise, from `seed` on. Raises ``ValueError``
+    for a layer or unit that does not exist.
+
+    >>> import vizrobust as vr
+    >>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
+    2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
+    """
+    from vizrobust.features import objective_for, parse_recipe, render, units_of, with_data_statistics
+    from vizrobust.session import Session
+
+    session = Session(device=device, memory=True)
+    checkpoint, loaded = session.pictured(model, data, shape)
+    chosen = with_data_statistics(parse_recipe(recipe) if isinstance(recipe, str) else recipe, loaded)
+    chosen = replace(chosen, steps=chosen.steps if steps is None else steps, size=chosen.size if size is None else size)
+    goal = objective_for(checkpoint, layer, None)[0] if objective is None else objective
+    text = None if units is None else ",".join(map(str, units))
+    numbers = units_of(checkpoint, goal, text)[0]
+    done = render(
+        checkpoint, goal, numbers, chosen, range(seed, seed + seeds), compute=session.compute(precision),
+        sign=-1 if negative else 1, batch_size=batch_size,
+    )  # fmt: skip
+    share = 1.0 if loaded is None else loaded.saturated_share
+    return Pictures(tuple(Picture(one, one.status(share)) for one in done), checkpoint.name, layer, chosen)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One feature image with its `status`: ok, dead (no gradient) or saturated."""
+
+    feature_image: FeatureImage
+    status: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.feature_image, name)
+
+    def _repr_png_(self) -> bytes:
+        return self.feature_image._repr_png_()
+
+
+@dataclass(frozen=True, repr=False)
+class Pictures(Sequence[Picture]):
+    """Feature images of one checkpoint, in the order of units and seeds; notebooks show them side by side."""
+
+    pictures: tuple[Picture, ...]
+    checkpoint: str
+    layer: str
+    recipe: Recipe
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[index]
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def __repr__(self) -> str:
+        units = ", ".join(dict.fromkeys(str(one.unit) for one in self.pictures))
+        where = f"units {units} of {self.layer} in {self.checkpoint}"
+        return f"{len(self)} pictures of {where}, recipe {self.recipe.name} with {self.recipe.steps} steps"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Unit, seed, score and status of each picture."""
+        return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
+
+    def _repr_html_(self) -> str:
+        from base64 import b64encode
+
+        def tile(one: Picture) -> str:
+            source = b64encode(one._repr_png_()).decode()
+            style = "image-rendering: pixelated; width: 112px"
+            text = f"unit {one.unit}, score {one.score:.2f}, {one.status}"
+            return f'<img src="data:image/png;base64,{source}" style="{style}" title="{text}" alt="{text}">'
+
+        return "".join(tile(one) for one in self.pictures)
+
+
+def list_attacks() -> tuple[str, ...]:
+    """The names of all attacks, each usable as ``attack=``.
+
+    >>> "PGD" in list_attacks()
+    True
+    """
+    return _names("attacks")
+
+
+def list_models() -> tuple[str, ...]:
+    """The names of the checkpoints that come with the package.
+
+    >>> list_models()[0]
+    'imagenette-fgsm'
+    """
+    from vizrobust.models import builtin_names
+
+    return tuple(builtin_names())
+
+
+def list_recipes() -> tuple[str, ...]:
+    """The names of the render recipes, each usable as ``recipe=``.
+
+    >>> list_recipes()[:2]
+    ('gradient', 'plain')
+    """
+    return _names("recipes")
+
+
+def help(name: str) -> Table:  # noqa: A001
+    """The fields, defaults and source of anything that has a name, in any case.
+
+    >>> print(help("fgsm").text().splitlines()[1])
+    field     default  type
+    """
+    from vizrobust.spec import lookup
+
+    return described(lookup(_everything(), name, "name"))
+
+
+def described(thing: Any) -> Table:
+    """The fields and defaults of a class or function of a catalogue, with its description as the note."""
+    if is_dataclass(thing) and isinstance(thing, type):
+        rows = [[field.name, _default_text(field), str(field.type)] for field in fields(thing)]
+    else:
+        parameters = inspect.signature(thing).parameters.values()
+        rows = [[one.name, "" if one.default is one.empty else repr(one.default), str(one.annotation)] for one in parameters]
+    note = inspect.cleandoc(thing.__doc__ or "").partition(">>>")[0].strip()
+    return Table(thing.__name__, ["field", "default", "type"], rows, note)
+
+
+def _default_text(field: Any) -> str:
+    from dataclasses import MISSING
+
+    if field.default is not MISSING:
+        return repr(field.default)
+    return repr(field.default_factory()) if field.default_factory is not MISSING else ""
+
+
+def _names(kind: str) -> tuple[str, ...]:
+    return tuple(_catalogues()[kind])
+
+
+def _catalogues() -> dict[str, Mapping[str, Any]]:
+    from vizrobust.attacks import ATTACKS, BALLS, ENSEMBLES, UNFORESEEN
+    from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
+    from vizrobust.training import METHODS
+
+    return {
+        "attacks": {**ATTACKS, **ENSEMBLES, **UNFORESEEN}, "balls": BALLS, "recipes": RECIPES, "objectives": OBJECTIVES,
+        "parametrizations": PARAMETRIZATIONS, "transforms": TRANSFORMS, "optimizers": OPTIMIZERS, "methods": METHODS,
+    }  # fmt: skip
+
+
+def _everything() -> dict[str, Any]:
+    return {name: thing for catalogue in _catalogues().values() for name, thing in catalogue.items()}
