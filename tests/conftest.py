@@ -142,7 +142,7 @@ def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.T
 
     def attacked(items: list[int]) -> torch.Tensor:
         index = torch.tensor(items)
-        return attack(net, compute.images(x[index]), y[index], Streams(0, items, "attack")).x
+        return attack(net, compute.images(x[index]), y[index], streams=Streams(0, items, "attack")).x
 
     first = attacked([0, 1, 2, 3, 4, 5])
     order = [3, 0, 5, 1, 4, 2]

@@ -153,7 +153,9 @@ BAD = {
     "no radius": (("--minimal", "--attack", "PGD(ball=L2())"), 1, "needs --eps, the largest radius to try"),
     "no calibration": (("--suite", "unforeseen", "--calibration", "nowhere"), 1, "no calibration in nowhere"),
     "steps of an ensemble": (
-        ("--curve", "steps", "--attack", "standard", "--plot", "x.png", "--eps", 0.9), 1, "members of different steps",
+        ("--curve", "steps", "--attack", "AutoAttack(steps=2, queries=5)", "--plot", "x.png", "--eps", 0.9),
+        1,
+        "components of different steps",
     ),
     "images too small": (("--suite", "corruptions"), 1, "need images of at least 28 px"),
     "no such class": (("--attack", "PGD(targeted=True, target=10)", "--eps", 0.1), 1, "target class 10 does not exist"),

@@ -14,7 +14,9 @@ from vizrobust.compute import ask_for_repeatable, processor
 
 # Every row of a product once in its place and once in another, forward and backward; prints the shapes where they differ.
 MOVED = """
-import vizrobust, torch
+import torch
+from vizrobust.compute import Compute
+Compute("cpu")
 for n in (5, 6, 11):
     for inside, outside in ((640, 100), (100, 7), (128, 7)):
         weights, rows, slopes = torch.randn(outside, inside), torch.randn(n, inside), torch.randn(n, outside)

@@ -264,7 +264,7 @@ class TestTheNetworkIsBorrowed:
     def test_whatever_the_attack(self, name: str) -> None:
         net = lived_in_net(nn.Identity())
         before = everything_about(net)
-        make(name, BALLS["L2"], steps=2)(net, *batch(3), streams(range(3)))
+        make(name, BALLS["L2"], steps=2)(net, *batch(3), streams=streams(range(3)))
         assert everything_about(net) == before
 
     @a_kind_of_run

@@ -39,7 +39,7 @@ NAMES = dict(ENTRIES)
 # What a text field may hold, where not every text will do. `attempt` sorts out the rest.
 WORDS = ("ce", "margin", "adam", "sgd", "none", "crop", "crop+flip", "fp32", "bf16", "conv2", "small_cnn", "a \"b\" 'c'\n\\d é")
 # What fields hold that have no default and take few words.
-BY_NAME = {"how": st.sampled_from(("avg", "max", "random"))}
+BY_NAME = {"mode": st.sampled_from(("avg", "max", "random")), "vector": st.sampled_from(("v.npy", (0.0, 1.0, 2.5)))}
 NUMBERS = st.sampled_from([0.0, 0.3, 0.2, 1.0, 1e-3]) | st.integers(0, 255).map(lambda k: k / 255) | st.floats(0, 1)
 
 

@@ -303,9 +303,9 @@ def _sweep(
             say(f"left out: {error}")
             taken.append(name)
     if not job.as_json and found:
-        _show(f"{len(found)} of the sweep's {len(all_cells)} cells", found)
+        _show(f"{len(found)} of the sweep's {len(all_cells)} training runs", found)
     if taken:
-        say(f"{len(taken)} cells are in other hands: {', '.join(taken)}; the same command shows all when they are done")
+        say(f"{len(taken)} training runs are being trained elsewhere: {', '.join(taken)}; run this again when they are done")
 
 
 def _show(title: str, found: dict[str, Checkpoint]) -> None:

@@ -4,56 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
-from vizrobust.data import DataSet, Split, head
+from vizrobust.commands.minimal_perturbations import minimal_perturbations
+from vizrobust.commands.suites import corruptions, unforeseen
+from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, worst_class
-from vizrobust.models import Checkpoint
 from vizrobust.report import attack_figures
 from vizrobust.report.style import format_of
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
-from vizrobust.robustness import BATCH_SIZE, RobustAccuracy, examples
-from vizrobust.robustness.evaluation_runs import evaluated, identity
-from vizrobust.runs import RunFolder
+from vizrobust.robustness import RobustAccuracy, examples
 from vizrobust.session import Session
-
-
-@dataclass(frozen=True)
-class Target:
-    """A checkpoint with its data set, the images that are attacked, and the run folder of the verdicts."""
-
-    checkpoint: Checkpoint
-    data: DataSet
-    images: Split
-    folder: RunFolder
-    batch_size: int
-
-    @property
-    def name(self) -> str:
-        return self.checkpoint.name
-
-    def evaluated(self, request: AttackRequest, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
-        """The attack's outcome on the target; what the folder holds is read."""
-        about = {"name": self.name, "weights_sha256": self.checkpoint.sha256}
-        self.folder.remember("checkpoints", {self.checkpoint.id: about})
-        return evaluated(
-            self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
-            self.batch_size,
-            report=lambda run, done, total: session.progress(f"{self.name}  {run}", done, total), **how,
-        )  # fmt: skip
-
-
-class Answer(Protocol):
-    """What one mode of `attack` found: rows, tables, a figure, and the evaluations behind them where it has any."""
-
-    @property
-    def evaluations(self) -> Sequence[tuple[Target, RobustAccuracy]]: ...
-    def rows(self) -> list[Row]: ...
-    def tables(self) -> list[Table]: ...
-    def draw(self, path: str, command: str) -> None: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,12 +51,8 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     targets = open_targets(request, session)
     answer: Answer
     if request.suite is not None:
-        from vizrobust.commands.suites import corruptions, unforeseen
-
         answer = yield from (corruptions if request.suite == "corruptions" else unforeseen)(request, session, targets)
     elif request.minimal or request.curve == "eps":
-        from vizrobust.commands.minimal_perturbations import minimal_perturbations
-
         answer = yield from minimal_perturbations(request, session, targets)
     else:
         answer = yield from _accuracies(request, session, targets)
@@ -106,33 +64,6 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
         if request.show:
             yield from _show(request.show, request, session, answer, command)
     return AttackReport(request, answer)
-
-
-def open_targets(request: AttackRequest, session: Session) -> list[Target]:
-    """The checkpoints with their images and folders."""
-    compute, command = session.compute(request.precision), "corruptions" if request.suite == "corruptions" else "attack"
-    found = []
-    for checkpoint, data in session.checkpoints(request.models, request.data):
-        images = head(data.split(request.split), request.images)
-        # A folder may later hold more images, so only runs in memory make their batches smaller.
-        size = request.batch_size or (min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE)
-        named = identity(data.name, request.split, request.seed, size, compute.precision)
-        folder = session.folder(command, named, compute, request=repr(request))
-        found.append(Target(checkpoint, data, images, folder, size))
-    return found
-
-
-def attacks_for(
-    request: AttackRequest, data: DataSet, default: Sequence[str], unbounded: bool = False
-) -> Generator[Event, None, list[Attack]]:
-    """The attacks that the request describes, with the data set's eps where none is named; notes about them."""
-    asked = [parse_attack(one) if isinstance(one, str) else one for one in request.attacks or default]
-    eps = None if unbounded else request.eps
-    found = [configured(one, data.eps, request.norm, unbounded=unbounded, eps=eps, steps=request.steps) for one in asked]
-    for text in dict.fromkeys(note for one in found for note in one.notes(len(data.classes))):
-        yield Note(f"note: {text}")
-    # An unforeseen attack has an eps in units of its own; without one it gets the medium one for images of this size.
-    return [one if unbounded or one.threat_model()[1] is not None else with_default_eps(one, data.shape) for one in found]
 
 
 @dataclass(frozen=True)
@@ -151,7 +82,8 @@ class Accuracies:
 
     def tables(self) -> list[Table]:
         by_class = [_class_table(*one) for one in self.evaluations] if self.request.per_class else []
-        return [self._accuracy_table(), *self._component_tables(), *by_class]
+        curves = [_curve_table(*one) for one in self.evaluations] if self.request.every_step else []
+        return [self._accuracy_table(), *self._component_tables(), *curves, *by_class]
 
     def draw(self, path: str, command: str) -> None:
         if self.request.every_step:
@@ -212,6 +144,11 @@ def _accuracy_rows(request: AttackRequest, target: Target, result: RobustAccurac
 def _by_class(target: Target, result: RobustAccuracy) -> list[Row]:
     found = per_class(result.robust, target.images.labels[result.indices], target.data.classes)
     return [one.row() for one in found]
+
+
+def _curve_table(target: Target, result: RobustAccuracy) -> Table:
+    rows = [[str(row["steps"]), percent(row["accuracy"]), interval_text(row["ci_low"], row["ci_high"])] for row in result.curve()]
+    return Table(f"{target.name}, {result.attack}: accuracy after so many steps", ["steps", "accuracy", "95 % interval"], rows)
 
 
 def _class_table(target: Target, result: RobustAccuracy) -> Table:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from vizrobust.attacks import Attack, is_minimum_norm
-from vizrobust.commands.attack import Target, attacks_for
+from vizrobust.commands.targets import Target, attacks_for
 from vizrobust.data import DataSet
 from vizrobust.report import robustness_figures
 from vizrobust.requests import ParameterError

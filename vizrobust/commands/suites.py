@@ -8,7 +8,7 @@ from typing import Any
 
 from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, family, parse_attack, with_default_eps
 from vizrobust.attacks.unforeseen import source
-from vizrobust.commands.attack import Target
+from vizrobust.commands.targets import Target
 from vizrobust.intervals import share, wilson
 from vizrobust.report import robustness_figures
 from vizrobust.requests.evaluation import AttackRequest

@@ -1,0 +1,79 @@
+"""What the modes of `attack` share: the checkpoints with their images and folders, and the attacks that a request describes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
+from vizrobust.data import DataSet, Split, head
+from vizrobust.models import Checkpoint
+from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.results import Event, Note, Row, Table
+from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
+from vizrobust.robustness.evaluation_runs import evaluated, identity
+from vizrobust.runs import RunFolder
+from vizrobust.session import Session
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint with its data set, the images that are attacked, and the run folder of the verdicts."""
+
+    checkpoint: Checkpoint
+    data: DataSet
+    images: Split
+    folder: RunFolder
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    def evaluated(self, request: AttackRequest, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
+        """The attack's outcome on the target; what the folder holds is read."""
+        about = {"name": self.name, "weights_sha256": self.checkpoint.sha256}
+        self.folder.remember("checkpoints", {self.checkpoint.id: about})
+        return evaluated(
+            self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
+            self.batch_size,
+            report=lambda run, done, total: session.progress(f"{self.name}  {run}", done, total), **how,
+        )  # fmt: skip
+
+
+class Answer(Protocol):
+    """What one mode of `attack` found: rows, tables, a figure, and the evaluations behind them where it has any."""
+
+    @property
+    def evaluations(self) -> Sequence[tuple[Target, RobustAccuracy]]: ...
+    def rows(self) -> list[Row]: ...
+    def tables(self) -> list[Table]: ...
+    def draw(self, path: str, command: str) -> None: ...
+
+
+def open_targets(request: AttackRequest, session: Session) -> list[Target]:
+    """The checkpoints with their images and folders."""
+    compute, command = session.compute(request.precision), "corruptions" if request.suite == "corruptions" else "attack"
+    found = []
+    for checkpoint, data in session.checkpoints(request.models, request.data):
+        images = head(data.split(request.split), request.images)
+        # A folder may later hold more images, so only runs in memory make their batches smaller.
+        size = request.batch_size or (min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE)
+        named = identity(data.name, request.split, request.seed, size, compute.precision)
+        folder = session.folder(command, named, compute, request=repr(request))
+        found.append(Target(checkpoint, data, images, folder, size))
+    return found
+
+
+def attacks_for(
+    request: AttackRequest, data: DataSet, default: Sequence[str], unbounded: bool = False
+) -> Generator[Event, None, list[Attack]]:
+    """The attacks that the request describes, with the data set's eps where none is named; notes about them."""
+    asked = [parse_attack(one) if isinstance(one, str) else one for one in request.attacks or default]
+    eps = None if unbounded else request.eps
+    found = [configured(one, data.eps, request.norm, unbounded=unbounded, eps=eps, steps=request.steps) for one in asked]
+    for text in dict.fromkeys(note for one in found for note in one.notes(len(data.classes))):
+        yield Note(f"note: {text}")
+    # An unforeseen attack has an eps in units of its own; without one it gets the medium one for images of this size.
+    return [one if unbounded or one.threat_model()[1] is not None else with_default_eps(one, data.shape) for one in found]
