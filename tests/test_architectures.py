@@ -74,7 +74,7 @@ def test_user_code_that_does_not_fit_is_refused(code, name, error, sentence):
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no file 'absent.py' \(from --arch absent.py:net\)"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'absent.py' \(from absent.py:net\)"):
         architecture("absent.py:net", SHAPE, 5)
 
 

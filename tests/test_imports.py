@@ -27,6 +27,7 @@ LAYERS = [
     {"robustness", "features"},
     {"training"},
     {"clarity"},
+    {"testing"},
     {"experiments"},
     {"study"},
     {"report"},

@@ -92,7 +92,7 @@ def visualize(
 
     session = Session(device=device, memory=True)
     checkpoint, loaded = session.pictured(model, data, shape)
-    chosen = with_data_statistics(parse_recipe(recipe) if isinstance(recipe, str) else recipe, loaded)
+    chosen = with_data_statistics(parse_recipe(recipe, typed=True) if isinstance(recipe, str) else recipe, loaded)
     chosen = replace(chosen, steps=chosen.steps if steps is None else steps, size=chosen.size if size is None else size)
     goal = objective_for(checkpoint, layer, None)[0] if objective is None else objective
     text = None if units is None else ",".join(map(str, units))

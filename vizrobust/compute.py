@@ -21,6 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from vizrobust.parallel import FOREVER, SINGLE, Launch, Processes, launched
+from vizrobust.plugins import used
 
 INTEL = "GenuineIntel"
 # What of /proc/cpuinfo tells one kind of processor from another; virtual machines give many kinds one name.
@@ -168,14 +169,15 @@ def _disconnect() -> None:
 def versions() -> dict[str, str]:
     """What a result's last bits depend on: the versions of python, torch, torchvision and vizrobust, and the processor.
 
-    The processor's name ends with the instructions that torch's kernels use of it.
+    The processor's name ends with the instructions that torch's kernels use of it. Other packages and files that this
+    process took an attack or the like from follow, with their version or hash.
 
     >>> sorted(versions())
     ['processor', 'python', 'torch', 'torchvision', 'vizrobust']
     """
     found = {name: version(name) for name in ("vizrobust", "torch", "torchvision")}
     kernels = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"python": platform.python_version(), **found, "processor": kernels}
+    return {"python": platform.python_version(), **found, "processor": kernels, **used()}
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

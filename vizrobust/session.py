@@ -84,15 +84,16 @@ class Session:
                 found[checkpoint.id] = checkpoint, self.data_for(checkpoint, data)
         return list(found.values())
 
-    def dataset(self, data: Any, *, classes: Sequence[str] = (), model: nn.Module | None = None) -> DataSet:
+    def dataset(self, data: Any, *, classes: Sequence[str] = (), model: nn.Module | None = None, typed: bool = True) -> DataSet:
         """A data set: itself, a reference, a pair ``(x, y)`` of tensors, or a DataLoader that yields such pairs.
 
-        x is (n, C, H, W) in [0, 1], y is (n,) of class numbers. Raises ``ValueError`` with the range found for other images.
+        x is (n, C, H, W) in [0, 1], y is (n,) of class numbers. A reference to code of a file (``my.py:make``) is followed
+        only where a person `typed` it. Raises ``ValueError`` with the range found for other images.
         """
         if isinstance(data, DataSet):
             return data
         if isinstance(data, str | Path):
-            return load(str(data), self.download)
+            return load(str(data), self.download, typed=typed)
         if data is None:
             raise ParameterError("{data} is needed here: a data set, its name, a DataLoader or a pair (x, y)")
         x, y = _pair(data)
@@ -110,7 +111,7 @@ class Session:
         info = checkpoint.info
         if data is None and not info.data:
             raise ParameterError("%r does not record what it was trained on; give {data} (vizrobust list data)", checkpoint.name)
-        loaded = self.dataset(data if data is not None else info.data, classes=info.classes)
+        loaded = self.dataset(data if data is not None else info.data, classes=info.classes, typed=data is not None)
         if loaded.shape != info.input_shape:
             raise ParameterError(
                 "%r takes images of %s, %s has %s; give another {data}",

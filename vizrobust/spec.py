@@ -18,6 +18,7 @@ from vizrobust.legacy import new_fields, new_name, old_defaults
 
 T = TypeVar("T")
 Names = Mapping[str, Callable[..., Any]]
+Resolve = Callable[[str, str], Callable[..., Any]]
 
 # Larger specs are a mistake or an attack: reading them, or showing them, could fill the stack.
 MOST_LEVELS, MOST_TERMS = 100, 1000
@@ -83,7 +84,16 @@ def show(x: Any) -> str:
         for field in fields(x)
         if not (_has_default(field) and getattr(x, field.name) == _default(field))
     ]
-    return f"{type(x).__name__}({', '.join(parts)})"
+    return f"{_SHOWN.get(type(x), type(x).__name__)}({', '.join(parts)})"
+
+
+# Classes that a text calls by another name than their own.
+_SHOWN: dict[type, str] = {}
+
+
+def shown_as(cls: type, name: str) -> None:
+    """Let the texts of `cls` call it `name`, such as ``my.py:MyAttack``, which stands in quotes."""
+    _SHOWN[cls] = name if name.isidentifier() else json.dumps(name, ensure_ascii=False)
 
 
 def named(*things: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -110,24 +120,27 @@ def unknown(name: str, known: Iterable[str], kind: str) -> str:
     return f"no {kind} {name!r}; {hint}"
 
 
-def parse(text: str, names: Names, kind: str = "spec") -> Any:
+def parse(text: str, names: Names, kind: str = "spec", *, typed: bool = False) -> Any:
     """Read a spec from its text; ``parse(repr(x), names) == x``.
 
     The grammar: calls, literals, tuples, ``a/b``, and ``+ - *`` between whatever supports them; a bare name is
     a call without arguments. Nothing is evaluated: names come from `names` alone, in any case.
-    Raises ``ValueError`` for anything else.
+    A catalogue of `plugins` also finds what installed packages add, and ``my.py:Name(...)``, a name in a person's own
+    file, if the text was `typed` by a person; read back it is ``"my.py:Name"(...)``. Raises ``ValueError`` for anything else.
 
     >>> from vizrobust.attacks import NAMES
     >>> parse("pgd(steps=7, ball=linf(eps=8/255))", NAMES)
     PGD(steps=7, ball=Linf(eps=8/255))
     """
+    quoted = getattr(names, "quoted", str.strip)
+    text = quoted(text.strip())
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(text, mode="eval")
     except (RecursionError, MemoryError) as error:
         raise ValueError(_too_large(kind, text)) from error
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read {kind} {_excerpt(text)}: write it like Name(field=value)") from error
-    return _build(tree.body, names, kind, text)
+    return _build(tree.body, lambda name, kind: _found(names, name, kind, typed), kind, text)
 
 
 def vary(x: T, /, *, where_present: bool = False, **changes: Any) -> T:
@@ -168,7 +181,7 @@ def _field_names(x: Any) -> Iterator[str]:
             yield from _field_names(value)
 
 
-def _build(root: ast.expr, names: Names, kind: str, text: str) -> Any:
+def _build(root: ast.expr, resolve: Resolve, kind: str, text: str) -> Any:
     """The value of a syntax tree, without recursion: each node's parts are finished before it is."""
     values: list[Any] = []
     open_nodes: list[tuple[ast.AST, int, bool]] = [(root, 0, False)]
@@ -179,7 +192,7 @@ def _build(root: ast.expr, names: Names, kind: str, text: str) -> Any:
             parts = _parts(node, kind, text)
             taken = values[len(values) - len(parts) :]
             del values[len(values) - len(parts) :]
-            values.append(_value(node, taken, names, kind if node is root else "name", text))
+            values.append(_value(node, taken, resolve, kind if node is root else "name", text))
             continue
         terms += not isinstance(node, ast.BinOp)
         if depth > MOST_LEVELS or terms > MOST_TERMS:
@@ -210,13 +223,13 @@ def _parts(node: ast.AST, kind: str, text: str) -> list[ast.expr]:
             return [operand]
         case ast.BinOp(left=left, op=ast.Div() | ast.Add() | ast.Sub() | ast.Mult(), right=right):
             return [left, right]
-        case ast.Call(func=ast.Name(), args=args, keywords=keywords) if all(k.arg for k in keywords):
+        case ast.Call(func=ast.Name() | ast.Constant(value=str()), args=args, keywords=keywords) if all(k.arg for k in keywords):
             return [*args, *(keyword.value for keyword in keywords)]
     here = _excerpt(ast.get_source_segment(text.strip(), node) or text)
     raise ValueError(f"cannot read {here} in {kind} {_excerpt(text)}: write it like Name(field=value)")
 
 
-def _value(node: ast.AST, parts: list[Any], names: Names, kind: str, text: str) -> Any:
+def _value(node: ast.AST, parts: list[Any], resolve: Resolve, kind: str, text: str) -> Any:
     """What a node stands for, given the values of its parts."""
     match node:
         case ast.Constant(value=value):
@@ -224,18 +237,18 @@ def _value(node: ast.AST, parts: list[Any], names: Names, kind: str, text: str) 
         case ast.Name(id="inf"):
             return math.inf
         case ast.Name(id=name):
-            return _call(_found(names, name, kind), name, (), {})
+            return _call(resolve(name, kind), name, (), {})
         case ast.UnaryOp():
             return _arithmetic(ast.Mult(), -1, parts[0], text)
         case ast.BinOp(op=ast.Div()):
             return _quotient(parts[0], parts[1], text)
         case ast.BinOp(op=op):
             return _arithmetic(op, parts[0], parts[1], text)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+        case ast.Call(func=ast.Name(id=name) | ast.Constant(value=str(name)), args=args, keywords=keywords):
             given = dict(zip((str(keyword.arg) for keyword in keywords), parts[len(args) :], strict=True))
             if len(given) < len(keywords):
                 raise ValueError(f"in {_excerpt(text)}, a field of {name} is given twice")
-            return _call(_found(names, name, kind), name, tuple(parts[: len(args)]), given)
+            return _call(resolve(name, kind), name, tuple(parts[: len(args)]), given)
     return tuple(parts)
 
 
@@ -262,9 +275,15 @@ def _arithmetic(op: ast.operator, a: Any, b: Any, text: str) -> Any:
         raise ValueError(f"in {_excerpt(text)}, {_text(a)} and {_text(b)} cannot be combined") from error
 
 
-def _found(names: Names, name: str, kind: str) -> Callable[..., Any]:
-    """What `name` stands for in the catalogue, today or before it was renamed."""
-    new = None if name.lower() in {key.lower() for key in names} else new_name(name, names)
+def _found(names: Names, name: str, kind: str, typed: bool) -> Callable[..., Any]:
+    """What `name` stands for: in the catalogue, in it before it was renamed, or outside the package."""
+    new = None
+    if name.lower() not in {key.lower() for key in names}:
+        new = new_name(name, names)
+        find = None if new else getattr(names, "find", None)
+        outside = find(name, typed=typed) if find else None
+        if outside is not None:
+            return outside
     try:
         return lookup(names, new or name, kind)
     except ValueError as error:
@@ -274,9 +293,11 @@ def _found(names: Names, name: str, kind: str) -> Callable[..., Any]:
 
 
 def _call(thing: Callable[..., Any], name: str, args: tuple[Any, ...], values: dict[str, Any]) -> Any:
-    own = _parameters(thing)
-    values = new_fields(thing.__name__, values, own)
-    if name.lower() != thing.__name__.lower():
+    if not callable(thing):
+        raise ValueError(f"{name} is a {type(thing).__name__}, not a class or function to call")
+    own, present = _parameters(thing), getattr(thing, "__name__", name)
+    values = new_fields(present, values, own)
+    if name.lower() != present.lower():
         values = {**old_defaults(name, own[len(args) :]), **values}
     try:
         return thing(*args, **values)

@@ -38,10 +38,11 @@ from vizrobust.attacks.unforeseen import (
     with_default_eps,
 )
 from vizrobust.attacks.wrappers import EOT, Transfer
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse
 
 ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EOT)}
-NAMES = {**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN}
+NAMES = Catalogue({**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN}, "attacks")
 
 __all__ = [
     "APGD",
@@ -96,13 +97,15 @@ __all__ = [
 ]
 
 
-def parse_attack(text: str) -> Attack:
+def parse_attack(text: str, *, typed: bool = False) -> Attack:
     """An attack from its text; ``ValueError`` if it is a ball or anything else.
+
+    It may be an installed package's, or ``my.py:MyAttack(...)`` where a person `typed` the text.
 
     >>> parse_attack("fgsm")
     FGSM()
     """
-    attack = parse(text, NAMES, "attack")
+    attack = parse(text, NAMES, "attack", typed=typed)
     if not isinstance(attack, Attack):
         raise ValueError(f"{text!r} is not an attack; there are: {', '.join((*ATTACKS, *UNFORESEEN))}")
     return attack

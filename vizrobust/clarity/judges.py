@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from vizrobust.clarity.metrics import METRICS
 from vizrobust.compute import Compute, full_batches
 from vizrobust.models import Checkpoint, builtin_names, evaluating, load_checkpoint
+from vizrobust.plugins import Catalogue
 
 BATCH_SIZE = 100
 
@@ -183,6 +184,8 @@ def _sizeless(ref: str) -> str:
     return bare if ":" in bare else bare.lower()
 
 
+# Judges of other packages and files: each is called without arguments and returns its checkpoint.
+JUDGES: Catalogue[Callable[[], Checkpoint]] = Catalogue({}, "judges")
 KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
 # By data set, in the order of KINDS. Their architecture differs from that of the compared sweep, whose images they never saw.
 BUILTIN = {
@@ -191,7 +194,9 @@ BUILTIN = {
 }
 
 
-def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None) -> Judge | None:
+def judge_for(
+    data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None, *, typed: bool = False
+) -> Judge | None:
     """The one judge of `neurons` and `compare`: `ref`, or the built-in one for a data set (heavy augmentation first).
 
     None where there is none. Raises ``ValueError`` where the judge is one of the compared checkpoints, lacks one of
@@ -207,7 +212,7 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
     if not chosen:
         return None
     kind = _kind(data, chosen[0])
-    judge, checkpoint = _judge(chosen[0], compared, compute, kind)
+    judge, checkpoint = _judge(chosen[0], compared, compute, kind, typed)
     for other in compared:
         if overlapping_data(checkpoint.info.data, other.info.data):
             warnings.warn(_seen(judge, checkpoint, other, other.info.data), stacklevel=2)
@@ -215,7 +220,13 @@ def judge_for(data: str, compared: Sequence[Checkpoint], compute: Compute, ref: 
 
 
 def judges_for(
-    data_name: str, compared: Sequence[Checkpoint], compute: Compute, refs: Sequence[str] = (), *, builtin: bool = True
+    data_name: str,
+    compared: Sequence[Checkpoint],
+    compute: Compute,
+    refs: Sequence[str] = (),
+    *,
+    builtin: bool = True,
+    typed: bool = False,
 ) -> list[Judge]:
     """All judges of a study on a data set: its built-in ones in the order of `KINDS`, then `refs`.
 
@@ -232,7 +243,7 @@ def judges_for(
     own = [name for name in BUILTIN.get(data_name.lower(), ()) if builtin and name in there]
     judges: dict[str, Judge] = {}
     for ref in (*own, *refs):
-        judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref))
+        judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref), typed)
         for other in compared:
             trained_on = other.info.data or data_name
             if overlapping_data(checkpoint.info.data, trained_on):
@@ -243,9 +254,10 @@ def judges_for(
     return list(judges.values())
 
 
-def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind) -> tuple[Judge, Checkpoint]:
+def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind, typed: bool) -> tuple[Judge, Checkpoint]:
     """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
-    checkpoint = load_checkpoint(ref)
+    source = JUDGES.find(ref, typed=typed)
+    checkpoint = load_checkpoint(ref) if source is None else replace(source(), name=ref, ref=ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
     for other in compared:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from vizrobust.clarity.path_similarity import path_similarity
+from vizrobust.plugins import Catalogue
 
 
 def judge_log_odds(logits: Tensor, unit: Tensor) -> Tensor:
@@ -325,8 +326,8 @@ class Metric:
         return 1 / {"units": units, "classes": classes}[self.among] if self.among else self.chance
 
 
-def _catalogue(*metrics: Metric) -> dict[str, Metric]:
-    return {metric.name: metric for metric in metrics}
+def _catalogue(*metrics: Metric) -> Catalogue[Metric]:
+    return Catalogue({metric.name: metric for metric in metrics}, "metrics")
 
 
 # Roles: docs/measuring-clarity.md, "Metrics and their roles". The primary ones enter the verdict; diagnostics never do.

@@ -69,7 +69,8 @@ def fitted(
     from vizrobust.attacks import configured, parse_attack, with_default_eps
 
     attacks = [
-        configured(parse_attack(text), data.eps, norm, unbounded=unbounded, eps=eps, steps=steps) for text in texts or (default,)
+        configured(parse_attack(text, typed=True), data.eps, norm, unbounded=unbounded, eps=eps, steps=steps)
+        for text in texts or (default,)
     ]
     for text in dict.fromkeys(note for attack in attacks for note in attack.notes(len(data.classes))):
         say(f"note: {text}")

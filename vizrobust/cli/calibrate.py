@@ -57,7 +57,7 @@ def command(
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     plan = Plan(recipe, tuple(_type(text, steps) for text in attacks), _type(anchor, steps), candidates, test_steps, n)
-    loaded = load(data, download)
+    loaded = load(data, download, typed=True)
     folder = out or str(default_folder("calibrate", {"plan": repr(plan)}))
     compute = Compute(device, precision, recorded_threads(folder))
     say(f"{plan}\nin {folder}")
@@ -81,7 +81,7 @@ def _type(text: str, steps: int) -> Attack:
     from vizrobust.attacks import ATTACKS, NAMES, PGD, UNFORESEEN, Attack, Ball
     from vizrobust.spec import parse, vary
 
-    found = parse(text, NAMES, "attack")
+    found = parse(text, NAMES, "attack", typed=True)
     attack = PGD(ball=found) if isinstance(found, Ball) else found
     if not isinstance(attack, Attack):
         raise ValueError(f"{text!r} is not an attack; there are: {', '.join((*ATTACKS, *UNFORESEEN))}")

@@ -68,7 +68,7 @@ def command(
     sides = _sides(sides_text)
     if plot:
         format_of(plot)  # before the trainings, not after
-    loaded = load(data, download)
+    loaded = load(data, download, typed=True)
     recipe = TrainingRecipe(
         arch=arch, data=data, attack=_attack(steps, eps, loaded), epochs=epochs, batch_size=batch_size, lr=lr,
         precision=precision,

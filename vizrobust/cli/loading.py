@@ -29,7 +29,7 @@ def data_of(checkpoint: Checkpoint, ref: str | None, download: bool, images_alon
     about = checkpoint.info
     if ref is None and not about.data:
         raise click.UsageError(f"{checkpoint.name!r} does not say what it was trained on; give --data (vizrobust list data)")
-    loaded = load(ref or about.data, download)
+    loaded = load(ref or about.data, download, typed=ref is not None)
     if loaded.shape != about.input_shape:
         has = f"{loaded.name} has {loaded.shape}"
         raise ValueError(f"{checkpoint.name!r} takes images of {about.input_shape}, {has}; give another --data")

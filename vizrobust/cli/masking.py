@@ -129,7 +129,7 @@ def _trained(checkpoint: Checkpoint, told: str | None) -> tuple[Attack, ...] | N
 
     about = checkpoint.info
     if told is not None:
-        return () if told.lower() == "none" else (parse_attack(told),)
+        return () if told.lower() == "none" else (parse_attack(told, typed=True),)
     # torchvision publishes standardly trained classifiers only.
     if about.attack_steps == 0 or (about.arch.startswith("torchvision:") and about.training.startswith("published")):
         return ()

@@ -49,7 +49,7 @@ def asked_for(
 ) -> tuple[Objective, tuple[int, ...]]:
     """The objective and the units that the options name."""
     if objective_text is not None:
-        objective = parse_objective(objective_text)
+        objective = parse_objective(objective_text, typed=True)
         for name in objective.layers:
             layer_of(checkpoint.net(), checkpoint.info.input_shape, name)
     else:
@@ -82,7 +82,7 @@ def request_for(
     """The request that the options describe."""
     if not seeds or (batch_size is not None and batch_size < 1):
         raise ValueError(f"--seeds and --batch-size must be at least 1, got {len(seeds)} and {batch_size}")
-    recipe = with_data_statistics(parse_recipe(recipe_text), data)
+    recipe = with_data_statistics(parse_recipe(recipe_text, typed=True), data)
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, size=recipe.size if size is None else size)
     own = checkpoint.info.input_shape
     shape = own if recipe.size is None else (own[0], recipe.size, recipe.size)
@@ -180,7 +180,7 @@ def find_judge(
     if others:
         say(f"clarity is not scored: {', '.join(others)} and {name} differ in image shape or classes")
         return None
-    judge = judge_for(name, checkpoints, compute, ref)
+    judge = judge_for(name, checkpoints, compute, ref, typed=True)
     if judge is None:
         say(f"clarity is not scored: there is no built-in judge for {name}; name one with --judge REF")
     elif data is None:

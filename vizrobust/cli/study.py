@@ -81,7 +81,7 @@ def command(
         raise click.UsageError(
             "checkpoints are given, so nothing is trained; leave out --steps, --seeds, --arms, --controls, --epochs"
         )
-    loaded = load(data or _data_of(checkpoints), download)
+    loaded = load(data or _data_of(checkpoints), download, typed=data is not None)
     provided = provided_checkpoints(checkpoints, loaded) if checkpoints else []
     plan = _plan(
         loaded, provided, arch=arch, epochs=epochs, is_quick=quick, steps=_numbers(steps), seeds=seeds, eps=eps,

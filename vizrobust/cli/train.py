@@ -143,7 +143,7 @@ def command(
     is_sweep = seeds is not None or (steps is not None and len(steps) > 1)
     if cell is not None and not is_sweep:
         raise click.UsageError(f"--cell {cell} is a part of a sweep; give several --steps, or --seeds")
-    loaded = load(data, download)
+    loaded = load(data, download, typed=True)
 
     def recipe(k: int | None, number: int) -> TrainingRecipe:
         attack = _attack(attacks, mix, k, method, way, eps, norm, loaded.usual_eps)
@@ -188,7 +188,8 @@ def _attack(
     if not texts and not steps:
         usual = None if way is None else way.default_attack
         return None if steps == 0 or usual is None else configured(usual, default_eps, norm, eps=eps)
-    fitted = tuple(configured(parse_attack(text), default_eps, norm, eps=eps, steps=steps) for text in texts or ("PGD",))
+    parsed = (parse_attack(text, typed=True) for text in texts or ("PGD",))
+    fitted = tuple(configured(one, default_eps, norm, eps=eps, steps=steps) for one in parsed)
     return fitted[0] if mix is None else MultiAttack(fitted, mix)
 
 

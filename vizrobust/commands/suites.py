@@ -112,7 +112,9 @@ def _attacks(request: AttackRequest, trained: Sequence[Attack], target: Target) 
     data, norm, eps = target.data, request.norm, request.eps
     if request.attacks:
         for one in request.attacks:
-            attack = configured(parse_attack(one) if isinstance(one, str) else one, data.eps, norm, eps=eps, steps=steps)
+            attack = configured(
+                parse_attack(one, typed=True) if isinstance(one, str) else one, data.eps, norm, eps=eps, steps=steps
+            )
             yield with_default_eps(attack, data.shape) if attack.threat_model()[1] is None else attack
         return
     balls = {type(ball).__name__: ball for attack in trained if (ball := ball_of(attack)) is not None}

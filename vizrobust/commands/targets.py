@@ -70,7 +70,7 @@ def attacks_for(
     request: AttackRequest, data: DataSet, default: Sequence[str], unbounded: bool = False
 ) -> Generator[Event, None, list[Attack]]:
     """The attacks that the request describes, with the data set's eps where none is named; notes about them."""
-    asked = [parse_attack(one) if isinstance(one, str) else one for one in request.attacks or default]
+    asked = [parse_attack(one, typed=True) if isinstance(one, str) else one for one in request.attacks or default]
     eps = None if unbounded else request.eps
     found = [configured(one, data.eps, request.norm, unbounded=unbounded, eps=eps, steps=request.steps) for one in asked]
     for text in dict.fromkeys(note for one in found for note in one.notes(len(data.classes))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vizrobust.data import packaged
@@ -10,6 +11,7 @@ from vizrobust.data import torchvision_sets as published
 from vizrobust.data.dataset import DataSet, shuffled_labels
 from vizrobust.data.files import imagefolder, npz, split_size
 from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, unknown
 
 EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
@@ -40,25 +42,46 @@ DATA: dict[str, Callable[..., DataSet]] = {
 }
 
 
-def load(ref: str, download: bool = False) -> DataSet:
+# Sources of other packages and files: called with what stands behind the colon ("" for none) and `download`.
+SOURCES: Catalogue[Callable[[str, bool], DataSet]] = Catalogue({}, "data")
+
+
+def load(ref: str, download: bool = False, *, typed: bool = False) -> DataSet:
     """The data set that `ref` names, in any case: a name of the catalogue, ``npz:FILE`` or ``imagefolder:DIR[@SIZE]``.
+
+    ``NAME`` or ``NAME:REST`` may also be an installed package's source, or ``my.py:NAME[:REST]`` that of a person's own
+    file, if the reference was `typed` by a person.
 
     Published data sets are read from ``$VIZROBUST_DATA`` or ``~/.cache/vizrobust/data``, and fetched there only
     with `download`. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
     """
     kind, colon, rest = ref.partition(":")
     if kind.lower() == SHUFFLED and rest:
-        return shuffled_labels(load(rest, download))
+        return shuffled_labels(load(rest, download, typed=typed))
     if colon and kind.lower() in OWN:
         if not rest:
             raise ValueError(f"{ref!r} names no file or folder; write npz:FILE or imagefolder:DIR[@SIZE]")
         return OWN[kind.lower()](rest)
+    if ref.partition("@")[0].lower() not in {**EMBEDDED, **FETCHED}:
+        source, rest = _outside(ref, typed)
+        if source is not None:
+            return replace(source(rest, download), name=ref)
     name, size = _name(ref)
     if name in EMBEDDED:
         return EMBEDDED[name]()
     if name == "imagenette":
         return published.imagenette(download, size)
     return FETCHED[name](download)
+
+
+def _outside(ref: str, typed: bool) -> tuple[Callable[[str, bool], DataSet] | None, str]:
+    """The source of another package or file that `ref` names, if any, and what it is to be called with."""
+    ends = [place for place, letter in enumerate(ref) if letter == ":"]
+    for end in (*ends, len(ref)):
+        source = SOURCES.find(ref[:end], typed=typed)
+        if source is not None:
+            return source, ref[end + 1 :]
+    return None, ""
 
 
 def metadata_of(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None:

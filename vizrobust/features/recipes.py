@@ -21,6 +21,7 @@ from vizrobust.features.parametrizations import (
     color_directions,
 )
 from vizrobust.features.transforms import TRANSFORMS, Crops, Jitter, Noise, Pad, Rotate, Scale, Transform
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import lookup, named, parse, spec, vary
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -149,7 +150,8 @@ class Recipe:
         if self.size is not None and self.size < 4:
             raise ValueError(f"Recipe: size must be at least 4 pixels, got {self.size}")
         for transform in self.transforms:
-            if not isinstance(transform, tuple(TRANSFORMS.values())):  # type: ignore[arg-type]
+            own = type(transform).__module__.startswith("vizrobust.")
+            if not (isinstance(transform, tuple(TRANSFORMS.values())) if own else callable(transform)):  # type: ignore[arg-type]
                 raise ValueError(f"Recipe: transforms must be of {', '.join(TRANSFORMS)}, got {transform!r}")
 
 
@@ -231,11 +233,15 @@ def maco(
 
 
 RECIPES = named(gradient, plain, direct, fourier, lucid, maco)
-NAMES = {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}
+NAMES = Catalogue(
+    {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}, "parametrizations", "transforms"
+)
 
 
-def parse_recipe(text: str) -> Recipe:
-    """A recipe from its name or text.
+def parse_recipe(text: str, *, typed: bool = False) -> Recipe:
+    """A recipe from its name or text; ``ValueError`` for anything else.
+
+    Its parametrization and transforms may be an installed package's, or ``my.py:Mine(...)`` where a person `typed` it.
 
     >>> parse_recipe("plain(steps=64)")
     Recipe(name="plain", parametrization=Pixels(), optimizer=NormalizedAscent(), steps=64)
@@ -243,7 +249,7 @@ def parse_recipe(text: str) -> Recipe:
     name = text.strip().partition("(")[0].strip()
     found = lookup({**RECIPES, "Recipe": Recipe}, name, "recipe")
     # The catalogue's own spelling: Fourier is the recipe here, not the parametrization of that name.
-    recipe: Recipe = parse(found.__name__ + text.strip()[len(name) :], NAMES, "recipe")
+    recipe: Recipe = parse(found.__name__ + text.strip()[len(name) :], NAMES, "recipe", typed=typed)
     return recipe
 
 

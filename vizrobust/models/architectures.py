@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizrobust.plugins import Catalogue, from_file, is_file_reference
 from vizrobust.runs import file_sha256
-from vizrobust.spec import lookup, named, unknown
+from vizrobust.spec import named, unknown
 
 
 def binomial(like: Tensor) -> Tensor:
@@ -206,7 +204,7 @@ def vgg_small(shape: Shape, classes: int) -> nn.Module:
     return VGGSmall(shape, classes)
 
 
-ARCHS = named(small_cnn, resnet_small, vgg_small)
+ARCHS: Catalogue[Callable[[Shape, int], nn.Module]] = Catalogue(named(small_cnn, resnet_small, vgg_small), "architectures")
 
 
 Build = Callable[[], nn.Module]
@@ -226,12 +224,13 @@ def architecture(ref: str, shape: Shape, classes: int) -> Build:
         return _timm(name, shape, classes)
     if is_user_code(ref):
         return _user_code(ref, shape, classes)
-    make = lookup(ARCHS, ref, "architecture")
-    return lambda: make(shape, classes)
+    make = ARCHS.lookup(ref, "architecture")
+    return lambda: _call(make, ref, shape, classes)
 
 
 def is_user_code(ref: str) -> bool:
-    return ".py:" in ref
+    """Whether `ref` is ``path.py:callable``."""
+    return is_file_reference(ref)
 
 
 def code_sha256(ref: str) -> str:
@@ -262,19 +261,10 @@ def _timm(name: str, shape: Shape, classes: int) -> Build:
 
 
 def _user_code(ref: str, shape: Shape, classes: int) -> Build:
-    path, _, name = ref.rpartition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path!r} (from --arch {ref})")
-    module_spec = importlib.util.spec_from_file_location(f"vizrobust_user_{Path(path).stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"{path!r} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    make = getattr(module, name, None)
+    make = from_file(ref)
     if not callable(make):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(unknown(name, public, f"callable in {path}"))
+        path, _, name = ref.rpartition(":")
+        raise ValueError(f"no callable in {path} {name!r}: it is a {type(make).__name__}; name a class or function")
     return lambda: _call(make, ref, shape, classes)
 
 

@@ -14,6 +14,7 @@ from vizrobust.clarity import METRICS
 from vizrobust.features import RECIPES, Recipe
 from vizrobust.features.recipes import NAMES as RECIPE_NAMES
 from vizrobust.features.recipes import fourier, plain
+from vizrobust.plugins import Catalogue
 from vizrobust.runs import write_json
 from vizrobust.spec import lookup, named, spec, unknown
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
@@ -164,7 +165,7 @@ def quick(plan: Plan) -> Plan:
     )  # fmt: skip
 
 
-NAMES = {**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}
+NAMES = Catalogue({**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}, "attacks", "parametrizations", "transforms")
 
 
 # Controls copy properties of the network with this K.

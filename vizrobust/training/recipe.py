@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vizrobust.attacks import FGSM, PGD, Attack, Linf, Noise
 from vizrobust.attacks import NAMES as ATTACK_NAMES
 from vizrobust.compute import PRECISIONS
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse, spec, unknown
 from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.methods import METHODS, Adversarial, Method
@@ -125,7 +126,7 @@ class TrainingRecipe:
         )  # fmt: skip
 
 
-NAMES = {**ATTACK_NAMES, **METHODS, **named(MultiAttack, TrainingRecipe)}
+NAMES = Catalogue({**ATTACK_NAMES, **METHODS, **named(MultiAttack, TrainingRecipe)}, "attacks")
 
 
 def is_recipe(training: str) -> bool:

@@ -23,21 +23,24 @@ from vizrobust.features.objectives.objective import (
     terms,
 )
 from vizrobust.features.objectives.units import Channel, Direction, Logit, Neuron
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse
 
-OBJECTIVES = named(
+OBJECTIVES = Catalogue(named(
     Logit, Channel, Neuron, Direction, DeepDream, Inversion, Caricature, Style, Diversity, Alignment,
     TotalVariation, AbsoluteDeviation, SquaredDeviation,
-)  # fmt: skip
+), "objectives")  # fmt: skip
 
 
-def parse_objective(text: str) -> Objective:
-    """An objective from its text.
+def parse_objective(text: str, *, typed: bool = False) -> Objective:
+    """An objective from its text; ``ValueError`` for anything else.
+
+    Its parts may be an installed package's, or ``my.py:Mine(...)`` where a person `typed` the text.
 
     >>> parse_objective("channel(layer='conv2') - 0.01 * totalvariation")
     Channel(layer="conv2") - 0.01 * TotalVariation()
     """
-    found = parse(text, OBJECTIVES, "objective")
+    found = parse(text, OBJECTIVES, "objective", typed=typed)
     if not isinstance(found, Objective):
         raise ValueError(f'{text!r} is {found!r}, not an objective; write it like Channel(layer="conv2")')
     return found

@@ -5,9 +5,10 @@ from vizrobust.features.parametrizations.fourier import IMAGENET_COLORS, Fourier
 from vizrobust.features.parametrizations.maco import MACO
 from vizrobust.features.parametrizations.parametrization import Parametrization, Pixels, alpha_penalized, composited, for_shape
 from vizrobust.features.parametrizations.wrappers import AlphaChannel, SharedLowFrequency
+from vizrobust.plugins import Catalogue
 from vizrobust.spec import named
 
-PARAMETRIZATIONS = named(Pixels, Fourier, MACO, SharedLowFrequency, CPPN, AlphaChannel)
+PARAMETRIZATIONS = Catalogue(named(Pixels, Fourier, MACO, SharedLowFrequency, CPPN, AlphaChannel), "parametrizations")
 
 __all__ = [
     "CPPN",

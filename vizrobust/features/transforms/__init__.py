@@ -11,6 +11,7 @@ from torch import Tensor
 from vizrobust.features.transforms.geometry import Affine, Flip, Jitter, Rotate, Scale, Shift, check_share
 from vizrobust.features.transforms.pixels import Blur, Crops, Noise
 from vizrobust.features.transforms.sampling import EDGES, GeometricTransform, sampled
+from vizrobust.plugins import Catalogue
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec
 
@@ -51,7 +52,7 @@ class Pad:
         return image
 
 
-TRANSFORMS = named(Jitter, Scale, Rotate, Shift, Affine, Flip, Crops, Pad, Blur, Noise)
+TRANSFORMS = Catalogue(named(Jitter, Scale, Rotate, Shift, Affine, Flip, Crops, Pad, Blur, Noise), "transforms")
 
 
 def transformed(image: Tensor, transforms: tuple[Transform, ...], streams: Streams) -> Tensor:
