@@ -21,7 +21,7 @@ from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features.batches import plan_batches
 from vizrobust.parallel import SINGLE, Launch, Processes, launched
-from vizrobust.runs import RunFolder, read_rows
+from vizrobust.runs import RunFolder, Taken, read_rows
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
@@ -171,6 +171,17 @@ def test_commands_that_share_nothing_are_refused(monkeypatch: pytest.MonkeyPatch
     assert set(TOGETHER) <= set(COMMANDS)
 
 
+def test_a_folder_that_is_taken_is_heard_by_all_processes(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Told(Processes):
+        def broadcast(self, value: Any) -> Any:
+            return value if self.main else ("'run' is being written by process 7", [])
+
+    with pytest.raises(Taken, match="process 7"):
+        RunFolder(tmp_path / "run", "neurons", {}, processes=Told(1, 2))
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_the_main_process_writes_and_all_know_the_same(tmp_path: Path) -> None:
     identity, before = {"recipe": "plain"}, {"unit": 0, "at": [1, 2]}
     RunFolder(tmp_path / "run", "neurons", identity).add(before)
@@ -178,7 +189,7 @@ def test_only_the_main_process_writes_and_all_know_the_same(tmp_path: Path) -> N
     @dataclass(frozen=True)
     class Told(Processes):
         def broadcast(self, value: Any) -> Any:
-            return value if self.main or isinstance(value, str) else [before]
+            return value if self.main else ("", [before])
 
     picture = np.zeros((2, 3), dtype=np.uint8)
     runs = [

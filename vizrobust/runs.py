@@ -54,10 +54,11 @@ class RunFolder:
                 self._open(described, wait)
             except Taken as error:
                 taken = str(error)
-        if taken := processes.broadcast(taken):
+        there = read_rows(self.folder) if self.writes and not taken else []
+        taken, there = processes.broadcast((taken, there))
+        if taken:
             raise Taken(taken)
-        there = read_rows(self.folder) if self.writes else []
-        self._known = None if self.writes and processes.size == 1 else processes.broadcast(there)
+        self._known = None if self.writes and processes.size == 1 else there
 
     @classmethod
     def memory(cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = SINGLE) -> RunFolder:

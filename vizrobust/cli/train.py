@@ -215,6 +215,11 @@ class Job:
             return None
         checkpoint = trained_checkpoint(folder, recipe.arch)
         write_card(folder, checkpoint)
+        if "constant_prediction" in checkpoint.info.metrics:
+            say(
+                f"warning: the network in {folder} predicts class {checkpoint.info.metrics['constant_prediction']!r} for every "
+                "test image: training collapsed to one class; try a lower --lr or a longer --eps-ramp"
+            )
         if self.as_json:
             measured = checkpoint.info.metrics
             json_row({"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **measured})
@@ -225,7 +230,7 @@ class Job:
         from vizrobust.training import Progress, train
         from vizrobust.training.loop import MONITOR_STEPS, overfits_attack
 
-        overfitted = False
+        overfitted, constant = False, ""
         track = self.track if compute.processes.main else None
         tracker = Tracker(track, Path(folder).name, Path(folder), {"training": repr(recipe)})
         with closing(tracker), progress(self.quiet, "loss", "clean", "robust") as bars:
@@ -249,11 +254,18 @@ class Job:
                         f"watched images and {MONITOR_STEPS} steps leave {percent(event['val_robust'])}: the network has learnt "
                         "to fool its attack (vizrobust masking tells more)"
                     )
+                if event.get("constant_prediction", constant) != constant:
+                    constant = event["constant_prediction"]
+                    say(
+                        f"warning: in epoch {event['epoch']} the network predicts class {constant!r} for every watched image, "
+                        "so its accuracies are the share of that class"
+                    )
                 if compute.processes.main:
                     _draw(folder)
                 if task is not None:
                     clean, robust = percent(event["val_clean"]), percent(event["val_robust"])
-                    bars.update(task, clean=f"clean {clean}", robust=f"robust {robust}")
+                    one_class = " (one class)" if "constant_prediction" in event else ""
+                    bars.update(task, clean=f"clean {clean}{one_class}", robust=f"robust {robust}")
                 if self.as_json:
                     json_row(event)
 

@@ -120,4 +120,6 @@ def _accuracies(checkpoint: Checkpoint) -> list[str]:
         if key in metrics:
             low, high = wilson(round(metrics[key] * n), n)
             lines.append(f"| {label} | {100 * metrics[key]:.1f} % | {100 * low:.1f} to {100 * high:.1f} |")
+    if "constant_prediction" in metrics:
+        lines += ["", f"**The network predicts one class, `{metrics['constant_prediction']}`, for every test image.**"]
     return lines

@@ -118,13 +118,21 @@ class RobustAccuracy:
         return True
 
     @property
+    def constant_prediction(self) -> int | None:
+        """The class that the network predicts for every unchanged image, where some of them are of another; else None."""
+        predicted = self.predicted
+        if predicted is None or len(predicted) < 2 or self.clean.all() or bool((predicted != predicted[0]).any()):
+            return None
+        return int(predicted[0]) if predicted[0] >= 0 else None
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the accuracy is quoted, a sentence each."""
         n, found = len(self.clean), []
         if undefined := int(self.undefined.sum()):
             found.append(f"outputs are not finite on {undefined} of {n} images; these are neither misclassified nor robust")
-        if self.predicted is not None and n > 1 and not self.clean.all() and bool((self.predicted == self.predicted[0]).all()):
-            found.append(f"the network predicts class {int(self.predicted[0])} for all {n} unchanged images")
+        if self.constant_prediction is not None:
+            found.append(f"the network predicts class {self.constant_prediction} for all {n} unchanged images")
         if self.stochastic and not all(name.startswith(EXPECTATION) for name in self.runs):
             found.append("the network is stochastic; attack its expectation with EOT before the accuracy is believed")
         if self.outside:

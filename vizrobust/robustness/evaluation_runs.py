@@ -181,6 +181,7 @@ def reference_accuracies(
 
     ``clean``, ``fgsm`` (one step) and ``robust`` (PGD with so many `steps`, text in ``attack``), both in the L-inf
     ball of radius `eps` (None: the data set's), on ``n`` images; in float32 whatever the precision of `compute`.
+    ``constant_prediction`` is there only where the network predicts one class for all of them: its name.
 
     >>> from vizrobust.data import load
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -192,7 +193,9 @@ def reference_accuracies(
     one_step, found = (
         merge_results(attack, list(evaluate(net, attack, tested, compute.in_fp32()))) for attack in (FGSM(ball), strong)
     )
+    constant = found.constant_prediction
     return {
+        **({} if constant is None else {"constant_prediction": data.classes[constant]}),
         "clean": share(found.clean),
         "fgsm": share(one_step.robust),
         "robust": share(found.robust),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of
 from vizrobust.compute import Compute
@@ -41,11 +42,14 @@ def accuracies(net: nn.Module, attack: Attack | MultiAttack | None, data: DataSe
 
     Of several attacks the image must survive each; what each leaves by itself is ``val_robust_each``. Of a single attack by
     gradients ``val_attack`` is what it leaves itself: far above ``val_robust``, the network has learnt to fool it.
+    ``constant_prediction`` is there only where the network predicts one class for every image: its name.
     """
     split, compute = head(data.val, images), compute.in_fp32()
     found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in monitor_attacks(attack, data.usual_eps)]
     robust = torch.stack([one.robust for one in found])
     row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
+    if found[0].constant_prediction is not None:
+        row["constant_prediction"] = data.classes[found[0].constant_prediction]
     if len(found) > 1:
         row["val_robust_each"] = [share(one) for one in robust]
     if isinstance(attack, FGSM | BIM | PGD):
@@ -99,7 +103,7 @@ def collapse(rows: Sequence[Row]) -> Row | None:
 
 # How often an epoch is trained again after a collapse before training ends with what there was before it.
 RETRIES = 3
-# Between the seeds of a method's rounds.
+# Between the seeds of a method's stages.
 STAGE_SEED_STEP = 1_000_003
 
 
@@ -138,16 +142,20 @@ class Trainer:
         self.recipe, self.data, self.compute = recipe, data, compute
         # Every epoch reads all training images: small files are decoded once.
         self.train_images = in_memory(data.train)
+        net = self._network(0)
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
+        # One image has no statistics of a batch: a last batch of one joins the one before it.
+        if _has_batchnorm(net) and self.batches > 1 and len(data.train) % recipe.batch_size == 1:
+            self.batches -= 1
         updates = recipe.epochs * self.batches * recipe.training_method.minibatch_replays
-        self.train_state = TrainState(recipe.update_settings, self._network(0), compute, updates)
+        self.train_state = TrainState(recipe.update_settings, net, compute, updates)
         self.metrics: list[dict[str, Any]] = []
         self.tally = EpochTotals()
         self.retries = 0
         self.best: dict[str, Tensor] | None = None
 
     def _network(self, number: int) -> nn.Module:
-        """The network of this round before it has learnt anything."""
+        """The network of this stage before it has learnt anything."""
         recipe, data = self.recipe, self.data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed + STAGE_SEED_STEP * number)
@@ -161,12 +169,12 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done, over all rounds of the method."""
+        """How many epochs are done, over all stages of the method."""
         return len(self.metrics)
 
     @property
     def epochs(self) -> int:
-        """How many epochs there are at most, over all rounds of the method."""
+        """How many epochs there are at most, over all stages of the method."""
         return self.recipe.epochs * self.recipe.training_method.stages
 
     @property
@@ -213,10 +221,22 @@ class Trainer:
         index = torch.zeros(1, dtype=torch.int64)
         streams = Streams(self.recipe.seed, [0], "rehearsal")
         x, y = self._images(index, streams)
+        self._check_batchnorm(x)
         with evaluating(self.net):
             for attack in attacks_of(self.recipe.attack):
                 for walk in attack.runs(self.net, x):
                     walk.start(self.net, x, y, streams)
+
+    def _check_batchnorm(self, x: Tensor) -> None:
+        """``ValueError`` where the batches are single images and the network cannot be trained on one."""
+        if 1 in (self.recipe.batch_size, len(self.data.train)) and _has_batchnorm(self.net):
+            try:
+                copy.deepcopy(self.net).train()(x)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.recipe.arch} has BatchNorm over maps of one pixel, which needs batches of two images or more; "
+                    f"batch_size is {self.recipe.batch_size}, and there are {len(self.data.train)} training images"
+                ) from error
 
     def run_epoch(self) -> Iterator[Progress]:
         """One pass over the training images, or the rest of it; afterwards `metrics` has one row more.
@@ -233,7 +253,8 @@ class Trainer:
         order = Streams(recipe.seed, [number], "order").permutation(len(self.data.train))[0]
         while self.tally.batch < self.batches:
             batch = self.tally.batch
-            index = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+            end = None if batch == self.batches - 1 else (batch + 1) * recipe.batch_size
+            index = order[batch * recipe.batch_size : end]
             own, self.train_state.shard_weight = shard_of(index, self.compute.processes)
             streams = Streams(recipe.seed, [f"{number}/{i}" for i in own.tolist()], "train")
             self._learn(attack, own, len(index), streams)
@@ -278,15 +299,18 @@ class Trainer:
             row["retries"] = self.retries
         self.metrics.append(row)
         self.tally, self.retries = EpochTotals(), 0
-        if recipe.attack is not None and (fallen := collapse(self.metrics)):
+        # Of a teacher's epochs none counts: what is kept is a network of the last stage.
+        rows = self.metrics[self.train_state.stage * recipe.epochs :]
+        is_last = self.train_state.stage == recipe.training_method.stages - 1
+        if recipe.attack is not None and (fallen := collapse(rows)):
             row["collapse"] = fallen
-        if recipe.early_stopping is not None:
-            best = max(self.metrics, key=lambda one: float(one["val_robust"]))
+        if recipe.early_stopping is not None and is_last:
+            best = max(rows, key=lambda one: float(one["val_robust"]))
             if best is row:
                 self.best = {key: value.clone() for key, value in self.train_state.eval_model.state_dict().items()}
             elif self.epoch - best["epoch"] >= recipe.early_stopping:
                 row["ended"] = f"no better robust accuracy than {best['val_robust']:.1%} in epoch {best['epoch']}"
-        if recipe.until_clean is not None and row["val_clean"] >= recipe.until_clean:
+        if recipe.until_clean is not None and is_last and row["val_clean"] >= recipe.until_clean:
             row["ended"] = f"clean accuracy reached {row['val_clean']:.1%}"
 
     def roll_back(self, state: dict[str, Any]) -> str:
@@ -329,6 +353,10 @@ def counting(net: nn.Module) -> Iterator[Counter[str]]:
         yield passes
     finally:
         handle.remove()
+
+
+def _has_batchnorm(net: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
 def _weaker(attack: Attack, part: float) -> Attack:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, Ball, ball_of, epsilon
+from vizrobust.attacks.attack import input_gradient
 from vizrobust.attacks.losses import kl, log_probabilities
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
@@ -90,7 +91,7 @@ class Adversarial:
 @spec
 @dataclass(frozen=True)
 class Distillation:
-    """Two rounds at `temperature` T: a teacher on the labels, then a new network on the teacher's probabilities.
+    """Two stages at `temperature` T: a teacher on the labels, then a new network on the teacher's probabilities.
 
     Used at temperature 1 the student's logits are T times as far apart as a softmax can tell, its cross entropy is flat
     and its gradient vanishes: FGSM and PGD on it fail, C&W does not (Carlini & Wagner 2017, section V).
@@ -161,17 +162,26 @@ class Free:
         self, state: TrainState, attack: Attack | MultiAttack | None, x: Tensor, y: Tensor, streams: Streams
     ) -> StepResult:
         assert isinstance(attack, FGSM)
-        if state.persistent_delta is None or state.persistent_delta.shape[1:] != x.shape[1:]:
-            state.persistent_delta = torch.zeros_like(x)
-        ball, eps, persistent_delta = attack.ball, epsilon(attack.ball), state.persistent_delta
+        ball, eps, persistent_delta = attack.ball, epsilon(attack.ball), _persistent_delta(state, x)
         losses = []
         for _ in range(self.replays):
             adv = ball.project_image(x, x + persistent_delta[: len(x)]).requires_grad_()
             losses.append(state.update(lambda net, adv=adv: state.cross_entropy(net(adv), y)))  # type: ignore[misc]
             grad, adv = adv.grad, adv.detach()
             assert grad is not None
-            persistent_delta[: len(x)] = ball.project(adv - x + eps * ball.steepest_direction(grad, adv))
+            direction = ball.steepest_direction(grad.nan_to_num(0.0, 0.0, 0.0), adv)
+            persistent_delta[: len(x)] = ball.project(adv - x + eps * direction)
         return StepResult(adv, torch.stack(losses).mean())
+
+
+def _persistent_delta(state: TrainState, x: Tensor) -> Tensor:
+    """The perturbation that the state carries, with a slot for every image of `x`; new slots begin at 0."""
+    old = state.persistent_delta
+    if old is None or old.shape[1:] != x.shape[1:]:
+        old = x[:0]
+    if len(old) < len(x):
+        state.persistent_delta = old = torch.cat((old, torch.zeros_like(x[len(old) :])))
+    return old
 
 
 # Gradients of a network that is sure of its images are far below cosine_similarity's own 1e-8.
@@ -222,9 +232,18 @@ class GradAlign:
 
 
 def alignment(net: nn.Module, x: Tensor, near: Tensor, y: Tensor) -> Tensor:
-    """Cosine between the loss gradients at `x` and at `near`, both (N, C, H, W): (N,), with a graph to the weights."""
+    """Cosine between the loss gradients at `x` and at `near`, both (N, C, H, W): (N,), with a graph to the weights.
+
+    1 for an image whose gradients are not finite: going back through them would make the weights NaN.
+    """
     with evaluating(net):
         here, there = (_gradient(net, point, y).flatten(1) for point in (x, near))
+        finite = (here.isfinite() & there.isfinite()).all(1)
+        if not finite.all():
+            cosine = torch.ones_like(here[:, 0])
+            if finite.any():
+                cosine[finite] = alignment(net, x[finite], near[finite], y[finite])
+            return cosine
     return F.cosine_similarity(here, there, eps=TINY)
 
 
@@ -270,7 +289,7 @@ class NFGSM:
             eps = epsilon(attack.ball)
             start = (x + vary(attack.ball, eps=self.noise * eps).sample(x, streams.child("noise"))).clamp_(0, 1)
             point = start.clone().requires_grad_()
-            (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
+            grad = input_gradient(F.cross_entropy(net(point), y, reduction="none"), point)
             adv = (start + self.step * eps * attack.ball.steepest_direction(grad, start)).clamp_(0, 1)
         return StepResult(adv, state.update(lambda net: state.mixed(net, x, adv, y)))
 

@@ -78,6 +78,7 @@ def perturbed(net: nn.Module, gamma: float, gradients: Callable[[list[nn.Paramet
         for buffer, old in buffers:
             buffer.copy_(old)
         for weight, direction in zip(weights, directions, strict=True):
+            direction = direction.nan_to_num(0.0, 0.0, 0.0)
             weight.add_(gamma * weight.norm() / direction.norm().clamp_min(TINY) * direction)
     try:
         yield
@@ -138,8 +139,8 @@ def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor]
 class TrainState:
     """A network under training. `update` is one weight step; everything that the next one depends on is in `state`.
 
-    `teacher` is the network of the round before, where a method trains in stages; `persistent_delta` is a perturbation that a
-    method takes from one batch to the next. Of several processes each has its own part of every batch, `share` of its
+    `teacher` is the network of the stage before, where a method trains in stages; `persistent_delta` is a perturbation that a
+    method takes from one batch to the next. Of several processes each has its own part of every batch, `shard_weight` of its
     images; all of them take the same step. `compiled` is the network that batches go through, compiled where the recipe
     says so.
     """
@@ -170,7 +171,7 @@ class TrainState:
         return self.net if self.average is None else self.average.module
 
     def next_stage(self, net: nn.Module) -> None:
-        """A new round: the network so far becomes the `teacher` of `net`, which has not learnt anything yet."""
+        """A new stage: the network so far becomes the `teacher` of `net`, which has not learnt anything yet."""
         self.teacher = copy.deepcopy(self.eval_model).eval().requires_grad_(False)
         self.net, self.persistent_delta = net, None
         self.stage += 1
@@ -203,7 +204,7 @@ class TrainState:
         return whole
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a `state` of the same round."""
+        """Take up a `state` of the same stage."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -119,10 +119,16 @@ class _Files:
     def state(self, name: str = STATE_FILE) -> dict[str, Any] | None:
         """What the file holds, from the main process for all; None where there is none."""
         compute, path = self.trainer.compute, self.folder / name
-        held = None
+        held, said = None, ""
         if compute.processes.main and path.is_file():
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        return compute.processes.broadcast(held)
+            try:
+                held = _read_state(path)
+            except ValueError as error:
+                said = str(error)
+        held, said = compute.processes.broadcast((held, said))
+        if said:
+            raise ValueError(said)
+        return held
 
     def take_up(self) -> None:
         trainer = self.trainer
@@ -152,6 +158,31 @@ class _Files:
     def _write_metrics(self) -> None:
         if self.trainer.compute.processes.main:
             write_rows(self.folder / METRICS_FILE, self.trainer.metrics)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The state in a file; ``ValueError`` where it is damaged, or holds a number that is not finite."""
+    begin = "the last whole epoch" if path.name == PART_FILE else "the start"
+    remedy = f"remove {str(path)!r} and run the same command again, which then goes on from {begin}"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError):
+            raise
+        raise ValueError(f"{str(path)!r} is damaged and holds no state of a training run; {remedy}") from error
+    if not (isinstance(state, dict) and {"net", "optimizer", "schedule", "metrics", "tally", "round"} <= set(state)):
+        raise ValueError(f"{str(path)!r} holds no state of a training run; {remedy}")
+    if name := _not_finite(state):
+        raise ValueError(f"{str(path)!r} holds NaN or infinity in {name}; {remedy}")
+    return state
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """The dotted name of a tensor in nested dicts and lists that holds a number that is not finite, or ""."""
+    if isinstance(value, torch.Tensor):
+        return name if not value.isfinite().all() else ""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((found for key, one in items if (found := _not_finite(one, f"{name}.{key}" if name else str(key)))), "")
 
 
 def trained_checkpoint(folder: Path | str, arch: str | None = None) -> Checkpoint:
