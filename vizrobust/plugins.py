@@ -125,8 +125,8 @@ def callables(module: ModuleType) -> list[str]:
 def _module(path: Path, ref: str) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r} (from {ref})")
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    key = (path.resolve(), content)
+    source = path.read_bytes()
+    key = (path.resolve(), hashlib.sha256(source).hexdigest())
     if key not in _modules:
         name = f"vizrobust_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
         made = importlib.util.spec_from_file_location(name, path)
@@ -136,7 +136,8 @@ def _module(path: Path, ref: str) -> ModuleType:
         before = sys.modules.get(name)
         sys.modules[name] = module  # annotations of its classes are looked up there
         try:
-            made.loader.exec_module(module)
+            # What was hashed is what runs: a cached .pyc may be of an edit within the same second.
+            exec(compile(source, str(path), "exec"), module.__dict__)
         except Exception as error:
             sys.modules.pop(name)
             if before is not None:
