@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -263,3 +263,20 @@ def test_wilson_is_scipys_and_the_formula(n: int, data: st.DataObject) -> None:
 
 def test_share() -> None:
     assert share(torch.tensor([True, False, False, True, True])) == 0.6
+
+
+def test_gradients_that_are_not_finite_are_counted_once_per_image(compute: Compute) -> None:
+    class Rooted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sqrt().flatten(1)[:, :4] + 4 * torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 4)
+
+    x = torch.full((7, *SHAPE), 0.5)
+    x[:3, 0, 0, 1] = 0.0
+    split = ArraySplit(x, torch.zeros(7, dtype=torch.int64))
+    attack = PGD(steps=3, ball=Linf(0.1), random_start=False)
+    parts = list(evaluate(Rooted(), attack, split, compute, batch_size=4))
+    parts += [replace(part, run="again") for part in parts if part.run != "clean"]
+    found = merge_results(attack, parts)
+    assert found.robust.all()
+    assert found.nonfinite_gradients == 3
+    assert found.warnings == ("gradients are not finite on 3 of 7 images; such entries count as 0",)

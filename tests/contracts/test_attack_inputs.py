@@ -169,3 +169,16 @@ def test_a_wrong_eps_or_norm_gets_one_clear_sentence(text: str, said: str) -> No
     with pytest.raises(ValueError, match=r"\S") as error:
         parse_attack(text)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "APGD", "FAB", "DeepFool", "CW", "EOT", "AutoAttack", "Elastic"])
+def test_images_with_gradients_that_are_not_finite_are_marked(name: str) -> None:
+    net, (x, _) = Rooted(), images(dark=True)
+    x[3:] = x[3:].clamp_min(0.3)
+    attack = EVERY[name]
+    if not attack.minimum_norm and name != "Elastic":
+        attack = vary(attack, eps=0.01)  # no pixel of the last three images becomes black
+    found = attack(net, x, net(x).argmax(1))
+    assert found.nonfinite_gradient[:3].all()
+    if not attack.minimum_norm and name not in ("Elastic", "AutoAttack"):
+        assert not found.nonfinite_gradient[3:].any()

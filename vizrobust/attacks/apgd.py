@@ -67,7 +67,7 @@ class Variant:
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
         loss = self.loss_of(logits, state)
-        grad = input_gradient(loss, adv)
+        grad = input_gradient(loss, adv, state)
         # A point whose outputs are not finite is never the best one.
         loss = torch.where(is_finite(logits) & ~loss.isnan(), loss, -torch.inf)
         return adv.detach(), grad, loss.detach().to(adv.dtype), logits.detach()
@@ -169,7 +169,7 @@ class L1APGDRun:
         return sparser
 
     def _turns(self) -> tuple[int, int]:
-        """The steps at which the second and the third radius begin."""
+        """The steps at which the second and the third radius start."""
         each = int(SHARE * self.steps)
         return each, 2 * each
 

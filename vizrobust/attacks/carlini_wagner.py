@@ -95,7 +95,7 @@ class CWRun:
         x, at = state["x"], state["at"].detach().requires_grad_()
         logits = net(at)
         lead = margin(logits, state["y"]).to(x.dtype)
-        grad = input_gradient(lead, at)
+        grad = input_gradient(lead, at, state)
         at, lead = at.detach(), lead.detach()
         state["found"] = state["found"] | self._record(state, at, logits.detach(), lead)
         # The hinge has no slope once the wrong class leads by the confidence.
@@ -130,7 +130,7 @@ class CWRun:
         state["w"] = state["w"] - self.attack.lr * mean / size
 
     def _next_round(self, state: State) -> None:
-        """Where the point just judged was the last of its round: halve c's interval and begin again at the image."""
+        """Where the point just judged was the last of its round: halve c's interval and start again at the image."""
         judged = state["step"] - 1
         over = (judged > 0) & (judged % self.attack.steps == 0)
         c, found = state["c"], state["found"]

@@ -170,7 +170,7 @@ class GradientRun:
         adv = state["adv"].detach().requires_grad_()
         logits = net(adv)
         ascent_loss = self._ascent_loss(logits, state)
-        grad = input_gradient(ascent_loss, adv)
+        grad = input_gradient(ascent_loss, adv, state)
         self._mark(state, logits, ascent_loss)
         # Outside the graph: torch's clamp has zero gradient at its bound and would mask saturated pixels.
         adv = adv.detach()

@@ -12,7 +12,7 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# The differences of logits that DLR divides by; this keeps a difference of 0 from being one.
+# Added to the difference of logits that DLR divides by, which may be 0.
 TINY = 1e-12
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec
 
-# Norms are divided by; this keeps a norm of 0 from being one.
+# The least divisor where a norm may be 0.
 TINY = 1e-12
 # The share of an image's values that an L1 step moves: the 99 % quantile of Tramèr & Boneh (2019).
 L1_SPARSITY = 0.01
@@ -20,9 +20,9 @@ L1_SPARSITY = 0.01
 
 @runtime_checkable
 class Ball(Protocol):
-    """Perturbations (N, C, H, W) of norm at most `eps`, in units of [0, 1] pixels.
+    """A threat model: perturbations (N, C, H, W) of norm at most `eps`, in units of [0, 1] pixels.
 
-    ``eps=None`` stands for the default of the data set at hand, which `configured` fills in.
+    ``eps=None`` stands for the usual eps of the data set, which `configured` fills in.
     """
 
     @property
@@ -34,7 +34,7 @@ class Ball(Protocol):
         """The nearest perturbation in the ball."""
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
-        """`adv` brought to within the ball around `x` and to [0, 1]; all (N, C, H, W), `x` in [0, 1].
+        """`adv` projected into the ball around `x` and into [0, 1]; all (N, C, H, W), `x` in [0, 1].
 
         For L-inf and L1 the nearest such image; for L2, as usual, the projection onto the ball and then onto [0, 1].
         """
@@ -42,7 +42,7 @@ class Ball(Protocol):
     def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         """The direction of norm 1 in which a function with this gradient grows fastest; 0 where the gradient is 0.
 
-        `at` are the images where the step begins, for balls that leave out what cannot move there.
+        `at` are the images where the step starts, for balls that leave out values that cannot move there.
         """
 
     def sample(self, like: Tensor, streams: Streams) -> Tensor:
@@ -50,7 +50,11 @@ class Ball(Protocol):
 
 
 def epsilon(ball: Ball) -> float:
-    """The ball's eps; ``ValueError`` where it is still to be filled in."""
+    """The ball's eps; ``ValueError`` if it is not chosen yet.
+
+    >>> epsilon(Linf(eps=0.25))
+    0.25
+    """
     if ball.eps is None:
         name = type(ball).__name__
         raise ValueError(f"{name}() has no eps: write {name}(eps=8/255), or give the attack eps=8/255")
@@ -60,9 +64,10 @@ def epsilon(ball: Ball) -> float:
 @spec
 @dataclass(frozen=True)
 class Linf:
-    """No pixel changes by more than eps.
+    """The L-inf ball: no value changes by more than eps, a number from 0 to 1, such as 8/255.
 
-    >>> import torch
+    Raises ``ValueError`` for an eps below 0 or above 1.
+
     >>> Linf(eps=8 / 255).norm(torch.full((2, 1, 4, 3), -0.5))
     tensor([0.5000, 0.5000])
     """
@@ -94,9 +99,10 @@ class Linf:
 @spec
 @dataclass(frozen=True)
 class L2:
-    """The change's Euclidean length over all pixels and channels is at most eps.
+    """The L2 ball: the Euclidean length of the change over all pixels and channels is at most eps.
 
-    >>> import torch
+    Raises ``ValueError`` for an eps below 0.
+
     >>> L2(eps=1.0).project(torch.full((1, 1, 4, 4), 1.0)).norm()
     tensor(1.)
     """
@@ -131,13 +137,13 @@ class L2:
 @spec
 @dataclass(frozen=True)
 class L1:
-    """The changes of all pixels and channels, without their signs, sum to at most eps.
+    """The L1 ball: the absolute changes of all pixels and channels sum to at most eps.
 
-    The steepest direction proper moves a single pixel, which spends a step on what is soon white or black. As in the
-    sparse descent of Tramèr & Boneh (2019), `steepest_direction` moves the 1 % of the values with the largest gradient by the
-    same amount each, and, where it knows the images, none that is already 0 or 1 in that direction.
+    The true steepest direction moves a single value, which a step soon makes white or black. As in the sparse descent of
+    Tramèr & Boneh (2019), `steepest_direction` moves the 1 % of the values with the largest gradient by the same amount
+    each, and, where it is given the images, none that is already 0 or 1 in that direction. Raises ``ValueError`` for an
+    eps below 0.
 
-    >>> import torch
     >>> L1(eps=1.0).project(torch.tensor([[[[0.9, -0.5, 0.1]]]]))
     tensor([[[[ 0.7000, -0.3000,  0.0000]]]])
     """
@@ -189,18 +195,18 @@ def sparse_step(grad: Tensor, share: Tensor) -> Tensor:
     n = size.shape[1]
     rank = ((1 - share) * n).long().clamp(0, n - 1)
     least = size.sort(1).values.gather(1, rank[:, None])
-    # By value, not by rank: which of equal ones move must not hang on the order of a sort.
-    way = grad.sign().masked_fill((size < least).reshape(grad.shape), 0)
-    return way / per_image(way.abs().flatten(1).sum(1).clamp_min(1), way)
+    # By value, not by rank: which of equal ones move must not depend on the order of a sort.
+    direction = grad.sign().masked_fill((size < least).reshape(grad.shape), 0)
+    return direction / per_image(direction.abs().flatten(1).sum(1).clamp_min(1), direction)
 
 
 def nearest_in_l1(x: Tensor, adv: Tensor, eps: Tensor) -> Tensor:
     """The image nearest to `adv` within L1 distance `eps` (N,) of `x` and in [0, 1] (Croce & Hein 2021, Proposition 2.1)."""
     wide = _wide(x)
     start = x.to(wide).flatten(1)
-    way = adv.to(wide).flatten(1) - start
-    size = way.abs()
-    room = torch.where(way > 0, 1 - start, start)
+    direction = adv.to(wide).flatten(1) - start
+    size = direction.abs()
+    room = torch.where(direction > 0, 1 - start, start)
     # Lowered by a shift s, a value moves by clamp(size - s, 0, room). Their sum bends where one leaves its bound (at
     # size - room) and where one comes to rest (at size), so it is followed from the largest bend down.
     bends, order = torch.cat((size, (size - room).clamp_min(0)), 1).sort(1, descending=True)
@@ -212,11 +218,15 @@ def nearest_in_l1(x: Tensor, adv: Tensor, eps: Tensor) -> Tensor:
     before = (total - slope * drops).gather(1, k)
     shift = bends.gather(1, k) - (reach - before) / slope.gather(1, k).clamp_min(1)
     shift = shift.clamp_min(0).masked_fill(total[:, -1:] <= eps[:, None], 0)
-    return _shortened(x, way.reshape(x.shape), torch.minimum((size - shift).clamp_min(0), room)).clamp_(0, 1)
+    return _shortened(x, direction.reshape(x.shape), torch.minimum((size - shift).clamp_min(0), room)).clamp_(0, 1)
 
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1, 1), to multiply with images."""
+    """(N,) -> (N, 1, 1, 1), to multiply with images `like` (N, C, H, W).
+
+    >>> per_image(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 5)).shape
+    torch.Size([2, 1, 1, 1])
+    """
     return value.reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -230,9 +240,9 @@ def _almost(like: Tensor) -> float:
     return 1 - 2 * torch.finfo(like.dtype).eps
 
 
-def _shortened(x: Tensor, way: Tensor, size: Tensor) -> Tensor:
-    """x moved by `size` along the signs of `way`, rounded towards x: roundings up would add up over an image."""
-    move = way.sign() * size.reshape(x.shape)
+def _shortened(x: Tensor, direction: Tensor, size: Tensor) -> Tensor:
+    """x moved by `size` along the signs of `direction`, rounded towards x: rounding away from x would add up over an image."""
+    move = direction.sign() * size.reshape(x.shape)
     moved = (x + move).to(x.dtype)
     return torch.where((moved.to(move.dtype) - x).abs() > move.abs(), moved.nextafter(x), moved)
 

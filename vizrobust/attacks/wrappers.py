@@ -220,7 +220,7 @@ class TransferRun(InnerRun):
             state["done"] = inner["done"]
         self.run.step(_source(self.source, state["x"])[0], inner)
         state.update({PREFIX + key: value for key, value in inner.items()})
-        state["adv"] = inner["adv"]
+        state["adv"], state["nonfinite_gradient"] = inner["adv"], inner["nonfinite_gradient"]
 
     def evaluate(self, net: nn.Module, state: State) -> None:
         with torch.no_grad():

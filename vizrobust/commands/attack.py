@@ -167,8 +167,10 @@ def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Targ
     found: list[tuple[Target, RobustAccuracy]] = []
     for target in targets:
         for one in (yield from attacks_for(request, target.data, ("pgd",))):
-            found.append((target, target.evaluated(request, session, one, all_runs=request.every_step)))
-            yield from _accuracy_rows(request, *found[-1])
+            result = target.evaluated(request, session, one, all_runs=request.every_step)
+            found.append((target, result))
+            yield from (Note(f"note: {target.name}, {one!r}: {warning}") for warning in result.warnings)
+            yield from _accuracy_rows(request, target, result)
     answer = Accuracies(request, tuple(found))
     yield from answer.rows()[sum(len(_accuracy_rows(request, *one)) for one in found) :]
     return answer

@@ -33,6 +33,7 @@ class PartialResult:
     that decided. `steps` is the run's K. Passes are those of these images alone, without padding and the other images in
     the batch, so that they depend neither on the batches nor on the processes. Of the unchanged images `predicted` are
     the classes (-1: undefined), and `stochastic` says whether the network draws random numbers in evaluation mode.
+    `nonfinite_gradients` are the indices of images with gradient entries that were not finite and counted as 0.
     """
 
     run: str
@@ -46,6 +47,7 @@ class PartialResult:
     seconds: float
     predicted: tuple[int, ...] = ()
     stochastic: bool = False
+    nonfinite_gradients: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class RobustAccuracy:
     `indices` (n,) are the images' indices in the split. The attack consists of S `runs`, such as restarts:
     ``first_success_step[s]`` (n,) is the step at which run s first got an image misclassified (-1: never; -2: never, and
     some outputs are not finite), ``norms[s]`` (n,) the perturbation's size (nan: run s did not attack the image).
-    `predicted` (n,) are the classes of the unchanged images (-1: not finite; None: not recorded). Passes and seconds
-    are totals.
+    `predicted` (n,) are the classes of the unchanged images (-1: not finite; None: not recorded),
+    `nonfinite_gradients` the number of images with such gradient entries, which count as 0. Passes and seconds are totals.
 
     >>> from vizrobust.attacks import FGSM, Linf
     >>> clean = PartialResult(CLEAN, CLEAN, 0, (0, 1, 2), (-1, -1, 0), (0.0, 0.0, 0.0), 3, 0, 0.1)
@@ -82,6 +84,7 @@ class RobustAccuracy:
     seconds: float
     predicted: Tensor | None = None
     stochastic: bool = False
+    nonfinite_gradients: int = 0
     remake: Callable[[], Tensor] | None = field(default=None, compare=False)
 
     @property
@@ -131,6 +134,8 @@ class RobustAccuracy:
         n, found = len(self.clean), []
         if undefined := int(self.undefined.sum()):
             found.append(f"outputs are not finite on {undefined} of {n} images; these are neither misclassified nor robust")
+        if self.nonfinite_gradients:
+            found.append(f"gradients are not finite on {self.nonfinite_gradients} of {n} images; such entries count as 0")
         if self.constant_prediction is not None:
             found.append(f"the network predicts class {self.constant_prediction} for all {n} unchanged images")
         if self.stochastic and not all(name.startswith(EXPECTATION) for name in self.runs):
@@ -266,4 +271,5 @@ def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccur
         sum(part.seconds for part in parts),
         torch.tensor([predicted[index] for index in order]) if len(predicted) == len(order) else None,
         any(part.stochastic for part in unchanged),
+        len({index for part in attacked for index in part.nonfinite_gradients}),
     )

@@ -21,6 +21,8 @@ from vizrobust.robustness.accuracy import CLEAN, NO_SUCCESS, UNDEFINED, PartialR
 
 BATCH_SIZE = 100
 Stop = Literal["success", "end", "last"]
+# An image's index, first success step, norm, forward and gradient passes, and whether a gradient was not finite.
+Decided = tuple[int, int, float, int, int, bool]
 # A partial result is yielded at the latest after so many seconds, so that an interrupted evaluation loses little.
 FLUSH_SECONDS = 5.0
 
@@ -138,7 +140,7 @@ class SlotScheduler:
     def parts(self, attack: Attack) -> Iterator[PartialResult]:
         while True:
             began = time.perf_counter()
-            rows: list[tuple[int, int, float, int, int]] = []
+            rows: list[Decided] = []
             with ExitStack() as stack:
                 stack.enter_context(evaluating(self.net))
                 stack.enter_context(self.compute.autocast())
@@ -154,10 +156,11 @@ class SlotScheduler:
                         break
             if not rows:
                 return
-            indices, first_success_step, norms, forward, gradient = zip(*rows, strict=True)
+            indices, first_success_step, norms, forward, gradient, nonfinite = zip(*rows, strict=True)
             yield PartialResult(
                 self.run.name, self.run.component, self.run.steps, indices, first_success_step, norms,
                 sum(forward), sum(gradient), time.perf_counter() - began,
+                nonfinite_gradients=tuple(index for index, found in zip(indices, nonfinite, strict=True) if found),
             )  # fmt: skip
 
     def _fresh_batches(self) -> Iterator[tuple[State, list[int], tuple[int, int]]]:
@@ -242,8 +245,8 @@ class SlotScheduler:
         """Book a step. An image at its end needs no gradient, and is not charged for one that the others in the batch need."""
         self.costs = [(f + forward, g + gradient * (not last)) for (f, g), last in zip(self.costs, ended, strict=True)]
 
-    def _retire(self, attack: Attack) -> list[tuple[int, int, float, int, int]]:
-        """Index, first success step, norm and passes of every image that is decided; its slot becomes free."""
+    def _retire(self, attack: Attack) -> list[Decided]:
+        """Every image that is decided; its slot becomes free."""
         state = self.state
         over = state["step"] > self.run.steps
         if self.stop == "success":
@@ -264,6 +267,7 @@ class SlotScheduler:
             if self.stop == "last"
             else torch.maximum(best, ended if self.leaves_ball else ended.masked_fill(misclassified, 0))
         )
+        nonfinite = state["nonfinite_gradient"].tolist()
         rows = []
         for slot in over.nonzero()[:, 0].tolist():
             index = self.indices[slot]
@@ -272,7 +276,7 @@ class SlotScheduler:
                 step = int(self.first[slot] if self.stop != "last" else state["step"][slot] - 1)
             else:
                 step = UNDEFINED if undefined[slot] else NO_SUCCESS
-            rows.append((index, step, float(norms[slot]), *self.costs[slot]))
+            rows.append((index, step, float(norms[slot]), *self.costs[slot], nonfinite[slot]))
             self.indices[slot] = None
         return rows
 

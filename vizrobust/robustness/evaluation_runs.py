@@ -97,6 +97,7 @@ def _restricted(part: PartialResult, wanted: set[int]) -> PartialResult:
         for name in ("indices", "first_success_step", "norms", "predicted")
         if (column := getattr(part, name))
     }
+    columns["nonfinite_gradients"] = tuple(index for index in part.nonfinite_gradients if index in wanted)
     costs = {name: round(getattr(part, name) * ratio) for name in ("forward_passes", "gradient_passes")}
     return replace(part, **columns, **costs, seconds=part.seconds * ratio)  # type: ignore[arg-type]
 

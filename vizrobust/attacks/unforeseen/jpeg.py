@@ -74,7 +74,7 @@ def cosines(like: Tensor) -> Tensor:
 def _luma_blocks(x: Tensor) -> tuple[int, int]:
     """Rows and columns of 8 x 8 blocks."""
     if x.shape[1] not in (1, 3):
-        raise ValueError(f"JPEG knows images of 1 or 3 channels, got {x.shape[1]}")
+        raise ValueError(f"JPEG takes images of 1 or 3 channels, got {x.shape[1]}")
     unit = 16 if x.shape[1] == 3 else 8
     down, across = (-(-length // unit) * unit // 8 for length in x.shape[-2:])
     return down, across
@@ -96,12 +96,17 @@ LARGEST = 2.0
 @spec
 @dataclass(frozen=True)
 class JPEG(UnforeseenAttack):
-    """The coefficients that JPEG stores at quality 50 change; a change of 2 in the variable is one quantisation step.
+    """Changes the coefficients that JPEG stores at quality 50; a change of 2 in ``z`` is one quantisation step.
 
-    `eps` bounds the variable's `norm`: "linf", "l2" or "l1" (Kang et al. 2019). Linf takes sign steps, L2 steps along
-    the gradient, L1 Frank-Wolfe steps of 1/t towards the best corner, which have no `alpha`; in L2 and L1 no
-    coefficient moves by more than 2. Nothing is rounded, so JPEG is linear, and the change is added to the image:
-    the image itself does not go through JPEG, whose chroma subsampling would blur it at eps 0 too.
+    `eps` bounds the `norm` of ``z``: "linf", "l2" or "l1" (Kang et al. 2019). Linf takes sign steps, L2 steps along the
+    gradient, L1 Frank-Wolfe steps of 1/t towards the best vertex, which have no `alpha`; in L2 and L1 no coefficient
+    moves by more than 2. Nothing is rounded, so JPEG is linear, and the change is added to the image: the image itself
+    does not pass through JPEG, whose chroma subsampling would blur it at eps 0 too. Raises ``ValueError`` for images with
+    other than 1 or 3 channels.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> JPEG(eps=8, norm="l2", steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     norm: str = "linf"
@@ -134,7 +139,7 @@ class JPEG(UnforeseenAttack):
                 return params["z"] + alpha * grad.sign()
             case "l2":
                 return params["z"] + alpha * L2(1.0).steepest_direction(grad)
-        # The corner of the ball within the bounds: the coefficients of steepest ascent take all they may.
+        # The vertex of the ball within the bounds: the coefficients with the largest gradient take all they may.
         order = grad.abs().argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(grad.shape[1], device=grad.device).expand_as(order))
         corner = grad.sign() * (self.epsilon - LARGEST * rank).clamp(0, LARGEST)

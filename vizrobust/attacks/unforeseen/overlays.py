@@ -46,7 +46,7 @@ def bright(streams: Streams, count: int, channels: int) -> Tensor:
     value = LEAST_VALUE + (1 - LEAST_VALUE) * value
     if channels != 3:
         return value[:, None].expand(-1, channels, -1)
-    # From HSV (Smith 1978): a channel is the further from `value`, the further its own hue is.
+    # From HSV (Smith 1978): the farther a channel's own hue is, the farther the channel is from `value`.
     k = (torch.tensor([5.0, 3.0, 1.0])[:, None] + 6 * hue[:, None]) % 6
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
@@ -64,12 +64,16 @@ SMALLEST_EPS = 0.05
 @spec
 @dataclass(frozen=True)
 class Kaleidoscope(UnforeseenAttack):
-    """Bright circles, triangles and squares at random places, of colours within `eps` of random ones (Kaufmann et al. 2023).
+    """Puts bright circles, triangles and squares at random places, in colours within `eps` of random ones.
 
-    The variable (N, shapes * C + H * W) holds the shifts of their colours, |z| <= eps, then the brightness of their
-    rims, 0 <= z <= eps; steps are signs. 5 shapes of 4 pixels at side 32, 40 of 15 at 224; of the image a share
-    shines through (0.2 and 0.1). Where shapes overlap the last is on top (the reference adds their colours). Below
-    eps 0.05, the smallest published, shapes and rims fade with eps.
+    ``z`` (N, shapes * C + H * W) holds the shifts of their colours, |z| <= eps, then the brightness of their rims,
+    0 <= z <= eps; steps are sign steps. There are 5 shapes of 4 pixels at side 32 and 40 of 15 at 224; a share of the
+    image shines through (0.2 and 0.1). Where shapes overlap the last is on top (the reference adds their colours). Below
+    eps 0.05, the smallest published, shapes and rims fade with eps (Kaufmann et al. 2023).
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Kaleidoscope(eps=0.1, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
@@ -86,7 +90,7 @@ class Kaleidoscope(UnforeseenAttack):
         n, channels, height, width = x.shape
         shift, rim = params["z"].tensor_split([params["colours"][0].numel()], dim=1)
         colours = params["colours"] + shift.reshape(params["colours"].shape)
-        # Shape 0 is no shape: the place shows the image.
+        # Shape 0 is no shape: there the image is shown.
         palette = torch.cat((torch.zeros_like(colours[:, :, :1]), colours), dim=2)
         place = params["top"].reshape(n, 1, -1).expand(-1, channels, -1)
         painted = palette.gather(2, place).reshape(x.shape)
@@ -102,11 +106,15 @@ class Kaleidoscope(UnforeseenAttack):
 @spec
 @dataclass(frozen=True)
 class Pixel(UnforeseenAttack):
-    """Each channel of each block is mixed with the value of its upper left pixel (Kaufmann et al. 2023).
+    """Mixes each channel of each block with the value of its upper left pixel (Kaufmann et al. 2023).
 
-    The variable (N, C, blocks down, blocks across) holds the shares, in [0, 1], with an L2 norm over all of at most
-    `eps`; steps go along the gradient. Blocks have 4 pixels at side 32 and 16 at 224; those at the right and lower
-    border may be cut (the reference enlarges such an image, which changes it at eps 0 too).
+    ``z`` (N, C, block rows, block columns) holds the shares, in [0, 1], with an L2 norm over all of them of at most `eps`;
+    steps follow the gradient. Blocks have 4 pixels at side 32 and 16 at 224; those at the right and lower border may be
+    cut (the reference enlarges such an image, which changes it at eps 0 too).
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Pixel(eps=5, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
@@ -126,7 +134,7 @@ class Pixel(UnforeseenAttack):
         return params["z"] + alpha * L2(1.0).steepest_direction(grad)
 
     def project(self, params: Params) -> Tensor:
-        # A share below 0 does not count against the rest's; then clamping at 1 only shortens.
+        # Shares below 0 are set to 0 first, so that they use nothing of the norm; clamping at 1 then only shortens.
         return L2(self.epsilon).project(params["z"].clamp_min(0)).clamp_max(1)
 
 

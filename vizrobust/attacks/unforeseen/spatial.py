@@ -17,9 +17,13 @@ from vizrobust.spec import spec
 def warp(x: Tensor, flow: Tensor) -> Tensor:
     """Bilinear samples of images (N, C, H, W) at each pixel plus `flow` (N, 2, H, W): right and down, in pixels.
 
-    Beyond its border an image goes on as its mirror image. Without flow the image stays as it is, to rounding:
-    the corners of the sampling grid are the centres of the corner pixels (other implementations leave torch's other
-    convention on, and resample, that is blur, the image at flow 0).
+    Beyond its border an image continues as its mirror image. Without flow the image stays as it is, up to rounding:
+    the corners of the sampling grid are the centres of the corner pixels (implementations with torch's other convention
+    resample, and so blur, the image at flow 0).
+
+    >>> x = torch.rand(1, 1, 4, 5)
+    >>> bool(torch.allclose(warp(x, torch.zeros(1, 2, 4, 5)), x, atol=1e-6))
+    True
     """
     height, width = x.shape[-2:]
     across = torch.arange(width, dtype=x.dtype, device=x.device)
@@ -33,10 +37,14 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 @spec
 @dataclass(frozen=True)
 class Elastic(UnforeseenAttack):
-    """Each pixel is fetched from up to `eps` pixels away along a smoothed flow (Xiao et al. 2018; Kang et al. 2019).
+    """Takes each pixel from up to `eps` pixels away along a smoothed flow (Xiao et al. 2018; Kang et al. 2019).
 
-    The variable (N, 2, H, W) is the flow in pixels, |z| <= eps, before a Gaussian of 3 pixels at side 224, less in
-    proportion at smaller sides; steps are signs. Values come from the image, so nothing is clipped but rounding.
+    ``z`` (N, 2, H, W) is the flow in pixels, |z| <= eps, before a Gaussian of 3 pixels at side 224 and proportionally less
+    at smaller sides; steps are sign steps. Values come from the image, so only rounding is clipped.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Elastic(eps=0.5, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
@@ -66,10 +74,14 @@ def smooth(flow: Tensor, sigma: float) -> Tensor:
 @spec
 @dataclass(frozen=True)
 class Glitch(UnforeseenAttack):
-    """Each band of rows of each channel is fetched from up to `eps` half widths to the side (Kaufmann et al. 2023).
+    """Shifts each band of rows of each channel by up to `eps` half widths to the side (Kaufmann et al. 2023).
 
-    eps 0.05 is 0.8 pixels of 32, or 5.6 of 224. The variable (N, C, bands) holds the shifts, |z| <= eps; steps are
-    signs. Bands have 2 rows at side 32 and 4 at 224. Beyond its border the image goes on as its mirror image.
+    eps 0.05 is 0.8 pixels of 32, or 5.6 of 224. ``z`` (N, C, bands) holds the shifts, |z| <= eps; steps are sign steps.
+    Bands have 2 rows at side 32 and 4 at 224. Beyond its border the image continues as its mirror image.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Glitch(eps=0.05, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How strong unforeseen attacks are usually made: three strengths each, for a size of image."""
+"""Usual strengths of unforeseen attacks: three for each attack and size of image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UA_IMAGENET = "Kaufmann et al. 2023, ImageNet"
 BY_EYE = "chosen here by eye on 64 pixels: objects stay recognisable; nothing is published for this attack at this size"
 # Of mnist-k0's 99.5 % right at first, these leave 71 to 94, 30 to 70 and 0 to 17 at low, medium and high.
 MEASURED = "measured here with: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; none is published"
-WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break next to nothing, nor do larger ones (measured on mnist-k0)"
+WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break almost nothing, and larger ones do not either (measured on mnist-k0)"
 
 # By the size of images: "digits" have one channel and no side above 32 pixels, else "small" ones a side below 96.
 PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
@@ -97,8 +97,8 @@ def family(attack: Attack) -> str:
 def strengths(name: str, shape: tuple[int, int, int]) -> Three:
     """Low, medium and high eps of the attack listed as `name` (see `family`) on images of shape (C, H, W).
 
-    They are what published work uses where there is any (see `source`); low to high is not the same step for every
-    attack. Raises ``ValueError`` for a name that is not listed.
+    They are those of published work where there is any (see `source`); low to high is a different ratio for each attack.
+    Raises ``ValueError`` for a name that is not listed.
 
     >>> strengths("Elastic", (3, 32, 32)), strengths("Pixel", (3, 224, 224))
     ((0.25, 0.5, 1.0), (3.0, 5.0, 10.0))
@@ -107,12 +107,16 @@ def strengths(name: str, shape: tuple[int, int, int]) -> Three:
 
 
 def source(name: str, shape: tuple[int, int, int]) -> str:
-    """Where these strengths come from, as a sentence."""
+    """Where these strengths come from, as a sentence.
+
+    >>> source("Pixel", (3, 224, 224))
+    'Kaufmann et al. 2023, ImageNet'
+    """
     return _preset(name, shape)[1]
 
 
 def with_default_eps(attack: Any, shape: tuple[int, int, int], level: str = "medium") -> Any:
-    """The attack with the strength of that level for images of shape (C, H, W), if it names none itself.
+    """The attack with the eps of that level for images of shape (C, H, W), if it has none itself.
 
     >>> from vizrobust.attacks import Wood
     >>> with_default_eps(Wood(steps=10), (3, 32, 32)), with_default_eps(Wood(eps=0.3), (3, 32, 32))

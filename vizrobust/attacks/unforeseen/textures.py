@@ -22,12 +22,16 @@ MOST_SIDES = 10
 @spec
 @dataclass(frozen=True)
 class Gabor(UnforeseenAttack):
-    """Gabor noise in [0, 1], `eps` times, is added to all channels (Co et al. 2019; Kang et al. 2019).
+    """Adds Gabor noise in [0, 1], multiplied by `eps`, to all channels (Co et al. 2019; Kang et al. 2019).
 
-    Each image has its own wavelet, drawn once (ImageNet-UA draws anew at every call, which makes the gradient
-    noisy), set at random places. The variable (N, H, W) holds the weights at those places, in [-1, 1]; steps are
-    signs. Published eps are in 0 … 255: divide by 255. (UAR's code has the mask of places the wrong way round from
-    its first step on: its places freeze at 0 and the rest moves.)
+    Each image has its own wavelet, drawn once (ImageNet-UA draws a new one at every call, which makes the gradient
+    noisy), at random places. ``z`` (N, H, W) holds the weights at those places, in [-1, 1]; steps are sign steps.
+    Published eps are in 0 … 255: divide them by 255. (UAR's code inverts the mask of places from its first step on: its
+    places stay at 0 and the rest moves.)
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Gabor(eps=0.1, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     @property
@@ -67,9 +71,9 @@ def wavelets(sides: Tensor, sigma: Tensor, cycles: Tensor, angle: Tensor) -> Ten
 
 
 def evened(noise: Tensor) -> Tensor:
-    """(N, H, W) -> the same noise with every deviation from its mean brought to nearly one size, in [0, 1].
+    """(N, H, W) -> the same noise with all deviations from its mean scaled to nearly one size, in [0, 1].
 
-    What it is divided by counts as constant in the gradient, as in the reference: it would nearly undo it.
+    The divisor counts as constant in the gradient, as in the reference: otherwise it would nearly cancel the gradient.
     """
     fixed = noise.detach()
     mean = fixed.mean((1, 2), keepdim=True)
@@ -88,11 +92,15 @@ ROUNDING = 1e-6
 @spec
 @dataclass(frozen=True)
 class Wood(UnforeseenAttack):
-    """The image is darkened along rings whose radius is bent by up to `eps`, in half sides (Kaufmann et al. 2023).
+    """Darkens the image along rings whose radius is bent by up to `eps`, in half sides (Kaufmann et al. 2023).
 
-    x' = x |sin(pi R (r + bend))|^(1/8) with R = 5 rings at side 32 and 4 at 224. The variable (N, rows, columns), of
-    16 x 16 at side 32 and 32 x 32 at 224, is the bend before it is enlarged, |z| <= eps; steps are signs. Below
-    eps 0.03, the smallest published, the rings fade with eps. Nothing needs clipping.
+    x' = x |sin(pi R (r + bend))|^(1/8) with R = 5 rings at side 32 and 4 at 224. ``z`` (N, rows, columns), 16 x 16 at
+    side 32 and 32 x 32 at 224, is the bend before it is enlarged, |z| <= eps; steps are sign steps. Below eps 0.03, the
+    smallest published, the rings fade with eps. Nothing needs clipping.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Wood(eps=0.05, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:

@@ -26,6 +26,19 @@ class UnforeseenAttack(Attack):
 
     ``alpha=None`` is `range` / sqrt(steps), UAR's rule (Kang et al. 2019); `targeted` draws a wrong class for each image
     and moves towards it, UAR's protocol. ``eps=0`` leaves images as they are. A subclass has `init`, `apply` and `project`.
+
+    >>> from vizrobust.spec import spec
+    >>> @spec
+    ... @dataclass(frozen=True)
+    ... class Dimmer(UnforeseenAttack):
+    ...     def init(self, x, streams):
+    ...         return {"z": self.epsilon * streams.uniform(1, 1, 1).to(x)}
+    ...     def apply(self, x, params):
+    ...         return x * (1 - params["z"])
+    ...     def project(self, params):
+    ...         return params["z"].clamp(0, self.epsilon)
+    >>> Dimmer(eps=0.5, steps=3)(torch.nn.Flatten(), torch.rand(4, 1, 2, 2), torch.arange(4)).best.shape
+    torch.Size([4, 1, 2, 2])
     """
 
     eps: float | None = None
@@ -111,7 +124,7 @@ class UnforeseenRun:
             image = self.attack.apply(state["x"], params)
         logits = net(image)
         ascent_loss = self._ascent_loss(logits, state)
-        grad = input_gradient(ascent_loss, params["z"])
+        grad = input_gradient(ascent_loss, params["z"], state)
         record(state, logits.detach(), ascent_loss)
         with torch.no_grad(), _full_precision(state["x"]):
             params["step"] = state["step"]

@@ -17,12 +17,16 @@ from vizrobust.spec import spec
 @spec
 @dataclass(frozen=True)
 class Fog(UnforeseenAttack):
-    """White fog, `eps` times as bright as the image may be: x' = (x + eps fog) / (1 + eps) (Kang et al. 2019).
+    """Adds white fog of strength `eps`: x' = (x + eps fog) / (1 + eps) (Kang et al. 2019).
 
-    The fog is a landscape in [0, 1], made by midpoint displacement (diamond-square), each image's by itself. The
-    variable (N, size² - 1) holds its displacements, in [0, 1]; steps are signs. Published eps are in 0 … 255: divide
-    by 255. They divide by the channel's maximum plus eps instead of 1 + eps, which would brighten a dim image at
-    eps 0 too; where a channel reaches 1 it is the same. Nothing needs clipping.
+    The fog of each image is a landscape in [0, 1], made by midpoint displacement (diamond-square). ``z`` (N, size² - 1)
+    holds its displacements, in [0, 1]; steps are sign steps. Published eps are in 0 … 255: divide them by 255. The
+    reference divides by the channel's maximum plus eps instead of 1 + eps, which would brighten a dim image at eps 0
+    too; where a channel reaches 1 both are the same. Nothing needs clipping.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Fog(eps=1, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     @property
@@ -73,12 +77,12 @@ def landscape(displacements: Tensor, count: int) -> Tensor:
     return ground
 
 
-# (row, column) at which each of seven grids of flakes begins; each has a flake in every fourth row and column.
+# (row, column) at which each of seven grids of flakes starts; each has a flake in every fourth row and column.
 GRIDS = ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0))
 SPACING = 4
 BUDGET = 0.2
 REGION = 8
-# Keeps the gradient of the fourth power from underflowing, which would hold a flake at 0 for ever.
+# Keeps the gradient of the fourth power from underflowing, which would keep a flake at 0 for ever.
 FAINTEST = 1e-6
 DISCOLOUR = 0.25
 SMALLEST_EPS = 0.0625
@@ -87,14 +91,18 @@ SMALLEST_EPS = 0.0625
 @spec
 @dataclass(frozen=True)
 class Snow(UnforeseenAttack):
-    """Flakes, `eps` times, are added over a paler image, the same in all channels (Kang et al. 2019).
+    """Adds flakes, multiplied by `eps`, to a paler image, the same in all channels (Kang et al. 2019).
 
-    The variable (N, 7, H/4, W/4) holds the flakes' intensities, in (0, 1], with a mean of at most 0.2 in every region
-    of about 8 x 8 of them. A step is in proportion to the gradient, its largest entry `alpha`: sign steps, which
-    ``signs=True`` takes as the reference does, raise all flakes alike, and the bright ones then pay for it (on the
-    built-in mnist-k0 they leave the loss lower than it was at the start). The streaks are each image's own, 13 pixels
-    long at side 224 and 5 at 32. Published eps are in [0, 1] pixels already, unlike those of Fog and Gabor. Below
-    eps 0.0625, the smallest of them, the paleness fades with eps.
+    ``z`` (N, 7, H/4, W/4) holds the intensities of the flakes, in (0, 1], with a mean of at most 0.2 in every region of
+    about 8 x 8 of them. A step is proportional to the gradient, its largest entry `alpha`. Sign steps, which
+    ``signs=True`` takes as the reference does, raise all flakes alike, so that the projection then lowers the bright ones
+    (on the built-in mnist-k0 the loss ends lower than it started). Each image has its own streaks, 13 pixels long at
+    side 224 and 5 at 32. Published eps are in [0, 1] pixels already, unlike those of Fog and Gabor. Below eps 0.0625,
+    the smallest of them, the paleness fades with eps.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    >>> Snow(eps=0.25, steps=2)(net, torch.rand(2, 3, 32, 32), torch.tensor([0, 1])).best.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     signs: bool = False
