@@ -186,7 +186,7 @@ REFUSED = {
         r"cannot take images of \(1, 20, 16\)",
         {"task": GREY, "arch": f"{CODE}:Fixed", "normalize": "none"},
     ),
-    "no logits": (network().state_dict, r"must return logits \(N, classes\) .* tuple", {"arch": f"{CODE}:two_outputs"}),
+    "no logits": (network().state_dict, r"must return logits \(N, .*returned \(2, 3, 20, 16\)", {"arch": f"{CODE}:two_outputs"}),
     "no normalization": (network().state_dict, r"does not say how its images were normalized", {"normalize": None}),
     "negative std": (lambda: with_buffers(0.5, -0.2), r"mean: .*standard deviations positive", {"normalize": None}),
     "other units": (lambda: with_buffers(123.0, 58.0), r"in \[0, 1\], a mean of 123,123,123 is not", {"normalize": None}),

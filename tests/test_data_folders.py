@@ -71,8 +71,9 @@ def test_splits_are_in_a_fixed_mixed_order(tmp_path: Path) -> None:
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = folder(tmp_path, train=5, val=2)
     read: list[str] = []
-    decode = folders_module._converted
-    monkeypatch.setattr(folders_module, "_converted", lambda path, channels: read.append(path) or decode(path, channels))
+    decode = folders_module.read_image
+    noted = lambda path, *more, **named: read.append(path) or decode(path, *more, **named)  # noqa: E731
+    monkeypatch.setattr(folders_module, "read_image", noted)
     data = load(ref)
     assert read == []
     data.test.take(torch.tensor([1]))
@@ -160,12 +161,58 @@ def test_a_file_that_is_no_image_is_named_when_the_sizes_are_looked_at(tmp_path:
         load(ref)
 
 
-def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_are_read_as_sixteen_bits(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind in KINDS:
+            for number in range(3):
+                path = tmp_path / split / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((9, 6), 40_000 + number, np.uint16)).save(path)
+    data = load(f"imagefolder:{tmp_path}")
+    assert data.shape == (1, 9, 6)
+    values = sorted({float(value) for value in data.test.take(torch.arange(9)).flatten()})
+    assert values == pytest.approx([40_000 / 65535, 40_001 / 65535, 40_002 / 65535], abs=1e-7)
+    assert load(f"imagefolder:{tmp_path}@8").test.take(torch.arange(2)).mean() == pytest.approx(40_001 / 65535, abs=1e-4)
+
+
+def test_a_photograph_on_its_side_is_read_upright(tmp_path: Path) -> None:
     ref = folder(tmp_path, train=3, val=1)
-    deep = Image.fromarray(np.full((9, 6), 40_000, np.uint16))
-    deep.save(tmp_path / "val" / "Cat" / "0.png")
-    with pytest.raises(ValueError, match="mode 'I;16', not 8 bits a channel"):
-        load(ref).test.take(torch.arange(3))
+    upright = np.random.default_rng(0).integers(0, 256, (9, 6, 3), dtype=np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "val" / "bee" / "0.png", exif=tags)
+    data = load(ref)
+    found = data.test.take(torch.arange(3))[data.test.labels == 2][0]
+    assert np.array_equal(found.numpy(), upright.transpose(2, 0, 1) / np.float32(255))
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".gif", ".tif", ".webp", ".bmp"])
+def test_every_kind_of_image_is_read_by_its_content(tmp_path: Path, suffix: str) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    kind = {".jfif": "JPEG", ".jpe": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    Image.new("RGB", (6, 9), (250, 0, 0)).save(tmp_path / "train" / "bee" / f"9{suffix}", kind)
+    data = load(ref)
+    assert len(data.train) + len(data.val) == 10
+    red = [data.train.take(torch.tensor([i]))[0] for i in range(len(data.train))]
+    red += [data.val.take(torch.tensor([i]))[0] for i in range(len(data.val))]
+    assert sum(bool(image[0].mean() > 0.95 and image[1].mean() < 0.05) for image in red) == 1
+
+
+def test_a_file_of_another_kind_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    (tmp_path / "val" / "bee" / "0.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 9\n")
+    with pytest.raises(ValueError, match=r"bee/0\.png' \(it is no PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF file\); replace"):
+        load(ref)
+
+
+def test_hidden_folders_loops_and_second_links_add_nothing(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    bee = tmp_path / "train" / "bee"
+    picture(bee / ".ipynb_checkpoints" / "0.png")
+    (bee / "again").symlink_to(bee)
+    (bee / "linked.png").symlink_to(bee / "0.png")
+    data = load(ref)
+    assert len(data.train) + len(data.val) == 9
 
 
 def test_sizes_that_differ_need_a_size(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ def tiny(n=20, poison=False):
     x = 0.2 + 0.15 * labels.reshape(-1, 1, 1, 1) + 0.2 * torch.rand(n, *SHAPE, generator=generator)
     x[:, 0] *= 1 - 0.2 * (labels == 2).reshape(-1, 1, 1)
     clean = ArraySplit(x[: n // 2].clone(), labels[: n // 2])
-    if poison:
-        x[n // 2] = torch.nan
-    return DataSet("tiny", ("a", "b", "c", "d"), SHAPE, ArraySplit(x, labels), clean, clean, 0.1)
+    images = ArraySplit(x, labels)
+    if poison:  # behind the check of what is given
+        images.pixels[n // 2] = torch.nan
+    return DataSet("tiny", ("a", "b", "c", "d"), SHAPE, images, clean, clean, 0.1)
 
 
 @pytest.fixture

@@ -111,7 +111,9 @@ class Compute:
         return torch.get_num_threads()
 
     def place(self, net: Net) -> Net:
-        """The network on the device, its convolution weights channels-last."""
+        """The network on the device, its convolution weights channels-last unless it asks for contiguous images."""
+        if getattr(net, "contiguous", False):
+            return net.to(device=self.device)
         return net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self, x: Tensor) -> Tensor:

@@ -95,6 +95,11 @@ def check_images(x: Tensor, what: str = "images") -> None:
     )
 
 
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 (0 to 255) or floating point in [0, 1] -> float32 in [0, 1]."""
+    return pixels.to(torch.float32) / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
+
+
 class Split(Protocol):
     """Images of one split: ``take(index)`` gives (k, C, H, W) float32 in [0, 1]; `labels` is (n,) int64."""
 
@@ -106,22 +111,25 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """Images held in memory: `pixels` (n, C, H, W), uint8 or float in [0, 1]."""
+    """Images held in memory: `pixels` (n, C, H, W), uint8 or float in [0, 1]; ``ValueError`` for others."""
 
     pixels: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8:
+            check_images(self.pixels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Tensor:
-        chosen = self.pixels[index]
-        return chosen.to(torch.float32) / 255 if chosen.dtype == torch.uint8 else chosen.to(torch.float32)
+        return as_float(self.pixels[index])
 
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images read when they are asked for: `read(path)` gives (C, H, W) uint8."""
+    """Images read when they are asked for: `read(path)` gives (C, H, W), uint8 or float in [0, 1]."""
 
     paths: tuple[str, ...]
     labels: Tensor
@@ -131,7 +139,7 @@ class FileSplit:
         return len(self.paths)
 
     def take(self, index: Tensor) -> Tensor:
-        return torch.stack([self.read(self.paths[i]) for i in index.tolist()]).to(torch.float32) / 255
+        return torch.stack([as_float(self.read(self.paths[i])) for i in index.tolist()])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vizrobust.data.dataset import SPLIT_SEED, SPLITS, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
+from vizrobust.data.images import image_files, image_header, pixels, read_image
 from vizrobust.rng import Streams
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("x_val", "y_val", "classes")
 CHANNELS = (1, 3)
+# A larger label is a fill value or a mistake, and would make a name for every number below it.
+MOST_CLASSES = 100_000
 
 Array = NDArray[np.generic]
 
@@ -118,6 +119,9 @@ def _labels(y: Array, name: str) -> Tensor:
         raise ValueError(f"{name} has shape {y.shape}; expected (N,), one whole number for each image")
     if y.dtype.kind not in "iuf":
         raise ValueError(f"{name} has dtype {y.dtype}; expected whole numbers from 0")
+    far = y[np.isfinite(y) & (np.abs(y.astype(np.float64)) > MOST_CLASSES)]
+    if len(far):
+        raise ValueError(f"{name} holds the label {far[0]:g}; labels count classes from 0, up to {MOST_CLASSES:,} of them")
     whole = y.astype(np.int64) if y.dtype.kind != "f" or np.isfinite(y).all() else None
     if whole is None or not (whole == y).all():
         broken = next(value for value in y.tolist() if not float(value).is_integer())
@@ -136,13 +140,10 @@ def _classes(arrays: dict[str, Array], labels: Tensor, name: str) -> tuple[str, 
         return tuple(str(label) for label in range(int(labels.max()) + 1))
     names = arrays["classes"]
     if names.ndim != 1 or names.dtype.kind not in "US":
-        raise ValueError(f"{name}: classes has shape {names.shape} and dtype {names.dtype}; expected one text for each class")
+        raise ValueError(f"{name}: classes has shape {names.shape} and dtype {names.dtype}; expected one string for each class")
     return tuple(text.decode() if isinstance(text, bytes) else text for text in names.tolist())
 
 
-IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-GREY_MODES = ("1", "L", "LA")
-COLOR_MODES = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 # So many images of each class tell whether a folder is grey; photographs have a grey one in a hundred.
 LOOKED_AT = 10
 SMALLEST = 8
@@ -201,7 +202,7 @@ def read_folder(root: Path, name: str, size: int | None) -> DataSet:
 
 @dataclass(frozen=True)
 class ReadImage:
-    """Path -> (`channels`, H, W) uint8; `size` resizes the shorter side to it and cuts out the centre."""
+    """Path -> (`channels`, H, W), uint8 or float32 in [0, 1]; `size` resizes the shorter side to it and cuts out the centre."""
 
     channels: int
     size: int | None
@@ -209,37 +210,10 @@ class ReadImage:
     def __call__(self, path: str) -> Tensor:
         from torchvision.transforms.functional import center_crop, resize
 
-        image = _converted(path, self.channels)
+        image = read_image(path, self.channels, grey_colors=False)
         if self.size is not None:
             image = center_crop(resize(image, [self.size]), [self.size])
-        return torch.from_numpy(np.array(image)).reshape(*image.size[::-1], self.channels).permute(2, 0, 1)
-
-
-def _converted(path: str, channels: int) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in (*GREY_MODES, *COLOR_MODES):
-                raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
-            if channels == 1 and image.mode not in GREY_MODES:
-                raise ValueError("it is in colour, the others are grey")
-            # Through RGBA, because a palette's transparency makes Pillow warn.
-            seen = image.convert("RGBA") if image.mode in ("P", "PA") else image
-            return seen.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _header(path: str) -> tuple[str, tuple[int, int]]:
-    """An image's mode and (height, width), from the start of its file."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, (image.height, image.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(f"cannot read image {path!r} ({error}); replace or remove it")
+        return pixels(image, self.channels)
 
 
 def _list(folder: Path, name: str) -> dict[str, list[str]]:
@@ -256,16 +230,6 @@ def _list(folder: Path, name: str) -> dict[str, list[str]]:
     return files
 
 
-def image_files(folder: Path) -> list[str]:
-    """The image files anywhere below a folder, sorted; none where there is no folder."""
-    found = os.walk(folder, followlinks=True)
-    return sorted(str(Path(below, file)) for below, _, files in found for file in files if _is_image(file))
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(IMAGE_FILES) and not file.startswith(".")
-
-
 def _same_classes(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[str, ...]:
     expected = set(listed["train"])
     for split, files in listed.items():
@@ -276,15 +240,15 @@ def _same_classes(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[s
 
 
 def _channels(files: dict[str, list[str]]) -> int:
-    modes = (_header(path)[0] for paths in files.values() for path in paths[:LOOKED_AT])
-    return 1 if all(mode in GREY_MODES for mode in modes) else 3
+    looked_at = (path for paths in files.values() for path in paths[:LOOKED_AT])
+    return 1 if all(image_header(path)[0] for path in looked_at) else 3
 
 
 def _one_size(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[int, int]:
     paths = [path for files in listed.values() for of_kind in files.values() for path in of_kind]
-    size = _header(paths[0])[1]
+    size = image_header(paths[0])[1]
     for path in paths:
-        here = _header(path)[1]
+        here = image_header(path)[1]
         if here != size:
             sizes = f"{paths[0]!r} is {size[1]} x {size[0]} and {path!r} {here[1]} x {here[0]}"
             raise ValueError(f"{name}: {sizes}; give a size for all, such as {name}@64")

@@ -21,7 +21,8 @@ from vizrobust.data.dataset import (
     not_downloaded,
     stratified,
 )
-from vizrobust.data.files import ReadImage, image_files, part, shuffled
+from vizrobust.data.files import ReadImage, part, shuffled
+from vizrobust.data.images import image_files
 from vizrobust.rng import Streams
 
 DIGITS = tuple(str(digit) for digit in range(10))

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vizrobust.data import load
+from vizrobust.data.dataset import as_float
+from vizrobust.data.images import pixels, read_image
 from vizrobust.features.parametrizations.wrappers import over_background
 from vizrobust.runs import file_sha256
 
@@ -70,19 +72,15 @@ def _with_channels(image: Tensor, channels: int, reference: str) -> Tensor:
 
 
 def _file_image(path: str, shape: Shape) -> Tensor:
-    """An image file, scaled to the network's input."""
+    """An image file, scaled and cut to the network's input."""
     if shape[0] not in (1, 3):
         raise ValueError(f"{path!r} is grey or has three colours, the network takes {shape[0]} channels; give DATA#index")
-    try:
-        with Image.open(path) as picture:
-            mode = "L" if shape[0] == 1 else "RGB"
-            scaled = picture.convert(mode).resize((shape[2], shape[1]), Image.Resampling.LANCZOS)
-    except FileNotFoundError:
-        raise _no_file(path) from None
-    except OSError as error:
-        raise ValueError(f"{path!r} is not an image that Pillow can read ({error})") from error
-    pixels = torch.from_numpy(np.asarray(scaled).copy()).reshape(shape[1], shape[2], -1).movedim(-1, 0)
-    return pixels.to(torch.float32) / 255
+    if not Path(path).is_file():
+        raise _no_file(path)
+    picture = read_image(path, shape[0])
+    # Nothing is squeezed: the shorter side is scaled, and what the longer one has more is cut off on both sides.
+    scaled = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.LANCZOS)
+    return as_float(pixels(scaled, shape[0]))
 
 
 def check_pixels(images: Tensor, what: str) -> Tensor:

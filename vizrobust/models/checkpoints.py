@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vizrobust.models.forward import Normalized
+from vizrobust.models.architectures import ARCHS
+from vizrobust.models.forward import Normalized, choose_memory_format
 from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1
@@ -97,13 +99,29 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator
             body = self.build()
         load_strictly(body, self.state, f"{self.name} ({self.info.arch})")
-        return Normalized(body, self.info.mean, self.info.std).eval()
+        return self._normalized(body)
 
     def random_net(self, seed: int = 0) -> nn.Module:
         """The same architecture with freshly initialised weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Normalized(self.build(), self.info.mean, self.info.std).eval()
+            return self._normalized(self.build())
+
+    def _normalized(self, body: nn.Module) -> Normalized:
+        net = Normalized(body, self.info.mean, self.info.std).eval()
+        if self.info.arch in ARCHS:
+            return net
+        # Tried for the first network of this checkpoint only.
+        if "contiguous" not in self._memory_format:
+            needed = self._memory_format["contiguous"] = choose_memory_format(net, self.info.input_shape)
+            if needed:
+                warnings.warn(f"{self.name} fails on channels-last images, so it gets contiguous ones", stacklevel=3)
+        net.contiguous = self._memory_format["contiguous"]
+        return net
+
+    @cached_property
+    def _memory_format(self) -> dict[str, bool]:
+        return {}
 
     @property
     def reference(self) -> str:
@@ -193,6 +211,22 @@ def read_checkpoint(path: Path | str) -> tuple[CheckpointInfo, dict[str, Tensor]
     return info, state
 
 
+def check_finite(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """``ValueError`` naming the tensor where a weight is NaN or infinite, or another entry NaN.
+
+    >>> check_finite(nn.Linear(1, 1), {"weight": torch.tensor([[torch.nan]])}, "mine.safetensors")
+    Traceback (most recent call last):
+    ValueError: weight in mine.safetensors is NaN or infinite in 1 of 1 places; use an earlier checkpoint
+    """
+    parameters = dict(net.named_parameters())
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        bad = int((~value.isfinite()).sum() if name in parameters else value.isnan().sum())
+        if bad:
+            raise ValueError(f"{name} in {what} is NaN or infinite in {bad} of {value.numel()} places; use an earlier checkpoint")
+
+
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Copy weights into a network; a ``ValueError`` names the keys and shapes that do not fit."""
     own = net.state_dict()
@@ -210,4 +244,5 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
     ]
     if problems:
         raise ValueError(f"the weights do not fit {what}; {'; '.join(problems)}")
+    check_finite(net, state, what)
     net.load_state_dict(dict(state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,10 +34,17 @@ class Normalized(nn.Module):
     """``net((x - mean) / std)`` with one mean and standard deviation per channel; x is (N, C, H, W) in [0, 1].
 
     There is deliberately no clip: torch's clamp has zero gradient at the bound and would mask saturated pixels.
+    Whatever the network returns, this returns its logits (see `logits_of`). With `contiguous`, which `choose_memory_format`
+    sets, the network gets images in torch's default memory format even where the library has them channels-last.
+
+    >>> net = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), mean=[0.5] * 3, std=[0.2] * 3)
+    >>> net(torch.rand(4, 3, 2, 2)).shape
+    torch.Size([4, 5])
     """
 
     mean: Tensor
     std: Tensor
+    contiguous = False
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -48,7 +55,62 @@ class Normalized(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std)
+        normalized = (x - self.mean) / self.std
+        return logits_of(self.net(normalized.contiguous() if self.contiguous else normalized))
+
+
+class NoLogits(ValueError):
+    """What a network returned is not logits."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (N, classes) in what a network returned, by one rule for every command and for training.
+
+    A tensor is the logits; else the attribute ``logits`` (Hugging Face, and torchvision's networks with auxiliary heads),
+    else a dict's ``logits`` or ``out``, else the first of a tuple or list. Raises `NoLogits`, a ``ValueError``, otherwise.
+
+    >>> logits_of({"features": torch.rand(2, 9), "logits": torch.rand(2, 5)}).shape, logits_of((torch.rand(2, 5), None)).shape
+    (torch.Size([2, 5]), torch.Size([2, 5]))
+    """
+    found = output
+    if not isinstance(found, Tensor):
+        if isinstance(getattr(found, "logits", None), Tensor):
+            found = found.logits
+        elif isinstance(found, Mapping):
+            found = next((found[key] for key in ("logits", "out") if key in found), found)
+        elif isinstance(found, tuple | list) and found:
+            found = found[0]
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        kind = str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__
+        raise NoLogits(
+            f"the network must return logits (N, classes) for N images, it returned {kind}; return a tensor, or one under "
+            "the name logits"
+        )
+    return found
+
+
+def choose_memory_format(net: Normalized, shape: tuple[int, int, int]) -> bool:
+    """Let a network that fails on channels-last images get contiguous ones; whether that was needed.
+
+    Old code that says ``x.view(len(x), -1)`` behind a convolution fails on such images. Two passes of two images of `shape`
+    (C, H, W), with batch statistics and random numbers left alone; a network that fails both ways is left as it is.
+    """
+
+    def runs() -> bool:
+        try:
+            net(x)
+        except Exception:  # whatever a network does
+            return False
+        return True
+
+    weight = next(iter(net.parameters()), torch.zeros(()))
+    x = torch.full((2, *shape), 0.5, device=weight.device).contiguous(memory_format=torch.channels_last)
+    with evaluating(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if runs():
+            return False
+        net.contiguous = True
+        net.contiguous = runs()
+    return net.contiguous
 
 
 LOGITS = "logits"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
 from vizrobust.models.architectures import architecture, code_sha256
-from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, load_strictly, save_checkpoint
+from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
+from vizrobust.models.forward import NoLogits
 from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD
 from vizrobust.spec import unknown
 
@@ -221,13 +222,10 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
         raise ValueError(
             f"the weights do not fit {into}; extra: {_listed(rest)}; leave out what is not part of it with {example}"
         )
-    parameters = dict(body.named_parameters())
     for name, value in found.weights.items():
         if own[name].is_floating_point() and not value.is_floating_point():
             raise ValueError(f"{name} in {what} is {value.dtype}, not floating point; save the weights before they are quantized")
-        bad = int((value.isnan() | value.isinf()).sum() if name in parameters else value.isnan().sum())
-        if bad:
-            raise ValueError(f"{name} in {what} is NaN or infinite in {bad} of {value.numel()} places; use an earlier checkpoint")
+    check_finite(body, found.weights, what)
     load_strictly(body, found.weights, into)
 
 
@@ -237,11 +235,13 @@ def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = net(torch.full((2, *task.shape), 0.5))
+    except NoLogits as error:
+        raise ValueError(str(error).replace("the network", arch, 1)) from error
     except Exception as error:  # whatever a network does with images that are not for it
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{arch} cannot take images of {task.shape} ({reason}); check --data or --shape") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-        raise ValueError(f"{arch} must return logits (N, classes) for N images, it returned {_kind(logits)} for two")
+    if len(logits) != 2:
+        raise ValueError(f"{arch} must return logits (N, classes) for N images, it returned {tuple(logits.shape)} for two")
     if logits.shape[1] != len(task.classes):
         has = f"{what} has {logits.shape[1]} classes"
         raise ValueError(f"{has}, {task.data or 'the task'} has {len(task.classes)}; give the right --data or --classes")
@@ -268,10 +268,6 @@ def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer) -> list[str
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _kind(x: object) -> str:
-    return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _text(values: Sequence[float]) -> str:

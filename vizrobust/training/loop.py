@@ -18,7 +18,8 @@ from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
-from vizrobust.models import Normalized, architecture, evaluating
+from vizrobust.models import ARCHS, Normalized, architecture, evaluating
+from vizrobust.models.forward import choose_memory_format
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
@@ -160,7 +161,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed + STAGE_SEED_STEP * number)
             body = architecture(recipe.arch, data.shape, len(data.classes))()
-        return self.compute.place(Normalized(body, data.mean, data.std))
+        net = Normalized(body, data.mean, data.std)
+        if recipe.arch not in ARCHS:
+            choose_memory_format(net, data.shape)
+        return self.compute.place(net)
 
     @property
     def net(self) -> nn.Module:

@@ -1,0 +1,99 @@
+"""The one reader of image files: which files are images, how their pixels are read, and which ones a folder holds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+# Only these decoders run, whatever a file is called: others start programs (PostScript) or read what nobody expects.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+IMAGE_FILES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Pillow reads grey PNGs of 16 bits as one of these, by its version.
+DEEP_MODES = ("I;16", "I;16B", "I")
+GREY_MODES = ("1", "L", "LA", *DEEP_MODES)
+COLOR_MODES = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+LARGEST = 65535
+
+
+def image_header(path: str) -> tuple[bool, tuple[int, int]]:
+    """Whether an image file is grey, and its (height, width) as it is seen, from the start of the file."""
+    with _opened(path) as image:
+        # Pillow decodes a whole PNG in search of the tag, which stands before the pixels where there is one.
+        tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+        turned = tags.get(ORIENTATION) in SIDEWAYS
+        return image.mode in GREY_MODES, (image.width, image.height) if turned else (image.height, image.width)
+
+
+def read_image(path: str, channels: int, *, grey_colors: bool = True) -> Image.Image:
+    """An image file, upright by its EXIF orientation: of mode L or RGB, or of mode F in [0, 255] where it has 16 bits of grey.
+
+    Read are PNG, JPEG, WebP, AVIF, BMP, the first picture of a GIF, and TIFF, by content. Palettes and CMYK become RGB,
+    an opacity is left out. `channels` is 1 or 3: grey is repeated for three, and colours become their luma for one, unless
+    `grey_colors` is False. Raises ``FileNotFoundError``, or ``ValueError`` that names the file.
+    """
+    with _opened(path) as image:
+        if channels == 1 and image.mode not in GREY_MODES and not grey_colors:
+            raise ValueError("it is in colour, the others are grey")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in DEEP_MODES:
+            return Image.fromarray(np.asarray(upright).astype(np.float32) * np.float32(255 / LARGEST))
+        # Through RGBA, because a palette's transparency makes Pillow warn.
+        seen = upright.convert("RGBA") if upright.mode in ("P", "PA") else upright
+        return seen.convert("L" if channels == 1 else "RGB")
+
+
+def pixels(image: Image.Image, channels: int) -> Tensor:
+    """(`channels`, H, W): uint8 of an image of mode L or RGB, float32 in [0, 1] of one of mode F."""
+    if image.mode == "F":
+        grey = torch.from_numpy(np.array(image) / np.float32(255)).clamp(0, 1)
+        return grey.expand(channels, *grey.shape).contiguous()
+    return torch.from_numpy(np.array(image)).reshape(*image.size[::-1], channels).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no image file {path!r}")
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+                if image.mode not in (*GREY_MODES, *COLOR_MODES) or (image.mode == "I" and image.format != "PNG"):
+                    raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel or 16 bits of grey")
+                yield image
+    except UnidentifiedImageError as error:
+        kinds = "PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF"
+        raise ValueError(f"cannot read image {path!r} (it is no {kinds} file); replace or remove it") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read image {path!r} ({error}); replace or remove it") from error
+
+
+def image_files(folder: Path) -> list[str]:
+    """The image files anywhere below a folder, sorted, each once; none where there is no folder.
+
+    Hidden folders and files are left out. Links are followed, but no folder or file is taken twice.
+    """
+    found: dict[str, str] = {}
+    visited: set[str] = set()
+    for below, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(below)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_FILES) and not name.startswith("."):
+                path = str(Path(below, name))
+                found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
