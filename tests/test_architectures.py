@@ -10,8 +10,9 @@ from torch import nn
 
 from tests.test_checkpoints import INFO
 from vizrobust.models import architecture, load_checkpoint, save_checkpoint
-from vizrobust.models.architectures import code_sha256, is_user_code
+from vizrobust.models.architectures import is_user_code
 from vizrobust.models.checkpoints import body_state
+from vizrobust.models.user_code import code_sha256
 
 SHAPE = (3, 9, 12)
 CODE = """
@@ -127,7 +128,11 @@ def test_a_checkpoint_with_user_code_loads_only_when_the_code_is_named_again(wit
 
 def test_changed_user_code_is_warned_of(with_code, code):
     path, ref = with_code
-    code.write_text(CODE + "\n# another comment\n")
+    code.write_text(CODE + "\n# another comment\n\ndef unrelated():\n    return 3\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing that the network reaches has changed
+        load_checkpoint(str(path), arch=ref)
+    code.write_text(CODE.replace("width=4", "width=5"))
     with pytest.warns(UserWarning, match="has changed since"):
         load_checkpoint(str(path), arch=ref)
 

@@ -31,7 +31,9 @@ class RunFolder:
     `identity` is everything that the rows depend on and that must not change within the folder (not the checkpoints,
     units and seeds: those may grow); `record` is what is worth knowing besides. Opening a folder with another identity
     raises ``ValueError`` that names the difference and leaves the folder as it is; a folder that another process writes
-    raises `Taken`, or with `wait` is waited for. With `folder` None the rows stay in memory (`RunFolder.memory`).
+    raises `Taken`, or with `wait` is waited for. `content` is the hash of the person's own data: rows of other
+    content stay in the file, but are not among `rows`; `outdated` counts them. With `folder` None the rows stay in memory
+    (`RunFolder.memory`).
 
     Of several `processes` that open it together the main one reads and writes: no file has two writers, and the folder
     need not be on a disk that all machines see. The others get the rows that were there and keep what is added in
@@ -40,10 +42,11 @@ class RunFolder:
 
     def __init__(
         self, folder: Path | str | None, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
-        processes: Processes = SINGLE, *, wait: bool = False,
+        processes: Processes = SINGLE, *, wait: bool = False, content: str = "",
     ) -> None:  # fmt: skip
         self.folder = Path() if folder is None else Path(folder)
         self.writes = processes.main and folder is not None
+        self.content = content
         described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
         self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
         self._rows_file = self.folder / "rows.jsonl"
@@ -54,8 +57,9 @@ class RunFolder:
                 self._open(described, wait)
             except Taken as error:
                 taken = str(error)
-        there = read_rows(self.folder) if self.writes and not taken else []
-        taken, there = processes.broadcast((taken, there))
+        whole = read_rows(self.folder) if self.writes and not taken else []
+        there = self._present(whole)
+        taken, there, self.outdated = processes.broadcast((taken, there, len(whole) - len(there)))
         if taken:
             raise Taken(taken)
         self._known = None if self.writes and processes.size == 1 else there
@@ -106,7 +110,11 @@ class RunFolder:
             write_json(self.folder / "run.json", self.info)
 
     def rows(self) -> list[Row]:
-        return read_rows(self.folder) if self._known is None else list(self._known)
+        return self._present(read_rows(self.folder)) if self._known is None else list(self._known)
+
+    def _present(self, rows: list[Row]) -> list[Row]:
+        """The rows of the content that the run has now."""
+        return [row for row in rows if row.get("content", "") == self.content]
 
     def cached(self, key: Mapping[str, Any], compute: Callable[[], Row]) -> Row:
         """The row whose fields equal `key`; where there is none, the one that `compute` makes is added under that key."""
@@ -116,6 +124,7 @@ class RunFolder:
 
     def add(self, row: Row) -> Row:
         """Append a row; it is on disk when this returns."""
+        row = {**row, "content": self.content} if self.content else row
         if self._known is not None:
             self._known.append(json.loads(json.dumps(row)))
         if self.writes:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import Compute, versions
-from vizrobust.data import ArraySplit, DataSet, Split, check_images, load
+from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
+from vizrobust.models.user_code import object_sha256
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress
 from vizrobust.runs import RunFolder, default_folder
@@ -163,15 +164,41 @@ class Session:
             self.note(f"note: going on without data: {error}")
             return None
 
-    def folder(self, command: str, identity: Mapping[str, Any], compute: Compute, **record: Any) -> RunFolder:
-        """The locked run folder for rows of this identity; the same object each time within a session."""
+    def folder(
+        self, command: str, identity: Mapping[str, Any], compute: Compute, data: DataSet | None = None, split: str = "test",
+        **record: Any,
+    ) -> RunFolder:  # fmt: skip
+        """The locked run folder for rows of this identity; the same object each time within a session.
+
+        `data` and `split` are the images and labels that rows depend on: where a person has changed them in place, older
+        rows are kept in the folder but not used, which is said.
+        """
         if self.memory and self.out is None:
             return RunFolder.memory(command, identity, compute.processes)
         path = Path(self.out) if self.out is not None else default_folder(command, identity)
         if path not in self._folders:
             made = {"argv": self.argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-            self._folders[path] = RunFolder(path, command, identity, {**made, **record}, compute.processes, wait=self.wait)
+            content = "" if data is None else content_of(data, split)
+            self._folders[path] = run = RunFolder(
+                path, command, identity, {**made, **record}, compute.processes, wait=self.wait, content=content
+            )
+            if run.outdated:
+                self.note(
+                    f"note: {data.name if data else 'the data'} has changed: {run.outdated} older rows in {path} are kept, "
+                    "but not used"
+                )
         return self._folders[path]
+
+    def remember(self, run: RunFolder, checkpoint: Checkpoint, facts: Mapping[str, Any] | None = None) -> None:
+        """Record a checkpoint in the folder's run.json; what the folder holds of another network of its name is told apart."""
+        others = [key for key, about in run.info.get("checkpoints", {}).items() if about.get("name") == checkpoint.name]
+        if others and checkpoint.id not in others:
+            self.note(
+                f"note: weights, normalization or code of {checkpoint.name} have changed: older rows in {run.folder} are kept, "
+                "but not used"
+            )
+        about = facts or {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}
+        run.remember("checkpoints", {checkpoint.id: dict(about)})
 
     def close(self) -> None:
         """Release the locks of this session's folders."""
@@ -219,4 +246,5 @@ def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:
     info = CheckpointInfo(f"object:{type(model).__name__}", data.shape, data.classes, (0.0,) * channels, (1.0,) * channels)
     kept = copy.deepcopy(model)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
-    return Checkpoint(type(model).__name__, info, weights, lambda: copy.deepcopy(kept))
+    code = object_sha256(model)
+    return Checkpoint(type(model).__name__, info, weights, lambda: copy.deepcopy(kept), code=code)

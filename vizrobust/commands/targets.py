@@ -33,8 +33,7 @@ class Target:
 
     def evaluated(self, request: AttackRequest, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""
-        about = {"name": self.name, "weights_sha256": self.checkpoint.sha256}
-        self.folder.remember("checkpoints", {self.checkpoint.id: about})
+        session.remember(self.folder, self.checkpoint)
         return evaluated(
             self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
             self.batch_size,
@@ -61,7 +60,7 @@ def open_targets(request: AttackRequest, session: Session) -> list[Target]:
         # A folder may later hold more images, so only runs in memory make their batches smaller.
         size = request.batch_size or (min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE)
         named = identity(data.name, request.split, request.seed, size, compute.precision)
-        folder = session.folder(command, named, compute, request=repr(request))
+        folder = session.folder(command, named, compute, data, request.split, request=repr(request))
         found.append(Target(checkpoint, data, images, folder, size))
     return found
 

@@ -1,5 +1,6 @@
 """Data sets by name: images in [0, 1], labels, and what a data set knows about itself."""
 
+from vizrobust.data.content import content_of
 from vizrobust.data.dataset import (
     ArraySplit,
     DataSet,
@@ -23,6 +24,7 @@ __all__ = [
     "Split",
     "Subset",
     "check_images",
+    "content_of",
     "head",
     "in_memory",
     "load",

@@ -176,7 +176,8 @@ def head(split: Split, n: int) -> Split:
 class DataSet:
     """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels; None if there is none.
 
-    `shape` is (C, H, W). Raises ``ValueError`` for a split that is empty or has a label without a class.
+    `shape` is (C, H, W); `fixed` says that its content is published and does not change. Raises ``ValueError`` for a
+    split that is empty or has a label without a class.
     """
 
     name: str
@@ -186,6 +187,7 @@ class DataSet:
     val: Split
     test: Split
     eps: float | None
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         for name in SPLITS:

@@ -47,7 +47,9 @@ def npz(file: str) -> DataSet:
     _same_shape(train, test, "x_test", name)
     channels, height, width = train.pixels.shape[1:]
     shape = (channels, height, width)
-    return DataSet(name, _classes(arrays, train.labels, name), shape, **splits, eps=usual_eps(shape))
+    return DataSet(
+        name, _classes(arrays, train.labels, name), shape, splits["train"], splits["val"], splits["test"], usual_eps(shape)
+    )
 
 
 def _read(file: str) -> dict[str, Array]:
@@ -197,7 +199,7 @@ def read_folder(root: Path, name: str, size: int | None) -> DataSet:
         kept, held = hold_out(whole.labels, name)
         splits = {"train": part(whole, kept), "val": part(whole, held), "test": test}
     shape = (read.channels, height, width)
-    return DataSet(name, classes, shape, **splits, eps=usual_eps(shape))
+    return DataSet(name, classes, shape, splits["train"], splits["val"], splits["test"], usual_eps(shape))
 
 
 @dataclass(frozen=True)

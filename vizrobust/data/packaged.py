@@ -91,7 +91,7 @@ def _split(
     indices = stratified(y, shares, Streams(SPLIT_SEED, [name], "split"))
     train, val, test = (ArraySplit(x[index], y[index]) for index in indices)
     shape = (x.shape[1], x.shape[2], x.shape[3])
-    return DataSet(name, classes, shape, train, val, test, eps)
+    return DataSet(name, classes, shape, train, val, test, eps, fixed=True)
 
 
 SIZE = 64
@@ -107,14 +107,14 @@ def imagenette64(download: bool = False) -> DataSet:
     """Photographs of ten ImageNet classes, 3 x 64 x 64: 9,469 training, 400 validation and 1,000 test images."""
     train, held_out = _halves("imagenette64", download)
     test, val, _ = _parts(held_out)
-    return DataSet("imagenette64", CLASSES, SHAPE, train, val, test, IMAGENET_EPS)
+    return DataSet("imagenette64", CLASSES, SHAPE, train, val, test, IMAGENET_EPS, fixed=True)
 
 
 def imagenette64_rest(download: bool = False) -> DataSet:
     """The 2,525 images that imagenette64 leaves out, for judges of networks trained on it; its 400 and 1,000 besides."""
     _, held_out = _halves("imagenette64-rest", download)
     test, val, rest = _parts(held_out)
-    return DataSet("imagenette64-rest", CLASSES, SHAPE, rest, val, test, IMAGENET_EPS)
+    return DataSet("imagenette64-rest", CLASSES, SHAPE, rest, val, test, IMAGENET_EPS, fixed=True)
 
 
 def _parts(held_out: FileSplit) -> tuple[FileSplit, FileSplit, FileSplit]:

@@ -116,14 +116,14 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
     data = read_folder(root / folder, name, pixels)
     if data.classes != tuple(packaged.IMAGENETTE):
         raise ValueError(f"{name}: {str(root / folder)!r} holds other classes; remove it and add --download")
-    return replace(data, classes=tuple(packaged.IMAGENETTE.values()), eps=IMAGENET_EPS)
+    return replace(data, classes=tuple(packaged.IMAGENETTE.values()), eps=IMAGENET_EPS, fixed=True)
 
 
 def _held_out(name: str, train: ArraySplit, test: ArraySplit) -> DataSet:
     """The data set, its validation split a stratified tenth of train, at most 5,000; test in the published order."""
     about = PUBLISHED[name]
     kept, held = hold_out(train.labels, name)
-    return DataSet(name, about.classes, about.shape, Subset(train, kept), Subset(train, held), test, about.eps)
+    return DataSet(name, about.classes, about.shape, Subset(train, kept), Subset(train, held), test, about.eps, fixed=True)
 
 
 def _read(name: str, download: bool) -> tuple[ArraySplit, ArraySplit]:

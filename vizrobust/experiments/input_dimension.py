@@ -20,7 +20,7 @@ from vizrobust.intervals import CONFIDENCE
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.robustness.first_order import dual_norm, input_gradient
 from vizrobust.runs import Row, RunFolder
-from vizrobust.training import Progress, TrainingRecipe, train, trained_checkpoint
+from vizrobust.training import Progress, TrainingRecipe, own_content, train, trained_checkpoint
 
 # Coordinates that shrink as 1/sqrt(d), so that a unit keeps its variance, sum to sqrt(d) (lecture notes, §27.4).
 LECTURE_SLOPE = 0.5
@@ -162,7 +162,7 @@ def dimension_study(
     """
     same = replace(recipe, seed=0)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = RunFolder(folder, "dimension", {"training": repr(same), "images": images}, record)
+    run = RunFolder(folder, "dimension", {"training": repr(same), "images": images, **own_content(data, recipe.arch)}, record)
     known = {(row["side"], row["seed"]): row for row in run.rows()}
     for side in sides:
         smaller = resized(data, side)

@@ -21,7 +21,7 @@ from vizrobust.models import Checkpoint
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row, RunFolder, digest, read_run, slug, write_json
 from vizrobust.spec import spec, vary
-from vizrobust.training import Trainer, TrainingRecipe, attacks_of, train, trained_checkpoint
+from vizrobust.training import Trainer, TrainingRecipe, attacks_of, own_content, train, trained_checkpoint
 
 # The six distortion sizes of UAR (Kang et al. 2019), each twice the one before.
 SIZES, FACTOR = 6, 2.0
@@ -128,7 +128,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         Trainer(replace(plan.recipe, attack=vary(attack, eps=attack.threat_model()[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = RunFolder(folder, "calibrate", {"plan": repr(plan)}, record)
+    run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch)}, record)
     work = _Work(plan, data, compute, run, argv)
     anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)
     yield _kept(run, result(plan, anchors, anchors, argv))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.plugins import Catalogue, from_file, is_file_reference
-from vizrobust.runs import file_sha256
 from vizrobust.spec import named, unknown
 
 
@@ -231,11 +230,6 @@ def architecture(ref: str, shape: Shape, classes: int) -> Build:
 def is_user_code(ref: str) -> bool:
     """Whether `ref` is ``path.py:callable``."""
     return is_file_reference(ref)
-
-
-def code_sha256(ref: str) -> str:
-    """The hash of the file behind a ``path.py:callable`` reference; empty for any other reference."""
-    return file_sha256(ref.rpartition(":")[0]) if is_user_code(ref) else ""
 
 
 def _torchvision(name: str, shape: Shape, classes: int) -> Build:

@@ -86,13 +86,19 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network with what is known about it. `name` is what the user called it, `ref` what loads it, where that differs."""
+    """A network with what is known about it. `name` is what the user called it, `ref` what loads it, where that differs.
+
+    `code` is the hash of the user's own code that `build` runs, empty for architectures of packages. `standard` says that an
+    untrained network comes from a checkpoint that was trained here, on one of our architectures.
+    """
 
     name: str
     info: CheckpointInfo
     state: Mapping[str, Tensor]
     build: Callable[[], nn.Module]
     ref: str = ""
+    code: str = ""
+    standard: bool = False
 
     def net(self) -> nn.Module:
         """A new network with the checkpoint's weights, normalization inside, in evaluation mode."""
@@ -132,7 +138,7 @@ class Checkpoint:
         """A checkpoint of the same architecture with fresh weights: the reference that any training must beat."""
         info = replace(self.info, training="", attack_steps=None, eps=None, norm="", metrics={})
         ref = f"{self.reference.removesuffix(UNTRAINED)}{UNTRAINED}"
-        return Checkpoint(name, info, body_state(self.random_net()), self.build, ref)
+        return Checkpoint(name, info, body_state(self.random_net()), self.build, ref, self.code, self._from_weights)
 
     @cached_property
     def sha256(self) -> str:
@@ -141,8 +147,23 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """Its name in files and rows: a slug and 8 hex digits of the weights' hash."""
-        return f"{slug(self.name)}-{self.sha256[:8]}"
+        """Its name in files and rows: a slug and 8 hex digits of `network_sha256`."""
+        return f"{slug(self.name)}-{self.network_sha256[:8]}"
+
+    @cached_property
+    def network_sha256(self) -> str:
+        """Hash of all that decides the network's outputs: weights, normalization, architecture and the user's own code.
+
+        It is the hash of the weights alone where the rest follows from them: one of our architectures, trained here.
+        """
+        if self._from_weights:
+            return self.sha256
+        about = [self.sha256, self.info.arch.rpartition("/")[2], self.code, list(self.info.mean), list(self.info.std)]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @property
+    def _from_weights(self) -> bool:
+        return self.info.arch in ARCHS and (self.standard or bool(self.info.training))
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

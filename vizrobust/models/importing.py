@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
-from vizrobust.models.architectures import architecture, code_sha256
+from vizrobust.models.architectures import architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
 from vizrobust.models.forward import NoLogits
 from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD
+from vizrobust.models.user_code import code_sha256
 from vizrobust.spec import unknown
 
 Shape = tuple[int, int, int]
@@ -121,7 +122,7 @@ def convert(
         versions=versions(),
         arch_sha256=code_sha256(arch),
     )
-    checkpoint = Checkpoint(str(path), info, body_state(body), build)
+    checkpoint = Checkpoint(str(path), info, body_state(body), build, code=info.arch_sha256)
     _try_out(checkpoint, task, what)
     return Converted(checkpoint, tuple(_notes(where, found, len(state) - len(kept), agreed)))
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vizrobust.models.architectures import Build, architecture, code_sha256, is_user_code
+from vizrobust.models.architectures import Build, architecture, is_user_code
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state, read_checkpoint
+from vizrobust.models.user_code import code_sha256
+from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -54,7 +56,8 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
         return load_checkpoint(ref.removesuffix(UNTRAINED), arch).untrained(ref)
     path = _file(ref)
     info, state = read_checkpoint(path)
-    return Checkpoint(ref, info, state, _build(ref, info, arch))
+    code = code_sha256(arch) if arch is not None and is_user_code(info.arch) else ""
+    return Checkpoint(ref, info, state, _build(ref, info, arch, code), code=code)
 
 
 def _file(ref: str) -> Path:
@@ -75,11 +78,12 @@ def _file(ref: str) -> Path:
     raise ValueError(unknown(ref, builtin_names(), "model") + " (or give a file, a run folder or torchvision:NAME)")
 
 
-def _build(ref: str, info: CheckpointInfo, arch: str | None) -> Build:
+def _build(ref: str, info: CheckpointInfo, arch: str | None, code: str) -> Build:
     if is_user_code(info.arch):
         if arch is None:
             raise ValueError(f"{ref!r} needs your code: give --arch {info.arch} again (it runs that file)")
-        if code_sha256(arch) != info.arch_sha256:
+        # Earlier versions recorded the hash of the whole file.
+        if info.arch_sha256 not in (code, file_sha256(arch.rpartition(":")[0])):
             warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=2)
         return architecture(arch, info.input_shape, len(info.classes))
     return architecture(info.arch, info.input_shape, len(info.classes))

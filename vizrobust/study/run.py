@@ -25,6 +25,7 @@ from vizrobust.study.protocol import UNTRAINED, EpsChoice, Plan, TrainingRun, tr
 from vizrobust.study.stimuli import QuerySet, drawn_units, hidden_jobs, of_classes, picture_jobs
 from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
 from vizrobust.study.verdicts import PRIMARY
+from vizrobust.training import own_content
 
 BATCH_SIZE = 100
 
@@ -63,6 +64,7 @@ class Study:
         if not self.judges:
             raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
+        described |= own_content(data, plan.training.arch)
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
         self.folder = RunFolder(folder, "study", described, record, compute.processes).folder
         self._opened: dict[str, RunFolder] = {}

@@ -5,7 +5,7 @@ from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
 from vizrobust.training.multi_attack import MIX_MODES, MultiAttack, attacks_of
 from vizrobust.training.recipe import BASELINE_ATTACKS, NAMES, TrainingRecipe, attacks_seen, is_recipe
-from vizrobust.training.training_runs import METRICS_FILE, recorded_threads, train, trained_checkpoint
+from vizrobust.training.training_runs import METRICS_FILE, own_content, recorded_threads, train, trained_checkpoint
 
 __all__ = [
     "BASELINE_ATTACKS",
@@ -26,6 +26,7 @@ __all__ = [
     "attacks_of",
     "attacks_seen",
     "is_recipe",
+    "own_content",
     "recorded_threads",
     "store_half",
     "train",

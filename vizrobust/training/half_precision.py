@@ -49,4 +49,4 @@ def store_half(
         metrics["data"] = other_data
     save_checkpoint(path, rounded, replace(checkpoint.info, metrics=metrics), half=True)
     info, state = read_checkpoint(path)
-    return Checkpoint(str(path), info, state, checkpoint.build)
+    return Checkpoint(str(path), info, state, checkpoint.build, code=checkpoint.code)

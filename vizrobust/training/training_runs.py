@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from vizrobust.compute import Compute, versions
-from vizrobust.data import DataSet
+from vizrobust.data import DataSet, content_of
 from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
-from vizrobust.models.architectures import code_sha256
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.models.user_code import code_sha256
 from vizrobust.robustness import reference_accuracies
 from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES as TESTED_IMAGES
 from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
@@ -62,7 +62,7 @@ def train(
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     if processes.size > 1:
         record["processes"] = processes.size
-    run = RunFolder(folder, "train", {"training": repr(recipe)}, record, processes)
+    run = RunFolder(folder, "train", {"training": repr(recipe), **own_content(data, recipe.arch)}, record, processes)
     if finished:
         run.close()
         return
@@ -188,6 +188,17 @@ def _not_finite(value: Any, name: str = "") -> str:
 def trained_checkpoint(folder: Path | str, arch: str | None = None) -> Checkpoint:
     """The checkpoint of a finished training run."""
     return load_checkpoint(str(folder), arch)
+
+
+def own_content(data: DataSet, arch: str) -> dict[str, str]:
+    """Hashes of a person's own data and network code, for the identity of a run; none for what comes with packages.
+
+    >>> from vizrobust.data import load
+    >>> own_content(load("digits"), "small_cnn")
+    {}
+    """
+    found = {"content": content_of(data), "code": code_sha256(arch)}
+    return {key: sha256 for key, sha256 in found.items() if sha256}
 
 
 def _description(trainer: Trainer) -> CheckpointInfo:
