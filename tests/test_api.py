@@ -38,7 +38,7 @@ def test_a_bare_network_and_a_pair_of_tensors_give_the_accuracy_worked_out_by_ha
     x, y = images()
     found = vr.robust_accuracy(Brightness(), (x, y), "pgd", eps=EPS, steps=10)
     assert found.robust.tolist() == ROBUST
-    assert found.clean.tolist() == [margin > 0 for margin in MARGINS]
+    assert found.correct.tolist() == [margin > 0 for margin in MARGINS]
     assert found.accuracy == pytest.approx(4 / 9)
     low, high = found.interval
     assert low < 4 / 9 < high

@@ -344,7 +344,7 @@ def accuracies(net, images, eps, compute):
     """Clean and robust accuracy in percent: 40 steps of eps/16 from a random start, wrong at no iterate."""
     attack = PGD(steps=40, ball=Linf(eps=eps), alpha=eps / 16)
     found = merge_results(attack, list(evaluate(net, attack, images, compute)))
-    return 100 * share(found.clean), 100 * share(found.robust)
+    return 100 * found.clean, 100 * share(found.robust)
 
 
 def tolerance(percent, n, of=1000):

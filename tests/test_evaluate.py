@@ -72,7 +72,7 @@ def test_every_image_breaks_at_the_step_at_which_it_breaks_in_a_plain_loop(
     net = make_net()
     expected = plain_loop(net, attack, images)
     found = merge_results(attack, evaluate(net, attack, images, compute, batch_size=SIZE, all_runs=all_runs))
-    assert found.clean.tolist() == [right for right, _ in expected.values()]
+    assert found.correct.tolist() == [right for right, _ in expected.values()]
     for place, (right, steps) in expected.items():
         column = found.first_success_step[:, place].tolist()
         if not right:
@@ -139,7 +139,7 @@ def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(
 
     parts = list(evaluate(Dropping(), attack, some_images, compute, batch_size=4))
     whole = merge_results(attack, parts)
-    assert 0 < int(whole.robust.sum()) < int(whole.clean.sum()), "some images are decided each way"
+    assert 0 < int(whole.robust.sum()) < int(whole.correct.sum()), "some images are decided each way"
     assert any("EOT" in warning for warning in whole.warnings) == isinstance(attack, PGD)
     assert not torch.equal(found(seed=1).first_success_step, whole.first_success_step)
     some = found(indices=[12, 4, 7, 9])
@@ -163,7 +163,7 @@ def test_outputs_that_are_not_finite_break_nothing_and_are_not_robust(compute: C
     x[1] = 0.9
     labels = torch.tensor([0, 0, 1, 0])
     found = merge_results(FGSM(Linf(0.01)), evaluate(Overflowing(), FGSM(Linf(0.01)), ArraySplit(x, labels), compute))
-    assert found.clean.tolist() == found.robust.tolist() == [True, False, False, True]
+    assert found.correct.tolist() == found.robust.tolist() == [True, False, False, True]
     assert found.undefined.tolist() == [False, True, False, False]
     assert found.minimum_norm.tolist() == [math.inf, 0, 0, math.inf]
     assert "not finite on 1 of 4 images" in found.warnings[0]
@@ -214,7 +214,7 @@ def test_what_is_known_is_not_computed_again(attack: Attack, images: ArraySplit,
         assert len(seen) == len(set(seen)), "no verdict twice"
         found = merge_results(attack, [*whole[:kept], *rest])
         assert torch.equal(found.first_success_step, expected.first_success_step)
-        assert torch.equal(found.clean, expected.clean)
+        assert torch.equal(found.correct, expected.correct)
     assert not list(evaluate(make_net(), attack, images, compute, batch_size=SIZE, known=whole))
 
 
@@ -269,7 +269,7 @@ class TestInARunFolder:
                 file.write('{"walk": "PGD", "ima')  # killed in the middle of a line
             found = evaluated(folder(path), checkpoint, attack, images, compute, **HOW)
             assert torch.equal(found.first_success_step, expected.first_success_step)
-            assert torch.equal(found.clean, expected.clean)
+            assert torch.equal(found.correct, expected.correct)
             rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
             verdicts = [(row["walk"], place) for row in rows for place in row["images"]]
             assert len(verdicts) == len(set(verdicts))

@@ -124,7 +124,7 @@ def by_hand(net, eps, compute):
     found = {}
     for name, attack in (("fgsm", FGSM(Linf(eps))), ("robust", PGD(steps=50, ball=Linf(eps)))):
         outcome = merge_results(attack, list(evaluate(net, attack, images, compute)))
-        found |= {"clean": share(outcome.clean), name: share(outcome.robust)}
+        found |= {"clean": outcome.clean, name: share(outcome.robust)}
     return found | {"attack": repr(attack), "n": len(images)}
 
 

@@ -90,7 +90,7 @@ def test_an_image_survives_only_if_it_was_right_clean_and_at_every_iterate(compu
     x = torch.zeros(5, *SHAPE)
     x[:, 0, 0, 0] = torch.tensor([0, 1, 2, 3, 1]) / 10  # the last image is already wrong clean
     found = run(Says(), attack, ArraySplit(x, labels), compute, batch_size=3)
-    assert found.clean.tolist() == [True, True, True, True, False]
+    assert found.correct.tolist() == [True, True, True, True, False]
     expected = [[True, False, True, True, False], [True, False, False, True, False], [True, False, False, False, False]]
     assert found.robust_after_step.tolist() == expected
     assert found.robust.tolist() == expected[-1]
@@ -134,11 +134,11 @@ def test_repeats_that_fill_the_last_batch_do_not_count(split: ArraySplit, comput
     parts = list(evaluate(net, attack, split, compute, batch_size=10))
     assert sorted(place for part in parts if part.run == CLEAN for place in part.indices) == list(range(23))
     found = merge_results(attack, parts)
-    assert len(found.clean) == len(found.robust) == found.row()["n"] == 23
+    assert len(found.correct) == len(found.robust) == found.row()["n"] == 23
     with torch.no_grad():
-        assert found.clean.tolist() == (net(split.pixels).argmax(1) == split.labels).tolist()
+        assert found.correct.tolist() == (net(split.pixels).argmax(1) == split.labels).tolist()
     attacked = [place for part in parts if part.run != CLEAN for place in part.indices]
-    assert sorted(attacked) == found.clean.nonzero()[:, 0].tolist(), "each right image once, no wrong one"
+    assert sorted(attacked) == found.correct.nonzero()[:, 0].tolist(), "each right image once, no wrong one"
 
 
 def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySplit, compute: Compute) -> None:
@@ -147,7 +147,7 @@ def test_the_first_images_come_out_the_same_however_many_follow(split: ArraySpli
     for n in (1, 4, 5, 11, 22):
         part = run(net, attack, head(split, n), compute, batch_size=5)
         assert torch.equal(part.robust_after_step, whole.robust_after_step[:, :n])
-    assert len(run(net, attack, head(split, 99), compute, batch_size=5).clean) == 23
+    assert len(run(net, attack, head(split, 99), compute, batch_size=5).correct) == 23
 
 
 def test_the_seed_moves_the_random_start(split: ArraySplit, compute: Compute) -> None:
@@ -195,7 +195,7 @@ def test_a_row_says_what_was_done(split: ArraySplit, compute: Compute) -> None:
     hits = int(found.robust.sum())
     assert row["attack"] == "PGD(steps=3, ball=Linf(eps=8/255))"
     assert (row["norm"], row["eps"], row["steps"], row["n"]) == ("Linf", EPS, 3, 23)
-    assert (row["clean"], row["accuracy"]) == (share(found.clean), hits / 23)
+    assert (row["clean"], row["accuracy"]) == (share(found.correct), hits / 23)
     assert (row["ci_low"], row["ci_high"]) == wilson(hits, 23)
     assert row["note"] == ""
     assert row["max_norm"] == pytest.approx(EPS, abs=1e-6)

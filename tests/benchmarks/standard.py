@@ -43,7 +43,7 @@ def main(names: list[str]) -> None:
         began = time.process_time()
         found = merge_results(attack, evaluate(net, attack, images, Compute("cpu"), batch_size=BATCH_SIZE))
         ours = time.process_time() - began
-        print(f"{file}, {attack}, {IMAGES} images: clean {100 * share(found.clean):.1f}")
+        print(f"{file}, {attack}, {IMAGES} images: clean {100 * found.clean:.1f}")
         print(f"  vizrobust    {100 * share(found.robust):5.1f}  {ours:7.1f} CPU s  {found.successes_by_component()}", flush=True)
         x, y = images.take(torch.arange(IMAGES)), images.labels
         began = time.process_time()

@@ -135,7 +135,7 @@ def accuracy_rows(found: list[tuple[Checkpoint, RobustAccuracy]], data: DataSet)
         if checkpoint is not reference:
             row |= {"minus": reference.name}
             row |= {name: mcnemar(a, b).row() for name, a, b in (
-                ("clean_difference", result.clean, base.clean), ("accuracy_difference", result.robust, base.robust)
+                ("clean_difference", result.correct, base.correct), ("accuracy_difference", result.robust, base.robust)
             )}  # fmt: skip
         rows.append(row)
     return rows

@@ -129,7 +129,7 @@ class Accuracies:
             rows = []
             for target, result in mine:
                 counts = [str(count) for count in result.successes_by_component().values()]
-                rows.append([target.name, str(int((~result.clean).sum())), *counts, str(int(result.robust.sum()))])
+                rows.append([target.name, str(int((~result.correct).sum())), *counts, str(int(result.robust.sum()))])
             header = ["checkpoint", "clean errors", *components, "robust"]
             found.append(Table(f"first component to succeed: {text}", header, rows))
         return found

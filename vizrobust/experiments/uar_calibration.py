@@ -253,7 +253,7 @@ class _Work:
             began = time.perf_counter()
             found = merge_results(attack, list(evaluate(net, attack, images, self.compute.in_fp32())))
             row = {"training": repr(recipe), "weights_sha256": key[0], "attack": repr(attack), "n": key[2]}
-            row |= {"clean": share(found.clean), "accuracy": share(found.robust), "seconds": time.perf_counter() - began}
+            row |= {"clean": found.clean, "accuracy": share(found.robust), "seconds": time.perf_counter() - began}
             self.run.add(row)
             self.rows[key] = row
         return float(self.rows[key]["accuracy"])

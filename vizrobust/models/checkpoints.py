@@ -100,6 +100,12 @@ class Checkpoint:
     code: str = ""
     standard: bool = False
 
+    def __repr__(self) -> str:
+        about = self.info
+        size = sum(value.numel() for value in self.state.values())
+        shape, classes = "x".join(map(str, about.input_shape)), len(about.classes)
+        return f"Checkpoint({self.name!r}, {about.arch}, {shape} images, {classes} classes, {size:,} weights)"
+
     def net(self) -> nn.Module:
         """A new network with the checkpoint's weights, normalization inside, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # initial weights come from torch's global generator

@@ -54,8 +54,9 @@ class PartialResult:
 class RobustAccuracy:
     """How many of n images a network classifies correctly at every point that an attack visited.
 
-    `accuracy` is that share, `interval` its Wilson 95 % interval; `clean`, `robust` and `undefined` (n,) bool tell the
-    images apart, and `warnings` say what to know before the number is quoted. `rows` are for programs, `tables` for
+    `accuracy` is that share, `interval` its Wilson 95 % interval, `clean` the share that is classified correctly unchanged.
+    `correct` (unchanged), `robust` and `undefined`, each (n,) bool, tell the images apart, and `warnings` say what to know
+    before the number is quoted. `rows` are for programs, `tables` for
     people.
 
     `indices` (n,) are the images' indices in the split. The attack consists of S `runs`, such as restarts:
@@ -73,7 +74,7 @@ class RobustAccuracy:
 
     attack: Attack
     indices: Tensor
-    clean: Tensor
+    correct: Tensor
     runs: tuple[str, ...]
     components: tuple[str, ...]
     steps: int
@@ -97,18 +98,23 @@ class RobustAccuracy:
     @property
     def robust(self) -> Tensor:
         """(n,) bool: classified correctly unchanged and at every point that was judged."""
-        return self.clean & (self.first_success_step == NO_SUCCESS).all(0)
+        return self.correct & (self.first_success_step == NO_SUCCESS).all(0)
 
     @property
     def undefined(self) -> Tensor:
         """(n,) bool: outputs at some point are not finite, and none is misclassified; neither a success nor robust."""
-        unchanged = torch.zeros_like(self.clean) if self.predicted is None else self.predicted < 0
-        return unchanged | (self.clean & (self.first_success_step < 0).all(0) & (self.first_success_step == UNDEFINED).any(0))
+        unchanged = torch.zeros_like(self.correct) if self.predicted is None else self.predicted < 0
+        return unchanged | (self.correct & (self.first_success_step < 0).all(0) & (self.first_success_step == UNDEFINED).any(0))
 
     @property
     def accuracy(self) -> float:
         """The share of robust images, from 0 to 1."""
         return share(self.robust)
+
+    @property
+    def clean(self) -> float:
+        """The share of images that are classified correctly unchanged, from 0 to 1."""
+        return share(self.correct)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -124,14 +130,14 @@ class RobustAccuracy:
     def constant_prediction(self) -> int | None:
         """The class that the network predicts for every unchanged image, where some of them are of another; else None."""
         predicted = self.predicted
-        if predicted is None or len(predicted) < 2 or self.clean.all() or bool((predicted != predicted[0]).any()):
+        if predicted is None or len(predicted) < 2 or self.correct.all() or bool((predicted != predicted[0]).any()):
             return None
         return int(predicted[0]) if predicted[0] >= 0 else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the accuracy is quoted, a sentence each."""
-        n, found = len(self.clean), []
+        n, found = len(self.correct), []
         if undefined := int(self.undefined.sum()):
             found.append(f"outputs are not finite on {undefined} of {n} images; these are neither misclassified nor robust")
         if self.nonfinite_gradients:
@@ -153,14 +159,14 @@ class RobustAccuracy:
             if len(self.runs)
             else torch.full_like(self.indices, never)
         )
-        return self.clean & ~self.undefined & (first[None] > torch.arange(self.steps + 1)[:, None])
+        return self.correct & ~self.undefined & (first[None] > torch.arange(self.steps + 1)[:, None])
 
     @property
     def minimum_norm(self) -> Tensor:
         """(n,) float64: the size of the smallest successful perturbation; 0 if wrong clean, inf if there is none."""
         successes = self.norms.masked_fill(self.first_success_step < 0, torch.inf)
-        smallest = successes.amin(0) if len(self.runs) else torch.full(self.clean.shape, torch.inf, dtype=torch.float64)
-        return smallest.masked_fill(~self.clean, 0)
+        smallest = successes.amin(0) if len(self.runs) else torch.full(self.correct.shape, torch.inf, dtype=torch.float64)
+        return smallest.masked_fill(~self.correct, 0)
 
     @property
     def largest_norm(self) -> float:
@@ -176,7 +182,7 @@ class RobustAccuracy:
     def successes_by_component(self) -> dict[str, int]:
         """How many images each component of the attack was the first to succeed on."""
         counts = dict.fromkeys(self.components, 0)
-        open_ = self.clean.clone()
+        open_ = self.correct.clone()
         for component, steps in zip(self.components, self.first_success_step, strict=True):
             counts[component] += int((open_ & (steps >= 0)).sum())
             open_ &= steps < 0
@@ -184,7 +190,7 @@ class RobustAccuracy:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return f"{percent(self.accuracy)} ({interval_text(low, high)}) of {len(self.clean)} images under {self.attack!r}"
+        return f"{percent(self.accuracy)} ({interval_text(low, high)}) of {len(self.correct)} images under {self.attack!r}"
 
     def _repr_html_(self) -> str:
         return tables_html(self.tables())
@@ -207,7 +213,7 @@ class RobustAccuracy:
 
     def row(self) -> dict[str, Any]:
         """The fields of an `attack` row that do not depend on where the network came from; passes are per image."""
-        n = len(self.clean)
+        n = len(self.correct)
         low, high = self.interval
         norm, eps = self.attack.threat_model()
         return {
@@ -216,7 +222,7 @@ class RobustAccuracy:
             "norm": norm,
             "eps": eps,
             "steps": self.steps,
-            "clean": share(self.clean),
+            "clean": self.clean,
             "accuracy": self.accuracy,
             "ci_low": low,
             "ci_high": high,

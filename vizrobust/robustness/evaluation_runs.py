@@ -153,8 +153,8 @@ def examples(
     >>> shown.adv.flatten(1)
     tensor([[0.5000, 0.6000]])
     """
-    misclassified = (result.clean & ~result.robust & ~result.undefined).nonzero()[:, 0]
-    chosen = misclassified if len(misclassified) else result.clean.nonzero()[:, 0]
+    misclassified = (result.correct & ~result.robust & ~result.undefined).nonzero()[:, 0]
+    chosen = misclassified if len(misclassified) else result.correct.nonzero()[:, 0]
     if not len(chosen):
         raise ValueError("the network classifies no image correctly, so there is no example to show")
     index = result.indices[chosen[:count]]
@@ -197,7 +197,7 @@ def reference_accuracies(
     constant = found.constant_prediction
     return {
         **({} if constant is None else {"constant_prediction": data.classes[constant]}),
-        "clean": share(found.clean),
+        "clean": found.clean,
         "fgsm": share(one_step.robust),
         "robust": share(found.robust),
         "attack": repr(strong),

@@ -87,7 +87,7 @@ class Accuracies:
     def rows(self) -> Iterator[Row]:
         """The `accuracy` rows of the report."""
         one_step = self._evaluated(FGSM(ball=self.ball))
-        yield self._row("clean", "clean", one_step, one_step.clean)
+        yield self._row("clean", "clean", one_step, one_step.correct)
         yield self._row("fgsm", "FGSM", one_step)
         yield self._row("pgd", f"PGD-{SHORT_STEPS}", self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)))
         strong = self._evaluated(self.strong)

@@ -48,7 +48,7 @@ def accuracies(net: nn.Module, attack: Attack | MultiAttack | None, data: DataSe
     split, compute = head(data.val, images), compute.in_fp32()
     found = [merge_results(one, list(evaluate(net, one, split, compute))) for one in monitor_attacks(attack, data.usual_eps)]
     robust = torch.stack([one.robust for one in found])
-    row: Row = {"val_clean": share(found[0].clean), "val_robust": share(robust.all(0))}
+    row: Row = {"val_clean": found[0].clean, "val_robust": share(robust.all(0))}
     if found[0].constant_prediction is not None:
         row["constant_prediction"] = data.classes[found[0].constant_prediction]
     if len(found) > 1:

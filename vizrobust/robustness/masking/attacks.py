@@ -154,7 +154,7 @@ class MaskingAttacks:
     @cached_property
     def clean(self) -> Tensor:
         """(n,) bool: right unchanged. ``ValueError`` where nothing is: there is nothing to attack then."""
-        right = merge_results(PGD(ball=self.ball), self._unchanged).clean
+        right = merge_results(PGD(ball=self.ball), self._unchanged).correct
         if not right.any():
             raise ValueError(
                 f"the network classifies none of {self.n} images correctly; check that this is the network's data set"
