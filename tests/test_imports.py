@@ -17,10 +17,10 @@ import vizrobust
 ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
     {"parallel"},
-    {"trackers", "lifeline", "rng", "intervals", "legacy"},
+    {"lifeline", "rng", "intervals", "legacy"},
     {"spec", "results"},
     {"plugins", "requests"},
-    {"compute"},
+    {"compute", "trackers"},
     {"data", "runs"},
     {"models"},
     {"session", "attacks"},

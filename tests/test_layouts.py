@@ -505,10 +505,10 @@ def test_timm_by_reference(timm):
 def test_the_list_keeps_names_whole_whatever_the_terminal(monkeypatch, timm, width):
     from click.testing import CliRunner
 
-    from vizrobust.cli import layers as command
+    from vizrobust.cli import main, output
 
-    monkeypatch.setattr(command, "PIPE_WIDTH", width)
-    shown = CliRunner().invoke(command.command, ["timm:test_vit@random"]).stdout
+    monkeypatch.setattr(output, "PIPE_WIDTH", width)
+    shown = CliRunner().invoke(main, ["layers", "timm:test_vit@random"]).stdout
     for name in ("blocks.0.attn:heads", "blocks.0.attn.q_norm", "blocks.1.mlp.act:class", "logits"):
         assert any(line.split()[:1] == [name] for line in shown.splitlines()), name
     assert "no (1)" in shown

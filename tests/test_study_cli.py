@@ -49,9 +49,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_what_is_asked_of_fewer_images_is_said_to_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is done, which here is not done at all."""
     monkeypatch.setattr("vizrobust.study.Study.run", lambda _study: iter(()))
-    monkeypatch.setattr("vizrobust.study.report_of", lambda *_: StudyReport({"pictures": []}))
-    monkeypatch.setattr("vizrobust.report.write_study", lambda *_: tmp_path)
-    monkeypatch.setattr("vizrobust.cli.study._print", lambda _report: None)
+    monkeypatch.setattr("vizrobust.commands.study.report_of", lambda *_: StudyReport({"pictures": []}))
+    monkeypatch.setattr("vizrobust.commands.study.write_study", lambda *_: tmp_path)
+    monkeypatch.setattr("vizrobust.commands.study.StudyResult.tables", lambda _: [])
+    monkeypatch.setattr("vizrobust.commands.study.StudyResult.lines", lambda _: [])
     options = ("--images", "1000", "--masking-images", "0", "--unforeseen-images", "50", "--corruption-images", "200")
     result = said("study", "mnist-k0", "mnist-k8", *options, "--out", str(tmp_path / "study"))
     assert result.exit_code == 0, result.output

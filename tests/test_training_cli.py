@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from vizrobust import trackers
 from vizrobust.attacks import L2, PGD, Linf
 from vizrobust.cli import main
-from vizrobust.cli import train as offered
 from vizrobust.models import load_checkpoint
+from vizrobust.requests import training as offered
 from vizrobust.runs import LOCK_FILE
 from vizrobust.training import BASELINE_ATTACKS, METHODS, MIX_MODES, attacks_seen, training_runs
 from vizrobust.training.recipe import ON_COLLAPSE
@@ -204,7 +204,7 @@ BAD = {
     "distillation of an attack": (["--method", "Distillation", "--steps", 2], 1, "Distillation and attack=PGD"),
     "fast of an attack": (["--method", "fast", "--steps", 2], 2, "--method fast is an attack already"),
     "trades of none": (["--method", "TRADES", "--steps", 0], 1, "TRADES needs a recipe whose attack is PGD"),
-    "steps that are no number": (["--steps", "1,x"], 2, "'1,x' is not a number of steps"),
+    "steps that are no number": (["--steps", "1,x"], 2, "'1,x' is not a list of numbers such as 0,1,2,4,8, nor one such as 8"),
     "the same steps twice": (["--steps", "1,1"], 2, "'1,1' has a number twice"),
     "a cell of no sweep": (["--steps", 1, "--cell", 0], 2, "--cell 0 is a part of a sweep"),
     "no such cell": (["--steps", "0,1", "--cell", "k2-s0"], 1, "no training run 'k2-s0'"),

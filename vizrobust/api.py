@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +163,7 @@ def list_attacks() -> tuple[str, ...]:
     >>> "PGD" in list_attacks()
     True
     """
-    return _names("attacks")
+    return _names("attacks", "unforeseen")
 
 
 def list_models() -> tuple[str, ...]:
@@ -188,49 +187,20 @@ def list_recipes() -> tuple[str, ...]:
 
 
 def help(name: str) -> Table:  # noqa: A001
-    """The fields, defaults and source of anything that has a name, in any case.
+    """The fields, defaults, ranges and source of anything that has a name, in any case, with an example.
 
     >>> print(help("fgsm").text().splitlines()[1])
-    field     default  type
+    field     default  range                              type
     """
+    from vizrobust.commands.catalogues import catalogues, described
     from vizrobust.spec import lookup
 
-    return described(lookup(_everything(), name, "name"))
+    everything = {key: thing for things in catalogues().values() for key, thing in things.items()}
+    return described(lookup(everything, name, "name"), name if name in everything else "")
 
 
-def described(thing: Any) -> Table:
-    """The fields and defaults of a class or function of a catalogue, with its description as the note."""
-    if is_dataclass(thing) and isinstance(thing, type):
-        rows = [[field.name, _default_text(field), str(field.type)] for field in fields(thing)]
-    else:
-        parameters = inspect.signature(thing).parameters.values()
-        rows = [[one.name, "" if one.default is one.empty else repr(one.default), str(one.annotation)] for one in parameters]
-    note = inspect.cleandoc(thing.__doc__ or "").partition(">>>")[0].strip()
-    return Table(thing.__name__, ["field", "default", "type"], rows, note)
+def _names(*kinds: str) -> tuple[str, ...]:
+    from vizrobust.commands.catalogues import catalogues
 
-
-def _default_text(field: Any) -> str:
-    from dataclasses import MISSING
-
-    if field.default is not MISSING:
-        return repr(field.default)
-    return repr(field.default_factory()) if field.default_factory is not MISSING else ""
-
-
-def _names(kind: str) -> tuple[str, ...]:
-    return tuple(_catalogues()[kind])
-
-
-def _catalogues() -> dict[str, Mapping[str, Any]]:
-    from vizrobust.attacks import ATTACKS, BALLS, ENSEMBLES, UNFORESEEN
-    from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
-    from vizrobust.training import METHODS
-
-    return {
-        "attacks": {**ATTACKS, **ENSEMBLES, **UNFORESEEN}, "balls": BALLS, "recipes": RECIPES, "objectives": OBJECTIVES,
-        "parametrizations": PARAMETRIZATIONS, "transforms": TRANSFORMS, "optimizers": OPTIMIZERS, "methods": METHODS,
-    }  # fmt: skip
-
-
-def _everything() -> dict[str, Any]:
-    return {name: thing for catalogue in _catalogues().values() for name, thing in catalogue.items()}
+    known = catalogues()
+    return tuple(dict.fromkeys(name for kind in kinds for name in known[kind]))

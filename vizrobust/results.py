@@ -12,12 +12,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one task is: `done` of `total` steps (None: not known); `note` stands behind the bar."""
+    """How far one task is: `done` of `total` steps (None: not known); `note` stands behind the bar.
+
+    `stage` names what is being done of the task. Where there is no bar, each new stage is one line.
+    """
 
     task: str
-    done: int
-    total: int | None = None
+    done: float
+    total: float | None = None
     note: str = ""
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Note:
 class Table:
     """Finished texts under a header, with a title above and a note below.
 
+    A `narrow` one has names that must not be broken: where the terminal is too narrow, each row takes two lines.
+
     >>> print(Table("accuracy", ("checkpoint", "clean"), [("mnist-k8", "97.1 %")]).text())
     accuracy
     checkpoint  clean
@@ -41,6 +47,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    narrow: bool = False
 
     def text(self) -> str:
         """The table as plain text, columns padded."""

@@ -253,6 +253,16 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str,
     write_atomic(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks))
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is there and is a whole picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
+
+
 def picture_texts(row: Row, run: Mapping[str, Any]) -> dict[str, str]:
     """The text chunks of a picture: its row, and the run.json that it was made with."""
     return {key: json.dumps(text, ensure_ascii=False) for key, text in ((ROW_TEXT, row), (RUN_TEXT, run))}

@@ -8,6 +8,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker, get_available_trackers
 
+from vizrobust.requests import ParameterError
+
 NAMES = ("tensorboard", "wandb", "mlflow")
 PROJECT = "vizrobust"
 
@@ -23,7 +25,7 @@ class Tracker:
         if name is not None and name not in NAMES:
             raise ValueError(f"no tracker {name!r}; there are: {', '.join(NAMES)}")
         if name is not None and name not in {str(getattr(each, "value", each)) for each in get_available_trackers()}:
-            raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave --track out")
+            raise ParameterError("tracker %r is not installed; pip install %s, or leave {track} out", name, name)
         self.name, self.run, self.folder, self.info = name, run, folder, about
         self._open: GeneralTracker | None = None
 

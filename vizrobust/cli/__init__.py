@@ -1,4 +1,4 @@
-"""The command line: one file per command, each of them parse -> call -> print."""
+"""The command line: the group of commands, its help, and what an error or an interruption says."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ COMMANDS = {
     "spritemap": "spritemap",
     "atlas": "atlas",
     "compare": "compare",
-    "study": "study",
-    "verify": "verify",
+    "study": "",
+    "verify": "",
     "gallery": "gallery",
-    "trials": "trials",
+    "trials": "",
     "rerender": "rerender",
     "invert": "invert",
     "caricature": "caricature",
-    "train": "train",
+    "train": "",
     "calibrate": "calibrate",
     "attack": "attack",
     "masking": "masking",
     "first-order": "first_order",
     "dimension": "dimension",
-    "layers": "layers",
-    "import": "import_",
-    "list": "list_",
+    "layers": "",
+    "import": "",
+    "list": "",
 }
 # Commands that go on where they stopped when they are started again.
 RESUMABLE = (
@@ -48,11 +48,42 @@ RESUMABLE = (
 TOGETHER = ("train", "attack", "masking", "neurons", "compare", "study")
 
 
+# Headings of the program's help.
+GROUPS = {
+    "look": "Look inside networks",
+    "evaluate": "Measure robustness",
+    "train": "Train",
+    "study": "Study",
+    "files": "Files and pages",
+}
+# The groups of the commands that are not requests yet.
+UNCONVERTED = {
+    "neurons": "look", "spritemap": "look", "atlas": "look", "compare": "look", "invert": "look", "caricature": "look",
+    "calibrate": "evaluate", "masking": "evaluate", "first-order": "evaluate", "dimension": "evaluate", "gallery": "files",
+    "rerender": "files",
+}  # fmt: skip
+
+
+def group_of(name: str) -> str:
+    """The heading under which a command stands."""
+    return requests.COMMANDS[name].group if name in requests.COMMANDS else UNCONVERTED[name]
+
+
 class Commands(click.Group):
     """The commands, in the order of a person's path; errors of the library become one sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands under the headings of their groups."""
+        for group, title in GROUPS.items():
+            mine = [name for name in COMMANDS if group_of(name) == group]
+            found = [(name, command) for name in mine if (command := self.get_command(ctx, name)) is not None]
+            width = formatter.width - 6 - max(map(len, mine), default=0)
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -128,8 +159,8 @@ def sentence(error: Exception) -> str:
 def main() -> None:
     """See and measure what adversarial training does to an image classifier.
 
-    Start with `vizrobust neurons`: it renders what excites the class units of the six built-in MNIST
-    checkpoints, trained with 0 to 16 attack steps, and says where the gallery is.
+    Start with `vizrobust neurons`: it renders what excites the class units of the built-in sweep on photographs,
+    trained with 0 to 8 attack steps, and says where the gallery is.
 
     A REF is a built-in checkpoint (vizrobust list models), a file, a training run's folder, or torchvision:NAME.
     """

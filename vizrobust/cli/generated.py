@@ -13,7 +13,7 @@ import click
 from vizrobust.cli.options import Number
 from vizrobust.cli.output import command_line
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
-from vizrobust.requests.request import DEVICES
+from vizrobust.requests.request import DEVICES, READERS
 from vizrobust.spec import number_text
 
 # What a command needs to run and its rows do not depend on: options of every command, fields of no request.
@@ -37,16 +37,26 @@ def command(name: str) -> click.Command:
     depth = {
         name: level for level, base in enumerate(reversed(request.__mro__)) for name in vars(base).get("__annotations__", {})
     }
-    fields = sorted(dataclasses.fields(request), key=lambda field: -depth[field.name])
+    fields = sorted(
+        (field for field in dataclasses.fields(request) if field.metadata["cli"]), key=lambda field: -depth[field.name]
+    )
     parameters = [parameter_of(field, hints(request)[field.name]) for field in fields]
     parameters.sort(key=lambda parameter: isinstance(parameter, click.Option))  # arguments first
-    doc = request.__doc__ or ""
+    doc, own = request.__doc__ or "", {field.name for field in fields}
 
     def run(**values: Any) -> None:
-        session = {key: values.pop(key) for key in SESSION if key in values}
+        session = {key: values.pop(key) for key in SESSION if key in values and key not in own}
         answer(name, request, values, **session)
 
-    return click.Command(name, params=[*parameters, *session_options(COMMANDS[name].resumable)], callback=run, help=doc)
+    # A field that has the name of a session's option stands in its place, such as the --out of a file.
+    taken = {flag for parameter in parameters for flag in parameter.opts}
+    takes = COMMANDS[name].session
+    shared = [
+        option
+        for option in session_options(COMMANDS[name].resumable)
+        if not taken.intersection(option.opts) and (takes is None or option.name in takes)
+    ]
+    return click.Command(name, params=[*parameters, *shared], callback=run, help=doc)
 
 
 def hints(request: type[Request]) -> dict[str, Any]:
@@ -69,20 +79,22 @@ def parameter_of(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
     """The option, or the argument, for one field of a request."""
     about = field.metadata
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    several = any(typing.get_origin(kind) is tuple for kind in kinds)
+    several = any(typing.get_origin(kind) is tuple for kind in kinds) and about["kind"] not in READERS
     metavar = about["metavar"] or METAVARS.get(about["kind"])
     if about["argument"]:
-        shown = f"{metavar or field.name.upper()}{'...' if several else ''}"
-        return click.Argument([field.name], nargs=-1 if several else 1, required=True, metavar=shown)
+        needed = field.default is dataclasses.MISSING
+        shown = metavar or field.name.upper()
+        shown = f"{shown if needed else f'[{shown}]'}{'...' if several else ''}"
+        return click.Argument([field.name], nargs=-1 if several else 1, required=needed, metavar=shown)
     names = [field.name, flag_of(field.name, about), *about["aliases"]]
     if bool in kinds:
         return click.Option(names, is_flag=True, help=about["help"])
-    scalar = next((kind for kind in kinds if kind in (int, float)), str)
+    scalar = str if about["kind"] in READERS else next((kind for kind in kinds if kind in (int, float)), str)
     type_ = click.Choice(about["choices"]) if about["choices"] else KINDS.get(about["kind"]) or scalar
     default = None if field.default is dataclasses.MISSING or field.default == () else field.default
-    shown_default: bool | str = default is not None
-    if isinstance(default, float):
-        shown_default = number_text(default)
+    shown_default: bool | str = default not in (None, "")
+    if isinstance(default, float) and (text := number_text(default)) != str(default):
+        shown_default = text
     return click.Option(
         names, type=type_, multiple=several, default=None if several else default, show_default=shown_default,
         required=field.default is dataclasses.MISSING, metavar=metavar, help=about["help"],

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160
 
 
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
-    """Print a table of finished texts; columns of numbers stand to the right, words to the left."""
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", narrow: bool = False) -> None:
+    """Print a table of finished texts; columns of numbers stand to the right, words to the left.
+
+    Where the terminal is too narrow for a `narrow` one, each row takes two lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -28,6 +31,12 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     rows = list(rows)
+    if narrow and sum(max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)) > console.width:
+        click.echo(f"\n{title}\n")
+        for name, *cells, last in rows:
+            click.echo(f"{name}\n    {', '.join(cells)}, {header[-1]}: {last}")
+        click.echo(f"\n{note}")
+        return
     for position, name in enumerate(header):
         words = any(row[position][:1].isalpha() for row in rows)
         drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vizrobust.requests import ParameterError
 from vizrobust.spec import unknown
 
 State = Mapping[str, Tensor]
@@ -85,11 +86,11 @@ def find_state(content: Any, what: str, key: str = "") -> tuple[str, dict[str, T
     """
     found = list(_states(_walk(content, key, what), key))
     if not found:
-        raise ValueError(f"{what} holds no weights{_instead(content)}")
+        raise ParameterError(f"%s holds no weights{_instead(content).replace('%', '%%')}", what)
     where, state = found[0]
     for other_where, other in found[1:]:
         if list(other) != list(state) or not all(_equal(state[name], other[name]) for name in state):
-            raise ValueError(f"{what} holds several networks; choose with --key {where} or --key {other_where}")
+            raise ParameterError("%s holds several networks; choose with {key} %s or {key} %s", what, where, other_where)
     return where, state
 
 
@@ -127,7 +128,7 @@ def take_normalizer(rest: State, channels: int, what: str) -> tuple[Normalizer |
     for other in found:
         if other != found[0]:
             names = f"{found[0].keys[0]} and {other.keys[0]}"
-            raise ValueError(f"{what} holds two normalizers that differ, {names}; leave one out with --drop")
+            raise ParameterError("%s holds two normalizers that differ, %s; leave one out with {drop}", what, names)
     used = {key for normalizer in found for key in normalizer.keys}
     return found[0], {key: value for key, value in rest.items() if key not in used}
 
@@ -194,7 +195,7 @@ def _walk(content: Any, key: str, what: str) -> Any:
             content = content[part]
         else:
             known = [str(name) for name in content] if isinstance(content, Mapping) else []
-            raise ValueError(unknown(part, known, f"key in {what}") + f" (from --key {key})")
+            raise ParameterError("%s (from {key} %s)", unknown(part, known, f"key in {what}"), key)
     return content
 
 
@@ -223,7 +224,7 @@ def _states(content: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]
 def _instead(content: Any) -> str:
     if isinstance(content, Mapping):
         names = [str(name) for name, value in content.items() if isinstance(value, Mapping | list | tuple)]
-        return f" under a usual name; choose with --key from: {', '.join(names)}" if names else " (no tensor in it)"
+        return f" under a usual name; choose with {{key}} from: {', '.join(names)}" if names else " (no tensor in it)"
     return f": it is a {type(content).__name__}; save model.state_dict() where it came from"
 
 
@@ -247,8 +248,10 @@ def _fit(state: State, own: State, what: str) -> Fit:
             weights[name] = value
         for other in copies[1:]:
             if not _equal(weights[name], state[f"{other}{name}"]):
-                drop = f"leave one network out with --drop '{other or copies[0]}*'"
-                raise ValueError(f"{what} holds two networks: {copies[0]}{name} differs from {other}{name}; {drop}")
+                raise ParameterError(
+                    "%s holds two networks: %s differs from %s; leave one network out with {drop} '%s*'",
+                    what, f"{copies[0]}{name}", f"{other}{name}", other or copies[0],
+                )  # fmt: skip
     taken = {f"{prefix}{name}" for prefix in prefixes for name in own}
     rest = {key: value for key, value in state.items() if key not in taken}
     return Fit(weights, tuple(prefixes), rest, bool(whole))

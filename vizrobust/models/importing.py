@@ -19,6 +19,7 @@ from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, rea
 from vizrobust.models.forward import NoLogits
 from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD
 from vizrobust.models.user_code import code_sha256
+from vizrobust.requests import ParameterError
 from vizrobust.spec import unknown
 
 Shape = tuple[int, int, int]
@@ -62,9 +63,11 @@ def task(data: str = "", shape: str = "", classes: str = "", download: bool = Fa
             return Task(given_shape, given_classes, data)
         info = _loaded(data, download)
     if given_shape and given_shape != info[0]:
-        raise ValueError(f"{data} has images of {info[0]}, --shape says {given_shape}; leave out one of the two")
+        raise ParameterError("%s has images of %s, {shape} says %s; leave out one of the two", data, info[0], given_shape)
     if given_classes and len(given_classes) != len(info[1]):
-        raise ValueError(f"{data} has {len(info[1])} classes, --classes says {len(given_classes)}; leave out one of the two")
+        raise ParameterError(
+            "%s has %s classes, {classes} says %s; leave out one of the two", data, len(info[1]), len(given_classes)
+        )
     return Task(info[0], given_classes or info[1], data)
 
 
@@ -133,9 +136,9 @@ def import_file(
 ) -> Converted:  # fmt: skip
     """Convert a file and write the result to `out`, which must end in .safetensors and not be `path`."""
     if Path(out).suffix != ".safetensors":
-        raise ValueError(f"--out {str(out)!r} must end in .safetensors, the format of the converted checkpoint")
+        raise ParameterError("{out} %r must end in .safetensors, the format of the converted checkpoint", str(out))
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-        raise ValueError(f"--out {str(out)!r} is the file to import itself; give another name")
+        raise ParameterError("{out} %r is the file to import itself; give another name", str(out))
     converted = convert(path, arch, task, normalize, drop, key)
     save_checkpoint(out, converted.checkpoint.state, converted.checkpoint.info)
     return converted
@@ -143,11 +146,11 @@ def import_file(
 
 def _loaded(data: str, download: bool) -> tuple[Shape, tuple[str, ...]]:
     if not data:
-        raise ValueError("the images are not known; give --data, or both --shape C,H,W and --classes")
+        raise ParameterError("the images are not known; give {data}, or both {shape} C,H,W and {classes}")
     try:
         loaded = load(data, download)
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{error} (or give both --shape C,H,W and --classes)") from error
+        raise ParameterError("%s (or give both {shape} C,H,W and {classes})", error) from error
     return loaded.shape, loaded.classes
 
 
@@ -156,7 +159,7 @@ def _shape(text: str) -> Shape | None:
         return None
     sizes = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
     if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"--shape {text!r} is not C,H,W, such as 3,32,32")
+        raise ParameterError("{shape} %r is not C,H,W, such as 3,32,32", text)
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -165,7 +168,7 @@ def _classes(text: str) -> tuple[str, ...]:
         return ()
     names = [str(number) for number in range(int(text))] if text.isdigit() else [name.strip() for name in text.split(",")]
     if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise ValueError(f"--classes {text!r} must be a number of at least 2, or different names with commas between")
+        raise ParameterError("{classes} %r must be a number of at least 2, or different names with commas between", text)
     return tuple(names)
 
 
@@ -188,21 +191,21 @@ def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, what: str) ->
     if in_file is None:
         if chosen is None:
             names = ", ".join(NORMALIZATIONS)
-            raise ValueError(f"{what} does not say how its images were normalized; give --normalize ({names} or MEAN/STD)")
+            raise ParameterError("%s does not say how its images were normalized; give {normalize} (%s or MEAN/STD)", what, names)
         return chosen
     if chosen is not None:
         pairs = zip(chosen.mean + chosen.std, in_file.mean + in_file.std, strict=True)
         if any(abs(a - b) > SAME_NORMALIZATION for a, b in pairs):
             file_says = f"{in_file.keys[0]} is {_text(in_file.mean)} / {_text(in_file.std)}"
             wanted = f"--normalize says {_text(chosen.mean)} / {_text(chosen.std)}"
-            raise ValueError(f"in {what} {file_says}, but {wanted}; leave out --normalize, or these keys with --drop")
+            raise ParameterError("in %s %s, but %s; leave out {normalize}, or these keys with {drop}", what, file_says, wanted)
     return _checked(in_file, f"{what}, {in_file.keys[0]}")
 
 
 def _without(state: Mapping[str, Tensor], drop: Sequence[str], what: str) -> dict[str, Tensor]:
     for pattern in drop:
         if not any(fnmatchcase(key, pattern) for key in state):
-            raise ValueError(f"--drop {pattern!r} fits no key of {what}; there are: {_listed(state)}")
+            raise ParameterError("{drop} %r fits no key of %s; there are: %s", pattern, what, _listed(state))
     return {key: value for key, value in state.items() if not any(fnmatchcase(key, pattern) for pattern in drop)}
 
 
@@ -215,7 +218,9 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
         theirs = {shape[:1] for shape, _ in shapes}
         if len(theirs) == 1 and all(a[1:] == b[1:] and b[0] == len(task.classes) for a, b in shapes if len(a) * len(b)):
             has = f"{what} has {theirs.pop()[0]} classes"
-            raise ValueError(f"{has}, {task.data or 'the task'} has {len(task.classes)}; give the right --data or --classes")
+            raise ParameterError(
+                "%s, %s has %s; give the right {data} or {classes}", has, task.data or "the task", len(task.classes)
+            )
     if not found.complete:
         load_strictly(body, {**{key: value for key, value in rest.items() if key not in own}, **found.weights}, into)
     if rest:
@@ -240,14 +245,14 @@ def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
         raise ValueError(str(error).replace("the network", arch, 1)) from error
     except Exception as error:  # whatever a network does with images that are not for it
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{arch} cannot take images of {task.shape} ({reason}); check --data or --shape") from error
+        raise ParameterError("%s cannot take images of %s (%s); check {data} or {shape}", arch, task.shape, reason) from error
     if len(logits) != 2:
         raise ValueError(f"{arch} must return logits (N, classes) for N images, it returned {tuple(logits.shape)} for two")
     if logits.shape[1] != len(task.classes):
         has = f"{what} has {logits.shape[1]} classes"
-        raise ValueError(f"{has}, {task.data or 'the task'} has {len(task.classes)}; give the right --data or --classes")
+        raise ParameterError("%s, %s has %s; give the right {data} or {classes}", has, task.data or "the task", len(task.classes))
     if not logits.isfinite().all():
-        raise ValueError(f"the logits of {what} for a grey image are not finite; check --arch and --normalize")
+        raise ParameterError("the logits of %s for a grey image are not finite; check {arch} and {normalize}", what)
 
 
 def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer) -> list[str]:

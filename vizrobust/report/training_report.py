@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vizrobust.intervals import wilson
@@ -22,14 +23,33 @@ from vizrobust.report.style import (
     percentages,
     save_figure,
 )
-from vizrobust.runs import read_run, write_text
+from vizrobust.runs import is_picture, read_rows, read_run, write_text
+from vizrobust.training import METRICS_FILE
 
 Row = dict[str, Any]
 SERIES = (("val_clean", "clean"), ("val_robust", "ten steps of PGD"), ("val_attack", "training attack"))
 
 
+CURVES_FILE = "curves.png"
+
+
+def draw_curves(folder: Path | str, command: str = "") -> Path | None:
+    """Draw a training run's ``curves.png`` if there is none, if it is older than its rows, or if it is damaged."""
+    path, source = Path(folder) / CURVES_FILE, Path(folder) / METRICS_FILE
+    rows = read_rows(folder, METRICS_FILE)
+    if not rows or (is_picture(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
+        return None
+    return training_curves(path, rows, command)
+
+
 def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") -> Path:
-    """Draw the rows of a run's ``metrics.jsonl``: accuracies on the watched validation images above, the loss below.
+    """Draw the rows of a run's ``metrics.jsonl`` into a file; see `curves_figure`."""
+    with house_style():
+        return save_figure(curves_figure(rows), path, command)
+
+
+def curves_figure(rows: Sequence[Row]) -> Figure:
+    """The rows of a run's ``metrics.jsonl``: accuracies on the watched validation images above, the loss below.
 
     An epoch in which robust accuracy collapsed has a line through both. Raises ``ValueError`` without rows.
     """
@@ -56,7 +76,7 @@ def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") ->
                 for axes in (above, below):
                     axes.axvline(row["epoch"], color=COLORS[3], linewidth=1, linestyle="--")
         legend_of(figure, lines, [name for _, name in series])
-        return save_figure(figure, path, command)
+        return figure
 
 
 # Options of the command that change what is shown, not what is made.

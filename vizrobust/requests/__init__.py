@@ -8,6 +8,13 @@ from vizrobust.requests.request import Command, ParameterError, Request
 
 COMMANDS: dict[str, Command] = {
     "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
+    "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
+    "import": Command("training:ImportRequest", "checkpoints:import_", "files", session=("download", "as_json")),
+    "study": Command("study:StudyRequest", "study:study", "study", resumable=True, parallel=True),
+    "verify": Command("study:VerifyRequest", "study:verify", "study", session=("download", "device", "as_json", "quiet")),
+    "trials": Command("study:TrialsRequest", "trials:trials", "study", session=("download", "arch", "as_json")),
+    "layers": Command("study:LayersRequest", "checkpoints:layers", "look", session=("download", "arch", "as_json")),
+    "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),
 }
 
 __all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]

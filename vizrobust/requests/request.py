@@ -43,22 +43,49 @@ def named_parameters(template: str, show: Callable[[str], str]) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: show(match.group(1)), template)
 
 
+def numbers(text: str, name: str = "numbers") -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    >>> numbers("0,1,8")
+    (0, 1, 8)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 0,1,2,4,8, nor one such as 8", text) from None
+
+
+def names(text: str, _name: str = "names") -> tuple[str, ...]:
+    """Names with commas between them; ``none`` is none of them.
+
+    >>> names("fgsm, fast"), names("none")
+    (('fgsm', 'fast'), ())
+    """
+    return () if text.strip().lower() == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+# How the text of a field of this kind is read, also in Python.
+READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names}
+
+
 def param(
     default: Any = dataclasses.MISSING, help: str = "", *, role: str = "identity", kind: str = "", choices: Sequence[str] = (),  # noqa: A002
     flag: str = "", metavar: str = "", argument: bool = False, aliases: Sequence[str] = (), least: int | None = None,
+    cli: bool = True,
 ) -> Any:  # fmt: skip
     """A field of a request.
 
     `role`: rows depend on an ``identity`` field; a run folder may hold several values of one that ``grows``; a ``view``
-    changes what is shown. `kind` says how text is read (``fraction``: 8/255; ``attack``, ``recipe``, ``objective``: a
-    spec; ``file``, ``folder``). `flag` is the option's name where it is not the field's, `aliases` are older names that
-    are still understood; an `argument` stands without an option's name. `least` is the smallest number allowed.
+    changes what is shown. `kind` says how text is read (``fraction``: 8/255; ``numbers``: 0,1,8; ``names``: fgsm,fast;
+    ``attack``, ``recipe``, ``objective``: a spec; ``file``, ``folder``). `flag` is the option's name where it is not the
+    field's, `aliases` are older names that are still understood; an `argument` stands without an option's name. `least`
+    is the smallest number allowed. A field with `cli` False is for Python alone.
     """
     if role not in ROLES:
         raise ValueError(unknown(role, ROLES, "role"))
     about = {
         "help": help, "role": role, "kind": kind, "choices": tuple(choices), "flag": flag, "metavar": metavar,
-        "argument": argument, "aliases": tuple(aliases), "least": least,
+        "argument": argument, "aliases": tuple(aliases), "least": least, "cli": cli,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
 
@@ -67,6 +94,15 @@ def param(
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The parameters of one command. Its text reads back; an impossible combination raises `ParameterError` when it is made."""
+
+    @classmethod
+    def spell_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values with texts read where a field's kind says how."""
+        kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(cls)}
+        return {
+            name: READERS[kinds[name]](value, name) if isinstance(value, str) and kinds.get(name) in READERS else value
+            for name, value in values.items()
+        }
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -94,7 +130,8 @@ class Command(NamedTuple):
     """A command: its request, ``module:Class`` in `vizrobust.requests`; its function, ``module:name`` in `vizrobust.commands`.
 
     `group` is its heading in the program's help. `resumable` commands continue where they stopped, `parallel` ones share
-    their work among the processes that torchrun starts. `exits` are the exit codes of a result whose `ok` is False or None.
+    their work among the processes that torchrun starts. `session` are the options of a session that it takes (None: all),
+    `exits` are the exit codes of a result whose `ok` is False or None.
     """
 
     request: str
@@ -102,6 +139,7 @@ class Command(NamedTuple):
     group: str
     resumable: bool = False
     parallel: bool = False
+    session: tuple[str, ...] | None = None
     exits: Mapping[bool | None, int] = {False: 1, None: 1}
 
 

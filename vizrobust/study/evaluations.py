@@ -42,10 +42,6 @@ def unpacked_verdicts(text: str, n: int) -> list[bool]:
     return [bool(bit) for bit in np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:n]]
 
 
-SHORT_STEPS = 10
-SEVERITY = 3
-
-
 @dataclass(frozen=True)
 class Masked:
     """The verdict of the masking checks; `name` is ``""`` where they find no sign of masked gradients."""
@@ -80,6 +76,11 @@ class Accuracies:
         return Linf(eps=self.eps)
 
     @property
+    def short(self) -> PGD:
+        """PGD with the plan's few steps."""
+        return PGD(steps=self.plan.short_steps, ball=self.ball)
+
+    @property
     def strong(self) -> PGD:
         """PGD with the plan's steps and restarts."""
         return PGD(steps=self.plan.pgd_steps, ball=self.ball, restarts=self.plan.restarts)
@@ -89,7 +90,7 @@ class Accuracies:
         one_step = self._evaluated(FGSM(ball=self.ball))
         yield self._row("clean", "clean", one_step, one_step.correct)
         yield self._row("fgsm", "FGSM", one_step)
-        yield self._row("pgd", f"PGD-{SHORT_STEPS}", self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)))
+        yield self._row("pgd", f"PGD-{self.plan.short_steps}", self._evaluated(self.short))
         strong = self._evaluated(self.strong)
         yield self._row("pgd", _pgd_label(self.plan), strong)
         yield self._row("strongest", "strongest attack found", strong, self._strongest())
@@ -105,7 +106,7 @@ class Accuracies:
         number = self.plan.masking_images
         if number:
             subject = NetworkUnderTest(self.net, head(self.data.test, number), self.ball, trained)
-            effort = AttackBudget(steps=self.plan.pgd_steps, queries=500, probes=min(100, number))
+            effort = AttackBudget(steps=self.plan.pgd_steps, queries=self.plan.masking_queries, probes=min(100, number))
             verdict = diagnosis_of(MaskingAttacks(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
             return Masked(verdict.name if verdict.masked else "", verdict.sentence)
         attacks = [attack for attack in trained if isinstance(attack, FGSM | PGD)]
@@ -119,7 +120,7 @@ class Accuracies:
     def _strongest(self) -> Tensor:
         """(n,) bool: which images survive every attack that was run on all images at the study's radius."""
         alive = self._evaluated(FGSM(ball=self.ball)).robust & self._evaluated(self.strong).robust
-        alive &= self._evaluated(PGD(steps=SHORT_STEPS, ball=self.ball)).robust
+        alive &= self._evaluated(self.short).robust
         if self.plan.targets and bool(alive.any()):
             attack = APGD(steps=self.plan.pgd_steps, ball=self.ball, loss="dlr", targeted=True, targets=self.plan.targets)
             left = alive.nonzero()[:, 0].tolist()
@@ -143,7 +144,7 @@ class Accuracies:
             return
         mine = [row for row in self.corruptions.rows() if row["checkpoint"] == self.checkpoint.id]
         done = {(row["corruption"], row["severity"]) for row in mine}
-        for row in corrupted(self.net, images, self.compute, severities=(SEVERITY,), done=done):
+        for row in corrupted(self.net, images, self.compute, severities=(self.plan.severity,), done=done):
             mine.append({"checkpoint": self.checkpoint.id, **row})
             self.corruptions.add(mine[-1])
         for row in mine:

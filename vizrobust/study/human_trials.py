@@ -21,6 +21,7 @@ from vizrobust.data import DataSet, Subset, load
 from vizrobust.features import Channel, Logit, Objective
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, digest, read_rows
 from vizrobust.spec import unknown
@@ -86,8 +87,8 @@ def pictures_of(
             found[row["checkpoint"]][row["unit"]] = UnitPictures(layer, *(tuple(files) for files in both))
     empty = [name for name, by_unit in found.items() if not by_unit]
     if empty:
-        raise ValueError(
-            f"all units of {empty[0]!r} are dead: there are no pictures to ask about; leave it out with --checkpoints"
+        raise ParameterError(
+            "all units of %r are dead: there are no pictures to ask about; leave it out with {checkpoints}", empty[0]
         )
     return found
 
@@ -224,7 +225,7 @@ def choose(
     """
     folder = Path(folder)
     if count < 1:
-        raise ValueError(f"--trials must be at least 1, got {count}")
+        raise ParameterError("{trials} must be at least 1, got %s", count)
     pictures = pictures_of(folder, report, recipe, layer, names)
     shown = min(REFERENCES, mode(len(one.own) for by_unit in pictures.values() for one in by_unit.values()))
     pictures = {

@@ -14,6 +14,7 @@ from vizrobust.data import DataSet, head, shuffled_labels
 from vizrobust.models import Checkpoint, architecture, load_checkpoint
 from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
+from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
 from vizrobust.study.evaluations import robust_accuracy
 from vizrobust.study.protocol import BASELINE, CONTROL, SWEEP, EpsChoice, Plan, TrainingRun, eps_rule, training_runs
@@ -123,9 +124,13 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
     about = checkpoint.info
     if about.input_shape != data.shape or len(about.classes) != len(data.classes):
         takes = f"{about.input_shape} and {len(about.classes)} classes"
-        raise ValueError(
-            f"{checkpoint.name} takes {takes}, {data.name} has {data.shape} and {len(data.classes)}: a study compares "
-            "checkpoints of one data set; leave it out, or give its --data"
+        raise ParameterError(
+            "%s takes %s, %s has %s and %s: a study compares checkpoints of one data set; leave it out, or give its {data}",
+            checkpoint.name,
+            takes,
+            data.name,
+            data.shape,
+            len(data.classes),
         )
     for number, (own, theirs) in enumerate(zip(about.classes, data.classes, strict=True)):
         if own.lower() != theirs.lower():
@@ -142,8 +147,6 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
 
 # A network's file states accuracies on this many images; those of the report are on all images.
 QUICK_IMAGES = 200
-# Test images on which eps is chosen.
-EPS_RULE_IMAGES = 1000
 
 # What is being done, and how many gradient passes it took.
 Work = tuple[str, float]
@@ -184,7 +187,7 @@ class StudyTrainings:
             yield from self._trained_in(folder, training, f"choosing eps: {wanted.group} at {eps:.3g}")
         attack = PGD(steps=self.plan.pgd_steps, ball=Linf(eps=eps))
         # Everything else depends on eps, so it is chosen on many images even where the study attacks few.
-        images = head(self.data.test, self.plan.images if self.plan.quick else max(EPS_RULE_IMAGES, self.plan.images))
+        images = head(self.data.test, self.plan.images if self.plan.quick else max(self.plan.eps_rule_images, self.plan.images))
         found = on_all(lambda: trained_checkpoint(folder, training.arch), training.arch, processes)
         return robust_accuracy(attack, found, images, self.compute.in_fp32(), attacks)
 

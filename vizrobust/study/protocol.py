@@ -15,6 +15,8 @@ from vizrobust.features import RECIPES, Recipe
 from vizrobust.features.recipes import NAMES as RECIPE_NAMES
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.plugins import Catalogue
+from vizrobust.requests import ParameterError
+from vizrobust.robustness.corruptions import SEVERITIES
 from vizrobust.runs import write_json
 from vizrobust.spec import lookup, named, spec, unknown
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
@@ -55,6 +57,9 @@ class Plan:
     first `images` test images under PGD of `pgd_steps` with `restarts`, and under targeted APGD towards `targets` classes.
     Masking, unforeseen attacks and corruptions use the first ones of these images. Queries of the 2AFC are the first
     `query_images` test images, exemplars the first `exemplar_images` of the validation split.
+
+    A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
+    least, and the masking diagnosis gives Square `masking_queries`.
     """
 
     training: TrainingRecipe
@@ -84,12 +89,16 @@ class Plan:
     query_images: int = 1000
     exemplar_images: int = 1000
     quick: bool = False
+    short_steps: int = 10
+    severity: int = 3
+    eps_rule_images: int = 1000
+    masking_queries: int = 500
 
     def __post_init__(self) -> None:
         if self.training.attack is not None:
             raise ValueError(f"Plan: the training must be without an attack, got {self.training.attack}")
         if len(set(self.steps)) < 2 and self.steps:
-            raise ValueError(f"a study compares two or more K, got --steps {','.join(map(str, self.steps))}; try 0,1,2,4,8")
+            raise ParameterError("a study compares two or more K, got {steps} %s; try 0,1,2,4,8", ",".join(map(str, self.steps)))
         if any(k < 0 for k in self.steps) or len(set(self.steps)) < len(self.steps):
             raise ValueError(f"K must be 0 or more, each once, got {','.join(map(str, self.steps))}")
         for names, there, what in ((self.arms, BASELINES, "baseline"), (self.controls, CONTROLS, "control")):
@@ -98,11 +107,13 @@ class Plan:
                     raise ValueError(unknown(name, there, what))
         at_least = {
             "seeds": 1, "image_seeds": 2, "images": 1, "pgd_steps": 1, "restarts": 1, "frames": 2, "batch_size": 1,
-            "query_images": 1, "exemplar_images": 1,
+            "query_images": 1, "exemplar_images": 1, "short_steps": 1, "eps_rule_images": 1, "masking_queries": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
-                raise ValueError(f"Plan: {name} must be at least {least}, got {getattr(self, name)}")
+                raise ParameterError(f"{{{name}}} must be at least %s, got %s", least, getattr(self, name))
+        if self.severity not in SEVERITIES:
+            raise ParameterError("{severity} must be one of %s, got %s", ", ".join(map(str, SEVERITIES)), self.severity)
         recipes = [recipe.name for recipe in self.recipes]
         if not recipes or len(set(recipes)) < len(recipes):
             raise ValueError(f"Plan: recipes must differ in name, got {recipes}")

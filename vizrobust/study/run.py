@@ -15,6 +15,7 @@ from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob, render_into
 from vizrobust.features.picture_runs import frames_of, images_of, missing
 from vizrobust.models import Checkpoint
+from vizrobust.requests import ParameterError
 from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
@@ -57,16 +58,18 @@ class Study:
         compute: Compute,
         argv: str = "",
         provided: Sequence[StudyCheckpoint] = (),
+        *,
+        wait: bool = False,
     ) -> None:
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
         self.judges: list[Judge] = judges_for(data.name, [one.checkpoint for one in provided], compute, plan.judges)
         if not self.judges:
-            raise ValueError(f"there is no built-in judge for {data.name}; name one or more with --judge REF")
+            raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
         described |= own_content(data, plan.training.arch)
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        self.folder = RunFolder(folder, "study", described, record, compute.processes).folder
+        self.folder = RunFolder(folder, "study", described, record, compute.processes, wait=wait).folder
         self._opened: dict[str, RunFolder] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})

@@ -46,6 +46,7 @@ class Check:
     what: str
     ok: bool | None
     detail: str
+    how: str = "checked"
 
 
 def verify(report: StudyReport, folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0) -> Iterator[Check]:

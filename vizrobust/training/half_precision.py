@@ -10,6 +10,7 @@ from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import read_checkpoint, to_half
 from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.requests import ParameterError
 from vizrobust.robustness import reference_accuracies
 from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES
 
@@ -21,9 +22,9 @@ def check_target(out: Path | str, source: str) -> Path:
     path, own = Path(out), Path(source)
     own = own / CHECKPOINT_FILE if own.is_dir() else own
     if path.suffix != SUFFIX:
-        raise ValueError(f"--out {str(out)!r} must end in {SUFFIX}, the format of a checkpoint")
+        raise ParameterError("{out} %r must end in %s, the format of a checkpoint", str(out), SUFFIX)
     if path.exists() and own.is_file() and path.samefile(own):
-        raise ValueError(f"--out {str(out)!r} is the checkpoint itself; give another name")
+        raise ParameterError("{out} %r is the checkpoint itself; give another name", str(out))
     return path
 
 

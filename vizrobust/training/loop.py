@@ -20,6 +20,7 @@ from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
 from vizrobust.models import ARCHS, Normalized, architecture, evaluating
 from vizrobust.models.forward import choose_memory_format
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
@@ -284,10 +285,10 @@ class Trainer:
         tally.made, tally.passes = tally.made + round(made), tally.passes + round(passed)
         if not math.isfinite(tally.loss):
             kept = f"state.pt keeps the state after epoch {self.epoch}" if self.epoch else "nothing was kept yet"
-            raise ValueError(
-                f"the loss became {tally.loss} in epoch {self.epoch + 1}, batch {tally.batch}, at learning rate {rate:.2g}; "
-                f"try a lower --lr ({kept})"
-            )
+            raise ParameterError(
+                "the loss became %s in epoch %s, batch %s, at learning rate %.2g; try a lower {lr} (%s)",
+                tally.loss, self.epoch + 1, tally.batch, rate, kept,
+            )  # fmt: skip
 
     def _close(self, attack: Attack | MultiAttack | None) -> None:
         """The epoch's row, and what follows from it."""

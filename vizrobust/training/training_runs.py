@@ -40,16 +40,16 @@ def recorded_threads(folder: Path | str) -> int | None:
 
 def train(
     recipe: TrainingRecipe, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", measure: bool = True,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | None = None, wait: bool = False,
 ) -> Iterator[Progress | dict[str, Any]]:  # fmt: skip
     """Train in a folder, or go on where an earlier process stopped; yields batches as `Progress` and epochs as rows.
 
     After each epoch ``state.pt`` and ``metrics.jsonl`` are written, and ``part.pt`` after every `checkpoint_every`
-    batches; at the end ``checkpoint.safetensors``, with
-    clean accuracy and accuracy under PGD-50 on the first 1,000 test images in its description (without them where
-    `measure` is false, for whoever measures the stored weights). An epoch that is taken back after a collapse yields a
-    row with ``roll_back``, what was done about it. A finished run yields nothing. Raises ``ValueError``
-    if the folder holds a run with another recipe.
+    batches; at the end ``checkpoint.safetensors``, with clean accuracy and accuracy under PGD-50 on the first 1,000 test
+    images in its description (without them where `measure` is false, for whoever measures the stored weights). An epoch
+    that is taken back after a collapse yields a row with ``roll_back``, what was done about it. A finished run yields
+    nothing. A folder that another process writes raises `Taken`, or with `wait` is waited for. Raises ``ValueError`` if
+    the folder holds a run with another recipe.
     """
     processes = compute.processes
     finished = processes.broadcast((Path(folder) / CHECKPOINT_FILE).is_file())
@@ -62,7 +62,7 @@ def train(
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     if processes.size > 1:
         record["processes"] = processes.size
-    run = RunFolder(folder, "train", {"training": repr(recipe), **own_content(data, recipe.arch)}, record, processes)
+    run = RunFolder(folder, "train", {"training": repr(recipe), **own_content(data, recipe.arch)}, record, processes, wait=wait)
     if finished:
         run.close()
         return

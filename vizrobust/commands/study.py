@@ -1,0 +1,200 @@
+"""`study` and `verify`: whether feature images get clearer with more attack steps, and whether a report of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet, load
+from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
+from vizrobust.report import write_study
+from vizrobust.report.study_clarity_figures import clarity_over_k
+from vizrobust.report.study_data import StudyGroups
+from vizrobust.requests import ParameterError
+from vizrobust.requests.study import StudyRequest, VerifyRequest
+from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.runs import default_folder
+from vizrobust.session import Session
+from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, provided_checkpoints, quick, report_of, training_runs
+from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.verify import Check
+from vizrobust.study.verify import verify as checks_of
+from vizrobust.training import TrainingRecipe, recorded_threads
+
+ACCURACIES = (("clean", "clean"), ("fgsm", "FGSM"), ("strongest", "strongest attack"))
+# The fields of a request whose names in the plan, and in every recorded plan, are older.
+PLAN_FIELDS = {"baselines": "arms"}
+
+
+@dataclass(frozen=True, repr=False)
+class StudyResult:
+    """A finished study: its report, and the page that shows it. None of both in processes that only helped."""
+
+    request: StudyRequest
+    report: StudyReport | None
+    page: Path | None
+    command: str = ""
+    ok: bool | None = True
+
+    def rows(self) -> list[Row]:
+        """What each contrast says about each metric: the report's ``trends``."""
+        return [] if self.report is None else self.report.rows("trends")
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict, in sentences."""
+        return [] if self.report is None else list(self.report["verdict"]["sentences"])
+
+    def tables(self) -> list[Table]:
+        """The accuracies of the networks."""
+        if self.report is None:
+            return []
+        found = {(row["checkpoint"], row["kind"]): row["accuracy"] for row in self.report["accuracy"]}
+        rows = [
+            [one["label"], *(percent(found.get((one["name"], kind))) for kind, _ in ACCURACIES),
+             (one["masked"] or {}).get("verdict", "")]
+            for one in self.report["checkpoints"]
+            if one["role"] != "random"
+        ]  # fmt: skip
+        header = ["network", *(name for _, name in ACCURACIES), "masked?"]
+        return [Table(f"Accuracy at eps {self.report['data']['eps']:.3g}", header, rows)]
+
+    def lines(self) -> list[str]:
+        """The verdict, and where the page is."""
+        return [] if self.report is None else [*self.sentences, "", f"report: {self.page}"]
+
+    def figure(self) -> Any:
+        """The primary metrics of clarity over attack steps, as a matplotlib figure; None where no K are compared."""
+        if self.report is None:
+            raise ValueError("this process has no report; only the main process draws")
+        return clarity_over_k(StudyGroups(self.report), "primary", LOGITS)
+
+    def __repr__(self) -> str:
+        return f"StudyResult({self.sentences[0] if self.sentences else 'no report'!r}, {str(self.page)!r})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return tables_html(self.tables()) + "".join(f"<p>{escape(line)}</p>" for line in self.sentences)
+
+
+def study(request: StudyRequest, session: Session) -> Generator[Event, None, StudyResult]:
+    """Go through a study's stages, write report.json and the page, and give back the report."""
+    checkpoints = [_checkpoint(one, request, session) for one in dict.fromkeys(request.models)]
+    data = load(request.data or _data_of(checkpoints), session.download, typed=request.data is not None)
+    provided = provided_checkpoints(checkpoints, data) if checkpoints else []
+    plan = resolve(request, data, provided)
+    identity = {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in provided]}
+    folder = str(session.out or default_folder("study", identity))
+    compute = Compute(session.device, request.precision)
+    # Also where only the main process sees the folder.
+    threads = compute.processes.broadcast(recorded_threads(folder))
+    compute = Compute(session.device, request.precision, threads)
+    running = Study(folder, plan, data, compute, session.argv, provided, wait=session.wait)
+    yield Note(f"study of {data.name} in {folder}: {_size(running)}")
+    yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
+    for stage in running.run():
+        yield Progress("study", stage.done, stage.total, stage=stage.what)
+    if not compute.processes.main:
+        return StudyResult(request, None, None)
+    report = report_of(running, session.argv)
+    report.write(running.folder)
+    page = write_study(running.folder, report)
+    yield dict(report)
+    if session.argv:
+        yield Note(f"made by: {session.argv}")
+    return StudyResult(request, report, Path(page), session.argv)
+
+
+def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckpoint] = ()) -> Plan:
+    """The plan: the data set's own recipe, what the quick version changes, then what the request states."""
+    usual = "small_cnn" if data.shape[0] == 1 else "resnet_small"
+    own = provided[0].checkpoint.info.arch if provided else request.arch or usual
+    training = TRAININGS.get(data.name)
+    if training is None or (request.arch is not None and request.arch != training.arch) or provided:
+        training = TrainingRecipe(arch=own, data=data.name)
+    plan = plan_for(training)
+    if provided:
+        plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in provided}))
+    if request.quick:
+        plan = replace(quick(plan), eps=data.eps, seeds=plan.seeds if provided else 1)
+    if request.epochs is not None:
+        plan = replace(plan, training=replace(plan.training, epochs=request.epochs))
+    known = {field.name for field in fields(plan)} - {"quick"}
+    stated = {PLAN_FIELDS.get(field.name, field.name): getattr(request, field.name) for field in fields(request)}
+    changes = {
+        name: value for name, value in stated.items() if name in known and value is not None and (name, value) != ("judges", ())
+    }
+    return replace(plan, **changes)
+
+
+def _checkpoint(model: Any, request: StudyRequest, session: Session) -> Checkpoint:
+    return model if isinstance(model, Checkpoint) else load_checkpoint(str(model), request.arch, session.download)
+
+
+def _size(running: Study) -> str:
+    plan = running.plan
+    if running.provided:
+        return f"{len(running.provided)} checkpoints, {len(plan.recipes)} recipes, {len(running.judges)} judges"
+    number = len(list(training_runs(plan, plan.eps or running.data.usual_eps)))
+    return f"{number} networks to train, {len(plan.recipes)} recipes, {len(running.judges)} judges"
+
+
+def _data_of(checkpoints: Sequence[Checkpoint]) -> str:
+    named = [one.info.data for one in checkpoints if one.info.data]
+    if not named:
+        raise ParameterError("none of the checkpoints records what it was trained on; give {data} (vizrobust list data)")
+    return str(named[0])
+
+
+MARKS: Mapping[bool | None, str] = {True: "fine", False: "WRONG", None: "not checked"}
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What was checked of a report, and whether it holds; `ok` is False where anything differs."""
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool | None:
+        return all(check.ok is not False for check in self.checks)
+
+    def rows(self) -> list[Row]:
+        return [_check_row(check) for check in self.checks]
+
+    def tables(self) -> list[Table]:
+        rows = [[check.how, MARKS[check.ok], check.what, check.detail] for check in self.checks]
+        return [Table(f"{self.path}: what was looked at", ["how", "result", "what", "detail"], rows)]
+
+    def __repr__(self) -> str:
+        wrong = [check.what for check in self.checks if check.ok is False]
+        return f"Verification({'differs: ' + ', '.join(wrong) if wrong else 'holds'}, {len(self.checks)} checks of {self.path!r})"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+
+def _check_row(check: Check) -> Row:
+    return {"what": check.what, "how": check.how, "fine": check.ok, "told": check.detail}
+
+
+def verify(request: VerifyRequest, session: Session) -> Generator[Event, None, Verification]:
+    """Check a report; a row for each part as soon as it is checked."""
+    report = StudyReport.read(request.report)
+    path = Path(request.report)
+    compute = Compute(session.device, request.precision, report["threads"])
+    found = []
+    folder = path if path.is_dir() else path.parent
+    for check in checks_of(report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed):
+        found.append(check)
+        yield _check_row(check)
+        yield Progress("verify", len(found), None, check.what)
+    wrong = sum(check.ok is False for check in found)
+    if wrong:
+        yield Note(f"{wrong} finding{'s' if wrong > 1 else ''} differ from the report")
+    return Verification(request.report, tuple(found))

@@ -1,0 +1,227 @@
+"""`train`: a network trained with K attack steps, or a sweep of them, in folders that the same command continues."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vizrobust.attacks import Attack, configured, parse_attack
+from vizrobust.commands.checkpoints import next_command
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet
+from vizrobust.models import Checkpoint
+from vizrobust.report.training_report import curves_figure, draw_curves, write_card
+from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
+from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.runs import Taken, default_folder, read_rows
+from vizrobust.session import Session
+from vizrobust.spec import parse
+from vizrobust.trackers import Tracker
+from vizrobust.training import BASELINE_ATTACKS as NAMED
+from vizrobust.training import METHODS, METRICS_FILE, Method, MultiAttack, TrainingRecipe, recorded_threads, trained_checkpoint
+from vizrobust.training import Progress as Batch
+from vizrobust.training import train as trained
+from vizrobust.training.loop import MONITOR_STEPS, overfits_attack
+from vizrobust.training.training_runs import select_run, sweep_runs
+
+
+@dataclass(frozen=True, repr=False)
+class TrainReport:
+    """What was trained: the checkpoint of each run, by folder, and the runs that other processes train."""
+
+    request: TrainRequest
+    checkpoints: Mapping[str, Checkpoint]
+    of: int = 1
+    taken: tuple[str, ...] = ()
+    ok: bool | None = True
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of a single run; ``ValueError`` where there are several."""
+        if len(self.checkpoints) != 1:
+            raise ValueError(f"there are {len(self.checkpoints)} checkpoints; take one of .checkpoints")
+        return next(iter(self.checkpoints.values()))
+
+    def rows(self) -> list[Row]:
+        return [_row(folder, checkpoint) for folder, checkpoint in self.checkpoints.items()]
+
+    def tables(self) -> list[Table]:
+        if not self.checkpoints:
+            return []
+        title = f"{len(self.checkpoints)} of the sweep's {self.of} training runs" if self.request.is_sweep else "trained"
+        rows, note = [], ""
+        for folder, checkpoint in self.checkpoints.items():
+            info, measured = checkpoint.info, checkpoint.info.metrics
+            clean, robust = percent(measured["clean"]), percent(measured["robust"])
+            rows.append([folder, str(info.attack_steps), clean, robust, checkpoint.sha256[:8]])
+            note = f"robust: {measured['attack']} on the first {measured['n']} test images"
+        return [Table(title, ["run", "K", "clean", "robust", "weights"], rows, note)]
+
+    def figure(self) -> Any:
+        """The training curves of the first run, as a matplotlib figure."""
+        return curves_figure(read_rows(next(iter(self.checkpoints)), METRICS_FILE))
+
+    def __repr__(self) -> str:
+        shown = "; ".join(
+            f"{folder}: K = {one.info.attack_steps}, clean {percent(one.info.metrics.get('clean'))}, "
+            f"robust {percent(one.info.metrics.get('robust'))}"
+            for folder, one in self.checkpoints.items()
+        )
+        return f"TrainReport({shown})"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+
+def train(request: TrainRequest, session: Session) -> Generator[Event, None, TrainReport]:
+    """Train what the request asks for, or go on with it; rows are epochs, then the checkpoint."""
+    data = session.dataset(request.data)
+    runs = resolve(request, data)
+    if not request.is_sweep:
+        ((_, recipe),) = runs.items()
+        folder = str(session.out or default_folder("train", {"training": repr(recipe)}))
+        checkpoint = yield from _run(request, session, data, recipe, folder)
+        if checkpoint is None:
+            return TrainReport(request, {})
+        yield next_command("neurons", folder, request.arch)
+        return TrainReport(request, {folder: checkpoint})
+    root = Path(session.out or default_folder("train", {name: repr(one) for name, one in runs.items()}))
+    wanted = [select_run(dict(runs), request.cell)] if request.cell is not None else list(runs)
+    found: dict[str, Checkpoint] = {}
+    taken = []
+    for name in wanted:
+        try:
+            checkpoint = yield from _run(request, session, data, runs[name], str(root / name))
+        except Taken as error:
+            yield Note(f"left out: {error}")
+            taken.append(name)
+        else:
+            if checkpoint is not None:
+                found[str(root / name)] = checkpoint
+    if taken:
+        yield Note(
+            f"{len(taken)} training runs are being trained elsewhere: {', '.join(taken)}; run this again when they are done"
+        )
+    return TrainReport(request, found, len(runs), tuple(taken))
+
+
+def resolve(request: TrainRequest, data: DataSet) -> dict[str, TrainingRecipe]:
+    """The recipe of every training run that the request asks for, by name."""
+    method = _method(request.method)
+
+    def recipe(k: int | None, seed: int) -> TrainingRecipe:
+        fields = {name: getattr(request, name) for name in RECIPE_FIELDS}
+        named = request.data if isinstance(request.data, str) else data.name
+        attack = _attack(request, method, k, data.usual_eps)
+        return TrainingRecipe(arch=request.arch, data=named, attack=attack, method=method, seed=seed, **fields)
+
+    return sweep_runs(recipe, request.steps or (None,), range(request.seed, request.seed + (request.seeds or 1)))
+
+
+def _method(wanted: Any) -> Method | None:
+    """The method of that name or spec; None for what needs no method."""
+    if wanted is None or isinstance(wanted, Method):
+        return wanted
+    if wanted.lower() in BASELINE_ATTACKS:
+        return None
+    parsed = parse(wanted, METHODS, "method")
+    found = parsed() if isinstance(parsed, type) else parsed
+    assert isinstance(found, Method)
+    return found
+
+
+def _attack(request: TrainRequest, method: Method | None, steps: int | None, default_eps: float) -> Attack | MultiAttack | None:
+    """What to train against; None is standard training."""
+    eps, norm = request.eps, request.norm
+    if request.method is not None and method is None:
+        return configured(NAMED[request.method.lower()](default_eps if eps is None else eps), norm=norm, eps=eps)
+    if not request.attacks and not steps:
+        usual = None if method is None else method.default_attack
+        return None if steps == 0 or usual is None else configured(usual, default_eps, norm, eps=eps)
+    parsed = (parse_attack(one, typed=True) if isinstance(one, str) else one for one in request.attacks or ("PGD",))
+    fitted = tuple(configured(one, default_eps, norm, eps=eps, steps=steps) for one in parsed)
+    return fitted[0] if request.mix is None else MultiAttack(fitted, request.mix)
+
+
+def _run(
+    request: TrainRequest, session: Session, data: DataSet, recipe: TrainingRecipe, folder: str
+) -> Generator[Event, None, Checkpoint | None]:
+    """Train one network, or go on with it; None in all processes but the main one."""
+    compute = Compute(session.device, request.precision, recorded_threads(folder) or session.threads)
+    yield from _train(request, session, data, recipe, folder, compute)
+    if not compute.processes.main:
+        return None
+    checkpoint = trained_checkpoint(folder, recipe.arch)
+    draw_curves(folder, session.argv)
+    write_card(folder, checkpoint)
+    if "constant_prediction" in checkpoint.info.metrics:
+        yield Note(
+            f"warning: the network in {folder} predicts class {checkpoint.info.metrics['constant_prediction']!r} for every "
+            "test image: training collapsed to one class; try a lower lr or a longer eps_ramp"
+        )
+    yield _row(folder, checkpoint)
+    return checkpoint
+
+
+def _row(folder: str, checkpoint: Checkpoint) -> Row:
+    return {"checkpoint": f"{folder}/checkpoint.safetensors", "weights_sha256": checkpoint.sha256, **checkpoint.info.metrics}
+
+
+def _train(
+    request: TrainRequest, session: Session, data: DataSet, recipe: TrainingRecipe, folder: str, compute: Compute
+) -> Generator[Event, None, None]:
+    began, overfitted, constant, seen = False, False, "", ""
+    tracker = Tracker(
+        request.track if compute.processes.main else None, Path(folder).name, Path(folder), {"training": repr(recipe)}
+    )
+    epochs = recipe.epochs * recipe.training_method.stages
+    every = request.checkpoint_every
+    events = trained(recipe, data, compute, folder, session.argv, checkpoint_every=every, wait=session.wait)
+    with closing(tracker):
+        for event in events:
+            if isinstance(event, Batch):
+                if not began:
+                    yield Note(f"{recipe}\nin {folder}")
+                    began = True
+                done = (event.epoch - 1) * event.batches + event.batch
+                note = f"epoch {event.epoch}/{epochs}  loss {event.loss:.3f}  {seen}"
+                yield Progress("epochs", done, epochs * event.batches, note)
+                continue
+            tracker.log(event, event["epoch"])
+            yield from _what_happened(event)
+            if event["epoch"] > recipe.ramp and overfits_attack(event) and not overfitted:
+                overfitted = True
+                yield Note(
+                    f"warning: in epoch {event['epoch']} the training attack leaves {percent(event['val_attack'])} of the "
+                    f"watched images and {MONITOR_STEPS} steps leave {percent(event['val_robust'])}: the network has learnt "
+                    "to fool its attack (vizrobust masking tells more)"
+                )
+            if event.get("constant_prediction", constant) != constant:
+                constant = event["constant_prediction"]
+                yield Note(
+                    f"warning: in epoch {event['epoch']} the network predicts class {constant!r} for every watched image, "
+                    "so its accuracies are the share of that class"
+                )
+            if compute.processes.main:
+                draw_curves(folder, session.argv)
+            one_class = " (one class)" if "constant_prediction" in event else ""
+            seen = f"clean {percent(event['val_clean'])}{one_class}  robust {percent(event['val_robust'])}"
+            yield event
+
+
+def _what_happened(event: Row) -> Generator[Event, None, None]:
+    """A collapse, and an early end, when they happen."""
+    if "retreat" in event:
+        yield Note(event["retreat"])
+    elif "collapse" in event:
+        fallen = event["collapse"]
+        yield Note(
+            f"warning: robust accuracy collapsed in epoch {fallen['epoch']}, from {percent(fallen['before'])} in epoch "
+            f"{fallen['best_epoch']} to {percent(fallen['after'])}: catastrophic overfitting to the training attack; "
+            "on_collapse stop or rollback would not have gone on"
+        )
+    if "ended" in event:
+        yield Note(f"training ends after epoch {event['epoch']}: {event['ended']}")
