@@ -242,7 +242,7 @@ BAD = {
     "other data": (["attack", "A", "--data", "mnist5k"], 1, "takes images of (1, 8, 8), mnist5k has (1, 28, 28)"),
     "other classes": (["attack", "SEVEN"], 1, "has 7 classes, digits has 10"),
     "train says nothing": (TRAIN, 2, "say how to train"),
-    "negative K": ([*TRAIN, "--steps", "-1"], 1, "--steps must not be negative"),
+    "negative K": ([*TRAIN, "--steps", "-1"], 2, "--steps must not be negative"),
     "unknown arch": (["train", "--data", "digits", "--arch", "small_cn", "--steps", "0"], 1, "did you mean small_cnn"),
     "unknown data": (["train", "--data", "digit", "--arch", "small_cnn", "--steps", "0"], 1, "did you mean digits?"),
     "clean weight": ([*TRAIN, "--steps", "0", "--clean-weight", "2"], 1, "between 0 and 1"),

@@ -147,7 +147,7 @@ def test_dropped_keys_are_left_out_and_a_pattern_must_fit_something(tmp_path):
     out = tmp_path / "o.safetensors"
     with pytest.raises(ValueError, match=r"extra: mask1.slope, mask2.slope; .* --drop 'mask1.slope'"):
         import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "imagenet")
-    with pytest.raises(ValueError, match=r"--drop 'maks' fits no key of .*theirs.pt'; there are: module.conv.weight"):
+    with pytest.raises(ValueError, match=r"drop 'maks' fits no key of .*theirs.pt'; there are: module.conv.weight"):
         import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "imagenet", ["maks"])
     assert not out.exists()
     assert import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "imagenet", ["mask?.*"]).notes[-1] == "2 keys dropped"
@@ -252,7 +252,7 @@ def test_the_task_comes_from_the_data_or_from_what_is_given():
     assert task("", "3,64,48", "cat,dog") == Task((3, 64, 48), ("cat", "dog"), "")
     assert task("npz:absent.npz", "3,64,48", "3") == Task((3, 64, 48), ("0", "1", "2"), "npz:absent.npz")
     for arguments, sentence in {
-        (): "give --data, or both --shape",
+        (): "give data, or both shape",
         ("npz:absent.npz",): "or give both --shape",
         ("mnist", "3,28,28"): "mnist has images of",
         ("mnist", "", "7"): "mnist has 10 classes, --classes says 7",

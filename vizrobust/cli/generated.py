@@ -95,9 +95,11 @@ def parameter_of(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
     shown_default: bool | str = default not in (None, "")
     if isinstance(default, float) and (text := number_text(default)) != str(default):
         shown_default = text
+    # A default of None would count as given.
+    needed = field.default is dataclasses.MISSING
+    defaults = {} if needed else {"default": None if several else default, "show_default": shown_default}
     return click.Option(
-        names, type=type_, multiple=several, default=None if several else default, show_default=shown_default,
-        required=field.default is dataclasses.MISSING, metavar=metavar, help=about["help"],
+        names, type=type_, multiple=several, required=needed, metavar=metavar, help=about["help"], **defaults
     )  # fmt: skip
 
 
