@@ -253,7 +253,7 @@ def test_the_task_comes_from_the_data_or_from_what_is_given():
     assert task("npz:absent.npz", "3,64,48", "3") == Task((3, 64, 48), ("0", "1", "2"), "npz:absent.npz")
     for arguments, sentence in {
         (): "give data, or both shape",
-        ("npz:absent.npz",): "or give both --shape",
+        ("npz:absent.npz",): "or give both shape",
         ("mnist", "3,28,28"): "mnist has images of",
         ("mnist", "", "7"): "mnist has 10 classes, --classes says 7",
         ("", "3,x,2", "7"): "is not C,H,W",

@@ -206,7 +206,7 @@ def test_the_weights_are_found_wherever_training_scripts_put_them(where):
 def test_two_networks_in_a_file_are_not_chosen_between_unless_they_are_equal():
     assert same(find_state({"model": weights(), "ema": weights()}, "f")[1], weights())
     different = {"model": weights(1), "ema": weights(2)}
-    with pytest.raises(ValueError, match="several networks; choose with --key model or --key ema"):
+    with pytest.raises(ValueError, match="several networks; choose with key model or key ema"):
         find_state(different, "f")
     assert same(find_state(different, "f", "ema")[1], weights(2))
 
@@ -214,7 +214,7 @@ def test_two_networks_in_a_file_are_not_chosen_between_unless_they_are_equal():
 def test_a_key_leads_to_any_place():
     content = {"runs": [{"best": weights(1)}, {"best": weights(2)}]}
     assert same(find_state(content, "f", "runs.1.best")[1], weights(2))
-    with pytest.raises(ValueError, match="choose with --key from: runs"):
+    with pytest.raises(ValueError, match="choose with key from: runs"):
         find_state(content, "f")
     with pytest.raises(ValueError, match="no key in f 'rnus'; did you mean runs"):
         find_state(content, "f", "rnus.1")
@@ -272,7 +272,7 @@ def test_equal_copies_are_merged_and_others_refused_by_name():
     assert same(found.weights, weights())
     assert not found.rest
     both["module.attacker.model.norm.running_var"] = both["module.attacker.model.norm.running_var"] + 1e-6
-    message = "module.model.norm.running_var differs from module.attacker.model.norm.running_var.*--drop"
+    message = "module.model.norm.running_var differs from module.attacker.model.norm.running_var.*with drop"
     with pytest.raises(ValueError, match=message):
         fit(both, small().state_dict(), "f")
 

@@ -97,7 +97,7 @@ def parameter_of(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
         shown_default = text
     # A default of None would count as given.
     needed = field.default is dataclasses.MISSING
-    defaults = {} if needed else {"default": None if several else default, "show_default": shown_default}
+    defaults: dict[str, Any] = {} if needed else {"default": None if several else default, "show_default": shown_default}
     return click.Option(
         names, type=type_, multiple=several, required=needed, metavar=metavar, help=about["help"], **defaults
     )  # fmt: skip
