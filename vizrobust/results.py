@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from vizrobust.requests.request import named_parameters
 
 Row = dict[str, Any]
 
@@ -36,6 +38,8 @@ class Table:
     """Finished texts under a header, with a title above and a note below.
 
     A `narrow` one has names that must not be broken: where the terminal is too narrow, each row takes two lines.
+    `details` are sentences about each row, `marked` rows stand out, a line is drawn after `rule` rows, and the
+    `conclusion` comes last. Details may hold templates of parameters, such as ``{steps}``.
 
     >>> print(Table("accuracy", ("checkpoint", "clean"), [("mnist-k8", "97.1 %")]).text())
     accuracy
@@ -48,20 +52,32 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     narrow: bool = False
+    details: Sequence[Sequence[str]] = ()
+    marked: Sequence[int] = ()
+    rule: int = 0
+    conclusion: str = ""
 
-    def text(self) -> str:
-        """The table as plain text, columns padded."""
+    def text(self, show: Callable[[str], str] = str) -> str:
+        """The table as plain text, columns padded; `show` writes the parameters that details name."""
         lines = [list(self.header), *map(list, self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
-        body = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-        return "\n".join([self.title, *body, *([self.note] if self.note else [])])
+        body = []
+        for k, line in enumerate(lines):
+            body.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            body += [f"    {text}" for text in (self.details_of(k - 1, show) if k else ())]
+        return "\n".join([self.title, *body, *filter(None, (self.note, self.conclusion))])
+
+    def details_of(self, row: int, show: Callable[[str], str] = str) -> list[str]:
+        """The sentences about a row, with each parameter's name as `show` writes it."""
+        return [named_parameters(text, show) for text in self.details[row]] if self.details else []
 
     def _repr_html_(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        def line(cells: Sequence[str], tag: str, told: Sequence[str] = ()) -> str:
+            last = f"<td>{'<br>'.join(map(html.escape, told))}</td>" if told else ""
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + last + "</tr>"
 
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        body = "".join(line(row, "td") for row in self.rows)
+        note = "".join(f"<p>{html.escape(text)}</p>" for text in (self.note, self.conclusion) if text)
+        body = "".join(line(row, "td", self.details_of(k)) for k, row in enumerate(self.rows))
         return f"<table><caption>{html.escape(self.title)}</caption>{line(self.header, 'th')}{body}</table>{note}"
 
 

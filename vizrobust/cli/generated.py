@@ -12,6 +12,7 @@ import click
 
 from vizrobust.cli.options import Number
 from vizrobust.cli.output import command_line
+from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS
 from vizrobust.spec import number_text
@@ -129,13 +130,13 @@ def answer(
     """Make the request, run its command and show the result; exits with the command's code where all is not well."""
     from vizrobust.cli.show import reporting, show
 
-    def text(error: ParameterError) -> str:
-        return error.text(lambda field: option_name(request, field))
+    def named(field: str) -> str:
+        return option_name(request, field)
 
     try:
         asked = request(**{key: value for key, value in values.items() if value is not None})
     except ParameterError as error:
-        raise click.UsageError(text(error)) from error
+        raise click.UsageError(error.text(named)) from error
     try:
         from vizrobust.session import Session
 
@@ -143,8 +144,9 @@ def answer(
         run = getattr(import_module(f"vizrobust.commands.{module}"), function)
         with reporting(quiet or as_json) as report:
             here = Session(argv=command_line(), code=arch, report=report, **session)
-            result = show(run(asked, here), as_json, report)
+            result = show(run(asked, here), as_json, report, named)
     except ParameterError as error:
-        raise click.ClickException(text(error)) from error
-    if result.ok is not True:
+        raise click.ClickException(error.text(named)) from error
+    launch = launched()
+    if result.ok is not True and (launch is None or launch.rank == 0):  # of several processes one answers
         raise click.exceptions.Exit(COMMANDS[name].exits[result.ok])

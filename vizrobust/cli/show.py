@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vizrobust.cli.output import json_row, say, table
+from vizrobust.cli.output import PIPE_WIDTH, json_row, say, table
 from vizrobust.cli.output import progress as progress_display
-from vizrobust.results import Event, Note, Progress, Result
+from vizrobust.results import Event, Note, Progress, Result, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
 
 Events = Generator[Event, None, Result]
+# Below this width the sentences about a row stand under it, above it in a column of their own.
+WIDE = 110
 
 
 @contextmanager
@@ -45,8 +49,10 @@ def reporting(quiet: bool) -> Iterator[Callable[[Event], None]]:
         yield report
 
 
-def show(events: Events, as_json: bool, report: Callable[[Event], None]) -> Result:
-    """Run a command to its end and show what it yields; returns its result."""
+def show(
+    events: Events, as_json: bool, report: Callable[[Event], None], named: Callable[[str], str] = "--{}".format
+) -> Result:  # fmt: skip
+    """Run a command to its end and show what it yields; returns its result. `named` writes a parameter as an option."""
     while True:
         try:
             event = next(events)
@@ -59,8 +65,74 @@ def show(events: Events, as_json: bool, report: Callable[[Event], None]) -> Resu
             json_row(event)
     if not as_json:
         for one in result.tables():
-            table(one.title, one.header, one.rows, one.note, one.narrow)
+            if one.details:
+                detailed_table(one, named)
+            else:
+                table(one.title, one.header, one.rows, one.note, one.narrow)
         for line in getattr(result, "lines", tuple)():
             click.echo(line)
     sys.stdout.flush()
     return result
+
+
+def detailed_table(one: Table, named: Callable[[str], str]) -> None:
+    """A table with sentences about each row: in a column of their own, or below the row where the terminal is narrow."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console.print()
+    (_with_column if console.width >= WIDE else _with_lines)(console, one, named)
+    if one.note:
+        console.print(escape(one.note), style="dim")
+    if one.conclusion:
+        console.print(f"\n[bold]{escape(one.conclusion)}[/]")
+
+
+def _with_column(console: Console, one: Table, named: Callable[[str], str]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=escape(one.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for position, name in enumerate(one.header):
+        words = any(row[position][:1].isalpha() for row in one.rows)
+        drawn.add_column(escape(name), justify="left" if words else "right", no_wrap=True)
+    drawn.add_column("evidence")
+    for number, row in enumerate(one.rows):
+        name, *cells = map(escape, row)
+        told = "\n".join(_sentences(one, number, named))
+        marked = number in one.marked
+        drawn.add_row(f"[bold]{name}[/]" if marked else name, *cells, told, end_section=number + 1 == one.rule)
+    console.print(drawn)
+
+
+def _with_lines(console: Console, one: Table, named: Callable[[str], str]) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    widths = [max(len(row[i]) for row in (one.header, *one.rows)) for i in range(len(one.header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = (
+            cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join((first, *others))
+
+    rule = "─" * (sum(widths) + 2 * len(widths))
+    console.print(f"[bold]{escape(one.title)}[/]\n\n{escape(line(one.header))}\n{rule}")
+    for number, row in enumerate(one.rows):
+        marked = number in one.marked
+        console.print(f"[bold]{escape(line(row))}[/]" if marked else escape(line(row)))
+        for text in _sentences(one, number, named):
+            console.print(Padding(text, (0, 0, 0, 4)), style="" if marked else "dim")
+        if number + 1 == one.rule:
+            console.print(rule)
+
+
+def _sentences(one: Table, number: int, named: Callable[[str], str]) -> list[str]:
+    """The sentences about a row; of a row that stands out the last one, which says what to do, does so too."""
+    from rich.markup import escape
+
+    told = [escape(text) for text in one.details_of(number, named)]
+    return [*told[:-1], f"[bold]{told[-1]}[/]"] if number in one.marked and len(told) > 1 else told

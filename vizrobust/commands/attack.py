@@ -48,7 +48,7 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     """Evaluate every checkpoint of the request under every attack, in the mode that the request names."""
     for file in filter(None, (request.plot, request.show)):
         format_of(file)  # an unknown suffix is refused before minutes of attack
-    targets = open_targets(request, session)
+    targets = open_targets(request, session, "corruptions" if request.suite == "corruptions" else "attack")
     answer: Answer
     if request.suite is not None:
         answer = yield from (corruptions if request.suite == "corruptions" else unforeseen)(request, session, targets)

@@ -1,4 +1,4 @@
-"""What the modes of `attack` share: the checkpoints with their images and folders, and the attacks that a request describes."""
+"""What commands on images share: the checkpoints with their images and folders, and the attacks that a request describes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
 from vizrobust.data import DataSet, Split, head
 from vizrobust.models import Checkpoint
 from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.requests.request import OnImages
 from vizrobust.results import Event, Note, Row, Table
 from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
 from vizrobust.robustness.evaluation_runs import evaluated, identity
@@ -31,7 +32,7 @@ class Target:
     def name(self) -> str:
         return self.checkpoint.name
 
-    def evaluated(self, request: AttackRequest, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
+    def evaluated(self, request: OnImages, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""
         session.remember(self.folder, self.checkpoint)
         return evaluated(
@@ -51,14 +52,14 @@ class Answer(Protocol):
     def draw(self, path: str, command: str) -> None: ...
 
 
-def open_targets(request: AttackRequest, session: Session) -> list[Target]:
-    """The checkpoints with their images and folders."""
-    compute, command = session.compute(request.precision), "corruptions" if request.suite == "corruptions" else "attack"
+def open_targets(request: OnImages, session: Session, command: str, batch_size: int = BATCH_SIZE) -> list[Target]:
+    """The checkpoints with their images and the folders of this command; `batch_size` where the request has none."""
+    compute = session.compute(request.precision)
     found = []
     for checkpoint, data in session.checkpoints(request.models, request.data):
         images = head(data.split(request.split), request.images)
         # A folder may later hold more images, so only runs in memory make their batches smaller.
-        size = request.batch_size or (min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE)
+        size = request.batch_size or (min(batch_size, len(images)) if session.memory else batch_size)
         named = identity(data.name, request.split, request.seed, size, compute.precision)
         folder = session.folder(command, named, compute, data, request.split, request=repr(request))
         found.append(Target(checkpoint, data, images, folder, size))

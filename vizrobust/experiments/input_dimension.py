@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from vizrobust.attacks import L2, Linf
 from vizrobust.compute import Compute, full_batches, versions
 from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import CONFIDENCE
+from vizrobust.models import architecture
+from vizrobust.requests import ParameterError
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.robustness.first_order import dual_norm, input_gradient
 from vizrobust.runs import Row, RunFolder
-from vizrobust.training import Progress, TrainingRecipe, own_content, train, trained_checkpoint
+from vizrobust.training import TrainingRecipe, own_content, train, trained_checkpoint
 
 # Coordinates that shrink as 1/sqrt(d), so that a unit keeps its variance, sum to sqrt(d) (lecture notes, §27.4).
 LECTURE_SLOPE = 0.5
@@ -142,21 +145,40 @@ def resized(data: DataSet, side: int) -> DataSet:
     )  # fmt: skip
 
 
+def check_sides(arch: str, data: DataSet, sides: Sequence[int]) -> Iterator[str]:
+    """Notes on how a network changes with the size of its images.
+
+    `ParameterError` where a size does not fit the architecture, before an hour of training at those that do.
+    """
+    layers: dict[tuple[str, ...], int] = {}
+    for side in sides:
+        shape = resized(data, side).shape
+        build = architecture(arch, shape, len(data.classes))
+        try:
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+                warnings.simplefilter("ignore")  # of weights without any entry, which fail a line later
+                net = build().eval()
+                net(torch.zeros(1, *shape))
+        except Exception as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ParameterError(
+                "%s cannot take images of %s x %s px (%s); leave %s out of {sides}", arch, shape[2], shape[1], why, side
+            ) from error
+        layers.setdefault(tuple(net.state_dict()), side)
+    if len(layers) > 1:
+        others = " and ".join(f"{side} px" for side in layers.values())
+        yield f"{arch} has different layers from {others} on, so its networks are not quite one family"
+
+
 def dimension_study(
-    recipe: TrainingRecipe,
-    data: DataSet,
-    sides: Sequence[int],
-    compute: Compute,
-    folder: Path | str,
-    seeds: Sequence[int] = (0,),
-    images: int = IMAGES,
-    argv: str = "",
-) -> Iterator[Progress | Row]:
+    recipe: TrainingRecipe, data: DataSet, sides: Sequence[int], compute: Compute, folder: Path | str,
+    seeds: Sequence[int] = (0,), images: int = IMAGES, argv: str = "", wait: bool = False,
+) -> Iterator[Any]:  # fmt: skip
     """Train `recipe` at every side and seed, each in a folder of its own within `folder`; one row for each network.
 
     A row has ``side, seed, d, n, clean, robust`` and, as means over the first `images` test images, the gradient's
     norms ``l1_margin, l2_margin, l1_ce, l2_ce``, and the same with ``_untrained`` for fresh weights: the lecture's argument
-    is about those, and training need not keep what they have. Between rows come the `Progress` of training. Rows that
+    is about those, and training need not keep what they have. Between rows come the batches of training. Rows that
     are there are yielded without being computed again, an interrupted training goes on, and sides and seeds may grow.
     The recipe's own seed does not count. Raises ``ValueError`` for a folder that holds another study.
     """
@@ -171,7 +193,7 @@ def dimension_study(
                 cell = run.folder / f"{side}px-s{seed}"
                 one = replace(recipe, data=smaller.name, seed=seed)
                 for news in train(one, smaller, compute, cell, argv):
-                    if isinstance(news, Progress):
+                    if not isinstance(news, dict):
                         yield news
                 known[side, seed] = {"side": side, "seed": seed, **_measured(cell, one, smaller, images, compute)}
                 run.add(known[side, seed])

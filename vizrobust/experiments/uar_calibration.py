@@ -18,6 +18,7 @@ from vizrobust.data import DataSet, head
 from vizrobust.intervals import share
 from vizrobust.legacy import present
 from vizrobust.models import Checkpoint
+from vizrobust.results import Progress
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row, RunFolder, digest, read_run, slug, write_json
 from vizrobust.spec import spec, vary
@@ -29,6 +30,7 @@ SIZES, FACTOR = 6, 2.0
 ABOVE_USUAL, LARGEST_ANCHOR = 4, 0.4
 PROTOCOL = "an image counts as right if it is so clean and at every iterate; untargeted unless the attack says otherwise"
 PROBED_IMAGES, LARGEST_EXPONENT = 100, 12
+TASK = "epochs and tests"
 
 
 @spec
@@ -69,15 +71,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Where a calibration is: what was just done, and how much of all its epochs and tests."""
-
-    what: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
 class Table:
     """What was found for one attack type: ``accuracy[i][j]`` of the network trained at ``eps[i]`` under ``eps[j]``."""
 
@@ -114,8 +107,10 @@ def equally_hard(anchors: Sequence[float], candidates: Sequence[float]) -> list[
     return sorted(int(place) for place in linear_sum_assignment(cost)[1])
 
 
-def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, argv: str = "") -> Iterator[Stage | Row]:
-    """Train and test in a folder, or go on where an earlier process stopped; yields stages, and each type's result.
+def calibrate(
+    plan: Plan, data: DataSet, compute: Compute, folder: Path | str, argv: str = "", wait: bool = False
+) -> Iterator[Progress | Row]:
+    """Train and test in a folder, or go on where an earlier process stopped; yields progress, and each type's result.
 
     Every network is a training run in ``networks/``, every test a row, every result a file in ``calibrations/``, the
     first of them the anchor's. The recipe's loss is what UAR trains with
@@ -128,7 +123,7 @@ def calibrate(plan: Plan, data: DataSet, compute: Compute, folder: Path | str, a
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         Trainer(replace(plan.recipe, attack=vary(attack, eps=attack.threat_model()[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch)}, record)
+    run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch)}, record, wait=wait)
     work = _Work(plan, data, compute, run, argv)
     anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)
     yield _kept(run, result(plan, anchors, anchors, argv))
@@ -183,7 +178,7 @@ class _Work:
         self.total = sum(size * (plan.recipe.epochs + size) for size in sizes)
         self.done = 0
 
-    def table(self, attack: Attack, largest: float, count: int) -> Generator[Stage, None, Table]:
+    def table(self, attack: Attack, largest: float, count: int) -> Generator[Progress, None, Table]:
         """Train at every radius, test every network at every radius."""
         radii = eps_grid(largest, count)
         recipes = [replace(self.plan.recipe, attack=vary(attack, eps=eps)) for eps in radii]
@@ -221,7 +216,7 @@ class _Work:
                 raise ValueError(f"{attack} breaks too few images even at eps {2**LARGEST_EXPONENT}; name the largest eps in it")
         return FACTOR * 2.0**exponent
 
-    def _train(self, recipe: TrainingRecipe) -> Iterator[Stage]:
+    def _train(self, recipe: TrainingRecipe) -> Iterator[Progress]:
         """A network for the recipe, from its folder where it is finished."""
         if repr(recipe) in self.networks:
             return
@@ -230,7 +225,7 @@ class _Work:
         for event in train(recipe, self.data, self.compute, folder, self.argv):
             if isinstance(event, dict):
                 self.done = before + int(event["epoch"])
-                yield Stage(f"epoch {event['epoch']} of {_name(recipe)}", self.done, self.total)
+                yield Progress(TASK, self.done, self.total, f"epoch {event['epoch']} of {_name(recipe)}")
         self.done = before + recipe.epochs
         checkpoint = trained_checkpoint(folder, recipe.arch)
         self.networks[repr(recipe)] = checkpoint, checkpoint.net()
@@ -258,9 +253,9 @@ class _Work:
             self.rows[key] = row
         return float(self.rows[key]["accuracy"])
 
-    def _stage(self, what: str) -> Stage:
+    def _stage(self, what: str) -> Progress:
         self.done += 1
-        return Stage(what, self.done, self.total)
+        return Progress(TASK, self.done, self.total, what)
 
 
 def _name(recipe: TrainingRecipe) -> str:

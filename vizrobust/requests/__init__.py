@@ -15,6 +15,12 @@ COMMANDS: dict[str, Command] = {
     "trials": Command("study:TrialsRequest", "trials:trials", "study", session=("download", "arch", "as_json")),
     "layers": Command("study:LayersRequest", "checkpoints:layers", "look", session=("download", "arch", "as_json")),
     "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),
+    "masking": Command(
+        "evaluation:MaskingRequest", "masking:masking", "evaluate", resumable=True, parallel=True, exits={False: 3, None: 4}
+    ),
+    "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
+    "dimension": Command("evaluation:DimensionRequest", "dimension:dimension", "evaluate", resumable=True),
+    "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
 }
 
 __all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]

@@ -64,8 +64,23 @@ def names(text: str, _name: str = "names") -> tuple[str, ...]:
     return () if text.strip().lower() == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def sides(text: str, name: str = "sides") -> tuple[int, ...]:
+    """Sides of images in pixels, in rising order and each once.
+
+    >>> sides("28, 7,14,7")
+    (7, 14, 28)
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise ParameterError(
+                f"{{{name}}} %s: %r is not a number of pixels; write whole numbers from 1 on, e.g. 7,14,28", text, part
+            )
+    return tuple(sorted({int(part) for part in parts}))
+
+
 # How the text of a field of this kind is read, also in Python.
-READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names}
+READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names, "sides": sides}
 
 
 def param(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, AttackResult, Ball, epsilon
+from vizrobust.attacks.attack import input_gradient as finite_gradient
+from vizrobust.attacks.attack import is_finite
 from vizrobust.attacks.losses import LOSSES
 from vizrobust.attacks.threat_models import L1, L2, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
-from vizrobust.rng import Streams
+from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup
 
@@ -129,13 +133,14 @@ def first_order(
     ([0.2, 0.2], [0.2, 0.2])
     """
     lookup(LOSSES, loss, "loss")
-    compute.place(net)
+    network = PerImageNoise(compute.place(net))
     parts = []
     for index, count in full_batches(len(images), batch_size):
         x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
         streams = Streams(seed, index.tolist(), "first order")
-        with compute.autocast():
-            drops = _drops(net, x, y, ball, streams, loss, steps)
+        network.noise_from(partial(streams.child, "noise of the network"))
+        with compute.autocast(), seeded(seed, compute.device):
+            drops = _drops(network, x, y, ball, streams, loss, steps)
         parts.append({name: value[:count].cpu() for name, value in {"image": index, **drops}.items()})
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     correct = whole.pop("correct", torch.zeros(0, dtype=torch.bool))
@@ -165,13 +170,16 @@ def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
 
 
 def input_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether each image is classified correctly (N,), its loss (N,), and the loss's gradient (N, C, H, W)."""
+    """Whether each image is classified correctly (N,), its loss (N,), and the loss's gradient (N, C, H, W).
+
+    Images whose outputs are not finite are not classified correctly; gradient entries that are not finite are 0.
+    """
     with evaluating(net):
         point = x.detach().requires_grad_()
         logits = net(point)
         value = lookup(LOSSES, loss, "loss")(logits, y)
-        (gradient,) = torch.autograd.grad(value.sum(), point)
-    return logits.argmax(1) == y, value.detach(), gradient
+        gradient = finite_gradient(value, point)
+    return (logits.argmax(1) == y) & is_finite(logits), value.detach(), gradient
 
 
 def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, loss: str, steps: int) -> dict[str, Tensor]:
@@ -183,8 +191,9 @@ def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, l
         "correct": correct,
         "first_order_drop": epsilon(ball) * dual_norm(ball, gradient),
         "linear": straight,
-        "fgsm": _losses(one)[-1] - _exact(before),
-        "pgd": _losses(many).amax(0) - _exact(before),
+        # A point whose outputs are not finite shows no drop.
+        "fgsm": (_losses(one)[-1] - _exact(before)).nan_to_num(0.0, 0.0, 0.0),
+        "pgd": (_losses(many).amax(0) - _exact(before)).nan_to_num(0.0, 0.0, 0.0),
     }
 
 

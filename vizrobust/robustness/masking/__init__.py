@@ -3,7 +3,7 @@
 from vizrobust.robustness.masking.accuracy_checks import DECIDING
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.check import AttackBudget, Check, NetworkUnderTest
-from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, diagnosis_of
+from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, diagnosis_of, images_to_decide
 from vizrobust.robustness.masking.verdict import (
     GAP,
     HIDDEN,
@@ -40,6 +40,7 @@ __all__ = [
     "diagnose",
     "diagnosis_of",
     "hiding",
+    "images_to_decide",
     "overfitting",
     "unbounded",
     "verdict_of",

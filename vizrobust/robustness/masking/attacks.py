@@ -15,6 +15,7 @@ from vizrobust.attacks.square import PERTURBATIONS
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
 from vizrobust.models import evaluating
+from vizrobust.models.stochastic import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
@@ -83,7 +84,7 @@ class MaskingAttacks:
     - ``"pgd, more restarts"``: what PGD leaves even when it attacks again the images on which one of them succeeded;
     - ``"plain loss"``: PGD on cross entropy as other tools compute it, on the images that PGD breaks;
     - ``"unbounded"``: PGD that may change every pixel at will;
-    - ``"all"``: the worst case over all attacks inside the ball.
+    - ``"all"``: the worst case over all attacks inside the ball; images with outputs that are not finite do not count.
 
     `report` is called with a text whenever something has been computed. Raises ``ValueError`` for no images.
 
@@ -105,6 +106,10 @@ class MaskingAttacks:
             raise ValueError("there are no images to diagnose with; choose a split that has some")
         # By attack, the images (n,) bool that met it and those among them that it got misclassified.
         self._met: dict[Attack, tuple[Tensor, Tensor]] = {}
+        # Images (n,) bool on which outputs were not finite, unchanged or at a point that an attack visited, and on which
+        # gradients were not.
+        self.undefined = torch.zeros(self.n, dtype=torch.bool)
+        self.nonfinite_gradients = torch.zeros(self.n, dtype=torch.bool)
         self.survives = Survivors({
             "pgd": lambda: self.survivors(self.pgd),
             "fgsm": lambda: self.survivors(FGSM(ball=self.ball)),
@@ -126,6 +131,13 @@ class MaskingAttacks:
         """The network on its device; one that has no gradient at all gets a zero one, so that attacks can run on it."""
         self.compute.place(self.network.net)
         return self.network.net if self.gradient_error is None else ZeroGradient(self.network.net)
+
+    @cached_property
+    def probe_net(self) -> PerImageNoise:
+        """The network for the probes: noise that it draws for an image does not depend on the other images."""
+        noisy = PerImageNoise(self.net)
+        noisy.noise_from(lambda: self.streams("noise of the network"))
+        return noisy
 
     @cached_property
     def gradient_error(self) -> str | None:
@@ -168,14 +180,16 @@ class MaskingAttacks:
     def survivors(self, attack: Attack, among: Tensor | None = None) -> Tensor:
         """(n,) bool: right unchanged and not misclassified under the attack, of the images `among` (n,) bool (None: all).
 
-        Images outside `among` are not attacked and survive. The answer does not depend on what was asked before.
+        Images outside `among` are not attacked and survive. The answer does not depend on what was asked before. A point
+        whose outputs are not finite does not misclassify an image, but puts it among the `undefined` ones.
         """
         asked = self.clean if among is None else self.clean & among
         met, misclassified = self._met.get(attack) or (torch.zeros_like(asked), torch.zeros_like(asked))
         indices = (asked & ~met).nonzero()[:, 0].tolist()
         if indices:
             found = merge_results(attack, [*self._unchanged, *self._run(attack, indices)])
-            misclassified = misclassified | (self.clean & ~found.robust)
+            misclassified = misclassified | (self.clean & ~found.robust & ~found.undefined)
+            self.undefined |= found.undefined
         self._met[attack] = met | asked, misclassified
         return self.clean & ~(misclassified & asked)
 
@@ -185,6 +199,7 @@ class MaskingAttacks:
         met: dict[str, int] = {}
         for part in self.evaluate(attack, indices):
             met[part.run] = met.get(part.run, 0) + len(part.indices)
+            self.nonfinite_gradients[list(part.nonfinite_gradients)] = True
             self.report(f"{attack}: {part.run}, {met[part.run]} of {total} images")
             yield part
 
@@ -263,7 +278,7 @@ class MaskingAttacks:
         for name in names:
             if (found := self.survives.get(name)) is not None:
                 survivors &= found
-        return survivors
+        return survivors & ~self.undefined
 
     def at(self, share_of_eps: float, steps: int) -> Tensor:
         """(n,) bool: which images survive PGD, or FGSM where `steps` is 0, at a share of the evaluation eps."""
@@ -295,7 +310,7 @@ class MaskingAttacks:
         self.report("first-order prediction")
         x, y = self.probe_images
         with seeded(self.seed, self.compute.device):
-            if not bool((input_gradient(self.net, x, y, "margin")[0]).any()):
+            if not bool((input_gradient(self.probe_net, x, y, "margin")[0]).any()):
                 return None
             return first_order(
                 self.net, self.probes, self.ball, self.compute, "margin", seed=self.seed, batch_size=self.batch_size
@@ -308,7 +323,7 @@ class MaskingAttacks:
         attack = replace(self.pgd, restarts=1, loss="margin")
         x, y = self.probe_images
         with self.compute.autocast(), seeded(self.seed, self.compute.device):
-            return attack(self.net, x, y, streams=self.streams("trajectory"))
+            return attack(self.probe_net, x, y, streams=self.streams("trajectory"))
 
 
 class ZeroGradient(nn.Module):

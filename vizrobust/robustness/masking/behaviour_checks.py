@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vizrobust.attacks.attack import input_gradient
 from vizrobust.attacks.losses import LOSSES, margin
 from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import evaluating
@@ -45,12 +46,12 @@ def unstable_predictions(attacks: MaskingAttacks) -> Check:
     x, y = attacks.probe_images
     streams = attacks.streams("unstable predictions")
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        base = margin(attacks.net(x), y).double()
+        base = margin(attacks.probe_net(x), y).double()
         changes = torch.zeros_like(base)
         for _ in range(NOISY_POINTS):
             noise = (2 * streams.uniform(*x.shape[1:]).to(x) - 1) * NOISE
-            near = margin(attacks.net((x + noise).clamp(0, 1)), y).double()
-            changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1)
+            near = margin(attacks.probe_net((x + noise).clamp(0, 1)), y).double()
+            changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1).nan_to_num(1)
     value = float((changes / NOISY_POINTS).mean())
     evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
     advice = "smooth the loss: attack its mean over noise (EOT), and look at the loss along the attack's path"
@@ -59,8 +60,9 @@ def unstable_predictions(attacks: MaskingAttacks) -> Check:
 
 def silent_success(attacks: MaskingAttacks) -> Check:
     """I3: an iterate was wrong and the last one is not, so an attack that returns its last point reports a failure."""
-    correct = _correct(attacks)
-    silent = int((~correct[1:].all(0) & correct[-1]).sum())
+    correct, undefined = _correct(attacks), attacks.trajectory.undefined
+    assert undefined is not None
+    silent = int((~correct[1:].all(0) & correct[-1] & ~undefined).sum())
     evidence = f"{silent} of {correct.shape[1]} images are misclassified at some iterate and right at the last one"
     advice = "count an image as misclassified if any iterate is, as vizrobust does; judging the last one overstates accuracy"
     counts = {"images": correct.shape[1], "silent": silent}
@@ -90,9 +92,9 @@ def judged_is_differentiated(attacks: MaskingAttacks) -> Check:
     assert adv is not None
     with evaluating(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
-            diagnosis_of = attacks.net(adv).argmax(1)
-        differentiated = attacks.net(adv.detach().requires_grad_()).detach().argmax(1)
-    other = int((diagnosis_of != differentiated).sum())
+            judged = attacks.probe_net(adv).argmax(1)
+        differentiated = attacks.probe_net(adv.detach().requires_grad_()).detach().argmax(1)
+    other = int((judged != differentiated).sum())
     evidence = f"{other} of {len(y)} adversarial images get another class when gradients are asked for"
     advice = "attack the network that is used: the same forward pass with and without gradients"
     return threshold_check(
@@ -112,7 +114,7 @@ def _gradient(attacks: MaskingAttacks, loss: str) -> Tensor:
     x, y = attacks.probe_images
     with evaluating(attacks.net), attacks.compute.autocast():
         point = x.detach().requires_grad_()
-        return torch.autograd.grad(LOSSES[loss](attacks.net(point), y).sum(), point)[0]
+        return input_gradient(LOSSES[loss](attacks.probe_net(point), y), point)
 
 
 def _correct(attacks: MaskingAttacks) -> Tensor:
@@ -150,7 +152,7 @@ def randomised(attacks: MaskingAttacks) -> Check:
     """The same images get other logits each time."""
     x = attacks.probe_images[0]
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
-        logits = torch.stack([attacks.net(x).double() for _ in range(PASSES)])
+        logits = torch.stack([attacks.probe_net(x).double() for _ in range(PASSES)])
     moved = (logits - logits[0]).norm(dim=2).amax(0)
     classes = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
     evidence = (
@@ -165,7 +167,7 @@ def softmax_output(attacks: MaskingAttacks) -> Check:
     """The network returns probabilities in place of logits, on which cross entropy takes a second softmax."""
     x = attacks.probe_images[0]
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        out = attacks.net(x).double()
+        out = attacks.probe_net(x).double()
     like = (out >= 0).all(1) & ((out.sum(1) - 1).abs() < SUMS_TO_ONE)
     evidence = f"the outputs of {int(like.sum())} of {len(x)} images are not negative and sum to 1"
     advice = "leave the softmax out of the network: attacks need its logits"
@@ -220,10 +222,30 @@ def batch_norm_mode(attacks: MaskingAttacks) -> Check:
     return threshold_check(name, value, threshold, evidence, advice, counts=counts, unit="number")
 
 
+def nonfinite_values(attacks: MaskingAttacks) -> Check:
+    """Outputs or image gradients are NaN or infinite, unchanged or at a point that an attack visited."""
+    attacks.survives["all"]  # all attacks have been run then
+    n, undefined, gradients = attacks.n, attacks.undefined, attacks.nonfinite_gradients
+    evidence = (
+        f"outputs are not finite at some point on {int(undefined.sum())} of {n} images, which are neither misclassified nor "
+        f"robust; gradients on {int(gradients.sum())}, where such entries count as 0"
+    )
+    advice = (
+        "look for a square root, logarithm, norm or division that meets 0, and for overflow in the forward pass; keep "
+        "their arguments away from 0"
+    )
+    counts = {"images": n, "outputs": int(undefined.sum()), "gradients": int(gradients.sum())}
+    return threshold_check(
+        "values not finite", float((undefined | gradients).double().mean()), 0, evidence, advice, counts=counts
+    )
+
+
 NETWORK_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
     check.__name__: check
-    for check in (square_beats_all_gradients, randomised, softmax_output, optimisation_in_forward, batch_norm_mode)
-}
+    for check in (
+        square_beats_all_gradients, randomised, softmax_output, optimisation_in_forward, batch_norm_mode, nonfinite_values,
+    )
+}  # fmt: skip
 
 
 def _same(tensor: Any) -> Any:

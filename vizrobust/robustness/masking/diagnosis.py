@@ -13,7 +13,7 @@ from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.behaviour_checks import ATTACK_RUN_CHECKS, NETWORK_CHECKS
 from vizrobust.robustness.masking.check import Check
 from vizrobust.robustness.masking.gradient_checks import GRADIENT_CHECKS
-from vizrobust.robustness.masking.verdict import Verdict, verdict_of
+from vizrobust.robustness.masking.verdict import Verdict, more_images, verdict_of
 
 # The first ones decide the verdict; the rest is evidence.
 CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 WARNINGS = {
     "randomised": "its answers are random, so attack it with EOT before you believe a number",
     "attacked another network": "it gives other answers while gradients are computed, so the numbers are not its own",
+    "values not finite": "its outputs or gradients are not finite at some points, so attacks do not reach everything",
     "statistics of the batch": "it mixes the images of a batch, so the numbers depend on the batch",
 }
 
@@ -79,6 +80,15 @@ def diagnosis_of(attacks: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Dia
     with seeded(attacks.seed, attacks.compute.device):
         verdict = verdict_of(list(criteria(attacks)), attacks.survives["all"], _caveat(attacks, checks))
     return Diagnosis(verdict, epsilon(attacks.ball), checks)
+
+
+def images_to_decide(attacks: MaskingAttacks) -> int | None:
+    """How many images would settle a verdict that these leave undecided; None where it is settled.
+
+    Every look at more images has an error of 5 % of its own, so with two looks that of a verdict is at most 10 %.
+    """
+    with seeded(attacks.seed, attacks.compute.device):
+        return more_images(list(criteria(attacks)))
 
 
 def _caveat(attacks: MaskingAttacks, checks: tuple[Check, ...]) -> str:

@@ -57,7 +57,7 @@ def cross_entropy_underflow(attacks: MaskingAttacks) -> Check:
     x, y = attacks.probe_images
     with evaluating(attacks.net), attacks.compute.autocast():
         with torch.no_grad():
-            logits = attacks.net(x).detach()
+            logits = attacks.probe_net(x).detach()
         logits = logits.requires_grad_()
         (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
     under = int((slope.abs().amax(1) == 0).sum())
@@ -93,7 +93,7 @@ def local_linearity(attacks: MaskingAttacks) -> Check:
     said = (gradient.double() * step).flatten(1).sum(1)
     done = _margin(attacks, x + step, y) - before
     errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
-    value = float(errors.median())
+    value = float(errors.nan_to_num(1.0).median())
     evidence = f"after one step the median error of the predicted margin is {100 * value:.0f} % of prediction and change together"
     advice = "one-step attacks tell nothing here: use many small steps"
     counts = {"images": len(x), "above": int((errors > BENT).sum())}
@@ -134,12 +134,12 @@ GRADIENT_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
 def _gradient(attacks: MaskingAttacks, x: Tensor) -> Tensor:
     """Of the margin, at points (p, C, H, W) that belong to the probes."""
     with attacks.compute.autocast():
-        return input_gradient(attacks.net, x, attacks.probe_images[1], "margin")[2]
+        return input_gradient(attacks.probe_net, x, attacks.probe_images[1], "margin")[2]
 
 
 def _margin(attacks: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        return margin(attacks.net(x), y).double()
+        return margin(attacks.probe_net(x), y).double()
 
 
 def _share(of: Tensor, among: Tensor) -> float:

@@ -27,6 +27,8 @@ GAP = 0.15
 HIDING = 0.02
 # "Accuracy near 0": one image in twenty.
 NEAR_ZERO = 0.05
+# Four times as many images halve an interval.
+AT_LIMIT = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Criterion:
     """A difference of accuracies on n images that makes a network masked where it is certainly above `threshold`.
 
     `low` and `high` are its one-sided 95 % bounds; `images` says how many images would tell on which side of the
-    limit it lies (n where they do already; None where no number is in sight).
+    limit it lies (n where they do already; None where the observed difference is at the limit, so nobody can say).
     """
 
     verdict: str
@@ -129,13 +131,27 @@ def verdict_of(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") 
     return Verdict(SOUND, _with(f"{SOUND}: {accuracy}, and gradients missed little", caveat))
 
 
+def more_images(criteria: Sequence[Criterion]) -> int | None:
+    """How many images are expected to settle a verdict that these leave undecided; None where it is settled.
+
+    Where a difference is at its limit as far as can be seen, four times as many: they halve the interval.
+    """
+    unsettled = [criterion for criterion in criteria if criterion.side == "open"]
+    if not unsettled or any(criterion.side == "above" for criterion in criteria):
+        return None
+    return max(AT_LIMIT * criterion.n if criterion.images is None else criterion.images for criterion in unsettled)
+
+
 def _undecided(unsettled: Sequence[Criterion], caveat: str) -> Verdict:
-    n, known = unsettled[0].n, [criterion.images for criterion in unsettled]
-    images = None if None in known else max(number for number in known if number is not None)
+    n = unsettled[0].n
+    images = None if any(criterion.images is None for criterion in unsettled) else more_images(unsettled)
     # The one that needs most images; where there are several, the reader has the table.
     widest = max(unsettled, key=lambda criterion: criterion.images or math.inf)
     more = f", and {len(unsettled) - 1} more like it" if len(unsettled) > 1 else ""
-    ask = f"about {images} images would tell" if images else "that is too close to the limit for any number of images"
+    if images is None:
+        ask = f"{n} images cannot tell it from the limit; {AT_LIMIT * n} images would halve the interval"
+    else:
+        ask = f"about {images} images would tell"
     return Verdict(UNDECIDED, _with(f"{UNDECIDED} with {n} images: {widest}{more}; {ask}", caveat), images)
 
 

@@ -1,0 +1,134 @@
+"""`dimension`: one network trained at several image sizes, and how its gradient grows with their number of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from vizrobust.attacks import PGD, Attack, configured
+from vizrobust.compute import Compute
+from vizrobust.data import DataSet
+from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth, check_sides, dimension_study, growth
+from vizrobust.report.first_order_figures import gradient_growth
+from vizrobust.report.style import format_of
+from vizrobust.requests.evaluation import DimensionRequest
+from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.runs import default_folder
+from vizrobust.session import Session
+from vizrobust.training import TrainingRecipe, recorded_threads
+
+# Initial weights first: the figure draws sqrt(d) through the first of them, and the lecture argues for them.
+WEIGHTS = {"initial": "_untrained", "trained": ""}  # and how the columns of a row end
+SLOPE_MEANING = (
+    "slope: of log(L1 norm) over log(d), fitted to all %s networks. Above 0, the same eps promises a\n"
+    "larger drop on larger images. The lecture argues for sqrt(d), 0.50, of initial weights."
+)
+
+
+@dataclass(frozen=True, repr=False)
+class DimensionReport:
+    """The answer to a `DimensionRequest`: the gradient's norm of every network, and how it grows with d."""
+
+    request: DimensionRequest
+    data: DataSet
+    networks: tuple[Row, ...]
+    ok: bool | None = True
+
+    def slopes(self) -> list[tuple[str, str, Growth]]:
+        """Loss, weights and growth, for each loss of the request and for initial and trained weights."""
+        pairs = [(loss, weights) for loss in self.request.losses for weights in WEIGHTS]
+        return [(loss, weights, growth(self.networks, loss, weights == "trained")) for loss, weights in pairs]
+
+    def rows(self) -> list[Row]:
+        return [*self.networks, *self.slope_rows()]
+
+    def slope_rows(self) -> list[Row]:
+        about = {"lecture": LECTURE_SLOPE, "n": len(self.networks)}
+        return [
+            {"loss": loss, "weights": weights, "slope": one.slope, "ci_low": one.ci_low, "ci_high": one.ci_high,
+             "factor": one.factor, **about}
+            for loss, weights, one in self.slopes()
+        ]  # fmt: skip
+
+    def tables(self) -> list[Table]:
+        return [self._norms(), self._slopes()]
+
+    def draw(self, path: str, command: str = "") -> None:
+        gradient_growth(path, [(f"{loss}, {weights}", one) for loss, weights, one in self.slopes()], command)
+
+    def __repr__(self) -> str:
+        _, weights, one = self.slopes()[0]
+        return f"DimensionReport({len(self.networks)} networks; {self.request.losses[0]}, {weights} weights: {one})"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+    def _norms(self) -> Table:
+        networks, losses = self.networks, self.request.losses
+        names = [f"l1_{loss}{end}" for loss in losses for end in WEIGHTS.values()]
+        shown = []
+        for side in dict.fromkeys(row["side"] for row in networks):
+            mine = [row for row in networks if row["side"] == side]
+            norms = (f"{_mean(mine, name):.3g}" for name in names)
+            shown.append([str(side), str(mine[0]["d"]), percent(_mean(mine, "clean")), *norms])
+        header = ["side, px", "d", "clean", *(f"{loss},\n{weights}" for loss in losses for weights in WEIGHTS)]
+        seeds, n = len({row["seed"] for row in networks}), networks[0]["n"]
+        note = f"means over {seeds} network{'s' if seeds > 1 else ''} of each size and {n} test images; d: values in an image"
+        return Table(f"L1 norm of the gradient: {self.request.arch} on {self.data.name}", header, shown, note)
+
+    def _slopes(self) -> Table:
+        rows = [
+            [loss, weights, f"{one.slope:.2f}", "-" if one.ci_low is None else f"{one.ci_low:.2f} to {one.ci_high:.2f}",
+             f"{LECTURE_SLOPE:.2f}"]
+            for loss, weights, one in self.slopes()
+        ]  # fmt: skip
+        header = ["loss", "weights", "slope", "95 % interval", "lecture"]
+        return Table("growth with the input dimension d", header, rows, SLOPE_MEANING % len(self.networks))
+
+
+def dimension(request: DimensionRequest, session: Session) -> Generator[Event, None, DimensionReport]:
+    """Train a network at every size and seed, or go on with it; rows are the networks, then the slopes."""
+    if request.plot:
+        format_of(request.plot)  # an unknown suffix is refused before the trainings
+    data = session.dataset(request.data)
+    recipe = TrainingRecipe(
+        arch=request.arch, data=str(request.data) if isinstance(request.data, str) else data.name,
+        attack=_attack(request, data), epochs=request.epochs, batch_size=request.batch_size, lr=request.lr,
+        precision=request.precision,
+    )  # fmt: skip
+    for text in check_sides(request.arch, data, request.sides):
+        yield Note(f"note: {text}")
+    folder = str(session.out or default_folder("dimension", {"training": repr(recipe), "images": request.images}))
+    compute = Compute(session.device, request.precision, recorded_threads(folder) or session.threads)
+    yield Note(f"{recipe}\nin {folder}")
+    seeds = range(request.seed, request.seed + request.seeds)
+    runs = [(side, seed) for side in request.sides for seed in seeds]
+    networks: list[Row] = []
+    for event in dimension_study(
+        recipe, data, request.sides, compute, folder, seeds, request.images, session.argv, wait=session.wait
+    ):
+        done, note = len(networks) * request.epochs, ""
+        if isinstance(event, dict):
+            networks.append(event)
+            done += request.epochs
+        else:
+            side, number = runs[len(networks)]
+            done += event.epoch - 1
+            note = f"{side} px, seed {number}, batch {event.batch} of {event.batches}"
+        yield Progress("epochs", done, len(runs) * request.epochs, note)
+        if isinstance(event, dict):
+            yield event
+    report = DimensionReport(request, data, tuple(networks))
+    yield from report.slope_rows()
+    if request.plot:
+        report.draw(request.plot, session.argv or repr(request))
+        yield Note(f"drawn: {request.plot}")
+    return report
+
+
+def _attack(request: DimensionRequest, data: DataSet) -> Attack | None:
+    return configured(PGD(), data.eps, steps=request.steps, eps=request.eps) if request.steps else None
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)

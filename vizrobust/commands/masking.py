@@ -1,0 +1,264 @@
+"""`masking`: whether gradients are masked, so that a robust accuracy cannot be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vizrobust.attacks import BALLS, NAMES, PGD, Attack, AutoAttack, Ball, ball_of, configured, parse_attack
+from vizrobust.commands.targets import Target, open_targets
+from vizrobust.data import DataSet, head
+from vizrobust.intervals import share
+from vizrobust.models import Checkpoint
+from vizrobust.requests.evaluation import MaskingRequest
+from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.robustness import PartialResult
+from vizrobust.robustness.evaluation_runs import evaluate_in_folder
+from vizrobust.robustness.masking import (
+    CHECKS,
+    DECIDING,
+    AttackBudget,
+    Check,
+    Diagnosis,
+    MaskingAttacks,
+    NetworkUnderTest,
+    Verdict,
+    diagnose,
+    diagnosis_of,
+    images_to_decide,
+)
+from vizrobust.session import Session
+from vizrobust.spec import lookup, named, parse
+from vizrobust.training import attacks_seen
+
+BATCH_SIZE = 50
+# How many times as many images as asked for are taken where the verdict depends on it, and how often more are taken.
+MOST, EXTENSIONS = 5, 2
+MARKS = {True: "YES", False: "no", None: "-"}
+
+
+@dataclass(frozen=True, repr=False)
+class MaskingDiagnosis:
+    """The diagnosis of one checkpoint: its `verdict`, whose `sentence` says it all, and the `checks` with their evidence.
+
+    `ok` is True for sound gradients (also of a network that is not robust), False for masked ones, None for undecided.
+    `survives` tells by an attack's name which images it leaves, (n,) bool; see `MaskingAttacks`.
+    """
+
+    target: Target
+    attacks: MaskingAttacks
+    diagnosis: Diagnosis
+    split: str
+    asked: int
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.diagnosis.verdict
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return self.diagnosis.checks
+
+    @property
+    def survives(self) -> Any:
+        return self.attacks.survives
+
+    @property
+    def ok(self) -> bool | None:
+        return None if self.verdict.undecided else not self.verdict.masked
+
+    def rows(self) -> list[Row]:
+        about = {"checkpoint": self.target.name, "data": self.target.data.name, "split": self.split, "n": self.attacks.n}
+        return [{**about, "asked": self.asked, "norm": type(self.attacks.ball).__name__, **self.diagnosis.row()}]
+
+    def tables(self) -> list[Table]:
+        """The checks: those that decide the verdict first, what else was seen below a line."""
+        where = f"{self.target.name} on {self.target.data.name} {self.split}"
+        return [checks_table(f"{where}, {self.attacks.n} images, {self.attacks.ball}", self.diagnosis)]
+
+    def __repr__(self) -> str:
+        return f"{self.target.name}: {self.verdict.sentence}"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+
+@dataclass(frozen=True, repr=False)
+class MaskingReport:
+    """The answer to a `MaskingRequest`: one diagnosis for each checkpoint."""
+
+    request: MaskingRequest
+    found: tuple[MaskingDiagnosis, ...]
+
+    @property
+    def ok(self) -> bool | None:
+        """False if any checkpoint is masked, else None if any is undecided."""
+        known = [one.ok for one in self.found]
+        return False if False in known else None if None in known else True
+
+    def rows(self) -> list[Row]:
+        return [row for one in self.found for row in one.rows()]
+
+    def tables(self) -> list[Table]:
+        each = [table for one in self.found for table in one.tables()]
+        return [*each, self._verdicts()] if len(self.found) > 1 else each
+
+    def __repr__(self) -> str:
+        return f"MaskingReport({'; '.join(f'{one.target.name}: {one.verdict.name}' for one in self.found)})"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+    def _verdicts(self) -> Table:
+        rows = []
+        for one in self.found:
+            own, under = one.survives.get("training attacks"), one.survives
+            accuracies = [one.attacks.clean, own, under["pgd"], under["all"]]
+            flagged = sum(bool(check.flagged) for check in one.checks)
+            cells = [percent(None if alive is None else share(alive)) for alive in accuracies]
+            rows.append([one.target.name, one.verdict.name, *cells, str(flagged)])
+        header = ["checkpoint", "verdict", "clean", "training attack", "PGD", "strongest", "checks flagged"]
+        return Table("verdicts", header, rows, "training attack: one step where it is not known")
+
+
+def checks_table(title: str, diagnosis: Diagnosis) -> Table:
+    """The checks of a diagnosis with their evidence and advice, and its verdict."""
+    checks = diagnosis.checks
+    rows = [[check.name, _value(check), _threshold(check), MARKS[check.flagged]] for check in checks]
+    details = [[check.evidence, *([f"what to do: {check.advice}"] if check.advice else [])] for check in checks]
+    note = (
+        "Checks above the line decide the verdict, those below it show what else was seen.\n"
+        "A difference in points is flagged when even the lower bound in brackets is above its threshold."
+    )
+    marked = [number for number, check in enumerate(checks) if check.flagged]
+    return Table(
+        title, ["check", "value", "threshold", "flagged"], rows, note, details=details, marked=marked, rule=len(DECIDING),
+        conclusion=f"verdict: {diagnosis.verdict.sentence}",
+    )  # fmt: skip
+
+
+def masking(request: MaskingRequest, session: Session) -> Generator[Event, None, MaskingReport]:
+    """Diagnose every checkpoint of the request; attacks that the run folder holds are not run again."""
+    budget = budget_of(request.effort)
+    if request.transfer_from is not None:
+        session.checkpoint(request.transfer_from)  # a wrong name is refused before minutes of attack
+    found = []
+    targets = open_targets(request, session, "masking", BATCH_SIZE)
+    networks = [_network(request, session, target) for target in targets]
+    for target, network in zip(targets, networks, strict=True):
+        diagnosed = yield from _diagnosed(request, session, target, network, budget)
+        found.append(diagnosed)
+        yield from diagnosed.rows()
+    return MaskingReport(request, tuple(found))
+
+
+def budget_of(effort: Any) -> AttackBudget:
+    """The `AttackBudget` of that text; ``ValueError`` for another spec."""
+    budget = parse(effort, {**NAMES, **named(AttackBudget)}, "effort") if isinstance(effort, str) else effort
+    if not isinstance(budget, AttackBudget):
+        raise ValueError(f"{effort!r} is not an effort; write AttackBudget(steps=50, restarts=3, queries=1000)")
+    return budget
+
+
+def trained_against(
+    checkpoint: Checkpoint, told: Any = None, note: Callable[[str], None] = lambda _text: None
+) -> tuple[Attack, ...] | None:
+    """The attacks of training: none for standard training, None where nobody knows. `told` is what a person says."""
+    if told is not None:
+        if isinstance(told, str):
+            return () if told.lower() == "none" else (parse_attack(told, typed=True),)
+        return (told,) if isinstance(told, Attack) else tuple(told)
+    info = checkpoint.info
+    # torchvision publishes standardly trained classifiers only.
+    if info.attack_steps == 0 or (info.arch.startswith("torchvision:") and info.training.startswith("published")):
+        return ()
+    try:
+        attacks = attacks_seen(info.training)
+    except ValueError as error:
+        note(f"note: {checkpoint.name}: what it was trained against cannot be read ({error}); FGSM takes its place")
+        return None
+    if attacks or not info.attack_steps:
+        return attacks or None
+    return (PGD(steps=info.attack_steps),)
+
+
+def evaluation_ball(
+    checkpoint: Checkpoint, trained: Sequence[Attack], data: DataSet, eps: float | None = None, norm: str | None = None
+) -> Ball:
+    """The evaluation's ball: the one asked for, else that of training, else the data set's."""
+    info = checkpoint.info
+    balls = [ball for attack in trained if (ball := ball_of(attack)) is not None and ball.eps is not None]
+    if not balls and info.eps and info.norm in BALLS:
+        balls = [BALLS[info.norm](eps=info.eps)]
+    wanted = type(lookup(BALLS, norm, "norm")()) if norm else None
+    own = next((ball for ball in balls if wanted is None or isinstance(ball, wanted)), None)
+    return configured(PGD() if own is None else PGD(ball=own), data.eps, norm, eps=eps).ball  # type: ignore[attr-defined,no-any-return]
+
+
+Network = Callable[[int], NetworkUnderTest]
+
+
+def _network(request: MaskingRequest, session: Session, target: Target) -> Network:
+    """The network under test on the first n images of the split."""
+    trained = trained_against(target.checkpoint, request.trained_with, session.note)
+    ball = evaluation_ball(target.checkpoint, trained or (), target.data, request.eps, request.norm)
+    ensemble = AutoAttack(ball=ball) if request.thorough else None
+    # From itself it would be an attack by its own gradients.
+    source = None if request.transfer_from == target.name else request.transfer_from
+    net, split = target.checkpoint.net(), target.data.split(request.split)
+    return lambda n: NetworkUnderTest(net, head(split, n), ball, trained, source, ensemble)
+
+
+def _diagnosed(
+    request: MaskingRequest, session: Session, target: Target, network: Network, budget: AttackBudget
+) -> Generator[Event, None, MaskingDiagnosis]:
+    """The diagnosis of one network on as many images as its verdict takes, within what the request allows."""
+    session.remember(target.folder, target.checkpoint)
+    compute, done = session.compute(request.precision), 0
+
+    def report(text: str) -> None:
+        session.report(Progress(target.name, done, len(CHECKS), note=text[-60:]))
+
+    def attacks_on(n: int) -> MaskingAttacks:
+        under_test = network(n)
+
+        def evaluate(attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
+            return evaluate_in_folder(
+                target.folder, target.checkpoint, attack, under_test.images, compute, request.seed, target.batch_size,
+                net=attacks.net, indices=indices,
+            )  # fmt: skip
+
+        attacks = MaskingAttacks(under_test, compute, budget, request.seed, target.batch_size, report, evaluate)
+        return attacks
+
+    attacks = attacks_on(request.images)
+    most = min(request.most_images or MOST * request.images, len(target.data.split(request.split)))
+    for _ in range(EXTENSIONS):
+        wanted = images_to_decide(attacks)
+        if wanted is None or attacks.n >= most:
+            break
+        yield Note(f"note: {target.name}: {attacks.n} images leave it undecided; {min(wanted, most)} are taken")
+        attacks = attacks_on(min(wanted, most))
+    checks = []
+    for check in diagnose(attacks):
+        checks.append(check)
+        done += 1
+        report(check.name)
+    return MaskingDiagnosis(target, attacks, diagnosis_of(attacks, tuple(checks)), request.split, request.images)
+
+
+def _value(check: Check) -> str:
+    if check.value is None:
+        return "-"
+    return _number(check.value, check.unit) + {"share": " %", "points": " pts", "number": ""}[check.unit]
+
+
+def _threshold(check: Check) -> str:
+    if check.threshold is None:
+        return ""
+    return f"{'>' if check.flagged_if == 'above' else '<'} {_number(check.threshold, check.unit)}"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.3g}" if unit == "number" else f"{100 * value:.1f}"
