@@ -143,6 +143,21 @@ class Cratered(Around):
         return torch.where(((off > 0) & (off < 0.03)).all(1, keepdim=True), logits.roll(1, dims=1), logits)
 
 
+class Rooted(Around):
+    """The right logits, whose gradient at black pixels is 0 times infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.sqrt().square())
+
+
+class Undefined(Around):
+    """Without any answer where the first pixel is neither black nor white."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, :1]
+        return self.net(x).masked_fill((first > 0) & (first < 1), torch.nan)
+
+
 class Decoys(Around):
     """Many classes just below the second best, whose gradient leads the other way: cross entropy follows the many."""
 

@@ -100,6 +100,43 @@ def test_errors_name_parameters_as_python_writes_them():
         vr.robust_accuracy(Brightness(), images(), "pgdd", eps=EPS)
 
 
+QUICK = "AttackBudget(steps=5, restarts=1, queries=5, noise_samples=2, probes=10)"
+
+
+def test_a_bare_network_is_diagnosed_and_its_diagnosis_shows_itself():
+    x, y = (part.repeat(25, *[1] * (part.dim() - 1)) for part in images())
+    sound = vr.diagnose_masking(Brightness(), (x, y), eps=EPS, trained_with="none", images=225, effort=QUICK)
+    assert (sound.verdict.name, sound.ok) == ("sound", True)
+    assert repr(sound).startswith("Brightness: sound: 44.4 % of 225 images")
+    assert "\n" not in repr(sound)
+    html = sound._repr_html_()
+    assert "name one with transfer_from" in html
+    assert "--" not in html
+    (row,) = sound.rows()
+    assert (row["verdict"], row["n"], row["eps"], row["norm"]) == ("sound", 225, EPS, "Linf")
+    assert sound.survives["all"].tolist() == ROBUST * 25
+    rounded = nn.Sequential(Rounded(), Brightness())
+    found = vr.diagnose_masking(rounded, (x, y), eps=EPS, trained_with=vr.PGD(steps=2), images=225, effort=QUICK)
+    assert not found.ok
+    assert [check.flagged for check in found.checks if check.name == "no gradient at the start"] == [True]
+
+
+class Rounded(nn.Module):
+    """Black and white, without a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (50 * x).round() / 50
+
+
+def test_a_diagnosis_takes_an_attack_budget_and_refuses_other_efforts():
+    with pytest.raises(ValueError, match="is not an effort"):
+        vr.diagnose_masking(Brightness(), images(), eps=EPS, effort="PGD()")
+    with pytest.raises(ValueError, match="most_images 3 is less than images 9"):
+        vr.diagnose_masking(Brightness(), images(), eps=EPS, images=9, most_images=3)
+    with pytest.raises(ValueError, match="give eps"):
+        vr.diagnose_masking(Brightness(), images())
+
+
 def test_pictures_show_themselves_and_are_the_same_each_time():
     ref = net_file((1, 8, 8), 4)
     pictures = vr.visualize(ref, units=[2, 0], steps=3)
@@ -119,5 +156,5 @@ def test_every_listed_name_has_help():
     for name in (*vr.list_attacks(), *vr.list_recipes()):
         assert vr.help(name).title.lower() == name.lower()
     assert "mnist-k8" in vr.list_models()
-    assert {"__version__", "load", "robust_accuracy", "visualize"} <= set(dir(vr))
+    assert {"__version__", "load", "robust_accuracy", "diagnose_masking", "visualize"} <= set(dir(vr))
     assert vr.__version__[0].isdigit()

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from importlib import import_module
 
@@ -13,9 +12,11 @@ from click.testing import CliRunner
 from tests.test_training import RECIPE, tiny
 from vizrobust.attacks import JPEG, L1, L2, PGD, Elastic, Linf, parse_attack
 from vizrobust.cli import main
+from vizrobust.commands import calibrate as command
 from vizrobust.compute import Compute
-from vizrobust.experiments.uar_calibration import Plan, Stage, Table, _Work, calibrate, eps_grid, equally_hard
+from vizrobust.experiments.uar_calibration import Plan, Table, _Work, calibrate, eps_grid, equally_hard
 from vizrobust.models import load_checkpoint
+from vizrobust.results import Progress
 from vizrobust.robustness.unforeseen import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
@@ -71,7 +72,7 @@ def test_ata_is_the_best_network_at_each_eps():
 
 def test_a_calibration_is_what_its_networks_do(finished):
     folder, events = finished
-    stages, (anchor, result) = [e for e in events if isinstance(e, Stage)], [e for e in events if isinstance(e, dict)]
+    stages, (anchor, result) = [e for e in events if isinstance(e, Progress)], [e for e in events if isinstance(e, dict)]
     assert [stage.done for stage in stages] == list(range(1, 2 * (6 + 36) + 1))
     assert {stage.total for stage in stages} == {len(stages)}
     assert json.loads((folder / "calibrations" / "L2.json").read_text()) == json.loads(json.dumps(result))
@@ -117,7 +118,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_result(finished, tmp_pat
     for stop in (3, 20, 44, 50):  # while anchors train, are tested; while candidates train, are tested
         running = calibrate(SMALL, tiny(), Compute("cpu"), tmp_path / "parts")
         for event in running:
-            if isinstance(event, Stage) and event.done >= stop:
+            if isinstance(event, Progress) and event.done >= stop:
                 break
         running.close()
     rows = read_rows(tmp_path / "parts")
@@ -189,13 +190,12 @@ CALIBRATE = ["calibrate", "--data", "digits"]
 def test_the_command_plans_runs_and_prints(tmp_path, monkeypatch):
     planned = []
 
-    def fake(plan, data, compute, folder, argv):
+    def fake(plan, data, compute, folder, argv, wait):
         planned.append(plan)
-        yield Stage("epoch 1", 1, 2)
+        yield Progress("epochs", 1, 2)
         yield {"name": "L2", "eps": [0.5, 1.0], "ata": [0.9, 0.4]}
 
-    # The package has a function of the module's name, so the module is found by its name alone.
-    monkeypatch.setattr(sys.modules["vizrobust.experiments.uar_calibration"], "calibrate", fake)
+    monkeypatch.setattr(command, "calibrated", fake)
     args = [*CALIBRATE, "--attack", "l2", "--attack", "Elastic(eps=2)", "--steps", "3", "--out", str(tmp_path / "c"), "--quiet"]
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output
@@ -211,7 +211,7 @@ def test_the_command_plans_runs_and_prints(tmp_path, monkeypatch):
         ([], 2, "Missing option '--attack'"),
         (["--attack", "L3"], 1, "no attack 'L3'; did you mean"),
         (["--attack", "L2", "--attack", "L2(eps=3)"], 1, "L2 is given twice"),
-        (["--attack", "L2", "--steps", "0"], 1, "--steps must be at least 1, got 0"),
+        (["--attack", "L2", "--steps", "0"], 2, "--steps must be at least 1, got 0"),
         (["--attack", "L2", "--candidates", "3"], 1, "candidates must be at least 6"),
         (["--attack", "L2(eps=-3)"], 1, "eps must not be negative, got -3"),
         (["--attack", "L2", "--arch", "small_cn"], 1, "did you mean small_cnn"),

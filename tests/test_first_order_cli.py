@@ -1,4 +1,4 @@
-"""`vizrobust head-order` and `vizrobust dimension` on the command line: tables, pictures, one sentence for bad input."""
+"""`vizrobust first-order` and `vizrobust dimension` on the command line: tables, pictures, one sentence for bad input."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_dimension_trains_prints_slopes_and_draws(few_tested, tmp_path):
     done = run("dimension", *SMALL, "--sides", "8,4, 6,4", "--out", out, "--plot", plot)
     assert done.exit_code == 0, done.output
     slopes = [line for line in done.stdout.splitlines() if line.rstrip().endswith("0.50")]
-    assert [line.split()[:2] for line in slopes] == [[a, b] for a in ("margin", "ce") for b in ("fresh", "trained")]
+    assert [line.split()[:2] for line in slopes] == [[a, b] for a in ("margin", "ce") for b in ("initial", "trained")]
     assert [line.split()[:2] for line in done.stdout.splitlines() if line.split()[1:2] in (["16"], ["36"], ["64"])] == [
         ["4", "16"], ["6", "36"], ["8", "64"],
     ]  # fmt: skip
@@ -102,13 +102,13 @@ def test_dimension_trains_prints_slopes_and_draws(few_tested, tmp_path):
     # The same command trains nothing twice, and one with more seeds keeps what is there.
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.safetensors")}
     again = run("dimension", *SMALL, "--sides", "4,6,8", "--out", out, "--json", "--loss", "ce")
-    *networks, fresh, own = map(json.loads, again.stdout.splitlines())
+    *networks, initial, own = map(json.loads, again.stdout.splitlines())
     assert networks == [json.loads(line) for line in rows.splitlines()]
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
-    assert (fresh["weights"], own["weights"], own["lecture"]) == ("fresh", "trained", 0.5)
+    assert (initial["weights"], own["weights"], own["lecture"]) == ("initial", "trained", 0.5)
     by_hand = fit_growth([row["d"] for row in networks], [row["l1_ce_untrained"] for row in networks])
-    assert (fresh["slope"], fresh["ci_low"]) == pytest.approx((by_hand.slope, by_hand.ci_low))
-    assert own["slope"] != fresh["slope"]
+    assert (initial["slope"], initial["ci_low"]) == pytest.approx((by_hand.slope, by_hand.ci_low))
+    assert own["slope"] != initial["slope"]
 
 
 def test_dimension_can_train_against_an_attack(few_tested, tmp_path):
@@ -129,7 +129,7 @@ FIRST_ORDER_BAD = {
     "norm without eps": (["--norm", "L2"], "--norm L2 needs --eps"),
     "zero eps": (["--eps", 0], "--eps 0 leaves nothing to attack"),
     "negative eps": (["--eps", -0.1], "eps must not be negative"),
-    "split": (["--split", "tests"], "no split 'tests'"),
+    "split": (["--split", "tests"], "'tests' is not one of 'train', 'val', 'test'"),
     "loss": (["--loss", "dlr"], "'dlr' is not one of 'margin', 'ce', 'both'"),
 }
 DIMENSION_BAD = {

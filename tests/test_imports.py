@@ -18,8 +18,9 @@ ROOT = Path(vizrobust.__file__).parent
 LAYERS = [
     {"parallel"},
     {"lifeline", "rng", "intervals", "legacy"},
-    {"spec", "results"},
+    {"spec"},
     {"plugins", "requests"},
+    {"results"},
     {"compute", "trackers"},
     {"data", "runs"},
     {"models"},

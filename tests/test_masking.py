@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vizrobust.attacks import FGSM, L2, PGD, Linf
-from vizrobust.cli import main
-from vizrobust.cli import masking as cli
+from vizrobust.cli import main, show
+from vizrobust.commands.masking import checks_table, evaluation_ball, trained_against
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.robustness.masking import CHECKS, NOT_ROBUST, OVERFITTED, UNDECIDED, Check, Diagnosis, Verdict
@@ -55,7 +55,7 @@ def test_sound_gradients_end_with_0_and_rows_have_the_agreed_fields() -> None:
 
 
 def test_undecided_ends_with_4_and_says_how_many_images_it_takes() -> None:
-    result = run("mnist-k0", "--images", 20, "--batch-size", 20, *LITTLE, "--json")
+    result = run("mnist-k0", "--images", 20, "--most-images", 20, "--batch-size", 20, *LITTLE, "--json")
     assert result.exit_code == 4, result.output
     row = json.loads(result.stdout)
     assert row["verdict"] == UNDECIDED
@@ -63,8 +63,28 @@ def test_undecided_ends_with_4_and_says_how_many_images_it_takes() -> None:
     assert f"about {row['images_needed']} images" in row["sentence"]
 
 
+def test_more_images_are_taken_where_the_verdict_depends_on_it() -> None:
+    args = ("mnist-k0", "--images", 30, "--batch-size", 30, *LITTLE, "--out", "kept")
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert row["verdict"] == NOT_ROBUST
+    assert (row["asked"], row["n"] > 30, row["n"] <= 150) == (30, True, True)
+    assert f"30 images leave it undecided; {row['n']} are taken" in result.stderr
+    # No image is attacked twice by the same run of an attack.
+    attacked: set[tuple[str, str, int]] = set()
+    for line in Path("kept/rows.jsonl").read_text().splitlines():
+        part = json.loads(line)
+        new = {(part["attack"], part["walk"], index) for index in part["images"]}
+        assert not new & attacked
+        attacked |= new
+    whole = run("mnist-k0", "--images", row["n"], "--batch-size", 30, *LITTLE, "--json")
+    assert {**json.loads(whole.stdout), "asked": 30} == row, "as if all images had been asked for at once"
+
+
 def test_masked_outranks_undecided_and_several_have_a_table_of_verdicts() -> None:
-    result = run("mnist-k0", "mnist-k1", "--images", 20, "--batch-size", 20, *LITTLE, "--quiet")
+    few = ("--images", 20, "--most-images", 20, "--batch-size", 20)
+    result = run("mnist-k0", "mnist-k1", *few, *LITTLE, "--quiet")
     assert result.exit_code == 3, result.output
     summary = result.output.split("verdicts")[1]
     assert summary.index("mnist-k0") < summary.index("mnist-k1")
@@ -87,14 +107,16 @@ def test_transfer_from_another_checkpoint() -> None:
 
 
 def test_a_checkpoint_is_not_transferred_from_itself() -> None:
-    subject = cli._subject(load_checkpoint("mnist-k0"), load("mnist5k"), "test", 5, None, None, None, "mnist-k0", False)
-    assert subject.source is None
+    result = run(
+        "mnist-k0", "--transfer-from", "mnist-k0", "--images", 5, "--most-images", 5, "--batch-size", 5, *LITTLE, "--json"
+    )
+    (check,) = (check for check in json.loads(result.stdout)["checks"] if check["name"] == "transfer finds more")
+    assert check["tripped"] is None
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--images", 0), "--images and --batch-size must be at least 1"),
         (("--effort", "PGD()"), "is not an effort"),
         (("--effort", "AttackBudget(restarts=0)"), "restarts must be at least 1"),
         (("--norm", "L2"), "L2 has no eps; give --eps"),
@@ -109,6 +131,21 @@ def test_bad_input_is_one_sentence(args: tuple[object, ...], message: str) -> No
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--images", 0), "--images must be at least 1, got 0"),
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (("--images", 20, "--most-images", 10), "--most-images 10 is less than --images 20"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_wrong_usage(args: tuple[object, ...], message: str) -> None:
+    result = run("mnist-k0", *args)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 # What a checkpoint was trained against, and the ball in which it is looked at.
@@ -141,7 +178,7 @@ TRAINING = 'Training(arch="small_cnn", data="mnist5k"{})'
     ids=str,
 )
 def test_what_it_was_trained_against(tmp_path: Path, about: dict, told: str | None, trained: tuple | None) -> None:
-    assert cli._trained(described(tmp_path, **about), told) == trained
+    assert trained_against(described(tmp_path, **about), told) == trained
 
 
 @pytest.mark.parametrize(
@@ -159,7 +196,7 @@ def test_what_it_was_trained_against(tmp_path: Path, about: dict, told: str | No
     ids=str,
 )
 def test_the_ball_is_that_of_training_unless_told(tmp_path: Path, about: dict, trained: tuple, options: dict, ball) -> None:
-    chosen = cli._ball(described(tmp_path, **about), trained, load("mnist5k"), options.get("eps"), options.get("norm"))
+    chosen = evaluation_ball(described(tmp_path, **about), trained, load("mnist5k"), **options)
     assert chosen == ball
 
 
@@ -176,8 +213,8 @@ def diagnosis() -> Diagnosis:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_is_as_wide_as_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(cli, "PIPE_WIDTH", width)
-    cli._print("a title [with brackets]", diagnosis())
+    monkeypatch.setattr(show, "PIPE_WIDTH", width)
+    show.detailed_table(checks_table("a title [with brackets]", diagnosis()), "--{}".format)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     for words in (

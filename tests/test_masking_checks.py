@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -25,10 +27,12 @@ from tests.masked_networks import (
     Purifying,
     Quantised,
     Rippled,
+    Rooted,
     Shattered,
     Softmax,
     Sound,
     TwoFaced,
+    Undefined,
     Undifferentiable,
     split,
 )
@@ -49,6 +53,7 @@ from vizrobust.robustness.masking import (
     NetworkUnderTest,
     diagnose,
     diagnosis_of,
+    images_to_decide,
 )
 
 LITTLE = AttackBudget(steps=10, restarts=2, queries=100, noise_samples=200, probes=50)
@@ -99,6 +104,8 @@ TRIPPED: list[tuple[str, Callable[[], nn.Module], float]] = [
     ("optimisation_in_forward", Purifying, SAFE),
     ("batch_norm_mode", OfTheBatch, SAFE),
     ("batch_norm_mode", trained_mode, SAFE),
+    ("nonfinite_values", Rooted, SAFE),
+    ("nonfinite_values", Undefined, SAFE),
     ("zero_gradient_coordinates", Clamped, SAFE),
     ("cross_entropy_underflow", Hot, SAFE),
     ("plain_cross_entropy_fails", Hot, WIDE),
@@ -172,6 +179,35 @@ VERDICTS = [
 @pytest.mark.parametrize(("build", "eps", "name"), VERDICTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_verdicts(build: Callable[[], nn.Module], eps: float, name: str) -> None:
     assert diagnosis_of(context(build, eps)).verdict.name == name
+
+
+def test_outputs_that_are_not_finite_are_neither_misclassified_nor_robust() -> None:
+    own = context(Undefined, SAFE)
+    assert own.survives["pgd"].all(), "no attack finds a misclassified point"
+    assert not own.survives["all"].any()
+    assert own.undefined.all()
+    verdict = diagnosis_of(own, (CHECKS["nonfinite_values"](own),)).verdict
+    assert (verdict.undecided, verdict.images) == (True, None)
+    assert verdict.sentence.startswith(f"undecided: outputs are not finite on {IMAGES} of {IMAGES} images")
+    assert images_to_decide(own) is None
+
+
+def test_gradients_that_are_not_finite_leave_the_other_pixels_their_gradient() -> None:
+    rooted = context(Rooted, WIDE)
+    assert not context(Sound, WIDE).survives["pgd"].any()
+    # A pixel that arrives at black stays there.
+    assert rooted.survives["pgd"].double().mean() < 0.2
+    assert not any(math.isnan(CHECKS[name](rooted).value or 0) for name in CHECKS)
+
+
+def test_a_random_network_is_probed_the_same_among_other_images() -> None:
+    few, many = (
+        MaskingAttacks(NetworkUnderTest(Dropping(), split(20), Linf(SAFE)), Compute("cpu"), replace(LITTLE, probes=probes))
+        for probes in (3, 7)
+    )
+    assert torch.equal(few.trajectory.loss, many.trajectory.loss[:, :3])
+    names = ("first_order_drop", "linear", "fgsm", "pgd")
+    assert all(torch.equal(getattr(few.first_order, name), getattr(many.first_order, name)[:3]) for name in names)
 
 
 def test_a_standard_network_is_not_masked_for_what_one_step_leaves() -> None:

@@ -21,6 +21,7 @@ from vizrobust.robustness.masking import (
     unbounded,
     verdict_of,
 )
+from vizrobust.robustness.masking.verdict import more_images
 
 N = 1000
 
@@ -115,6 +116,18 @@ def test_the_number_of_images_is_enough() -> None:
         missed=round(4 * times), n=undecided.images, training=round(240 * times), gradients=round(225 * times)
     )  # fmt: skip
     assert more.name == SOUND
+
+
+def test_four_of_two_hundred_are_no_reason_to_give_up() -> None:
+    found = verdict(missed=4, n=200, training=155, gradients=150)
+    assert (found.name, found.images) == (UNDECIDED, None)
+    assert "200 images cannot tell it from the limit; 800 images would halve the interval" in found.sentence
+    gradients = first(150, 200)
+    open_ = [hiding(gradients, gradients & ~first(missed, 200)) for missed in (3, 4)]
+    assert [more_images([one]) for one in open_] == [open_[0].images, 800]
+    assert more_images(open_) == max(open_[0].images, 800)
+    assert more_images([hiding(gradients, gradients)]) is None
+    assert more_images([*open_, hiding(gradients, first(0, 200))]) is None, "masked at once"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.08, 0.13, 0.3])

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vizrobust.api import help, list_attacks, list_models, list_recipes, load, robust_accuracy, visualize  # noqa: A004
+    from vizrobust.api import diagnose_masking, help, list_attacks, list_models, list_recipes, load, robust_accuracy, visualize  # noqa: A004
     from vizrobust.attacks import (
         APGD,
         BIM,
@@ -83,6 +83,7 @@ __all__ = [
     "TrainingRecipe",
     "Transfer",
     "activations",
+    "diagnose_masking",
     "evaluate",
     "exemplars",
     "fourier",
@@ -109,7 +110,7 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy visualize list_attacks list_models list_recipes help",
+    "api": "load robust_accuracy diagnose_masking visualize list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",

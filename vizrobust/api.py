@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
 from vizrobust.results import Table, answer_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vizrobust.commands.masking import MaskingDiagnosis
     from vizrobust.features import FeatureImage, Objective, Recipe
     from vizrobust.models import Checkpoint
     from vizrobust.robustness import RobustAccuracy
@@ -67,6 +68,44 @@ def robust_accuracy(
     size, compute = target.batch_size, session.compute(precision)
     session.close()
     return replace(result, remake=lambda: adversarial_images(target.checkpoint.net(), result, target.images, compute, seed, size))
+
+
+def diagnose_masking(
+    model: Model, data: Any = None, *, eps: float | None = None, norm: str | None = None, images: int = 500,
+    most_images: int | None = None, transfer_from: str | None = None, trained_with: Any = None, effort: Any = None,
+    thorough: bool = False, split: str = "test", seed: int = 0, batch_size: int | None = None, precision: str = "fp32",
+    device: str = "auto", out: str | Path | None = None,
+) -> MaskingDiagnosis:  # fmt: skip
+    """Whether a model masks its gradients, so that its robust accuracy cannot be believed.
+
+    `model` and `data` are as in `robust_accuracy`. `eps` and `norm` state the ball (None: that of training, else the data
+    set's). The first `images` of the `split` are attacked, and up to `most_images` (None: five times as many) where the
+    verdict depends on it. `trained_with` is the attack of training (``"none"``: standard training) of a model that does
+    not record it, `transfer_from` another checkpoint to transfer attacks from, `effort` an `AttackBudget` or its text.
+    With `thorough` AutoAttack counts among the attacks. The result has a `verdict` with its sentence, and the `checks`
+    behind it. Raises ``ValueError`` where the model classifies no image correctly.
+
+    >>> import vizrobust as vr
+    >>> budget = "AttackBudget(steps=5, restarts=1, queries=5, noise_samples=2, probes=10)"
+    >>> found = vr.diagnose_masking("mnist-k1", images=20, effort=budget)
+    >>> found.verdict.name, found.verdict.masked
+    ('masked: overfitted to its training attack', True)
+    """
+    from vizrobust.commands.masking import masking
+    from vizrobust.session import Session
+
+    request = MaskingRequest(
+        models=(model,), data=data, eps=eps, norm=norm, images=images, most_images=most_images, transfer_from=transfer_from,
+        trained_with=trained_with, effort=effort, thorough=thorough, split=split, seed=seed, batch_size=batch_size,
+        precision=precision,
+    )  # fmt: skip
+    session = Session(out, device=device, memory=out is None)
+    try:
+        report, _ = answer_of(masking(request, session))
+    finally:
+        session.close()
+    (found,) = report.found
+    return found
 
 
 def visualize(

@@ -30,11 +30,11 @@ COMMANDS = {
     "invert": "invert",
     "caricature": "caricature",
     "train": "",
-    "calibrate": "calibrate",
-    "attack": "attack",
-    "masking": "masking",
-    "first-order": "first_order",
-    "dimension": "dimension",
+    "calibrate": "",
+    "attack": "",
+    "masking": "",
+    "first-order": "",
+    "dimension": "",
     "layers": "",
     "import": "",
     "list": "",
@@ -59,8 +59,7 @@ GROUPS = {
 # The groups of the commands that are not requests yet.
 UNCONVERTED = {
     "neurons": "look", "spritemap": "look", "atlas": "look", "compare": "look", "invert": "look", "caricature": "look",
-    "calibrate": "evaluate", "masking": "evaluate", "first-order": "evaluate", "dimension": "evaluate", "gallery": "files",
-    "rerender": "files",
+    "gallery": "files", "rerender": "files",
 }  # fmt: skip
 
 

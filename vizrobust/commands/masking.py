@@ -154,7 +154,9 @@ def masking(request: MaskingRequest, session: Session) -> Generator[Event, None,
 
 
 def budget_of(effort: Any) -> AttackBudget:
-    """The `AttackBudget` of that text; ``ValueError`` for another spec."""
+    """The `AttackBudget` of that text, or the usual one for None; ``ValueError`` for another spec."""
+    if effort is None:
+        return AttackBudget()
     budget = parse(effort, {**NAMES, **named(AttackBudget)}, "effort") if isinstance(effort, str) else effort
     if not isinstance(budget, AttackBudget):
         raise ValueError(f"{effort!r} is not an effort; write AttackBudget(steps=50, restarts=3, queries=1000)")
@@ -193,7 +195,7 @@ def evaluation_ball(
         balls = [BALLS[info.norm](eps=info.eps)]
     wanted = type(lookup(BALLS, norm, "norm")()) if norm else None
     own = next((ball for ball in balls if wanted is None or isinstance(ball, wanted)), None)
-    return configured(PGD() if own is None else PGD(ball=own), data.eps, norm, eps=eps).ball  # type: ignore[attr-defined,no-any-return]
+    return configured(PGD() if own is None else PGD(ball=own), data.eps, norm, eps=eps).ball  # type: ignore[attr-defined]
 
 
 Network = Callable[[int], NetworkUnderTest]

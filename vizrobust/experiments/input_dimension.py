@@ -177,14 +177,15 @@ def dimension_study(
     """Train `recipe` at every side and seed, each in a folder of its own within `folder`; one row for each network.
 
     A row has ``side, seed, d, n, clean, robust`` and, as means over the first `images` test images, the gradient's
-    norms ``l1_margin, l2_margin, l1_ce, l2_ce``, and the same with ``_untrained`` for fresh weights: the lecture's argument
+    norms ``l1_margin, l2_margin, l1_ce, l2_ce``, and the same with ``_untrained`` for initial weights: the lecture's argument
     is about those, and training need not keep what they have. Between rows come the batches of training. Rows that
     are there are yielded without being computed again, an interrupted training goes on, and sides and seeds may grow.
     The recipe's own seed does not count. Raises ``ValueError`` for a folder that holds another study.
     """
     same = replace(recipe, seed=0)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = RunFolder(folder, "dimension", {"training": repr(same), "images": images, **own_content(data, recipe.arch)}, record)
+    identity = {"training": repr(same), "images": images, **own_content(data, recipe.arch)}
+    run = RunFolder(folder, "dimension", identity, record, wait=wait)
     known = {(row["side"], row["seed"]): row for row in run.rows()}
     for side in sides:
         smaller = resized(data, side)

@@ -108,7 +108,7 @@ class MaskingRequest(OnImages):
         None, "What a checkpoint that does not say it was trained against.", kind="attack", role="grows", metavar="SPEC|none"
     )
     effort: Any = param(
-        "AttackBudget",
+        None,
         "How hard attacks try "
         "[AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, noise_samples=100, probes=100)].",
         role="grows", metavar="SPEC",

@@ -21,9 +21,11 @@ def training_gap(attacks: MaskingAttacks) -> Criterion | None:
     if under_training is None:
         return None
     found = attacks.survives["all"]
+    # Where outputs are not finite nobody can say who survives, on either side.
+    under_training, under_pgd = under_training & ~attacks.undefined, attacks.survives["pgd"] & ~attacks.undefined
     fall = f"from {100 * share(under_training):.1f} % under {trained} to {100 * share(found):.1f} % under the strongest attack"
     what = f"the fall {fall}"
-    return replace(overfitting(under_training, attacks.survives["pgd"], found), what=what)
+    return replace(overfitting(under_training, under_pgd, found), what=what)
 
 
 # Attacks that could find what PGD misses, in words.

@@ -267,7 +267,7 @@ class MaskingAttacks:
         """Every pixel may take any value, under cross entropy and under the margin loss."""
         attack = PGD(steps=self.budget.steps, ball=whole_range(self.ball, self.network.images))
         left = self.survivors(attack)
-        return left & self.survivors(replace(attack, loss="margin"), left)
+        return left & self.survivors(replace(attack, loss="margin"), left) & ~self.undefined
 
     def _survive_all(self) -> Tensor:
         names = (

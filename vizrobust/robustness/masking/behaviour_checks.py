@@ -226,10 +226,12 @@ def nonfinite_values(attacks: MaskingAttacks) -> Check:
     """Outputs or image gradients are NaN or infinite, unchanged or at a point that an attack visited."""
     attacks.survives["all"]  # all attacks have been run then
     n, undefined, gradients = attacks.n, attacks.undefined, attacks.nonfinite_gradients
-    evidence = (
-        f"outputs are not finite at some point on {int(undefined.sum())} of {n} images, which are neither misclassified nor "
-        f"robust; gradients on {int(gradients.sum())}, where such entries count as 0"
-    )
+    evidence = "outputs and gradients are finite at all points that attacks visited"
+    if bool((undefined | gradients).any()):
+        evidence = (
+            f"outputs are not finite at some point on {int(undefined.sum())} of {n} images, which are neither misclassified nor "
+            f"robust; gradients on {int(gradients.sum())}, where such entries count as 0"
+        )
     advice = (
         "look for a square root, logarithm, norm or division that meets 0, and for overflow in the forward pass; keep "
         "their arguments away from 0"

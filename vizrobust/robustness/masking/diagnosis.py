@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vizrobust.attacks import epsilon
+from vizrobust.intervals import share
 from vizrobust.rng import seeded
 from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, criteria
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.behaviour_checks import ATTACK_RUN_CHECKS, NETWORK_CHECKS
 from vizrobust.robustness.masking.check import Check
 from vizrobust.robustness.masking.gradient_checks import GRADIENT_CHECKS
-from vizrobust.robustness.masking.verdict import Verdict, more_images, verdict_of
+from vizrobust.robustness.masking.verdict import HIDING, Verdict, more_images, undefined_verdict, verdict_of
 
 # The first ones decide the verdict; the rest is evidence.
 CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
@@ -79,6 +80,8 @@ def diagnosis_of(attacks: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Dia
     """The verdict, with the checks that were done."""
     with seeded(attacks.seed, attacks.compute.device):
         verdict = verdict_of(list(criteria(attacks)), attacks.survives["all"], _caveat(attacks, checks))
+        if not verdict.masked and _undefined(attacks):
+            verdict = undefined_verdict(int(attacks.undefined.sum()), attacks.n, _caveat(attacks, checks))
     return Diagnosis(verdict, epsilon(attacks.ball), checks)
 
 
@@ -88,7 +91,14 @@ def images_to_decide(attacks: MaskingAttacks) -> int | None:
     Every look at more images has an error of 5 % of its own, so with two looks that of a verdict is at most 10 %.
     """
     with seeded(attacks.seed, attacks.compute.device):
-        return more_images(list(criteria(attacks)))
+        wanted = more_images(list(criteria(attacks)))
+        return None if _undefined(attacks) else wanted
+
+
+def _undefined(attacks: MaskingAttacks) -> bool:
+    """Whether outputs are not finite on more images than gradients may hide: no number of images settles that."""
+    attacks.survives["all"]  # all attacks have been run then
+    return share(attacks.undefined) > HIDING
 
 
 def _caveat(attacks: MaskingAttacks, checks: tuple[Check, ...]) -> str:

@@ -131,6 +131,12 @@ def verdict_of(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") 
     return Verdict(SOUND, _with(f"{SOUND}: {accuracy}, and gradients missed little", caveat))
 
 
+def undefined_verdict(undefined: int, n: int, caveat: str = "") -> Verdict:
+    """Of a network whose outputs are not finite on `undefined` of n images."""
+    what = f"outputs are not finite on {undefined} of {n} images, so nobody can say what the network answers there"
+    return Verdict(UNDECIDED, _with(f"{UNDECIDED}: {what}", caveat))
+
+
 def more_images(criteria: Sequence[Criterion]) -> int | None:
     """How many images are expected to settle a verdict that these leave undecided; None where it is settled.
 
