@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_cli import checkpoint, run
-from vizrobust.cli import atlas as command
+from vizrobust.commands.layer_sheets import MOST_IMAGES
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.data.dataset import SPLITS
 from vizrobust.features import Direction, Provenance, plain, rerender
@@ -27,6 +27,7 @@ from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.sheets import atlas_sheet, resized
+from vizrobust.requests import pictures as command
 from vizrobust.runs import RunFolder
 
 N = 70
@@ -269,7 +270,7 @@ def test_bad_input_is_one_sentence(case, tmp_path):
 def test_the_spelled_out_choices_are_those_of_the_library():
     assert command.LAYOUTS == LAYOUTS
     assert command.SPLITS == SPLITS
-    assert Atlas("a").images == command.MOST_IMAGES
+    assert Atlas("a").images == MOST_IMAGES
 
 
 @pytest.mark.slow

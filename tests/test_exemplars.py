@@ -137,7 +137,7 @@ def test_bad_input_is_one_sentence(pictures: ArraySplit, compute: Compute) -> No
         find(k=24)
     with pytest.raises(ValueError, match="at least 1 image of each unit, got 0"):
         find(k=0)
-    with pytest.raises(ValueError, match="the images are 3 x 20 x 16, the network takes 1 x 28 x 28; give other --data"):
+    with pytest.raises(ValueError, match="the images are 3 x 20 x 16, the network takes 1 x 28 x 28; give other data"):
         find(shape=(1, 28, 28))
     with pytest.raises(ValueError, match="position 99,0 is outside layer 'conv1'"):
         find(measure=(99, 0))
@@ -316,9 +316,9 @@ def test_the_objective_says_what_ranks_the_images() -> None:
     assert session.ranking_measure(Logit()) == ("logits", "mean", None, 1)
     assert session.ranking_measure(Neuron("conv1", y=3)) == ("conv1", (3, None), None, 1)
     assert session.ranking_measure(-2 * Channel("conv1", unit=4) - TotalVariation()) == ("conv1", "mean", 4, -1)
-    with pytest.raises(ValueError, match=r"has none of them; leave out --exemplars"):
+    with pytest.raises(ValueError, match=r"has none of them; leave out exemplars"):
         session.ranking_measure(Direction("conv1", "v.npy"))
-    with pytest.raises(ValueError, match=r"has 2 of them; leave out --exemplars"):
+    with pytest.raises(ValueError, match=r"has 2 of them; leave out exemplars"):
         session.ranking_measure(Channel("conv1", unit=1) + Channel("conv1", unit=2))
 
 

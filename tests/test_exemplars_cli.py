@@ -77,7 +77,7 @@ def test_a_data_set_of_other_classes_gives_images_all_the_same(tmp_path: Path) -
     ("more", "words"),
     [
         (["--exemplars", 99999], "99999 images asked for each unit, but there are only"),
-        (["--exemplars", 0], "0 is not in the range x>=1"),
+        (["--exemplars", 0], "--exemplars must be at least 1, got 0"),
         (["--exemplars", 2, "--objective", "DeepDream('conv2')"], "has none of them; leave out --exemplars"),
         (["--exemplars", 2, "NODATA"], "--exemplars needs natural images; name a data set with --data"),
     ],

@@ -46,8 +46,8 @@ def changed(file, to, row=None, about=None, drop=()):
     return to
 
 
-def one_sentence(result, *words):
-    assert result.exit_code == 1, result.output
+def one_sentence(result, *words, code=1):
+    assert result.exit_code == code, result.output
     (line,) = result.stderr.strip().splitlines()[-1:]
     assert line.startswith("Error: ")
     assert "Traceback" not in result.output
@@ -163,7 +163,7 @@ def test_the_new_picture_says_how_it_was_made_too(picture, tmp_path):
     assert row["same"]
     assert row["score"] == row["score_then"]
     assert again(tmp_path / "new" / "again.png").stdout == "same pixels\n"
-    one_sentence(again(picture, "--out", tmp_path / "again.jpg"), "again.jpg", "must end in .png")
+    one_sentence(again(picture, "--out", tmp_path / "again.jpg"), "again.jpg", "must end in .png", code=2)
     assert not picture.with_name("again.jpg").exists()
 
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from tests.test_cli import checkpoint, run
-from vizrobust.cli import spritemap as command
 from vizrobust.models import load_checkpoint, save_checkpoint
 from vizrobust.report.canvas import Canvas
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.sheets import ORDERS, missing_tile, spritemap_sheet
+from vizrobust.requests import pictures as command
 from vizrobust.runs import Row
 
 NET = CheckpointFacts("net", "net", classes=("cat", "dog"))
@@ -255,4 +255,4 @@ def test_bad_input_of_the_command_is_one_sentence(tmp_path):
 
 
 def test_the_spelled_out_orders_are_those_of_the_sheet():
-    assert command.ORDERS == ORDERS
+    assert command.SHEET_ORDERS == ORDERS

@@ -166,16 +166,17 @@ class Session:
 
     def folder(
         self, command: str, identity: Mapping[str, Any], compute: Compute, data: DataSet | None = None, split: str = "test",
-        **record: Any,
+        *, shared: bool = False, **record: Any,
     ) -> RunFolder:  # fmt: skip
         """The locked run folder for rows of this identity; the same object each time within a session.
 
-        `data` and `split` are the images and labels that rows depend on: where a person has changed them in place, older
-        rows are kept in the folder but not used, which is said.
+        A `shared` folder is the one that the command of this name has by itself, whatever the session's own. `data` and
+        `split` are the images and labels that rows depend on: where a person has changed them in place, older rows are
+        kept in the folder but not used, which is said.
         """
-        if self.memory and self.out is None:
+        if self.memory and (shared or self.out is None):
             return RunFolder.memory(command, identity, compute.processes)
-        path = Path(self.out) if self.out is not None else default_folder(command, identity)
+        path = Path(self.out) if self.out is not None and not shared else default_folder(command, identity)
         if path not in self._folders:
             made = {"argv": self.argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
             content = "" if data is None else content_of(data, split)
@@ -247,4 +248,14 @@ def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:
     kept = copy.deepcopy(model)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
     code = object_sha256(model)
-    return Checkpoint(type(model).__name__, info, weights, lambda: copy.deepcopy(kept), code=code)
+    return Checkpoint(type(model).__name__, info, weights, lambda: _fresh(kept), code=code)
+
+
+def _fresh(net: nn.Module) -> nn.Module:
+    """A copy with initial weights, where its modules know how to make some."""
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return copied

@@ -52,6 +52,7 @@ def score_run(
     data: DataSet | None,
     compute: Compute,
     references: Sequence[Checkpoint] = (),
+    query_images: int = QUERY_IMAGES,
 ) -> dict[str, PictureScores]:
     """`score_pictures` for the finished pictures of a run folder."""
     everyone = [*checkpoints, *references]
@@ -59,7 +60,9 @@ def score_run(
     of_class = isinstance(main_term(request.objective), Logit)
     pictures = {one.name: images_of(run, one, request) for one in everyone}
     negatives = {} if of_class else {one.name: images_of(run, one, opposite) for one in everyone}
-    return score_pictures(checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references)
+    return score_pictures(
+        checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references, query_images
+    )
 
 
 def score_pictures(
@@ -72,22 +75,23 @@ def score_pictures(
     data: DataSet | None,
     compute: Compute,
     references: Sequence[Checkpoint] = (),
+    query_images: int = QUERY_IMAGES,
 ) -> dict[str, PictureScores]:
     """Scores by checkpoint name, with ``natural images`` as a reference under the same queries.
 
     `pictures` and `negatives` map checkpoint names to each unit's pictures, (R, C, H, W) in [0, 1]. For class units the
-    queries are held-out images ranked by mean rank over all compared `checkpoints`, and the contrast of a unit's pictures is
-    those of all other units. For hidden units the queries of each checkpoint are the images that excite its own unit,
-    the contrast is pictures of the negated unit, and there is one natural reference for each checkpoint. `references`
-    (a random network) are scored but do not influence the queries. Without `data` there are no queries: `forced_choice`
-    is None for all, and there is no natural reference.
+    queries are among the first `query_images` held-out images, ranked by mean rank over all compared `checkpoints`, and the
+    contrast of a unit's pictures is those of all other units. For hidden units the queries of each checkpoint are the
+    images that excite its own unit, the contrast is pictures of the negated unit, and there is one natural reference for
+    each checkpoint. `references` (a random network) are scored but do not influence the queries. Without `data` there are
+    no queries: `forced_choice` is None for all, and there is no natural reference.
     """
     everyone = [*checkpoints, *references]
     of_class = isinstance(main_term(objective), Logit)
     if data is None:
         outputs = {one.name: _judged(judge, pictures[one.name], units) for one in everyone}
         return {name: _scores_without_queries(own, units, of_class) for name, own in outputs.items()}
-    held_out, exemplars = head(data.test, QUERY_IMAGES), head(data.val, QUERY_IMAGES)
+    held_out, exemplars = head(data.test, query_images), head(data.val, query_images)
     asked = _orders(everyone, len(checkpoints), objective, units, held_out, compute)
     shown = _orders(everyone, len(checkpoints), objective, units, exemplars, compute)
     seen, examples = judge(_all(held_out)), judge(_all(exemplars))

@@ -25,6 +25,7 @@ from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import render_batches
 from vizrobust.models import ActivationReader, Checkpoint, evaluating
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
 from vizrobust.spec import spec
@@ -113,7 +114,7 @@ class Atlas:
         there = tuple(images.take(index[:1]).shape[1:])
         if there != shape:
             sizes = [" x ".join(map(str, one)) for one in (there, shape)]
-            raise ValueError(f"the images are {sizes[0]}, the network takes {sizes[1]}; give other --data")
+            raise ParameterError("the images are %s, the network takes %s; give other {data}", *sizes)
         compute = (compute or Compute()).in_fp32()
         compute.place(net)
         reading = ActivationReader.of(net, shape, [self.layer])
@@ -263,7 +264,7 @@ def atlas_layout(
     sha256 = file_sha256(directions)
     known = run.info.get("atlas", {}).get(checkpoint.id, {}).get("directions_sha256", sha256)
     if known != sha256:
-        raise ValueError(f"{str(directions)!r} is not the file that this run began with; give --out a new folder")
+        raise ParameterError("%r is not the file that this run began with; give {out} a new folder", str(directions))
     full = tuple(int(number) for number in np.flatnonzero(cells.full))
     facts = {
         "directions": directions.relative_to(run.folder).as_posix(), "directions_sha256": sha256,

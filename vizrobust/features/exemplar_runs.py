@@ -22,6 +22,7 @@ from vizrobust.features.exemplars import BATCH_SIZE, Exemplars, Measure, TopK, e
 from vizrobust.features.objectives import Channel, Logit, Neuron, Objective, Sum
 from vizrobust.features.pictures import to_uint8
 from vizrobust.models import Checkpoint
+from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, digest, slug, write_atomic, write_json, write_png
 
 SHOWN = "exemplars.json"
@@ -74,10 +75,10 @@ def ranking_measure(objective: Objective) -> tuple[str, Measure, int | None, int
     parts = objective.parts if isinstance(objective, Sum) else ((1.0, objective),)
     about = [(weight, part) for weight, part in parts if isinstance(part, Logit | Channel | Neuron)]
     if len(about) != 1:
-        raise ValueError(
-            f"exemplars are images of one Logit, Channel or Neuron, and {objective!r} has {len(about) or 'none'} of them; "
-            "leave out --exemplars"
-        )
+        raise ParameterError(
+            "exemplars are images of one Logit, Channel or Neuron, and %r has %s of them; leave out {exemplars}",
+            objective, len(about) or "none",
+        )  # fmt: skip
     ((weight, part),) = about
     measure: Measure = (part.y, part.x) if isinstance(part, Neuron) else "mean"
     return part.layers[0], measure, part.unit, -1 if weight < 0 else 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import ActivationReader, evaluating
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 
 Place = tuple[int, int]
@@ -242,4 +243,4 @@ def check_images(images: Split, k: int, shape: tuple[int, int, int]) -> None:
     there = tuple(images.take(torch.tensor([0])).shape[1:])
     if there != shape:
         sizes = [" x ".join(map(str, one)) for one in (there, shape)]
-        raise ValueError(f"exemplars: the images are {sizes[0]}, the network takes {sizes[1]}; give other --data")
+        raise ParameterError("exemplars: the images are %s, the network takes %s; give other {data}", *sizes)

@@ -22,6 +22,7 @@ from vizrobust.features.render import FeatureImage, joint_group_size, render, re
 from vizrobust.features.scorer import Scorer
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
+from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
 
 FEW_UNITS = 20
@@ -36,7 +37,7 @@ def objective_for(checkpoint: Checkpoint, name: str, neuron: tuple[int, int] | N
         raise ValueError(f"layer {name!r} (output {shape}) cannot be rendered: {chosen.reason}; choose another layer")
     if neuron is not None:
         if len(chosen.shape) != 3:
-            raise ValueError(f"layer {name!r} has no positions, only {chosen.units} units; leave out --neuron")
+            raise ParameterError("layer %r has no positions, only %s units; leave out {neuron}", name, chosen.units)
         y, x = neuron
         if not (0 <= y < chosen.shape[1] and 0 <= x < chosen.shape[2]):
             raise ValueError(f"position {y},{x} is outside layer {name!r}, whose maps are {chosen.shape[1]} x {chosen.shape[2]}")
@@ -53,8 +54,8 @@ def check_input_size(checkpoint: Checkpoint, objective: Objective, shape: tuple[
             scorer.reading(net, torch.full((1, *shape), 0.5))
     except (RuntimeError, AssertionError) as error:  # torchvision's transformers assert their size
         size = " x ".join(map(str, shape[1:]))
-        raise ValueError(
-            f"{checkpoint.name} cannot take images of {size} as far as {main_term(objective).layers[-1]!r}; leave out --size"
+        raise ParameterError(
+            "%s cannot take images of %s as far as %r; leave out {size}", checkpoint.name, size, main_term(objective).layers[-1]
         ) from error
 
 
@@ -63,7 +64,7 @@ def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> 
     about = main_term(objective)
     if not needs_unit(objective):
         if text is not None:
-            raise ValueError(f"{objective!r} asks for no unit besides its own; leave out --units")
+            raise ParameterError("%r asks for no unit besides its own; leave out {units}", objective)
         return (getattr(about, "unit", 0),), 1
     if isinstance(about, Direction):
         count, what = about.rows, about.vector if isinstance(about.vector, str) else "the vectors of Direction"
@@ -89,9 +90,9 @@ def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
         try:
             units += range(int(first or 0), int(last or count)) if colon else [int(first)]
         except ValueError:
-            raise ValueError(f"--units {text!r} is not all, a range such as 0:16, or a list such as 3,7,11") from None
+            raise ParameterError("{units} %r is not all, a range such as 0:16, or a list such as 3,7,11", text) from None
     if not units:
-        raise ValueError(f"--units {text!r} names no unit; {what} has units 0 to {count - 1}")
+        raise ParameterError("{units} %r names no unit; %s has units 0 to %s", text, what, count - 1)
     for unit in units:
         if not 0 <= unit < count:
             raise ValueError(f"no unit {unit} in {what}, which has {count} (0 to {count - 1})")
@@ -171,8 +172,8 @@ def diverse(request: RenderJob, checkpoint: Checkpoint, group_size: int) -> Rend
     objective's text carries a plain number.
     """
     if isinstance(request.objective, Logit):
-        raise ValueError(
-            "logits have no positions in which styles could differ; give --diversity with a --layer, or an --objective such as "
+        raise ParameterError(
+            "logits have no positions in which styles could differ; give {diversity} with a {layer}, or an {objective} such as "
             'Logit() - 2 * Diversity(layer="...", group_size=4)'
         )
     alone = render(checkpoint, request.objective, request.units[:1], request.recipe, sign=request.sign, batch_size=1)

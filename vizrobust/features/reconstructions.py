@@ -13,6 +13,7 @@ from vizrobust.compute import Compute
 from vizrobust.features.pictures import reference_image
 from vizrobust.models import ActivationReader, Checkpoint, evaluating, layers
 from vizrobust.models.forward import modules
+from vizrobust.requests import ParameterError
 
 MOST_LAYERS, ENOUGH_LAYERS = 6, 4
 SSIM_WINDOW = 7
@@ -101,7 +102,7 @@ def representative_layers(net: nn.Module, shape: tuple[int, int, int], most: int
     ]
     chosen = next((level for level in levels if len(level) >= ENOUGH_LAYERS), max(levels, key=len))
     if not chosen:
-        raise ValueError("this network has no layer with weights that can be visualized; name one with --layer")
+        raise ParameterError("this network has no layer with weights that can be visualized; name one as {layers}")
     count = min(most, len(chosen))
     return [chosen[round(i * (len(chosen) - 1) / max(1, count - 1))] for i in range(count)]
 

@@ -21,6 +21,16 @@ COMMANDS: dict[str, Command] = {
     "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
     "dimension": Command("evaluation:DimensionRequest", "dimension:dimension", "evaluate", resumable=True),
     "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
+    "neurons": Command("pictures:NeuronsRequest", "neurons:neurons", "look", resumable=True, parallel=True),
+    "spritemap": Command("pictures:SpritemapRequest", "layer_sheets:spritemap", "look", resumable=True),
+    "atlas": Command("pictures:AtlasRequest", "layer_sheets:atlas", "look", resumable=True),
+    "invert": Command("pictures:InvertRequest", "reconstruct:invert", "look", resumable=True),
+    "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
+    "compare": Command("pictures:CompareRequest", "compare:compare", "look", resumable=True, parallel=True),
+    "rerender": Command(
+        "pictures:RerenderRequest", "pictures:rerender", "files", session=("download", "arch", "device", "as_json")
+    ),
+    "gallery": Command("pictures:GalleryRequest", "pictures:gallery", "files", session=()),
 }
 
 __all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]

@@ -79,8 +79,21 @@ def sides(text: str, name: str = "sides") -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def position(text: str, name: str = "position") -> tuple[int, int]:
+    """A row and a column.
+
+    >>> position("3,4")
+    (3, 4)
+    """
+    try:
+        y, x = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(f"{{{name}}} %r is not a row and a column such as 3,4", text) from None
+    return y, x
+
+
 # How the text of a field of this kind is read, also in Python.
-READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names, "sides": sides}
+READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names, "sides": sides, "position": position}
 
 
 def param(

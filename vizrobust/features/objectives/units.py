@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vizrobust.features.objectives.objective import OneLayer, algebra
 from vizrobust.models import LOGITS
+from vizrobust.requests import ParameterError
 from vizrobust.spec import spec
 
 
@@ -78,7 +79,7 @@ class Neuron(OneLayer):
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         maps = of_unit(activations[self.layer], _own(self.unit, unit), self.layer)
         if maps.dim() != 3:
-            raise ValueError(f"layer {self.layer!r} has no positions, only units; leave out --neuron")
+            raise ParameterError("layer %r has no positions, only units; leave out {neuron}", self.layer)
         height, width = maps.shape[1:]
         y = height // 2 if self.y is None else self.y
         x = width // 2 if self.x is None else self.x

@@ -1,0 +1,148 @@
+"""Tables of clarity: the scores of each unit's pictures side by side, means over units, and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+
+from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, PictureScores
+from vizrobust.features import Logit, RenderJob, main_term, picture_key
+from vizrobust.intervals import SCOPE, Difference, paired
+from vizrobust.models import Checkpoint
+from vizrobust.requests import ParameterError
+from vizrobust.results import Table
+from vizrobust.runs import Row
+
+MEASURES = ("transfer", "recognised", "forced_choice")
+TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}
+# More columns than this do not fit a terminal.
+WIDEST = 8
+Column = Mapping[int, float]
+
+
+def unit_table(
+    rows: Sequence[Row], checkpoints: Sequence[Checkpoint], job: RenderJob, scores: Mapping[str, PictureScores] | None,
+    judge: str, order: str,
+) -> Table:  # fmt: skip
+    """One row for each unit: activation and, where a judge scored the pictures, each measure of each checkpoint.
+
+    Many checkpoints show one measure alone, what the units are sorted by or the log-odds: others would not fit.
+    """
+    columns: dict[tuple[str, str], Column] = {}
+    for one in checkpoints:
+        for measure in ("score", *MEASURES):
+            values = _activations(rows, one, job) if measure == "score" else _scores(scores, one, job, measure)
+            if values:
+                columns[one.name, measure] = values
+    units = sorted(job.units, key=_key(columns, checkpoints, order))
+    several = len(checkpoints) > 1
+    if len(columns) > WIDEST:
+        there = {measure for _, measure in columns}
+        shown = next(one for one in (order, "transfer", "forced_choice", "score") if one in there)
+        columns = {key: values for key, values in columns.items() if key[1] == shown}
+    header = ["unit", *(f"{name} {TITLES[measure]}" if several else TITLES[measure] for name, measure in columns)]
+    names = checkpoints[0].info.classes if isinstance(main_term(job.objective), Logit) else ()
+    body = [
+        [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
+    ]
+    told = f"judge {judge}: log-odds of the intended class, share recognised, two-alternative AUC; " if scores else ""
+    count = len(job.seeds)
+    means = f"; means over {count} pictures" if count > 1 else ""
+    return Table("Units", header, body, f"{told}score: activation{means}")
+
+
+def _activations(rows: Sequence[Row], checkpoint: Checkpoint, job: RenderJob) -> Column:
+    wanted = set(job.keys(checkpoint))
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if picture_key(row) in wanted:
+            found.setdefault(row["unit"], []).append(math.nan if row["score"] is None else row["score"])
+    return {unit: fmean(values) for unit, values in found.items()}
+
+
+def _scores(scores: Mapping[str, PictureScores] | None, checkpoint: Checkpoint, job: RenderJob, measure: str) -> Column:
+    if scores is None:
+        return {}
+    values = getattr(scores[checkpoint.name], measure)
+    return {unit: value for unit, value in zip(job.units, values, strict=True) if value is not None}
+
+
+def _key(columns: Mapping[tuple[str, str], Column], checkpoints: Sequence[Checkpoint], order: str) -> Callable[[int], float]:
+    """Falling by what is asked for; ``ValueError`` where it was not measured."""
+    if order == "unit":
+        return lambda unit: unit
+    first, last = checkpoints[0].name, checkpoints[-1].name
+    if order == "difference":
+        measure = next((one for one in ("transfer", "forced_choice") if (first, one) in columns), None)
+        if measure is None or first == last:
+            raise ParameterError("{sort} difference needs two checkpoints or more and a judge of their pictures; sort by score")
+        a, b = columns[first, measure], columns[last, measure]
+        return lambda unit: a.get(unit, 0.0) - b.get(unit, 0.0)
+    if (first, order) not in columns:
+        raise ParameterError("{sort} %s was not measured here, because no judge scored these pictures; sort by score", order)
+    values = columns[first, order]
+    return lambda unit: -values.get(unit, float("-inf"))
+
+
+def _name(unit: int, classes: Sequence[str]) -> str:
+    return f"{unit} {classes[unit]}" if unit < len(classes) and classes[unit] != str(unit) else str(unit)
+
+
+def _number(value: float | None, measure: str) -> str:
+    if value is None:
+        return "-"
+    return {"forced_choice": f"{value:.3f}", "recognised": f"{value:.2f}"}.get(measure, f"{value:.2f}")
+
+
+def clarity_rows(
+    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], units: Sequence[int], judge: str
+) -> list[Row]:
+    """The scores and differences as numbers, for --json: one row for each set of pictures, one for each difference."""
+    rows: list[Row] = [{"pictures": name, "judge": judge, "units": list(units), **asdict(one)} for name, one in scores.items()]
+    for other, base, differences in _differences(scores, checkpoints):
+        found = {measure: asdict(difference) for measure, difference in differences.items()}
+        rows.append({"difference": [other, base], "judge": judge, "scope": SCOPE, **found})
+    return rows
+
+
+def difference_table(scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
+    """The paired difference of each checkpoint from the first."""
+    rows = [
+        [f"{other} - {base}", *map(str, differences.values()), str(len(scores[other].forced_choice))]
+        for other, base, differences in _differences(scores, checkpoints)
+    ]
+    header = ["difference", "transfer, log-odds", "recognised, share", "two-alternative AUC", "units"]
+    note = f"judge {judge}; mean paired difference with its 95 % t interval {SCOPE}"
+    return Table("Clarity: paired differences", header, rows, note)
+
+
+def _differences(
+    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint]
+) -> list[tuple[str, str, dict[str, Difference]]]:
+    """(other, base, difference by measure) for each checkpoint behind the first."""
+    base, *others = (asdict(scores[one.name]) for one in checkpoints)
+    names = [one.name for one in checkpoints]
+    return [
+        (name, names[0], {measure: paired(base[measure], other[measure]) for measure in base})
+        for name, other in zip(names[1:], others, strict=True)
+    ]
+
+
+def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
+    """Means over units, the references last."""
+
+    def mean(values: Sequence[float | None], digits: int) -> str:
+        there = [value for value in values if value is not None]
+        return f"{sum(there) / len(there):.{digits}f}" if there else "-"
+
+    def last(name: str) -> bool:
+        return name == RANDOM_NETWORK or name.startswith(NATURAL_IMAGES)
+
+    rows = [
+        [name, mean(one.transfer, 2), mean(one.recognised, 2), mean(one.forced_choice, 3)]
+        for name, one in sorted(scores.items(), key=lambda item: last(item[0]))
+    ]
+    header = ["pictures of", "transfer, log-odds", "recognised, share", "two-alternative AUC"]
+    return Table("Clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")
