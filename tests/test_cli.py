@@ -14,9 +14,10 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from vizrobust.cli import COMMANDS, main, options
+from vizrobust.cli import COMMANDS, main
 from vizrobust.compute import DEVICES, PRECISIONS
 from vizrobust.models import CheckpointInfo, architecture, save_checkpoint
+from vizrobust.requests import request
 
 
 def run(*args: object) -> Result:
@@ -42,8 +43,8 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_spelled_out_choices_are_those_of_compute():
-    assert options.DEVICES == DEVICES
-    assert options.PRECISIONS == PRECISIONS
+    assert request.DEVICES == DEVICES
+    assert request.PRECISIONS == PRECISIONS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

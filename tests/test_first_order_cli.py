@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.digits import digits_net
+from vizrobust import requests
 from vizrobust.attacks import Linf
-from vizrobust.cli import RESUMABLE, main
+from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.data import head, load
 from vizrobust.experiments.input_dimension import fit_growth
@@ -117,7 +118,7 @@ def test_dimension_can_train_against_an_attack(few_tested, tmp_path):
     assert done.exit_code == 0, done.output
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
     assert "PGD(steps=1, ball=Linf(eps=0.1))" in identity["training"]
-    assert "dimension" in RESUMABLE
+    assert requests.COMMANDS["dimension"].resumable
 
 
 FIRST_ORDER_BAD = {

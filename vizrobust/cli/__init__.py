@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import warnings
-from importlib import import_module
 from typing import Any
 
 import click
@@ -16,36 +15,13 @@ from vizrobust.cli.output import say, stopped
 from vizrobust.parallel import launched
 from vizrobust.requests.request import ParameterError
 
-# Name -> module; the modules are imported when they are needed and import torch only inside their functions.
-COMMANDS = {
-    "neurons": "neurons",
-    "spritemap": "spritemap",
-    "atlas": "atlas",
-    "compare": "compare",
-    "study": "",
-    "verify": "",
-    "gallery": "gallery",
-    "trials": "",
-    "rerender": "rerender",
-    "invert": "invert",
-    "caricature": "caricature",
-    "train": "",
-    "calibrate": "",
-    "attack": "",
-    "masking": "",
-    "first-order": "",
-    "dimension": "",
-    "layers": "",
-    "import": "",
-    "list": "",
-}
-# Commands that go on where they stopped when they are started again.
-RESUMABLE = (
-    "neurons", "spritemap", "atlas", "invert", "caricature", "compare", "train", "attack", "calibrate", "masking", "dimension",
-    "study",
+# The commands in the order of a person's path.
+COMMANDS = (
+    "neurons", "spritemap", "atlas", "compare", "study", "verify", "gallery", "trials", "rerender", "invert", "caricature", "train",
+    "calibrate", "attack", "masking", "first-order", "dimension", "layers", "import", "list",
 )  # fmt: skip
 # Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
-TOGETHER = ("train", "attack", "masking", "neurons", "compare", "study")
+TOGETHER = tuple(name for name in COMMANDS if requests.COMMANDS[name].parallel)
 
 
 # Headings of the program's help.
@@ -56,16 +32,6 @@ GROUPS = {
     "study": "Study",
     "files": "Files and pages",
 }
-# The groups of the commands that are not requests yet.
-UNCONVERTED = {
-    "neurons": "look", "spritemap": "look", "atlas": "look", "compare": "look", "invert": "look", "caricature": "look",
-    "gallery": "files", "rerender": "files",
-}  # fmt: skip
-
-
-def group_of(name: str) -> str:
-    """The heading under which a command stands."""
-    return requests.COMMANDS[name].group if name in requests.COMMANDS else UNCONVERTED[name]
 
 
 class Commands(click.Group):
@@ -77,7 +43,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands under the headings of their groups."""
         for group, title in GROUPS.items():
-            mine = [name for name in COMMANDS if group_of(name) == group]
+            mine = [name for name in COMMANDS if requests.COMMANDS[name].group == group]
             found = [(name, command) for name in mine if (command := self.get_command(ctx, name)) is not None]
             width = formatter.width - 6 - max(map(len, mine), default=0)
             if found:
@@ -85,14 +51,9 @@ class Commands(click.Group):
                     formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        if name in requests.COMMANDS:
-            from vizrobust.cli.generated import command as generated
+        from vizrobust.cli.generated import command
 
-            return generated(name)
-        command: click.Command = import_module(f"vizrobust.cli.{COMMANDS[name]}").command
-        return command
+        return command(name) if name in COMMANDS else None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; beside others where torchrun started this process."""
@@ -125,7 +86,7 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt:
-            say("\n" + stopped(ctx.invoked_subcommand in RESUMABLE))
+            say("\n" + stopped(_resumable(ctx.invoked_subcommand)))
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
             # The reader of a pipe has seen enough.
@@ -135,6 +96,10 @@ class Commands(click.Group):
             if debug:
                 raise
             raise click.ClickException(sentence(error)) from error
+
+
+def _resumable(name: str | None) -> bool:
+    return name in COMMANDS and requests.COMMANDS[name].resumable
 
 
 def sentence(error: Exception) -> str:

@@ -10,12 +10,27 @@ from typing import Any
 
 import click
 
-from vizrobust.cli.options import Number
 from vizrobust.cli.output import command_line
 from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS
 from vizrobust.spec import number_text
+
+
+class Number(click.ParamType[float]):
+    """A number, also written as a fraction: 8/255."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float | int):
+            return float(value)
+        top, slash, bottom = str(value).partition("/")
+        try:
+            return float(top) / float(bottom) if slash else float(top)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not a number such as 0.3 or 8/255", param, ctx)
+
 
 # What a command needs to run and its rows do not depend on: options of every command, fields of no request.
 SESSION = ("out", "download", "arch", "device", "wait", "as_json", "quiet")
