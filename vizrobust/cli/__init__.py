@@ -17,8 +17,8 @@ from vizrobust.requests.request import ParameterError
 
 # The commands in the order of a person's path.
 COMMANDS = (
-    "neurons", "spritemap", "atlas", "compare", "study", "verify", "gallery", "trials", "rerender", "invert", "caricature", "train",
-    "calibrate", "attack", "masking", "first-order", "dimension", "layers", "import", "list",
+    "neurons", "spritemap", "atlas", "compare", "study", "verify", "gallery", "trials", "rerender", "invert", "caricature",
+    "train", "calibrate", "attack", "masking", "first-order", "dimension", "layers", "import", "list",
 )  # fmt: skip
 # Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
 TOGETHER = tuple(name for name in COMMANDS if requests.COMMANDS[name].parallel)
