@@ -15,11 +15,12 @@ from tests.digits import digits_net
 from tests.test_cli import run
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import head, load
+from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import mcnemar
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.robustness import evaluate, merge_results
+from vizrobust.robustness.corrupted import corrupted
 
 EPS = 0.15
 SEEN = 'Training(arch="small_cnn", data="digits", attack=PGD(steps=2, ball=Linf(eps=0.1)))'
@@ -171,6 +172,32 @@ def test_bad_input_is_one_sentence(case: str, trained: str) -> None:
     result = run("attack", trained, *args, "--images", 2, "--batch-size", 2, "--quiet")
     assert result.exit_code == code, result.output
     assert words in result.output.replace("\n", " "), result.output
+
+
+@pytest.mark.parametrize(
+    "mode", [(), ("--minimal", "--attack", "fab"), ("--curve", "eps"), ("--suite", "unforeseen", "--attack", "pgd")], ids=str
+)
+def test_a_table_says_that_its_network_predicts_one_class(mode: tuple[str, ...], trained: str) -> None:
+    checkpoint = load_checkpoint(trained)
+    state = {name: torch.zeros_like(value) for name, value in checkpoint.state.items()}
+    state["linear2.bias"][7] = 1.0
+    save_checkpoint("constant.safetensors", state, checkpoint.info)
+    result = run("attack", "constant.safetensors", *mode, "--images", 30, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    words = "constant.safetensors predicts class '7' for all 30 unchanged images"
+    assert words in " ".join(result.stdout.split())
+    assert "predicts class" in result.stderr
+    assert "predicts class" not in run("attack", trained, *mode, "--images", 30, "--steps", 2).output
+
+
+def test_corruptions_of_a_network_that_predicts_one_class_say_so() -> None:
+    split = ArraySplit(torch.rand(6, 1, 28, 28), torch.tensor([3, 3, 3, 4, 4, 5]))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.copy_(torch.arange(10.0) % 5)
+    clean, blurred = corrupted(net, split, Compute("cpu"), ["contrast"], [5])
+    assert (clean["constant_prediction"], "constant_prediction" in blurred) == (4, False)
 
 
 def test_labels_that_mean_other_things(trained: str) -> None:

@@ -20,7 +20,7 @@ from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
 from vizrobust.robustness import CLEAN, PartialResult, RobustAccuracy, evaluate, merge_results
-from vizrobust.robustness.evaluation_runs import evaluate_in_folder, evaluated, identity
+from vizrobust.robustness.evaluation_runs import adversarial_images, evaluate_in_folder, evaluated, examples, identity
 from vizrobust.runs import RunFolder
 
 N = 37
@@ -147,6 +147,17 @@ def test_a_random_networks_verdicts_depend_on_seed_image_and_step_alone(
     rest = evaluate(Dropping(), attack, some_images, compute, batch_size=6, known=parts[:5])
     resumed = merge_results(attack, [*parts[:5], *rest])
     assert torch.equal(resumed.first_success_step, whole.first_success_step)
+
+
+def test_examples_of_a_random_network_do_not_depend_on_the_batch(images: ArraySplit, compute: Compute) -> None:
+    some, attack = head(images, 7), replace(ATTACKS[0], steps=3)
+    result = merge_results(attack, evaluate(Dropping(), attack, some, compute, batch_size=4))
+    together, apart = (adversarial_images(Dropping(), result, some, compute, batch_size=size) for size in (7, 2))
+    assert torch.equal(together, apart)
+    assert not torch.equal(together, some.take(torch.arange(7)))
+    few, more = (examples(Dropping(), result, some, compute, count=count) for count in (1, 3))
+    assert torch.equal(few.adv, more.adv[:1])
+    assert torch.equal(few.adv_probs, more.adv_probs[:1])
 
 
 class Overflowing(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vizrobust.commands.minimal_perturbations import minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
@@ -24,6 +24,7 @@ class AttackReport:
 
     request: AttackRequest
     answer: Answer
+    remarks: tuple[str, ...] = ()
     ok: bool | None = True
 
     @property
@@ -35,7 +36,8 @@ class AttackReport:
         return self.answer.rows()
 
     def tables(self) -> list[Table]:
-        return self.answer.tables()
+        first, *others = self.answer.tables()
+        return [replace(first, note=". ".join(filter(None, (first.note, *self.remarks)))), *others]
 
     def __repr__(self) -> str:
         return f"AttackReport({len(self.rows())} rows of {self.request!r})"
@@ -63,7 +65,10 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
             yield Note(f"drawn: {request.plot}")
         if request.show:
             yield from _show(request.show, request, session, answer, command)
-    return AttackReport(request, answer)
+    remarks = tuple(remark for target in targets for remark in target.remarks)
+    if not answer.evaluations:  # those have warnings of their own
+        yield from (Note(f"note: {remark}") for remark in remarks)
+    return AttackReport(request, answer, remarks)
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,9 @@ def corruptions(
             mine.append(target.folder.add({"checkpoint": own, **row}))
             session.progress(f"{target.name}  corruptions", len(mine), total)
             yield _named(target, mine[-1])
+        constant = next((row["constant_prediction"] for row in mine if "constant_prediction" in row), None)
+        if constant is not None:
+            target.facts["constant"] = target.data.classes[constant]
         found.append((target, tuple(mine)))
     answer = CorruptionAccuracies(tuple(found))
     yield from answer.rows()[sum(len(mine) for _, mine in found) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
@@ -27,19 +27,32 @@ class Target:
     images: Split
     folder: RunFolder
     batch_size: int
+    # What was found out about the predictions on the way.
+    facts: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
         return self.checkpoint.name
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of any table on this checkpoint must know: that it predicts one class for every image."""
+        if "constant" not in self.facts:
+            return ()
+        n, name = len(self.images), self.facts["constant"]
+        return (f"{self.name} predicts class {name!r} for all {n} unchanged images: accuracies are the share of that class",)
+
     def evaluated(self, request: OnImages, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""
         session.remember(self.folder, self.checkpoint)
-        return evaluated(
+        result = evaluated(
             self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
             self.batch_size,
             report=lambda run, done, total: session.progress(f"{self.name}  {run}", done, total), **how,
         )  # fmt: skip
+        if result.constant_prediction is not None and len(result.indices) == len(self.images):
+            self.facts["constant"] = self.data.classes[result.constant_prediction]
+        return result
 
 
 class Answer(Protocol):

@@ -78,7 +78,8 @@ def corrupted(
     """Accuracy on the images as they are (``clean``, severity 0), then under each corruption at each severity.
 
     One row each, as soon as it is known: ``corruption, severity, n, accuracy, ci_low, ci_high, note, seconds``, with
-    Wilson's 95 % interval. What is `done` already, as (corruption, severity), is left out. An image draws the same
+    Wilson's 95 % interval; of a network that predicts one class for all clean images that row names it as
+    ``constant_prediction``. What is `done` already, as (corruption, severity), is left out. An image draws the same
     random numbers at every severity and for every network. Raises ``ValueError`` for an unknown corruption or
     severity, or no images, before anything is computed.
 
@@ -165,7 +166,7 @@ def mean_corruption_error(rows: Iterable[Row], baseline_rows: Iterable[Row] | No
 def _row(net: nn.Module, images: Split, compute: Compute, name: str, severity: int, seed: int, batch_size: int) -> Row:
     began = time.perf_counter()
     compute.place(net)
-    network, hits, channels = PerImageNoise(net), [], 0
+    network, hits, channels, seen = PerImageNoise(net), [], 0, set[int]()
     for index, count in full_batches(len(images), batch_size):
         x, y = images.take(index), images.labels[index]
         if name != CLEAN:
@@ -174,6 +175,7 @@ def _row(net: nn.Module, images: Split, compute: Compute, name: str, severity: i
         with evaluating(net), compute.autocast(), torch.no_grad(), seeded(seed, compute.device):
             logits = network(compute.images(x)).cpu()
         hits.append(((logits.argmax(1) == y) & logits.isfinite().all(1))[:count])
+        seen |= set(logits.argmax(1)[:count].tolist())
         channels = x.shape[1]
     correct = torch.cat(hits)
     low, high = wilson(int(correct.sum()), len(correct))
@@ -186,6 +188,7 @@ def _row(net: nn.Module, images: Split, compute: Compute, name: str, severity: i
         "ci_low": low,
         "ci_high": high,
         "note": note,
+        **({"constant_prediction": seen.pop()} if name == CLEAN and len(seen) == 1 and not correct.all() else {}),
         "seconds": round(time.perf_counter() - began, 2),
     }
 

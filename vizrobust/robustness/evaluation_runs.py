@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import FGSM, PGD, Attack, Linf
+from vizrobust.attacks import FGSM, PGD, Attack, AttackResult, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
-from vizrobust.rng import Streams
+from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate
 from vizrobust.runs import Row, RunFolder
@@ -106,16 +108,24 @@ def adversarial_images(
     net: nn.Module, result: RobustAccuracy, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE
 ) -> Tensor:
     """(n, C, H, W) on the CPU: each image's best example under the result's attack, made again from the same random streams."""
-    compute.place(net)
+    network = PerImageNoise(compute.place(net))
     found = []
-    with evaluating(net):
+    with evaluating(network):
         for batch, count in full_batches(len(result.indices), batch_size):
             index = result.indices[batch]
             x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
-            best = result.attack(net, x, y, streams=Streams(seed, index.tolist(), "attack")).best
+            best = _attacked(network, result.attack, x, y, index.tolist(), seed).best
             assert best is not None
             found.append(best[:count].cpu())
     return torch.cat(found)
+
+
+def _attacked(network: PerImageNoise, attack: Attack, x: Tensor, y: Tensor, indices: list[int], seed: int) -> AttackResult:
+    """The attack's result; the noise of a stochastic network is each image's own, whatever the batch."""
+    streams = Streams(seed, indices, "attack")
+    network.noise_from(partial(streams.child, "example"))
+    with seeded(seed, x.device):
+        return attack(network, x, y, streams=streams)
 
 
 SHOWN = 4
@@ -161,12 +171,12 @@ def examples(
     shown = Subset(images, index)
     x = compute.images(shown.take(torch.arange(len(index))))
     y = shown.labels.to(compute.device)
-    compute.place(net)
-    with evaluating(net):
-        found = result.attack(net, x, y, streams=Streams(seed, index.tolist(), "attack"))
+    network = PerImageNoise(compute.place(net))
+    with evaluating(network):
+        found = _attacked(network, result.attack, x, y, index.tolist(), seed)
         adv = found.x if found.best is None else found.best
-        with torch.no_grad():
-            clean_probs, adv_probs = net(x).softmax(1), net(adv).softmax(1)
+        with torch.no_grad(), seeded(seed, compute.device):
+            clean_probs, adv_probs = network(x).softmax(1), network(adv).softmax(1)
     return Examples(x.cpu(), adv.cpu(), y.cpu(), clean_probs.cpu(), adv_probs.cpu())
 
 
