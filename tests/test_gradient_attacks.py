@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks import BIM, FGSM, L2, PGD, AttackResult, Linf, configured
+from vizrobust.attacks import BIM, FGSM, L2, PGD, AttackResult, Linf, configured, parse_attack
 from vizrobust.models import Normalized
 from vizrobust.rng import Streams
+from vizrobust.training.loop import _weaker
 
 EPS = 8 / 255
 
@@ -400,3 +403,37 @@ class TestFit:
     def test_no_radius_at_all_is_refused(self) -> None:
         with pytest.raises(ValueError, match="PGD with Linf has no eps"):
             configured(PGD())
+
+
+@pytest.mark.parametrize("alpha", ["eps/16", "eps", "2.5 * eps", "0.3 * eps", "eps/3", "0.0 * eps"])
+def test_a_step_size_may_be_a_share_of_eps(alpha: str) -> None:
+    attack = parse_attack(f"PGD(steps=3, alpha={alpha})")
+    assert parse_attack(repr(attack)) == attack
+    assert f"alpha={alpha}" in repr(attack)
+    share = attack.alpha.of(1.0)
+    fitted = configured(attack, 8 / 255)
+    assert parse_attack(repr(fitted)) == fitted
+    (run,) = fitted.runs(None, torch.zeros(1, 1, 2, 2))
+    assert run.alpha == share * (8 / 255)
+    assert _weaker(fitted, 0.5).runs(None, torch.zeros(1, 1, 2, 2))[0].alpha == share * (4 / 255)
+    other = parse_attack(f"Elastic(eps=2, alpha={alpha})")
+    assert other.runs(None, torch.zeros(1, 1, 8, 8))[0].alpha == share * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("PGD(alpha=-eps/16)", "alpha must not be negative, got -0.0625 * eps"),
+        ("PGD(alpha=eps/0)", "b not 0"),
+        ("PGD(alpha=eps + 1)", "cannot be combined"),
+        ("PGD(alpha=eps * eps)", "cannot be combined"),
+        ("PGD(steps=eps)", "steps must be a whole number, got eps"),
+        ("PGD(eps=eps/2)", "eps must be a number, got eps/2"),
+        ("PGD(alpha=eps('x'))", "share must be a number, got 'x'"),
+        ("Elastic(alpha=inf * eps)", "alpha must be finite and not negative"),
+        ("eps", "is not an attack"),
+    ],
+)
+def test_a_share_of_eps_is_a_step_size_alone(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_attack(text)

@@ -252,8 +252,8 @@ def _value(node: ast.AST, parts: list[Any], resolve: Resolve, kind: str, text: s
     return tuple(parts)
 
 
-def _quotient(a: Any, b: Any, text: str) -> float:
-    if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
+def _quotient(a: Any, b: Any, text: str) -> Any:
+    if not (isinstance(a, int | float) or hasattr(a, "__truediv__")) or not isinstance(b, int | float) or b == 0:
         raise ValueError(f"in {_excerpt(text)}, a/b is for two numbers with b not 0")
     try:
         return a / b
@@ -287,7 +287,7 @@ def _found(names: Names, name: str, kind: str, typed: bool) -> Callable[..., Any
     try:
         return lookup(names, new or name, kind)
     except ValueError as error:
-        # alpha=eps/16 is arithmetic with a field, and specs have none.
+        # side=step/16 is arithmetic with a field, and specs have none.
         hint = "; a field takes a number such as 8/255, a string in quotes, or another spec" if name.islower() else ""
         raise ValueError(f"{error}{hint}" if kind == "name" else str(error)) from error
 

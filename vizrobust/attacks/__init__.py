@@ -20,7 +20,7 @@ from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
 from vizrobust.attacks.noise import Noise
 from vizrobust.attacks.square import Square
-from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, Linf, epsilon, per_image
+from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (
     JPEG,
     UNFORESEEN,
@@ -42,7 +42,8 @@ from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse
 
 ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EOT)}
-NAMES = Catalogue({**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN}, "attacks")
+# In a text, such as PGD(alpha=eps/16), eps is the attack's own.
+NAMES = Catalogue({**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN, "eps": EpsShare}, "attacks")
 
 __all__ = [
     "APGD",
@@ -68,6 +69,7 @@ __all__ = [
     "Ball",
     "DeepFool",
     "Elastic",
+    "EpsShare",
     "Fog",
     "Gabor",
     "Glitch",

@@ -20,7 +20,7 @@ from vizrobust.attacks.attack import (
     record,
 )
 from vizrobust.attacks.losses import LOSSES, PLAIN_LOSSES, SOFT_LOSSES, log_probabilities
-from vizrobust.attacks.threat_models import BALLS, Ball, Linf, epsilon
+from vizrobust.attacks.threat_models import BALLS, Ball, EpsShare, Linf, epsilon, is_positive, step_size
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec, vary
@@ -57,9 +57,9 @@ class FGSM(Attack):
 class BIM(Attack):
     """The basic iterative method, or iterative sign method (Kurakin et al. 2017): `steps` steps of `alpha`, no random start.
 
-    alpha None is eps/steps. ``project=False`` is the iteration without projection: it leaves the ball if
-    steps * alpha > eps, so it says nothing about robustness at eps and never enters a verdict. `targeted` and `target` as
-    in `FGSM`.
+    alpha None is eps/steps; ``alpha=eps/16`` in a text is `EpsShare(1 / 16)`. ``project=False`` is the iteration without
+    projection: it leaves the ball if steps * alpha > eps, so it says nothing about robustness at eps and never enters a
+    verdict. `targeted` and `target` as in `FGSM`.
 
     >>> BIM(eps=8 / 255, steps=5)
     BIM(steps=5, ball=Linf(eps=8/255))
@@ -67,7 +67,7 @@ class BIM(Attack):
 
     steps: int = 10
     ball: Ball = Linf()
-    alpha: float | None = None
+    alpha: float | EpsShare | None = None
     project: bool = True
     loss: str = "ce"
     targeted: bool = False
@@ -77,7 +77,8 @@ class BIM(Attack):
         _check(self)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        alpha = epsilon(self.ball) / max(self.steps, 1) if self.alpha is None else self.alpha
+        eps = epsilon(self.ball)
+        alpha = step_size(self, eps, eps / max(self.steps, 1))
         return (_gradient_run(self, steps=self.steps, alpha=alpha, project=self.project),)
 
 
@@ -86,8 +87,10 @@ class BIM(Attack):
 class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018): K = `steps` gradient evaluations, the K-th iterate.
 
-    alpha None is min(eps, 2.5 eps / steps). `random_start` starts uniformly in the ball; each of `restarts` starts at
-    another point, and the worst counts for each image. One step = step, projection onto the ball, clip to [0, 1].
+    alpha None is min(eps, 2.5 eps / steps); ``alpha=eps/16`` in a text is `EpsShare(1 / 16)`. `random_start` starts
+    uniformly in the ball; each of `restarts` starts at another point, and the worst counts for each image. One step =
+    step, projection onto the ball, clip to [0, 1].
+
     Without `clip_start` the random start may lie outside [0, 1], as published for training (Wong et al. 2020): on dark
     images clipping halves the noise. Such a start never counts as an example. ``loss="kl"`` moves away from the network's
     own prediction on the image, without the label (TRADES, Zhang et al. 2019).
@@ -101,7 +104,7 @@ class PGD(Attack):
 
     steps: int = 40
     ball: Ball = Linf()
-    alpha: float | None = None
+    alpha: float | EpsShare | None = None
     random_start: bool = True
     clip_start: bool = True
     restarts: int = 1
@@ -119,7 +122,7 @@ class PGD(Attack):
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         eps = epsilon(self.ball)
-        alpha = min(eps, 2.5 * eps / max(self.steps, 1)) if self.alpha is None else self.alpha
+        alpha = step_size(self, eps, min(eps, 2.5 * eps / max(self.steps, 1)))
         one = _gradient_run(self, steps=self.steps, alpha=alpha, random_start=self.random_start, clip_start=self.clip_start)
         return tuple(replace(one, restart=number) for number in range(self.restarts))
 
@@ -216,8 +219,8 @@ def _check(attack: FGSM | BIM | PGD) -> None:
     if steps < 0:
         raise ValueError(f"{name}: steps must not be negative, got {steps}")
     alpha = getattr(attack, "alpha", None)
-    if alpha is not None and alpha < 0:
-        raise ValueError(f"{name}: alpha must not be negative, got {alpha:g}")
+    if alpha is not None and not is_positive(alpha):
+        raise ValueError(f"{name}: alpha must not be negative, got {alpha!r}")
     if attack.target is not None and not attack.targeted:
         raise ValueError(f"{name}: target={attack.target} needs targeted=True")
     if attack.loss in SOFT_LOSSES and (attack.targeted or not getattr(attack, "random_start", False)):

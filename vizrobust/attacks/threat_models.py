@@ -61,6 +61,53 @@ def epsilon(ball: Ball) -> float:
     return ball.eps
 
 
+@dataclass(frozen=True)
+class EpsShare:
+    """A share of the attack's own eps, whatever that is: a step size ``alpha=eps/16``, which ``EpsShare(1 / 16)`` is too.
+
+    >>> EpsShare() / 16, 2.5 * EpsShare() / 100, EpsShare(1 / 16).of(8 / 255) == 0.5 / 255
+    (eps/16, eps/40, True)
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, int | float):
+            raise ValueError(f"EpsShare: share must be a number, got {self.share!r}")
+
+    def of(self, eps: float) -> float:
+        """The number that it stands for."""
+        return self.share * eps
+
+    def __mul__(self, by: float) -> EpsShare:
+        return EpsShare(self.share * by) if isinstance(by, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, by: float) -> EpsShare:
+        return EpsShare(self.share / by) if isinstance(by, int | float) else NotImplemented
+
+    def __repr__(self) -> str:
+        parts = round(1 / self.share) if self.share > 0 else 0
+        if parts > 0 and 1 / parts == self.share:
+            return "eps" if parts == 1 else f"eps/{parts}"
+        return f"{self.share!r} * eps"
+
+
+def step_size(attack: object, eps: float, usual: float) -> float:
+    """The length of an attack's steps: its `alpha`, a share of `eps` where that is an `EpsShare`, `usual` for None."""
+    alpha: float | EpsShare | None = getattr(attack, "alpha", None)
+    if isinstance(alpha, EpsShare):
+        return alpha.of(eps)
+    return usual if alpha is None else alpha
+
+
+def is_positive(number: float | EpsShare) -> bool:
+    """Whether a step size is finite and not negative."""
+    value = number.share if isinstance(number, EpsShare) else number
+    return 0 <= value < math.inf
+
+
 @spec
 @dataclass(frozen=True)
 class Linf:

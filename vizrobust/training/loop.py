@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vizrobust.attacks import BIM, FGSM, PGD, Attack, Linf, ball_of
+from vizrobust.attacks import BIM, FGSM, PGD, Attack, EpsShare, Linf, ball_of
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
@@ -369,4 +369,8 @@ def _weaker(attack: Attack, part: float) -> Attack:
     eps = attack.threat_model()[1]
     if eps is None:
         raise ValueError(f"{attack} has no eps: write eps=…, or fit the attack to a data set")
-    return vary(attack, eps=eps * part) if alpha is None else vary(attack, eps=eps * part, alpha=alpha * part)
+    return (
+        vary(attack, eps=eps * part)
+        if alpha is None or isinstance(alpha, EpsShare)
+        else vary(attack, eps=eps * part, alpha=alpha * part)
+    )

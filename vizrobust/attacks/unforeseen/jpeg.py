@@ -116,7 +116,7 @@ class JPEG(UnforeseenAttack):
         if self.norm not in NORMS:
             raise ValueError(f"JPEG: norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if self.norm == "l1" and self.alpha is not None:
-            raise ValueError(f"JPEG: norm='l1' takes Frank-Wolfe steps, which have no alpha; leave out alpha={self.alpha:g}")
+            raise ValueError(f"JPEG: norm='l1' takes Frank-Wolfe steps, which have no alpha; leave out alpha={self.alpha!r}")
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         streams, count = streams.child("coefficients"), coefficients(x)

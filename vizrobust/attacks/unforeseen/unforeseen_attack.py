@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks.attack import Attack, AttackRun, State, initial_state, input_gradient, random_targets, record
 from vizrobust.attacks.losses import LOSSES
+from vizrobust.attacks.threat_models import EpsShare, is_positive, step_size
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup
 
@@ -43,7 +44,7 @@ class UnforeseenAttack(Attack):
 
     eps: float | None = None
     steps: int = 50
-    alpha: float | None = None
+    alpha: float | EpsShare | None = None
     targeted: bool = False
     loss: str = "ce"
 
@@ -51,8 +52,8 @@ class UnforeseenAttack(Attack):
         lookup(LOSSES, self.loss, "loss")
         for field in ("eps", "alpha", "steps"):
             value = getattr(self, field)
-            if value is not None and (value < 0 or value == math.inf):
-                raise ValueError(f"{type(self).__name__}: {field} must be finite and not negative, got {value:g}")
+            if value is not None and not is_positive(value):
+                raise ValueError(f"{type(self).__name__}: {field} must be finite and not negative, got {value!r}")
 
     @property
     def epsilon(self) -> float:
@@ -107,7 +108,7 @@ class UnforeseenRun:
 
     @property
     def alpha(self) -> float:
-        return self.attack.range / math.sqrt(max(self.steps, 1)) if self.attack.alpha is None else self.attack.alpha
+        return step_size(self.attack, self.attack.epsilon, self.attack.range / math.sqrt(max(self.steps, 1)))
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         target = random_targets(net, x, y, streams) if self.attack.targeted else y

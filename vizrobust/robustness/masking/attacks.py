@@ -10,7 +10,22 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks import APGD, FGSM, L2, PGD, Attack, AttackResult, Ball, Linf, Noise, Square, Transfer, ball_of, epsilon
+from vizrobust.attacks import (
+    APGD,
+    FGSM,
+    L2,
+    PGD,
+    Attack,
+    AttackResult,
+    Ball,
+    EpsShare,
+    Linf,
+    Noise,
+    Square,
+    Transfer,
+    ball_of,
+    epsilon,
+)
 from vizrobust.attacks.square import PERTURBATIONS
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
@@ -30,7 +45,7 @@ def in_ball(attack: Attack, ball: Ball) -> Attack:
         return attack
     changes: dict[str, object] = {"ball": ball}
     alpha = getattr(attack, "alpha", None)
-    if alpha is not None and own.eps:
+    if alpha is not None and own.eps and not isinstance(alpha, EpsShare):
         # Where the norm changes too, the radius is all that the two have in common.
         changes["alpha"] = alpha * epsilon(ball) / own.eps
     return replace(attack, **changes)  # type: ignore[type-var]
