@@ -104,7 +104,7 @@ def test_a_normalizer_in_the_file_is_used_and_must_not_be_contradicted(layout, t
     assert (converted.checkpoint.info.mean, converted.checkpoint.info.std) == (MEAN, STD)
     assert any(note.startswith("normalization from ") for note in converted.notes)
     assert_same_logits(out, network())
-    with pytest.raises(ValueError, match=r"is 0.485,0.456,0.406 / 0.229,0.224,0.225, but --normalize says 0,0,0 / 1,1,1"):
+    with pytest.raises(ValueError, match=r"is 0.485,0.456,0.406 / 0.229,0.224,0.225, but normalize says 0,0,0 / 1,1,1"):
         import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "none")
 
 
@@ -145,7 +145,7 @@ def test_dropped_keys_are_left_out_and_a_pattern_must_fit_something(tmp_path):
     extra = {"mask1.slope": torch.zeros(3), "mask2.slope": torch.zeros(3)}
     torch.save(under("module.", network().state_dict()) | extra, tmp_path / "theirs.pt")
     out = tmp_path / "o.safetensors"
-    with pytest.raises(ValueError, match=r"extra: mask1.slope, mask2.slope; .* --drop 'mask1.slope'"):
+    with pytest.raises(ValueError, match=r"extra: mask1.slope, mask2.slope; .* drop 'mask1.slope'"):
         import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "imagenet")
     with pytest.raises(ValueError, match=r"drop 'maks' fits no key of .*theirs.pt'; there are: module.conv.weight"):
         import_file(tmp_path / "theirs.pt", out, SMALL, SEVEN, "imagenet", ["maks"])
@@ -255,7 +255,7 @@ def test_the_task_comes_from_the_data_or_from_what_is_given():
         (): "give data, or both shape",
         ("npz:absent.npz",): "or give both shape",
         ("mnist", "3,28,28"): "mnist has images of",
-        ("mnist", "", "7"): "mnist has 10 classes, --classes says 7",
+        ("mnist", "", "7"): "mnist has 10 classes, classes says 7",
         ("", "3,x,2", "7"): "is not C,H,W",
         ("", "3,2,2", "a,a"): "must be a number of at least 2, or different names",
         ("", "3,2,2", "1"): "must be a number of at least 2",

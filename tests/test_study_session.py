@@ -285,7 +285,7 @@ def test_another_study_in_the_folder_is_refused(finished: tuple[Path, dict[str, 
 
 
 def test_a_sweep_needs_two_k(small: Plan) -> None:
-    with pytest.raises(ValueError, match="two or more K, got --steps 4"):
+    with pytest.raises(ValueError, match="two or more K, got steps 4"):
         replace(small, steps=(4,))
     with pytest.raises(ValueError, match="two or more K, got K = 8"):
         provided_checkpoints([load_checkpoint("mnist-k8"), load_checkpoint("mnist-fgsm")], load("mnist5k"))

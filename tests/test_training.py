@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_a_number_stops_with_batch_rate_and_kept_state(tmp_pa
         rates.optimizer.step()
         rates.step()
         rate = rates.get_last_lr()[0]
-    sentence = f"the loss became nan in epoch 1, batch {position // 8 + 1}, at learning rate {rate:.2g}; try a lower --lr"
+    sentence = f"the loss became nan in epoch 1, batch {position // 8 + 1}, at learning rate {rate:.2g}; try a lower lr"
     with pytest.raises(ValueError, match=sentence + r" \(nothing was kept yet\)"):
         list(train(RECIPE, data, compute, tmp_path / "run"))
     assert not (tmp_path / "run" / "state.pt").exists()

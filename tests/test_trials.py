@@ -364,7 +364,7 @@ def test_what_the_study_does_not_have_is_said(folder):
         ({"names": ["k9"]}, "no checkpoint with pictures of logits under plain 'k9'; .*k8-s0"),
         ({"recipe": "fourier"}, "no recipe with pictures in this study 'fourier'; there are: plain"),
         ({"layer": "linear2"}, "no layer with pictures under plain in this study 'linear2'; did you mean linear1"),
-        ({"count": 0}, "--trials must be at least 1, got 0"),
+        ({"count": 0}, "trials must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             chosen(folder, **options)

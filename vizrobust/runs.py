@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -227,9 +227,38 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_atomic(path: Path | str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write(file)
+    """Write a file whole or not at all. A full disk raises the ``OSError`` that says so, whoever writes."""
+    noted: list[OSError] = []
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            write(cast(IO[bytes], _Noting(file, noted)))
+    except Exception as error:
+        # torch and Pillow hide why a write failed.
+        told = noted[0] if noted else error
+        if isinstance(told, OSError) and told.errno is not None and told.filename is None:
+            told.filename = str(path)
+        if told is error:
+            raise
+        raise told from error
+
+
+class _Noting:
+    """A file that notes why a write failed. It has no number, so that every byte goes through it."""
+
+    def __init__(self, file: IO[bytes], noted: list[OSError]) -> None:
+        self._file, self._noted = file, noted
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fileno":
+            raise AttributeError(name)
+        return getattr(self._file, name)
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self._noted.append(error)
+            raise
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -32,6 +36,27 @@ GROUPS = {
     "study": "Study",
     "files": "Files and pages",
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills: it stops a command as Ctrl-C does."""
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises `Terminated` as long as the block lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
@@ -63,7 +88,8 @@ class Commands(click.Group):
             click.ClickException(str(error)).show()
             sys.exit(1)
         if launch is None:
-            return super().main(*args, **kwargs)
+            with interrupted_by_sigterm():
+                return super().main(*args, **kwargs)
         from vizrobust.cli.together import run_together
 
         return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
@@ -85,9 +111,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             say("\n" + stopped(_resumable(ctx.invoked_subcommand)))
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)) from None
         except BrokenPipeError:
             # The reader of a pipe has seen enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,7 +133,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         reason = os.strerror(error.errno)
         where = f" {error.filename!r}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return f"cannot write{where}: {reason}; make room and start the same command again, what is there is kept"
         return f"cannot open or write{where}: {reason}"
     if isinstance(error, ParameterError):

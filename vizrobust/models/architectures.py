@@ -208,6 +208,9 @@ ARCHS: Catalogue[Callable[[Shape, int], nn.Module]] = Catalogue(named(small_cnn,
 
 Build = Callable[[], nn.Module]
 
+# Five halvings and windows of 7 x 7.
+MAXVIT_SIDE = 224
+
 
 def architecture(ref: str, shape: Shape, classes: int) -> Build:
     """A function that builds the network `ref` names, for images of `shape` (C, H, W) and so many classes.
@@ -241,7 +244,24 @@ def _torchvision(name: str, shape: Shape, classes: int) -> Build:
         raise ValueError(unknown(name, classifiers, "torchvision model"))
     if shape[0] != 3:
         raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; use small_cnn or resnet_small")
-    return lambda: get_model(name, weights=None, num_classes=classes)
+    fixed = _input_size_of_torchvision(name, shape)
+    return lambda: get_model(name, weights=None, num_classes=classes, **fixed)
+
+
+def _input_size_of_torchvision(name: str, shape: Shape) -> dict[str, Any]:
+    """What builds a transformer of one input size for images of `shape`; ``ValueError`` with both sizes where nothing does."""
+    height, width = shape[1:]
+    usual = f"torchvision:{name} is made for 224 x 224 pixels"
+    if name.startswith("vit_"):
+        patch = int(name.rpartition("_")[2])
+        if height != width or height % patch:
+            raise ValueError(f"{usual}; it takes squares with a side that {patch} divides, these images have {height} x {width}")
+        return {"image_size": height}
+    if name.startswith("maxvit_"):
+        if height % MAXVIT_SIDE or width % MAXVIT_SIDE:
+            raise ValueError(f"{usual}; it takes sides that {MAXVIT_SIDE} divides, these images have {height} x {width}")
+        return {"input_size": (height, width)}
+    return {}
 
 
 def _timm(name: str, shape: Shape, classes: int) -> Build:
@@ -251,7 +271,19 @@ def _timm(name: str, shape: Shape, classes: int) -> Build:
         raise ValueError(f"timm:{name} needs the timm package: pip install 'vizrobust[timm]'") from error
     if not timm.is_model(name):
         raise ValueError(unknown(name, timm.list_models(), "timm model"))
-    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
+
+    def build() -> nn.Module:
+        made = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
+        usual = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if usual is None or not usual.fixed_input_size or tuple(usual.input_size[1:]) == shape[1:]:
+            return timm.create_model(name, **made)
+        try:  # transformers of one input size
+            return timm.create_model(name, img_size=shape[1:], **made)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            size, here = (" x ".join(map(str, sides)) for sides in (usual.input_size[1:], shape[1:]))
+            raise ValueError(f"timm:{name} takes images of {size} pixels, these have {here}; use another network") from error
+
+    return build
 
 
 def _user_code(ref: str, shape: Shape, classes: int) -> Build:

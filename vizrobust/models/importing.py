@@ -197,8 +197,10 @@ def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, what: str) ->
         pairs = zip(chosen.mean + chosen.std, in_file.mean + in_file.std, strict=True)
         if any(abs(a - b) > SAME_NORMALIZATION for a, b in pairs):
             file_says = f"{in_file.keys[0]} is {_text(in_file.mean)} / {_text(in_file.std)}"
-            wanted = f"--normalize says {_text(chosen.mean)} / {_text(chosen.std)}"
-            raise ParameterError("in %s %s, but %s; leave out {normalize}, or these keys with {drop}", what, file_says, wanted)
+            wanted = f"{_text(chosen.mean)} / {_text(chosen.std)}"
+            raise ParameterError(
+                "in %s %s, but {normalize} says %s; leave out {normalize}, or these keys with {drop}", what, file_says, wanted
+            )
     return _checked(in_file, f"{what}, {in_file.keys[0]}")
 
 
@@ -224,10 +226,10 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
     if not found.complete:
         load_strictly(body, {**{key: value for key, value in rest.items() if key not in own}, **found.weights}, into)
     if rest:
-        example = f"--drop {next(iter(rest))!r} (* and ? work)"
-        raise ValueError(
-            f"the weights do not fit {into}; extra: {_listed(rest)}; leave out what is not part of it with {example}"
-        )
+        raise ParameterError(
+            "the weights do not fit %s; extra: %s; leave out what is not part of it with {drop} %r (* and ? work)",
+            into, _listed(rest), next(iter(rest)),
+        )  # fmt: skip
     for name, value in found.weights.items():
         if own[name].is_floating_point() and not value.is_floating_point():
             raise ValueError(f"{name} in {what} is {value.dtype}, not floating point; save the weights before they are quantized")

@@ -18,7 +18,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from vizrobust.runs import replacing
+from vizrobust.runs import write_atomic
 
 INK, QUIET, FAINT, PAPER = "#1a1c1f", "#5f6670", "#d9dce0", "#ffffff"
 MARK = "#e0662f"
@@ -92,8 +92,7 @@ def save_figure(figure: Figure, path: Path | str, command: str = "") -> Path:
         metadata = {"Creator": "vizrobust", "Date": None, "Description": command or None}
     else:
         metadata = {"Creator": "vizrobust", "CreationDate": None, "Subject": command or None}
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=figure.dpi, metadata=metadata)
+    write_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=figure.dpi, metadata=metadata))
     return Path(path)
 
 
