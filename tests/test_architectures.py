@@ -142,3 +142,16 @@ def test_user_code_of_another_name_runs_nothing_when_refused(with_code, code):
     code.write_text("raise SystemExit('ran')")
     with pytest.raises(ValueError, match="needs your code"):
         load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("ref", ["torchvision:vit_b_32", "timm:vit_tiny_patch16_224"])
+def test_a_transformer_is_built_for_the_size_of_the_images(ref):
+    if ref.startswith("timm"):
+        pytest.importorskip("timm")
+    assert architecture(ref, (3, 64, 64), 5)()(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("name", "side"), [("vit_b_16", 50), ("maxvit_t", 64)])
+def test_a_transformer_that_cannot_be_built_for_a_size_is_refused_with_both(name, side):
+    with pytest.raises(ValueError, match=f"{name} is made for 224 x 224 pixels; .* these images have {side} x {side}"):
+        architecture(f"torchvision:{name}", (3, side, side), 5)

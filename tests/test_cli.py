@@ -348,3 +348,28 @@ def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
     for path in out.rglob("images/**/*.png"):
         with Image.open(path) as picture:
             picture.load()
+
+
+def test_sigterm_says_what_ctrl_c_says(tmp_path):
+    command = [
+        "train",
+        "--data",
+        "digits",
+        "--arch",
+        "small_cnn",
+        "--steps",
+        "1",
+        "--epochs",
+        "500",
+        "--out",
+        str(tmp_path / "t"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    process = subprocess.Popen([sys.executable, "-m", "vizrobust", *command], stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "t" / "state.pt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + 15
+    assert f"stopped; go on with: vizrobust {' '.join(command)}" in told
+    assert "Traceback" not in told

@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vizrobust import runs
@@ -347,3 +348,27 @@ def test_a_damaged_row_is_named_by_file_and_line(tmp_path: Path) -> None:
         file.write("{broken\n")
     with pytest.raises(ValueError, match=r"rows.jsonl', line 2, is damaged"):
         read_rows(tmp_path)
+
+
+def test_a_full_disk_is_said_whoever_writes(tmp_path: Path) -> None:
+    """torch and Pillow hide why a write failed behind errors of their own."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    (tmp_path / "x").write_bytes(b"as before")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        for write in (
+            lambda file: torch.save({"a": torch.rand(100_000)}, file),
+            lambda file: Image.effect_noise((400, 400), 50).save(file, format="PNG"),
+            lambda file: np.save(file, np.zeros(100_000)),
+        ):
+            with pytest.raises(OSError) as told:  # noqa: PT011
+                write_atomic(tmp_path / "x", write)
+            assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(tmp_path / "x"))
+            assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (tmp_path / "x").read_bytes() == b"as before"

@@ -273,7 +273,7 @@ def _timm(name: str, shape: Shape, classes: int) -> Build:
         raise ValueError(unknown(name, timm.list_models(), "timm model"))
 
     def build() -> nn.Module:
-        made = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
+        made: dict[str, Any] = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
         usual = timm.get_pretrained_cfg(name, allow_unregistered=True)
         if usual is None or not usual.fixed_input_size or tuple(usual.input_size[1:]) == shape[1:]:
             return timm.create_model(name, **made)
