@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -350,26 +351,29 @@ def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
             picture.load()
 
 
-def test_sigterm_says_what_ctrl_c_says(tmp_path):
-    command = [
-        "train",
-        "--data",
-        "digits",
-        "--arch",
-        "small_cnn",
-        "--steps",
-        "1",
-        "--epochs",
-        "500",
-        "--out",
-        str(tmp_path / "t"),
-    ]
+def test_sigterm_says_what_ctrl_c_says(monkeypatch):
+    def told(number: int) -> Result:
+        monkeypatch.setattr("vizrobust.commands.catalogues.catalogues", lambda: os.kill(os.getpid(), number))
+        return run("list")
+
+    term, ctrl_c = told(signal.SIGTERM), told(signal.SIGINT)
+    assert (term.exit_code, ctrl_c.exit_code) == (143, 130)
+    assert term.stderr.startswith("\nstopped")
+    assert term.output == ctrl_c.output
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_a_terminated_training_names_the_command_that_goes_on(tmp_path):
+    how = ["--steps", "1", "--epochs", "500", "--out", str(tmp_path / "t")]
+    command = ["train", "--data", "digits", "--arch", "small_cnn", *how]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    process = subprocess.Popen([sys.executable, "-m", "vizrobust", *command], stderr=subprocess.PIPE, text=True, env=environment)
-    while not (tmp_path / "t" / "state.pt").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.terminate()
-    told = process.communicate(timeout=60)[1]
+    start = [sys.executable, "-m", "vizrobust", *command]
+    with subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not (tmp_path / "t" / "state.pt").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        told = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + 15
     assert f"stopped; go on with: vizrobust {' '.join(command)}" in told
     assert "Traceback" not in told
