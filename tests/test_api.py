@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vizrobust as vr
 from tests.conftest import net_file
+from vizrobust.commands.compare import random_reference
+from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
+from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
+from vizrobust.session import Session
 
 EPS = 0.1
 # Image k has brightness .5 + MARGINS[k]; it is class 1 if its mean is above .5, so exactly the larger margins survive EPS.
@@ -150,6 +158,86 @@ def test_pictures_show_themselves_and_are_the_same_each_time():
     assert torch.allclose(bare[0].image, pictures[0].image, atol=1e-5)
     with pytest.raises(ValueError, match="did you mean conv"):
         vr.visualize(ref, layer="conv9")
+
+
+def test_models_are_compared_with_tables_pictures_and_rows(tmp_path):
+    refs = [net_file((1, 8, 8), 4, seed) for seed in (1, 2)]
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = (x, torch.arange(12) % 4)
+    how = {"attack": "fgsm", "eps": 0.1, "seeds": 1, "steps": 2, "units": [1, 0], "images": 10}
+    found = vr.compare(refs, data, **how)
+    assert [len(result.robust) for _, result in found.evaluations] == [10, 10]
+    assert repr(found).startswith(f"Comparison of {refs[0]} and {refs[1]}: ")
+    assert "\n" not in repr(found)
+    accuracies = [row for row in found.rows() if "accuracy" in row]
+    assert [row["checkpoint"] for row in accuracies] == refs
+    assert accuracies[1]["minus"] == refs[0]
+    assert found.tables()[0].title == "Training and accuracy"
+    assert "<table>" in found._repr_html_()
+    assert "data:image/png;base64," in found._repr_html_()
+    assert min(found.figure().size) > 100
+    folder = found.folder
+    assert len(list(folder.glob("images/**/*.png"))) == 4
+    kept = vr.compare(refs, data, out=tmp_path / "run", **how)
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("images/**/*.png")}
+    assert len(pictures) == 2  # units 0 and 1 of both networks, whose folders differ
+    assert kept.rows()[2]["accuracy"] == accuracies[0]["accuracy"]
+    del found
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_networks_of_one_class_are_compared_under_names_of_their_own():
+    nets = [Brightness(), Brightness()]
+    with torch.no_grad():
+        nets[1].scale.fill_(-20.0)
+    found = vr.compare(nets, images(), eps=EPS, attack="fgsm", seeds=1, steps=1, units=[0])
+    names = [checkpoint.name for checkpoint, _ in found.evaluations]
+    assert len(set(names)) == 2
+    assert all(name.startswith("Brightness#") for name in names)
+    # Right on the last two, whose sign it has turned; both within EPS of the border or not.
+    assert [result.clean for _, result in found.evaluations] == [7 / 9, 2 / 9]
+    with pytest.raises(ValueError, match="two or more different checkpoints, got 1"):
+        vr.compare([nets[0]], images(), eps=EPS)
+
+
+def test_a_random_reference_has_weights_of_its_own():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4))
+    session = Session(memory=True, device="cpu")
+    data = session.dataset((torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 3])))
+    checkpoint = session.checkpoint(net, data)
+    reference = random_reference(checkpoint)
+    assert reference is not None
+    assert not torch.equal(reference.state["0.weight"], checkpoint.state["0.weight"])
+    net.register_parameter("shift", nn.Parameter(torch.tensor([0.3, 0.4])))
+    assert random_reference(session.checkpoint(net, data)) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "request_"),
+    [
+        ("robust_accuracy", AttackRequest), ("visualize", NeuronsRequest), ("compare", CompareRequest),
+        ("diagnose_masking", MaskingRequest),
+    ],
+)  # fmt: skip
+def test_functions_have_the_defaults_of_their_requests(function, request_):
+    parameters = inspect.signature(getattr(vr, function)).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(request_)}
+    shared = {name: one.default for name, one in parameters.items() if name in fields and fields[name] != ()}
+    assert {"seed", "batch_size", "precision", "data"} <= set(shared)
+    unlike = {name: (value, fields[name]) for name, value in shared.items() if value != fields[name] and name != "models"}
+    assert not unlike
+
+
+def test_bands_are_shown_one_by_one_and_never_as_transparency():
+    for bands in (2, 4, 5):
+        net = nn.Sequential(nn.Conv2d(bands, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        (picture,) = vr.visualize(net, "0", units=[1], steps=2, shape=(bands, 6, 7))
+        assert picture.image.shape == (bands, 6, 7)
+        assert picture.pixels().shape == (6, 7 * bands)
+        assert picture.pixels()[:, 7:14].tolist() == (picture.image[1] * 255).round().to(torch.uint8).tolist()
+        with pytest.raises(ValueError, match=f"opacity .* this network takes {bands} bands"):
+            vr.visualize(net, "0", units=[1], shape=(bands, 6, 7), recipe="Recipe('x', AlphaChannel(), Adam(), steps=1)")
 
 
 def test_every_listed_name_has_help():

@@ -11,7 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vizrobust.api import diagnose_masking, help, list_attacks, list_models, list_recipes, load, robust_accuracy, visualize  # noqa: A004
+    from vizrobust.api import (
+        compare,
+        diagnose_masking,
+        help,  # noqa: A004
+        list_attacks,
+        list_models,
+        list_recipes,
+        load,
+        robust_accuracy,
+        visualize,
+    )
     from vizrobust.attacks import (
         APGD,
         BIM,
@@ -83,6 +93,7 @@ __all__ = [
     "TrainingRecipe",
     "Transfer",
     "activations",
+    "compare",
     "diagnose_masking",
     "evaluate",
     "exemplars",
@@ -110,7 +121,7 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy diagnose_masking visualize list_attacks list_models list_recipes help",
+    "api": "load robust_accuracy compare diagnose_masking visualize list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",

@@ -1,4 +1,4 @@
-"""The functions that a Python user meets first: load, robust_accuracy, visualize, diagnose_masking, lists and help."""
+"""The functions that a Python user meets first: load, robust_accuracy, visualize, compare, diagnose_masking, lists and help."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
+from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
 from vizrobust.results import Table, answer_of
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
+    from vizrobust.commands.compare import Comparison
     from vizrobust.commands.masking import MaskingDiagnosis
-    from vizrobust.features import FeatureImage, Objective, Recipe
+    from vizrobust.features import FeatureImage, Recipe
     from vizrobust.models import Checkpoint
     from vizrobust.robustness import RobustAccuracy
 
@@ -109,38 +112,91 @@ def diagnose_masking(
 
 
 def visualize(
-    model: Model, layer: str = "logits", units: Sequence[int] | None = None, recipe: Any = "plain", *,
-    objective: Objective | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None, size: int | None = None,
-    data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False, batch_size: int | None = None,
-    precision: str = "fp32", device: str = "auto",
+    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = "plain", *,
+    objective: Any = None, neuron: tuple[int, int] | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None,
+    size: int | None = None, data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False,
+    diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32",
+    device: str = "auto",
 ) -> Pictures:  # fmt: skip
     """Images that excite units of a model as strongly as possible; in a notebook they show themselves.
 
-    `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16).
-    `recipe` is a name, the text of a spec or a `Recipe`; `steps` and `size` change its fields. A bare network needs `shape`
-    (C, H, W) or `data`. `seeds` pictures of each unit start from different noise, from `seed` on. Raises ``ValueError``
-    for a layer or unit that does not exist.
+    `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16);
+    `neuron` is one position (row, column) of its map instead of the mean over all. `objective` stands in place of both: an
+    objective, its text, or a function (activations by layer, images, units) -> (N,) scores. `recipe` is a name, the text of
+    a spec or a `Recipe`; `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
+    from `seed` on, or from the image `start` (a file or DATA#index); `diversity` N makes N of each that differ in style. A
+    bare network needs `shape` (C, H, W) or `data`. Raises ``ValueError`` for a layer or unit that does not exist.
 
     >>> import vizrobust as vr
     >>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
     2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
     """
-    from vizrobust.features import objective_for, parse_recipe, render, units_of, with_data_statistics
+    from vizrobust.commands.neurons import resolve
+    from vizrobust.features import render
     from vizrobust.session import Session
 
     session = Session(device=device, memory=True)
     checkpoint, loaded = session.pictured(model, data, shape)
-    chosen = with_data_statistics(parse_recipe(recipe, typed=True) if isinstance(recipe, str) else recipe, loaded)
-    chosen = replace(chosen, steps=chosen.steps if steps is None else steps, size=chosen.size if size is None else size)
-    goal = objective_for(checkpoint, layer, None)[0] if objective is None else objective
-    text = None if units is None else ",".join(map(str, units))
-    numbers = units_of(checkpoint, goal, text)[0]
-    done = render(
-        checkpoint, goal, numbers, chosen, range(seed, seed + seeds), compute=session.compute(precision),
-        sign=-1 if negative else 1, batch_size=batch_size,
+    request = NeuronsRequest(
+        models=(checkpoint,), data=loaded, layer=layer, units=units, recipe=recipe, objective=objective, neuron=neuron,
+        seeds=seeds, seed=seed, steps=steps, size=size, negative=negative, diversity=diversity, start=start,
+        batch_size=batch_size, precision=precision,
     )  # fmt: skip
-    share = 1.0 if loaded is None else loaded.saturated_share
-    return Pictures(tuple(Picture(one, one.status(share)) for one in done), checkpoint.name, layer, chosen)
+    _, job = resolve(request, [checkpoint], loaded, session)
+    done = render(
+        checkpoint, job.objective, job.units, job.recipe, job.seeds, compute=session.compute(precision), sign=job.sign,
+        start=job.start, batch_size=job.batch_size,
+    )  # fmt: skip
+    found = tuple(Picture(one, one.status(job.data_share)) for one in done)
+    return Pictures(found, checkpoint.name, job.layer, job.recipe)
+
+
+def compare(
+    models: Sequence[Model], data: Any = None, *, layer: str = "logits", units: Sequence[int] | str | None = None,
+    recipe: Any = "plain", seeds: int = 3, seed: int = 0, steps: int | None = None, size: int | None = None,
+    attack: Any = "PGD(steps=50)", eps: float | None = None, norm: str | None = None, images: int = 1000,
+    judge: str | None = None, query_images: int = 1000, batch_size: int | None = None, precision: str = "fp32",
+    device: str = "auto", out: str | Path | None = None,
+) -> Comparison:  # fmt: skip
+    """Models side by side: training, accuracy under an attack, feature images and their clarity by an outside judge.
+
+    `models` are two or more networks of images in [0, 1], checkpoints or names; `data` is as for `robust_accuracy`. All are
+    attacked on the same first `images` test images (0: not at all), and the others are tested against the first one
+    (McNemar). `units` of `layer` are rendered by `recipe` from `seeds` different noises each. `judge` names the network
+    that judges their clarity on `query_images` held-out images (None: the data set's own; a note says where there is none);
+    natural images and a random network are its references. The result shows tables and pictures in a notebook;
+    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures. With `out` everything is kept in a run folder
+    and continued there. Raises ``ValueError`` for fewer than two different models.
+
+    >>> import vizrobust as vr
+    >>> vr.compare(["mnist-k0", "mnist-k8"], units=[3, 5], seeds=1, steps=2, images=20, query_images=50)
+    Comparison of mnist-k0 and mnist-k8: 0.0 %, 70.0 % under PGD(steps=50, ball=Linf(eps=0.3))
+    """
+    import weakref
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    from vizrobust.commands.compare import compare as answer
+    from vizrobust.session import Session
+
+    request = CompareRequest(
+        models=tuple(models), data=data, layer=layer, units=units, recipe=recipe, seeds=seeds, seed=seed, steps=steps,
+        size=size, attack=attack, eps=eps, norm=norm, images=images, judge=judge, query_images=query_images,
+        batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    folder = mkdtemp(prefix="vizrobust-") if out is None else out
+    session = Session(folder, device=device, memory=True)
+    try:
+        found: Comparison = answer_of(answer(request, session))[0]
+    except BaseException:
+        if out is None:
+            rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        session.close()
+    if out is None:
+        weakref.finalize(found, rmtree, folder, ignore_errors=True)
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,6 +239,15 @@ class Pictures(Sequence[Picture]):
     def rows(self) -> list[dict[str, Any]]:
         """Unit, seed, score and status of each picture."""
         return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
+
+    def figure(self) -> Image:
+        """All pictures side by side, a row for each unit, small ones enlarged by a whole number."""
+        from vizrobust.report.canvas import side_by_side
+
+        rows: dict[int, list[Any]] = {}
+        for one in self.pictures:
+            rows.setdefault(one.unit, []).append(one.pixels(opaque=True))
+        return side_by_side(list(rows.values()))
 
     def _repr_html_(self) -> str:
         from base64 import b64encode

@@ -6,7 +6,6 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -29,7 +28,6 @@ class PictureReport:
     sheet: Path | None = None
     folder: Path | None = None
     ok: bool | None = True
-    keep: Any = None
 
     def rows(self) -> list[Row]:
         return list(self.found)

@@ -11,7 +11,7 @@ from PIL import Image
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.features import PixelDifference, Provenance
 from vizrobust.features import rerender as rendered_again
-from vizrobust.features.pictures import to_uint8
+from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.report import write_gallery
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
@@ -60,7 +60,7 @@ def rerender(request: RerenderRequest, session: Session) -> Generator[Event, Non
     notes = made.differences(device)
     yield from (Note(f"note: {note}") for note in notes)
     done = rendered_again(made, checkpoint, device)
-    pixels = to_uint8(done.image)
+    pixels = to_uint8(in_tiles(done.image, checkpoint.info.input_shape[0]))
     if request.save is not None:
         write_png(request.save, pixels, made.texts(done, device, session.argv, checkpoint))
         yield Note(f"written: {request.save}")

@@ -23,8 +23,8 @@ from vizrobust.features import (
     render_into,
     representative_layers,
 )
-from vizrobust.features.picture_runs import checkpoint_facts
-from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.picture_runs import Pixels, checkpoint_facts
+from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.report.collect import CheckpointFacts
@@ -175,8 +175,8 @@ def _sheet(
         info = row[0].checkpoint.info
         words = CheckpointFacts(key[0], row[0].checkpoint.name, attack_steps=info.attack_steps).training_words
         head = [row[0].checkpoint.name, words, f"seed {key[1]}" if several else ""]
-        image = Reconstructed(to_uint8(row[0].original.image))
-        pictures = [Reconstructed(to_uint8(_picture(run, one.row, one.original)), columns.lines(one.similarity)) for one in row]
+        image = Reconstructed(_pixels(row[0].original.image))
+        pictures = [Reconstructed(_pixels(_picture(run, one.row, one.original)), columns.lines(one.similarity)) for one in row]
         rows.append(SheetRow(tuple(line for line in head if line), (image, *pictures)))
     path = run.folder / f"{run.info['command']}.png"
     return reconstruction_sheet(path, title, ["image", *layers], rows, caption, command)
@@ -184,6 +184,10 @@ def _sheet(
 
 def _picture(run: RunFolder, row: Row, original: ImageActivations) -> Tensor:
     return read_png(run.folder / row["image"], len(original.image))
+
+
+def _pixels(image: Tensor) -> Pixels:
+    return to_uint8(in_tiles(image, len(image)))
 
 
 def number(value: float | None, digits: int = 2, nothing: str = "-") -> str:

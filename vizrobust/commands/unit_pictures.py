@@ -35,6 +35,7 @@ from vizrobust.features import (
     with_data_statistics,
 )
 from vizrobust.features.picture_runs import checkpoint_facts
+from vizrobust.features.scorer import as_objective
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.requests.pictures import Rendering
@@ -63,10 +64,11 @@ def recipe_of(request: Rendering, data: DataSet | None) -> Recipe:
 
 
 def objective_of(checkpoint: Checkpoint, layer: str, neuron: tuple[int, int] | None = None, objective: Any = None) -> Objective:
-    """The objective that a request names: a whole one, or the one for the units of a layer."""
+    """The objective that a request names: a whole one (or a function), or the one for the units of a layer."""
     if objective is None:
         return objective_for(checkpoint, layer, neuron)[0]
-    found: Objective = parse_objective(objective, typed=True) if isinstance(objective, str) else objective
+    asked = parse_objective(objective, typed=True) if isinstance(objective, str) else objective
+    found = as_objective(asked, checkpoint.net(), checkpoint.info.input_shape, Compute("cpu"))
     for name in found.layers:
         layer_of(checkpoint.net(), checkpoint.info.input_shape, name)
     return found

@@ -20,7 +20,7 @@ from vizrobust.features.batches import BATCH_SIZE, UnitSeed, plan_batches
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Direction
 from vizrobust.features.picture_runs import RenderJob, checkpoint_facts, row_of
-from vizrobust.features.pictures import to_uint8
+from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import render_batches
@@ -312,7 +312,7 @@ def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasL
             "seconds": round(time.perf_counter() - began, 3),
         }  # fmt: skip
         name = f"images/{checkpoint.id}/{slug(request.recipe.name)}/{slug(request.layer)}/{row}-{column}.png"
-        yield run.add_image(facts, to_uint8(done.image), name)
+        yield run.add_image(facts, to_uint8(in_tiles(done.image, checkpoint.info.input_shape[0])), name)
         began = time.perf_counter()
 
 

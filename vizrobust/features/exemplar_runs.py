@@ -20,7 +20,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, Subset, content_of
 from vizrobust.features.exemplars import BATCH_SIZE, Exemplars, Measure, TopK, exemplars, receptive_fields
 from vizrobust.features.objectives import Channel, Logit, Neuron, Objective, Sum
-from vizrobust.features.pictures import to_uint8
+from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, digest, slug, write_atomic, write_json, write_png
@@ -184,7 +184,7 @@ def _save_images(run: RunFolder, source: ImageSource, among: Tensor) -> None:
         path = run.folder / _image_name(source, index)
         if not path.is_file():
             texts = {"data": source.data.name, "split": source.split, "index": str(index)}
-            write_png(path, to_uint8(source.whole.take(torch.tensor([index]))[0]), texts)
+            write_png(path, to_uint8(in_tiles(source.whole.take(torch.tensor([index]))[0], source.data.shape[0])), texts)
 
 
 def _image_name(source: ImageSource, index: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vizrobust.compute import Compute
 from vizrobust.features.batches import BATCH_SIZE, Batch, UnitSeed, plan_batches
 from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, main_term, needs_unit
-from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import FeatureImage, joint_group_size, render, render_batches
 from vizrobust.features.scorer import Scorer
@@ -244,7 +244,7 @@ def batches_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> li
 def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batch], compute: Compute) -> Iterator[list[Picture]]:
     """This process's share of the planned batches, rendered."""
     batches = list(compute.processes.shard(planned))
-    net = checkpoint.net()
+    net, channels = checkpoint.net(), checkpoint.info.input_shape[0]
     began = time.perf_counter()
     rendered = render_batches(
         net, request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute,
@@ -258,11 +258,11 @@ def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batc
             stem, frames = _file(checkpoint.id, request, row).removesuffix(".png"), []
             if done.frames is not None and request.frame_strip:
                 row["strip"] = f"{stem}-way.png"
-                frames = [to_uint8(torch.cat(list(done.frames), dim=2).float() / 255)]
+                frames = [to_uint8(in_tiles(torch.cat(list(done.frames), dim=2).float() / 255, channels))]
             elif done.frames is not None:
                 row["film"] = f"{stem}.gif"
-                frames = [frame.movedim(0, -1).numpy() for frame in done.frames]
-            finished.append((row, to_uint8(done.image), frames))
+                frames = [in_tiles(frame, channels).movedim(0, -1).numpy() for frame in done.frames]
+            finished.append((row, to_uint8(in_tiles(done.image, channels)), frames))
             began = time.perf_counter()
         yield finished
 
@@ -281,10 +281,10 @@ def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dic
 def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The optimization paths of a job with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
     rows = {picture_key(row): row for row in run.rows()}
-    name = checkpoint.id
+    name, channels = checkpoint.id, checkpoint.info.input_shape[0]
     found: dict[int, Tensor] = {}
     for unit in request.units:
-        strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"]) for seed in request.seeds]
+        strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"], channels) for seed in request.seeds]
         found[unit] = torch.stack([torch.stack(frame_strip.chunk(request.frames, dim=2)) for frame_strip in strips])
     return found
 

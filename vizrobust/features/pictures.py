@@ -21,6 +21,7 @@ from vizrobust.runs import file_sha256
 
 Shape = tuple[int, int, int]
 TEST_IMAGE = re.compile(r"(.+)#(\d+)")
+COLOURS = (1, 3)  # channels of grey images and of coloured ones
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -110,6 +111,17 @@ def to_uint8(image: Tensor) -> np.ndarray[Any, Any]:
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
+def in_tiles(image: Tensor, channels: int) -> Tensor:
+    """A network's image (channels, ..., W) as it is shown: grey and colours as they are, other bands side by side, each grey.
+
+    Bands are not colours, and a second or fourth band is no opacity.
+
+    >>> in_tiles(torch.rand(4, 5, 6), 4).shape, in_tiles(torch.rand(3, 5, 6), 3).shape
+    (torch.Size([1, 5, 24]), torch.Size([3, 5, 6]))
+    """
+    return image if channels in COLOURS else torch.cat(list(image), -1)[None]
+
+
 def png_bytes(pixels: np.ndarray[Any, Any]) -> bytes:
     """A picture as the bytes of a PNG file, for a notebook or a page."""
     buffer = io.BytesIO()
@@ -118,14 +130,19 @@ def png_bytes(pixels: np.ndarray[Any, Any]) -> bytes:
 
 
 def read_png(path: Path, channels: int | None = None) -> Tensor:
-    """A saved image as (C, H, W) in [0, 1].
+    """A saved image as (C, H, W) in [0, 1], for a network of so many `channels`.
 
-    Where it has one plane more than `channels` asks for, that is its opacity, and the image is that over mid grey.
+    Where it has one plane more than `channels` asks for, that is its opacity, and the image is that over mid grey. Bands
+    that were saved side by side (see `in_tiles`) are taken apart.
     """
     with Image.open(path) as picture:
         pixels = torch.from_numpy(np.asarray(picture).copy())
     image = (pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0)).to(torch.float32) / 255
-    return over_background(image) if channels is not None and len(image) == channels + 1 else image
+    if channels is None or len(image) == channels:
+        return image
+    if len(image) == 1 and channels not in COLOURS:
+        return torch.stack(image[0].chunk(channels, dim=1))
+    return over_background(image) if len(image) == channels + 1 else image
 
 
 def read_opaque(path: Path) -> np.ndarray[Any, Any]:

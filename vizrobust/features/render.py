@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +14,9 @@ from vizrobust.compute import Compute
 from vizrobust.data import saturated_share
 from vizrobust.features.batches import Batch, UnitSeed, groups_of, plan_batches
 from vizrobust.features.objectives import Objective, group_size_of, negated
-from vizrobust.features.parametrizations import Parametrization, alpha_penalized, composited, for_shape
-from vizrobust.features.pictures import check_pixels, png_bytes, to_uint8
+from vizrobust.features.parametrizations import AlphaChannel, Parametrization, alpha_penalized, composited, for_shape
+from vizrobust.features.parametrizations.wrappers import over_background
+from vizrobust.features.pictures import COLOURS, check_pixels, in_tiles, png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.redirected_relu import redirected_relu
 from vizrobust.features.scorer import ObjectiveFunction, Scorer, as_objective
@@ -35,7 +38,8 @@ class FeatureImage:
     of the optimization path if any were asked for. `had_gradient` is False where the unit never had a gradient,
     `batch_size` is the size of the batch in which the image was computed, and `nonfinite_gradients` counts the
     gradient entries, over all steps, that were NaN or infinite and were taken as 0. Images with an opacity are scored
-    over mid grey, and over random backgrounds during the optimization. Notebooks show the image.
+    over mid grey, and over random backgrounds during the optimization. `channels` are those of the network's images, as
+    far as bands that are no colours are shown apart. Notebooks show the image.
     """
 
     unit: int
@@ -49,6 +53,7 @@ class FeatureImage:
     frames: Tensor | None = field(default=None, repr=False)
     batch_size: int = 1
     nonfinite_gradients: int = 0
+    channels: int = 3
 
     def status(self, data_share: float) -> str:
         """``dead``, ``saturated`` (over 25 points more extreme pixels than the data's own images have) or ``ok``."""
@@ -56,8 +61,13 @@ class FeatureImage:
             return "dead"
         return "saturated" if self.saturated_share > data_share + SATURATED_ABOVE else "ok"
 
+    def pixels(self, opaque: bool = False) -> np.ndarray[Any, Any]:
+        """(H, W) or (H, W, C) uint8, `opaque` over mid grey; bands that are no colours are side by side, each grey."""
+        shown = over_background(self.image) if opaque and len(self.image) == self.channels + 1 else self.image
+        return to_uint8(in_tiles(shown, self.channels))
+
     def _repr_png_(self) -> bytes:
-        return png_bytes(to_uint8(self.image))
+        return png_bytes(self.pixels())
 
 
 def render(
@@ -122,6 +132,10 @@ def render_batches(
     if not batches:
         return
     size, group_size = _image_shape(recipe, shape), joint_group_size(objective, recipe)
+    if shape[0] not in COLOURS and isinstance(recipe.parametrization, AlphaChannel):
+        raise ValueError(
+            f"an opacity belongs to grey or to colours, and this network takes {shape[0]} bands; take another recipe"
+        )
     if start is not None:
         check_pixels(start, "the start image")
     compute.place(net)
@@ -221,7 +235,9 @@ def _render_batch(
     stacked = torch.stack(pictures, 1) if pictures else None
     shares = saturated_share(finished)
     found = _feature_images(batch, sign, image, shares, final, torch.stack(scores).float(), had_gradient, stacked)
-    return [replace(one, nonfinite_gradients=count) for one, count in zip(found, nonfinite.tolist(), strict=True)]
+    return [
+        replace(one, nonfinite_gradients=count, channels=shape[0]) for one, count in zip(found, nonfinite.tolist(), strict=True)
+    ]
 
 
 def _largest(grad: Tensor) -> Tensor:

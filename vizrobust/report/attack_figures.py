@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vizrobust.features.pictures import in_tiles
 from vizrobust.report.canvas import LABELLED, LEADING, Page, Pixels, TileGrid, scaled, shortened, text_width
 from vizrobust.report.style import (
     COLORS,
@@ -211,7 +212,8 @@ def _draw(
 
 def _tile(image: Tensor) -> Pixels:
     """(C, H, W), clipped to [0, 1] -> (h, w, 3) uint8 about `TILE` large."""
-    pixels = (image.detach().cpu().double().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    shown = in_tiles(image.detach().cpu(), len(image))
+    pixels = (shown.double().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
     return scaled(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), TILE)
 
 

@@ -294,6 +294,25 @@ def scaled(pixels: Pixels, target: int) -> Pixels:
     return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
 
 
+def side_by_side(rows: Sequence[Sequence[Pixels]], target: int = 112, gap: int = 4) -> Image.Image:
+    """Pictures (H, W) or (H, W, 3) uint8 in rows on white, each about `target` pixels large, for a notebook.
+
+    >>> side_by_side([[np.zeros((28, 28), np.uint8)] * 2, [np.zeros((28, 28), np.uint8)]]).size
+    (228, 228)
+    """
+    tiles = [[scaled(pixels, target) for pixels in row] for row in rows]
+    width = max(sum(tile.shape[1] + gap for tile in row) - gap for row in tiles)
+    heights = [max(tile.shape[0] for tile in row) for row in tiles]
+    page, y = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), "white"), 0
+    for row, height in zip(tiles, heights, strict=True):
+        x = 0
+        for tile in row:
+            page.paste(Image.fromarray(np.ascontiguousarray(tile)), (x, y))
+            x += tile.shape[1] + gap
+        y += height + gap
+    return page
+
+
 def check_png(path: Path | str) -> None:
     """Raise ``ValueError`` unless the file's name ends in .png.
 

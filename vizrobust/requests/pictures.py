@@ -109,7 +109,7 @@ class CompareRequest(UnitPictures):
     images: int = param(1000, "Attack the first N test images; 0 leaves this out.", role="view", least=0)
 
     def check(self) -> None:
-        if (count := len(set(map(str, self.models)))) < 2:
+        if (count := len({one if isinstance(one, str) else id(one) for one in self.models})) < 2:
             raise ParameterError("{models}: compare needs two or more different checkpoints, got %s", count)
 
 

@@ -19,7 +19,7 @@ from vizrobust.clarity.queries import QUERIES
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Subset, load
 from vizrobust.features import Channel, Logit, Objective
-from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
@@ -254,7 +254,7 @@ def choose(
     shuffled = Streams(seed, ["trials"], "order of trials").permutation(len(drawn))[0].tolist()
     trials = tuple(_placed(drawn[old], digest({"page": identity, "place": k}), seed) for k, old in enumerate(shuffled))
     needed = sorted({place for trial in trials for place in (trial.query, trial.distractor)})
-    natural = {place: to_uint8(data.test.take(torch.tensor([place]))[0]) for place in needed}
+    natural = {place: to_uint8(in_tiles(data.test.take(torch.tensor([place]))[0], data.shape[0])) for place in needed}
     return TrialSet(digest(identity), identity, trials, natural)
 
 
@@ -367,7 +367,9 @@ def _not_shown(data: DataSet, shown: Sequence[Path]) -> Tensor:
     known = {_pixels(to_uint8(read_png(path))) for path in shown}
     places = range(min(QUERY_IMAGES, len(data.test)))
     images = data.test.take(torch.arange(len(places)))
-    return torch.tensor([k for k in places if _pixels(to_uint8(images[k])) not in known], dtype=torch.int64)
+    return torch.tensor(
+        [k for k in places if _pixels(to_uint8(in_tiles(images[k], data.shape[0]))) not in known], dtype=torch.int64
+    )
 
 
 def _pixels(image: np.ndarray[Any, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from vizrobust.clarity import METRICS, excluded
 from vizrobust.compute import versions
 from vizrobust.features import Logit, picture_key
-from vizrobust.features.pictures import read_png, to_uint8
+from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.models import LOGITS
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png
@@ -222,7 +222,7 @@ def _exemplars(study: Study) -> Iterable[Row]:
         names = []
         for place, index in enumerate(order.index[:EXEMPLARS].tolist()):
             name = f"exemplars/{unit}-{place}.png"
-            write_png(study.folder / name, to_uint8(questions.exemplars.images[index]), {})
+            write_png(study.folder / name, to_uint8(in_tiles(questions.exemplars.images[index], study.data.shape[0])), {})
             names.append(name)
         yield {"layer": LOGITS, "unit": unit, "images": names}
 
