@@ -45,7 +45,7 @@ def test_one_row_for_each_side_and_seed_and_none_twice(compute: Compute, tmp_pat
     data, folder = tiny(), tmp_path / "run"
     first_rows = rows(data, compute, folder, images=7)
     assert [(row["side"], row["seed"], row["d"], row["n"]) for row in first_rows] == [(4, 0, 72, 7), (8, 0, 288, 7)]
-    # A row says of its network what is measured by hand on the checkpoint in the cell's folder.
+    # A row says of its network what is measured by hand on the checkpoint in the folder of its size and seed.
     net = load_checkpoint(str(folder / "4px-s0")).net()
     by_hand = gradient_norms(net, resized(data, 4).test, compute, "ce").l1[:7].mean()
     assert first_rows[0]["l1_ce"] == pytest.approx(float(by_hand), rel=1e-5)

@@ -13,12 +13,12 @@ from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
-    foreseen_ratio,
     mean_accuracy,
     mean_uar,
     packaged,
     read_calibrations,
     uar,
+    unforeseen_ratio,
 )
 
 PUBLISHED = [calibration for calibration in packaged() if calibration.published]
@@ -55,9 +55,9 @@ class TestUAR:
             mean_uar(scores, list(scores))
 
     def test_foreseen_against_unforeseen_is_a_ratio(self) -> None:
-        assert foreseen_ratio(0.5, 0.1) == pytest.approx(0.2)
-        assert foreseen_ratio(0.5, 0.0) == 0
-        assert foreseen_ratio(0.0, 0.0) is None
+        assert unforeseen_ratio(0.5, 0.1) == pytest.approx(0.2)
+        assert unforeseen_ratio(0.5, 0.0) == 0
+        assert unforeseen_ratio(0.0, 0.0) is None
 
 
 class TestPublishedCalibrations:

@@ -17,7 +17,7 @@ from vizrobust.robustness import RobustAccuracy
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corrupted import corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import COMMON, SEVERITIES
-from vizrobust.robustness.unforeseen import Calibration, calibration_for, foreseen_ratio, mean_uar
+from vizrobust.robustness.unforeseen import Calibration, calibration_for, mean_uar, unforeseen_ratio
 from vizrobust.session import Session
 from vizrobust.spec import vary
 from vizrobust.training import attacks_seen
@@ -86,17 +86,17 @@ def unforeseen(
 def summary(rows: Sequence[Row]) -> Row:
     """Mean accuracy under the attacks of training and under the others, their gap and ratio, and the mean UAR."""
     groups = {flag: [row["accuracy"] for row in rows if row["foreseen"] is flag] for flag in (True, False)}
-    foreseen, other = (_mean(groups[flag]) for flag in (True, False))
-    both = foreseen is not None and other is not None
+    seen, other = (_mean(groups[flag]) for flag in (True, False))
+    both = seen is not None and other is not None
     scores = {row["kind"]: row["uar"] for row in rows if row["uar"] is not None}
     trained = [row["kind"] for row in rows if row["foreseen"]]
     unseen = {name for name in scores if name not in trained}
     mean, names = mean_uar(scores, trained) if unseen else (None, ())
     return {
-        "foreseen": foreseen,
+        "foreseen": seen,
         "unforeseen": other if any(row["foreseen"] is not None for row in rows) else _mean([row["accuracy"] for row in rows]),
-        "gap": foreseen - other if both else None,  # type: ignore[operator]
-        "ratio": foreseen_ratio(foreseen, other) if both else None,  # type: ignore[arg-type]
+        "gap": seen - other if both else None,  # type: ignore[operator]
+        "ratio": unforeseen_ratio(seen, other) if both else None,  # type: ignore[arg-type]
         "mean_uar": mean,
         "mean_uar_of": list(names),
     }

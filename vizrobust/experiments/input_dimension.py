@@ -191,12 +191,12 @@ def dimension_study(
         smaller = resized(data, side)
         for seed in seeds:
             if (side, seed) not in known:
-                cell = run.folder / f"{side}px-s{seed}"
+                own = run.folder / f"{side}px-s{seed}"
                 one = replace(recipe, data=smaller.name, seed=seed)
-                for news in train(one, smaller, compute, cell, argv):
+                for news in train(one, smaller, compute, own, argv):
                     if not isinstance(news, dict):
                         yield news
-                known[side, seed] = {"side": side, "seed": seed, **_measured(cell, one, smaller, images, compute)}
+                known[side, seed] = {"side": side, "seed": seed, **_measured(own, one, smaller, images, compute)}
                 run.add(known[side, seed])
             yield known[side, seed]
 
@@ -207,8 +207,8 @@ def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> G
     return fit_growth([row["d"] for row in rows], [row[name] for row in rows])
 
 
-def _measured(cell: Path, recipe: TrainingRecipe, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
-    checkpoint = trained_checkpoint(cell, recipe.arch)
+def _measured(own: Path, recipe: TrainingRecipe, data: DataSet, images: int, compute: Compute) -> dict[str, Any]:
+    checkpoint = trained_checkpoint(own, recipe.arch)
     channels, height, width = data.shape
     shown = head(data.test, images)
     row: dict[str, Any] = {"d": channels * height * width, "n": len(shown)}

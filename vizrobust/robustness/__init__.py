@@ -6,11 +6,11 @@ from vizrobust.robustness.evaluation_runs import Examples, examples, reference_a
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
-    foreseen_ratio,
     mean_accuracy,
     mean_uar,
     read_calibrations,
     uar,
+    unforeseen_ratio,
 )
 
 __all__ = [
@@ -23,11 +23,11 @@ __all__ = [
     "calibration_for",
     "evaluate",
     "examples",
-    "foreseen_ratio",
     "mean_accuracy",
     "mean_uar",
     "merge_results",
     "read_calibrations",
     "reference_accuracies",
     "uar",
+    "unforeseen_ratio",
 ]

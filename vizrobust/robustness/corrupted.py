@@ -95,10 +95,10 @@ def corrupted(
     for severity in severities:
         if severity not in SEVERITIES:
             raise ValueError(f"no severity {severity!r}; there are: {', '.join(map(str, SEVERITIES))}")
-    cells = [(corruption.__name__, severity) for _, corruption in chosen for severity in severities]
-    cells = [cell for cell in [(CLEAN, 0), *cells] if cell not in done]
+    conditions = [(corruption.__name__, severity) for _, corruption in chosen for severity in severities]
+    wanted = [one for one in [(CLEAN, 0), *conditions] if one not in done]
     processes = compute.processes
-    return processes.interleave(_row(net, images, compute, *cell, seed, batch_size) for cell in processes.shard(cells))
+    return processes.interleave(_row(net, images, compute, *one, seed, batch_size) for one in processes.shard(wanted))
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,13 @@ def mean_accuracy(accuracies: Mapping[str, float], seen: Collection[str] = ()) -
     return _mean(accuracies, seen)
 
 
-def foreseen_ratio(foreseen: float, unforeseen: float) -> float | None:
+def unforeseen_ratio(seen: float, unforeseen: float) -> float | None:
     """The accuracy under unforeseen attacks over that under attacks of training; None where the latter is 0.
 
-    >>> foreseen_ratio(0.8, 0.4), foreseen_ratio(0.0, 0.4)
+    >>> unforeseen_ratio(0.8, 0.4), unforeseen_ratio(0.0, 0.4)
     (0.5, None)
     """
-    return unforeseen / foreseen if foreseen > 0 else None
+    return unforeseen / seen if seen > 0 else None
 
 
 def calibration_for(data: str, name: str, folder: Path | str | None = None) -> Calibration | None:
