@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 import vizrobust as vr
 from tests.conftest import net_file
 from vizrobust.commands.compare import random_reference
+from vizrobust.commands.study import StudyResult
 from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
 from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
+from vizrobust.requests.study import StudyRequest
 from vizrobust.session import Session
+from vizrobust.study import StudyReport
 
 EPS = 0.1
+GALLERY = Path(__file__).resolve().parents[1] / "gallery"
 # Image k has brightness .5 + MARGINS[k]; it is class 1 if its mean is above .5, so exactly the larger margins survive EPS.
 MARGINS = (0.3, 0.2, 0.15, 0.12, 0.09, 0.05, 0.02, -0.04, -0.2)
 ROBUST = [abs(margin) > EPS and label == (margin > 0) for margin, label in zip(MARGINS, [1] * 8 + [1], strict=True)]
@@ -244,5 +249,55 @@ def test_every_listed_name_has_help():
     for name in (*vr.list_attacks(), *vr.list_recipes()):
         assert vr.help(name).title.lower() == name.lower()
     assert "mnist-k8" in vr.list_models()
-    assert {"__version__", "load", "robust_accuracy", "diagnose_masking", "visualize"} <= set(dir(vr))
+    assert {"__version__", "load", "robust_accuracy", "diagnose_masking", "visualize", "train", "study"} <= set(dir(vr))
     assert vr.__version__[0].isdigit()
+
+
+def test_training_gives_a_report_and_the_same_call_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr("vizrobust.training.training_runs.TESTED_IMAGES", 20)
+    monkeypatch.setattr("vizrobust.training.training_runs.TESTED_STEPS", 1)
+    given = {"steps": 1, "eps": 0.1, "epochs": 1, "watch": 20, "out": tmp_path / "t"}
+    report = vr.train("digits", **given)
+    (row,) = report.rows()
+    assert report.checkpoint.info.attack_steps == 1
+    assert row["weights_sha256"] == report.checkpoint.sha256
+    assert "\n" not in repr(report)
+    assert "K = 1" in repr(report)
+    assert "<table>" in report._repr_html_()
+    assert len(report.figure().axes) == 2
+    assert vr.train("digits", **given).checkpoint.sha256 == report.checkpoint.sha256
+    sweep = vr.train("digits", steps=(0, 1), epochs=1, watch=20, out=tmp_path / "s")
+    assert [checkpoint.info.attack_steps for checkpoint in sweep.checkpoints.values()] == [0, 1]
+    with pytest.raises(ValueError, match="take one of"):
+        _ = sweep.checkpoint
+
+
+def test_training_refuses_by_the_names_of_parameters(tmp_path):
+    for parameters, words in (
+        ({}, "say how to train: steps K"),
+        ({"steps": -1}, "steps must not be negative, got -1"),
+        ({"steps": 0, "attack": "PGD"}, "steps 0 is standard training, which has no attack"),
+        ({"steps": 1, "epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"steps": 1, "epoch": 3}, "did you mean epochs"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            vr.train("digits", out=tmp_path / "t", **parameters)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_refuses_what_cannot_be_compared(tmp_path):
+    with pytest.raises(ValueError, match="say what to study: data"):
+        vr.study(out=tmp_path / "s")
+    with pytest.raises(ValueError, match="a study compares two or more K, got K = 8"):
+        vr.study(["mnist-k8"], out=tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_studys_result_shows_its_report():
+    report = StudyReport.read(GALLERY / "mnist-study")
+    result = StudyResult(StudyRequest(data="mnist5k"), report, Path("index.html"))
+    assert result.rows() == report["trends"]
+    assert repr(result).count("\n") == 0
+    assert "<table>" in result._repr_html_()
+    assert "strongest attack" in result.tables()[0].text()
+    assert result.figure() is not None

@@ -186,7 +186,7 @@ BAD = {
     "one eps for two": ([*PGD_, *FGSM_, "--mix", "avg", "--eps", 0.1], 2, "write each one's norm and radius in its SPEC"),
     "one norm for two": ([*PGD_, *FGSM_, "--mix", "avg", "--norm", "L2"], 2, "write each one's norm and radius in its SPEC"),
     "one of two without eps": ([*PGD_, "--attack", "PGD(ball=L2())", "--mix", "avg"], 1, "PGD with L2 has no eps"),
-    "standard with attack": ([*PGD_, "--steps", 0], 2, "--steps 0 is standard training, without an --attack"),
+    "standard with attack": ([*PGD_, "--steps", 0], 2, "--steps 0 is standard training, which has no attack"),
     "unknown attack": (["--attack", "pgdd"], 1, "no attack 'pgdd'; did you mean PGD"),
     "a ball": (["--attack", "Linf(eps=0.3)"], 1, "'Linf(eps=0.3)' is not an attack"),
     "negative eps": (["--steps", 1, "--eps", -0.1], 1, "eps must not be negative, got -0.1"),

@@ -7,7 +7,9 @@ The public names are imported on first use, so that ``vizrobust --help`` never l
 2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
         list_recipes,
         load,
         robust_accuracy,
+        study,
+        train,
         visualize,
     )
     from vizrobust.attacks import (
@@ -62,7 +66,7 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint, activations, layers, load_checkpoint
     from vizrobust.rng import Streams
     from vizrobust.robustness import evaluate, merge_results
-    from vizrobust.training import TrainingRecipe, train
+    from vizrobust.training import TrainingRecipe
 
 __all__ = [
     "APGD",
@@ -114,6 +118,7 @@ __all__ = [
     "plain",
     "render",
     "robust_accuracy",
+    "study",
     "train",
     "two_afc",
     "visualize",
@@ -121,7 +126,7 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy compare diagnose_masking visualize list_attacks list_models list_recipes help",
+    "api": "load robust_accuracy compare diagnose_masking visualize train study list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",
@@ -130,10 +135,27 @@ _HOMES = {
     "Transfer parse_attack",
     "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe FeatureImage exemplars fourier gradient parse_recipe plain render",
-    "training": "TrainingRecipe train",
+    "training": "TrainingRecipe",
     "clarity": "judge_log_odds two_afc",
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names.split()}
+
+
+class _Called(ModuleType):
+    """The package `vizrobust.study`, which is also the facade's function of that name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("vizrobust.api").study(*args, **kwargs)
+
+
+class _Vizrobust(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "study" and isinstance(value, ModuleType):
+            value.__class__ = _Called
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Vizrobust
 
 
 def __getattr__(name: str) -> Any:
@@ -141,6 +163,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("vizrobust")
+    if name == "study":
+        return import_module("vizrobust.study")
     if name not in _HOME:
         raise AttributeError(f"module 'vizrobust' has no attribute {name!r}")
     return getattr(import_module(f"vizrobust.{_HOME[name]}"), {"load_data": "load"}.get(name, name))

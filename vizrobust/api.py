@@ -1,4 +1,4 @@
-"""The functions that a Python user meets first: load, robust_accuracy, visualize, compare, diagnose_masking, lists and help."""
+"""The functions that a Python user meets first: load, robust_accuracy, visualize, compare, train, study, help and others."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
     from vizrobust.commands.compare import Comparison
     from vizrobust.commands.masking import MaskingDiagnosis
+    from vizrobust.commands.study import StudyResult
+    from vizrobust.commands.train import TrainReport
     from vizrobust.features import FeatureImage, Recipe
     from vizrobust.models import Checkpoint
+    from vizrobust.requests import Request
     from vizrobust.robustness import RobustAccuracy
 
     Model = str | Path | nn.Module | Checkpoint
@@ -261,6 +264,69 @@ class Pictures(Sequence[Picture]):
         return "".join(tile(one) for one in self.pictures)
 
 
+def train(
+    data: Any, arch: str = "small_cnn", *, steps: int | Sequence[int] | None = None, attack: Any = None,
+    out: str | Path | None = None, device: str = "auto", download: bool = False, wait: bool = False, **parameters: Any,
+) -> TrainReport:  # fmt: skip
+    """Train a network with `steps` attack steps K (0: standard training), in a folder; the same call continues.
+
+    `data` is a data set, its name, a DataLoader or a pair (x, y); `arch` is a name (``vizrobust list archs``) or
+    ``path.py:callable``. `attack` is a spec, its text, or several with ``mix=``. Several K, or ``seeds=``, are a sweep.
+    `parameters` are the other fields of `requests.training.TrainRequest`, the options of ``vizrobust train``: ``eps``,
+    ``method``, ``epochs``, ``batch_size``, ``lr``, ``seed`` and so on. `out` is the folder, by default
+    ``runs/train-<hash>``. Raises ``ValueError`` that names the parameter.
+
+    >>> from tempfile import mkdtemp
+    >>> import vizrobust as vr
+    >>> report = vr.train("digits", steps=0, epochs=1, watch=20, out=mkdtemp())
+    >>> report.checkpoint.info.attack_steps
+    0
+    """
+    from vizrobust.commands.train import train as answer
+    from vizrobust.requests.training import TrainRequest
+    from vizrobust.session import Session
+
+    several = (steps,) if isinstance(steps, int) else None if steps is None else tuple(steps)
+    attacks = () if attack is None else tuple(attack) if isinstance(attack, tuple | list) else (attack,)
+    request = TrainRequest(data=data, arch=arch, steps=several, attacks=attacks, **parameters)
+    session = Session(out, device=device, download=download, wait=wait, argv=_call("train", request))
+    report: TrainReport = answer_of(answer(request, session))[0]
+    session.close()
+    return report
+
+
+def study(
+    models: Sequence[Any] = (), data: str | None = None, *, quick: bool = False, out: str | Path | None = None,
+    device: str = "auto", download: bool = False, wait: bool = False, **parameters: Any,
+) -> StudyResult:  # fmt: skip
+    """Whether feature images get clearer with more attack steps: train a sweep on `data`, or compare `models`.
+
+    `quick` takes at most ten minutes. `parameters` are the other fields of `requests.study.StudyRequest`, the options of
+    ``vizrobust study``: ``steps``, ``seeds``, ``eps``, ``baselines``, ``controls``, ``images`` and so on. The folder
+    `out`, by default ``runs/study-<hash>``, can be left at any moment; the same call continues. Raises ``ValueError``
+    that names the parameter.
+
+    >>> import vizrobust as vr
+    >>> vr.study(["mnist-k8"])
+    Traceback (most recent call last):
+    ValueError: a study compares two or more K, got K = 8; name checkpoints of other numbers of attack steps
+    """
+    from vizrobust.commands.study import study as answer
+    from vizrobust.requests.study import StudyRequest
+    from vizrobust.session import Session
+
+    request = StudyRequest(models=tuple(models), data=data, quick=quick, **parameters)
+    session = Session(out, device=device, download=download, wait=wait, argv=_call("study", request))
+    result: StudyResult = answer_of(answer(request, session))[0]
+    session.close()
+    return result
+
+
+def _call(name: str, request: Request) -> str:
+    """The call as Python writes it, for run.json, pictures and reports."""
+    return f"vizrobust.{name}{repr(request).removeprefix(type(request).__name__)}"
+
+
 def list_attacks() -> tuple[str, ...]:
     """The names of all attacks, each usable as ``attack=``.
 
@@ -294,12 +360,15 @@ def help(name: str) -> Table:  # noqa: A001
     """The fields, defaults, ranges and source of anything that has a name, in any case, with an example.
 
     >>> print(help("fgsm").text().splitlines()[1])
-    field     default  range                              type
+    field     default  range                             type
     """
     from vizrobust.commands.catalogues import catalogues, described
     from vizrobust.spec import lookup
 
-    everything = {key: thing for things in catalogues().values() for key, thing in things.items()}
+    everything: dict[str, Any] = {}
+    for things in catalogues().values():
+        known = {key.lower() for key in everything}  # the attack FGSM comes before the training method fgsm
+        everything |= {key: thing for key, thing in things.items() if key.lower() not in known}
     return described(lookup(everything, name, "name"), name if name in everything else "")
 
 

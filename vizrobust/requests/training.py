@@ -89,7 +89,7 @@ class TrainRequest(Seeded):
             if k < 0:
                 raise ParameterError("{steps} must not be negative, got %s; 0 is standard training", k)
         if 0 in steps and self.attacks:
-            raise ParameterError("{steps} 0 is standard training, without an {attacks}; leave out one of the two")
+            raise ParameterError("{steps} 0 is standard training, which has no attack; leave out {steps} or {attacks}")
         if count > 1 and self.mix is None:
             raise ParameterError("%s attacks need {mix} avg, max or random to say how to learn from them", count)
         if count < 2 and self.mix is not None:
