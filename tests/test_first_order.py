@@ -237,3 +237,21 @@ def test_a_fit_has_an_interval_from_three_points_on() -> None:
         fit_growth([784, 784], [1.0, 2.0])
     with pytest.raises(ValueError, match="without any gradient"):
         fit_growth([49, 784], [0.0, 2.0])
+
+
+def test_a_point_without_finite_outputs_shows_no_drop_and_is_counted(compute: Compute) -> None:
+    net = nn.Sequential(Undefined(), nn.Flatten())
+    images = ArraySplit(torch.tensor([1.0, 0.0, 0.9, 0.1]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
+    found = first_order(net, images, Linf(eps=0.2), compute, steps=3)
+    summary = found.summary()
+    assert (summary["n"], summary["n_all"], summary["undefined"]) == (1, 2, 1), "the second image has no answer at all"
+    assert found.first_order_drop.isfinite().all()
+    assert (found.fgsm.tolist(), found.pgd.tolist()) == ([0.0], [0.0])
+
+
+class Undefined(nn.Module):
+    """No answer where the first pixel is neither black nor white."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x.flatten(1)[:, 0].reshape(-1, 1, 1, 1)
+        return x.masked_fill((first > 0) & (first < 1), torch.nan)

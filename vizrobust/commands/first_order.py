@@ -51,9 +51,15 @@ class FirstOrderReport:
             for name, row in summaries
         ]  # fmt: skip
         shares = [[name, row["loss"], *_share(row, "short"), *_share(row, "hidden")] for name, row in summaries]
+        undefined = [
+            f"{name}, {row['loss']}: outputs are not finite at some point on {row['undefined']} of {row['n']} images"
+            for name, row in summaries
+            if row["undefined"]
+        ]
+        title = f"predicted and real drops: {where}, PGD with {self.request.steps} steps"
         header = ["checkpoint", "loss", "short", "95 % interval", "hidden", "95 % interval"]
         return [
-            Table(f"predicted and real drops: {where}, PGD with {self.request.steps} steps", HEADER, medians, MEANING),
+            Table(title, HEADER, medians, "\n".join((MEANING, *undefined))),
             Table("images where the gradient does not tell what attacks find", header, shares, SHARES_MEANING),
         ]
 

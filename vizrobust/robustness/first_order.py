@@ -42,7 +42,8 @@ class FirstOrder:
     `first_order_drop` is eps times the dual norm of the gradient (for L-inf eps * sum |g_j|, the lecture's formula): the most
     that a linear function could lose in the ball. `linear` is what it would lose at FGSM's point, which is less, as
     pixels end at 0 and 1. `fgsm` and `pgd` are the drops at FGSM's point and at PGD's best one. `image` (n,) holds the
-    indices of these images in the split; `n_all` counts the misclassified ones too.
+    indices of these images in the split; `n_all` counts the misclassified ones too. `undefined` (n,) bool are the images
+    with outputs that are not finite at some point; such a point shows no drop.
     """
 
     ball: Ball
@@ -54,6 +55,7 @@ class FirstOrder:
     linear: Tensor
     fgsm: Tensor
     pgd: Tensor
+    undefined: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -95,6 +97,7 @@ class FirstOrder:
             "steps": self.steps,
             "n": len(self),
             "n_all": self.n_all,
+            "undefined": 0 if self.undefined is None else int(self.undefined.sum()),
             "predicted": _median(self.first_order_drop),
             **{name: _median(getattr(self, name)) for name in ("linear", "fgsm", "pgd")},
             "fgsm_over_linear": _median_ratio(self.fgsm, self.linear),
@@ -192,6 +195,7 @@ def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, l
         "first_order_drop": epsilon(ball) * dual_norm(ball, gradient),
         "linear": straight,
         # A point whose outputs are not finite shows no drop.
+        "undefined": _undefined(one) | _undefined(many),
         "fgsm": (_losses(one)[-1] - _exact(before)).nan_to_num(0.0, 0.0, 0.0),
         "pgd": (_losses(many).amax(0) - _exact(before)).nan_to_num(0.0, 0.0, 0.0),
     }
@@ -202,6 +206,13 @@ def _losses(found: AttackResult) -> Tensor:
     if found.loss is None:
         raise ValueError("the attack returned no losses")
     return _exact(found.loss)
+
+
+def _undefined(found: AttackResult) -> Tensor:
+    """(N,) bool: outputs at some point that an attack met are not finite."""
+    if found.undefined is None:
+        raise ValueError("the attack returned no verdicts")
+    return found.undefined.cpu()
 
 
 def _exact(values: Tensor) -> Tensor:
