@@ -206,3 +206,18 @@ def test_the_weights_are_hashed_once(monkeypatch):
     one = load_checkpoint("mnist-k0")
     assert one.sha256 == one.sha256
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plain: plain["normalization"].update(mean=["grey"]), r"normalization mean is \['grey'\]"),
+        (lambda plain: plain.update(classes=[0, {"a": 1}]), "classes are not all names"),
+    ],
+)
+def test_a_description_of_other_types_is_refused_by_field(change, said):
+    plain = json.loads(CheckpointInfo("small_cnn", (1, 8, 8), ("a", "b"), (0.0,), (1.0,)).to_json())
+    assert CheckpointInfo.from_json(json.dumps(plain)).classes == ("a", "b")
+    change(plain)
+    with pytest.raises(ValueError, match=said):
+        CheckpointInfo.from_json(json.dumps(plain))

@@ -377,3 +377,17 @@ def test_a_terminated_training_names_the_command_that_goes_on(tmp_path):
     assert process.returncode == 128 + 15
     assert f"stopped; go on with: vizrobust {' '.join(command)}" in told
     assert "Traceback" not in told
+
+
+def test_control_characters_of_foreign_names_are_written_out(tmp_path):
+    import torch
+
+    from vizrobust.cli.output import visible
+
+    assert visible("a\x1b[31m\x9b\u202eb\nc\td") == "a\\x1b[31m\\x9b\\u202eb\nc\td"
+    torch.save({"\x1b[2Jfake.weight": torch.zeros(1), "conv1.weight": torch.zeros(1)}, tmp_path / "x.pt")
+    args = ["import", str(tmp_path / "x.pt"), "--arch", "small_cnn", "--normalize", "mnist", "--data", "digits"]
+    result = CliRunner().invoke(main, [*args, "--out", str(tmp_path / "o.safetensors")])
+    assert result.exit_code == 1
+    assert "fake" in result.stderr
+    assert "\x1b" not in result.stderr

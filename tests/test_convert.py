@@ -22,7 +22,8 @@ from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
-from vizrobust.models.importing import Task, import_file, normalization, task
+from vizrobust.models.importing import Task, convert, import_file, normalization, task
+from vizrobust.models.user_code import code_sha256
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import file_sha256
 
@@ -136,7 +137,7 @@ def test_the_description_says_what_was_given_and_no_more(tmp_path):
     info = load_checkpoint(str(tmp_path / "o.safetensors"), arch=SMALL).info
     assert (info.arch, info.input_shape, info.classes, info.data) == (SMALL, SHAPE, SEVEN.classes, SEVEN.data)
     assert (info.mean, info.std) == ((0.0,) * 3, (1.0,) * 3)
-    assert info.arch_sha256 == file_sha256(CODE)
+    assert info.arch_sha256 == code_sha256(SMALL)
     assert info.attack_steps is None
     assert (info.training, dict(info.metrics)) == ("", {})
 
@@ -393,3 +394,18 @@ def test_all_accuracies_of_other_groups_on_all_images(shared, tmp_path, compute,
             if max(abs(clean - theirs.clean), abs(robust - expected_robust)) > 1.5:
                 wrong.append(line)
     assert not wrong
+
+
+def test_a_network_that_normalizes_itself_is_told_apart(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Own(nn.Module):\n    def __init__(self, shape, classes):\n"
+        "        super().__init__()\n        self.register_buffer('mean', torch.full((1, 3, 1, 1), 0.5))\n"
+        "        self.register_buffer('std', torch.full((1, 3, 1, 1), 0.25))\n        self.linear = nn.LazyLinear(classes)\n"
+        "        self(torch.zeros(1, *shape))\n\n    def forward(self, x):\n"
+        "        return self.linear(((x - self.mean) / self.std).flatten(1))\n"
+    )
+    own = f"{tmp_path / 'own.py'}:Own"
+    torch.save(architecture(own, SHAPE, 7)().state_dict(), tmp_path / "theirs.pt")
+    twice = convert(tmp_path / "theirs.pt", own, SEVEN, "imagenet").notes
+    assert [note for note in twice if "normalize its images itself, by mean and std (0.5,0.5,0.5 / 0.25" in note], twice
+    assert not [note for note in convert(tmp_path / "theirs.pt", own, SEVEN, "none").notes if "itself" in note]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vizrobust.models.foreign_files import Normalizer, find_state, fit, read_tensors, take_normalizer
+from vizrobust.models.foreign_files import NETWORK_KEYS, Normalizer, find_state, fit, read_tensors, take_normalizer
 
 
 def small() -> nn.Module:
@@ -206,7 +206,7 @@ def test_the_weights_are_found_wherever_training_scripts_put_them(where):
 def test_two_networks_in_a_file_are_not_chosen_between_unless_they_are_equal():
     assert same(find_state({"model": weights(), "ema": weights()}, "f")[1], weights())
     different = {"model": weights(1), "ema": weights(2)}
-    with pytest.raises(ValueError, match="several networks; choose with key model or key ema"):
+    with pytest.raises(ValueError, match="several networks: model, ema; choose with key, such as key model"):
         find_state(different, "f")
     assert same(find_state(different, "f", "ema")[1], weights(2))
 
@@ -337,3 +337,27 @@ def test_two_normalizers_must_agree():
     assert take_normalizer(pair | {"b.mu": torch.tensor(MEAN), "b.sigma": torch.tensor(STD)}, 3, "f")[0] == Normalizer(MEAN, STD)
     with pytest.raises(ValueError, match=r"two normalizers that differ, a\.mean and b\.mu"):
         take_normalizer(pair | {"b.mu": torch.tensor(MEAN), "b.sigma": torch.ones(3)}, 3, "f")
+
+
+def test_state_dicts_in_a_list_are_named_and_not_chosen_between():
+    content = {"state_dict": [weights(1), weights(2)]}
+    with pytest.raises(
+        ValueError, match=r"several networks: state_dict\.0, state_dict\.1; choose with key, such as key state_dict"
+    ):
+        find_state(content, "f")
+    assert same(find_state(content, "f", "state_dict.1")[1], weights(2))
+
+
+def test_one_dict_under_many_names_is_visited_once():
+    content = weights()
+    for _ in range(8):
+        content = dict.fromkeys(NETWORK_KEYS, content)
+    assert same(find_state(content, "f")[1], weights())
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_that_are_no_plain_numbers_are_named(kind):
+    name, value = next(iter(weights().items()))
+    unusual = value.to_sparse() if kind == "sparse" else value.to("meta")
+    with pytest.raises(ValueError, match=f"{name} in f is a {kind} tensor"):
+        find_state({**weights(), name: unusual}, "f")

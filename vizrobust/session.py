@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, versions
 from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
+from vizrobust.models.forward import logits_of
 from vizrobust.models.user_code import object_sha256
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress
@@ -237,7 +238,7 @@ def _class_count(model: nn.Module | None, x: Tensor, y: Tensor) -> int:
         return int(y.max()) + 1
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with evaluating(model), torch.no_grad():
-        return int(model(x[:1].to(place)).shape[1])
+        return int(logits_of(model(x[:1].to(place))).shape[1])
 
 
 def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:

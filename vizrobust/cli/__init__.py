@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from vizrobust import requests
-from vizrobust.cli.output import say, stopped
+from vizrobust.cli.output import say, stopped, visible
 from vizrobust.parallel import launched
 from vizrobust.requests.request import ParameterError
 
@@ -121,7 +121,7 @@ class Commands(click.Group):
         except Exception as error:
             if debug:
                 raise
-            raise click.ClickException(sentence(error)) from error
+            raise click.ClickException(visible(sentence(error))) from error
 
 
 def _resumable(name: str | None) -> bool:

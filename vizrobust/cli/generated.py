@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vizrobust.cli.output import command_line
+from vizrobust.cli.output import command_line, visible
 from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS
@@ -151,7 +151,7 @@ def answer(
     try:
         asked = request(**{key: value for key, value in values.items() if value is not None})
     except ParameterError as error:
-        raise click.UsageError(error.text(named)) from error
+        raise click.UsageError(visible(error.text(named))) from error
     try:
         from vizrobust.session import Session
 
@@ -161,7 +161,7 @@ def answer(
             here = Session(argv=command_line(), code=arch, report=report, **session)
             result = show(run(asked, here), as_json, report, named)
     except ParameterError as error:
-        raise click.ClickException(error.text(named)) from error
+        raise click.ClickException(visible(error.text(named))) from error
     launch = launched()
     if result.ok is not True and (launch is None or launch.rank == 0):  # of several processes one answers
         raise click.exceptions.Exit(COMMANDS[name].exits[result.ok])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,39 +30,44 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
     from rich.table import Table
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    drawn = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(title=escape(visible(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     rows = list(rows)
     if narrow and sum(max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)) > console.width:
-        click.echo(f"\n{title}\n")
+        click.echo(visible(f"\n{title}\n"))
         for name, *cells, last in rows:
-            click.echo(f"{name}\n    {', '.join(cells)}, {header[-1]}: {last}")
-        click.echo(f"\n{note}")
+            click.echo(visible(f"{name}\n    {', '.join(cells)}, {header[-1]}: {last}"))
+        click.echo(visible(f"\n{note}"))
         return
     for position, name in enumerate(header):
         words = any(row[position][:1].isalpha() for row in rows)
         drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(escape(cell) for cell in row))
+        drawn.add_row(*(escape(visible(cell)) for cell in row))
     console.print()
     console.print(drawn)
     if note:
-        console.print(escape(note), style="dim")
+        console.print(escape(visible(note)), style="dim")
 
 
 def json_row(row: dict[str, Any]) -> None:
     click.echo(json.dumps(row, ensure_ascii=False))
 
 
+def visible(text: str) -> str:
+    r"""A text whose control characters, from foreign names, are written out: a terminal would obey them.
+
+    >>> visible("a\x1b[2Jb"), visible("two\nlines")
+    ('a\\x1b[2Jb', 'two\nlines')
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def say(text: str) -> None:
     """A note for the person, on stderr."""
-    click.echo(text, err=True)
-
-
-def say_next(command: str, ref: str, arch: str) -> None:
-    """Name the command that comes next for a checkpoint, with --arch where its network is the user's own code."""
-    from vizrobust.models.architectures import is_user_code
-
-    say(f"next: vizrobust {command} {ref}{f' --arch {arch}' if is_user_code(arch) else ''}")
+    click.echo(visible(text), err=True)
 
 
 @contextmanager
@@ -87,7 +93,3 @@ def command_line() -> str:
 def stopped(resumable: bool = True) -> str:
     """What an interrupted command says."""
     return "stopped" + (f"; go on with: {command_line()}" if resumable else "")
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"

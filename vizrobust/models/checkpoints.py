@@ -70,6 +70,11 @@ class CheckpointInfo:
             if plain.pop("format") != FORMAT:
                 raise ValueError("written by a newer vizrobust")
             normalization = plain.pop("normalization")
+            for name in ("mean", "std"):
+                if not all(isinstance(value, float | int) for value in normalization[name]):
+                    raise ValueError(f"normalization {name} is {normalization[name]!r}; expected one number for each channel")
+            if not all(isinstance(name, str) for name in plain["classes"]):
+                raise ValueError("classes are not all names; expected one string for each class")
             shape = tuple(int(size) for size in plain.pop("input_shape"))
             if "stored" in plain:
                 plain["storage_dtype"] = plain.pop("stored")

@@ -29,6 +29,8 @@ NORMALIZER_BUFFERS = (("new_mean", "new_std"), ("mean", "std"), ("mu", "sigma"),
 # Segments that DataParallel and torch.compile put anywhere into a key.
 WRAPPERS = ("module", "_orig_mod")
 DEEPEST = 8
+# So many places of state dicts are named in a message.
+SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,34 @@ def read_tensors(path: Path | str) -> Any:
 def find_state(content: Any, what: str, key: str = "") -> tuple[str, dict[str, Tensor]]:
     """Where in a file's content the network's weights are, and the weights.
 
-    `key` says where (``ema``, ``models.0``); otherwise the usual names are tried, and of a list its item 0.
-    Raises ``ValueError`` where there are none, or several that differ.
+    `key` says where (``ema``, ``models.0``); otherwise the usual names are tried, and the items of a list.
+    Raises ``ValueError`` where there are none, or several that differ, or tensors that are not plain numbers.
     """
-    found = list(_states(_walk(content, key, what), key))
+    found = list(_states(_walk(content, key, what), key, set()))
     if not found:
         raise ParameterError(f"%s holds no weights{_instead(content).replace('%', '%%')}", what)
+    for where, state in found:
+        for name, value in state.items():
+            if kind := _unusual(value):
+                place = f"{where}.{name}" if where else name
+                raise ValueError(f"{place} in {what} is a {kind} tensor; save it as an ordinary one where it came from")
     where, state = found[0]
-    for other_where, other in found[1:]:
-        if list(other) != list(state) or not all(_equal(state[name], other[name]) for name in state):
-            raise ParameterError("%s holds several networks; choose with {key} %s or {key} %s", what, where, other_where)
+    if any(list(other) != list(state) or not all(_equal(state[name], other[name]) for name in state) for _, other in found[1:]):
+        places = [place or "the file itself" for place, _ in found]
+        named = ", ".join(places[:SHOWN]) + (f" and {len(places) - SHOWN} more" if len(places) > SHOWN else "")
+        raise ParameterError(
+            "%s holds several networks: %s; choose with {key}, such as {key} %s", what, named, where or places[1]
+        )
     return where, state
+
+
+def _unusual(value: Tensor) -> str:
+    """What kind of tensor it is, if its numbers cannot be copied as they are; else empty."""
+    if value.is_meta:
+        return "meta"
+    if value.layout != torch.strided:
+        return "sparse"
+    return "quantized" if value.is_quantized else ""
 
 
 def fit(state: State, own: State, what: str) -> Fit:
@@ -199,20 +218,22 @@ def _walk(content: Any, key: str, what: str) -> Any:
     return content
 
 
-def _states(content: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """All state dicts under the usual names, each with where it is."""
-    if where.count(".") > DEEPEST:  # a pickled list can hold itself
+def _states(content: Any, where: str, visited: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """All state dicts under the usual names, each with where it is, each object once."""
+    # A pickled list can hold itself, and one dict can stand under many names.
+    if where.count(".") > DEEPEST or id(content) in visited:
         return
+    visited.add(id(content))
     if isinstance(content, list | tuple):
-        if content:
-            yield from _states(content[0], f"{where}.0" if where else "0")
+        for number, item in enumerate(content):
+            yield from _states(item, f"{where}.{number}" if where else str(number), visited)
         return
     if not isinstance(content, Mapping):
         return
     found = False
     for name in NETWORK_KEYS:
         if isinstance(content.get(name), Mapping | list | tuple):
-            for below in _states(content[name], f"{where}.{name}" if where else name):
+            for below in _states(content[name], f"{where}.{name}" if where else name, visited):
                 found = True
                 yield below
     tensors = {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -115,6 +115,8 @@ def convert(
     in_file, rest = take_normalizer(found.rest, task.shape[0], what)
     _load(body, found, rest, task, what, arch)
     agreed = _agreed(chosen, in_file, what)
+    buffers = {name: value for name, value in found.weights.items() if name not in dict(body.named_parameters())}
+    inside, _ = take_normalizer(buffers, task.shape[0], what)
     info = CheckpointInfo(
         arch=arch,
         input_shape=task.shape,
@@ -127,7 +129,7 @@ def convert(
     )
     checkpoint = Checkpoint(str(path), info, body_state(body), build, code=info.arch_sha256)
     _try_out(checkpoint, task, what)
-    return Converted(checkpoint, tuple(_notes(where, found, len(state) - len(kept), agreed)))
+    return Converted(checkpoint, tuple(_notes(where, found, len(state) - len(kept), agreed, inside)))
 
 
 def import_file(
@@ -257,8 +259,13 @@ def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
         raise ParameterError("the logits of %s for a grey image are not finite; check {arch} and {normalize}", what)
 
 
-def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer) -> list[str]:
+def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer, inside: Normalizer | None) -> list[str]:
     notes = []
+    if inside is not None and (set(agreed.mean), set(agreed.std)) != ({0.0}, {1.0}):
+        notes.append(
+            f"the network seems to normalize its images itself, by {' and '.join(inside.keys)} ({_text(inside.mean)} / "
+            f"{_text(inside.std)}); if so, import it again with normalize none"
+        )
     if where:
         notes.append(f"weights found under {where}")
     prefixes = [prefix for prefix in found.prefixes if prefix]
