@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import load
+from vizrobust.data.images import FORMATS
 from vizrobust.features.batches import Batch
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Objective, parse_objective
@@ -80,6 +81,7 @@ HASHES: Mapping[str, Callable[[str], str]] = {
 
 Pixels = np.ndarray[Any, Any]
 MOST_THREADS = 1024
+MOST_IMAGES = 1024  # in a batch that a picture states, which may be from somebody else
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Provenance:
             unit=_whole(row["unit"], 0),
             seed=_whole(row["seed"]),
             sign=-1 if _whole(row["sign"]) < 0 else 1,
-            batch_size=_whole(row.get("batch_size") or identity["batch_size"], 1),
+            batch_size=_batch_size(row.get("batch_size") or identity["batch_size"]),
             precision=str(identity["precision"]),
             start=(str(run["start"]), str(identity["start"])) if identity["start"] else ("", ""),
             sources={str(name): str(sha256) for about in (identity, row) for name, sha256 in about.get("references", [])},
@@ -183,7 +185,9 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
     for name, sha256 in sources(made.objective, made.recipe):
         _same(name, sha256, made.sources.get(name), made.file)
     own, size = checkpoint.info.input_shape, made.recipe.size
-    start = _start(made, own if size is None else (own[0], size, size))
+    shape = own if size is None else (own[0], size, size)
+    _check_size(made, shape)
+    start = _start(made, shape)
     with _threads(made.threads):
         (done,) = render_batches(
             checkpoint.net(), made.objective, [Batch(((made.unit, made.seed),), made.batch_size)], made.recipe, shape=own,
@@ -221,8 +225,11 @@ class PixelDifference:
 
 
 def _png(path: str) -> tuple[Pixels, dict[str, str]]:
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path!r} is no file but a folder, pipe or device; give the PNG of a run folder's images")
+    Image.init()
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
             if picture.format != "PNG":
                 raise ValueError(f"{path!r} is a {picture.format}, not a PNG: how a picture was made is kept in PNGs alone")
             picture.load()
@@ -232,6 +239,16 @@ def _png(path: str) -> tuple[Pixels, dict[str, str]]:
         raise FileNotFoundError(f"no file {path!r}") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path!r} is truncated or not a picture ({error})") from error
+
+
+def _check_size(made: Provenance, shape: tuple[int, int, int]) -> None:
+    """A recipe of another size than the picture has is not of this picture, and its images may fill the memory."""
+    height, width = made.pixels.shape[:2]
+    if (height, width) not in ((shape[1], shape[2]), (shape[1], shape[0] * shape[2])):
+        raise ValueError(
+            f"{made.file!r} is {height} x {width} pixels large, and what it says about how it was made gives {shape[1]} x "
+            f"{shape[2]}: one of them was changed"
+        )
 
 
 def _start(made: Provenance, shape: tuple[int, int, int]) -> Tensor | None:
@@ -245,6 +262,13 @@ def _start(made: Provenance, shape: tuple[int, int, int]) -> Tensor | None:
 def _same(name: str, now: str, then: str | None, file: str) -> None:
     if now != then:
         raise ValueError(f"{name!r} is not what it was when {file!r} was made ({now[:8]}, then {(then or 'unknown')[:8]})")
+
+
+def _batch_size(value: Any) -> int:
+    size = _whole(value, 1)
+    if size > MOST_IMAGES:
+        raise ValueError(f"a batch size of {size}, more than the {MOST_IMAGES} images that are rendered at once here")
+    return size
 
 
 def _whole(value: Any, least: int | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from vizrobust.features import main_term, parse_objective
 from vizrobust.features.exemplar_runs import exemplar_rows
 from vizrobust.models import LOGITS
-from vizrobust.runs import Row, digest, read_rows, read_run
+from vizrobust.runs import Row, digest, picture_inside, read_rows, read_run
 
 Key = tuple[str, str, int]  # checkpoint, objective and unit
 SPLIT_WORDS = {"val": "validation", "train": "training", "test": "test"}
@@ -88,9 +88,10 @@ def read_exemplars(folder: Path, origin: int) -> dict[Key, Exemplars]:
 
 
 def _exemplar(row: Row, entry: Mapping[str, Any], rank: int, folder: Path, origin: int) -> Exemplar:
-    file = folder / entry["image"]
-    if not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again")
+    file = picture_inside(folder, entry["image"])
+    if file is None:
+        missing = str(folder / entry["image"])
+        raise FileNotFoundError(f"picture {missing!r} is missing; run the command of {str(folder)!r} again")
 
     def numbers(value: Any) -> Any:
         return None if value is None else tuple(map(int, value))
@@ -333,10 +334,13 @@ def _checkpoint_facts(id_: str, facts: Mapping[str, Any]) -> CheckpointFacts:
 
 def _picture(row: Row, folder: Path, origin: int) -> Picture:
     position = row.get("position")
-    file = folder / row["image"] if row.get("image") and row["status"] != "dead" else None
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
-    frames = row.get("film")
+    shown = bool(row.get("image")) and row["status"] != "dead"
+    file = picture_inside(folder, row["image"]) if shown else None
+    if shown and file is None:
+        missing = str(folder / row["image"])
+        raise FileNotFoundError(f"picture {missing!r} is missing; run the command of {str(folder)!r} again in a new folder")
+    name = row.get("film")
+    frames = picture_inside(folder, name) if name and file is not None else None
     return Picture(
         checkpoint=row["checkpoint"],
         column=Column(int(row["unit"]), None if position is None else (int(position[0]), int(position[1]))),
@@ -350,7 +354,7 @@ def _picture(row: Row, folder: Path, origin: int) -> Picture:
         name=str(row.get("image") or ""),
         origin=origin,
         weights_sha256=str(row.get("weights_sha256", "")),
-        frames=Frames(folder / frames, frames, origin) if frames and file is not None and (folder / frames).is_file() else None,
+        frames=None if frames is None else Frames(frames, str(name), origin),
     )
 
 

@@ -31,7 +31,7 @@ from vizrobust.report.canvas import (
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
-from vizrobust.runs import Row
+from vizrobust.runs import Row, picture_inside
 
 ORDERS = ("unit", "score")
 TARGETS = ((36, 168), (160, 112), (300, 84))  # up to so many tiles are drawn about so large
@@ -114,9 +114,10 @@ def _file(row: Row, folder: Path) -> Path | None:
     """The picture of a row; None for a dead unit. Raises ``FileNotFoundError`` where it is missing."""
     if row["status"] == "dead":
         return None
-    file = folder / str(row["image"])
-    if not file.is_file():
-        raise FileNotFoundError(f"picture {str(file)!r} is missing; run the command of {str(folder)!r} again in a new folder")
+    file = picture_inside(folder, row["image"])
+    if file is None:
+        missing = str(folder / str(row["image"]))
+        raise FileNotFoundError(f"picture {missing!r} is missing; run the command of {str(folder)!r} again in a new folder")
     return file
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.results import percent
+from vizrobust.runs import picture_inside
 
 AIM = 128  # CSS pixels of a tile
 EXEMPLARS_SHOWN = 4
@@ -63,11 +64,12 @@ def cells(study: StudyGroups, folder: Path, recipe: str, layer: str) -> dict[tup
 
 
 def inside(folder: Path, name: Any) -> Path | None:
-    """A picture of the study by its relative path; None where there is none, or it is outside the folder."""
-    if not name:
+    """A picture of the study by its relative path; None where there is none, or it is no picture inside the folder."""
+    try:
+        found = picture_inside(folder, name) if name else None
+    except ValueError:
         return None
-    path = (folder / str(name)).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    return None if found is None else found.resolve()
 
 
 def panels(study: StudyGroups, folder: Path, source: Callable[[Path], str], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
-from vizrobust.runs import Row, digest, read_rows
+from vizrobust.runs import Row, digest, picture_inside, read_rows
 from vizrobust.spec import unknown
 from vizrobust.study.protocol import SWEEP
 
@@ -148,7 +148,7 @@ def _seeds(folder: Path, image: str, rows_of: Callable[[Path], list[Row]]) -> tu
         return [image], []
     alike = [row for row in rows if _subject(row) == _subject(listed) and row["status"] != DEAD]
     signs = ([row for row in alike if row["sign"] == sign * listed["sign"]] for sign in (1, -1))
-    own, negated = ([str(run / row["image"]) for row in one if (folder / run / row["image"]).is_file()] for one in signs)
+    own, negated = ([str(run / row["image"]) for row in one if picture_inside(folder, run / row["image"])] for one in signs)
     return own, negated
 
 
@@ -158,7 +158,7 @@ def _subject(row: Row) -> tuple[Any, ...]:
 
 
 def _there(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
+    if picture_inside(folder, name) is None:
         raise FileNotFoundError(
             f"picture {name!r} is gone from {str(folder)!r}; bring the study's pictures back, or start it again"
         )
