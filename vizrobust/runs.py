@@ -199,29 +199,6 @@ def read_rows(folder: Path | str, name: str = "rows.jsonl") -> list[Row]:
     return rows
 
 
-# How files of the kinds that a run folder's rows name begin.
-SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".gif": b"GIF8"}
-
-
-def picture_inside(folder: Path | str, name: Any) -> Path | None:
-    """The picture that a row names; None where it is missing.
-
-    Raises ``ValueError`` for a file outside the folder (also through a link) and for one that is no PNG or GIF: the rows may
-    be from somebody else, and a page hands on what it embeds.
-    """
-    path, suffix = Path(folder) / str(name), Path(str(name)).suffix.lower()
-    row = f"a row of {str(folder)!r} names {str(name)!r}"
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{row}, which is outside that folder; nothing outside it is shown")
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        begins = file.read(8)
-    if suffix not in SIGNATURES or not begins.startswith(SIGNATURES[suffix]):
-        raise ValueError(f"{row}, which is no PNG or GIF; nothing else is shown")
-    return path
-
-
 def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

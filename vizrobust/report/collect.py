@@ -12,8 +12,9 @@ from typing import Any
 
 from vizrobust.features import main_term, parse_objective
 from vizrobust.features.exemplar_runs import exemplar_rows
+from vizrobust.features.pictures import picture_inside
 from vizrobust.models import LOGITS
-from vizrobust.runs import Row, digest, picture_inside, read_rows, read_run
+from vizrobust.runs import Row, digest, read_rows, read_run
 
 Key = tuple[str, str, int]  # checkpoint, objective and unit
 SPLIT_WORDS = {"val": "validation", "train": "training", "test": "test"}

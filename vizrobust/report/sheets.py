@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vizrobust.features.picture_runs import checkpoint_facts
-from vizrobust.features.pictures import read_opaque
+from vizrobust.features.pictures import picture_inside, read_opaque
 from vizrobust.models import LOGITS, Checkpoint
 from vizrobust.report.canvas import (
     DENSE,
@@ -31,7 +31,7 @@ from vizrobust.report.canvas import (
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.style import FAINT, QUIET, house_style
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
-from vizrobust.runs import Row, picture_inside
+from vizrobust.runs import Row
 
 ORDERS = ("unit", "score")
 TARGETS = ((36, 168), (160, 112), (300, 84))  # up to so many tiles are drawn about so large

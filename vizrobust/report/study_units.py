@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from vizrobust.features.pictures import picture_inside
 from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.results import percent
-from vizrobust.runs import picture_inside
 
 AIM = 128  # CSS pixels of a tile
 EXEMPLARS_SHOWN = 4

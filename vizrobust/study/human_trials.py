@@ -19,11 +19,11 @@ from vizrobust.clarity.queries import QUERIES
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Subset, load
 from vizrobust.features import Channel, Logit, Objective
-from vizrobust.features.pictures import in_tiles, read_png, to_uint8
+from vizrobust.features.pictures import in_tiles, picture_inside, read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
-from vizrobust.runs import Row, digest, picture_inside, read_rows
+from vizrobust.runs import Row, digest, read_rows
 from vizrobust.spec import unknown
 from vizrobust.study.protocol import SWEEP
 
