@@ -331,3 +331,37 @@ def test_costs_of_a_subset_are_in_proportion(
 def test_a_part_is_plain_data() -> None:
     part = PartialResult("PGD", "PGD", 3, (1, 2), (-1, 2), (0.1, 0.2), 8, 6, 0.5)
     assert json.loads(json.dumps(vars(part)))["indices"] == [1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [8, 100])
+def test_the_cost_follows_the_number_of_images(batch_size):
+    """Of images that the attack cannot change, for every count: at most 1.5 times the images that are needed pass the network."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [9.0, 9, 9, 9]])
+    seen = []
+    net.register_forward_pre_hook(lambda _net, inputs: seen.append(len(inputs[0])))
+    attack, steps = PGD(steps=10, ball=Linf(eps=1e-6), random_start=False), 10
+    for count in range(1, 65):
+        images = ArraySplit(torch.full((count, 1, 2, 2), 0.5), torch.ones(count, dtype=torch.int64))
+        seen.clear()
+        parts = list(evaluate(net, attack, images, Compute("cpu"), batch_size=batch_size))
+        assert merge_results(attack, parts).robust.all()
+        assert sum(seen) <= 1.5 * count * (steps + 3), count
+        sizes = {part.batch_size or batch_size for part in parts}
+        assert len(sizes) == 1
+        assert sizes <= {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64}
+
+
+def test_what_was_begun_in_larger_batches_is_gone_on_with_in_them():
+    net, attack = make_net(), PGD(steps=3, ball=Linf(eps=0.05))
+    x = torch.rand(10, *SHAPE, generator=torch.Generator().manual_seed(0))
+    images = ArraySplit(x, net(x).argmax(1))
+    old = [replace(part, batch_size=0) for part in evaluate(net, attack, images, Compute("cpu"), indices=range(4))]
+    new = list(evaluate(net, attack, images, Compute("cpu"), known=old))
+    assert {part.batch_size for part in new} == {0}  # 100, as in a folder of before
+    fresh = list(evaluate(net, attack, images, Compute("cpu")))
+    assert {part.batch_size for part in fresh} == {12}
+    again = list(evaluate(net, attack, images, Compute("cpu"), known=fresh[:1]))
+    assert [(part.indices, part.first_success_step, part.norms) for part in again] == [
+        (part.indices, part.first_success_step, part.norms) for part in fresh[1:]
+    ]

@@ -191,6 +191,22 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{name} was {then[name]}, is now {now[name]}" for name in now if name in then and then[name] != now[name]]
 
 
+def size_class(count: int, most: int) -> int:
+    """The batch size for `count` images of at most `most` at a time: 1, 2, 3, 4, 6, 8, 12, 16, 24 …, or `most`.
+
+    Kernels depend on the batch size in the last bits, so there are few sizes; the padding is at most half of the images.
+
+    >>> [size_class(count, 100) for count in (1, 5, 10, 17, 64, 90)], size_class(17, 16), size_class(1000, 100)
+    ([1, 6, 12, 24, 64, 96], 12, 100)
+    """
+    rounds = -(-count // most)
+    if rounds > 1 and 2 * rounds * most <= 3 * count:
+        return most
+    wanted = -(-count // max(1, rounds))
+    power = 1 << max(0, wanted - 1).bit_length()
+    return min(most, 3 * power // 4 if power >= 4 and wanted <= 3 * power // 4 else power)
+
+
 def full_batches(n: int, size: int) -> Iterator[tuple[Tensor, int]]:
     """Indices 0 … n-1 in batches of exactly `size`, each with how many of them count; the last is filled by repeats.
 

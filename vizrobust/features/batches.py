@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vizrobust.compute import size_class
+
 UnitSeed = tuple[int, int]
 BATCH_SIZE = 16
 
@@ -24,14 +26,14 @@ def plan_batches(
 ) -> list[Batch]:
     """The batches in which the pairs are rendered, at most `batch_size` images each (None: 16, or fewer if there are fewer).
 
-    The last, smaller batch has the next power of two that holds it, so 17 pictures cost 17 and 19 cost 20. `recorded`
+    The last, smaller batch has the next size of `size_class` that holds it, so 17 pictures cost 17 and 21 cost 22. `recorded`
     are pairs that exist already, with the size of the batch that they were rendered in. A batch that was stopped half
     way keeps its size, so that its pictures come out as they would have without the stop; otherwise what is missing of
     a batch gets a size of its own. Groups of `group_size`
     consecutive seeds of a unit stay together. Raises ``ValueError`` where a batch cannot hold a group.
 
     >>> [(len(batch.pairs), batch.size) for batch in plan_batches([(unit, 0) for unit in range(19)])]
-    [(16, 16), (3, 4)]
+    [(16, 16), (3, 3)]
     >>> plan_batches([(0, 0), (0, 1), (1, 1), (2, 0)], group_size=2, batch_size=5)
     [Batch(pairs=((0, 0), (0, 1), (1, 1)), size=4), Batch(pairs=((2, 0),), size=2)]
     """
@@ -45,9 +47,9 @@ def plan_batches(
     for start in range(0, len(groups), most):
         batch = [[pair for pair in group if pair in asked] for group in groups[start : start + most]]
         missing = [group for group in batch if any(pair not in there for pair in group)]
-        size = _holding(len(batch), most)
+        size = size_class(len(batch), most)
         if len(missing) < len(batch) and all(there.get(pair) != size * group_size for group in batch for pair in group):
-            size = _holding(len(missing), most)
+            size = size_class(len(missing), most)
         found = tuple(pair for group in missing for pair in group if pair not in there)
         if found:
             planned.append(Batch(found, size * group_size))
@@ -64,8 +66,3 @@ def groups_of(pairs: Sequence[UnitSeed], group_size: int) -> list[list[UnitSeed]
         return [[pair] for pair in pairs]
     there = dict.fromkeys((unit, seed // group_size) for unit, seed in pairs)
     return [[(unit, group * group_size + member) for member in range(group_size)] for unit, group in there]
-
-
-def _holding(count: int, most: int) -> int:
-    """`most` for a full batch, else the smallest power of two that holds so many (and no more than `most`)."""
-    return min(most, 1 << max(0, count - 1).bit_length())

@@ -34,6 +34,7 @@ class PartialResult:
     the batch, so that they depend neither on the batches nor on the processes. Of the unchanged images `predicted` are
     the classes (-1: undefined), and `stochastic` says whether the network draws random numbers in evaluation mode.
     `nonfinite_gradients` are the indices of images with gradient entries that were not finite and counted as 0.
+    `batch_size` is that of the batches they were in, 0 where it was the evaluation's own.
     """
 
     run: str
@@ -48,6 +49,7 @@ class PartialResult:
     predicted: tuple[int, ...] = ()
     stochastic: bool = False
     nonfinite_gradients: tuple[int, ...] = ()
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)

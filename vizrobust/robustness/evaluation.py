@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, AttackRun, State, perturbation_norm
-from vizrobust.compute import Compute, full_batches
+from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.data import Split
 from vizrobust.models import evaluating
 from vizrobust.models.stochastic import PerImageNoise
@@ -44,7 +45,9 @@ def evaluate(
 
     An image that is misclassified needs no further gradients: it leaves its batch, and the next image takes its slot.
     The batch size stays the same, so an image's result does not depend on the other images in the batch, not even in
-    the last bit. What the `known` partial results of an interrupted evaluation say is neither computed nor yielded again.
+    the last bit. It is `batch_size`, or where there are fewer images the next of few sizes (see `slots_for`), which the
+    partial results record. What the `known` partial results of an interrupted evaluation say is neither computed nor
+    yielded again.
 
     Runs after the first attack only the images on which no run has succeeded, unless `all_runs`. ``stop="end"`` lets
     each run take all its steps, for attacks that look for the smallest perturbation; ``stop="last"`` does so too and
@@ -70,13 +73,21 @@ def evaluate(
     wanted = list(range(len(images))) if indices is None else list(indices)
     if not wanted:
         return
+
+    def size_of(run: str) -> int:
+        return slots_for(len(wanted), batch_size, (part for part in known if part.run == run))
+
+    def recorded(part: PartialResult, size: int) -> PartialResult:
+        return part if size == batch_size else replace(part, batch_size=size)
+
+    size = size_of(CLEAN)
     compute.place(net)
     network = PerImageNoise(net)
     verdicts = _first_success_steps(known, CLEAN)
     unknown = [index for index in wanted if index not in verdicts]
-    for part in processes.interleave(_clean(network, images, unknown, compute, seed, batch_size)):
+    for part in processes.interleave(_clean(network, images, unknown, compute, seed, size)):
         verdicts |= zip(part.indices, part.first_success_step, strict=True)
-        yield part
+        yield recorded(part, size)
     correct = [index for index in wanted if verdicts[index] == NO_SUCCESS]
     with evaluating(network), compute.autocast(), seeded(seed, compute.device):
         runs = attack.runs(network, compute.images(images.take(torch.tensor(wanted[:1]))))
@@ -86,12 +97,25 @@ def evaluate(
         if not todo and not any(part.run == run.name for part in known):
             # A run with nothing left to do is yielded all the same, so that a table can show that it succeeded nowhere.
             yield PartialResult(run.name, run.component, run.steps, (), (), (), 0, 0, 0.0)
-        slots = SlotScheduler(network, run, images, todo, compute, seed, batch_size, stop)
+        size = size_of(run.name)
+        slots = SlotScheduler(network, run, images, todo, compute, seed, size, stop)
         for part in processes.interleave(slots.parts(attack), FLUSH_SECONDS):
             done |= zip(part.indices, part.first_success_step, strict=True)
-            yield part
+            yield recorded(part, size)
         if not all_runs:
             correct = [index for index in correct if done[index] < 0]
+
+
+def slots_for(count: int, batch_size: int, known: Iterable[PartialResult] = ()) -> int:
+    """The batch size for an evaluation of `count` images: `batch_size`, or less where that would be mostly padding.
+
+    What an interrupted evaluation has begun with, its `known` results, is gone on with.
+
+    >>> slots_for(10, 100), slots_for(1000, 100)
+    (12, 100)
+    """
+    begun = (part.batch_size or batch_size for part in known if part.indices)
+    return max(size_class(count, batch_size), *begun, 1)
 
 
 def _first_success_steps(parts: Iterable[PartialResult], run: str) -> dict[int, int]:

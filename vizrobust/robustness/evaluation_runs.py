@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, Attack, AttackResult, Linf
-from vizrobust.compute import Compute, full_batches
+from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
@@ -111,7 +111,7 @@ def adversarial_images(
     network = PerImageNoise(compute.place(net))
     found = []
     with evaluating(network):
-        for batch, count in full_batches(len(result.indices), batch_size):
+        for batch, count in full_batches(len(result.indices), size_class(len(result.indices), batch_size)):
             index = result.indices[batch]
             x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
             best = _attacked(network, result.attack, x, y, index.tolist(), seed).best
