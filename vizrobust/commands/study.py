@@ -20,7 +20,7 @@ from vizrobust.runs import default_folder
 from vizrobust.session import Session
 from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, provided_checkpoints, quick, report_of, training_runs
 from vizrobust.study.networks import StudyCheckpoint
-from vizrobust.study.verify import Check
+from vizrobust.study.report_checks import Check
 from vizrobust.study.verify import verify as checks_of
 from vizrobust.training import TrainingRecipe, recorded_threads
 
@@ -190,7 +190,8 @@ def verify(request: VerifyRequest, session: Session) -> Generator[Event, None, V
     compute = Compute(session.device, request.precision, report["threads"])
     found = []
     folder = path if path.is_dir() else path.parent
-    for check in checks_of(report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed):
+    copy = None if request.prereg is None else Path(request.prereg)
+    for check in checks_of(report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy):
         found.append(check)
         yield _check_row(check)
         yield Progress("verify", len(found), None, check.what)

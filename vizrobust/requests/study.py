@@ -96,6 +96,9 @@ class VerifyRequest(Seeded):
     """
 
     report: str = param(argument=True, metavar="REPORT.json", help="A study's folder, or its report.json.")
+    prereg: str | None = param(
+        None, "A copy of prereg.json from the start of the study; default: the one beside the report.", kind="file"
+    )
 
 
 @spec

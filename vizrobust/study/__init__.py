@@ -3,10 +3,11 @@
 from vizrobust.study.networks import StudyCheckpoint, provided_checkpoints
 from vizrobust.study.protocol import TRAININGS, Plan, TrainingRun, plan_for, quick, training_runs
 from vizrobust.study.report import StudyReport
+from vizrobust.study.report_checks import Check
 from vizrobust.study.report_rows import report_of
 from vizrobust.study.run import Stage, Study
 from vizrobust.study.unit_matching import Matching, draw_units, match_units
-from vizrobust.study.verify import Check, verify
+from vizrobust.study.verify import verify
 
 __all__ = [
     "TRAININGS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
-from vizrobust.study import protocol
 from vizrobust.study.evaluations import unpacked_verdicts
+from vizrobust.study.measured_again import matched_again, scored_again
 from vizrobust.study.protocol import UNTRAINED
 from vizrobust.study.report import FORMAT, StudyReport
+from vizrobust.study.report_checks import AGAIN, FILES, Check, not_checked, plan_of, stated_checks
 from vizrobust.study.report_rows import sha256_of
 
-PICTURES, IMAGES = 5, 50
+PICTURES, IMAGES = 3, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.
 TOLERANCE = 0.02
 # Of so many attacked images so many may be decided otherwise there.
@@ -39,33 +39,33 @@ NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 NEEDED = ("prereg", "clarity", "trends", "verdict", "rows_sha256")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One part of a report that was checked: `ok` is None where it could not be, for the reason in `detail`."""
-
-    what: str
-    ok: bool | None
-    detail: str
-    how: str = "checked"
-
-
-def verify(report: StudyReport, folder: Path, images: Callable[[], DataSet], compute: Compute, seed: int = 0) -> Iterator[Check]:
+def verify(
+    report: StudyReport,
+    folder: Path,
+    images: Callable[[], DataSet],
+    compute: Compute,
+    seed: int = 0,
+    copy: Path | None = None,
+) -> Iterator[Check]:
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
-    Five pictures and fifty attacked images are drawn at random among the checkpoints that can be loaded: those in the
-    study's folder, and built-in ones of the same weights. Bits must be the same on the recorded processor and device
-    with the recorded versions and threads; elsewhere scores must agree to 2 % and all but one image be decided alike.
+    Three pictures, one network's class pictures with their scores, and fifty attacked images are drawn at random among the
+    checkpoints that can be loaded: those in the study's folder, and built-in ones of the same weights. Bits must be the
+    same on the recorded processor and device with the recorded versions and threads; elsewhere scores must agree to 2 %,
+    clarity to its smallest effect of interest, and all but one image be decided alike. `copy` is a preregistration that was
+    kept elsewhere.
     Raises ``ValueError`` where the report lacks a part that is checked.
     """
     missing = [name for name in NEEDED if name not in report]
     if missing:
         raise ValueError(f"the report has no {missing[0]!r}; give the report.json of a finished study")
-    yield from _recomputed(report)
+    yield from stated_checks(report, folder, copy)
+    yield from _concluded(report)
     unlike = _unlike(report, compute)
     loaded = dict(_loadable(report, folder))
     absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != UNTRAINED]
     if absent:
-        yield Check("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}")
+        yield Check("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}", AGAIN)
     pictures = [row for row in report["pictures"] if row["checkpoint"] in loaded]
     for row in _drawn(pictures, PICTURES, seed, "pictures"):
         yield _rendered_again(row, loaded[row["checkpoint"]], report, compute, unlike)
@@ -74,19 +74,35 @@ def verify(report: StudyReport, folder: Path, images: Callable[[], DataSet], com
         try:
             data = images()
         except FileNotFoundError as error:
-            yield Check("attacks", None, str(error))
+            yield Check("attacks", None, str(error), AGAIN)
         else:
             yield _attacked_again(row, loaded[row["checkpoint"]], data, compute, unlike, seed)
     for what, there in (("pictures", pictures), ("attacks", attacked)):
         if not there:
-            yield Check(what, None, "none of the report's checkpoints is here")
+            yield Check(what, None, "none of the report's checkpoints is here", AGAIN)
+    if loaded:
+        yield from _measured(report, loaded, images, compute.in_fp32(), seed)
+    yield from not_checked(report)
 
 
-def _recomputed(report: StudyReport) -> Iterator[Check]:
-    """Everything that follows from the report's own rows."""
-    written = protocol.sha256(report["prereg"]["content"])
-    stated = report["prereg"]["sha256"]
-    yield Check("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
+def _measured(
+    report: StudyReport, loaded: Mapping[str, Checkpoint], images: Callable[[], DataSet], compute: Compute, seed: int
+) -> Iterator[Check]:
+    try:
+        data = images()
+    except FileNotFoundError as error:
+        yield Check("scores of the pictures", None, str(error), AGAIN)
+        return
+    facts = report["data"]
+    alike = (list(data.classes), list(data.shape)) == (list(facts["classes"]), list(facts["shape"]))
+    yield Check("data set", alike, "its classes and shape" if alike else f"classes or shape of {data.name} are others", FILES)
+    plan = plan_of(report)
+    yield from scored_again(report, plan, loaded, data, compute, seed)
+    yield from matched_again(report, plan, loaded, data, compute, seed)
+
+
+def _concluded(report: StudyReport) -> Iterator[Check]:
+    """The hash of the rows, and what is concluded from them."""
     rows = report.rows_sha256
     yield Check("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
     again = json.loads(json.dumps(dict(StudyReport.conclude(report))))
@@ -184,12 +200,12 @@ def _rendered_again(row: Row, checkpoint: Checkpoint, report: StudyReport, compu
     batch = Batch(((row["unit"], row["seed"]),), row.get("batch_size") or report["batch_size"])  # older reports have one for all
     (done,) = render_batches(checkpoint.net(), parse_objective(row["objective"]), [batch], recipe, shape=shape, compute=compute)
     if sha256_of(to_uint8(in_tiles(done.image, shape[0]))) == row["pixels_sha256"]:
-        return Check(what, True, "the same pixels, bit for bit")
+        return Check(what, True, "the same pixels, bit for bit", AGAIN)
     detail = f"other pixels; score {done.score:.4g}, stated {row['score']:.4g}"
     near = abs(done.score - row["score"]) <= TOLERANCE * abs(row["score"])
     if not unlike:
-        return Check(what, False, f"{detail}, although processor, versions and threads are those recorded")
-    return Check(what, near, f"{detail} ({unlike}; so {100 * TOLERANCE:g} % is asked for)")
+        return Check(what, False, f"{detail}, although processor, versions and threads are those recorded", AGAIN)
+    return Check(what, near, f"{detail} ({unlike}; so {100 * TOLERANCE:g} % is asked for)", AGAIN)
 
 
 def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Compute, unlike: str, seed: int) -> Check:
@@ -202,7 +218,7 @@ def _attacked_again(row: Row, checkpoint: Checkpoint, data: DataSet, compute: Co
     found = merge_results(attack, parts)
     other = [place for place, alive in zip(found.indices.tolist(), found.robust.tolist(), strict=True) if alive != right[place]]
     detail = f"{len(places) - len(other)} of {len(places)} images are decided as stated"
-    return Check(what, len(other) <= (FLIPS if unlike else 0), detail + (f"; not {other}" if other else ""))
+    return Check(what, len(other) <= (FLIPS if unlike else 0), detail + (f"; not {other}" if other else ""), AGAIN)
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int, purpose: str) -> list[Row]:
