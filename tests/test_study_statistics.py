@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from vizrobust.study.contrasts import (
 )
 from vizrobust.study.protocol import sha256
 from vizrobust.study.report import StudyReport
+from vizrobust.study.report_checks import Check
 from vizrobust.study.summary import verdict
 from vizrobust.study.verdicts import MetricSeries, contrast_results, decide, dose_response_shape, holm_adjusted
 from vizrobust.study.verify import difference, verify
@@ -551,7 +551,10 @@ def test_a_report_of_format_1_is_compared_by_numbers_and_labels() -> None:
 
     def wrong(content: dict[str, Any]) -> list[str]:
         checks = verify(StudyReport(content), Path(), lambda: load("digits"), Compute("cpu"))
-        return [one.what for one in itertools.islice(checks, 4) if one.ok is False]
+        found: list[Check] = []
+        while not found or found[-1].what != "verdict":  # what follows asks for networks
+            found.append(next(checks))
+        return [one.what for one in found if one.ok is False and one.what in ("trends", "verdict")]
 
     assert wrong(old) == []
     assert wrong(old | {"format": 2}) == ["trends", "verdict"]
