@@ -207,7 +207,8 @@ def test_a_folder_of_images_is_hashed_by_content(tmp_path):
                 folder = tmp_path / split / kind
                 folder.mkdir(parents=True, exist_ok=True)
                 for number in range(3):
-                    Image.fromarray(np.full((9, 8), value + number, dtype=np.uint8)).save(folder / f"{number}.bmp")
+                    shade = value + number + 100 * (split == "test") + 50 * (kind == "b")
+                    Image.fromarray(np.full((9, 8), shade, dtype=np.uint8)).save(folder / f"{number}.bmp")
 
     write(10)
     first = content_of(load(f"imagefolder:{tmp_path}"))

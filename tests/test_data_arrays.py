@@ -106,8 +106,8 @@ GREY = np.zeros((24, 5, 4), np.float32)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"x_test": None}, "has no x_test; expected x_train, y_train, x_test, y_test, found x_train"),
-        ({"y_train": None, "y_test": None}, "has no y_train, y_test"),
+        ({"x_test": None}, "has no x_test; expected x_test, y_test, found x_train"),
+        ({"y_train": None}, "has only one of x_train and y_train; give both or neither"),
         ({"x_val": np.zeros((2, 5, 4, 3), np.uint8)}, "only one of x_val and y_val"),
         ({"x_train": np.zeros((24, 60), np.uint8)}, r"x_train has shape \(24, 60\); expected \(N, H, W\) or"),
         ({"x_train": np.zeros((24, 3, 5, 4), np.uint8)}, "channels first; save x.transpose"),
@@ -125,8 +125,8 @@ GREY = np.zeros((24, 5, 4), np.float32)
         ({"y_train": np.arange(23) % 3}, "x_train has 24 images and y_train 23 labels"),
         ({"y_train": np.eye(24)}, r"y_train has shape \(24, 24\); expected \(N,\)"),
         ({"y_train": np.arange(24) % 3 + 0.5}, "not whole, such as 0.5"),
-        ({"y_train": np.arange(24) % 3 + 10**6 * (np.arange(24) == 5)}, r"y_train holds the label 1e\+06; .* up to 100,000"),
-        ({"y_train": np.where(np.arange(24) == 5, 2**40, np.arange(24) % 3)}, r"y_train holds the label 1\.0995\de\+12"),
+        ({"y_train": np.arange(24) % 3 + 10**6 * (np.arange(24) == 5)}, r"y_train holds the label 1000002; .* up to 100,000"),
+        ({"y_train": np.where(np.arange(24) == 5, 2**40, np.arange(24) % 3)}, r"y_train holds the label 1099511627776"),
         ({"y_train": np.where(np.arange(24) == 5, 1e300, np.arange(24) % 3)}, r"y_train holds the label 1e\+300"),
         ({"y_train": np.full(24, np.nan)}, "not whole, such as nan"),
         ({"y_train": np.array(["a"] * 24)}, "dtype <U1; expected whole numbers"),
@@ -146,7 +146,7 @@ def test_arrays_that_are_no_data_set_are_refused_in_one_sentence(tmp_path: Path,
 
 
 def test_a_missing_file_says_what_belongs_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"needs a \.npz file with x_train, y_train, x_test, y_test"):
+    with pytest.raises(FileNotFoundError, match=r"needs a \.npz file with x_test, y_test"):
         load(f"npz:{tmp_path / 'none.npz'}")
 
 

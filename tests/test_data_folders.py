@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vizrobust.data import FileSplit, load
+from vizrobust.data import FileSplit, load, with_classes
 from vizrobust.data import files as folders_module
 
 KINDS = ("bee", "Ant", "Cat")
@@ -102,11 +102,11 @@ def test_grey_folders_have_one_channel_and_a_few_grey_photographs_change_nothing
     ref = folder(tmp_path, train=3, val=1)
     picture(tmp_path / "train" / "bee" / "0.png", mode="L")
     assert load(ref).shape == (3, 9, 6)
-    grey = tmp_path / "grey"
+    grey, seed = tmp_path / "grey", 0
     for split in ("train", "val"):
         for kind in KINDS:
             for number in range(3):
-                picture(grey / split / kind / f"{number}.png", mode="L", seed=number)
+                picture(grey / split / kind / f"{number}.png", mode="L", seed=(seed := seed + 1))
     data = load(f"imagefolder:{grey}")
     assert data.shape == (1, 9, 6)
     first = np.asarray(Image.open(data.test.paths[0]))[None] / np.float32(255)
@@ -135,7 +135,8 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "train" / "bee" / "notes.txt").write_text("mine")
     (tmp_path / "train" / "bee" / "._0.png").write_text("made by a file manager")
     (tmp_path / "train" / ".thumbnails").mkdir()
-    data = load(ref)
+    with pytest.warns(UserWarning, match=r"1 files are no images and are left out: 1 \.txt"):
+        data = load(ref)
     assert data.classes == ("Ant", "Cat", "bee")
     assert len(data.train) + len(data.val) == 9
 
@@ -167,7 +168,9 @@ def test_sixteen_bits_are_read_as_sixteen_bits(tmp_path: Path) -> None:
             for number in range(3):
                 path = tmp_path / split / kind / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.full((9, 6), 40_000 + number, np.uint16)).save(path)
+                Image.fromarray(np.full((9, 6), 40_000 + number, np.uint16)).save(
+                    path, compress_level=1 if split == "train" else 9
+                )
     data = load(f"imagefolder:{tmp_path}")
     assert data.shape == (1, 9, 6)
     values = sorted({float(value) for value in data.test.take(torch.arange(9)).flatten()})
@@ -228,9 +231,8 @@ def test_sizes_that_differ_need_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        ({}, "expected train/ and val/ or test/ in .*, found nothing"),
-        ({"val": 2}, "expected train/ and val/ or test/ in .*, found val"),
-        ({"train": 2}, "expected train/ and val/ or test/ in .*, found train"),
+        ({}, "expected train/ and val/ or test/, class folders or images in .*, found nothing"),
+        ({"train": 2}, "expected val/ or test/ beside train/"),
         ({"train": 1, "val": 1}, "no class has two training images"),
     ],
 )
@@ -278,3 +280,61 @@ def test_real_imagenette(shared: Path, tmp_path: Path) -> None:
     assert data.eps == 4 / 255
     assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 20)
     assert all(0.1 < std < 0.4 for std in data.std)
+
+
+def test_images_to_evaluate_need_no_training_images(tmp_path: Path) -> None:
+    """Only val/, only class folders, and only images: enough to attack and to look, not to train."""
+    folder(tmp_path / "val only", val=2)
+    folder(tmp_path, classes=2)
+    for number in range(3):
+        picture(tmp_path / "flat" / f"{number}.png", seed=100 + number)
+    whole = load(f"imagefolder:{tmp_path / 'val only'}")
+    bare = load(f"imagefolder:{tmp_path / 'classes'}")
+    assert bare.classes == whole.classes == ("Ant", "Cat", "bee")
+    assert (len(bare.test), len(bare.val), len(whole.test), len(whole.val)) == (6, 6, 6, 6)
+    flat = load(f"imagefolder:{tmp_path / 'flat'}")
+    assert (flat.classes, len(flat.test)) == (("unlabelled",), 3)
+    for data in (whole, bare, flat):
+        assert 0 < data.mean[0] < 1
+        with pytest.raises(ValueError, match="has no train images"):
+            data.split("train")
+
+
+def test_an_image_in_two_splits_is_said(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    picture(tmp_path / "val" / "bee" / "again.png", seed=1)
+    (tmp_path / "val" / "bee" / "again.png").write_bytes((tmp_path / "train" / "Ant" / "0.png").read_bytes())
+    with pytest.warns(UserWarning, match="1 images stand in two splits with the same content, such as .*Ant/0.png"):
+        load(ref)
+
+
+def test_one_color_image_far_down_makes_a_folder_colored(tmp_path: Path) -> None:
+    for number in range(15):
+        for split in ("train", "val"):
+            mode, seed = "RGB" if number == 14 else "L", number + 50 * (split == "val")
+            picture(tmp_path / split / "a" / f"{number:02}.png", mode=mode, seed=seed)
+    data = load(f"imagefolder:{tmp_path}")
+    assert data.shape == (3, 9, 6)
+    assert data.test.take(torch.arange(15)).shape == (15, 3, 9, 6)
+
+
+def test_grey_is_read_in_three_channels_and_colors_as_their_luma(tmp_path: Path) -> None:
+    ref = folder(tmp_path, train=3, val=1)
+    data, grey = load(ref), load(f"{ref}@grey")
+    x = data.test.take(torch.arange(3))
+    assert (grey.shape, grey.name) == ((1, 9, 6), f"{ref}@grey")
+    expected = 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+    assert torch.allclose(grey.test.take(torch.arange(3))[:, 0], expected, atol=1e-6)
+    digits, colored = load("digits"), load("digits@rgb")
+    assert colored.shape == (3, 8, 8)
+    assert torch.equal(colored.test.take(torch.arange(4)), digits.test.take(torch.arange(4)).expand(-1, 3, -1, -1))
+    assert torch.equal(colored.test.labels, digits.test.labels)
+
+
+def test_classes_are_mapped_by_name(tmp_path: Path) -> None:
+    data = load(folder(tmp_path, val=2))
+    mapped = with_classes(data, ("bee", "dog", "ant", "cat"))
+    assert mapped is not None
+    names = [data.classes[label].lower() for label in data.test.labels]
+    assert [mapped.classes[label] for label in mapped.test.labels] == names
+    assert with_classes(data, ("bee", "dog", "ant")) is None

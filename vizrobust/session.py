@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.compute import Compute, versions
-from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load
+from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load, with_classes
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.forward import logits_of
 from vizrobust.models.user_code import object_sha256
@@ -115,13 +115,18 @@ class Session:
             raise ParameterError("%r does not record what it was trained on; give {data} (vizrobust list data)", checkpoint.name)
         loaded = self.dataset(data if data is not None else info.data, classes=info.classes, typed=data is not None)
         if loaded.shape != info.input_shape:
+            other = "@rgb" if info.input_shape[0] == 3 else "@grey"
+            convertible = {loaded.shape[0], info.input_shape[0]} == {1, 3} and loaded.shape[1:] == info.input_shape[1:]
+            advice = f", such as {loaded.name}{other}" if convertible else ""
             raise ParameterError(
-                "%r takes images of %s, %s has %s; give another {data}",
-                checkpoint.name,
-                info.input_shape,
-                loaded.name,
-                loaded.shape,
-            )
+                "%r takes images of %s, %s has %s; give another {data}%s",
+                checkpoint.name, info.input_shape, loaded.name, loaded.shape, advice,
+            )  # fmt: skip
+        if loaded.classes == info.classes:
+            return loaded
+        if (mapped := with_classes(loaded, info.classes)) is not None:
+            self.note(f"note: the {len(loaded.classes)} classes of {loaded.name} are those of {checkpoint.name} by name")
+            return mapped
         if len(loaded.classes) != len(info.classes):
             if images_alone:
                 return loaded

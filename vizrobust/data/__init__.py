@@ -11,10 +11,10 @@ from vizrobust.data.dataset import (
     head,
     in_memory,
     saturated_share,
-    shuffled_labels,
     stratified,
 )
 from vizrobust.data.sources import DATA, load, metadata_of
+from vizrobust.data.views import shuffled_labels, with_classes
 
 __all__ = [
     "DATA",
@@ -32,4 +32,5 @@ __all__ = [
     "saturated_share",
     "shuffled_labels",
     "stratified",
+    "with_classes",
 ]

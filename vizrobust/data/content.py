@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.data.dataset import SPLITS, ArraySplit, DataSet, FileSplit, Relabelled, Split, Subset
+from vizrobust.data.dataset import SPLITS, ArraySplit, DataSet, FileSplit, Split, Subset
+from vizrobust.data.views import Recolored, Relabelled
 
 # Of larger folders, ends and size of every file are hashed instead of its whole content.
 READ_WHOLE = 1_000_000_000
@@ -26,18 +27,19 @@ def content_of(data: DataSet, *splits: str) -> str:
         return ""
     digest = hashlib.sha256("\n".join(data.classes).encode())
     for name in splits or SPLITS:
-        _add(digest, data.split(name))
+        _add(digest, getattr(data, name))
     return digest.hexdigest()[:16]
 
 
 def _add(digest: Any, split: Split) -> None:
+    digest.update(type(split).__name__.encode())
     _add_array(digest, split.labels)
     if isinstance(split, ArraySplit):
         _add_array(digest, split.pixels)
     elif isinstance(split, Subset):
         _add_array(digest, split.index)
         _add(digest, split.whole)
-    elif isinstance(split, Relabelled):
+    elif isinstance(split, Relabelled | Recolored):
         _add(digest, split.whole)
     elif isinstance(split, FileSplit):
         _add_files(digest, split.paths)

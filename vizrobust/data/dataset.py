@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -160,6 +160,21 @@ class Subset:
         return self.whole.take(self.index[index])
 
 
+@dataclass(frozen=True)
+class Absent:
+    """The split that a data set does not have; `DataSet.split` says so."""
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return 0
+
+    def take(self, index: Tensor) -> Tensor:
+        raise ValueError("the data set has no such images")
+
+
 def in_memory(split: Split) -> Split:
     """A split of files read once and held in memory, if it takes at most 500 MB there; any other split as it is."""
     if not isinstance(split, FileSplit) or len(split) * split.read(split.paths[0]).numel() > KEPT_BYTES:
@@ -176,8 +191,8 @@ def head(split: Split, n: int) -> Split:
 class DataSet:
     """A data set by name. `eps` is the usual L-inf radius of its adversarial examples, in [0, 1] pixels; None if there is none.
 
-    `shape` is (C, H, W); `fixed` says that its content is published and does not change. Raises ``ValueError`` for a
-    split that is empty or has a label without a class.
+    A split may be `Absent`. `shape` is (C, H, W); `fixed` says that its content is published and does not change. Raises
+    ``ValueError`` for a split that is empty or has a label without a class.
     """
 
     name: str
@@ -191,7 +206,10 @@ class DataSet:
 
     def __post_init__(self) -> None:
         for name in SPLITS:
-            labels = self.split(name).labels
+            part = self._splits[name]
+            if isinstance(part, Absent):
+                continue
+            labels = part.labels
             if len(labels) == 0:
                 raise ValueError(f"{self.name}: the {name} split is empty; give it at least one image")
             low, high = int(labels.min()), int(labels.max())
@@ -207,10 +225,17 @@ class DataSet:
         return self.eps
 
     def split(self, name: str) -> Split:
-        """The split called `name`; ``ValueError`` for another name."""
+        """The split called `name`; ``ValueError`` for another name, or where the data set has no such images."""
         if name not in SPLITS:
             raise ValueError(f"no split {name!r}; there are: {', '.join(SPLITS)}")
-        return {"train": self.train, "val": self.val, "test": self.test}[name]
+        found = self._splits[name]
+        if isinstance(found, Absent):
+            raise ValueError(f"{self.name} has no {name} images; add them, or use another data set here")
+        return found
+
+    @property
+    def _splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @cached_property
     def _moments(self) -> Moments:
@@ -218,10 +243,11 @@ class DataSet:
         return moments(self._sample(STATISTICS_IMAGES))
 
     def _sample(self, most: int) -> Iterator[Tensor]:
-        """Training images at even distances in batches, at most so many and 100 million pixels."""
+        """Training images (test images where there are none) at even distances, in batches of at most 100 million pixels."""
+        images = self.test if isinstance(self.train, Absent) else self.train
         most = min(most, max(1, STATISTICS_PIXELS // (self.shape[1] * self.shape[2])))
-        index = torch.arange(0, len(self.train), -(-len(self.train) // most))
-        return (self.train.take(part) for part in torch.split(index, STATISTICS_BATCH))
+        index = torch.arange(0, len(images), -(-len(images) // most))
+        return (images.take(part) for part in torch.split(index, STATISTICS_BATCH))
 
     @cached_property
     def mean(self) -> tuple[float, ...]:
@@ -285,38 +311,6 @@ def hold_out(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
     train, val = stratified(labels, (1 - share, share), Streams(SPLIT_SEED, ["train"], "validation"))
     # A share of each class is rounded, so the sum can be a few images above the most that is wanted.
     return torch.cat((train, val[VALIDATION_IMAGES:])), val[:VALIDATION_IMAGES]
-
-
-@dataclass(frozen=True)
-class Relabelled:
-    """Another split's images under other `labels` (n,) int64."""
-
-    whole: Split
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> Tensor:
-        return self.whole.take(index)
-
-
-def shuffled_labels(data: DataSet, seed: int = 0) -> DataSet:
-    """`data` with its training labels in a random order: the same images, the same share of every class.
-
-    Validation and test labels stay true, so that accuracy on them is chance and the queries of the clarity metrics
-    are the same. The name tells it apart from the real data.
-
-    >>> from vizrobust.data import load
-    >>> null = shuffled_labels(load("digits"), seed=0)
-    >>> null.name, bool((null.train.labels.sort().values == load("digits").train.labels.sort().values).all())
-    ('shuffled:digits', True)
-    """
-    order = Streams(seed, [data.name], "shuffled labels").permutation(len(data.train))[0]
-    labels = data.train.labels[order]
-    if torch.equal(labels, data.train.labels):
-        raise ValueError(f"{data.name}: its training labels are the same in any order; give images of two or more classes")
-    return replace(data, name=f"shuffled:{data.name}", train=Relabelled(data.train, labels))
 
 
 def data_root() -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vizrobust.data.dataset import SPLIT_SEED, SPLITS, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
-from vizrobust.data.images import image_files, image_header, pixels, read_image
+from vizrobust.data.dataset import SPLIT_SEED, SPLITS, Absent, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
+from vizrobust.data.images import IMAGE_FILES, image_files, image_header, pixels, read_image
 from vizrobust.rng import Streams
 
-NEEDED = ("x_train", "y_train", "x_test", "y_test")
-OPTIONAL = ("x_val", "y_val", "classes")
+NEEDED = ("x_test", "y_test")
+OPTIONAL = ("x_train", "y_train", "x_val", "y_val", "classes")
 CHANNELS = (1, 3)
 # A larger label is a fill value or a mistake, and would make a name for every number below it.
 MOST_CLASSES = 100_000
@@ -27,28 +30,37 @@ Array = NDArray[np.generic]
 
 
 def npz(file: str) -> DataSet:
-    """Your own arrays: x_train, y_train, x_test, y_test in one .npz file; if present also x_val, y_val, classes.
+    """Your own arrays in one .npz file: x_test, y_test; to train also x_train, y_train; optional x_val, y_val, classes.
 
     Images are (N, H, W) or channel-last (N, H, W, C) with C 1 or 3, uint8 or float in [0, 1]; labels are whole
     numbers from 0, shape (N,). Test images keep the order of the file. Without `classes` the class names are the
-    numbers up to the largest training label; without x_val, validation is a fixed stratified tenth of train.
+    numbers up to the largest label; without x_val, validation is a fixed stratified tenth of train, or the test images
+    where there are no training images.
     Raises ``FileNotFoundError``, or ``ValueError`` naming the array and what was expected.
     """
     arrays = _read(file)
     name = f"npz:{file}"
-    train, test = _split(arrays, "train", name), _split(arrays, "test", name)
-    splits: dict[str, Split] = {"train": train, "test": test}
+    test = _split(arrays, "test", name)
+    train = _split(arrays, "train", name) if "x_train" in arrays else None
+    splits: dict[str, Split] = {"train": train or Absent(), "val": test, "test": test}
     if "x_val" in arrays:
         splits["val"] = val = _split(arrays, "val", name)
-        _same_shape(train, val, "x_val", name)
-    else:
+        _same_shape(train or test, val, "x_val", name)
+    elif train is not None:
         kept, held = hold_out(train.labels, name)
         splits |= {"train": Subset(train, kept), "val": Subset(train, held)}
-    _same_shape(train, test, "x_test", name)
-    channels, height, width = train.pixels.shape[1:]
+    if train is not None:
+        _same_shape(train, test, "x_test", name)
+    channels, height, width = test.pixels.shape[1:]
     shape = (channels, height, width)
     return DataSet(
-        name, _classes(arrays, train.labels, name), shape, splits["train"], splits["val"], splits["test"], usual_eps(shape)
+        name,
+        _classes(arrays, (train or test).labels, name),
+        shape,
+        splits["train"],
+        splits["val"],
+        splits["test"],
+        usual_eps(shape),
     )
 
 
@@ -63,8 +75,9 @@ def _read(file: str) -> dict[str, Array]:
             if missing:
                 there = ", ".join(loaded) or "none"
                 raise _Unfit(f"{file!r} has no {', '.join(missing)}; expected {', '.join(NEEDED)}, found {there}")
-            if ("x_val" in loaded) != ("y_val" in loaded):
-                raise _Unfit(f"{file!r} has only one of x_val and y_val; give both or neither")
+            for split in ("train", "val"):
+                if (f"x_{split}" in loaded) != (f"y_{split}" in loaded):
+                    raise _Unfit(f"{file!r} has only one of x_{split} and y_{split}; give both or neither")
             return {key: loaded[key] for key in (*NEEDED, *OPTIONAL) if key in loaded}
     except _Unfit:
         raise
@@ -123,7 +136,7 @@ def _labels(y: Array, name: str) -> Tensor:
         raise ValueError(f"{name} has dtype {y.dtype}; expected whole numbers from 0")
     far = y[np.isfinite(y) & (np.abs(y.astype(np.float64)) > MOST_CLASSES)]
     if len(far):
-        raise ValueError(f"{name} holds the label {far[0]:g}; labels count classes from 0, up to {MOST_CLASSES:,} of them")
+        raise ValueError(f"{name} holds the label {far[0]}; labels count classes from 0, up to {MOST_CLASSES:,} of them")
     whole = y.astype(np.int64) if y.dtype.kind != "f" or np.isfinite(y).all() else None
     if whole is None or not (whole == y).all():
         broken = next(value for value in y.tolist() if not float(value).is_integer())
@@ -146,19 +159,22 @@ def _classes(arrays: dict[str, Array], labels: Tensor, name: str) -> tuple[str, 
     return tuple(text.decode() if isinstance(text, bytes) else text for text in names.tolist())
 
 
-# So many images of each class tell whether a folder is grey; photographs have a grey one in a hundred.
-LOOKED_AT = 10
+# In large folders so many images of each class tell whether it is grey; photographs have a grey one in a hundred.
+LOOKED_AT, HEADERS = 10, 20_000
+UNLABELLED = "unlabelled"
+# So many suffixes are named, and so many files compared by content.
+SHOWN, COMPARED = 5, 5_000
 SMALLEST = 8
 
 
 def imagefolder(text: str) -> DataSet:
-    """Your own image files: DIR/train and DIR/val or DIR/test (or both), one folder for each class below them.
+    """Your own image files, one folder for each class: in DIR/train and DIR/val or DIR/test, in one of the two, or in DIR.
 
     `text` is ``DIR`` or ``DIR@SIZE``; SIZE resizes the shorter side and cuts out the centre. A folder whose whole
     name is `text` comes first. Raises ``FileNotFoundError``, or ``ValueError`` with what was found and expected.
     """
     folder, size = (text, None) if Path(text).expanduser().is_dir() else split_size(text)
-    return read_folder(Path(folder).expanduser(), f"imagefolder:{text}", size)
+    return read_folder(Path(folder).expanduser(), f"imagefolder:{text}", size, own=True)
 
 
 def split_size(text: str) -> tuple[str, int | None]:
@@ -175,29 +191,36 @@ def split_size(text: str) -> tuple[str, int | None]:
     return name, int(size)
 
 
-def read_folder(root: Path, name: str, size: int | None) -> DataSet:
+def read_folder(root: Path, name: str, size: int | None, own: bool = False) -> DataSet:
     """The data set `name` in folder `root`.
 
     Classes are the sorted folder names. With train, val and test each split is its folder; with one of val and test
-    that is the test split, and validation is a fixed stratified tenth of train. Every split is in a random order
-    fixed by a seed, so that its first images are of all classes. Images are grey where the first ten of every class
-    are. Without `size` all images must have one size, which reads every file's header once.
+    that is the test split, and validation is a fixed stratified tenth of train. Without train the images serve as test
+    and validation images, and nothing can be trained on them; so do class folders in `root` itself, and images in it,
+    which have no labels (one class, "unlabelled"). Every split is in a random order fixed by a seed, so that its first
+    images are of all classes. Images are grey where all are (of more than 20,000, where the first ten of every class are).
+    Without `size` all images must have one size, which reads every file's header once. With `own`, what is left out and
+    what is there twice is said.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: no folder {str(root)!r}; expected one with train/ and val/ or test/ below it")
     present = [split for split in SPLITS if (root / split).is_dir()]
-    if "train" not in present or len(present) < 2:
-        found = ", ".join(sorted(item.name for item in islice(root.iterdir(), 10))) or "nothing"
-        raise ValueError(f"{name}: expected train/ and val/ or test/ in {str(root)!r}, found {found}")
-    listed = {split: _list(root / split, name) for split in present}
+    if present == ["train"]:
+        raise ValueError(f"{name}: expected val/ or test/ beside train/ in {str(root)!r}; add one, with the same class folders")
+    listed = {split: _list(root / split, name) for split in present} or {"test": _bare(root, name)}
     classes = _same_classes(listed, name)
-    read = ReadImage(_channels(listed["train"]), size)
+    read = ReadImage(_channels(listed), size)
     height, width = (size, size) if size else _one_size(listed, name)
-    splits = {split: shuffled(files, split, read) for split, files in listed.items()}
-    if len(present) == 2:
-        whole, test = splits["train"], splits[present[1]]
+    splits: dict[str, Split] = {split: shuffled(files, split, read) for split, files in listed.items()}
+    if "train" not in splits:
+        test = splits.get("test") or splits["val"]
+        splits = {"train": Absent(), "val": splits.get("val", test), "test": test}
+    elif len(splits) == 2:
+        whole, test = shuffled(listed["train"], "train", read), splits[present[1]]
         kept, held = hold_out(whole.labels, name)
         splits = {"train": part(whole, kept), "val": part(whole, held), "test": test}
+    if own:
+        _note_left_out(listed, name)
     shape = (read.channels, height, width)
     return DataSet(name, classes, shape, splits["train"], splits["val"], splits["test"], usual_eps(shape))
 
@@ -218,6 +241,52 @@ class ReadImage:
         return pixels(image, self.channels)
 
 
+def _bare(root: Path, name: str) -> dict[str, list[str]]:
+    """Class folders in `root` itself, or the images in it without labels."""
+    if any(item.is_dir() and not item.name.startswith(".") and image_files(item) for item in root.iterdir()):
+        return _list(root, name)
+    if images := image_files(root):
+        return {UNLABELLED: images}
+    found = ", ".join(sorted(item.name for item in islice(root.iterdir(), 10))) or "nothing"
+    raise ValueError(f"{name}: expected train/ and val/ or test/, class folders or images in {str(root)!r}, found {found}")
+
+
+def _note_left_out(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) -> None:
+    """Say which files of the folder are no images, by suffix, and which images stand in two splits."""
+    folders = {Path(path).parent for files in listed.values() for of_kind in files.values() for path in of_kind}
+    suffixes = Counter(
+        item.suffix.lower() or "no suffix"
+        for folder in sorted(folders)
+        for item in folder.iterdir()
+        if item.is_file() and not item.name.startswith(".") and item.suffix.lower() not in IMAGE_FILES
+    )
+    if suffixes:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(SHOWN))
+        warnings.warn(f"{name}: {sum(suffixes.values())} files are no images and are left out: {told}", stacklevel=4)
+    if twice := _in_two_splits(listed):
+        first, second = twice[0]
+        warnings.warn(
+            f"{name}: {len(twice)} images stand in two splits with the same content, such as {first!r} and {second!r}; "
+            "accuracies on them are not those on new images", stacklevel=4,
+        )  # fmt: skip
+
+
+def _in_two_splits(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> list[tuple[str, str]]:
+    """Pairs of files of different splits with the same content; of the first 5,000 whose sizes agree."""
+    by_size: dict[int, list[tuple[str, str]]] = {}
+    for split, files in listed.items():
+        for path in (path for of_kind in files.values() for path in of_kind):
+            by_size.setdefault(Path(path).stat().st_size, []).append((split, path))
+    suspects = [one for same in by_size.values() if len({split for split, _ in same}) > 1 for one in same]
+    first: dict[str, tuple[str, str]] = {}
+    found = []
+    for split, path in suspects[:COMPARED]:
+        other = first.setdefault(hashlib.sha256(Path(path).read_bytes()).hexdigest(), (split, path))
+        if other[0] != split:
+            found.append((other[1], path))
+    return found
+
+
 def _list(folder: Path, name: str) -> dict[str, list[str]]:
     """Class name -> its image files, both sorted."""
     kinds = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
@@ -233,17 +302,19 @@ def _list(folder: Path, name: str) -> dict[str, list[str]]:
 
 
 def _same_classes(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[str, ...]:
-    expected = set(listed["train"])
+    first = next(iter(listed))
+    expected = set(listed[first])
     for split, files in listed.items():
         for kind in sorted(expected ^ set(files)):
-            there, absent = ("train", split) if kind in expected else (split, "train")
+            there, absent = (first, split) if kind in expected else (split, first)
             raise ValueError(f"{name}: class folder {kind!r} is in {there}/ but not in {absent}/; expected the same in both")
     return tuple(sorted(expected))
 
 
-def _channels(files: dict[str, list[str]]) -> int:
-    looked_at = (path for paths in files.values() for path in paths[:LOOKED_AT])
-    return 1 if all(image_header(path)[0] for path in looked_at) else 3
+def _channels(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> int:
+    kinds = [of_kind for files in listed.values() for of_kind in files.values()]
+    some = LOOKED_AT if sum(map(len, kinds)) > HEADERS else None
+    return 1 if all(image_header(path)[0] for of_kind in kinds for path in of_kind[:some]) else 3
 
 
 def _one_size(listed: dict[str, dict[str, list[str]]], name: str) -> tuple[int, int]:

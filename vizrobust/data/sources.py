@@ -8,9 +8,10 @@ from pathlib import Path
 
 from vizrobust.data import packaged
 from vizrobust.data import torchvision_sets as published
-from vizrobust.data.dataset import DataSet, shuffled_labels
+from vizrobust.data.dataset import DataSet
 from vizrobust.data.files import imagefolder, npz, split_size
 from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
+from vizrobust.data.views import CHANNELS, recolored, shuffled_labels
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, unknown
 
@@ -49,12 +50,17 @@ SOURCES: Catalogue[Callable[[str, bool], DataSet]] = Catalogue({}, "data")
 def load(ref: str, download: bool = False, *, typed: bool = False) -> DataSet:
     """The data set that `ref` names, in any case: a name of the catalogue, ``npz:FILE`` or ``imagefolder:DIR[@SIZE]``.
 
+    With ``@rgb`` behind it, grey images are read in three equal channels; with ``@grey``, colours as their luma.
+
     ``NAME`` or ``NAME:REST`` may also be an installed package's source, or ``my.py:NAME[:REST]`` that of a person's own
     file, if the reference was `typed` by a person.
 
     Published data sets are read from ``$VIZROBUST_DATA`` or ``~/.cache/vizrobust/data``, and fetched there only
     with `download`. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
     """
+    for suffix, channels in CHANNELS.items():
+        if ref.lower().endswith(suffix) and not Path(ref.partition(":")[2] or ref).exists():
+            return recolored(load(ref[: -len(suffix)], download, typed=typed), channels, ref)
     kind, colon, rest = ref.partition(":")
     if kind.lower() == SHUFFLED and rest:
         return shuffled_labels(load(rest, download, typed=typed))

@@ -243,7 +243,10 @@ def _torchvision(name: str, shape: Shape, classes: int) -> Build:
     if name not in classifiers:
         raise ValueError(unknown(name, classifiers, "torchvision model"))
     if shape[0] != 3:
-        raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; use small_cnn or resnet_small")
+        advice = "use small_cnn or resnet_small"
+        if shape[0] == 1:
+            advice += ", or data with @rgb behind the name (imagefolder:DIR@rgb), which is grey in three channels"
+        raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; {advice}")
     fixed = _input_size_of_torchvision(name, shape)
     return lambda: get_model(name, weights=None, num_classes=classes, **fixed)
 

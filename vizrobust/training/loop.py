@@ -143,7 +143,7 @@ class Trainer:
     def __init__(self, recipe: TrainingRecipe, data: DataSet, compute: Compute) -> None:
         self.recipe, self.data, self.compute = recipe, data, compute
         # Every epoch reads all training images: small files are decoded once.
-        self.train_images = in_memory(data.train)
+        self.train_images = in_memory(data.split("train"))
         net = self._network(0)
         self.batches = math.ceil(len(data.train) / recipe.batch_size)
         # One image has no statistics of a batch: a last batch of one joins the one before it.

@@ -1,0 +1,107 @@
+"""Data sets seen through others: labels in another order, classes of a network, other channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vizrobust.data.dataset import Absent, DataSet, Split
+from vizrobust.rng import Streams
+
+# ITU-R 601, as Pillow has it.
+LUMA = (0.299, 0.587, 0.114)
+# Behind a reference: read in so many channels.
+CHANNELS = {"@rgb": 3, "@grey": 1}
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Another split's images under other `labels` (n,) int64."""
+
+    whole: Split
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.whole.take(index)
+
+
+def shuffled_labels(data: DataSet, seed: int = 0) -> DataSet:
+    """`data` with its training labels in a random order: the same images, the same share of every class.
+
+    Validation and test labels stay true, so that accuracy on them is chance and the queries of the clarity metrics
+    are the same. The name tells it apart from the real data.
+
+    >>> from vizrobust.data import load
+    >>> null = shuffled_labels(load("digits"), seed=0)
+    >>> null.name, bool((null.train.labels.sort().values == load("digits").train.labels.sort().values).all())
+    ('shuffled:digits', True)
+    """
+    order = Streams(seed, [data.name], "shuffled labels").permutation(len(data.train))[0]
+    labels = data.train.labels[order]
+    if torch.equal(labels, data.train.labels):
+        raise ValueError(f"{data.name}: its training labels are the same in any order; give images of two or more classes")
+    return replace(data, name=f"shuffled:{data.name}", train=Relabelled(data.train, labels))
+
+
+def with_classes(data: DataSet, classes: Sequence[str]) -> DataSet | None:
+    """`data` with the labels of a network's `classes`, mapped by name; None where a class of the data has no such name.
+
+    Names are compared without case. Classes that are numbers from 0 stand for the places of the network's classes.
+
+    >>> from vizrobust.data import load
+    >>> with_classes(load("digits"), "9876543210").classes[0], with_classes(load("digits"), ("cat", "dog"))
+    ('9', None)
+    """
+    names = {name.lower(): number for number, name in enumerate(classes)}
+    if len(names) < len(classes) or len(data.classes) > len(classes):
+        return None
+    numbers = [names.get(name.lower()) for name in data.classes]
+    if data.classes == tuple(map(str, range(len(data.classes)))) and None in numbers:
+        numbers = list(range(len(data.classes)))
+    if None in numbers:
+        return None
+    place = torch.tensor(numbers)
+
+    def mapped(split: Split) -> Split:
+        return split if isinstance(split, Absent) else Relabelled(split, place[split.labels])
+
+    parts = {name: mapped(split) for name, split in (("train", data.train), ("val", data.val), ("test", data.test))}
+    return replace(data, classes=tuple(classes), **parts)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Recolored:
+    """Another split's images in 3 channels (grey repeated) or 1 (luma, ITU-R 601)."""
+
+    whole: Split
+    channels: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def take(self, index: Tensor) -> Tensor:
+        x = self.whole.take(index)
+        if x.shape[1] == self.channels:
+            return x
+        if self.channels == 3:
+            return x.expand(-1, 3, -1, -1).contiguous()
+        return (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True).clamp(0, 1)
+
+
+def recolored(data: DataSet, channels: int, name: str) -> DataSet:
+    """`data` under another name with 3 channels or 1."""
+    parts = {
+        part: split if isinstance(split, Absent) else Recolored(split, channels)
+        for part, split in (("train", data.train), ("val", data.val), ("test", data.test))
+    }
+    return replace(data, name=name, shape=(channels, *data.shape[1:]), **parts)  # type: ignore[arg-type]
