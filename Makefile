@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint types check bench sweep clean
+.PHONY: demo test slow fuzz lint types check bench sweep clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/vizrobust neurons --out runs/demo
@@ -14,6 +14,10 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow $(PYTEST)
+
+# Damaged and invented input, seeded; ends within two minutes.
+fuzz: $(VENV)/.test
+	VIZROBUST_FUZZ=1200 timeout 300 $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -209,7 +209,12 @@ def test_labels_that_mean_other_things(trained: str) -> None:
         for split in ("train", "test")
         for kind, value in (("x", x), ("y", data.test.labels[:20].numpy()))
     }
-    np.savez("turned.npz", **arrays, classes=np.array([*data.classes[1:], data.classes[0]]))
+    turned = [*data.classes[1:], data.classes[0]]
+    np.savez("turned.npz", **arrays, classes=np.array(turned))
+    result = run("attack", trained, "--data", "npz:turned.npz", "--images", 4, "--eps", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "10 classes of npz:turned.npz are those of" in result.stderr.replace("\n", " ")
+    np.savez("turned.npz", **arrays, classes=np.array([*turned[:-1], "another"]))
     result = run("attack", trained, "--data", "npz:turned.npz", "--images", 4, "--eps", 0.1)
     assert result.exit_code == 1
     assert "the labels mean other things" in result.output.replace("\n", " "), result.output

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import until
 from tests.study_reports import DOSES, SCRIPT, full_report, hostile_report, partial_report
@@ -327,11 +328,13 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_a_picture_outside_the_folder_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes(b"secret")
+    Image.new("L", (2, 2)).save(tmp_path / "secret.png")
     (tmp_path / "study").mkdir()
     assert inside(tmp_path / "study", "../secret.png") is None
     assert inside(tmp_path / "study", str(tmp_path / "secret.png")) is None
     assert inside(tmp_path, "secret.png") == tmp_path / "secret.png"
+    (tmp_path / "text.png").write_bytes(b"secret")
+    assert inside(tmp_path, "text.png") is None
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

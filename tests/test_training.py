@@ -11,7 +11,7 @@ from torch import nn
 
 from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import ArraySplit, DataSet
+from vizrobust.data import ArraySplit, DataSet, content_of
 from vizrobust.models import load_checkpoint
 from vizrobust.models.checkpoints import body_state, weights_sha256
 from vizrobust.rng import Streams
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_a_number_stops_with_batch_rate_and_kept_state(tmp_pa
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
-def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute):
+def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute, monkeypatch):
     recipe = replace(RECIPE, epochs=3)
     rows = (row for row in train(recipe, tiny(), compute, tmp_path / "run") if isinstance(row, dict))
     next(rows)
@@ -248,6 +248,7 @@ def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute):
     poisoned = tiny(poison=True)
     for known in ("mean", "std"):
         poisoned.__dict__[known] = getattr(tiny(), known)
+    monkeypatch.setattr("vizrobust.training.training_runs.content_of", lambda _data: content_of(tiny()))
     with pytest.raises(ValueError, match=r"in epoch 2, batch \d.*state.pt keeps the state after epoch 1"):
         list(train(recipe, poisoned, compute, tmp_path / "run"))
     assert (tmp_path / "run" / "state.pt").read_bytes() == kept
@@ -343,7 +344,7 @@ def test_the_run_records_its_recipe_and_threads_and_the_checkpoint_its_figures(t
     recipe = replace(RECIPE, attack=PGD(steps=3, ball=Linf(0.1)), lr=3e-3)
     rows, _ = run_all(recipe, tmp_path / "run", compute)
     info = read_run(tmp_path / "run")
-    assert info["identity"] == {"training": repr(recipe)}
+    assert info["identity"] == {"training": repr(recipe), "content": content_of(tiny())}
     assert parse(info["identity"]["training"], NAMES) == recipe
     assert info["threads"] == torch.get_num_threads() == recorded_threads(tmp_path / "run")
     assert recorded_threads(tmp_path / "nowhere") is None

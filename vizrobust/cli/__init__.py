@@ -109,7 +109,10 @@ class Commands(click.Group):
             warnings.showwarning = lambda message, *_args, **_kwargs: say(f"note: {message}")
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except click.ClickException as error:
+            error.message = visible(error.message)  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as error:
             say("\n" + stopped(_resumable(ctx.invoked_subcommand)))
