@@ -214,6 +214,10 @@ def test_a_module_says_what_it_is_for() -> None:
 SLOW = ("torch", "torchvision", "matplotlib", "scipy", "sklearn", "skimage", "accelerate", "mlxtend")
 
 
+# Each takes between .1 and 2 seconds; commands that need none of them ought not to wait for them.
+LATE = ("torchvision", "torch._dynamo", "scipy.stats", "scipy.signal", "scipy.ndimage", "sklearn", "skimage", "mlxtend")
+
+
 def test_light_imports_stay_light() -> None:
     """One process imports one module after another and says what each has brought with it."""
     light = ["vizrobust", "vizrobust.spec", "vizrobust.runs", "vizrobust.cli"]
@@ -225,3 +229,10 @@ for module in {light!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == light, "each name stands alone in its line"
+
+
+def test_a_command_imports_libraries_of_parts_that_it_does_not_use_when_it_uses_them() -> None:
+    modules = ["vizrobust.session", *(f"vizrobust.commands.{command}" for command in ("neurons", "attack", "train"))]
+    code = f"import sys, {', '.join(modules)}; print(*sorted({set(LATE)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == []

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.test_cli import checkpoint, run
+from vizrobust.clarity import picture_scores
 from vizrobust.features import parse_objective
+from vizrobust.runs import write_png
 
 
 @pytest.fixture
@@ -152,3 +154,56 @@ def test_the_built_in_sweep_is_one_batch_of_its_classes(ref):
     assert [(row["checkpoint"].rpartition("-")[0], row["unit"]) for row in rows] == [
         (f"imagenette-k{k}", unit) for k in (0, 1, 2, 4, 8) for unit in range(10)
     ]
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each time that pictures are scored, here with few images."""
+    calls: list[int] = []
+    score = picture_scores.score_pictures
+
+    def counted(*args: object) -> object:
+        calls.append(1)
+        return score(*args[:-1], 60)
+
+    monkeypatch.setattr(picture_scores, "score_pictures", counted)
+    return calls
+
+
+def test_a_finished_command_computes_nothing_again(ref, scored, monkeypatch):
+    asked = ["mnist-k8", "--units", "0:3"]
+    first = rendered(*asked)
+    assert len(scored) == 1
+    assert [row["judge"] for row in first if "judge" in row] == ["mnist-judge-heavy"] * 2
+    with monkeypatch.context() as closed:
+        closed.setattr("vizrobust.clarity.judges.Judge.__call__", None)
+        closed.setattr("vizrobust.features.picture_runs.render_batches", None)
+        assert rendered(*asked) == first
+    assert len(scored) == 1
+    assert len(Path("out/scores.jsonl").read_text().splitlines()) == 1
+
+
+def test_scores_are_of_what_they_are_asked_for(ref, scored):
+    asked = ["mnist-k8", "--units", "0:3"]
+    first = rendered(*asked)
+    rendered("mnist-k8", "--units", "0:3", "--judge", "mnist-judge-robust")
+    rendered("mnist-k8", "--units", "1:3")
+    assert len(scored) == 3
+    picture = next(Path("out").glob("images/**/1-s0.png"))
+    content = picture.read_bytes()
+    with Image.open(picture) as image:
+        texts = {key: str(text) for key, text in image.text.items()}
+    write_png(picture, np.zeros((28, 28), np.uint8), texts)
+    assert rendered(*asked) != first
+    picture.write_bytes(content)
+    assert rendered(*asked) == first
+    assert len(scored) == 4
+
+
+@pytest.mark.parametrize("line", ["garbled\n", "7\n", '{"a": 1}\n', '{"key": "a", "scores": {"b": {}}}\n'])
+def test_damaged_scores_are_computed_again(ref, scored, line):
+    asked = ["mnist-k8", "--units", "0:2"]
+    first = rendered(*asked)
+    Path("out/scores.jsonl").write_text(line)
+    assert rendered(*asked) == first
+    assert len(scored) == 2

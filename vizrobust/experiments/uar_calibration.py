@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from vizrobust.attacks import Attack, family
@@ -103,6 +102,8 @@ def equally_hard(anchors: Sequence[float], candidates: Sequence[float]) -> list[
     >>> equally_hard([0.9, 0.5], [0.99, 0.88, 0.87, 0.4, 0.1])
     [1, 3]
     """
+    from scipy.optimize import linear_sum_assignment
+
     cost = np.abs(np.subtract.outer(np.array(anchors), np.array(candidates)))
     return sorted(int(place) for place in linear_sum_assignment(cost)[1])
 

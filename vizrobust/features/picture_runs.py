@@ -23,7 +23,7 @@ from vizrobust.features.scorer import Scorer
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
 from vizrobust.requests import ParameterError
-from vizrobust.runs import Row, RunFolder, slug, write_gif, write_png
+from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_gif, write_png
 
 FEW_UNITS = 20
 FIRST_UNITS = 16
@@ -276,6 +276,13 @@ def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dic
         pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"], channels) for seed in request.seeds]
         found[unit] = torch.stack(pictures)
     return found
+
+
+def image_hashes(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[list[str]]:
+    """The sha256 of the finished images of a job: of each unit in order, one for each seed."""
+    files = {picture_key(row): run.folder / row["image"] for row in run.rows()}
+    name = checkpoint.id
+    return [[file_sha256(files[request.key(name, unit, seed)]) for seed in request.seeds] for unit in request.units]
 
 
 def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:

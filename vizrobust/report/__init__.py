@@ -3,7 +3,6 @@
 from vizrobust.report.collect import CheckpointFacts, Collection, Column, Origin, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
 from vizrobust.report.gallery import write_gallery
-from vizrobust.report.study_page import write_study
 
 __all__ = [
     "CheckpointFacts",
@@ -15,5 +14,4 @@ __all__ = [
     "collect",
     "contact_sheet",
     "write_gallery",
-    "write_study",
 ]

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vizrobust.attacks import FGSM, PGD, AttackResult, Ball, epsilon
@@ -231,6 +230,8 @@ def _median_ratio(of: Tensor, to: Tensor) -> float | None:
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float | None:
     """Spearman's."""
+    from scipy.stats import spearmanr
+
     if len(a) < 3 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
         return None
     return float(spearmanr(a.numpy(), b.numpy()).statistic)

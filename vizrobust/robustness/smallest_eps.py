@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, ball_of, is_minimum_norm
@@ -172,6 +171,8 @@ def median(eps: Tensor) -> tuple[float, float, float]:
     >>> median(torch.arange(1.0, 101.0))
     (50.0, 40.0, 61.0)
     """
+    from scipy.stats import binom
+
     ordered, n = eps.sort().values, len(eps)
     k = int(binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
     low, high = (float(ordered[k - 1]), float(ordered[n - k])) if k else (0.0, float("inf"))

@@ -9,7 +9,6 @@ from statistics import fmean
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vizrobust.clarity import excitations
@@ -70,6 +69,8 @@ def match_units(a: Tensor, b: Tensor, seed: int = 0) -> Matching:
     >>> match_units(a, a.flip(0)).pairs
     ((0, 1), (1, 0))
     """
+    from scipy.optimize import linear_sum_assignment
+
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"matching needs (units, n) of the same n images, got {tuple(a.shape)} and {tuple(b.shape)}")
     if a.shape[1] < 3 or not len(a) or not len(b):

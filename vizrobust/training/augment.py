@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from vizrobust.features.transforms import Jitter
 from vizrobust.rng import Streams
@@ -59,6 +58,8 @@ def heavy(x: Tensor, streams: Streams) -> Tensor:
     A judge looks at feature images, which have grey grounds and noise that no photograph has; one that was trained
     on clean images alone gives them all the same class.
     """
+    from torchvision.transforms.functional import gaussian_blur
+
     ground, contrast, blur, noise = streams.child("degree").uniform(4, 1, 1, 1).to(x).unbind(1)
     x = crop(x, streams)
     low = LIGHTEST_GROUND * ground

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import correlate1d, gaussian_filter
-from scipy.signal import oaconvolve
 
 from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.corruption import Array, eight_bit, published
@@ -20,6 +18,8 @@ from vizrobust.robustness.corruptions.corruption import Array, eight_bit, publis
 )
 def defocus_blur(x: Array, streams: Streams, radius: float, softness: float) -> Array:  # noqa: ARG001
     """The mean over a disk, mirrored at the edge."""
+    from scipy.signal import oaconvolve
+
     kernel = disk(radius, softness)
     reach = len(kernel) // 2
     wide = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
@@ -80,6 +80,8 @@ def gaussian_blur(x: Array, streams: Streams, sigma: float) -> Array:  # noqa: A
 
 def disk(radius: float, softness: float) -> Array:
     """A disk of this radius on the pixel grid, of sum 1, its rim softened by a narrow Gaussian of 3 taps (5 beyond 8 px)."""
+    from scipy.ndimage import correlate1d
+
     reach = 8 if radius <= 8 else math.ceil(radius)
     taps = np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)
     across = np.arange(-reach, reach + 1)
@@ -127,6 +129,8 @@ def zoomed(x: Array, factor: float) -> Array:
 
 
 def _smooth(x: Array, sigma: float) -> Array:
+    from scipy.ndimage import gaussian_filter
+
     return np.asarray(gaussian_filter(x, sigma, mode="nearest", axes=(2, 3)))
 
 

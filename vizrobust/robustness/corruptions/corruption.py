@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from vizrobust.rng import Streams
@@ -147,6 +146,8 @@ def plasma(shape: tuple[int, ...], streams: Streams, decay: float) -> Array:
 
 def ice(shape: tuple[int, ...], streams: Streams) -> Array:
     """(N, C, H, W) sheets of ice: feathers that each grow in a direction of their own, thick here and thin there."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
     n, channels, height, width = shape
     side = min(height, width)
     seats = streams.child("seats").uniform(FEATHERS, 2).numpy() * np.array([height, width])

@@ -7,9 +7,6 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d, map_coordinates
-from scipy.special import pdtr
-from skimage.color import hsv2rgb, rgb2hsv
 
 from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.corruption import Array, eight_bit, published
@@ -37,6 +34,8 @@ def saturate(x: Array, streams: Streams, factor: float, more: float) -> Array:  
     Images of one channel have no colour and stay as they are. Grey pixels of colour images have hue 0 and turn
     red at severities 4 and 5, as in the published sets.
     """
+    from skimage.color import hsv2rgb, rgb2hsv
+
     if x.shape[1] == 1:
         return x
     hsv = rgb2hsv(x, channel_axis=1)
@@ -59,6 +58,8 @@ def elastic_transform(x: Array, streams: Streams, strength: float, smoothness: f
     The three constants are fractions of the shorter side. Severity 1 of the two smaller sets is the affine part
     alone; its share falls and that of the field grows with severity.
     """
+    from scipy.ndimage import map_coordinates
+
     height, width = x.shape[2:]
     side = min(height, width)
     corners, field = streams.child("corners").uniform(3, 2).numpy(), streams.child("field").uniform(2, height, width).numpy()
@@ -109,6 +110,8 @@ def jpeg_compression(x: Array, streams: Streams, quality: float) -> Array:  # no
 
 def _smoothing(size: int, sigma: float) -> NDArray[np.float64]:
     """The Gaussian filter along one axis as a matrix: a filter as wide as the image is slow otherwise."""
+    from scipy.ndimage import gaussian_filter1d
+
     return np.asarray(gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect", truncate=3))
 
 
@@ -148,6 +151,8 @@ def gaussian_noise(x: Array, streams: Streams, deviation: float) -> Array:
 )
 def shot_noise(x: Array, streams: Streams, photons: float) -> Array:
     """Counts photons (Poisson), so many on average where the image is white."""
+    from scipy.special import pdtr
+
     level = np.rint(x * 255).astype(np.int64)
     # Beyond 8 deviations no draw of 24 bits falls.
     most = int(photons + 8 * photons**0.5 + 8)

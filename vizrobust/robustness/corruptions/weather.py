@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate, distance_transform_edt, gaussian_filter, uniform_filter
-from skimage.color import hsv2rgb, rgb2hsv
-from skimage.feature import canny
 
 from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.blur import smeared, zoomed
@@ -79,6 +76,8 @@ def fog(x: Array, streams: Streams, strength: float, decay: float) -> Array:
 )
 def brightness(x: Array, streams: Streams, more: float) -> Array:  # noqa: ARG001
     """Raises the value of hue, saturation and value."""
+    from skimage.color import hsv2rgb, rgb2hsv
+
     if x.shape[1] == 1:
         return x + more
     hsv = rgb2hsv(x, channel_axis=1)
@@ -108,6 +107,8 @@ def spatter(
 
     Edges, distances and the relief of drops are scikit-image's and scipy's, not OpenCV's: alike, not the same.
     """
+    from scipy.ndimage import gaussian_filter
+
     liquid = mean + deviation * streams.normal(*x.shape[2:]).numpy()
     liquid = gaussian_filter(liquid, size, mode="nearest", axes=(1, 2))
     if rim:
@@ -120,6 +121,9 @@ def spatter(
 
 def _drops(liquid: NDArray[np.uint8]) -> Array:
     """How strongly a film of liquid (H, W) shines: most at the rims of its drops, at most 1."""
+    from scipy.ndimage import correlate, distance_transform_edt, uniform_filter
+    from skimage.feature import canny
+
     edges: NDArray[np.bool_] = canny(  # type: ignore[no-untyped-call]
         liquid / 255, sigma=0, low_threshold=50 / 255, high_threshold=150 / 255
     )

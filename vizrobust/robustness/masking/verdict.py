@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy.stats import norm
 from torch import Tensor
 
 from vizrobust.intervals import CONFIDENCE, POWER, mcnemar, needed, share, wilson
@@ -173,6 +172,8 @@ def _paired(verdict: str, a: Tensor, b: Tensor, threshold: float) -> Criterion:
 
 def _images_for_share(value: float, threshold: float, n: int) -> int | None:
     """How many images would tell a share from a limit, with the power of `statistics.needed`."""
+    from scipy.stats import norm
+
     if value == threshold:
         return None
     z = float(norm.ppf(CONFIDENCE) + norm.ppf(POWER))
