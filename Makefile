@@ -17,7 +17,7 @@ slow: $(VENV)/.test
 
 # Damaged and invented input, seeded; ends within two minutes.
 fuzz: $(VENV)/.test
-	VIZROBUST_FUZZ=1200 timeout 300 $(BIN)/python -m pytest -q -n 2 tests/fuzz
+	VIZROBUST_FUZZ=1000 timeout 300 $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
