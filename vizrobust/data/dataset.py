@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -233,8 +233,13 @@ class DataSet:
             raise ValueError(f"{self.name} has no {name} images; add them, or use another data set here")
         return found
 
+    def seen_through(self, view: Callable[[Split], Split], **changes: Any) -> DataSet:
+        """The data set with a view in place of each split that is there, and with `changes` of its other fields."""
+        parts = {name: part if isinstance(part, Absent) else view(part) for name, part in self._splits.items()}
+        return replace(self, **{**parts, **changes})
+
     @property
-    def _splits(self) -> dict[str, Split]:
+    def _splits(self) -> dict[str, Any]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @cached_property

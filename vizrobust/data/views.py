@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vizrobust.data.dataset import Absent, DataSet, Split
+from vizrobust.data.dataset import DataSet, Split
 from vizrobust.rng import Streams
 
 # ITU-R 601, as Pillow has it.
@@ -68,11 +68,7 @@ def with_classes(data: DataSet, classes: Sequence[str]) -> DataSet | None:
         return None
     place = torch.tensor(numbers)
 
-    def mapped(split: Split) -> Split:
-        return split if isinstance(split, Absent) else Relabelled(split, place[split.labels])
-
-    parts = {name: mapped(split) for name, split in (("train", data.train), ("val", data.val), ("test", data.test))}
-    return replace(data, classes=tuple(classes), **parts)  # type: ignore[arg-type]
+    return data.seen_through(lambda split: Relabelled(split, place[split.labels]), classes=tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,4 @@ class Recolored:
 
 def recolored(data: DataSet, channels: int, name: str) -> DataSet:
     """`data` under another name with 3 channels or 1."""
-    parts = {
-        part: split if isinstance(split, Absent) else Recolored(split, channels)
-        for part, split in (("train", data.train), ("val", data.val), ("test", data.test))
-    }
-    return replace(data, name=name, shape=(channels, *data.shape[1:]), **parts)  # type: ignore[arg-type]
+    return data.seen_through(lambda split: Recolored(split, channels), name=name, shape=(channels, *data.shape[1:]))

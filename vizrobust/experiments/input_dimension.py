@@ -140,10 +140,8 @@ def resized(data: DataSet, side: int) -> DataSet:
     channels, height, width = data.shape
     scale = side / min(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return replace(
-        data, name=f"{data.name} at {size[1]} x {size[0]} px", shape=(channels, *size),
-        train=Resized(data.train, *size), val=Resized(data.val, *size), test=Resized(data.test, *size),
-    )  # fmt: skip
+    name = f"{data.name} at {size[1]} x {size[0]} px"
+    return data.seen_through(lambda split: Resized(split, *size), name=name, shape=(channels, *size))
 
 
 def check_sides(arch: str, data: DataSet, sides: Sequence[int]) -> Iterator[str]:
