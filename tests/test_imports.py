@@ -20,7 +20,7 @@ LAYERS = [
     {"lifeline", "rng", "intervals", "legacy"},
     {"spec"},
     {"plugins", "requests"},
-    {"results"},
+    {"results", "names"},
     {"compute", "trackers"},
     {"data", "runs"},
     {"models"},

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.test_checkpoints import INFO, SHAPE
-from vizrobust.models import architecture, builtin_names, load_checkpoint, references, save_checkpoint
+from vizrobust import names
+from vizrobust.models import architecture, builtin_names, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, weights_sha256
 
 
@@ -108,11 +109,11 @@ def test_networks_trained_on_another_range_convert_their_input(name):
 def test_built_in_names_are_in_the_order_of_their_attack_steps(tmp_path, monkeypatch):
     ordered = ["mnist-fgsm", "mnist-judge", "mnist-k0", "mnist-k1", "mnist-k2", "mnist-k8", "mnist-k16"]
     for name in reversed(ordered):
-        (tmp_path / "builtin").mkdir(exist_ok=True)
-        (tmp_path / "builtin" / f"{name}.safetensors").touch()
-    (tmp_path / "builtin" / "README.md").touch()
-    monkeypatch.setattr(references, "files", lambda _package: tmp_path)
-    assert references.builtin_names() == ordered
+        (tmp_path / "models" / "builtin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models" / "builtin" / f"{name}.safetensors").touch()
+    (tmp_path / "models" / "builtin" / "README.md").touch()
+    monkeypatch.setattr(names, "files", lambda _package: tmp_path)
+    assert builtin_names() == ordered
     with pytest.raises(ValueError, match=r"no model 'mnist-k9'; did you mean .*mnist-k8"):
         load_checkpoint("mnist-k9")
 

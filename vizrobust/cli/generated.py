@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vizrobust.cli.output import command_line, visible
+from vizrobust.names import check_names
 from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS
@@ -152,6 +153,7 @@ def answer(
         asked = request(**{key: value for key, value in values.items() if value is not None})
     except ParameterError as error:
         raise click.UsageError(visible(error.text(named))) from error
+    check_names(asked)
     try:
         from vizrobust.session import Session
 

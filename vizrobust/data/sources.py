@@ -12,8 +12,9 @@ from vizrobust.data.dataset import DataSet
 from vizrobust.data.files import imagefolder, npz, split_size
 from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
 from vizrobust.data.views import CHANNELS, recolored, shuffled_labels
+from vizrobust.names import no_data_set
 from vizrobust.plugins import Catalogue
-from vizrobust.spec import named, unknown
+from vizrobust.spec import named
 
 EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
 
@@ -110,16 +111,7 @@ def _name(ref: str) -> tuple[str, int | None]:
     """A name of the catalogue as it is written there, and the size after its @."""
     text = ref.partition("@")[0].lower()
     if text not in EMBEDDED and text not in FETCHED:
-        meant = _with_prefix(ref)
-        raise ValueError(f"no data set {ref!r}; did you mean {meant}?" if meant else unknown(ref, DATA, "data set"))
+        raise ValueError(no_data_set(ref))
     if "@" in ref and text != "imagenette":
         raise ValueError(f"{ref!r}: only imagenette takes a size; write {text}")
     return text, split_size(ref)[1]
-
-
-def _with_prefix(ref: str) -> str | None:
-    """What somebody means who gives a path alone."""
-    path = Path(ref.rpartition(":")[2]).expanduser()
-    if path.suffix == ".npz":
-        return f"npz:{path}"
-    return f"imagefolder:{ref}" if ref and path.is_dir() else None

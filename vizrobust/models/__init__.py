@@ -4,7 +4,8 @@ from vizrobust.models.architectures import ARCHS, architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, save_checkpoint
 from vizrobust.models.forward import LOGITS, Normalized, activations, evaluating
 from vizrobust.models.layers import ActivationReader, Layer, layer, layers
-from vizrobust.models.references import SWEEP, builtin_names, load_checkpoint
+from vizrobust.models.references import SWEEP, load_checkpoint
+from vizrobust.names import builtin_names
 
 __all__ = [
     "ARCHS",

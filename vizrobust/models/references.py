@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 from importlib.resources import files
@@ -14,6 +13,7 @@ from torch import nn
 from vizrobust.models.architectures import Build, architecture, is_user_code
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state, read_checkpoint
 from vizrobust.models.user_code import code_sha256
+from vizrobust.names import builtin_names, no_model
 from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
@@ -25,18 +25,6 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
 INPUT_OPTIONS = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
-
-
-def builtin_names() -> list[str]:
-    """The checkpoints that come with the package, in the order of their attack steps."""
-    folder = files("vizrobust.models").joinpath("builtin")
-    names = [item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors")]
-    return sorted(names, key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts k2 before k16."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -> Checkpoint:
@@ -75,7 +63,7 @@ def _file(ref: str) -> Path:
         return Path(str(files("vizrobust.models").joinpath("builtin", f"{ref}.safetensors")))
     if path.suffix or "/" in ref:
         raise FileNotFoundError(f"no file or folder {ref!r}")
-    raise ValueError(unknown(ref, builtin_names(), "model") + " (or give a file, a run folder or torchvision:NAME)")
+    raise ValueError(no_model(ref))
 
 
 def _build(ref: str, info: CheckpointInfo, arch: str | None, code: str) -> Build:

@@ -132,7 +132,8 @@ class ImportRequest(Request):
     file: str = param(argument=True, metavar="FILE|REF", kind="file", help="The file to convert, or one of our checkpoints.")
     arch: str | None = param(None, "Ours, torchvision:NAME, timm:NAME or path/to/file.py:callable (is run).", metavar="REF")
     normalize: str | None = param(None, "none, imagenet, cifar10, mnist or 0.5,0.5,0.5/0.2,0.2,0.2.", metavar="NAME|MEAN/STD")
-    data: str = param("", "Data set that it was trained on (vizrobust list data).", kind="data")
+    # Only recorded where shape and classes are given, so any name will do.
+    data: str = param("", "Data set that it was trained on (vizrobust list data).", metavar="REF")
     out: str = param(help="The converted checkpoint, a .safetensors file.", kind="file")
     drop: tuple[str, ...] = param((), "Keys to leave out, with * and ?; several allowed.", metavar="PATTERN")
     key: str = param("", "Where the weights are, if a file holds several: ema, models.1.", metavar="KEY")
