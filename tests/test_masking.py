@@ -42,7 +42,7 @@ def test_a_masked_checkpoint_ends_with_3() -> None:
 
 
 def test_sound_gradients_end_with_0_and_rows_have_the_agreed_fields() -> None:
-    result = run("mnist-k0", "--images", 150, "--batch-size", 150, *LITTLE, "--json")
+    result = run("mnist-k0", "--images", 150, "--most-images", 150, "--batch-size", 150, *LITTLE, "--json")
     assert result.exit_code == 0, result.output
     (row,) = map(json.loads, result.stdout.splitlines())
     assert (row["checkpoint"], row["verdict"], row["eps"], row["norm"]) == ("mnist-k0", NOT_ROBUST, 0.3, "Linf")
@@ -64,22 +64,46 @@ def test_undecided_ends_with_4_and_says_how_many_images_it_takes() -> None:
 
 
 def test_more_images_are_taken_where_the_verdict_depends_on_it() -> None:
-    args = ("mnist-k0", "--images", 30, "--batch-size", 30, *LITTLE, "--out", "kept")
+    args = ("mnist-k0", "--images", 40, "--batch-size", 40, *LITTLE, "--out", "kept")
     result = run(*args, "--json")
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
     assert row["verdict"] == NOT_ROBUST
-    assert (row["asked"], row["n"] > 30, row["n"] <= 150) == (30, True, True)
-    assert f"30 images leave it undecided; {row['n']} are taken" in result.stderr
-    # No image is attacked twice by the same run of an attack.
+    assert (row["asked"], row["n"] > 40, row["n"] <= 200) == (40, True, True)
+    assert f"40 images leave it undecided; {row['n']} are taken for" in result.stderr
+    # No image is attacked twice by the same run of an attack, and those of a settled check by no attack of it.
     attacked: set[tuple[str, str, int]] = set()
     for line in Path("kept/rows.jsonl").read_text().splitlines():
         part = json.loads(line)
         new = {(part["attack"], part["walk"], index) for index in part["images"]}
         assert not new & attacked
         attacked |= new
-    whole = run("mnist-k0", "--images", row["n"], "--batch-size", 30, *LITTLE, "--json")
-    assert {**json.loads(whole.stdout), "asked": 30} == row, "as if all images had been asked for at once"
+    extended = {check["name"] for check in row["checks"] if check["counts"].get("images") == row["n"]}
+    decided = {"margin loss finds more", "black box beats white box", "random noise finds more", "unbounded attack fails"}
+    assert extended & decided
+    assert extended <= decided, "what decides nothing meets no more images"
+    assert all(name in result.stderr for name in extended - {"unbounded attack fails"})
+    assert not any(attack.startswith("FGSM") and index >= 40 for attack, _, index in attacked)
+    assert run(*args, "--json").stdout == result.stdout
+
+
+def test_few_more_images_are_not_padded_to_a_full_batch() -> None:
+    """Of 45 images five are added to the 40 of the first look: their batches hold few."""
+    run("mnist-k0", "--images", 40, "--most-images", 45, "--batch-size", 40, *LITTLE, "--out", "kept", "--json")
+    parts = [json.loads(line) for line in Path("kept/rows.jsonl").read_text().splitlines()]
+    added = [part for part in parts if any(index >= 40 for index in part["images"])]
+    assert added
+    assert all(part["batch_size"] <= 6 and min(part["images"]) >= 40 for part in added)
+
+
+def test_the_bounds_of_two_looks_hold_together() -> None:
+    one, two = (
+        json.loads(run("mnist-k0", "--images", 20, "--most-images", most, "--batch-size", 20, *LITTLE, "--json").stdout)
+        for most in (20, 21)
+    )
+    (alone,), (first,) = ([check for check in row["checks"] if check["name"] == "margin loss finds more"] for row in (one, two))
+    assert "(0.0 to 11.9)" in alone["evidence"], "one look at 95 %"
+    assert "(0.0 to 15.5)" in first["evidence"], "z = 1.96 on 21 images"
 
 
 def test_masked_outranks_undecided_and_several_have_a_table_of_verdicts() -> None:

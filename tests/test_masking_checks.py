@@ -53,7 +53,7 @@ from vizrobust.robustness.masking import (
     NetworkUnderTest,
     diagnose,
     diagnosis_of,
-    images_to_decide,
+    extension_of,
 )
 
 LITTLE = AttackBudget(steps=10, restarts=2, queries=100, noise_samples=200, probes=50)
@@ -189,7 +189,7 @@ def test_outputs_that_are_not_finite_are_neither_misclassified_nor_robust() -> N
     verdict = diagnosis_of(own, (CHECKS["nonfinite_values"](own),)).verdict
     assert (verdict.undecided, verdict.images) == (True, None)
     assert verdict.sentence.startswith(f"undecided: outputs are not finite on {IMAGES} of {IMAGES} images")
-    assert images_to_decide(own) is None
+    assert extension_of(own) is None
 
 
 def test_gradients_that_are_not_finite_leave_the_other_pixels_their_gradient() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from vizrobust.cli import main
-from vizrobust.study import StudyReport
+from vizrobust.study import Stage, Study, StudyReport
 
 
 def said(*arguments: str) -> Result:
@@ -60,6 +61,27 @@ def test_what_is_asked_of_fewer_images_is_said_to_be_left_out(tmp_path: Path, mo
     assert "left out: no masking diagnosis" in told
     assert "left out: unforeseen attacks on 50 images instead of 200" in told
     assert "left out: corruptions" not in told
+
+
+def test_the_hash_of_the_preregistration_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as it is written, so that the person who reads along has a copy outside the report."""
+
+    def run(study: Study) -> Iterator[Stage]:
+        yield Stage("training", 0, 3)
+        study.facts["prereg"] = {"sha256": "ab" * 32, "content": {}, "departures": []}
+        yield Stage("attacking", 1, 3)
+        yield Stage("rendering", 2, 3)
+
+    monkeypatch.setattr("vizrobust.study.Study.run", run)
+    monkeypatch.setattr("vizrobust.commands.study.report_of", lambda *_: StudyReport({"pictures": []}))
+    monkeypatch.setattr("vizrobust.commands.study.write_study", lambda *_: tmp_path)
+    monkeypatch.setattr("vizrobust.commands.study.StudyResult.tables", lambda _: [])
+    monkeypatch.setattr("vizrobust.commands.study.StudyResult.lines", lambda _: [])
+    result = said("study", "mnist-k0", "mnist-k8", "--out", str(tmp_path / "study"))
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stderr.split())
+    assert told.count("preregistered in") == 1
+    assert f"prereg.json, sha256 {'ab' * 32}" in told
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from vizrobust.attacks import BALLS, NAMES, PGD, Attack, AutoAttack, Ball, ball_of, configured, parse_attack
@@ -24,17 +25,20 @@ from vizrobust.robustness.masking import (
     MaskingAttacks,
     NetworkUnderTest,
     Verdict,
+    claims_of,
+    confidence_of,
     diagnose,
     diagnosis_of,
-    images_to_decide,
+    extension_of,
 )
 from vizrobust.session import Session
 from vizrobust.spec import lookup, named, parse
 from vizrobust.training import attacks_seen
 
 BATCH_SIZE = 50
-# How many times as many images as asked for are taken where the verdict depends on it, and how often more are taken.
-MOST, EXTENSIONS = 5, 2
+# How many times as many images as asked for are taken where the verdict depends on it, and how often a check is looked at.
+# Each look gets its share of the 5 % error: of three looks, none could call 0 of 200 images certainly less than 2 %.
+MOST, LOOKS = 5, 2
 MARKS = {True: "YES", False: "no", None: "-"}
 
 
@@ -43,7 +47,8 @@ class MaskingDiagnosis:
     """The diagnosis of one checkpoint: its `verdict`, whose `sentence` says it all, and the `checks` with their evidence.
 
     `ok` is True for sound gradients (also of a network that is not robust), False for masked ones, None for undecided.
-    `survives` tells by an attack's name which images it leaves, (n,) bool; see `MaskingAttacks`.
+    `survives` tells by an attack's name which of the images asked for it leaves, (asked,) bool; see `MaskingAttacks`.
+    Checks that those left open were done on more images, `n` at the most, with the attacks in `extended`.
     """
 
     target: Target
@@ -51,6 +56,12 @@ class MaskingDiagnosis:
     diagnosis: Diagnosis
     split: str
     asked: int
+    extended: Mapping[str, MaskingAttacks] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """How many images the check that took most of them looked at."""
+        return max(attacks.n for attacks in (self.attacks, *self.extended.values()))
 
     @property
     def verdict(self) -> Verdict:
@@ -69,13 +80,14 @@ class MaskingDiagnosis:
         return None if self.verdict.undecided else not self.verdict.masked
 
     def rows(self) -> list[Row]:
-        about = {"checkpoint": self.target.name, "data": self.target.data.name, "split": self.split, "n": self.attacks.n}
+        about = {"checkpoint": self.target.name, "data": self.target.data.name, "split": self.split, "n": self.n}
         return [{**about, "asked": self.asked, "norm": type(self.attacks.ball).__name__, **self.diagnosis.row()}]
 
     def tables(self) -> list[Table]:
         """The checks: those that decide the verdict first, what else was seen below a line."""
         where = f"{self.target.name} on {self.target.data.name} {self.split}"
-        return [checks_table(f"{where}, {self.attacks.n} images, {self.attacks.ball}", self.diagnosis)]
+        images = f"{self.n} images" if self.n == self.attacks.n else f"{self.attacks.n} to {self.n} images"
+        return [checks_table(f"{where}, {images}, {self.attacks.ball}", self.diagnosis)]
 
     def __repr__(self) -> str:
         return f"{self.target.name}: {self.verdict.sentence}"
@@ -222,32 +234,48 @@ def _diagnosed(
     def report(text: str) -> None:
         session.report(Progress(target.name, done, len(CHECKS), note=text[-60:]))
 
-    def attacks_on(n: int) -> MaskingAttacks:
-        under_test = network(n)
+    most = min(request.most_images or MOST * request.images, len(target.data.split(request.split)))
+    confidence = confidence_of(LOOKS if most > request.images else 1)
+    # How many images each look was at: those that a look adds are batched by themselves, so few of them take few slots.
+    looks: list[int] = []
+
+    def attacks_on(n: int, checks: Sequence[str]) -> MaskingAttacks:
+        under_test, blocks = network(n), list(pairwise([0, *looks, n]))
 
         def evaluate(attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
-            return evaluate_in_folder(
-                target.folder, target.checkpoint, attack, under_test.images, compute, request.seed, target.batch_size,
-                net=attacks.net, indices=indices,
-            )  # fmt: skip
+            asked = range(n) if indices is None else indices
+            for start, end in blocks:
+                yield from evaluate_in_folder(
+                    target.folder, target.checkpoint, attack, under_test.images, compute, request.seed, target.batch_size,
+                    net=attacks.net, indices=[index for index in asked if start <= index < end],
+                )  # fmt: skip
 
-        attacks = MaskingAttacks(under_test, compute, budget, request.seed, target.batch_size, report, evaluate)
+        attacks = MaskingAttacks(
+            under_test, compute, budget, request.seed, target.batch_size, report, evaluate, confidence, claims_of(checks)
+        )
+        looks.append(attacks.n)
         return attacks
 
-    attacks = attacks_on(request.images)
-    most = min(request.most_images or MOST * request.images, len(target.data.split(request.split)))
-    for _ in range(EXTENSIONS):
-        wanted = images_to_decide(attacks)
-        if wanted is None or attacks.n >= most:
+    first, extended = attacks_on(request.images, tuple(DECIDING)), dict[str, MaskingAttacks]()
+    while len(looks) < LOOKS and looks[-1] < most:
+        extension = extension_of(first, extended)
+        if extension is None:
             break
-        yield Note(f"note: {target.name}: {attacks.n} images leave it undecided; {min(wanted, most)} are taken")
-        attacks = attacks_on(min(wanted, most))
+        n = min(extension.images, most)
+        yield Note(f"note: {target.name}: {looks[-1]} images leave it undecided; {n} are taken for {_names(extension.checks)}")
+        more = attacks_on(n, extension.checks)
+        extended |= dict.fromkeys(extension.checks, more)
     checks = []
-    for check in diagnose(attacks):
+    for check in diagnose(first, extended=extended):
         checks.append(check)
         done += 1
         report(check.name)
-    return MaskingDiagnosis(target, attacks, diagnosis_of(attacks, tuple(checks)), request.split, request.images)
+    found = diagnosis_of(first, tuple(checks), extended)
+    return MaskingDiagnosis(target, first, found, request.split, request.images, extended)
+
+
+def _names(checks: Sequence[str]) -> str:
+    return ", ".join(check.replace("_", " ") for check in checks)
 
 
 def _value(check: Check) -> str:

@@ -18,7 +18,18 @@ from vizrobust.requests.study import StudyRequest, VerifyRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.runs import default_folder
 from vizrobust.session import Session
-from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, provided_checkpoints, quick, report_of, training_runs
+from vizrobust.study import (
+    TRAININGS,
+    Plan,
+    Study,
+    StudyReport,
+    plan_for,
+    protocol,
+    provided_checkpoints,
+    quick,
+    report_of,
+    training_runs,
+)
 from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.report_checks import Check
 from vizrobust.study.verify import verify as checks_of
@@ -96,7 +107,11 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
     running = Study(folder, plan, data, compute, session.argv, provided, wait=session.wait)
     yield Note(f"study of {data.name} in {folder}: {_size(running)}")
     yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
+    registered = False
     for stage in running.run():
+        if not registered and "prereg" in running.facts:
+            registered = True
+            yield Note(f"preregistered in {running.folder / protocol.FILE}, sha256 {running.facts['prereg']['sha256']}")
         yield Progress("study", stage.done, stage.total, stage=stage.what)
     if not compute.processes.main:
         return StudyResult(request, None, None)

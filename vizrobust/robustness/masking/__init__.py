@@ -1,9 +1,9 @@
 """Masked gradients: checks that look for them, and a verdict on whether a robust accuracy can be believed."""
 
-from vizrobust.robustness.masking.accuracy_checks import DECIDING
+from vizrobust.robustness.masking.accuracy_checks import DECIDING, claims_of
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.check import AttackBudget, Check, NetworkUnderTest
-from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, diagnose, diagnosis_of, images_to_decide
+from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, Extension, diagnose, diagnosis_of, extension_of
 from vizrobust.robustness.masking.verdict import (
     GAP,
     HIDDEN,
@@ -14,6 +14,7 @@ from vizrobust.robustness.masking.verdict import (
     UNDECIDED,
     Criterion,
     Verdict,
+    confidence_of,
     hiding,
     overfitting,
     unbounded,
@@ -34,13 +35,16 @@ __all__ = [
     "Check",
     "Criterion",
     "Diagnosis",
+    "Extension",
     "MaskingAttacks",
     "NetworkUnderTest",
     "Verdict",
+    "claims_of",
+    "confidence_of",
     "diagnose",
     "diagnosis_of",
+    "extension_of",
     "hiding",
-    "images_to_decide",
     "overfitting",
     "unbounded",
     "verdict_of",

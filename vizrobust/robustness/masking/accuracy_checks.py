@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.check import Check, Unit, skipped, threshold_check
 from vizrobust.robustness.masking.gradient_checks import cross_entropy_underflow
 from vizrobust.robustness.masking.verdict import Criterion, hiding, overfitting, unbounded, underflow
+
+# No check looks at more images than the others.
+NOTHING: Mapping[str, MaskingAttacks] = MappingProxyType({})
 
 
 def training_gap(attacks: MaskingAttacks) -> Criterion | None:
@@ -25,7 +29,7 @@ def training_gap(attacks: MaskingAttacks) -> Criterion | None:
     under_training, under_pgd = under_training & ~attacks.undefined, attacks.survives["pgd"] & ~attacks.undefined
     fall = f"from {100 * share(under_training):.1f} % under {trained} to {100 * share(found):.1f} % under the strongest attack"
     what = f"the fall {fall}"
-    return replace(overfitting(under_training, under_pgd, found), what=what)
+    return replace(overfitting(under_training, under_pgd, found, attacks.confidence), what=what)
 
 
 # Attacks that could find what PGD misses, in words.
@@ -43,7 +47,7 @@ def missed(attacks: MaskingAttacks, name: str) -> Criterion | None:
     if survivors is None:
         return None
     by = OTHERS[name].format(source=attacks.network.source)
-    criterion = hiding(attacks.survives["pgd, more restarts"], survivors)
+    criterion = hiding(attacks.survives["pgd, more restarts"], survivors, attacks.confidence)
     return replace(criterion, what=f"the share that {by} breaks and PGD with cross entropy does not")
 
 
@@ -52,21 +56,20 @@ def left_by_plain_loss(attacks: MaskingAttacks) -> Criterion | None:
     if not cross_entropy_underflow(attacks).value:
         return None
     what = "the share that PGD on plain cross entropy, as other tools run it, leaves and PGD here breaks"
-    return replace(underflow(attacks.survives["plain loss"], attacks.survives["pgd"]), what=what)
+    criterion = underflow(attacks.survives["plain loss"], attacks.survives["pgd"], attacks.confidence)
+    return replace(criterion, what=what)
 
 
 def left_over(attacks: MaskingAttacks) -> Criterion:
     """The images that survive an attack which may change every pixel at will."""
     what = "the share left by an attack that may change every pixel at will"
-    return replace(unbounded(attacks.survives["unbounded"], attacks.classes), what=what)
+    return replace(unbounded(attacks.survives["unbounded"], attacks.classes, attacks.confidence), what=what)
 
 
-def criteria(attacks: MaskingAttacks) -> Iterator[Criterion]:
-    """All that apply to the network."""
-    measured = (
-        training_gap(attacks), *(missed(attacks, name) for name in OTHERS), left_by_plain_loss(attacks), left_over(attacks)
-    )  # fmt: skip
-    yield from (criterion for criterion in measured if criterion is not None)
+def criteria(attacks: MaskingAttacks, extended: Mapping[str, MaskingAttacks] = NOTHING) -> dict[str, Criterion]:
+    """All that apply to the network, by the name of their check; those of `extended` on its attacks, of more images."""
+    measured = {name: criterion(extended.get(name, attacks)) for name, criterion in CRITERIA.items()}
+    return {name: criterion for name, criterion in measured.items() if criterion is not None}
 
 
 # Shares of eps at which one step should succeed less often than at the whole eps (Kim et al. 2021: networks that
@@ -170,6 +173,32 @@ def larger_eps_helps(attacks: MaskingAttacks) -> Check:
     advice = f"the network is weaker inside the ball than at its edge ({where}): attack at smaller eps too"
     counts = {"images": test.n, "broken only at the smaller eps": test.only_a, "broken only at the larger": test.only_b}
     return threshold_check("larger eps helps", test.difference, 0, told, advice, counts=counts, unit="points", bound=test.ci_low)
+
+
+# What each of the checks that decide the verdict measures, and the attack after which PGD meets images again.
+CRITERIA: dict[str, Callable[[MaskingAttacks], Criterion | None]] = {
+    "training_attack_gap": training_gap,
+    "margin_loss_finds_more": lambda attacks: missed(attacks, "margin loss"),
+    "black_box_beats_white_box": lambda attacks: missed(attacks, "square"),
+    "random_noise_finds_more": lambda attacks: missed(attacks, "noise"),
+    "transfer_finds_more": lambda attacks: missed(attacks, "transfer"),
+    "plain_cross_entropy_fails": left_by_plain_loss,
+    "unbounded_attack_fails": left_over,
+}
+CLAIMS = {
+    "margin_loss_finds_more": "margin loss", "black_box_beats_white_box": "square", "random_noise_finds_more": "noise",
+    "transfer_finds_more": "transfer",
+}  # fmt: skip
+
+
+def claims_of(checks: Iterable[str]) -> tuple[str, ...]:
+    """The attacks whose success PGD must be given a second chance against, for these checks; all for the training gap.
+
+    >>> claims_of(["random_noise_finds_more", "unbounded_attack_fails"])
+    ('noise',)
+    """
+    wanted = set(checks)
+    return tuple(claim for check, claim in CLAIMS.items() if check in wanted or "training_attack_gap" in wanted)
 
 
 # These decide the verdict: each measures one of its criteria.

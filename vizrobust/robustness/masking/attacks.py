@@ -29,6 +29,7 @@ from vizrobust.attacks import (
 from vizrobust.attacks.square import PERTURBATIONS
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
+from vizrobust.intervals import CONFIDENCE
 from vizrobust.models import evaluating
 from vizrobust.models.stochastic import PerImageNoise
 from vizrobust.rng import Streams, seeded
@@ -68,6 +69,10 @@ def whole_range(ball: Ball, images: Split) -> Ball:
 Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[PartialResult]]
 
 
+# Attacks without PGD's gradient: where one succeeds, PGD gets more restarts.
+CLAIMING = ("margin loss", "square", "noise", "transfer")
+
+
 class Survivors:
     """By an attack's name which images survive it, (n,) bool; the attack runs when its name is first asked for."""
 
@@ -101,7 +106,9 @@ class MaskingAttacks:
     - ``"unbounded"``: PGD that may change every pixel at will;
     - ``"all"``: the worst case over all attacks inside the ball; images with outputs that are not finite do not count.
 
-    `report` is called with a text whenever something has been computed. Raises ``ValueError`` for no images.
+    `report` is called with a text whenever something has been computed. `confidence` is that of the one-sided bounds by
+    which criteria are decided; `claims` are the attacks whose success sends an image to "pgd, more restarts".
+    Raises ``ValueError`` for no images.
 
     >>> from vizrobust.data import ArraySplit
     >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
@@ -113,9 +120,11 @@ class MaskingAttacks:
     def __init__(
         self, network: NetworkUnderTest, compute: Compute, budget: AttackBudget | None = None, seed: int = 0,
         batch_size: int = BATCH_SIZE, report: Callable[[str], None] = lambda _text: None, evaluate: Evaluate | None = None,
+        confidence: float = CONFIDENCE, claims: Sequence[str] = CLAIMING,
     ) -> None:  # fmt: skip
         self.network, self.compute, self.budget, self.seed, self.report = network, compute, budget or AttackBudget(), seed, report
         self.batch_size, self.evaluate = batch_size, evaluate or self._evaluate
+        self.confidence, self.claims = confidence, tuple(claims)
         self.n = len(network.images)
         if not self.n:
             raise ValueError("there are no images to diagnose with; choose a split that has some")
@@ -272,7 +281,7 @@ class MaskingAttacks:
         """
         under_pgd = self.survives["pgd"]
         claimed = torch.zeros_like(under_pgd)
-        for name in ("margin loss", "square", "noise", "transfer"):
+        for name in self.claims:
             if (survivors := self.survives.get(name)) is not None:
                 claimed |= under_pgd & ~survivors
         attack = replace(self.pgd, restarts=max(self.budget.confirm_restarts, self.budget.restarts))

@@ -9,7 +9,7 @@ from typing import Any
 from vizrobust.attacks import epsilon
 from vizrobust.intervals import share
 from vizrobust.rng import seeded
-from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, criteria
+from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, NOTHING, criteria
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.behaviour_checks import ATTACK_RUN_CHECKS, NETWORK_CHECKS
 from vizrobust.robustness.masking.check import Check
@@ -53,8 +53,14 @@ class Diagnosis:
         }
 
 
-def diagnose(attacks: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS) -> Iterator[Check]:
+def diagnose(
+    attacks: MaskingAttacks,
+    checks: Mapping[str, Callable[[MaskingAttacks], Check]] = CHECKS,
+    extended: Mapping[str, MaskingAttacks] = NOTHING,
+) -> Iterator[Check]:
     """Run the checks one after the other and yield each; attacks are shared among them and with `diagnosis_of`.
+
+    The checks of `extended` look at more images, with the attacks that stand there.
 
     Raises ``ValueError`` where the network classifies no image correctly.
 
@@ -70,29 +76,43 @@ def diagnose(attacks: MaskingAttacks, checks: Mapping[str, Callable[[MaskingAtta
     >>> checks[0].flagged, diagnosis_of(attacks, checks).verdict.name
     (False, 'undecided')
     """
-    for check in checks.values():
+    for name, check in checks.items():
         # A network that is random draws from torch's global generators; its diagnosis is to repeat all the same.
         with seeded(attacks.seed, attacks.compute.device):
-            yield check(attacks)
+            yield check(extended.get(name, attacks))
 
 
-def diagnosis_of(attacks: MaskingAttacks, checks: tuple[Check, ...] = ()) -> Diagnosis:
-    """The verdict, with the checks that were done."""
+def diagnosis_of(
+    attacks: MaskingAttacks, checks: tuple[Check, ...] = (), extended: Mapping[str, MaskingAttacks] = NOTHING
+) -> Diagnosis:
+    """The verdict, with the checks that were done; those of `extended` were done on more images."""
     with seeded(attacks.seed, attacks.compute.device):
-        verdict = verdict_of(list(criteria(attacks)), attacks.survives["all"], _caveat(attacks, checks))
+        verdict = verdict_of(list(criteria(attacks, extended).values()), attacks.survives["all"], _caveat(attacks, checks))
         if not verdict.masked and _undefined(attacks):
             verdict = undefined_verdict(int(attacks.undefined.sum()), attacks.n, _caveat(attacks, checks))
     return Diagnosis(verdict, epsilon(attacks.ball), checks)
 
 
-def images_to_decide(attacks: MaskingAttacks) -> int | None:
-    """How many images would settle a verdict that these leave undecided; None where it is settled.
+@dataclass(frozen=True)
+class Extension:
+    """What an undecided verdict needs: so many `images` for the `checks` that are still open."""
 
-    Every look at more images has an error of 5 % of its own, so with two looks that of a verdict is at most 10 %.
+    images: int
+    checks: tuple[str, ...]
+
+
+def extension_of(attacks: MaskingAttacks, extended: Mapping[str, MaskingAttacks] = NOTHING) -> Extension | None:
+    """What would settle a verdict that these images leave undecided; None where it is settled.
+
+    Only the checks that are open need more images. Each look that is allowed for must have its share of the 5 % error
+    (`confidence_of`): with 95 % at each of three looks, the error of a verdict could be 15 %.
     """
     with seeded(attacks.seed, attacks.compute.device):
-        wanted = more_images(list(criteria(attacks)))
-        return None if _undefined(attacks) else wanted
+        measured = criteria(attacks, extended)
+        wanted = more_images(list(measured.values()))
+        if wanted is None or _undefined(attacks):
+            return None
+    return Extension(wanted, tuple(name for name, criterion in measured.items() if criterion.side == "open"))
 
 
 def _undefined(attacks: MaskingAttacks) -> bool:

@@ -34,8 +34,9 @@ AT_LIMIT = 4
 class Criterion:
     """A difference of accuracies on n images that makes a network masked where it is certainly above `threshold`.
 
-    `low` and `high` are its one-sided 95 % bounds; `images` says how many images would tell on which side of the
-    limit it lies (n where they do already; None where the observed difference is at the limit, so nobody can say).
+    `low` and `high` are its one-sided bounds, of 95 % unless several looks share the error; `images` says how many images
+    would tell on which side of the limit it lies (n where they do already; None where the observed difference is at the
+    limit, so nobody can say).
     """
 
     verdict: str
@@ -78,34 +79,38 @@ class Verdict:
         return self.name == UNDECIDED
 
 
-def overfitting(under_training: Tensor, under_gradients: Tensor, under_strongest: Tensor) -> Criterion:
+def overfitting(
+    under_training: Tensor, under_gradients: Tensor, under_strongest: Tensor, confidence: float = CONFIDENCE
+) -> Criterion:
     """Accuracy under the attack of training minus that under the strongest: (n,) bool each, who survives.
 
     `under_gradients`, who survives PGD with restarts, tells overfitting from gradients that hide attacks.
     """
-    criterion = _paired(OVERFITTED, under_training, under_strongest, GAP)
+    criterion = _paired(OVERFITTED, under_training, under_strongest, GAP, confidence)
     return replace(criterion, plain=share(under_training) - share(under_gradients) > GAP)
 
 
-def hiding(under_gradients: Tensor, under_another: Tensor) -> Criterion:
+def hiding(under_gradients: Tensor, under_another: Tensor, confidence: float = CONFIDENCE) -> Criterion:
     """The share of images that survive PGD but not another attack: (n,) bool each, who survives."""
-    return _paired(HIDDEN, under_gradients, under_gradients & under_another, HIDING)
+    return _paired(HIDDEN, under_gradients, under_gradients & under_another, HIDING, confidence)
 
 
-def underflow(under_plain_loss: Tensor, under_gradients: Tensor) -> Criterion:
+def underflow(under_plain_loss: Tensor, under_gradients: Tensor, confidence: float = CONFIDENCE) -> Criterion:
     """The share of images that survive PGD on plain cross entropy and not PGD: (n,) bool each, who survives.
 
     The limit is that of overfitting: a network that is sure of a few images hides nothing.
     """
-    return _paired(HIDDEN, under_plain_loss | under_gradients, under_gradients, GAP)
+    return _paired(HIDDEN, under_plain_loss | under_gradients, under_gradients, GAP, confidence)
 
 
-def unbounded(left: Tensor, classes: int) -> Criterion:
+def unbounded(left: Tensor, classes: int, confidence: float = CONFIDENCE) -> Criterion:
     """The share (n,) bool that an attack leaves which may change every pixel at will, against guessing."""
     n, value, threshold = len(left), share(left), 1 / classes
-    low, high = wilson(int(left.sum()), n, 2 * CONFIDENCE - 1)
+    low, high = wilson(int(left.sum()), n, 2 * confidence - 1)
     criterion = Criterion(HIDDEN, value, threshold, low, high, n, n)
-    return criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, threshold, n))
+    return (
+        criterion if criterion.side != "open" else replace(criterion, images=_images_for_share(value, threshold, n, confidence))
+    )
 
 
 def verdict_of(criteria: Sequence[Criterion], robust: Tensor, caveat: str = "") -> Verdict:
@@ -136,6 +141,17 @@ def undefined_verdict(undefined: int, n: int, caveat: str = "") -> Verdict:
     return Verdict(UNDECIDED, _with(f"{UNDECIDED}: {what}", caveat))
 
 
+def confidence_of(looks: int) -> float:
+    """The confidence of each bound where a verdict may be looked at so often: all of them together hold with 95 %.
+
+    By Bonferroni's inequality: each look gets its share of the 5 %.
+
+    >>> confidence_of(1), confidence_of(2)
+    (0.95, 0.975)
+    """
+    return CONFIDENCE if looks == 1 else 1 - (1 - CONFIDENCE) / looks
+
+
 def more_images(criteria: Sequence[Criterion]) -> int | None:
     """How many images are expected to settle a verdict that these leave undecided; None where it is settled.
 
@@ -148,7 +164,7 @@ def more_images(criteria: Sequence[Criterion]) -> int | None:
 
 
 def _undecided(unsettled: Sequence[Criterion], caveat: str) -> Verdict:
-    n = unsettled[0].n
+    n = max(criterion.n for criterion in unsettled)
     images = None if any(criterion.images is None for criterion in unsettled) else more_images(unsettled)
     # The one that needs most images; where there are several, the reader has the table.
     widest = max(unsettled, key=lambda criterion: criterion.images or math.inf)
@@ -164,18 +180,18 @@ def _with(sentence: str, caveat: str) -> str:
     return f"{sentence}. {caveat[0].upper()}{caveat[1:]}." if caveat else f"{sentence}."
 
 
-def _paired(verdict: str, a: Tensor, b: Tensor, threshold: float) -> Criterion:
+def _paired(verdict: str, a: Tensor, b: Tensor, threshold: float, confidence: float) -> Criterion:
     # The ends of a two-sided 90 % interval are one-sided 95 % bounds.
-    test = mcnemar(a, b, confidence=2 * CONFIDENCE - 1)
-    return Criterion(verdict, test.difference, threshold, test.ci_low, test.ci_high, test.n, needed(a, b, threshold))
+    test = mcnemar(a, b, confidence=2 * confidence - 1)
+    return Criterion(verdict, test.difference, threshold, test.ci_low, test.ci_high, test.n, needed(a, b, threshold, confidence))
 
 
-def _images_for_share(value: float, threshold: float, n: int) -> int | None:
+def _images_for_share(value: float, threshold: float, n: int, confidence: float) -> int | None:
     """How many images would tell a share from a limit, with the power of `statistics.needed`."""
     from scipy.stats import norm
 
     if value == threshold:
         return None
-    z = float(norm.ppf(CONFIDENCE) + norm.ppf(POWER))
+    z = float(norm.ppf(confidence) + norm.ppf(POWER))
     spread = max(value * (1 - value), threshold * (1 - threshold))
     return max(n + 1, math.ceil(z * z * spread / (value - threshold) ** 2))
