@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -236,3 +238,14 @@ def test_a_command_imports_libraries_of_parts_that_it_does_not_use_when_it_uses_
     code = f"import sys, {', '.join(modules)}; print(*sorted({set(LATE)!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == []
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Trackers are the user's own; a package's name is not always that of its module."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    declared = {re.split("[<>=]", text)[0] for text in wanted}
+    modules = {name for path in MODULES for whole in imported(path, nodes(path)) if (name := whole.partition(".")[0])}
+    foreign = modules - set(sys.stdlib_module_names) - {"vizrobust"}
+    packages = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    assert {name for name in foreign if packages.get(name, name) not in declared} == set()

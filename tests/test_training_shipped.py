@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tests.test_training_methods import EVERY, of
 from vizrobust.attacks import PGD, Linf
 from vizrobust.cli import main
 from vizrobust.compute import Compute
+from vizrobust.data import ArraySplit, DataSet
 from vizrobust.models import load_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.training_report import model_card
@@ -243,3 +246,35 @@ def test_the_command_names_a_constant_prediction(code: str, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     assert done.stderr.count("predicts class '2' for every watched image") == 1
     assert "predicts class '2' for every test image: training collapsed to one class" in done.stderr
+
+
+def test_a_state_that_is_code_is_not_run_and_torch_does_not_advise_to(tmp_path: Path) -> None:
+    for item in train(RECIPE, tiny(), Compute("cpu"), tmp_path):
+        if isinstance(item, dict):
+            break
+    (tmp_path / STATE_FILE).write_bytes(pickle.dumps(Touch(str(tmp_path / "ran")), protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"state.pt' is damaged and holds no state of a training run") as error:
+            list(train(RECIPE, tiny(), Compute("cpu"), tmp_path))
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+class Touch:
+    """Pickled, a command that makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_images_that_are_too_small_for_the_network_are_refused_with_their_size(tmp_path: Path) -> None:
+    x = torch.rand(12, 1, 2, 2)
+    split = ArraySplit(x, torch.arange(12) % 3)
+    data = DataSet("small", ("a", "b", "c"), (1, 2, 2), split, split, split, 0.1)
+    with pytest.raises(ValueError, match=r"small_cnn cannot take images of 2 x 2 pixels and 1 channel \("):
+        list(train(replace(RECIPE, arch="small_cnn"), data, Compute("cpu"), tmp_path))

@@ -222,15 +222,29 @@ class Trainer:
         return _weaker(attack, part)
 
     def dry_run(self) -> None:
-        """Begin every attack on one image: ``ValueError`` where it does not fit the network or the images."""
+        """Begin every attack on one image: ``ValueError`` where network, images and attack do not fit each other."""
         index = torch.zeros(1, dtype=torch.int64)
         streams = Streams(self.recipe.seed, [0], "rehearsal")
         x, y = self._images(index, streams)
+        self._check_size(x)
         self._check_batchnorm(x)
         with evaluating(self.net):
             for attack in attacks_of(self.recipe.attack):
                 for walk in attack.runs(self.net, x):
                     walk.start(self.net, x, y, streams)
+
+    def _check_size(self, x: Tensor) -> None:
+        """``ValueError`` where the network cannot take an image, such as one smaller than its filters."""
+        with evaluating(self.net), torch.no_grad():
+            try:
+                self.net(x)
+            except RuntimeError as error:
+                channels, height, width = x.shape[1:]
+                size = f"{height} x {width} pixels and {channels} channel{'s' if channels > 1 else ''}"
+                why = " ".join(str(error).split())
+                raise ValueError(
+                    f"{self.recipe.arch} cannot take images of {size} ({why}); choose another architecture or size of image"
+                ) from error
 
     def _check_batchnorm(self, x: Tensor) -> None:
         """``ValueError`` where the batches are single images and the network cannot be trained on one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -165,7 +166,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     begin = "the last whole epoch" if path.name == PART_FILE else "the start"
     remedy = f"remove {str(path)!r} and run the same command again, which then goes on from {begin}"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice about files that it did not write is to run what is in them
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if isinstance(error, OSError | MemoryError):
             raise
