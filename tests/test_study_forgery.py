@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def is_believed(name: str, report: dict[str, Any]) -> bool:
 def noticed(report: dict[str, Any], folder: Path) -> bool:
     found = StudyReport(report)
     try:
-        return any(check.ok is False for check in (*stated_checks(found, folder), *_concluded(found)))
+        return any(check.ok is False for check in chain(stated_checks(found, folder), _concluded(found)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return True  # refused
 
