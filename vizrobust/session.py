@@ -154,7 +154,7 @@ class Session:
             loaded = self.dataset(data, model=model)
             return self.checkpoint(model, loaded), loaded
         if shape is None:
-            raise ParameterError("{shape} (C, H, W), the size of its images, or {data} is needed for a network given as an object")
+            raise ParameterError("{shape} (C, H, W), the size of its images, or {data} is needed for a network as an object")
         empty = torch.zeros(1, *shape)
         return self.checkpoint(model, self.dataset((empty, torch.zeros(1, dtype=torch.int64)), model=model)), None
 
