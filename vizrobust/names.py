@@ -88,7 +88,7 @@ def _check_model(ref: str) -> None:
 def _check_attack(text: str) -> None:
     found = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(\(.*)?", text, re.DOTALL)
     if found and found.group(1).lower() not in {*_lower((*ATTACKS, *OLD_NAMES), "attacks"), "none"}:
-        raise ValueError(unknown(found.group(1), (*ATTACKS, *Catalogue({}, "attacks").installed()), "attack"))
+        raise ValueError(unknown(found.group(1), ATTACKS, "attack"))
 
 
 def _check_recipe(text: str) -> None:
