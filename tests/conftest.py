@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tests.seconds import pytest_runtest_call  # noqa: F401
+from vizrobust import plugins
 from vizrobust.attacks import Attack, State
 from vizrobust.compute import Compute, ask_for_repeatable
 from vizrobust.models import CheckpointInfo, Normalized, architecture, evaluating, save_checkpoint
@@ -29,6 +30,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 SHAPE = (3, 20, 16)  # channels, height and width differ from each other and from every batch size used
 CLASSES = 7
 ask_for_repeatable()  # As every computation of ours does, before a test that starts with a product of its own.
+# Collecting the example package would put it on the path of every test, as if it were installed.
+collect_ignore = ["example_package"]
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
@@ -38,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+
+
+@pytest.fixture(autouse=True)
+def no_code_of_others() -> Iterator[None]:
+    """What a test takes from other packages and files is forgotten after it; run.json records what a process has taken."""
+    before = plugins.used()
+    yield
+    plugins._used.clear()
+    plugins._used.update(before)
 
 
 @pytest.fixture(scope="session")

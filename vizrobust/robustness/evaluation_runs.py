@@ -195,8 +195,9 @@ def reference_accuracies(
     ``constant_prediction`` is there only where the network predicts one class for all of them: its name.
 
     >>> from vizrobust.data import load
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    >>> sorted(reference_accuracies(net, load("digits"), Compute("cpu"), images=5, steps=1))
+    >>> from vizrobust.models import load_checkpoint
+    >>> net = load_checkpoint("mnist-k0").net()
+    >>> sorted(reference_accuracies(net, load("mnist5k"), Compute("cpu"), images=5, steps=1))
     ['attack', 'clean', 'fgsm', 'n', 'robust']
     """
     ball = Linf(eps=data.eps if eps is None else eps)
