@@ -301,3 +301,20 @@ def test_a_studys_result_shows_its_report():
     assert "<table>" in result._repr_html_()
     assert "strongest attack" in result.tables()[0].text()
     assert result.figure() is not None
+
+
+def test_a_run_folder_is_free_again_after_an_error(tmp_path):
+    """A notebook keeps the last traceback, and its frames would keep the lock."""
+    from vizrobust.runs import _Lock
+
+    def fails(*_: object, **__: object) -> object:
+        raise ValueError("stopped")
+
+    kept = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vizrobust.commands.targets.evaluated", fails)
+        with pytest.raises(ValueError, match="stopped") as caught:
+            vr.robust_accuracy("mnist-k0", images=4, out=kept)
+    assert caught.traceback
+    assert (kept / "run.json").is_file()
+    assert kept.resolve() not in _Lock.held

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vizrobust.data import FileSplit, load, with_classes
+from vizrobust.data import FileSplit, content_of, load, with_classes
 from vizrobust.data import files as folders_module
 
 KINDS = ("bee", "Ant", "Cat")
@@ -296,6 +296,7 @@ def test_images_to_evaluate_need_no_training_images(tmp_path: Path) -> None:
     assert (flat.classes, len(flat.test)) == (("unlabelled",), 3)
     for data in (whole, bare, flat):
         assert 0 < data.mean[0] < 1
+        assert len(content_of(data)) == 16
         with pytest.raises(ValueError, match="has no train images"):
             data.split("train")
 

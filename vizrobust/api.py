@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint
     from vizrobust.requests import Request
     from vizrobust.robustness import RobustAccuracy
+    from vizrobust.session import Session
 
     Model = str | Path | nn.Module | Checkpoint
 
@@ -69,10 +71,9 @@ def robust_accuracy(
         batch_size=batch_size, precision=precision,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
-    report, _ = answer_of(answer(request, session))
+    report = _answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
     size, compute = target.batch_size, session.compute(precision)
-    session.close()
     return replace(result, remake=lambda: adversarial_images(target.checkpoint.net(), result, target.images, compute, seed, size))
 
 
@@ -106,11 +107,7 @@ def diagnose_masking(
         precision=precision,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
-    try:
-        report, _ = answer_of(masking(request, session))
-    finally:
-        session.close()
-    (found,) = report.found
+    (found,) = _answered(masking, request, session).found
     return found
 
 
@@ -190,13 +187,11 @@ def compare(
     folder = mkdtemp(prefix="vizrobust-") if out is None else out
     session = Session(folder, device=device, memory=True)
     try:
-        found: Comparison = answer_of(answer(request, session))[0]
+        found: Comparison = _answered(answer, request, session)
     except BaseException:
         if out is None:
             rmtree(folder, ignore_errors=True)
         raise
-    finally:
-        session.close()
     if out is None:
         weakref.finalize(found, rmtree, folder, ignore_errors=True)
     return found
@@ -290,8 +285,7 @@ def train(
     attacks = () if attack is None else tuple(attack) if isinstance(attack, tuple | list) else (attack,)
     request = TrainRequest(data=data, arch=arch, steps=several, attacks=attacks, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("train", request))
-    report: TrainReport = answer_of(answer(request, session))[0]
-    session.close()
+    report: TrainReport = _answered(answer, request, session)
     return report
 
 
@@ -317,9 +311,14 @@ def study(
 
     request = StudyRequest(models=tuple(models), data=data, quick=quick, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("study", request))
-    result: StudyResult = answer_of(answer(request, session))[0]
-    session.close()
+    result: StudyResult = _answered(answer, request, session)
     return result
+
+
+def _answered(command: Any, request: Request, session: Session) -> Any:
+    """The result of a command; its run folder is free again afterwards, also after an error."""
+    with closing(session):
+        return answer_of(command(request, session))[0]
 
 
 def _call(name: str, request: Request) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.data.dataset import SPLITS, ArraySplit, DataSet, FileSplit, Split, Subset
-from vizrobust.data.views import Recolored, Relabelled
+from vizrobust.data.dataset import SPLITS, Absent, ArraySplit, DataSet, FileSplit, Split, Subset
+from vizrobust.data.views import Relabelled, Transformed
 
 # Of larger folders, ends and size of every file are hashed instead of its whole content.
 READ_WHOLE = 1_000_000_000
@@ -32,18 +32,17 @@ def content_of(data: DataSet, *splits: str) -> str:
 
 
 def _add(digest: Any, split: Split) -> None:
-    digest.update(type(split).__name__.encode())
     _add_array(digest, split.labels)
     if isinstance(split, ArraySplit):
         _add_array(digest, split.pixels)
     elif isinstance(split, Subset):
         _add_array(digest, split.index)
         _add(digest, split.whole)
-    elif isinstance(split, Relabelled | Recolored):
+    elif isinstance(split, Relabelled | Transformed):
         _add(digest, split.whole)
     elif isinstance(split, FileSplit):
         _add_files(digest, split.paths)
-    else:
+    elif not isinstance(split, Absent):
         for index in torch.split(torch.arange(len(split)), BATCH):
             _add_array(digest, split.take(index))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,11 +72,11 @@ def with_classes(data: DataSet, classes: Sequence[str]) -> DataSet | None:
 
 
 @dataclass(frozen=True)
-class Recolored:
-    """Another split's images in 3 channels (grey repeated) or 1 (luma, ITU-R 601)."""
+class Transformed:
+    """Another split's images, each batch changed by a function (k, C, H, W) -> (k, C', H', W') in [0, 1]."""
 
     whole: Split
-    channels: int
+    change: Callable[[Tensor], Tensor]
 
     @property
     def labels(self) -> Tensor:
@@ -86,14 +86,18 @@ class Recolored:
         return len(self.whole)
 
     def take(self, index: Tensor) -> Tensor:
-        x = self.whole.take(index)
-        if x.shape[1] == self.channels:
-            return x
-        if self.channels == 3:
-            return x.expand(-1, 3, -1, -1).contiguous()
-        return (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True).clamp(0, 1)
+        return self.change(self.whole.take(index))
+
+
+def _grey_in_three(x: Tensor) -> Tensor:
+    return x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1).contiguous()
+
+
+def _luma(x: Tensor) -> Tensor:
+    return x if x.shape[1] == 1 else (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True).clamp(0, 1)
 
 
 def recolored(data: DataSet, channels: int, name: str) -> DataSet:
-    """`data` under another name with 3 channels or 1."""
-    return data.seen_through(lambda split: Recolored(split, channels), name=name, shape=(channels, *data.shape[1:]))
+    """`data` under another name with 3 channels (grey repeated) or 1 (luma, ITU-R 601)."""
+    change = _grey_in_three if channels == 3 else _luma
+    return data.seen_through(lambda split: Transformed(split, change), name=name, shape=(channels, *data.shape[1:]))

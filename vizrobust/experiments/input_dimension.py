@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vizrobust.attacks import L2, Linf
 from vizrobust.compute import Compute, full_batches, versions
 from vizrobust.data import DataSet, Split, head
+from vizrobust.data.views import Transformed
 from vizrobust.intervals import CONFIDENCE
 from vizrobust.models import architecture
 from vizrobust.requests import ParameterError
@@ -109,27 +111,10 @@ IMAGES = 1000
 LOSSES = ("margin", "ce")
 
 
-@dataclass(frozen=True)
-class Resized:
-    """Another split's images at `height` x `width` pixels: means over areas, which are exact where the sides divide."""
-
-    whole: Split
-    height: int
-    width: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def take(self, index: Tensor) -> Tensor:
-        return F.interpolate(self.whole.take(index), size=(self.height, self.width), mode="area")
-
-
 def resized(data: DataSet, side: int) -> DataSet:
     """A data set whose images have a shorter side of `side` pixels; larger ones repeat pixels. eps stays what it was.
+
+    A pixel is the mean over its area, which is exact where the sides divide.
 
     >>> from vizrobust.data import load
     >>> resized(load("digits"), 4).shape
@@ -140,8 +125,9 @@ def resized(data: DataSet, side: int) -> DataSet:
     channels, height, width = data.shape
     scale = side / min(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    change = partial(F.interpolate, size=size, mode="area")
     name = f"{data.name} at {size[1]} x {size[0]} px"
-    return data.seen_through(lambda split: Resized(split, *size), name=name, shape=(channels, *size))
+    return data.seen_through(lambda split: Transformed(split, change), name=name, shape=(channels, *size))
 
 
 def check_sides(arch: str, data: DataSet, sides: Sequence[int]) -> Iterator[str]:
