@@ -19,6 +19,7 @@ from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import mcnemar
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
+from vizrobust.models.importing import import_file, task
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.robustness.corrupted import corrupted
 
@@ -236,3 +237,33 @@ def test_compare_tests_the_difference_on_the_same_images(trained: str, compute: 
     assert row["accuracy_difference"] == mcnemar(other.robust, base.robust).row()
     assert row["accuracy_difference"]["difference"] < -0.3
     assert row["minus"] == trained
+
+
+def test_two_networks_of_different_code_in_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runs its own code, also where the other's would take its weights."""
+    monkeypatch.chdir(tmp_path)
+    data, files = load("digits"), []
+    x, y = data.train.take(torch.arange(len(data.train))).flatten(1), data.train.labels
+    weight = torch.stack([x[y == kind].mean(0) - x.mean(0) for kind in range(10)])
+    for name, sign in (("right", ""), ("wrong", "-")):
+        code = Path(f"{name}.py")
+        code.write_text(
+            "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            f"        self.net = nn.Linear(64, 10)\n\n    def forward(self, x):\n        return {sign}self.net(x.flatten(1))\n"
+        )
+        torch.save({"net.weight": weight, "net.bias": torch.zeros(10)}, f"{name}.pt")
+        files.append(f"{name}.safetensors")
+        import_file(f"{name}.pt", files[-1], f"{code}:Net", task("digits"), "none")
+    how = ["--attack", "fgsm", "--eps", 1e-6, "--images", 40, "--json"]
+    for order in (("right", "wrong"), ("wrong", "right")):
+        codes = [word for name in order for word in ("--arch", f"{name}.py:Net")]
+        result = run("attack", *files, *codes, *how)
+        assert result.exit_code == 0, result.output
+        assert "has changed" not in result.stderr
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        accuracies = {row["checkpoint"]: row["clean"] for row in rows}
+        assert accuracies["right.safetensors"] > 0.5 > accuracies["wrong.safetensors"]
+    Path("another.py").write_text(Path("wrong.py").read_text())
+    result = run("attack", files[0], "--arch", "wrong.py:Net", "--arch", "another.py:Net", *how)
+    assert result.exit_code == 1
+    assert "needs the code right.py:Net" in result.stderr.replace("\n", " ")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import make_net
-from vizrobust.compute import Compute, changes, full_batches, versions
+from vizrobust.compute import Compute, changes, full_batches, has_bf16, versions
 
 
 @given(st.integers(1, 60), st.integers(1, 20))
@@ -94,3 +94,19 @@ def test_what_is_another_thing_now_is_said_and_what_was_not_recorded_is_not() ->
     then = {"torch": "2.4.0", "processor": "a AVX2", "gone": "1"}
     now = {"torch": "2.4.0", "processor": "b AVX512", "new": "2"}
     assert changes(then, now) == ["processor was a AVX2, is now b AVX512"]
+
+
+def test_bf16_without_its_instructions_is_said_before_anything_starts(tmp_path, monkeypatch):
+    from vizrobust import session
+    from vizrobust.results import Note
+
+    for flags, there in (("flags : avx2 avx512f", False), ("flags : avx512_bf16", True), ("Features : asimd bf16", True)):
+        (tmp_path / "cpuinfo").write_text(flags)
+        assert has_bf16(tmp_path / "cpuinfo") is there
+    told: list[object] = []
+    for there in (False, True):
+        monkeypatch.setattr(session, "has_bf16", lambda there=there: there)
+        asked = session.Session(memory=True, device="cpu", report=told.append)
+        for precision in ("fp32", "bf16", "bf16"):
+            asked.compute(precision)
+    assert [isinstance(one, Note) and "no bfloat16 instructions" in one.text for one in told] == [True]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizrobust.compute import Compute, versions
+from vizrobust.compute import Compute, has_bf16, versions
 from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load, with_classes
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.forward import logits_of
@@ -46,7 +46,9 @@ class Session:
 
     def compute(self, precision: str = "fp32") -> Compute:
         if precision not in self._computes:
-            self._computes[precision] = Compute(self.device, precision, self.threads)
+            made = self._computes[precision] = Compute(self.device, precision, self.threads)
+            if precision == "bf16" and made.device.type == "cpu" and not has_bf16():
+                self.note("note: this processor has no bfloat16 instructions, so bf16 is slower than fp32, up to tens of times")
         return self._computes[precision]
 
     def note(self, text: str) -> None:
@@ -64,14 +66,7 @@ class Session:
             return model
         if isinstance(model, nn.Module):
             return _of_module(model, data)
-        last: ValueError | None = None
-        for code in self.code or (None,):
-            try:
-                return load_checkpoint(str(model), code, self.download)
-            except ValueError as error:
-                last = error
-        assert last is not None
-        raise last
+        return load_checkpoint(str(model), self.code, self.download)
 
     def checkpoints(self, models: Iterable[Any], data: Any = None) -> list[tuple[Checkpoint, DataSet]]:
         """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.benchmarks.bench_attacks import THREADS, Job, best_times, has_bf16, verdict
+from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions, verdict
 from tests.benchmarks.lucent_peer import lucent_renders
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, render
@@ -70,6 +70,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     checkpoint = load_checkpoint("torchvision:resnet18@random")
     print(f"{UNITS} channels of {LAYER} of torchvision's ResNet-18, {SIZE} px, {STEPS} steps, {THREADS} threads")
+    precisions = measured_precisions()
     jobs: dict[str, Job] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,20 +78,17 @@ def main() -> None:
         batch, alone = lucent_renders(body, LAYER, range(UNITS), SIZE, STEPS)
         if batch is not None and alone is not None:
             jobs |= {"Lucent, one batch": batch, "Lucent, unit by unit": alone}
-        for precision in ("fp32", "bf16"):
+        for precision in precisions:
             jobs[f"bare passes, {precision}"] = bare(checkpoint, precision)
             jobs[f"vizrobust, {precision}"] = ours(checkpoint, precision)
         times = best_times(jobs)
     for name, seconds in times.items():
         print(f"  {name:<52} {seconds / UNITS / STEPS:7.4f} s per image and step")
-    bf16 = has_bf16()
-    print(f"this processor {'has' if bf16 else 'does not have'} bfloat16 instructions (avx512_bf16, amx_bf16)")
     if "Lucent, one batch" in times:
         for peer, wanted in (("Lucent, one batch", (2.4, 4)), ("Lucent, unit by unit", (3.5, 6))):
-            for precision, least in zip(("fp32", "bf16"), wanted, strict=True):
-                note = "" if bf16 or precision == "fp32" else " (holds only with bfloat16 instructions)"
-                verdict(f"{peer} / vizrobust, {precision}", times[peer] / times[f"vizrobust, {precision}"], least, True, note)
-    for precision in ("fp32", "bf16"):
+            for precision, least in zip(precisions, wanted, strict=False):
+                verdict(f"{peer} / vizrobust, {precision}", times[peer] / times[f"vizrobust, {precision}"], least, True)
+    for precision in precisions:
         ratio = times[f"vizrobust, {precision}"] / times[f"bare passes, {precision}"]
         verdict(f"vizrobust / bare passes, {precision}", ratio, 1.1, False)
     costs = best_times({str(size): ours(checkpoint, "fp32", size, size) for size in (1, 4, 16, 64)})

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.benchmarks.bench_attacks import THREADS, Job, best_times, has_bf16, verdict
+from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions, verdict
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, DataSet
@@ -170,26 +170,23 @@ def memory() -> None:
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    fp32, bf16, plain = trainer(), trainer("bf16"), trainer()
+    precisions, plain = measured_precisions(), trainer()
     whole = data(BATCH * BATCHES).train
     contiguous = plain.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     x, y = whole.take(torch.arange(BATCH * BATCHES)), whole.labels
     jobs = {
         "textbook": textbook(contiguous, x, y),
-        "bare passes, fp32": bare(trainer()),
-        "vizrobust, fp32": epoch(fp32),
-        "bare passes, bf16": bare(trainer("bf16")),
-        "vizrobust, bf16": epoch(bf16),
         "its data alone": pipeline(trainer()),
     }
+    for precision in precisions:
+        jobs |= {f"bare passes, {precision}": bare(trainer(precision)), f"vizrobust, {precision}": epoch(trainer(precision))}
     print(f"PGD-{STEPS} training, {BATCHES} batches of {BATCH} images of {SHAPE}, resnet_small, {THREADS} threads")
     times = best_times(jobs)
     for name, seconds in times.items():
         print(f"  {name:<52} {seconds:6.3f} s")
-    note = "" if has_bf16() else " (holds only with bfloat16 instructions)"
-    verdict("textbook / vizrobust, fp32", times["textbook"] / times["vizrobust, fp32"], 1.5, True)
-    verdict("textbook / vizrobust, bf16", times["textbook"] / times["vizrobust, bf16"], 3.0, True, note)
-    for precision in ("fp32", "bf16"):
+    for precision, least in zip(precisions, (1.5, 3.0), strict=False):
+        verdict(f"textbook / vizrobust, {precision}", times["textbook"] / times[f"vizrobust, {precision}"], least, True)
+    for precision in precisions:
         ratio = times[f"vizrobust, {precision}"] / times[f"bare passes, {precision}"]
         verdict(f"vizrobust / {STEPS} input gradients and a weight step, {precision}", ratio, 1.1, False)
     verdict("data / epoch", times["its data alone"] / times["vizrobust, fp32"], 0.03, False)

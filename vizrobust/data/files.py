@@ -78,7 +78,7 @@ def _read(file: str) -> dict[str, Array]:
                 if (f"x_{split}" in loaded) != (f"y_{split}" in loaded):
                     raise _Unfit(f"{file!r} has only one of x_{split} and y_{split}; give both or neither")
             return {key: loaded[key] for key in (*NEEDED, *OPTIONAL) if key in loaded}
-    except _Unfit:
+    except (_Unfit, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in any way: zlib.error, RuntimeError, NotImplementedError, …
         raise ValueError(f"cannot read {file!r} as .npz ({error}); write it with numpy.savez, without objects") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -27,13 +28,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INPUT_OPTIONS = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
 
-def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -> Checkpoint:
+def load_checkpoint(ref: str, arch: str | Sequence[str] | None = None, download: bool = False) -> Checkpoint:
     """The checkpoint that `ref` names.
 
     A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
     weights from torch's cache, or fetched with `download`), or untrained ``torchvision:NAME@random`` and
     ``timm:NAME@random``; ``@random`` behind any other reference is its network untrained. A checkpoint whose network
-    is the user's own code loads only when `arch` names that code again. Raises ``ValueError`` or
+    is the user's own code loads only when `arch` names that code again; of several it takes its own. Raises ``ValueError`` or
     ``FileNotFoundError`` with the next step.
     """
     if ref.startswith("torchvision:"):
@@ -44,8 +45,10 @@ def load_checkpoint(ref: str, arch: str | None = None, download: bool = False) -
         return load_checkpoint(ref.removesuffix(UNTRAINED), arch).untrained(ref)
     path = _file(ref)
     info, state = read_checkpoint(path)
-    code = code_sha256(arch) if arch is not None and is_user_code(info.arch) else ""
-    return Checkpoint(ref, info, state, _build(ref, info, arch, code), code=code)
+    if not is_user_code(info.arch):
+        return Checkpoint(ref, info, state, architecture(info.arch, info.input_shape, len(info.classes)))
+    own, code = _own_code(ref, info, (arch,) if isinstance(arch, str) else tuple(arch or ()))
+    return Checkpoint(ref, info, state, architecture(own, info.input_shape, len(info.classes)), code=code)
 
 
 def _file(ref: str) -> Path:
@@ -66,15 +69,20 @@ def _file(ref: str) -> Path:
     raise ValueError(no_model(ref))
 
 
-def _build(ref: str, info: CheckpointInfo, arch: str | None, code: str) -> Build:
-    if is_user_code(info.arch):
-        if arch is None:
-            raise ValueError(f"{ref!r} needs your code: give --arch {info.arch} again (it runs that file)")
+def _own_code(ref: str, info: CheckpointInfo, given: tuple[str, ...]) -> tuple[str, str]:
+    """Which of the `given` codes is the checkpoint's, and its hash: the one that it records, else the one of its name."""
+    if not given:
+        raise ValueError(f"{ref!r} needs your code: give --arch {info.arch} again (it runs that file)")
+    for arch in given:
         # Earlier versions recorded the hash of the whole file.
-        if info.arch_sha256 not in (code, file_sha256(arch.rpartition(":")[0])):
-            warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=2)
-        return architecture(arch, info.input_shape, len(info.classes))
-    return architecture(info.arch, info.input_shape, len(info.classes))
+        if info.arch_sha256 in (code := code_sha256(arch), file_sha256(arch.rpartition(":")[0])):
+            return arch, code
+    named = [arch for arch in given if Path(arch).name == Path(info.arch).name]
+    if len(given) > 1 and len(named) != 1:
+        raise ValueError(f"{ref!r} needs the code {info.arch}, and none of {', '.join(given)} is that; give it with --arch")
+    arch = named[0] if named else given[0]
+    warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=3)
+    return arch, code_sha256(arch)
 
 
 def _torchvision(ref: str, download: bool) -> Checkpoint:
