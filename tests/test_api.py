@@ -16,6 +16,8 @@ import vizrobust as vr
 from tests.conftest import net_file
 from vizrobust.commands.compare import random_reference
 from vizrobust.commands.study import StudyResult
+from vizrobust.data import ArraySplit, DataSet
+from vizrobust.models import save_checkpoint
 from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
 from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
 from vizrobust.requests.study import StudyRequest
@@ -204,6 +206,20 @@ def test_networks_of_one_class_are_compared_under_names_of_their_own():
     assert [result.clean for _, result in found.evaluations] == [7 / 9, 2 / 9]
     with pytest.raises(ValueError, match="two or more different checkpoints, got 1"):
         vr.compare([nets[0]], images(), eps=EPS)
+
+
+def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(tmp_path):
+    ref, other = net_file((1, 8, 8), 4), tmp_path / "turned.safetensors"
+    one = vr.load(ref)
+    turned = {name: value.flip(0) if len(value) == 4 else value for name, value in one.state.items()}
+    save_checkpoint(other, turned, dataclasses.replace(one.info, classes=one.info.classes[::-1]))
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = ArraySplit(x, torch.arange(12) % 4)
+    named = DataSet("four", one.info.classes, (1, 8, 8), data, data, data, 0.1)
+    found = vr.compare([ref, str(other)], named, attack="fgsm", seeds=1, steps=1, units=[0])
+    first, second = (result for _, result in found.evaluations)
+    assert first.correct.any()
+    assert torch.equal(first.correct, second.correct)
 
 
 def test_a_random_reference_has_weights_of_its_own():

@@ -372,3 +372,12 @@ def test_a_full_disk_is_said_whoever_writes(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert (tmp_path / "x").read_bytes() == b"as before"
+
+
+def test_a_folder_that_could_not_be_opened_is_free_while_the_error_is_looked_at(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "neurons", {}).close()
+    (tmp_path / "run" / "rows.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match="is damaged") as error:
+        RunFolder(tmp_path / "run", "neurons", {})
+    assert error.tb is not None  # as a notebook keeps it
+    assert (tmp_path / "run").resolve() not in runs._Lock.held

@@ -19,7 +19,7 @@ from vizrobust.features.picture_runs import images_of
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
-from vizrobust.runs import read_rows
+from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.protocol import choose_eps
@@ -389,3 +389,13 @@ def test_first_reach_against_a_plain_loop() -> None:
                 share = (largest[u] - low) / (high - low)
                 expected = away[u, r, frame - 1] + share * (away[u, r, frame] - away[u, r, frame - 1])
                 torch.testing.assert_close(radius[u, r], expected)
+
+
+def test_a_studys_own_folder_is_locked_until_it_is_closed(small: Plan, tmp_path: Path) -> None:
+    def held() -> set[Path]:
+        return {folder for folder in _Lock.held if folder.is_relative_to(tmp_path.resolve())}
+
+    study = Study(tmp_path / "study", small, DIGITS, Compute("cpu", threads=1))
+    assert (tmp_path / "study").resolve() in held()  # what --wait waits for
+    study.close()
+    assert not held()

@@ -52,12 +52,16 @@ class RunFolder:
         self._rows_file = self.folder / "rows.jsonl"
         self._release: Callable[[], object] = lambda: None
         taken = ""
+        whole: list[Row] = []
         if self.writes:
             try:
                 self._open(described, wait)
+                whole = read_rows(self.folder)
             except Taken as error:
                 taken = str(error)
-        whole = read_rows(self.folder) if self.writes and not taken else []
+            except BaseException:
+                self.close()  # the error's traceback would hold the lock
+                raise
         there = self._present(whole)
         taken, there, self.outdated = processes.broadcast((taken, there, len(whole) - len(there)))
         if taken:

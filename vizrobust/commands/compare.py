@@ -75,8 +75,10 @@ def compare(request: CompareRequest, session: Session) -> Generator[Event, None,
         raise ParameterError("{models}: compare needs two or more different checkpoints, got %s", len(checkpoints))
     loaded = session.data_for(checkpoints[0], request.data)
     compute = session.compute(request.precision)
-    attack = None
+    attack: Attack | None = None
+    sets: list[DataSet] = []
     if request.images:
+        sets = [session.data_for(checkpoint, loaded) for checkpoint in checkpoints]  # labels in each one's order
         asked = AttackRequest(models=request.models, attacks=(request.attack,), eps=request.eps, norm=request.norm)
         (attack,) = yield from attacks_for(asked, loaded, ())
     resolved, job = resolve(request, checkpoints, loaded, attack, session)
@@ -87,9 +89,10 @@ def compare(request: CompareRequest, session: Session) -> Generator[Event, None,
     tables, numbers = [recipes(checkpoints)], [{"checkpoint": one.name, **checkpoint_facts(one)} for one in checkpoints]
     found: Evaluations = ()
     if attack is not None:
-        found = attacked(checkpoints, loaded, attack, request, session)
-        tables += accuracy_tables(found, loaded)
-        numbers += accuracy_rows(found, loaded)
+        found = attacked(checkpoints, sets, attack, request, session)
+        accuracies = accuracy_rows(found, loaded)
+        tables += accuracy_tables(accuracies)
+        numbers += accuracies
     reference = random_reference(checkpoints[0])
     if reference is None:
         yield Note(f"no random network as a reference: {checkpoints[0].name} has parameters that reset_parameters() leaves")
@@ -141,15 +144,19 @@ def recipes(checkpoints: Sequence[Checkpoint]) -> Table:
 
 
 def attacked(
-    checkpoints: Sequence[Checkpoint], data: DataSet, attack: Attack, request: CompareRequest, session: Session
+    checkpoints: Sequence[Checkpoint], sets: Sequence[DataSet], attack: Attack, request: CompareRequest, session: Session
 ) -> Evaluations:
-    """The same attack on the same images for every checkpoint, in the run folder that `attack` would use."""
-    compute, images = session.compute(request.precision), head(data.test, request.images)
-    size = min(BATCH_SIZE, len(images)) if session.memory else BATCH_SIZE
-    described = identity(data.name, "test", request.seed, size, compute.precision)
-    folder = session.folder("attack", described, compute, data, "test", shared=True)
+    """The same attack on the same images for every checkpoint, in the run folder that `attack` would use.
+
+    `sets` are one data set with the labels of each checkpoint's classes.
+    """
+    compute, first = session.compute(request.precision), sets[0]
+    size = min(BATCH_SIZE, len(head(first.test, request.images))) if session.memory else BATCH_SIZE
+    described = identity(first.name, "test", request.seed, size, compute.precision)
+    folder = session.folder("attack", described, compute, first, "test", shared=True)
     found = []
-    for checkpoint in checkpoints:
+    for checkpoint, data in zip(checkpoints, sets, strict=True):
+        images = head(data.test, request.images)
         session.remember(folder, checkpoint)
 
         def report(run: str, done: int, total: int, name: str = checkpoint.name) -> None:
@@ -176,10 +183,9 @@ def accuracy_rows(found: Evaluations, data: DataSet) -> list[Row]:
     return rows
 
 
-def accuracy_tables(found: Evaluations, data: DataSet) -> list[Table]:
-    """Accuracy under the attack, and the differences to the first checkpoint with McNemar's test."""
-    rows = accuracy_rows(found, data)
-    attack, n = rows[0]["attack"], rows[0]["n"]
+def accuracy_tables(rows: Sequence[Row]) -> list[Table]:
+    """Accuracy under the attack, and the differences to the first checkpoint with McNemar's test, from `accuracy_rows`."""
+    attack, n, data = (rows[0][key] for key in ("attack", "n", "data"))
     shown = [
         [row["checkpoint"], percent(row["clean"]), percent(row["accuracy"]), interval_text(row["ci_low"], row["ci_high"]),
          f"{worst['class']}: {percent(worst['accuracy'])}", interval_text(worst["ci_low"], worst["ci_high"])]
@@ -187,7 +193,7 @@ def accuracy_tables(found: Evaluations, data: DataSet) -> list[Table]:
         for worst in (row["worst_class"],)
     ]  # fmt: skip
     header = ["checkpoint", "clean", "accuracy", "95 % interval", "worst class", "95 % interval of the lowest"]
-    accuracies = Table(f"Under {attack}, the first {n} test images of {data.name}", header, shown)
+    accuracies = Table(f"Under {attack}, the first {n} test images of {data}", header, shown)
     differences = []
     for row in rows[1:]:
         for what in ("clean", "accuracy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -100,24 +101,23 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
     plan = resolve(request, data, provided)
     identity = {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in provided]}
     folder = str(session.out or default_folder("study", identity))
-    compute = Compute(session.device, request.precision)
     # Also where only the main process sees the folder.
-    threads = compute.processes.broadcast(recorded_threads(folder))
-    compute = Compute(session.device, request.precision, threads)
-    running = Study(folder, plan, data, compute, session.argv, provided, wait=session.wait)
-    yield Note(f"study of {data.name} in {folder}: {_size(running)}")
-    yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
-    registered = False
-    for stage in running.run():
-        if not registered and "prereg" in running.facts:
-            registered = True
-            yield Note(f"preregistered in {running.folder / protocol.FILE}, sha256 {running.facts['prereg']['sha256']}")
-        yield Progress("study", stage.done, stage.total, stage=stage.what)
-    if not compute.processes.main:
-        return StudyResult(request, None, None)
-    report = report_of(running, session.argv)
-    report.write(running.folder)
-    page = write_study(running.folder, report)
+    threads = session.compute(request.precision).processes.broadcast(recorded_threads(folder))
+    compute = Compute(session.device, request.precision, threads or session.threads)
+    with closing(Study(folder, plan, data, compute, session.argv, provided, wait=session.wait)) as running:
+        yield Note(f"study of {data.name} in {folder}: {_size(running)}")
+        yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
+        registered = False
+        for stage in running.run():
+            if not registered and "prereg" in running.facts:
+                registered = True
+                yield Note(f"preregistered in {running.folder / protocol.FILE}, sha256 {running.facts['prereg']['sha256']}")
+            yield Progress("study", stage.done, stage.total, stage=stage.what)
+        if not compute.processes.main:
+            return StudyResult(request, None, None)
+        report = report_of(running, session.argv)
+        report.write(running.folder)
+        page = write_study(running.folder, report)
     yield dict(report)
     if session.argv:
         yield Note(f"made by: {session.argv}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -171,19 +172,20 @@ def dimension_study(
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     identity = {"training": repr(same), "images": images, **own_content(data, recipe.arch)}
     run = RunFolder(folder, "dimension", identity, record, wait=wait)
-    known = {(row["side"], row["seed"]): row for row in run.rows()}
-    for side in sides:
-        smaller = resized(data, side)
-        for seed in seeds:
-            if (side, seed) not in known:
-                own = run.folder / f"{side}px-s{seed}"
-                one = replace(recipe, data=smaller.name, seed=seed)
-                for news in train(one, smaller, compute, own, argv):
-                    if not isinstance(news, dict):
-                        yield news
-                known[side, seed] = {"side": side, "seed": seed, **_measured(own, one, smaller, images, compute)}
-                run.add(known[side, seed])
-            yield known[side, seed]
+    with closing(run):
+        known = {(row["side"], row["seed"]): row for row in run.rows()}
+        for side in sides:
+            smaller = resized(data, side)
+            for seed in seeds:
+                if (side, seed) not in known:
+                    own = run.folder / f"{side}px-s{seed}"
+                    one = replace(recipe, data=smaller.name, seed=seed)
+                    for news in train(one, smaller, compute, own, argv):
+                        if not isinstance(news, dict):
+                            yield news
+                    known[side, seed] = {"side": side, "seed": seed, **_measured(own, one, smaller, images, compute)}
+                    run.add(known[side, seed])
+                yield known[side, seed]
 
 
 def growth(rows: Sequence[Row], loss: str = "margin", trained: bool = True) -> Growth:

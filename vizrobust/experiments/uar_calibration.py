@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,10 +115,9 @@ def calibrate(
     """Train and test in a folder, or go on where an earlier process stopped; yields progress, and each type's result.
 
     Every network is a training run in ``networks/``, every test a row, every result a file in ``calibrations/``, the
-    first of them the anchor's. The recipe's loss is what UAR trains with
-    if its clean_weight is 0; unlike UAR, whose eps is drawn for each example from (0, eps), it is fixed after the
-    recipe's ramp. An image counts as right if it is so clean and at every iterate. Raises ``ValueError`` if the
-    folder holds a run with another plan.
+    first of them the anchor's. The recipe's loss is what UAR trains with if its clean_weight is 0; unlike UAR, whose eps is
+    drawn for each example from (0, eps), it is fixed after the recipe's ramp. An image counts as right if it is so clean and
+    at every iterate. Raises ``ValueError`` if the folder holds a run with another plan.
     """
     default = min(ABOVE_USUAL * data.usual_eps, LARGEST_ANCHOR)
     for attack in (plan.anchor, *plan.attacks):
@@ -125,13 +125,14 @@ def calibrate(
         Trainer(replace(plan.recipe, attack=vary(attack, eps=attack.threat_model()[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch)}, record, wait=wait)
-    work = _Work(plan, data, compute, run, argv)
-    anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)
-    yield _kept(run, result(plan, anchors, anchors, argv))
-    for attack in plan.attacks:
-        largest = attack.threat_model()[1] or work.largest_eps(attack, anchors)
-        table = yield from work.table(attack, largest, plan.candidates)
-        yield _kept(run, result(plan, anchors, table, argv))
+    with closing(run):
+        work = _Work(plan, data, compute, run, argv)
+        anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)
+        yield _kept(run, result(plan, anchors, anchors, argv))
+        for attack in plan.attacks:
+            largest = attack.threat_model()[1] or work.largest_eps(attack, anchors)
+            table = yield from work.table(attack, largest, plan.candidates)
+            yield _kept(run, result(plan, anchors, table, argv))
 
 
 def result(plan: Plan, anchors: Table, table: Table, argv: str = "") -> Row:

@@ -69,8 +69,9 @@ class Study:
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
         described |= own_content(data, plan.training.arch)
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-        self.folder = RunFolder(folder, "study", described, record, compute.processes, wait=wait).folder
-        self._opened: dict[str, RunFolder] = {}
+        # Held to the end: this lock is what another process waits for.
+        whole = RunFolder(folder, "study", described, record, compute.processes, wait=wait)
+        self.folder, self._opened = whole.folder, {"": whole}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         judged = {"plan": repr(plan), "judges": self._judge_hashes()}
@@ -82,6 +83,11 @@ class Study:
         self.compared: list[StudyCheckpoint] = []
         self.matched_units: dict[str, MatchedUnits] = {}
         self.facts: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Let another process write the folders."""
+        for folder in self._opened.values():
+            folder.close()
 
     def run(self) -> Iterator[Stage]:
         """Train, preregister, attack, match units, render, score.
