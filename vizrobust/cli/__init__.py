@@ -19,11 +19,7 @@ from vizrobust.cli.output import say, stopped, visible
 from vizrobust.parallel import launched
 from vizrobust.requests.request import ParameterError
 
-# The commands in the order of a person's path.
-COMMANDS = (
-    "neurons", "spritemap", "atlas", "compare", "study", "verify", "gallery", "trials", "rerender", "invert", "caricature",
-    "train", "calibrate", "attack", "masking", "first-order", "dimension", "layers", "import", "list",
-)  # fmt: skip
+COMMANDS = tuple(requests.COMMANDS)
 # Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
 TOGETHER = tuple(name for name in COMMANDS if requests.COMMANDS[name].parallel)
 

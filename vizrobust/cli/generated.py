@@ -57,7 +57,8 @@ def command(name: str) -> click.Command:
     fields = sorted(
         (field for field in dataclasses.fields(request) if field.metadata["cli"]), key=lambda field: -depth[field.name]
     )
-    parameters = [parameter_of(field, hints(request)[field.name]) for field in fields]
+    hints = typing.get_type_hints(request)
+    parameters = [parameter_of(field, hints[field.name]) for field in fields]
     parameters.sort(key=lambda parameter: isinstance(parameter, click.Option))  # arguments first
     doc, own = request.__doc__ or "", {field.name for field in fields}
 
@@ -74,10 +75,6 @@ def command(name: str) -> click.Command:
         if not taken.intersection(option.opts) and (takes is None or option.name in takes)
     ]
     return click.Command(name, params=[*parameters, *shared], callback=run, help=doc)
-
-
-def hints(request: type[Request]) -> dict[str, Any]:
-    return typing.get_type_hints(request)
 
 
 def option_name(request: type[Request], field: str) -> str:

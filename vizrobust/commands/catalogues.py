@@ -47,7 +47,7 @@ def list_(request: ListRequest, _session: Session) -> Generator[Event, None, Lis
         chosen = {request.kind.lower(): lookup(kinds, request.kind, "catalogue")}
     else:
         things = lookup(kinds, request.kind, "catalogue")
-        known = {name.partition(":")[0] if ":" in name else name: name for name in things}
+        known = {name.partition(":")[0]: name for name in things}
         name = lookup(known, request.name, request.kind.lower().removesuffix("s"))
         table = described(things[name], name)
         rows: list[Row] = [dict(zip(table.header, row, strict=True)) for row in table.rows]
@@ -155,7 +155,7 @@ def described(thing: Any, name: str = "") -> Table:
     doc = inspect.cleandoc(thing.__doc__ or "")
     if not callable(thing) and dataclasses.is_dataclass(thing):  # an entry that describes itself, such as a metric
         facts = [(field.name, getattr(thing, field.name)) for field in dataclasses.fields(thing)]
-        rows = [[key, getattr(value, "__name__", None) or str(value)] for key, value in facts if not callable(value) or key]
+        rows = [[key, getattr(value, "__name__", None) or str(value)] for key, value in facts]
         return Table(name or str(getattr(thing, "name", "")), ["field", "value"], rows)
     rows = [[field, default, allowed, kind] for field, default, kind, allowed in _fields(thing)]
     return Table(name or thing.__name__, ["field", "default", "range", "type"], rows, doc)

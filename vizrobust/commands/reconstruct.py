@@ -128,12 +128,11 @@ def _reconstruct(
     )  # fmt: skip
     identity = {**job.identity(compute.precision), "objective": repr(objective(ANY_LAYER))}
     run = folder_for(command, request, resolved, job, session, identity)
-    todo = [(one, name, job_) for one, name, job_ in jobs if missing(run, one, job_)]
+    todo = [(one, name, job_, pending) for one, name, job_ in jobs if (pending := len(missing(run, one, job_)))]
     if todo:
-        yield Note(f"to render: {sum(len(missing(run, one, job_)) for one, _, job_ in todo)}, {recipe}")
-    for checkpoint, name, job_ in todo:
+        yield Note(f"to render: {sum(pending for *_, pending in todo)}, {recipe}")
+    for checkpoint, name, job_, pending in todo:
         session.remember(run, checkpoint, checkpoint_facts(checkpoint))
-        pending = len(missing(run, checkpoint, job_))
         for done, _ in enumerate(render_into(run, checkpoint, job_, compute), 1):
             session.progress(f"{checkpoint.name}, {name}", done, pending)
     rows = {picture_key(row): row for row in run.rows()}

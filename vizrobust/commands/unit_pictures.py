@@ -165,8 +165,7 @@ class UnitRun:
         self, checkpoints: Sequence[Checkpoint], data: DataSet | None, judge: Judge, query_images: int,
         references: Sequence[Checkpoint] = (),
     ) -> dict[str, PictureScores]:  # fmt: skip
-        """Render what the scores need besides, and score."""
-        self.render_for_clarity([*checkpoints, *references])
+        """Score the pictures; `render_for_clarity` has made them."""
         return score_run(self.run, checkpoints, self.job, judge, data, self.compute, references, query_images=query_images)
 
 

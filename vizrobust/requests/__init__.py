@@ -6,31 +6,32 @@ from importlib import import_module
 
 from vizrobust.requests.request import Command, ParameterError, Request
 
+# In the order of a person's path, as the program's help lists them.
 COMMANDS: dict[str, Command] = {
-    "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
-    "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
-    "import": Command("training:ImportRequest", "checkpoints:import_", "files", session=("download", "as_json")),
+    "neurons": Command("pictures:NeuronsRequest", "neurons:neurons", "look", resumable=True, parallel=True),
+    "spritemap": Command("pictures:SpritemapRequest", "layer_sheets:spritemap", "look", resumable=True),
+    "atlas": Command("pictures:AtlasRequest", "layer_sheets:atlas", "look", resumable=True),
+    "compare": Command("pictures:CompareRequest", "compare:compare", "look", resumable=True, parallel=True),
     "study": Command("study:StudyRequest", "study:study", "study", resumable=True, parallel=True),
     "verify": Command("study:VerifyRequest", "study:verify", "study", session=("download", "device", "as_json", "quiet")),
+    "gallery": Command("pictures:GalleryRequest", "pictures:gallery", "files", session=()),
     "trials": Command("study:TrialsRequest", "trials:trials", "study", session=("download", "arch", "as_json")),
-    "layers": Command("study:LayersRequest", "checkpoints:layers", "look", session=("download", "arch", "as_json")),
-    "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),
+    "rerender": Command(
+        "pictures:RerenderRequest", "pictures:rerender", "files", session=("download", "arch", "device", "as_json")
+    ),
+    "invert": Command("pictures:InvertRequest", "reconstruct:invert", "look", resumable=True),
+    "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
+    "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
+    "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
+    "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
     "masking": Command(
         "evaluation:MaskingRequest", "masking:masking", "evaluate", resumable=True, parallel=True, exits={False: 3, None: 4}
     ),
     "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
     "dimension": Command("evaluation:DimensionRequest", "dimension:dimension", "evaluate", resumable=True),
-    "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
-    "neurons": Command("pictures:NeuronsRequest", "neurons:neurons", "look", resumable=True, parallel=True),
-    "spritemap": Command("pictures:SpritemapRequest", "layer_sheets:spritemap", "look", resumable=True),
-    "atlas": Command("pictures:AtlasRequest", "layer_sheets:atlas", "look", resumable=True),
-    "invert": Command("pictures:InvertRequest", "reconstruct:invert", "look", resumable=True),
-    "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
-    "compare": Command("pictures:CompareRequest", "compare:compare", "look", resumable=True, parallel=True),
-    "rerender": Command(
-        "pictures:RerenderRequest", "pictures:rerender", "files", session=("download", "arch", "device", "as_json")
-    ),
-    "gallery": Command("pictures:GalleryRequest", "pictures:gallery", "files", session=()),
+    "layers": Command("study:LayersRequest", "checkpoints:layers", "look", session=("download", "arch", "as_json")),
+    "import": Command("training:ImportRequest", "checkpoints:import_", "files", session=("download", "as_json")),
+    "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),
 }
 
 __all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]

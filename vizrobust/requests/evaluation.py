@@ -105,7 +105,7 @@ class MaskingRequest(OnImages):
     )
     transfer_from: str | None = param(None, "Transfer attacks from this checkpoint too.", kind="model", role="grows")
     trained_with: Any = param(
-        None, "What a checkpoint that does not say it was trained against.", kind="attack", role="grows", metavar="SPEC|none"
+        None, "The training attack of checkpoints that do not record it.", kind="attack", role="grows", metavar="SPEC|none"
     )
     effort: Any = param(
         None,
@@ -136,7 +136,7 @@ class FirstOrderRequest(OnImages):
     """
 
     steps: int = param(20, "Steps of PGD.", least=1)
-    loss: str = param("both", "Drops of what.", choices=(*LOSSES, "both"), role="view")
+    loss: str = param("both", "The loss whose drops are measured.", choices=(*LOSSES, "both"), role="view")
     plot: str | None = param(None, "Draw each image's drops to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
 
     def check(self) -> None:
@@ -180,7 +180,7 @@ class DimensionRequest(Experiment):
     steps: int = param(0, "K: attack steps for each training example; 0: standard training.")
     eps: float | None = param(None, "Radius of training's attack, with --steps; default: the data set's.", kind="fraction")
     images: int = param(1000, "Gradients at the first N test images.", least=1)
-    loss: str = param("both", "Gradient of what.", choices=(*LOSSES, "both"), role="view")
+    loss: str = param("both", "The loss whose gradient is taken.", choices=(*LOSSES, "both"), role="view")
     plot: str | None = param(None, "Draw the growth to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
 
     def check(self) -> None:

@@ -330,7 +330,7 @@ def _layers(report: StudyReport, plan: Plan) -> Iterator[str]:
         if row["flagged"] != (row["value"] is not None and row["value"] < FLAGGED_BELOW) or row["layer"] != plan.layer:
             yield f"the flag or the layer of {row['checkpoint']}'s path similarity does not follow"
         if (row["value"] is None) != bool(row["why"]):
-            yield f"the path similarity of {row['checkpoint']} has a value and a reason against one"
+            yield f"the path similarity of {row['checkpoint']} must have either a value or a reason for none"
     yield from _curves(report)
     for row in report["excitation"]:
         if row["reached"] is not None and not (0 <= row["reached"] <= 1 and (row["radius"] is None) == (row["reached"] == 0)):
@@ -343,7 +343,7 @@ def _layers(report: StudyReport, plan: Plan) -> Iterator[str]:
         elif abs(fmean(row["correlations"]) - row["drawn"]) > CLOSE:
             yield f"drawn of {row['checkpoint']} is not the mean of its correlations"
         if not -1 <= row["chance"] <= row["quality"] <= 1:
-            yield f"quality and chance of {row['checkpoint']}'s match cannot be"
+            yield f"quality and chance of {row['checkpoint']}'s match are impossible"
 
 
 def _curves(report: StudyReport) -> Iterator[str]:
@@ -357,7 +357,7 @@ def _curves(report: StudyReport) -> Iterator[str]:
         if set(by_judge) != judges or len(paths) != 1:
             yield f"the distances of {checkpoint}, {recipe} differ between judges"
         elif any(not 0 <= row["value"] <= 1 for rows in by_judge.values() for row in rows):
-            yield f"a value on the way of {checkpoint}, {recipe} is no AUC"
+            yield f"a value on the path of {checkpoint}, {recipe} is not an AUC: it must be from 0 to 1"
         else:
             (path,) = paths
             if path[0] != (0, 0.0) or [step for step, _ in path] != sorted({step for step, _ in path}):

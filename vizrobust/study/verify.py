@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def verify(
     missing = [name for name in NEEDED if name not in report]
     if missing:
         raise ValueError(f"the report has no {missing[0]!r}; give the report.json of a finished study")
+    images = cache(images)  # attacks and scores look at the same
     yield from stated_checks(report, folder, copy)
     yield from _concluded(report)
     unlike = _unlike(report, compute)
