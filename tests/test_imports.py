@@ -233,6 +233,7 @@ for module in {light!r}:
     assert done.stdout.splitlines() == light, "each name stands alone in its line"
 
 
+@pytest.mark.slow  # torch alone takes 4 s to import, 9 s beside another process
 def test_a_command_imports_libraries_of_parts_that_it_does_not_use_when_it_uses_them() -> None:
     modules = ["vizrobust.session", *(f"vizrobust.commands.{command}" for command in ("neurons", "attack", "train"))]
     code = f"import sys, {', '.join(modules)}; print(*sorted({set(LATE)!r} & set(sys.modules)))"
