@@ -119,7 +119,7 @@ def with_code(tmp_path, code):
 
 def test_a_checkpoint_with_user_code_loads_only_when_the_code_is_named_again(with_code):
     path, ref = with_code
-    with pytest.raises(ValueError, match=r"needs your code: give --arch .*mine.py:two again"):
+    with pytest.raises(ValueError, match=r"needs your code: give arch .*mine.py:two again"):
         load_checkpoint(str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -36,7 +36,7 @@ def test_an_unknown_device_or_precision_is_named() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(ValueError, match="'cuda' is not available here; use --device cpu"):
+    with pytest.raises(ValueError, match="'cuda' is not available here; use device cpu"):
         Compute("cuda")
 
 

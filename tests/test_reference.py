@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import click
 import pytest
 
+import vizrobust
 from vizrobust import api
 from vizrobust.cli import COMMANDS, GROUPS, main
 from vizrobust.cli.generated import SESSION, flag_of
@@ -75,3 +78,38 @@ def test_parameters_of_the_functions_are_fields_of_the_request_with_its_defaults
         default = fields[field].default
         if parameter.default is not parameter.empty and default != () and default is not dataclasses.MISSING:
             assert parameter.default == default, parameter.name
+
+
+# Texts outside cli/ and requests/ that hold an option for a reason.
+OPTIONS_ALLOWED = {
+    "commands/checkpoints.py": "the end of a command that is printed whole",
+    "report/training_report.py": "options that a card leaves out of the command it shows",
+}
+
+
+def options_named(source: str) -> list[str]:
+    """Texts that name an option, without docstrings and without whole commands such as ``vizrobust import FILE --arch …``."""
+    tree = ast.parse(source)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (parts | docs):
+            texts.append(node.value)
+    return [text for text in texts if re.search(r"(?<![\w-])--[a-z]", re.sub(r"vizrobust [a-z-]+ [^;`(]*", "", text))]
+
+
+def test_the_library_names_parameters_and_leaves_options_to_the_command_line():
+    assert options_named('raise ValueError(f"{x} is not here; use --device cpu")') == ["… is not here; use --device cpu"]
+    assert not options_named('"""Docs of --out."""\nx = f"first: vizrobust import {y} --arch …"')
+    root = Path(vizrobust.__file__).parent
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    found = {
+        name: texts
+        for name, path in files.items()
+        if name.partition("/")[0] not in ("cli", "requests") and (texts := options_named(path.read_text(encoding="utf-8")))
+    }
+    assert {name: texts for name, texts in found.items() if name not in OPTIONS_ALLOWED} == {}
+    assert set(found) == set(OPTIONS_ALLOWED), "an exception that is no longer needed"

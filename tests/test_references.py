@@ -57,7 +57,7 @@ def test_torchvision_references_that_lead_nowhere(cache):
     with pytest.raises(ValueError, match="no torchvision model 'fcn_resnet50'"):  # it segments
         load_checkpoint("torchvision:fcn_resnet50")
     with pytest.raises(
-        FileNotFoundError, match=r"weights of torchvision:resnet18 are not in .*hub.*checkpoints; add --download, or use"
+        FileNotFoundError, match=r"weights of torchvision:resnet18 are not in .*hub.*checkpoints; add download, or use"
     ):
         load_checkpoint("torchvision:resnet18")
     assert not cache.exists()  # nothing was fetched

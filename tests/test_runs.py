@@ -96,13 +96,13 @@ def test_another_run_is_refused_and_the_folder_left_alone(tmp_path: Path, comman
     with pytest.raises(ValueError, match=r"\S") as error:
         RunFolder(tmp_path, command, identity, {"threads": 9})
     assert said in str(error.value)
-    assert "give --out another folder" in str(error.value)
+    assert "give out another folder" in str(error.value)
     assert contents(tmp_path) == before
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds other files; give --out a new or empty folder"):
+    with pytest.raises(ValueError, match="holds other files; give out a new or empty folder"):
         RunFolder(tmp_path, "neurons", IDENTITY)
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
@@ -115,7 +115,7 @@ def test_hidden_files_do_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"identity": 3}', "{}", ""])
 def test_a_foreign_run_json_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match="give --out another folder"):
+    with pytest.raises(ValueError, match="give out another folder"):
         RunFolder(tmp_path, "neurons", IDENTITY)
     assert contents(tmp_path) == {"run.json": text.encode()}
 

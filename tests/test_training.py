@@ -335,7 +335,7 @@ def test_a_folder_with_another_recipe_is_refused_and_left_alone(tmp_path, comput
     recipe = replace(RECIPE, epochs=1)
     run_all(recipe, tmp_path / "run", compute)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    with pytest.raises(ValueError, match=r"holds another run: training was .*epochs=1.*, now .*seed=1.*; give --out another"):
+    with pytest.raises(ValueError, match=r"holds another run: training was .*epochs=1.*, now .*seed=1.*; give out another"):
         list(train(replace(recipe, seed=1), tiny(), compute, tmp_path / "run"))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vizrobust.parallel import FOREVER, SINGLE, Launch, Processes, launched
 from vizrobust.plugins import used
+from vizrobust.requests import ParameterError
 
 INTEL = "GenuineIntel"
 # What of /proc/cpuinfo tells one kind of processor from another; virtual machines give many kinds one name.
@@ -97,7 +98,7 @@ class Compute:
             raise ValueError(f"no precision {precision!r}; there are: {', '.join(PRECISIONS)}")
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(device, True):
-            raise ValueError(f"device {device!r} is not available here; use --device cpu")
+            raise ParameterError("{device} %r is not available here; use {device} cpu", device)
         ask_for_repeatable()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -163,10 +164,11 @@ class Compute:
 def _fits(launch: Launch, device: str) -> None:
     """Refuse devices that processes cannot share, and keep Accelerate from choosing the number of threads."""
     if device == "mps":
-        raise ValueError(f"{launch.size} processes cannot share MPS; use --device cpu, or one process")
+        raise ParameterError("%s processes cannot share MPS; use {device} cpu, or one process", launch.size)
     if device == "cuda" and launch.local_rank >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"{launch.local_rank + 1} processes or more on {count} GPUs; start at most {count}, or use --device cpu")
+        needed = f"{launch.local_rank + 1} processes or more"
+        raise ParameterError("%s on %s GPUs; start at most %s, or use {device} cpu", needed, count, count)
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from vizrobust.requests.request import named_parameters
+from vizrobust.requests.request import ParameterError, named_parameters
 
 Row = dict[str, Any]
 
@@ -28,9 +28,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the person, beside the result."""
+    """A sentence for the person, beside the result; one that names parameters is a `ParameterError` that is not raised."""
 
-    text: str
+    text: str | ParameterError
 
 
 @dataclass(frozen=True)

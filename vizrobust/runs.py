@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from vizrobust.legacy import present
 from vizrobust.parallel import SINGLE, Processes
+from vizrobust.requests import ParameterError
 
 Row = dict[str, Any]
 ROW_TEXT, RUN_TEXT = "vizrobust", "vizrobust-run"
@@ -51,21 +52,21 @@ class RunFolder:
         self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
         self._rows_file = self.folder / "rows.jsonl"
         self._release: Callable[[], object] = lambda: None
-        taken = ""
+        taken: Taken | None = None
         whole: list[Row] = []
         if self.writes:
             try:
                 self._open(described, wait)
                 whole = read_rows(self.folder)
             except Taken as error:
-                taken = str(error)
+                taken = error.with_traceback(None)
             except BaseException:
                 self.close()  # the error's traceback would hold the lock
                 raise
         there = self._present(whole)
         taken, there, self.outdated = processes.broadcast((taken, there, len(whole) - len(there)))
         if taken:
-            raise Taken(taken)
+            raise taken
         self._known = None if self.writes and processes.size == 1 else there
 
     @classmethod
@@ -100,7 +101,7 @@ class RunFolder:
         if old is not None:
             _refuse_other(self.folder, old, described)
         elif self.folder.is_dir() and any(not item.name.startswith(".") for item in self.folder.iterdir()):
-            raise ValueError(f"folder {str(self.folder)!r} holds other files; give --out a new or empty folder")
+            raise ParameterError("folder %r holds other files; give {out} a new or empty folder", str(self.folder))
         return old
 
     def close(self) -> None:
@@ -178,9 +179,9 @@ def read_run(folder: Path | str) -> dict[str, Any] | None:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not readable ({error}); give --out another folder") from error
+        raise ParameterError("%r is not readable (%s); give {out} another folder", str(path), error) from error
     if not isinstance(info, dict) or not isinstance(info.get("identity"), dict):
-        raise ValueError(f"{str(path)!r} was not written by vizrobust; give --out another folder")
+        raise ParameterError("%r was not written by vizrobust; give {out} another folder", str(path))
     return info
 
 
@@ -194,11 +195,11 @@ def read_rows(folder: Path | str, name: str = "rows.jsonl") -> list[Row]:
         try:
             row = json.loads(line) if line else {}
         except ValueError as error:
-            raise ValueError(
-                f"{str(path)!r}, line {number}, is damaged; remove that line, or give --out another folder"
+            raise ParameterError(
+                "%r, line %s, is damaged; remove that line, or give {out} another folder", str(path), number
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{str(path)!r}, line {number}, is no row; remove that line, or give --out another folder")
+            raise ParameterError("%r, line %s, is no row; remove that line, or give {out} another folder", str(path), number)
         rows += [row] if line else []
     return rows
 
@@ -207,7 +208,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{str(folder)!r} is a file, not a folder; give --out another name") from error
+        raise ParameterError("%r is a file, not a folder; give {out} another name", str(folder)) from error
 
 
 @contextlib.contextmanager
@@ -313,16 +314,16 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], seconds:
 
 def _refuse_other(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if old.get("command") != new["command"]:
-        raise ValueError(
-            f"folder {str(folder)!r} holds a run of {old.get('command')!r}, not of {new['command']!r}; give --out another folder"
+        raise ParameterError(
+            "folder %r holds a run of %r, not of %r; give {out} another folder", str(folder), old.get("command"), new["command"]
         )
     before, after = present(old["identity"]), present(new["identity"])
     for key in [*after, *(key for key in before if key not in after)]:
         if before.get(key) != after.get(key):
-            raise ValueError(
-                f"folder {str(folder)!r} holds another run: {key} was {before.get(key)!r}, now {after.get(key)!r}; "
-                "give --out another folder"
-            )
+            raise ParameterError(
+                "folder %r holds another run: %s was %r, now %r; give {out} another folder",
+                str(folder), key, before.get(key), after.get(key),
+            )  # fmt: skip
 
 
 def _drop_incomplete_row(path: Path) -> None:
@@ -341,7 +342,7 @@ if sys.platform != "win32":  # On Windows nothing stops a second process.
 LOCK_FILE = ".lock"
 
 
-class Taken(ValueError):
+class Taken(ParameterError):
     """Another process is writing the folder."""
 
 
@@ -382,7 +383,7 @@ def _locked_file(folder: Path, wait: bool) -> IO[str]:
         writer = file.read().strip() or "another process"
         file.close()
         raise Taken(
-            f"{str(folder)!r} is being written by {writer}; wait for it (--wait), or give --out another folder"
+            "%r is being written by %s; wait for it ({wait}), or give {out} another folder", str(folder), writer
         ) from error
     file.seek(0)
     file.truncate()

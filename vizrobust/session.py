@@ -51,7 +51,7 @@ class Session:
                 self.note("note: this processor has no bfloat16 instructions, so bf16 is slower than fp32, up to tens of times")
         return self._computes[precision]
 
-    def note(self, text: str) -> None:
+    def note(self, text: str | ParameterError) -> None:
         self.report(Note(text))
 
     def progress(self, task: str, done: int, total: int | None = None) -> None:
@@ -162,7 +162,7 @@ class Session:
         try:
             return self.data_for(checkpoint, None, images_alone=True)
         except (ValueError, FileNotFoundError) as error:
-            self.note(f"note: going on without data: {error}")
+            self.note(ParameterError("note: going on without data: %s", error))
             return None
 
     def folder(

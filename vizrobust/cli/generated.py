@@ -156,7 +156,7 @@ def answer(
 
         module, _, function = COMMANDS[name].function.partition(":")
         run = getattr(import_module(f"vizrobust.commands.{module}"), function)
-        with reporting(quiet or as_json) as report:
+        with reporting(quiet or as_json, named) as report:
             here = Session(argv=command_line(), code=arch, report=report, **session)
             result = show(run(asked, here), as_json, report, named)
     except ParameterError as error:

@@ -24,8 +24,8 @@ WIDE = 110
 
 
 @contextmanager
-def reporting(quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """A function that shows progress as bars and notes as lines, as long as the block lasts."""
+def reporting(quiet: bool, named: Callable[[str], str] = "--{}".format) -> Iterator[Callable[[Event], None]]:
+    """A function that shows progress as bars and notes as lines, as long as the block lasts; `named` as in `show`."""
     with progress_display(quiet, "note") as bars:
         tasks: dict[str, Any] = {}
         told = ""
@@ -33,7 +33,7 @@ def reporting(quiet: bool) -> Iterator[Callable[[Event], None]]:
         def report(event: Event) -> None:
             nonlocal told
             if isinstance(event, Note):
-                say(event.text)
+                say(event.text if isinstance(event.text, str) else event.text.text(named))
             elif isinstance(event, Progress):
                 if event.task not in tasks:
                     tasks[event.task] = bars.add_task(event.task, total=event.total, note="")

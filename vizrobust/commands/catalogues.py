@@ -151,7 +151,8 @@ def described(thing: Any, name: str = "") -> Table:
     if isinstance(thing, Model):
         return Table(thing.name, ["field", "value"], [list(fact) for fact in thing.facts()], f"example: vr.load({thing.name!r})")
     if isinstance(thing, JudgesOf):
-        return Table(thing.data, ["field", "value"], [["judge", ref] for ref in thing.refs], "example: --judge " + thing.refs[0])
+        rows = [["judge", ref] for ref in thing.refs]
+        return Table(thing.data, ["field", "value"], rows, f"example: vizrobust study --judge {thing.refs[0]}")
     doc = inspect.cleandoc(thing.__doc__ or "")
     if not callable(thing) and dataclasses.is_dataclass(thing):  # an entry that describes itself, such as a metric
         facts = [(field.name, getattr(thing, field.name)) for field in dataclasses.fields(thing)]

@@ -14,6 +14,7 @@ from vizrobust.features import rerender as rendered_again
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.models import Checkpoint
 from vizrobust.report import write_gallery
+from vizrobust.requests import MissingFileError
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
 from vizrobust.results import Event, Note, Row, Table
 from vizrobust.runs import write_png
@@ -81,7 +82,8 @@ def _checkpoint(made: Provenance, model: object, session: Session) -> Checkpoint
     except FileNotFoundError as error:
         if model is not None:
             raise
-        raise FileNotFoundError(f"{error}; name the checkpoint with the weights {made.weights_sha256[:8]} as REF") from error
+        weights = made.weights_sha256[:8]
+        raise MissingFileError("%s; name the checkpoint with the weights %s as {model}", error, weights) from error
 
 
 def gallery(request: GalleryRequest, _session: Session) -> Generator[Event, None, PictureReport]:

@@ -14,6 +14,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint
 from vizrobust.report.training_report import curves_figure, draw_curves, write_card
+from vizrobust.requests import ParameterError
 from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.runs import Taken, default_folder, read_rows
@@ -96,7 +97,7 @@ def train(request: TrainRequest, session: Session) -> Generator[Event, None, Tra
         try:
             checkpoint = yield from _run(request, session, data, runs[name], str(root / name))
         except Taken as error:
-            yield Note(f"left out: {error}")
+            yield Note(ParameterError("left out: %s", error))
             taken.append(name)
         else:
             if checkpoint is not None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vizrobust.requests import MissingFileError
 from vizrobust.rng import Streams
 
 DARK, BRIGHT = 0.02, 0.98
@@ -323,13 +324,13 @@ def data_root() -> Path:
     return Path(os.environ.get("VIZROBUST_DATA") or Path.home() / ".cache" / "vizrobust" / "data").expanduser()
 
 
-def not_downloaded(name: str, files: str) -> FileNotFoundError:
+def not_downloaded(name: str, files: str) -> MissingFileError:
     """The error that says where `files` of a data set were looked for."""
     there = str(data_root() / files)
-    return FileNotFoundError(
-        f"{name} is not on this machine, or not whole; add --download, or put its files at {there!r} "
-        "(VIZROBUST_DATA names another root)"
-    )
+    return MissingFileError(
+        "%s is not on this machine, or not whole; add {download}, or put its files at %r (VIZROBUST_DATA names another root)",
+        name, there,
+    )  # fmt: skip
 
 
 # Madry et al. 2018 for MNIST, where pixels are nearly black or white, and for CIFAR-10; the RobustBench figure for ImageNet.

@@ -24,6 +24,7 @@ from vizrobust.data.dataset import (
 )
 from vizrobust.data.files import ReadImage, part, shuffled
 from vizrobust.data.images import image_files
+from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -147,7 +148,7 @@ def _read(root: Path, name: str, folders: Mapping[str, str], read: ReadImage) ->
         files = {kind: image_files(root / split / folder) for kind, folder in folders.items()}
         empty = [str(root / split / folders[kind]) for kind, found in files.items() if not found]
         if empty:
-            raise ValueError(f"{name}: no images in {empty[0]!r}; remove {str(root)!r} and add --download")
+            raise ParameterError("%s: no images in %r; remove %r and add {download}", name, empty[0], str(root))
         halves.append(shuffled(files, split, read))
     train, held_out = halves
     if len(held_out) <= TEST_IMAGES + VALIDATION_IMAGES:

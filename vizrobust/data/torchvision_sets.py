@@ -27,6 +27,7 @@ from vizrobust.data.dataset import (
 )
 from vizrobust.data.files import read_folder
 from vizrobust.data.packaged import mnist_first_500
+from vizrobust.requests import ParameterError
 
 IMAGENETTE_SIZE = 64
 # Published versions of Imagenette: shorter side -> torchvision's name, folder.
@@ -68,10 +69,10 @@ def mnist55k(download: bool = False) -> DataSet:
     taken = torch.cat([index[:500] for index in of_kind])
     theirs, labels = mnist_first_500()
     if not (torch.equal(train.labels[taken], labels) and torch.equal(train.pixels[taken], theirs)):
-        raise ValueError(
-            f"mnist55k: the MNIST files in {str(data_root())!r} are not in their published order, so the images of "
-            "mnist5k cannot be told apart; remove them and add --download"
-        )
+        raise ParameterError(
+            "mnist55k: the MNIST files in %r are not in their published order, so the images of mnist5k cannot be told "
+            "apart; remove them and add {download}", str(data_root()),
+        )  # fmt: skip
     rest = torch.cat([index[500:] for index in of_kind]).sort().values
     return _held_out("mnist55k", ArraySplit(train.pixels[rest], train.labels[rest]), test)
 
@@ -115,7 +116,7 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
             Imagenette(root, "train", size=version, download=True)
     data = read_folder(root / folder, name, pixels)
     if data.classes != tuple(packaged.IMAGENETTE):
-        raise ValueError(f"{name}: {str(root / folder)!r} holds other classes; remove it and add --download")
+        raise ParameterError("%s: %r holds other classes; remove it and add {download}", name, str(root / folder))
     return replace(data, classes=tuple(packaged.IMAGENETTE.values()), eps=IMAGENET_EPS, fixed=True)
 
 
@@ -165,4 +166,6 @@ def _fetching(name: str, root: Path, download: bool) -> Iterator[None]:
             raise ValueError(f"{name} could not be fetched to {str(root)!r}, or not read there ({why}); {again}") from error
         if "not found" in why:
             raise not_downloaded(name, PUBLISHED[name].files) from error
-        raise ValueError(f"the files of {name} in {str(root)!r} are damaged ({why}); remove them and add --download") from error
+        raise ParameterError(
+            "the files of %s in %r are damaged (%s); remove them and add {download}", name, str(root), why
+        ) from error

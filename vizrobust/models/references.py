@@ -15,6 +15,7 @@ from vizrobust.models.architectures import Build, architecture, is_user_code
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state, read_checkpoint
 from vizrobust.models.user_code import code_sha256
 from vizrobust.names import builtin_names, no_model
+from vizrobust.requests import MissingFileError, ParameterError
 from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
@@ -72,14 +73,15 @@ def _file(ref: str) -> Path:
 def _own_code(ref: str, info: CheckpointInfo, given: tuple[str, ...]) -> tuple[str, str]:
     """Which of the `given` codes is the checkpoint's, and its hash: the one that it records, else the one of its name."""
     if not given:
-        raise ValueError(f"{ref!r} needs your code: give --arch {info.arch} again (it runs that file)")
+        raise ParameterError("%r needs your code: give {arch} %s again (it runs that file)", ref, info.arch)
     for arch in given:
         # Earlier versions recorded the hash of the whole file.
         if info.arch_sha256 in (code := code_sha256(arch), file_sha256(arch.rpartition(":")[0])):
             return arch, code
     named = [arch for arch in given if Path(arch).name == Path(info.arch).name]
     if len(given) > 1 and len(named) != 1:
-        raise ValueError(f"{ref!r} needs the code {info.arch}, and none of {', '.join(given)} is that; give it with --arch")
+        there = ", ".join(given)
+        raise ParameterError("%r needs the code %s, and none of %s is that; give it with {arch}", ref, info.arch, there)
     arch = named[0] if named else given[0]
     warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=3)
     return arch, code_sha256(arch)
@@ -115,8 +117,8 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
         return _untrained(ref, info, build)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.is_file() and not download:
-        raise FileNotFoundError(
-            f"the weights of {ref} are not in {cached.parent}; add --download, or use {ref}@random (untrained)"
+        raise MissingFileError(
+            "the weights of %s are not in %s; add {download}, or use %s@random (untrained)", ref, cached.parent, ref
         )
     state = dict(weights.get_state_dict(progress=False, check_hash=True))
     return Checkpoint(ref, replace(info, metrics=_published(weights.meta)), state, build)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from vizrobust.requests.request import Command, ParameterError, Request
+from vizrobust.requests.request import Command, MissingFileError, ParameterError, Request
 
 # In the order of a person's path, as the program's help lists them.
 COMMANDS: dict[str, Command] = {
@@ -34,7 +34,7 @@ COMMANDS: dict[str, Command] = {
     "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),
 }
 
-__all__ = ["COMMANDS", "Command", "ParameterError", "Request", "request_class"]
+__all__ = ["COMMANDS", "Command", "MissingFileError", "ParameterError", "Request", "request_class"]
 
 
 def request_class(command: str) -> type[Request]:

@@ -33,9 +33,14 @@ class ParameterError(ValueError):
         super().__init__(self.text(str))
 
     def text(self, show: Callable[[str], str]) -> str:
-        """The sentence, with each parameter's name as `show` writes it."""
+        """The sentence, with each parameter's name as `show` writes it, also in errors among the values."""
         shown = named_parameters(self.template, show)
-        return shown % self.values if self.values else shown
+        values = tuple(value.text(show) if isinstance(value, ParameterError) else value for value in self.values)
+        return shown % values if values else shown
+
+
+class MissingFileError(ParameterError, FileNotFoundError):
+    """Something that is not on this machine, with the parameter that says where it is or that it may be fetched."""
 
 
 def named_parameters(template: str, show: Callable[[str], str]) -> str:

@@ -46,8 +46,8 @@ def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:
     try:
         data = load(name, download)
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(
-            f"the trials ask about test images of the study's data set {name!r}, which are not here: {error}"
+        raise ParameterError(
+            "the trials ask about test images of the study's data set %r, which are not here: %s", name, error
         ) from error
     if tuple(report["data"]["shape"]) != data.shape or tuple(report["data"]["classes"]) != data.classes:
         raise ValueError(
@@ -115,8 +115,8 @@ def checkpoints_of(folder: Path, report: Mapping[str, Any], names: Sequence[str]
         try:
             checkpoint = load_checkpoint(str(folder / ref) if (folder / ref).exists() else ref, arch)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(
-                f"the trials need the activations of checkpoint {name!r}, which is not available: {error}"
+            raise ParameterError(
+                "the trials need the activations of checkpoint %r, which is not available: %s", name, error
             ) from error
         if checkpoint.sha256 != row["weights_sha256"]:
             raise ValueError(f"{ref!r} holds other weights than checkpoint {name!r} of the study had; bring those back")
