@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from vizrobust.clarity import Judge, excitations, judge_for, judge_log_odds, judge_top1, shared_rankings, two_afc
-from vizrobust.clarity.judges import last_linear
+from vizrobust.clarity.judges import last_layer
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import Channel, Logit
@@ -78,10 +78,10 @@ def test_a_judge_sees_each_image_alone_and_in_one_batch_size(compute):
     x = torch.rand(103, *SHAPE, generator=torch.Generator().manual_seed(0))
     whole, part = judge(x), judge(x[:5])
     assert whole.logits.shape == (103, CLASSES)
-    assert whole.features.shape == (103, last_linear(judge.net).in_features)
+    assert whole.features.shape == (103, last_layer(judge.net).in_features)
     assert torch.equal(whole.features[:5], part.features)
     torch.testing.assert_close(judge.net(x[100:]), whole.logits[100:], rtol=1e-4, atol=1e-4)
-    assert not last_linear(judge.net)._forward_pre_hooks
+    assert not last_layer(judge.net)._forward_pre_hooks
 
 
 def checkpoint(name: str, arch: str = "small_cnn", seed: int = 0, data: str = "somewhere") -> Checkpoint:
@@ -104,8 +104,12 @@ def test_a_compared_checkpoint_cannot_be_the_judge(compute, monkeypatch):
     assert found.name == "judge"
     with pytest.raises(ValueError, match="one of the compared checkpoints"):
         judge_for("somewhere", [one], compute, "one")
-    with pytest.warns(UserWarning, match="trained on somewhere"):
+    with pytest.raises(ValueError, match="'alike' was trained on somewhere, as one was; name a judge trained on other images"):
         judge_for("somewhere", [one], compute, "alike")
+    known["silent"] = checkpoint("silent", seed=7, data="")
+    with pytest.raises(ValueError, match=r"'silent' does not say what it was trained on; .* judge_independent"):
+        judge_for("somewhere", [one], compute, "silent")
+    assert judge_for("somewhere", [one], compute, "silent", independent=True) is not None
 
 
 def test_excitations_and_orders_match_a_plain_loop(compute):

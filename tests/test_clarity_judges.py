@@ -9,7 +9,8 @@ from torch import nn
 from tests.conftest import SHAPE
 from vizrobust.clarity import Judge, judge_for, judges_for
 from vizrobust.clarity import judges as judging
-from vizrobust.clarity.judges import class_columns, overlapping_data, resized_to_input
+from vizrobust.clarity.judges import class_columns, resized_to_input
+from vizrobust.data.content import overlapping_data
 from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint
 
 LETTERS = tuple("abcdefg")
@@ -76,8 +77,8 @@ def test_a_judge_of_a_study_may_not_be_compared_nor_know_the_images(known, compu
     # A checkpoint that does not say what it was trained on is taken to be of the study's data.
     with pytest.raises(ValueError, match="as two was"):
         judges_for("mnist5k", [two], compute, ["alike"])
-    with pytest.warns(UserWarning, match="'wider' was trained on mnist"):
-        assert judge_for("mnist5k", [one], compute, "wider").name == "wider"
+    with pytest.raises(ValueError, match="'wider' was trained on mnist"):
+        judge_for("mnist5k", [one], compute, "wider")
 
 
 def test_data_sets_of_the_same_images_are_known_to_overlap():
@@ -99,7 +100,7 @@ def test_classes_are_found_by_name_in_any_case_and_order(known, compute):
     many = ("crane", "Gas Pump", "x", "crane", "tench", "golf ball")
     known["many"] = checkpoint("many", 3, "elsewhere", many)
     one = checkpoint("one", 1, classes=("golf ball", "tench", "gas pump"))
-    (judge,) = judges_for("photos", [one], compute, ["many"])
+    (judge,) = judges_for("photos", [one], compute, ["many"], builtin=False)
     assert judge.classes == ("golf ball", "tench", "gas pump")
     x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -141,7 +142,7 @@ def test_a_judge_of_another_size_sees_the_images_at_its_own(known, compute):
         expected = np.array([[np.asarray(plane) for plane in one] for one in planes])
         np.testing.assert_allclose(resized_to_input(x, (3, *size)).numpy(), expected, atol=1e-5)
     assert resized_to_input(x, (3, 30, 24)) is x
-    known["small"] = checkpoint("small", 3, shape=(3, 12, 16))
+    known["small"] = checkpoint("small", 3, "elsewhere", shape=(3, 12, 16))
     judge = judge_for("photos", [checkpoint("one", 1, shape=(3, 30, 24))], compute, "small")
     with torch.no_grad():
         own = known["small"].net()(resized_to_input(x, (3, 12, 16)))
@@ -152,7 +153,9 @@ def test_grey_and_colour_judges_judge_each_other(known, compute):
     grey, colour = torch.rand(2, 1, 20, 16), torch.rand(2, 3, 20, 16)
     torch.testing.assert_close(resized_to_input(grey, (3, 20, 16)), grey.repeat(1, 3, 1, 1))
     torch.testing.assert_close(resized_to_input(colour, (1, 20, 16)), (colour[:, :1] + colour[:, 1:2] + colour[:, 2:]) / 3)
-    known.update(grey=checkpoint("grey", 3, shape=(1, 20, 16)), four=checkpoint("four", 4, shape=(4, 20, 16)))
+    known.update(
+        grey=checkpoint("grey", 3, "elsewhere", shape=(1, 20, 16)), four=checkpoint("four", 4, "elsewhere", shape=(4, 20, 16))
+    )
     judge = judge_for("photos", [checkpoint("one", 1)], compute, "grey")
     assert judge(colour).logits.shape == (2, 7)
     with pytest.raises(ValueError, match="'four' takes images of 4 channels, one of 3; name another judge"):
@@ -161,12 +164,26 @@ def test_grey_and_colour_judges_judge_each_other(known, compute):
         resized_to_input(colour, (4, 20, 16))
 
 
-def test_a_network_without_a_linear_layer_cannot_judge(known, compute):
-    found = checkpoint("conv", 3)
-    head = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    known["conv"] = Checkpoint("conv", found.info, head.state_dict(), lambda: nn.Sequential(*head))
-    with pytest.raises(ValueError, match=r"'conv' cannot judge: .*linear layer"):
-        judges_for("photos", [checkpoint("one", 1)], compute, ["conv"])
+def test_a_network_without_a_linear_layer_judges_by_its_last_convolution_or_its_logits(known, compute):
+    found = checkpoint("conv", 3, "elsewhere")
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    known["conv"] = Checkpoint("conv", found.info, body.state_dict(), lambda: nn.Sequential(*body))
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((7, 3, 1, 1), 0.5))
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight).mean((2, 3))
+
+    known["bare"] = Checkpoint("bare", found.info, Bare().state_dict(), Bare)
+    conv, bare = judges_for("photos", [checkpoint("one", 1)], compute, ["conv", "bare"])
+    x = torch.rand(2, *SHAPE)
+    with torch.no_grad():
+        expected = body[:2]((x - 0.4) / 0.3).mean((2, 3))
+    torch.testing.assert_close(conv(x).features, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bare(x).features, bare(x).logits)
 
 
 def test_columns_and_sizes_leave_a_plain_judge_as_it_was(compute):

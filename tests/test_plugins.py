@@ -75,7 +75,7 @@ def test_an_installed_package_s_things_are_found_by_name() -> None:
 def test_an_installed_judge_judges() -> None:
     from vizrobust_example import example_judge
 
-    judge = judge_for("stripes", [_other(example_judge())], Compute("cpu"), "example-judge")
+    judge = judge_for("stripes", [_other(example_judge())], Compute("cpu"), "example-judge", independent=True)
     assert judge is not None
     assert judge(torch.rand(4, 1, 8, 8)).logits.shape == (4, 2)
 

@@ -155,15 +155,16 @@ def compare(
     models: Sequence[Model], data: Any = None, *, layer: str = "logits", units: Sequence[int] | str | None = None,
     recipe: Any = "plain", seeds: int = 3, seed: int = 0, steps: int | None = None, size: int | None = None,
     attack: Any = "PGD(steps=50)", eps: float | None = None, norm: str | None = None, images: int = 1000,
-    judge: str | None = None, query_images: int = 1000, batch_size: int | None = None, precision: str = "fp32",
-    device: str = "auto", out: str | Path | None = None,
+    judge: str | tuple[str, ...] = (), judge_independent: bool = False, query_images: int = 1000,
+    batch_size: int | None = None, precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
 ) -> Comparison:  # fmt: skip
     """Models side by side: training, accuracy under an attack, feature images and their clarity by an outside judge.
 
     `models` are two or more networks of images in [0, 1], checkpoints or names; `data` is as for `robust_accuracy`. All are
     attacked on the same first `images` test images (0: not at all), and the others are tested against the first one
-    (McNemar). `units` of `layer` are rendered by `recipe` from `seeds` different noises each. `judge` names the network
-    that judges their clarity on `query_images` held-out images (None: the data set's own; a note says where there is none);
+    (McNemar). `units` of `layer` are rendered by `recipe` from `seeds` different noises each. `judge` names the networks
+    that judge their clarity on `query_images` held-out images (default: the data set's own; a note says where there is none);
+    `judge_independent` states that they saw none of the models' training images;
     natural images and a random network are its references. The result shows tables and pictures in a notebook;
     ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures. With `out` everything is kept in a run folder
     and continued there. Raises ``ValueError`` for fewer than two different models.
@@ -181,8 +182,9 @@ def compare(
 
     request = CompareRequest(
         models=tuple(models), data=data, layer=layer, units=units, recipe=recipe, seeds=seeds, seed=seed, steps=steps,
-        size=size, attack=attack, eps=eps, norm=norm, images=images, judge=judge, query_images=query_images,
-        batch_size=batch_size, precision=precision,
+        size=size, attack=attack, eps=eps, norm=norm, images=images,
+        judge=(judge,) if isinstance(judge, str) else tuple(judge),
+        judge_independent=judge_independent, query_images=query_images, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     folder = mkdtemp(prefix="vizrobust-") if out is None else out
     session = Session(folder, device=device, memory=True)

@@ -1,6 +1,6 @@
 """How clear a feature image is, judged by networks and images that the compared checkpoints never saw."""
 
-from vizrobust.clarity.judges import Judge, JudgeOutput, excluded, judge_for, judges_for
+from vizrobust.clarity.judges import Judge, JudgeOutput, default_judges, excluded, judge_for, judges_for
 from vizrobust.clarity.metrics import (
     METRICS,
     IdentificationScores,
@@ -16,11 +16,14 @@ from vizrobust.clarity.metrics import (
     spectrum_distance,
     two_afc,
 )
+from vizrobust.clarity.natural_scale import NaturalClarity, NaturalScale, natural_clarity, natural_scale, phases_scrambled
 from vizrobust.clarity.path_similarity import PathSimilarity, path_similarity
 from vizrobust.clarity.picture_scores import (
     NATURAL_IMAGES,
     RANDOM_NETWORK,
+    Clarity,
     PictureScores,
+    scale_for,
     score_pictures,
     score_run,
     scoring_jobs,
@@ -31,16 +34,20 @@ __all__ = [
     "METRICS",
     "NATURAL_IMAGES",
     "RANDOM_NETWORK",
+    "Clarity",
     "IdentificationScores",
     "Judge",
     "JudgeOutput",
     "Metric",
+    "NaturalClarity",
+    "NaturalScale",
     "PathSimilarity",
     "PictureScores",
     "QueryRanking",
     "blurred",
     "contrast_matched",
     "cross_seed_similarity",
+    "default_judges",
     "excitations",
     "excluded",
     "high_frequency_share",
@@ -50,9 +57,13 @@ __all__ = [
     "judge_top1",
     "judges_for",
     "kid",
+    "natural_clarity",
+    "natural_scale",
     "nearest_neighbour_distance",
     "nyquist_ratio",
     "path_similarity",
+    "phases_scrambled",
+    "scale_for",
     "score_pictures",
     "score_run",
     "scoring_jobs",

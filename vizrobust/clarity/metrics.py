@@ -28,6 +28,21 @@ def judge_log_odds(logits: Tensor, unit: Tensor) -> Tensor:
     return own - others.logsumexp(1)
 
 
+def every_log_odds(logits: Tensor) -> Tensor:
+    """`judge_log_odds` of every class: logits (N, classes) -> (N, classes), finite for finite logits.
+
+    >>> every_log_odds(torch.tensor([[3.0, 0.0]]))
+    tensor([[ 3., -3.]])
+    """
+    exact = logits.double()
+    every = exact.logsumexp(1, keepdim=True)
+    # A class below the largest has a probability of at most one half, so this does not cancel.
+    odds = exact - every - torch.log1p(-torch.exp(exact - every).clamp(max=0.5))
+    best = exact.argmax(1, keepdim=True)
+    others = exact.scatter(1, best, -torch.inf).logsumexp(1, keepdim=True)
+    return odds.scatter(1, best, exact.gather(1, best) - others).float()
+
+
 def judge_top1(logits: Tensor, unit: Tensor) -> Tensor:
     """Whether the judge's first guess is the intended class: logits (N, classes), classes (N,) -> (N,) bool.
 

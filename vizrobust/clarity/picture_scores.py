@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vizrobust.clarity.judges import Judge, JudgeOutput
-from vizrobust.clarity.metrics import judge_log_odds, judge_top1, two_afc
+from vizrobust.clarity.metrics import judge_top1, two_afc
+from vizrobust.clarity.natural_scale import NaturalClarity, NaturalScale, natural_scale, recorded_scale
 from vizrobust.clarity.queries import QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, Split, content_of, head
@@ -22,7 +24,7 @@ from vizrobust.models import Checkpoint
 from vizrobust.runs import Row, RunFolder, read_rows, write_rows
 
 QUERY_IMAGES = 1000
-SCORES = "scores.jsonl"
+SCORES, SCALES = "scores.jsonl", "scales.jsonl"
 NATURAL_IMAGES = "natural images"
 RANDOM_NETWORK = "random network"
 
@@ -39,6 +41,23 @@ class PictureScores:
     transfer: tuple[float | None, ...]
     recognised: tuple[float | None, ...]
     forced_choice: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Clarity:
+    """The clarity of several checkpoints' pictures: `scores` by judge and checkpoint, the judges' `scales`, and `natural`.
+
+    `natural` maps checkpoints to their natural-equivalent clarity, for class units and judges that have a scale.
+    """
+
+    scores: Mapping[str, Mapping[str, PictureScores]]
+    scales: Mapping[str, NaturalScale]
+    natural: Mapping[str, NaturalClarity]
+
+    @property
+    def first(self) -> str:
+        """The judge whose scores stand beside each unit."""
+        return next(iter(self.scores))
 
 
 def scoring_jobs(checkpoints: Sequence[Checkpoint], request: RenderJob) -> list[tuple[Checkpoint, RenderJob]]:
@@ -88,6 +107,34 @@ def score_run(
         row = {"key": key, "judge": judge.name, "scores": {name: asdict(one) for name, one in scores.items()}}
         write_rows(run.folder / SCORES, [*_score_rows(run), row])
     return scores
+
+
+def scale_for(run: RunFolder, judge: Judge, data: DataSet | None) -> NaturalScale | None:
+    """The natural scale of a judge: the package's, that of the run folder, or one measured now on held-out images of `data`.
+
+    What is measured stays in the folder's scales.jsonl. None without images or labels.
+    """
+    if (known := recorded_scale(judge)) is not None:
+        return known
+    if data is None or not judge.network_sha256:
+        return None
+    try:
+        images = content_of(data, "test")
+    except ValueError:  # no test images
+        return None
+    rows = read_rows(run.folder, SCALES)
+    for row in rows:
+        same = (row["images_sha256"], row["network_sha256"]) == (images, judge.network_sha256)
+        if same and tuple(row["classes"]) == judge.classes:
+            return NaturalScale.read(row)
+    try:
+        scale = natural_scale(judge, data.test, data.name)
+    except ValueError as error:  # a class with too few images
+        warnings.warn(str(error), stacklevel=2)
+        return None
+    if run.writes:
+        write_rows(run.folder / SCALES, [*rows, {**scale.row(), "images_sha256": images}])
+    return scale
 
 
 def _known_scores(run: RunFolder, key: str) -> dict[str, PictureScores] | None:
@@ -152,11 +199,11 @@ def score_pictures(
     for checkpoint in checkpoints[: 1 if of_class else None]:
         name = checkpoint.name
         count = len(next(iter(pictures[name].values())))
-        best = {u: _taken(examples, order.index[:count]) for u, order in zip(units, shown[name], strict=True)}
+        best = {u: examples.of(order.index[:count]) for u, order in zip(units, shown[name], strict=True)}
         if of_class:
             other = {unit: _joined([best[u] for u in units if u != unit]) for unit in units}
         else:
-            other = {u: _taken(examples, order.index[-count:]) for u, order in zip(units, shown[name], strict=True)}
+            other = {u: examples.of(order.index[-count:]) for u, order in zip(units, shown[name], strict=True)}
         label = NATURAL_IMAGES if of_class else f"{NATURAL_IMAGES}, {name}"
         scores[label] = _scores(best, other, units, asked[name], seen, of_class)
     return scores
@@ -198,7 +245,7 @@ def _scores_without_queries(own: Mapping[int, JudgeOutput], units: Sequence[int]
     if not of_class:
         return PictureScores(none, none, none)
     intended = [torch.full((len(own[unit].logits),), unit) for unit in units]
-    carried = (float(judge_log_odds(own[unit].logits, one).mean()) for unit, one in zip(units, intended, strict=True))
+    carried = (float(own[unit].log_odds[:, unit].mean()) for unit in units)
     named = (float(judge_top1(own[unit].logits, one).float().mean()) for unit, one in zip(units, intended, strict=True))
     return PictureScores(tuple(carried), tuple(named), none)
 
@@ -207,18 +254,15 @@ def _judged(judge: Judge, pictures: Pictures, units: Sequence[int]) -> dict[int,
     """The judge's output for each unit's pictures, computed for all at once to fill its batches."""
     output = judge(torch.cat([pictures[unit] for unit in units]))
     parts = torch.split(torch.arange(len(output.logits)), [len(pictures[unit]) for unit in units])
-    return {unit: _taken(output, part) for unit, part in zip(units, parts, strict=True)}
+    return {unit: output.of(part) for unit, part in zip(units, parts, strict=True)}
 
 
 def _all(images: Split) -> Tensor:
     return images.take(torch.arange(len(images)))
 
 
-def _taken(output: JudgeOutput, index: Tensor) -> JudgeOutput:
-    return JudgeOutput(output.logits[index], output.features[index])
-
-
 def _joined(outputs: list[JudgeOutput]) -> JudgeOutput | None:
     if not outputs:
         return None
-    return JudgeOutput(torch.cat([o.logits for o in outputs]), torch.cat([o.features for o in outputs]))
+    parts = ([getattr(one, name) for one in outputs] for name in ("logits", "features", "log_odds"))
+    return JudgeOutput(*map(torch.cat, parts))

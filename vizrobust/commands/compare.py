@@ -14,7 +14,7 @@ from vizrobust.commands.targets import attacks_for
 from vizrobust.commands.unit_pictures import (
     UnitRun,
     checkpoints_of,
-    find_judge,
+    find_judges,
     folder_for,
     job_of,
     objective_of,
@@ -22,7 +22,7 @@ from vizrobust.commands.unit_pictures import (
     units_asked,
     units_text,
 )
-from vizrobust.commands.unit_tables import clarity_rows, difference_table, score_table
+from vizrobust.commands.unit_tables import clarity_rows, difference_table, natural_table, score_table
 from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob
 from vizrobust.features.picture_runs import checkpoint_facts
@@ -83,7 +83,7 @@ def compare(request: CompareRequest, session: Session) -> Generator[Event, None,
         (attack,) = yield from attacks_for(asked, loaded, ())
     resolved, job = resolve(request, checkpoints, loaded, attack, session)
     pictured = UnitRun(folder_for("compare", request, resolved, job, session), job, compute, session)
-    judge = find_judge(checkpoints, loaded, request.judge, job.objective, compute, session)
+    judges = find_judges(checkpoints, loaded, request, job.objective, compute, session)
     for _ in pictured.rendered([(checkpoint, job) for checkpoint in checkpoints]):
         pass
     tables, numbers = [recipes(checkpoints)], [{"checkpoint": one.name, **checkpoint_facts(one)} for one in checkpoints]
@@ -97,15 +97,17 @@ def compare(request: CompareRequest, session: Session) -> Generator[Event, None,
     if reference is None:
         yield Note(f"no random network as a reference: {checkpoints[0].name} has parameters that reset_parameters() leaves")
     untrained = [] if reference is None else [reference]
-    if judge is not None:
+    if judges:
         pictured.render_for_clarity([*checkpoints, *untrained])
     finished = pictured.alone()
     if finished is None:
         return Comparison(resolved, numbers, evaluations=found)
-    if judge is not None:
-        scores = finished.clarity(checkpoints, loaded, judge, request.query_images, untrained)
-        numbers += clarity_rows(scores, checkpoints, job.units, judge.name)
-        tables += [score_table(scores, judge.name), difference_table(scores, checkpoints, judge.name)]
+    if judges:
+        clarity = finished.clarity(checkpoints, loaded, judges, request.query_images, untrained)
+        numbers += clarity_rows(clarity, checkpoints, job.units)
+        tables += natural_table(clarity, checkpoints)
+        for judge, scores in clarity.scores.items():
+            tables += [score_table(scores, judge), difference_table(scores, checkpoints, judge)]
     page = write_gallery(finished.folder, [finished.folder], tables, title=" and ".join(one.name for one in checkpoints))
     yield from numbers
     yield Note("pictures and tables are in the gallery")

@@ -9,7 +9,7 @@ from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.unit_pictures import (
     UnitRun,
     checkpoints_of,
-    find_judge,
+    find_judges,
     folder_for,
     job_of,
     objective_of,
@@ -17,7 +17,7 @@ from vizrobust.commands.unit_pictures import (
     units_asked,
     units_text,
 )
-from vizrobust.commands.unit_tables import clarity_rows, difference_table, unit_table
+from vizrobust.commands.unit_tables import clarity_rows, difference_table, natural_table, unit_table
 from vizrobust.data import DataSet
 from vizrobust.features import Logit, Objective, RenderJob, diverse, main_term, needs_unit
 from vizrobust.features.exemplar_runs import ImageSource, exemplars_into, ranking_measure
@@ -78,13 +78,13 @@ def neurons(request: NeuronsRequest, session: Session) -> Generator[Event, None,
     pictured = UnitRun(folder_for("neurons", request, resolved, job, session), job, compute, session)
     # A hidden unit's clarity needs pictures of the negated unit too: twice the work, done where networks are compared.
     judged = len(checkpoints) > 1 or isinstance(main_term(job.objective), Logit)
-    judge = find_judge(checkpoints, loaded, request.judge, job.objective, compute, session) if judged else None
+    judges = find_judges(checkpoints, loaded, request, job.objective, compute, session) if judged else []
     rows: list[Row] = []
     for row in pictured.rendered([(one, job_) for job_ in signs(request, job) for one in checkpoints]):
         rows.append(row)
         if source is None:
             yield row
-    if judge is not None:
+    if judges:
         pictured.render_for_clarity(checkpoints)
     finished = pictured.alone()
     if finished is None:
@@ -92,13 +92,15 @@ def neurons(request: NeuronsRequest, session: Session) -> Generator[Event, None,
     if source is not None and request.exemplars is not None:
         rows = with_exemplars(rows, add_exemplars(finished, checkpoints, source, request.exemplars))
         yield from rows
-    tables, numbers, scores = [], [], None
-    if judge is not None:
-        scores = finished.clarity(checkpoints, loaded, judge, request.query_images)
-        numbers = clarity_rows(scores, checkpoints, job.units, judge.name)
+    tables, numbers, scores, judge = [], [], None, ""
+    if judges:
+        clarity = finished.clarity(checkpoints, loaded, judges, request.query_images)
+        numbers = clarity_rows(clarity, checkpoints, job.units)
+        judge, scores = clarity.first, clarity.scores[clarity.first]
+        tables += natural_table(clarity, checkpoints)
         if len(checkpoints) > 1:
-            tables.append(difference_table(scores, checkpoints, judge.name))
-    tables.insert(0, unit_table(rows, checkpoints, job, scores, judge.name if judge else "", request.sort))
+            tables += [difference_table(own, checkpoints, name) for name, own in clarity.scores.items()]
+    tables.insert(0, unit_table(rows, checkpoints, job, scores, judge, request.sort))
     page = write_gallery(finished.folder, [finished.folder], tables)
     yield from numbers
     unfit = [row for row in rows if row["status"] != "ok"]

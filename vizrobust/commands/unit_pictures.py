@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from vizrobust.clarity import Judge, PictureScores, judge_for, score_run, scoring_jobs
+from vizrobust.clarity import Clarity, Judge, default_judges, judges_for, natural_clarity, scale_for, score_run, scoring_jobs
+from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed, of_imagenet
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.features import (
@@ -38,7 +39,7 @@ from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.scorer import as_objective
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
-from vizrobust.requests.pictures import Rendering
+from vizrobust.requests.pictures import Rendering, UnitPictures
 from vizrobust.runs import Row, RunFolder
 from vizrobust.session import Session
 
@@ -162,37 +163,62 @@ class UnitRun:
             pass
 
     def clarity(
-        self, checkpoints: Sequence[Checkpoint], data: DataSet | None, judge: Judge, query_images: int,
+        self, checkpoints: Sequence[Checkpoint], data: DataSet | None, judges: Sequence[Judge], query_images: int,
         references: Sequence[Checkpoint] = (),
-    ) -> dict[str, PictureScores]:  # fmt: skip
+    ) -> Clarity:  # fmt: skip
         """Score the pictures; `render_for_clarity` has made them."""
-        return score_run(self.run, checkpoints, self.job, judge, data, self.compute, references, query_images=query_images)
+        scores, scales, job = {}, {}, self.job
+        for judge in judges:
+            scores[judge.name] = score_run(
+                self.run, checkpoints, job, judge, data, self.compute, references, query_images=query_images
+            )
+            if isinstance(main_term(job.objective), Logit) and (scale := scale_for(self.run, judge, data)) is not None:
+                scales[judge.name] = scale
+        families = {judge.name: judge.family or judge.name for judge in judges}
+        natural = {
+            one.name: natural_clarity(
+                {name: _there(own[one.name].transfer) for name, own in scores.items()}, scales, families, job.units
+            )
+            for one in [*checkpoints, *references]
+        }
+        return Clarity(scores, scales, {name: value for name, value in natural.items() if value is not None})
 
 
-def find_judge(
-    checkpoints: Sequence[Checkpoint], data: DataSet | None, ref: str | None, objective: Objective, compute: Compute,
+def _there(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def find_judges(
+    checkpoints: Sequence[Checkpoint], data: DataSet | None, request: UnitPictures, objective: Objective, compute: Compute,
     session: Session,
-) -> Judge | None:  # fmt: skip
-    """The judge for these checkpoints, or None with a note that says why there is none."""
+) -> list[Judge]:  # fmt: skip
+    """The judges for these checkpoints, or none with a note that says why."""
     if not needs_unit(objective):
         session.note(f"clarity is not scored: {objective} asks for no unit that pictures could show")
-        return None
+        return []
     about = checkpoints[0].info
     name = about.data if data is None else data.name
     if data is None and not (name and isinstance(main_term(objective), Logit)):
         session.note("clarity is not scored: it needs the data set's images; name the data set")
-        return None
+        return []
     shape, classes = (about.input_shape, about.classes) if data is None else (data.shape, data.classes)
     others = [one.name for one in checkpoints if one.info.input_shape != shape or len(one.info.classes) != len(classes)]
     if others:
         session.note(f"clarity is not scored: {', '.join(others)} and {name} differ in image shape or classes")
-        return None
-    judge = judge_for(name, checkpoints, compute, ref, typed=True)
-    if judge is None:
+        return []
+    usual = default_judges(name, about.classes, [one.info.data for one in checkpoints])[:1]
+    refs, independent = request.judge or usual, request.judge_independent
+    judges = judges_for(name, checkpoints, compute, refs, builtin=False, typed=True, independent=independent)
+    if not judges:
         session.note(f"clarity is not scored: there is no built-in judge for {name}; name a judge")
     elif data is None:
         session.note(f"clarity without the images of {name}: no two-alternative choice, no natural reference")
-    return judge
+    for judge in judges:
+        if judge.columns is not None:
+            session.note(f"the judge {judge.name} knows {len(judge.columns)} of its classes by these names")
+    if judges and of_imagenet(about.classes) and usual and usual[0] not in LITE and not installed():
+        session.note(f"the built-in judges see less than ImageNet's networks, which this data set could have: {INSTALL}")
+    return judges
 
 
 def _check_units(checkpoint: Checkpoint, job: RenderJob) -> None:

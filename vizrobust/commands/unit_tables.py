@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, PictureScores
+from vizrobust.clarity import NATURAL_IMAGES, RANDOM_NETWORK, Clarity, PictureScores
 from vizrobust.features import Logit, RenderJob, main_term, picture_key
 from vizrobust.intervals import SCOPE, Difference, paired
 from vizrobust.models import Checkpoint
@@ -96,18 +96,51 @@ def _number(value: float | None, measure: str) -> str:
     return {"forced_choice": f"{value:.3f}", "recognised": f"{value:.2f}"}.get(measure, f"{value:.2f}")
 
 
-def clarity_rows(
-    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], units: Sequence[int], judge: str
-) -> list[Row]:
+def clarity_rows(clarity: Clarity, checkpoints: Sequence[Checkpoint], units: Sequence[int]) -> list[Row]:
     """The scores and differences as numbers, for --json: one row for each set of pictures, one for each difference."""
-    rows: list[Row] = [{"pictures": name, "judge": judge, "units": list(units), **asdict(one)} for name, one in scores.items()]
-    for other, base, differences in _differences(scores, checkpoints):
-        found = {measure: asdict(difference) for measure, difference in differences.items()}
-        rows.append({"difference": [other, base], "judge": judge, "scope": SCOPE, **found})
+    rows: list[Row] = []
+    for judge, scores in clarity.scores.items():
+        rows += [{"pictures": name, "judge": judge, "units": list(units), **asdict(one)} for name, one in scores.items()]
+        for other, base, differences in _differences(scores, checkpoints):
+            found = {measure: asdict(difference) for measure, difference in differences.items()}
+            rows.append({"difference": [other, base], "judge": judge, "scope": SCOPE, **found})
+    for name, one in clarity.natural.items():
+        rows.append({"natural_equivalent_of": name, "units": list(units), **one.row()})
     return rows
 
 
-def difference_table(scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
+def natural_table(clarity: Clarity, checkpoints: Sequence[Checkpoint]) -> list[Table]:
+    """Each checkpoint's clarity on the scale of natural photographs, with each judge's log-odds; empty without a scale."""
+    if not clarity.natural:
+        return []
+    judges = list(clarity.scales)
+    base = clarity.natural.get(checkpoints[0].name)
+    others = {one.name for one in checkpoints[1:]}
+    rows = [
+        [name, str(one), str(one.minus(base)) if base is not None and name in others else "-",
+         *(_number(_mean(clarity.scores[judge][name].transfer), "transfer") for judge in judges)]
+        for name, one in clarity.natural.items()
+    ]  # fmt: skip
+    left_out = [f"{name} is left out: {why}" for name, scale in clarity.scales.items() if (why := scale.disqualified)]
+    scale = "share of phase coherence at which natural images of the same classes are seen as well: 1 a photograph, 0 scrambled"
+    flat = [f"{name} lies where the judges tell nothing from scrambled" for name, one in clarity.natural.items() if one.below]
+    note = "; ".join([scale, "95 % intervals over units and judges, these checkpoints only", *flat, *left_out])
+    return [
+        Table(
+            "Clarity",
+            ["pictures of", "natural-equivalent", f"against {checkpoints[0].name}", *(f"{judge}, log-odds" for judge in judges)],
+            rows,
+            note,
+        )
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def difference_table(scores: Mapping[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
     """The paired difference of each checkpoint from the first."""
     rows = [
         [f"{other} - {base}", *map(str, differences.values()), str(len(scores[other].forced_choice))]
@@ -119,7 +152,7 @@ def difference_table(scores: dict[str, PictureScores], checkpoints: Sequence[Che
 
 
 def _differences(
-    scores: dict[str, PictureScores], checkpoints: Sequence[Checkpoint]
+    scores: Mapping[str, PictureScores], checkpoints: Sequence[Checkpoint]
 ) -> list[tuple[str, str, dict[str, Difference]]]:
     """(other, base, difference by measure) for each checkpoint behind the first."""
     base, *others = (asdict(scores[one.name]) for one in checkpoints)
@@ -130,12 +163,12 @@ def _differences(
     ]
 
 
-def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
+def score_table(scores: Mapping[str, PictureScores], judge: str) -> Table:
     """Means over units, the references last."""
 
     def mean(values: Sequence[float | None], digits: int) -> str:
-        there = [value for value in values if value is not None]
-        return f"{sum(there) / len(there):.{digits}f}" if there else "-"
+        found = _mean(values)
+        return "-" if found is None else f"{found:.{digits}f}"
 
     def last(name: str) -> bool:
         return name == RANDOM_NETWORK or name.startswith(NATURAL_IMAGES)
@@ -145,4 +178,4 @@ def score_table(scores: dict[str, PictureScores], judge: str) -> Table:
         for name, one in sorted(scores.items(), key=lambda item: last(item[0]))
     ]
     header = ["pictures of", "transfer, log-odds", "recognised, share", "two-alternative AUC"]
-    return Table("Clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")
+    return Table("Measures of clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")

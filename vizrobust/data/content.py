@@ -1,8 +1,9 @@
-"""The hash of a data set's own images and labels, so that results of changed data are not taken for those of the present ones."""
+"""What identifies the images of a data set: the hash of a person's own, and which published sets are made of the same images."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,46 @@ def _add_files(digest: Any, paths: tuple[str, ...]) -> None:
                 digest.update(file.read(END))
                 file.seek(-END, 2)
                 digest.update(file.read())
+
+
+# Data sets made of the same published images: any two overlap, except for those known to be disjoint.
+FAMILIES = (("mnist", "mnist5k", "mnist55k"), ("imagenette", "imagenette64", "imagenette64-rest"))
+APART = (
+    {"mnist5k", "mnist55k"},
+    {"imagenette64", "imagenette64-rest"},
+    # The rest are published validation images, on which imagenette does not train either.
+    {"imagenette", "imagenette64-rest"},
+)
+
+
+def overlapping_data(a: str, b: str) -> bool:
+    """Whether networks trained on the data references `a` and `b` saw some of the same images.
+
+    The same files at another size (``imagenette@96``, ``imagefolder:DIR@64``) or with shuffled labels are the same images. An
+    unknown reference ("") overlaps with none.
+
+    >>> overlapping_data("mnist", "mnist5k"), overlapping_data("mnist55k", "mnist5k"), overlapping_data("npz:a.npz", "npz:a.npz")
+    (True, False, True)
+    """
+    one, other = _sizeless(a), _sizeless(b)
+    if not one or not other:
+        return False
+    if one == other:
+        return True
+    related = any(one in family and other in family for family in FAMILIES)
+    return related and {one, other} not in APART
+
+
+def subset_of_imagenet(a: str, b: str) -> bool:
+    """Whether `a` is ImageNet and `b` a subset of it such as Imagenette: an overlap of unknown images.
+
+    >>> subset_of_imagenet("imagenet", "imagenette64"), subset_of_imagenet("imagenet", "cifar10")
+    (True, False)
+    """
+    return _sizeless(a) == "imagenet" and _sizeless(b) in FAMILIES[1]
+
+
+def _sizeless(ref: str) -> str:
+    """The reference without its size, names of published data sets in lower case."""
+    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
+    return bare if ":" in bare else bare.lower()

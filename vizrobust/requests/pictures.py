@@ -43,7 +43,12 @@ class UnitPictures(Rendering):
     layer: str = param("logits", "Layer by name (vizrobust layers REF).")
     units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
     seeds: int = param(1, "Pictures of each unit, from different noise.", role="grows", least=1)
-    judge: str | None = param(None, "Outside judge of clarity; default: the data set's own.", role="view", metavar="REF")
+    judge: tuple[str, ...] = param(
+        (), "Outside judge of clarity, several allowed; default: the data set's own.", role="view", flag="--judge", metavar="REF"
+    )
+    judge_independent: bool = param(
+        False, "State that the judges saw none of the compared checkpoints' training images.", role="view"
+    )
     query_images: int = param(1000, "Clarity asks about the first N held-out images.", role="view", cli=False, least=1)
 
 

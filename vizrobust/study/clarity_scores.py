@@ -18,7 +18,6 @@ from vizrobust.clarity import (
     cross_seed_similarity,
     high_frequency_share,
     identification,
-    judge_log_odds,
     judge_top1,
     kid,
     nearest_neighbour_distance,
@@ -118,9 +117,10 @@ def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[Que
 
 @dataclass(frozen=True)
 class Views:
-    """A judge's view of pictures: `logits` (units, R, classes), `features` and `others` (units, R, d)."""
+    """A judge's view of pictures: `logits` and `log_odds` (units, R, classes), `features` and `others` (units, R, d)."""
 
     logits: Tensor
+    log_odds: Tensor
     features: Tensor
     others: Tensor | None
 
@@ -133,7 +133,8 @@ class Views:
 
         output = seen(pictures.images)
         others = None if pictures.others is None else seen(pictures.others).features.reshape(count, seeds, -1)
-        return Views(output.logits.reshape(count, seeds, -1), output.features.reshape(count, seeds, -1), others)
+        logits, odds, features = (one.reshape(count, seeds, -1) for one in (output.logits, output.log_odds, output.features))
+        return Views(logits, odds, features, others)
 
 
 def _primary_rows(
@@ -141,7 +142,7 @@ def _primary_rows(
 ) -> Iterator[Row]:
     if pictures.of_class:
         intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
-        carried = [float(judge_log_odds(one, unit).mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        carried = [float(one[:, unit].mean()) for one, unit in zip(views.log_odds, pictures.units, strict=True)]
         named = [float(judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
         yield _row("transfer", judge, control, pictures, carried)
         yield _row("recognised", judge, control, pictures, named)

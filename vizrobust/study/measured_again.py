@@ -57,8 +57,8 @@ def scored_again(
     place = int(order[0])
     name, recipe = names[place // len(plan.recipes)], plan.recipes[place % len(plan.recipes)].name
     checkpoint = replace(loaded[name], name=name)
-    judges = judges_for(data.name, [loaded[one] for one in names], compute, plan.judges)
     stated = {row["name"]: row["weights_sha256"] for row in report["judges"]}
+    judges = judges_for(data.name, [loaded[one] for one in names], compute, list(stated), builtin=False, independent=True)
     if {judge.name: judge.sha256 for judge in judges} != stated:
         yield Check("judges' weights", False, "the judges that are here are not the stated ones", AGAIN)
         return

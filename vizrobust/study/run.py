@@ -63,7 +63,9 @@ class Study:
     ) -> None:
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
-        self.judges: list[Judge] = judges_for(data.name, [one.checkpoint for one in provided], compute, plan.judges)
+        self.judges: list[Judge] = judges_for(
+            data.name, [one.checkpoint for one in provided], compute, plan.judges, classes=data.classes
+        )
         if not self.judges:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
