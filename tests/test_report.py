@@ -244,6 +244,7 @@ def test_gallery_of_a_run_leaves_the_run_readable(tmp_path: Path) -> None:
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in text
     assert (folder / "contact-sheet.png").is_file()
+    assert "&lt;b&gt;k8&lt;/b&gt;" in write_gallery(tmp_path / "joined", [folder]).read_text()  # tables stay with the run
     assert len(collect([folder]).panels) == 1
     assert isinstance(collect([folder]), Collection)
 

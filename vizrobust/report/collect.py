@@ -14,6 +14,7 @@ from vizrobust.features import main_term, parse_objective
 from vizrobust.features.exemplar_runs import exemplar_rows
 from vizrobust.features.pictures import picture_inside
 from vizrobust.models import LOGITS
+from vizrobust.report.viewer import without_folders
 from vizrobust.runs import Row, digest, read_rows, read_run
 
 Key = tuple[str, str, int]  # checkpoint, objective and unit
@@ -106,7 +107,7 @@ def _exemplar(row: Row, entry: Mapping[str, Any], rank: int, folder: Path, origi
 def _source(row: Row) -> str:
     """``500 validation images of mnist5k``."""
     some = f"{row['n']:,}" if row["n"] == row["of"] else f"{row['n']:,} of the {row['of']:,}"
-    return f"{some} {SPLIT_WORDS.get(row['split'], row['split'])} images of {row['data']}"
+    return f"{some} {SPLIT_WORDS.get(row['split'], row['split'])} images of {without_folders(row['data'])}"
 
 
 Position = tuple[int, int]
@@ -329,6 +330,7 @@ def _open(folder: Path) -> tuple[Origin, dict[str, CheckpointFacts]]:
 
 def _checkpoint_facts(id_: str, facts: Mapping[str, Any]) -> CheckpointFacts:
     known = {name: facts[name] for name in CheckpointFacts.__dataclass_fields__ if name != "id" and facts.get(name) is not None}
+    known["data"] = without_folders(str(known.get("data", "")))
     known["classes"] = tuple(map(str, known.get("classes", ())))
     return CheckpointFacts(**{"name": id_, **known, "id": id_})
 

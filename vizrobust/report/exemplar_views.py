@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,61 +69,34 @@ def marked(pixels: Pixels, exemplar: Exemplar, width: int) -> Pixels:
     return shown
 
 
-AIM, SMALLEST, CELL_GAP = 168, 40, 2
+def exemplar_grids(
+    panel: Panel,
+    checkpoint: CheckpointFacts,
+    column: Column,
+    source: Callable[[Picture | Exemplar], str],
+    facts: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A unit's exemplars at both ends as the gallery's template wants them; `facts` grows by one entry per image."""
+    exemplars = panel.exemplars_of(checkpoint, column)
+    if exemplars is None:
+        return []
+    grids = []
+    for sign in panel.signs:
+        images = []
+        for exemplar in exemplars.of_sign(sign):
+            facts.append(_facts(panel, exemplar, exemplars, checkpoint, column))
+            with Image.open(exemplar.file) as image:
+                width, height = image.size
+            images.append({
+                "index": len(facts) - 1, "source": source(exemplar), "mark": exemplar_mark(exemplar, width, height),
+                "alt": f"natural image {exemplar.rank}, {EXCITING[sign]} for {panel.label(column)}: {exemplar.label}",
+            })  # fmt: skip
+        if images:
+            grids.append({"title": EXCITING[sign], "images": images, "across": exemplars.shape[1]})
+    return grids
 
 
-@dataclass(frozen=True)
-class ExemplarCells:
-    """Lengths in CSS pixels: `tile` of an image, `across` of them beside each other; `smooth` where they are reduced."""
-
-    panel: Panel = field(repr=False)
-    across: int = 0
-    tile: int = 0
-    smooth: bool = False
-
-    @staticmethod
-    def of(panel: Panel) -> ExemplarCells:
-        units = [one for one in panel.exemplars.values() if one.count]
-        if not units:
-            return ExemplarCells(panel)
-        largest = max(units, key=lambda one: one.count)
-        across = largest.shape[1]
-        aim = max(SMALLEST, AIM // across)
-        with Image.open(largest.images[0].file) as image:
-            side = image.size[0]
-        # Whole multiples keep the pixels square.
-        tile = max(1, round(aim / side)) * side if side <= 1.5 * aim else aim
-        return ExemplarCells(panel, across, tile, side > tile)
-
-    @property
-    def width(self) -> int:
-        return self.across * self.tile + max(0, self.across - 1) * CELL_GAP
-
-    def grids(
-        self,
-        checkpoint: CheckpointFacts,
-        column: Column,
-        source: Callable[[Picture | Exemplar], str],
-        facts: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
-        """The unit's grids as the template wants them; `facts` grows by one entry per image."""
-        exemplars = self.panel.exemplars_of(checkpoint, column)
-        if exemplars is None:
-            return []
-        grids = []
-        for sign in self.panel.signs:
-            images = []
-            for exemplar in exemplars.of_sign(sign):
-                facts.append(_facts(self.panel, exemplar, exemplars, checkpoint.name, column))
-                with Image.open(exemplar.file) as image:
-                    width, height = image.size
-                mark = _mark(exemplar, width, height)
-                images.append({"index": len(facts) - 1, "source": source(exemplar), "mark": mark, "exemplar": exemplar})
-            grids.append({"title": EXCITING[sign], "images": images})
-        return grids
-
-
-def _mark(exemplar: Exemplar, width: int, height: int) -> dict[str, Any] | None:
+def exemplar_mark(exemplar: Exemplar, width: int, height: int) -> dict[str, Any] | None:
     """Class and style of the outline or the cross."""
     if exemplar.box is not None:
         top, left, tall, wide = exemplar.box
@@ -134,7 +107,7 @@ def _mark(exemplar: Exemplar, width: int, height: int) -> dict[str, Any] | None:
     return None
 
 
-def _facts(panel: Panel, exemplar: Exemplar, exemplars: Exemplars, name: str, column: Column) -> dict[str, Any]:
+def _facts(panel: Panel, exemplar: Exemplar, exemplars: Exemplars, checkpoint: CheckpointFacts, column: Column) -> dict[str, Any]:
     """What the enlarged image says about itself."""
     pairs = {
         "activation": f"{exemplar.value:.4g}",
@@ -146,9 +119,12 @@ def _facts(panel: Panel, exemplar: Exemplar, exemplars: Exemplars, name: str, co
         "file": exemplar.name,
     }
     return {
-        "title": f"{name} · {panel.label(column)} · {EXCITING[exemplar.sign]}",
+        "key": f"{panel.layer}/{column.unit}{column.place}/{checkpoint.id}/{exemplar.sign * exemplar.rank:+d}",
+        "title": f"{checkpoint.name} · {panel.label(column)} · {EXCITING[exemplar.sign]}",
         "pairs": [[key, value] for key, value in pairs.items() if value],
         "trajectory": (),
+        "frames": "",
+        "scores": {},
     }
 
 

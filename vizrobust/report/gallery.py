@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from vizrobust.report import words
 from vizrobust.report.collect import Collection, Exemplar, Frames, Panel, Picture, collect
 from vizrobust.report.contact_sheet import contact_sheet
-from vizrobust.report.exemplar_views import ExemplarCells
+from vizrobust.report.exemplar_views import exemplar_grids
+from vizrobust.report.viewer import embedded, environment, tile_style
 from vizrobust.results import Table, percent
-from vizrobust.runs import slug, write_atomic, write_text
+from vizrobust.runs import slug, write_atomic, write_json, write_text
 
 Shown = Picture | Frames | Exemplar
 EMBED_BELOW = 16 * 2**20
-FEW, SOME = (4, 168), (8, 112)  # up to so many tiles in a line: so many CSS pixels each
-MANY, SEED_GAP = 96, 3
+ACTIVATION, TABLES = "activation", "tables.json"
 
 
 def write_gallery(
@@ -29,31 +27,39 @@ def write_gallery(
     """Write index.html and contact-sheet.png into `folder`, and return the page's path.
 
     Pictures and frames of less than 16 MB in total are embedded in the page. Otherwise they are linked: those below `folder`
-    where they are, others as copies under ``folder/images``. Raises what `collect` raises.
+    where they are, others as copies under ``folder/images``. `tables` are kept in the folder, so that a gallery that joins
+    it with others shows them again. Raises what `collect` raises.
     """
     folder = Path(folder)
+    if tables:
+        write_json(folder / TABLES, [asdict(table) for table in tables])
+    shown = tables or _tables_of(run_folders)
     collection = collect(run_folders)
     contact_sheet(folder / "contact-sheet.png", collection)
     inside = _bytes(collection) < EMBED_BELOW
     source = _embedded if inside else _linked(folder, collection)
-    environment = Environment(
-        loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     facts: list[dict[str, Any]] = []
     panels = [_panel(panel, index, collection, source, facts) for index, panel in enumerate(collection.panels)]
-    page = environment.get_template("gallery.html.j2").render(
-        title=title,
-        lazy=not inside,
-        summary=_summary(collection),
-        panels=panels,
-        facts=facts,
-        tables=tables,
-        collection=collection,
-        origins=[(origin, _runs_name(origin.folder)) for origin in collection.origins],
-        recipes=words.recipes(collection.panels),
-        robust=words.meaning_of_robust(collection.checkpoints),
-        percent=percent,
-        short_name=words.short_name,
+    page = (
+        environment()
+        .get_template("gallery.html.j2")
+        .render(
+            title=title,
+            lazy=not inside,
+            summary=_summary(collection),
+            panels=panels,
+            measures=[(ACTIVATION, ACTIVATION)],
+            groups=[(checkpoint.id, words.short_name(checkpoint.name)) for checkpoint in collection.checkpoints],
+            seeds=sorted({seed for panel in collection.panels for seed in panel.seeds}),
+            facts=facts,
+            tables=shown,
+            collection=collection,
+            origins=[(origin, _runs_name(origin.folder)) for origin in collection.origins],
+            recipes=words.recipes(collection.panels),
+            robust=words.meaning_of_robust(collection.checkpoints),
+            percent=percent,
+            short_name=words.short_name,
+        )
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -63,41 +69,53 @@ def _panel(
     panel: Panel, index: int, collection: Collection, source: Callable[[Shown], str], facts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A panel as the template wants it; `facts` grows by one entry per picture, which the tile names by its index."""
-    exemplars = ExemplarCells.of(panel)
-    tile = _tile_width(panel, exemplars.width)
-    rows = []
-    for checkpoint in panel.checkpoints:
+    lines = []
+    for column in panel.columns:
         cells = []
-        for column in panel.columns:
-            tiles: list[dict[str, Any] | None] = []
+        for checkpoint in panel.checkpoints:
             by_seed = {picture.seed: picture for picture in panel.pictures(checkpoint, column)}
-            for seed in panel.seeds:
+            tiles: list[dict[str, Any] | None] = []
+            for seed in panel.seeds if by_seed else ():
                 picture = by_seed.get(seed)
                 if picture is None:
                     tiles.append(None)
                     continue
                 frames = source(picture.frames) if picture.frames else ""
-                facts.append({**_facts(panel, picture, checkpoint.name, collection), "frames": frames})
-                tiles.append({"index": len(facts) - 1, "source": source(picture) if picture.file else "", "picture": picture})
-            grids = exemplars.grids(checkpoint, column, source, facts)
-            cells.append({"label": panel.label(column), "tiles": tiles, "exemplars": grids})
-        rows.append({"checkpoint": checkpoint, "cells": cells})
+                facts.append({**_facts(panel, picture, checkpoint.name, collection, index), "frames": frames})
+                tiles.append({
+                    "index": len(facts) - 1, "source": source(picture) if picture.file else "", "status": picture.status,
+                    "seed": seed, "training": "", "alt": _alt(panel, picture, checkpoint.name),
+                })  # fmt: skip
+            scores = [picture.score for picture in by_seed.values() if picture.score is not None]
+            cells.append({
+                "key": checkpoint.id, "label": words.short_name(checkpoint.name), "k": checkpoint.attack_steps,
+                "title": ", ".join(filter(None, (checkpoint.name, checkpoint.training_words))),
+                "told": f"score {sum(scores) / len(scores):.3g}" if scores else "", "tiles": tiles,
+                "exemplars": exemplar_grids(panel, checkpoint, column, source, facts),
+            })  # fmt: skip
+        lines.append({"unit": column.unit, "name": panel.label(column), "cells": cells, "exemplars": ()})
+    pictures = [picture for cell in panel.cells.values() for picture in cell]
+    more = f", seeds {words.seeds_shown(panel.seeds)} from left to right" if len(panel.seeds) > 1 else ""
     return {
         "id": f"panel-{index}",
-        "panel": panel,
+        "title": panel.title,
         "button": _button(panel, collection.panels),
-        "facts": panel.subtitle,
+        "subtitle": panel.subtitle + more,
         "notes": _notes(panel),
-        "rows": rows,
-        "labels": [(column, panel.label(column)) for column in panel.columns],
-        "tile": tile,
-        "cell": max(_across(len(panel.seeds), tile), _across(min(2, len(panel.seeds)), exemplars.width)),
-        "exemplars": exemplars,
-        "smooth": _largest_side(panel) > tile,
+        "lines": lines,
+        **tile_style((picture.file for picture in pictures), len(panel.checkpoints)),
     }
 
 
-def _facts(panel: Panel, picture: Picture, name: str, collection: Collection) -> dict[str, Any]:
+def _alt(panel: Panel, picture: Picture, name: str) -> str:
+    """Unit, network and score, for those who do not see the picture."""
+    parts = [name, panel.layer, f"unit {panel.label(picture.column)}", f"seed {picture.seed}"]
+    parts += ["what it dislikes"] if panel.sign < 0 else []
+    parts += [picture.status] if picture.status != "ok" else []
+    return ", ".join([*parts, "no score" if picture.score is None else f"score {picture.score:.4g}"])
+
+
+def _facts(panel: Panel, picture: Picture, name: str, collection: Collection, index: int) -> dict[str, Any]:
     """What the enlarged picture says about itself: title, pairs of texts, trajectory."""
     position = "" if picture.column.position is None else f", position {picture.column.place}"
     pairs = {
@@ -112,9 +130,11 @@ def _facts(panel: Panel, picture: Picture, name: str, collection: Collection) ->
         "file": f"{_runs_name(collection.origins[picture.origin].folder)}/{picture.name}" if picture.name else "",
     }
     return {
+        "key": f"{index}/{picture.column.unit}{picture.column.place}/{picture.checkpoint}/{picture.seed}",
         "title": f"{name} · {panel.label(picture.column)}",
         "pairs": [[key, value] for key, value in pairs.items() if value],
         "trajectory": picture.trajectory,
+        "scores": {} if picture.score is None else {ACTIVATION: picture.score},
     }
 
 
@@ -131,27 +151,6 @@ def _button(panel: Panel, panels: Sequence[Panel]) -> str:
     return f"{short(panel)} · {more}"
 
 
-def _across(count: int, width: int) -> int:
-    return count * width + SEED_GAP * (count - 1)
-
-
-def _tile_width(panel: Panel, least: int) -> int:
-    """CSS pixels, about `least` at least: a whole multiple of small pictures, so that every pixel is a square."""
-    side = _largest_side(panel)
-    across = len(panel.columns) * len(panel.seeds)
-    aim = max(least, next((aim for most, aim in (FEW, SOME) if across <= most), MANY))
-    return aim // side * side if side <= aim else aim
-
-
-def _largest_side(panel: Panel) -> int:
-    for cell in panel.cells.values():
-        for picture in cell:
-            if picture.file is not None:
-                with Image.open(picture.file) as image:
-                    return max(image.size)
-    return MANY
-
-
 def _bytes(collection: Collection) -> int:
     files = [picture.file for picture in _pictures(collection)]
     files += [picture.frames.file for picture in _pictures(collection) if picture.frames]
@@ -165,7 +164,7 @@ def _pictures(collection: Collection) -> list[Picture]:
 
 def _embedded(picture: Shown) -> str:
     assert picture.file is not None
-    return f"data:image/{picture.file.suffix[1:]};base64," + base64.b64encode(picture.file.read_bytes()).decode()
+    return embedded(picture.file)
 
 
 def _linked(folder: Path, collection: Collection) -> Callable[[Shown], str]:
@@ -188,6 +187,17 @@ def _url(path: Path) -> str:
     from urllib.parse import quote
 
     return quote(path.as_posix())
+
+
+def _tables_of(run_folders: Sequence[Path | str]) -> list[Table]:
+    """The tables that were shown with the runs, named after their run where there are several."""
+    found = []
+    for folder in map(Path, run_folders):
+        if (folder / TABLES).is_file():
+            kept = [Table(**entry) for entry in json.loads((folder / TABLES).read_text(encoding="utf-8"))]
+            several = len(run_folders) > 1
+            found += [replace(one, title=f"{_runs_name(folder)}: {one.title}") if several else one for one in kept]
+    return found
 
 
 def _runs_name(folder: Path) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -33,6 +32,7 @@ from vizrobust.report.study_data import METRIC_ROLES, Group, StudyGroups
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
 from vizrobust.report.style import house_style, save_figure
+from vizrobust.report.viewer import embedded, environment, without_folders
 from vizrobust.report.words import DEAD, SATURATED, key_word
 from vizrobust.results import percent
 from vizrobust.runs import slug, write_text
@@ -151,7 +151,7 @@ def _caption(
     shown: int,
     units_in_all: int,
 ) -> list[str]:
-    data = study.report.facts("data").get("name") or "the data"
+    data = without_folders(str(study.report.facts("data").get("name") or "the data"))
     texts = [f"What excites the units of layer {layer} most, under the recipe {recipe}, on {data}; K attack steps in training."]
     seeds = sorted({cell.training_seed for cell in found.values() if cell.training_seed is not None})
     if study.seeds > 1 and seeds:
@@ -194,20 +194,21 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
     sheets = _sheets(folder, study)
     inside = _embedded_bytes(study, folder) < EMBED_BELOW
     facts: list[dict[str, Any]] = []
-    found = panels(study, folder, _embedded if inside else _linked(folder), facts)
-    environment = Environment(
-        loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["plainly"] = _plainly
-    environment.filters["key_word"] = key_word
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    page = environment.get_template("study.html.j2").render(
+    found = panels(study, folder, embedded if inside else _linked(folder), facts)
+    templates = environment()
+    templates.filters["plainly"] = _plainly
+    templates.filters["key_word"] = key_word
+    templates.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    verdict = {"sentences": (), "overall": "", **study.report.facts("verdict")}
+    finding = next((text for text in verdict["sentences"] if not text.startswith("Descriptive")), "")
+    page = templates.get_template("study.html.j2").render(
         study=study,
         report={key: report.get(key) for key in SHOWN_AS_IS},
         title=TITLE,
         summary=_summary(study),
         intervals=_intervals(study),
-        verdict={"sentences": (), "overall": "", **study.report.facts("verdict")},
+        finding=finding,
+        verdict=verdict,
         prereg={"sha256": "", "departures": (), "content": None, **study.report.facts("prereg")},
         data=study.report.facts("data"),
         figures=drawn,
@@ -216,6 +217,9 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
         panels=found,
         facts=facts,
         measures=measures(study, facts),
+        groups=[(group.name, group.label) for group in study.groups],
+        training_seeds=sorted(set().union(*(panel["training_seeds"] for panel in found))),
+        image_seeds=sorted(set().union(*(panel["image_seeds"] for panel in found))),
         lazy=not inside,
         roles=METRIC_ROLES,
         notes=CLARITY_NOTES,
@@ -288,10 +292,6 @@ def _embedded_bytes(study: StudyGroups, folder: Path) -> float:
     return sum(sizes) * 4 / 3
 
 
-def _embedded(file: Path) -> str:
-    return f"data:image/{file.suffix[1:].lower()};base64," + base64.b64encode(file.read_bytes()).decode()
-
-
 def _linked(folder: Path) -> Callable[[Path], str]:
     return lambda file: quote(file.relative_to(folder.resolve()).as_posix())
 
@@ -306,7 +306,7 @@ def _plainly(value: Any) -> str:
         return "; ".join(f"{key_word(str(key))}: {_plainly(one)}" for key, one in value.items() if one not in (None, [], ""))
     if isinstance(value, list | tuple):
         return ", ".join(map(_plainly, value))
-    return number_text(value) if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else without_folders(str(value))
 
 
 def _summary(study: StudyGroups) -> str:
@@ -315,7 +315,7 @@ def _summary(study: StudyGroups) -> str:
         "picture": len(study.report.rows("pictures")),
         "test image": int(study.report.facts("data").get("test_images") or 0),
     }  # fmt: skip
-    data = study.report.facts("data").get("name")
+    data = without_folders(str(study.report.facts("data").get("name") or ""))
     return (f"{data}: " if data else "") + ", ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
 
 

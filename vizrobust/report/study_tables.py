@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vizrobust.report.study_data import METRIC_ROLES, Entry, Series, Spread, StudyGroups
@@ -52,7 +53,17 @@ def verdicts(study: StudyGroups, roles: Sequence[str]) -> Table | None:
         )
     header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
     note = ". ".join(CONTRASTS.values()) + ". Of several judges, the smallest and the largest estimates and bounds are given."
-    return Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note) if rows else None
+    return _repeats_once(Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note)) if rows else None
+
+
+def _repeats_once(table: Table) -> Table:
+    """The table with a verdict that is the same in all of several rows said once, in the note."""
+    column = list(table.header).index("verdict")
+    said = {row[column] for row in table.rows}
+    if len(table.rows) < 3 or len(said) > 1:
+        return table
+    header, *rows = ([cell for place, cell in enumerate(row) if place != column] for row in (table.header, *table.rows))
+    return replace(table, header=header, rows=rows, note=f"All of them: {said.pop()}. {table.note}".strip())
 
 
 def estimates(study: StudyGroups, roles: Sequence[str]) -> Table | None:
@@ -97,7 +108,7 @@ def estimates(study: StudyGroups, roles: Sequence[str]) -> Table | None:
     note = (
         "t intervals over training seeds; smallest effect of interest: 10 % of natural minus random network over the range of K."
     )
-    return Table(f"Estimates: {', '.join(roles)} metrics", header, rows, note) if rows else None
+    return _repeats_once(Table(f"Estimates: {', '.join(roles)} metrics", header, rows, note)) if rows else None
 
 
 def accuracies(study: StudyGroups) -> Table | None:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vizrobust.features.pictures import picture_inside
 from vizrobust.report.study_data import Entry, Group, StudyGroups
+from vizrobust.report.viewer import tile_style
+from vizrobust.report.words import SATURATED
 from vizrobust.results import percent
 
-AIM = 128  # CSS pixels of a tile
 EXEMPLARS_SHOWN = 4
 ACTIVATION = "activation"
 
@@ -100,33 +99,45 @@ def _panel(
     robust = study.accuracy_of("strongest")
     lines = []
     for unit, name in units(study, recipe, layer):
-        tiles = []
+        shown = []
         for group in columns:
-            some = []
-            for cell in by_place.get((group.name, unit), []):
+            some = by_place.get((group.name, unit), [])
+            tiles = []
+            for cell in some:
                 facts.append(_facts(study, cell, name, recipe, about[cell.checkpoint], robust.get(cell.checkpoint)))
-                some.append({"index": len(facts) - 1, "cell": cell, "source": source(cell.file) if cell.file else ""})
-            tiles.append({"group": group, "tiles": some})
+                tiles.append({
+                    "index": len(facts) - 1, "source": source(cell.file) if cell.file else "", "status": cell.status,
+                    "seed": int(cell.row.get("seed") or 0), "alt": _alt(cell, name),
+                    "training": "" if cell.training_seed is None else cell.training_seed,
+                })  # fmt: skip
+            shown.append({
+                "key": group.name, "label": group.label, "k": group.k if group.has_k else None, "title": group.label,
+                "told": "masked" if group.masked else "", "tiles": tiles, "exemplars": (),
+            })  # fmt: skip
         exemplars = []
         for rank, image in enumerate(natural.get(unit, [])):
             file = inside(folder, image)
             if file is not None:
                 exemplars.append({"rank": rank + 1, "source": source(file), "more": rank >= EXEMPLARS_SHOWN})
-        lines.append({"unit": unit, "name": name, "cells": tiles, "exemplars": exemplars})
-    side = _side(by_place)
+        lines.append({"unit": unit, "name": name, "cells": shown, "exemplars": exemplars})
     pictures = [cell for some in by_place.values() for cell in some]
+    naturals = any(line["exemplars"] for line in lines)
     return {
-        "layer": layer,
-        "recipe": recipe,
-        "columns": columns,
+        "title": f"{layer}, {recipe}",
+        "button": f"{layer} · {recipe}",
         "lines": lines,
-        "tile": AIM // side * side if side <= AIM else AIM,
-        "smooth": side > AIM,
-        "naturals": any(line["exemplars"] for line in lines),
-        "training_seeds": sorted({cell.training_seed for cell in pictures if cell.training_seed is not None}),
-        "image_seeds": sorted({int(cell.row.get("seed") or 0) for cell in pictures}),
-        "saturated": any(cell.status == "saturated" for cell in pictures),
+        "notes": [f"Orange corner, {SATURATED}."] if any(cell.status == "saturated" for cell in pictures) else [],
+        "training_seeds": {cell.training_seed for cell in pictures if cell.training_seed is not None},
+        "image_seeds": {int(cell.row.get("seed") or 0) for cell in pictures},
+        **tile_style((cell.file for cell in pictures), len(columns) + naturals),
     }
+
+
+def _alt(cell: Cell, name: str) -> str:
+    """Unit, network and score, for those who do not see the picture."""
+    status = [cell.status] if cell.status != "ok" else []
+    score = f"score {cell.scores[ACTIVATION]:.4g}" if ACTIVATION in cell.scores else "no score"
+    return ", ".join([name, cell.group.label, *status, score])
 
 
 def measures(study: StudyGroups, facts: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -149,20 +160,14 @@ def _facts(study: StudyGroups, cell: Cell, name: str, recipe: str, entry: Entry,
         "file": str(cell.row.get("image") or ""),
     }
     return {
+        "key": "/".join(map(str, (cell.row["layer"], recipe, cell.row["unit"], cell.checkpoint, cell.row.get("seed")))),
         "title": f"{name} · {cell.group.label}",
         "pairs": [[key, text] for key, text in pairs.items() if text],
         "scores": cell.scores,
+        "trajectory": (),
+        "frames": "",
     }
 
 
 def _rows(study: StudyGroups, recipe: str, layer: str) -> list[Entry]:
     return [row for row in study.report.rows("pictures") if (row["recipe"], row["layer"]) == (recipe, layer)]
-
-
-def _side(by_place: Mapping[tuple[str, int], list[Cell]]) -> int:
-    for some in by_place.values():
-        for cell in some:
-            if cell.file is not None:
-                with Image.open(cell.file) as image:
-                    return max(image.size)
-    return AIM

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vizrobust.features.pictures import png_bytes
+from vizrobust.report.viewer import environment
 from vizrobust.rng import Streams
 from vizrobust.runs import write_text
 from vizrobust.study.human_trials import SIDES, Trial, TrialSet
@@ -24,12 +24,9 @@ def write_trials(path: Path | str, folder: Path | str, trials: TrialSet) -> Path
     Every picture is encoded anew from its pixels, so the page holds no metadata of a file, and the pictures are in random
     order.
     """
-    environment = Environment(
-        loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     content = page_data(Path(folder), trials)
     side = max(max(image.shape[:2]) for image in trials.natural.values())
-    page = environment.get_template("trials.html.j2").render(content=content, count=len(trials.trials), crisp=side <= LARGE)
+    page = environment().get_template("trials.html.j2").render(content=content, count=len(trials.trials), crisp=side <= LARGE)
     write_text(path, page)
     return Path(path)
 

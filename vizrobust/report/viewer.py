@@ -1,0 +1,67 @@
+"""What the pages of pictures share: the template environment, the size of tiles, and pictures as part of a page."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+LEAST, MOST = 160, 256  # CSS pixels of a tile on a desktop; an enlarged one may be larger
+WIDE, BESIDE, CARD_GAP = 1384, 6, 20  # CSS pixels of a desktop's page, between tiles of a card, between cards
+
+
+def environment() -> Environment:
+    """Of the templates of all pages: text is escaped, a missing value is an error."""
+    return Environment(
+        loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def without_folders(text: str) -> str:
+    """A text in which files are named without the folders of this machine; a page may be handed on.
+
+    >>> without_folders("npz:/home/me/data/mine.npz"), without_folders("4/255 of mnist5k")
+    ('npz:mine.npz', '4/255 of mnist5k')
+    """
+    return re.sub(r"(?<![\w./])(?:[A-Za-z]:)?[/\\](?:[^/\\\s:]+[/\\])+", "", text)
+
+
+def embedded(file: Path) -> str:
+    """A picture as a data URI."""
+    return f"data:image/{file.suffix[1:].lower()};base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def tile_style(files: Iterable[Path | None], across: int) -> dict[str, Any]:
+    """How large tiles are shown, `across` of them beside each other in a card.
+
+    `tile` is a whole multiple of `side`, the pixels of the pictures, of at least 160 CSS pixels: the one that leaves
+    least of a desktop's width empty. Pictures larger than 256 pixels are reduced: then `side` is 0 and they are `smooth`.
+
+    >>> tile_style([], 1)["tile"]
+    252
+    """
+    side = _side(files)
+    if side > MOST:
+        return {"tile": MOST, "side": 0, "smooth": True, "beside": across}
+    least = -(-LEAST // side)
+    tiles = [step * side for step in range(least, max(least, MOST // side) + 1)]
+    return {"tile": max(tiles, key=lambda tile: (_used(tile, across), -tile)), "side": side, "smooth": False, "beside": across}
+
+
+def _used(tile: int, across: int) -> int:
+    """CSS pixels of a desktop's width that cards of so many tiles cover; 0 where a card's tiles wrap."""
+    card = across * tile + (across - 1) * BESIDE
+    return (WIDE + CARD_GAP) // (card + CARD_GAP) * across * tile
+
+
+def _side(files: Iterable[Path | None]) -> int:
+    for file in files:
+        if file is not None:
+            with Image.open(file) as image:
+                return image.width
+    return 28
