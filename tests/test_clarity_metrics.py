@@ -411,7 +411,7 @@ def test_roles_directions_and_chances_are_those_of_the_protocol():
     by_role = {role: {name for name, metric in METRICS.items() if metric.role == role} for role in ("primary", "diagnostic")}
     assert by_role["primary"] == {"transfer", "forced_choice"}
     assert by_role["diagnostic"] == {"spectrum_distance", "high_frequency_share", "nyquist_ratio", "path_similarity"}
-    assert {name for name, metric in METRICS.items() if metric.class_units} == {"transfer", "recognised"}
+    assert {name for name, metric in METRICS.items() if metric.class_units} == {"transfer", "natural_equivalent", "recognised"}
     smaller = {"nearest_natural", "kernel_distance", "spectrum_distance", "high_frequency_share", "nyquist_ratio"}
     assert {name for name, metric in METRICS.items() if metric.direction == -1} == smaller
     assert METRICS["recognised"].chance_level(units=50, classes=10) == 0.1

@@ -197,7 +197,8 @@ def default_judges(data: str, classes: Sequence[str], trained_on: Sequence[str] 
     ()
     """
     seen = any(overlapping_data("imagenet", ref) for ref in (data, *trained_on))
-    lite = [] if seen or not imagenet_judges.of_imagenet(classes) else imagenet_judges.installed()
+    # A third of the same family would add cost and little else (docs/measuring-clarity.md).
+    lite = [] if seen or not imagenet_judges.of_imagenet(classes) else imagenet_judges.installed()[:2]
     there = builtin_names()
     return tuple(lite) or tuple(name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there)
 

@@ -350,6 +350,7 @@ def _catalogue(*metrics: Metric) -> Catalogue[Metric]:
 METRICS = _catalogue(
     Metric("transfer", "Judge log-odds", "primary", 1, judge_log_odds, class_units=True, label="judge log-odds"),
     Metric("forced_choice", "2AFC AUC, hard distractors", "primary", 1, two_afc, chance=0.5, label="2AFC AUC"),
+    Metric("natural_equivalent", "Natural-equivalent clarity", "secondary", 1, every_log_odds, class_units=True),
     Metric("recognised", "Judge top-1", "secondary", 1, judge_top1, among="classes", class_units=True, label="judge top-1"),
     Metric("forced_choice_easy", "2AFC AUC, easy distractors", "secondary", 1, two_afc, chance=0.5, label="easy 2AFC AUC"),
     Metric("forced_choice_own", "2AFC AUC, own queries", "secondary", 1, two_afc, chance=0.5, label="own-query 2AFC AUC"),

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from vizrobust.clarity import NaturalScale
 from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
-from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, house_style, wrapped
+from vizrobust.report.style import COLORS, FAINT, INK, MARKERS, QUIET, blank, house_style, wrapped
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
@@ -50,6 +51,51 @@ def clarity_over_k(study: StudyGroups, role: str, layer: str) -> Figure | None:
             struck = " (excluded)" if judge in study.report.excluded_judges else ""
             _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
         return figure
+
+
+def natural_scale_over_k(study: StudyGroups) -> Figure | None:
+    """Class pictures between scrambled and photograph, over K: each judge thin, the mean over families thick; a panel per recipe.
+
+    The last panel shows the curves on which the scale rests. None without natural scales.
+    """
+    layer, metric = "logits", "natural_equivalent"
+    judges = [name for name in study.judges(metric, layer) if name is not None and name not in study.report.excluded_judges]
+    if not judges or not study.swept:
+        return None
+    steps = Steps.of(study)
+    with house_style():
+        figure = blank((WIDE, 3.7), pad=0.1)
+        recipes = study.recipes
+        *panels, curves = figure.subplots(1, len(recipes) + 1, squeeze=False, width_ratios=[*[1.25] * len(recipes), 1]).flat
+        looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
+        for recipe, axes in zip(recipes, panels, strict=True):
+            for judge, color in looks.items():
+                steps.draw(axes, study.clarity(metric, recipe, judge, layer), thin=True, color=color, linewidth=1, markersize=0)
+            mean = study.spreads(study.over_judges(metric, recipe, layer))
+            steps.draw(axes, mean, color=INK, marker="o", linewidth=2.6, markersize=5.5)
+            steps.dress(axes, size=9)
+            _on_the_scale(axes)
+            axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
+            axes.set_xlabel("attack steps K in training")
+        for row in study.report.rows("scales"):
+            if row["judge"] in looks:
+                rising = NaturalScale.read(row).curve()
+                share = (rising - rising[0]) / max(rising[-1] - rising[0], 1e-12)
+                curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=row["judge"])
+        _on_the_scale(curves)
+        curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
+        curves.set_xlabel("score, from scrambled to photograph")
+        curves.legend(fontsize=7, frameon=False, loc="upper left")
+        figure.axes[0].set_ylabel("natural-equivalent clarity")
+        return figure
+
+
+def _on_the_scale(axes: Axes) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["scrambled 0", ".25", ".5", ".75", "photograph 1"], fontsize=8)
+    for level in (0, 1):
+        axes.axhline(level, color=FAINT, linewidth=0.9, zorder=0)
+    _quiet(axes)
 
 
 def controls_over_k(study: StudyGroups, layer: str) -> Figure | None:

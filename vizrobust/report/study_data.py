@@ -121,12 +121,14 @@ class StudyGroups:
         return self._means.get((metric, recipe, judge, layer, control), {})
 
     def over_judges(self, metric: str, recipe: str, layer: str, control: str | None = None) -> dict[str, float]:
-        """Checkpoint -> the mean over its units and over the judges that are not excluded."""
-        judges = [judge for judge in self.judges(metric, layer) if judge not in self.report.excluded_judges]
-        found = [self.by_checkpoint(metric, recipe, judge, layer, control) for judge in judges]
-        found = [values for values in found if values]
-        names = _distinct(name for values in found for name in values)
-        return {name: _mean_of([values[name] for values in found]) for name in names if all(name in values for values in found)}
+        """Checkpoint -> the mean over its units and over the judges that are not excluded, each family counting once."""
+        own = {row["name"]: row.get("family") or row["name"] for row in self.report.rows("judges")}
+        families: dict[str | None, list[dict[str, float]]] = {}
+        for judge in self.judges(metric, layer):
+            values = self.by_checkpoint(metric, recipe, judge, layer, control)
+            if values and judge not in self.report.excluded_judges:
+                families.setdefault(own.get(judge or "", judge), []).append(values)
+        return _means_of([_means_of(values) for values in families.values()])
 
     def clarity(self, metric: str, recipe: str, judge: str | None, layer: str, control: str | None = None) -> Series:
         return self.spreads(self.by_checkpoint(metric, recipe, judge, layer, control))
@@ -233,6 +235,12 @@ def is_masked(checkpoint: Entry) -> bool:
 def _mean(values: Iterable[Any]) -> float | None:
     there = [float(value) for value in values if _is_number(value)]
     return _mean_of(there) if there else None
+
+
+def _means_of(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name -> the mean of its values, for names that all have."""
+    names = _distinct(name for values in found for name in values)
+    return {name: _mean_of([values[name] for values in found]) for name in names if all(name in values for values in found)}
 
 
 def _mean_of(values: Sequence[float]) -> float:

@@ -27,7 +27,13 @@ from vizrobust.report.canvas import (
     largest_tile,
     scaled,
 )
-from vizrobust.report.study_clarity_figures import clarity_against_accuracy, clarity_distance, clarity_over_k, controls_over_k
+from vizrobust.report.study_clarity_figures import (
+    clarity_against_accuracy,
+    clarity_distance,
+    clarity_over_k,
+    controls_over_k,
+    natural_scale_over_k,
+)
 from vizrobust.report.study_data import METRIC_ROLES, Group, StudyGroups
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
@@ -232,6 +238,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
 def _figures(folder: Path, study: StudyGroups) -> dict[str, dict[str, str]]:
     """Draw what there are numbers for: name -> the SVG as a data URI, its width, and the paths of both files."""
     wanted: dict[str, Callable[[], Figure | None]] = {
+        "natural-scale": lambda: natural_scale_over_k(study),
         "accuracy-over-k": lambda: accuracy_over_k(study),
         "clarity-distance": lambda: clarity_distance(study),
         "unforeseen-ratio": lambda: unforeseen_over_k(study),

@@ -12,6 +12,7 @@ from torch import Tensor
 from vizrobust.clarity import (
     Judge,
     JudgeOutput,
+    NaturalScale,
     QueryRanking,
     blurred,
     contrast_matched,
@@ -76,7 +77,7 @@ def metric_rows(
     for judge in questions.judges:
         output = Views.of(judge, pictures)
         queries = questions.queries.outputs[judge.name]
-        yield from _primary_rows(pictures, output, queries, orders, judge.name, None)
+        yield from _primary_rows(pictures, output, queries, orders, judge.name, None, questions.scales.get(judge.name))
         if pictures.of_class:
             yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, queries, own))
         yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, queries, orders, easy=True))
@@ -102,13 +103,14 @@ def primary_rows(pictures: PictureSet, questions: QuerySet, orders: Sequence[Que
     """The primary metrics alone, under every judge, for controls that have pictures of their own."""
     for judge in questions.judges:
         output = Views.of(judge, pictures)
-        yield from _primary_rows(pictures, output, questions.queries.outputs[judge.name], orders, judge.name, control)
+        queries, scale = questions.queries.outputs[judge.name], questions.scales.get(judge.name)
+        yield from _primary_rows(pictures, output, queries, orders, judge.name, control, scale)
 
 
 def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking]) -> dict[str, float]:
     """Judge -> the mean hard 2AFC AUC of the frames of an optimization path, for the clarity-distance curve."""
     found = {}
-    for judge in questions.judges:
+    for judge in questions.representatives:
         values = _choices(Views.of(judge, pictures), questions.queries.outputs[judge.name], orders)
         there = [value for value in values if value is not None]
         found[judge.name] = sum(there) / len(there)
@@ -138,14 +140,19 @@ class Views:
 
 
 def _primary_rows(
-    pictures: PictureSet, views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None
-) -> Iterator[Row]:
+    pictures: PictureSet, views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None,
+    scale: NaturalScale | None,
+) -> Iterator[Row]:  # fmt: skip
     if pictures.of_class:
         intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
         carried = [float(one[:, unit].mean()) for one, unit in zip(views.log_odds, pictures.units, strict=True)]
         named = [float(judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
         yield _row("transfer", judge, control, pictures, carried)
         yield _row("recognised", judge, control, pictures, named)
+        if scale is not None:
+            # The mean over classes is read off the scale: one number for all units together.
+            clear = scale.clarity([round(value, DECIMALS) for value in carried], pictures.units)
+            yield _row("natural_equivalent", judge, control, pictures, [clear] * len(pictures.units))
     yield _row("forced_choice", judge, control, pictures, _choices(views, queries, orders))
 
 

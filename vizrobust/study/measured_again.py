@@ -10,7 +10,8 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vizrobust.clarity import judges_for
+from vizrobust.clarity import NaturalScale, judges_for, natural_scale
+from vizrobust.clarity.natural_scale import recorded_scale
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob, parse_recipe, render_into
@@ -29,8 +30,8 @@ from vizrobust.study.unit_matching import all_excitations, matched_units
 from vizrobust.study.verdicts import SMALLEST_EFFECT_SHARE
 
 # Metrics that no other network has a part in; the others need the ranking of queries by all compared networks.
-ALONE = ("transfer", "recognised", "seed_agreement", "nearest_natural", "kernel_distance", "spectrum_distance",
-         "high_frequency_share", "nyquist_ratio")  # fmt: skip
+ALONE = ("transfer", "natural_equivalent", "recognised", "seed_agreement", "nearest_natural", "kernel_distance",
+         "spectrum_distance", "high_frequency_share", "nyquist_ratio")  # fmt: skip
 # The same pixels give a judge the same scores but for the order of sums.
 SAME = 1e-3
 
@@ -66,7 +67,14 @@ def scored_again(
     for judge, row in zip(judges, report["judges"], strict=True):
         if (judge.kind, judge.clean) != (row["kind"], row["clean"]):
             yield Check(f"judge {judge.name}", False, f"it is {judge.kind} with clean accuracy {judge.clean}", AGAIN)
-    questions = QuerySet(plan, data, judges, compute)
+    scales = {row["judge"]: NaturalScale.read(row) for row in report.rows("scales")}
+    for judge in judges:
+        if judge.name in scales and recorded_scale(judge) is None:
+            found, scale = natural_scale(judge, data.test, data.name), scales[judge.name]
+            rows = zip([*found.scores, *found.errors], [*scale.scores, *scale.errors], strict=True)
+            near = all(_near(a, b, True) for one, other in rows for a, b in zip(one, other, strict=True))
+            yield Check(f"natural scale of {judge.name}", near, f"{scale.images} images of each class", AGAIN)
+    questions = QuerySet(plan, data, judges, compute, scales)
     questions.agree_on([loaded[one] for one in (compared if whole else names)])
     job = next(one for one in picture_jobs(plan, data, checkpoint) if one.layer == LOGITS and one.recipe.name == recipe)
     job = replace(job, recipe=parse_recipe(report["recipes"][recipe]))

@@ -25,6 +25,8 @@ READABLE = (1, 2)
 NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE = "natural", "random network", "before optimization"
 # The rows that everything else follows from.
 HASHED = ("checkpoints", "clarity", "accuracy", "references", "judges")
+# Reports from before there was a natural scale have no such rows.
+HASHED_IF_THERE = ("scales",)
 # The references of a control's scale: matched units are units like others, so theirs are those without a control.
 SCALES: Mapping[str | None, str | None] = {MATCHED: None}
 
@@ -105,7 +107,7 @@ class StudyReport(Mapping[str, Any]):
     @property
     def rows_sha256(self) -> str:
         """The hash of the rows from which everything else follows."""
-        rows = [self[name] for name in HASHED]
+        rows = [self[name] for name in HASHED] + [self[name] for name in HASHED_IF_THERE if name in self]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -132,6 +134,7 @@ class StudyReport(Mapping[str, Any]):
                 key = (row["metric"], row["recipe"], row["judge"], row["layer"], row["control"])
                 values = tables.setdefault(key, dict.fromkeys(self.sweep.values()))
                 values[self.sweep[row["checkpoint"]]] = mean(row["values"])
+        families = {row["name"]: row.get("family") or row["name"] for row in self.rows("judges")}
         found = []
         for (name, recipe, judge, layer, control), values in tables.items():
             scale = SCALES.get(control, control)
@@ -139,7 +142,8 @@ class StudyReport(Mapping[str, Any]):
                 self.reference(one, name, recipe, judge, layer, scale) for one in (NATURAL_REFERENCE, RANDOM_REFERENCE)
             )
             role, direction = metrics[name]["role"], metrics[name]["direction"]
-            found.append(MetricSeries(name, role, direction, recipe, judge, layer, values, natural, random, control))
+            family = families.get(judge, "")
+            found.append(MetricSeries(name, role, direction, recipe, judge, layer, values, natural, random, control, family))
         return found
 
     @cached_property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from vizrobust.attacks import parse_attack
-from vizrobust.clarity import METRICS, excluded
+from vizrobust.clarity import METRICS, NaturalScale, excluded
+from vizrobust.clarity.natural_scale import recorded_scales
 from vizrobust.intervals import wilson
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS
@@ -71,7 +72,7 @@ def stated_checks(report: StudyReport, folder: Path, copy: Path | None = None) -
     checks: dict[str, Callable[[StudyReport, Plan], Iterator[str]]] = {
         "data": _data, "scope": _scope, "checkpoints": _checkpoints, "accuracy": _accuracy, "metrics": _metrics,
         "judges": _judges, "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes,
-        "layers": _layers,
+        "layers": _layers, "scales": _natural_scale,
     }  # fmt: skip
     for what, check in checks.items():
         try:
@@ -237,8 +238,36 @@ def _judges(report: StudyReport, plan: Plan) -> Iterator[str]:
             excluded(share, units, natural, _reference_values(report, RANDOM_REFERENCE, recipe.name, judge["name"]))
             for recipe in plan.recipes
         ]
+        reasons += [scale.disqualified for scale in _scales(report) if scale.judge == judge["name"]]
         if bool(judge["disqualified"]) != any(reasons):
             yield f"whether {judge['name']} is eligible does not follow"
+
+
+def _scales(report: StudyReport) -> list[NaturalScale]:
+    return [NaturalScale.read(row) for row in report.rows("scales")]
+
+
+def _natural_scale(report: StudyReport, _plan: Plan) -> Iterator[str]:
+    """What is read off the natural scales, and what they say of themselves."""
+    scales = {scale.judge: scale for scale in _scales(report)}
+    known = {scale.network_sha256: scale for scale in recorded_scales()}
+    for row, scale in zip(report.rows("scales"), scales.values(), strict=True):
+        if {name: row[name] for name in ("disqualified", "resolves_from")} != {
+            "disqualified": scale.disqualified, "resolves_from": scale.resolves_from,
+        }:  # fmt: skip
+            yield f"what {scale.judge} resolves does not follow from its curve"
+        recorded = known.get(scale.network_sha256)
+        if recorded is not None and recorded.classes == scale.classes and recorded != replace(scale, judge=recorded.judge):
+            yield f"the curve of {scale.judge} is not the one that comes with vizrobust"
+    keys = ("checkpoint", "recipe", "layer", "judge", "control")
+    scores = {tuple(row[key] for key in keys): row for row in report["clarity"] if row["metric"] == "transfer"}
+    for row in report["clarity"]:
+        if row["metric"] != "natural_equivalent":
+            continue
+        score = scores[tuple(row[key] for key in keys)]
+        found = scales[row["judge"]].clarity(score["values"], score["units"])
+        if any(abs(value - found) > CLOSE for value in row["values"]):
+            yield f"natural_equivalent of {row['checkpoint']}, {row['recipe']}, {row['judge']} is not {found:.6f}"
 
 
 def _reference_values(report: StudyReport, name: str, recipe: str | None, judge: str) -> dict[str, float | None]:
@@ -348,7 +377,8 @@ def _layers(report: StudyReport, plan: Plan) -> Iterator[str]:
 
 def _curves(report: StudyReport) -> Iterator[str]:
     """Distances start at 0 at the same steps for every judge; values are AUCs."""
-    judges = {row["name"] for row in report["judges"]}
+    # The first judge of each family has a curve.
+    judges = set({row.get("family") or row["name"]: row["name"] for row in reversed(report["judges"])}.values())
     curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in report["distance"]:
         curves.setdefault((row["checkpoint"], row["recipe"]), {}).setdefault(row["judge"], []).append(row)

@@ -53,6 +53,7 @@ def report_of(study: Study, command: str) -> StudyReport:
         ],
         "references": rows,
         "judges": [_judge(study, judge, rows) for judge in study.judges],
+        "scales": [scale.row() for scale in study.facts["scales"].values()],
         "distance": [{"checkpoint": one.checkpoint, "recipe": one.recipe, **row} for one in found for row in one.distance],
         "excitation": [_excitation(one) for one in found],
         "matching": [pairs.row(name, study.plan.layer) for name, pairs in study.matched_units.items()],
@@ -151,8 +152,10 @@ def _judge(study: Study, judge: Any, references: Sequence[Row]) -> Row:
     units = len(study.data.classes)
     reasons = [excluded(share, units, natural, values(RANDOM_REFERENCE, recipe.name)) for recipe in study.plan.recipes]
     named = [f"under {recipe.name}: {why}" for recipe, why in zip(study.plan.recipes, reasons, strict=True) if why]
+    scale = study.facts["scales"].get(judge.name)
+    named += [scale.disqualified] if scale is not None and scale.disqualified else []
     return {
-        "name": judge.name, "kind": judge.kind, "weights_sha256": judge.sha256, "clean": judge.clean,
+        "name": judge.name, "kind": judge.kind, "family": judge.family, "weights_sha256": judge.sha256, "clean": judge.clean,
         "natural_identification": share, "disqualified": "; ".join(named) or None,
     }  # fmt: skip
 

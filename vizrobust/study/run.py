@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vizrobust.clarity import METRICS, Judge, judges_for
+from vizrobust.clarity import METRICS, Judge, judges_for, scale_for
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob, render_into
@@ -173,7 +173,9 @@ class Study:
 
     def _score(self, references: Sequence[StudyCheckpoint]) -> Iterator[Stage]:
         yield self._stage("asking the judges", 0)
-        questions = QuerySet(self.plan, self.data, self.judges, self.compute.in_fp32())
+        scales = {judge.name: scale_for(self.scores, judge, self.data) for judge in self.judges}
+        self.facts["scales"] = {name: scale for name, scale in scales.items() if scale is not None}
+        questions = QuerySet(self.plan, self.data, self.judges, self.compute.in_fp32(), self.facts["scales"])
         questions.agree_on([one.checkpoint for one in self.compared])
         everyone = [*self.compared, *references]
         found: list[LayerScores] = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vizrobust.clarity import Judge, JudgeOutput, QueryRanking, excitations, shared_rankings
+from vizrobust.clarity import Judge, JudgeOutput, NaturalScale, QueryRanking, excitations, shared_rankings
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Split, head
 from vizrobust.features import Channel, Logit, Objective, RenderJob, with_data_statistics
@@ -66,11 +66,16 @@ class QuerySet:
     """Queries from the test split, exemplars from the validation split, and how the compared networks order them.
 
     For class units the order is by mean rank over all compared checkpoints, so that all answer the same
-    queries; the checkpoint's own order gives a second, secondary row. Hidden units have only their own.
+    queries; the checkpoint's own order gives a second, secondary row. Hidden units have only their own. `scales` are the
+    natural scales of those judges that have one, `representatives` the first judge of each family.
     """
 
-    def __init__(self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute) -> None:
-        self.data, self.judges, self.compute = data, tuple(judges), compute
+    def __init__(
+        self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute,
+        scales: Mapping[str, NaturalScale] | None = None,
+    ) -> None:  # fmt: skip
+        self.data, self.judges, self.compute, self.scales = data, tuple(judges), compute, dict(scales or {})
+        self.representatives = tuple({judge.family or judge.name: judge for judge in reversed(judges)}.values())[::-1]
         self.query_images, self.exemplar_images = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
         self.queries, self.exemplars = self._natural_images(self.query_images), self._natural_images(self.exemplar_images)
         self.units = tuple(range(len(data.classes)))

@@ -97,7 +97,8 @@ class MetricSeries:
     """The values of one metric under one recipe, judge, control and layer: one for each (K, training seed).
 
     `direction` is 1 where larger is clearer, else -1. `natural` and `random` are the references: natural images and
-    the randomly initialised network. `judge` is None where the metric needs none, and for the mean over judges.
+    the randomly initialised network. `judge` is None where the metric needs none, and for the mean over judges, which is
+    a mean over the judges' families.
     """
 
     metric: str
@@ -110,6 +111,7 @@ class MetricSeries:
     natural: float | None = None
     random: float | None = None
     control: str | None = None
+    family: str = ""
 
     def oriented(self) -> MetricSeries:
         """The same series with larger = clearer.
@@ -281,7 +283,13 @@ def _decided(result: ContrastResult) -> ContrastResult:
 
 
 def _mean(judged: Sequence[MetricSeries]) -> MetricSeries:
-    """The mean over judges, cell by cell; None where one of them has no value."""
+    """The mean over families of the mean over their judges."""
+    families = _grouped(judged, lambda one: one.family or one.judge)
+    return _cellwise_mean([_cellwise_mean(one) for one in families] if len(families) < len(judged) else judged)
+
+
+def _cellwise_mean(judged: Sequence[MetricSeries]) -> MetricSeries:
+    """The mean, cell by cell; None where one of them has no value."""
     keys = sorted({cell for one in judged for cell in one.values})
     values = {cell: _average([one.values.get(cell) for one in judged]) for cell in keys}
     natural, random = _average([one.natural for one in judged]), _average([one.random for one in judged])
