@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vizrobust.clarity import default_judges
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
@@ -32,6 +33,7 @@ from vizrobust.study import (
     training_runs,
 )
 from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.power import Cost, PlannedContrast, costs, planned, seconds_per_pass
 from vizrobust.study.report_checks import Check
 from vizrobust.study.verify import verify as checks_of
 from vizrobust.training import TrainingRecipe, recorded_threads
@@ -93,18 +95,21 @@ class StudyResult:
         return tables_html(self.tables()) + "".join(f"<p>{escape(line)}</p>" for line in self.sentences)
 
 
-def study(request: StudyRequest, session: Session) -> Generator[Event, None, StudyResult]:
+def study(request: StudyRequest, session: Session) -> Generator[Event, None, StudyResult | StudyOutlook]:
     """Go through a study's stages, write report.json and the page, and give back the report."""
     checkpoints = [_checkpoint(one, request, session) for one in dict.fromkeys(request.models)]
     data = load(request.data or _data_of(checkpoints), session.download, typed=request.data is not None)
     provided = provided_checkpoints(checkpoints, data) if checkpoints else []
     plan = resolve(request, data, provided)
+    pilot = None if request.pilot is None else StudyReport.read(request.pilot)
+    if request.plan:
+        return outlook(request, plan, data, len(provided), pilot, session)
     identity = {"plan": repr(plan), "given": [one.checkpoint.sha256 for one in provided]}
     folder = str(session.out or default_folder("study", identity))
     # Also where only the main process sees the folder.
     threads = session.compute(request.precision).processes.broadcast(recorded_threads(folder))
     compute = Compute(session.device, request.precision, threads or session.threads)
-    with closing(Study(folder, plan, data, compute, session.argv, provided, wait=session.wait)) as running:
+    with closing(Study(folder, plan, data, compute, session.argv, provided, wait=session.wait, pilot=pilot)) as running:
         yield Note(f"study of {data.name} in {folder}: {_size(running)}")
         yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
         registered = False
@@ -122,6 +127,68 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
     if session.argv:
         yield Note(f"made by: {session.argv}")
     return StudyResult(request, report, Path(page), session.argv)
+
+
+@dataclass(frozen=True, repr=False)
+class StudyOutlook:
+    """What a study would cost and what effect it could see; nothing was begun."""
+
+    request: StudyRequest
+    networks: int
+    costs: tuple[Cost, ...]
+    seconds: float
+    contrasts: tuple[PlannedContrast, ...]
+    ok: bool | None = True
+
+    def rows(self) -> list[Row]:
+        """One row for each stage, one for each contrast."""
+        hours = self.seconds / 3600
+        stages = [{"stage": one.stage, "core_hours": one.passes * hours, "bytes": one.size} for one in self.costs]
+        return [*stages, *(one.row() for one in self.contrasts)]
+
+    def tables(self) -> list[Table]:
+        hours = self.seconds / 3600
+        total = Cost("together", sum(one.passes for one in self.costs), sum(one.size for one in self.costs))
+        rows = [
+            [one.stage, f"{one.passes / 1e6:.1f}", f"{one.passes * hours:.1f}", f"{one.size / 1e6:.0f}" if one.size else "-"]
+            for one in (*self.costs, total)
+        ]
+        note = f"{self.networks} networks; {1000 * self.seconds:.2f} ms for a gradient pass of one image, measured here now"
+        cost = Table("What it would cost", ["stage", "million passes", "core hours", "MB"], rows, note)
+        seen = [
+            [one.contrast, one.metric or "any", one.recipe or "any", f"{one.spread:.3g}", _or_none(one.half_width),
+             _or_none(one.detectable)]
+            for one in self.contrasts
+        ]  # fmt: skip
+        seeds = self.contrasts[0].seeds
+        unit = (
+            "" if self.contrasts[0].metric else "; in deviations between training seeds: {pilot} of an earlier study gives units"
+        )
+        header = ["contrast", "metric", "recipe", "spread", "interval, half width", "effect seen"]
+        note = f"{seeds} training seeds; seen: supported with 80 % power, Holm over two primary metrics{unit}"
+        return [cost, Table("What it could see", header, seen, note)]
+
+    def __repr__(self) -> str:
+        hours = sum(one.passes for one in self.costs) * self.seconds / 3600
+        return f"StudyOutlook({self.networks} networks, {hours:.1f} core hours)"
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables())
+
+
+def _or_none(value: float | None) -> str:
+    return "none below three seeds" if value is None else f"{value:.3g}"
+
+
+def outlook(
+    request: StudyRequest, plan: Plan, data: DataSet, provided: int, pilot: StudyReport | None, session: Session
+) -> StudyOutlook:
+    """What the study of a request would cost and could see."""
+    compute = session.compute(request.precision)
+    networks = provided or len(list(training_runs(plan, plan.eps or data.usual_eps)))
+    judges = len(default_judges(data.name, data.classes)) + len(plan.judges)
+    parts = costs(plan, data, provided, judges)
+    return StudyOutlook(request, networks, tuple(parts), seconds_per_pass(plan, data, compute), tuple(planned(plan, pilot)))
 
 
 def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckpoint] = ()) -> Plan:

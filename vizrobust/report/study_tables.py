@@ -130,6 +130,21 @@ def masked(study: StudyGroups) -> list[str]:
     return found
 
 
+def power(study: StudyGroups) -> Table | None:
+    """What the preregistration planned of each interval, and how wide it came out; None where nothing was planned."""
+    rows = study.report.rows("power")
+    if not rows:
+        return None
+    body = [
+        [row["contrast"], study.title(row["metric"]), row["recipe"], f"{row['detectable']:.3g}", f"{row['half_width']:.3g}",
+         "-" if row["achieved"] is None else f"{row['achieved']:.3g}"]
+        for row in rows
+        if row["detectable"] is not None
+    ]  # fmt: skip
+    header = ["contrast", "metric", "recipe", "effect seen with 80 % power", "half width planned", "half width achieved"]
+    return Table("Planned and achieved", header, body, "planned by the spread of a pilot's training seeds") if body else None
+
+
 def clarity(study: StudyGroups) -> Table | None:
     """Every mean over units: metric, recipe, judge, control and layer by groups and references."""
     keys = dict.fromkeys(

@@ -54,6 +54,10 @@ class StudyRequest(Request):
     unforeseen_images: int | None = param(None, "Of these for unforeseen attacks; 0 is none.  [default: 200]", least=0)
     corruption_images: int | None = param(None, "Of these for corruptions; 0 is none.  [default: 200]", least=0)
     quick: bool = param(False, "At most ten minutes: one seed, fewer pictures, lighter attacks.")
+    plan: bool = param(False, "Say what the study would cost and what effect it could see, and do not begin.", role="view")
+    pilot: str | None = param(
+        None, "report.json of an earlier study, whose spread over training seeds says what this one can see.", kind="file"
+    )
     precision: str = param("fp32", "bf16 is autocast to bfloat16, in training alone.", choices=PRECISIONS)
     radii: tuple[float, ...] | None = param(None, "Candidates of the rule that chooses eps.", cli=False)
     recipes: tuple[Any, ...] | None = param(None, "How pictures are rendered.", kind="recipe", cli=False)

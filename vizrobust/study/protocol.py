@@ -17,7 +17,7 @@ from vizrobust.features.recipes import fourier, plain
 from vizrobust.plugins import Catalogue
 from vizrobust.requests import ParameterError
 from vizrobust.robustness.corruptions import SEVERITIES
-from vizrobust.runs import write_json
+from vizrobust.runs import Row, write_json
 from vizrobust.spec import lookup, named, spec, unknown
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
@@ -263,8 +263,12 @@ INFERENCE = (
 )
 
 
-def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str]) -> dict[str, Any]:
+def content(
+    plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str], power: Sequence[Row] = ()
+) -> dict[str, Any]:
     """What a preregistration fixes; `checkpoints` and `judges` map names to hashes of weights.
+
+    `power` says what effect the seeds can see, by the spread of a pilot (`study.power.planned`).
 
     Its texts are data: a study that is resumed compares them with those that it wrote first.
     """
@@ -281,6 +285,7 @@ def content(plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], 
         "exclusions": list(EXCLUSIONS),
         "checkpoints": dict(checkpoints),
         "judges": dict(judges),
+        **({"power": list(power)} if power else {}),
     }
 
 

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from vizrobust.attacks import parse_attack
-from vizrobust.clarity import METRICS, NaturalScale, excluded
-from vizrobust.clarity.natural_scale import recorded_scales
+from vizrobust.clarity import METRICS
 from vizrobust.intervals import wilson
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, read_run
 from vizrobust.spec import parse
-from vizrobust.study import protocol
+from vizrobust.study import judge_checks, protocol
 from vizrobust.study.clarity_scores import FLAGGED_BELOW
 from vizrobust.study.contrasts import FEWEST_SEEDS
 from vizrobust.study.evaluations import unpacked_verdicts
+from vizrobust.study.judge_checks import CLOSE
 from vizrobust.study.protocol import PART, SWEEP, UNTRAINED, Plan, training_runs
-from vizrobust.study.report import FORMAT, NATURAL_REFERENCE, RANDOM_REFERENCE, StudyReport
+from vizrobust.study.report import FORMAT, StudyReport
 
 AGAIN, ROWS, FILES, READ = "measured again", "computed from the rows", "compared with a file", "only read"
-# Rounding: recorded scores have five decimals or more.
-CLOSE = 2e-5
 
 # What no check can see in a report alone, each with its reason.
 UNCHECKED: Mapping[str, str] = {
@@ -71,8 +69,8 @@ def stated_checks(report: StudyReport, folder: Path, copy: Path | None = None) -
         return
     checks: dict[str, Callable[[StudyReport, Plan], Iterator[str]]] = {
         "data": _data, "scope": _scope, "checkpoints": _checkpoints, "accuracy": _accuracy, "metrics": _metrics,
-        "judges": _judges, "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes,
-        "layers": _layers, "scales": _natural_scale,
+        "judges": judge_checks.judges, "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes,
+        "layers": _layers, "scales": judge_checks.natural_scale, "power": judge_checks.power,
     }  # fmt: skip
     for what, check in checks.items():
         try:
@@ -223,57 +221,6 @@ def _metrics(report: StudyReport, _plan: Plan) -> Iterator[str]:
             yield f"the chance level of {row['name']} is not {metric.chance_level(classes, classes)}"
         if metric is not None and report["format"] == FORMAT and row["title"] != metric.title:
             yield f"the title of {row['name']} is not {metric.title!r}"
-
-
-def _judges(report: StudyReport, plan: Plan) -> Iterator[str]:
-    if {row["name"]: row["weights_sha256"] for row in report["judges"]} != report["prereg"]["content"]["judges"]:
-        yield "the judges are not the preregistered ones"
-    units = len(report["data"]["classes"])
-    for judge in report["judges"]:
-        natural = _reference_values(report, NATURAL_REFERENCE, None, judge["name"])
-        share = float(natural.get("identification") or 0.0)
-        if abs(judge["natural_identification"] - share) > CLOSE:
-            yield f"natural_identification of {judge['name']} is not {share}"
-        reasons = [
-            excluded(share, units, natural, _reference_values(report, RANDOM_REFERENCE, recipe.name, judge["name"]))
-            for recipe in plan.recipes
-        ]
-        reasons += [scale.disqualified for scale in _scales(report) if scale.judge == judge["name"]]
-        if bool(judge["disqualified"]) != any(reasons):
-            yield f"whether {judge['name']} is eligible does not follow"
-
-
-def _scales(report: StudyReport) -> list[NaturalScale]:
-    return [NaturalScale.read(row) for row in report.rows("scales")]
-
-
-def _natural_scale(report: StudyReport, _plan: Plan) -> Iterator[str]:
-    """What is read off the natural scales, and what they say of themselves."""
-    scales = {scale.judge: scale for scale in _scales(report)}
-    known = {scale.network_sha256: scale for scale in recorded_scales()}
-    for row, scale in zip(report.rows("scales"), scales.values(), strict=True):
-        if {name: row[name] for name in ("disqualified", "resolves_from")} != {
-            "disqualified": scale.disqualified, "resolves_from": scale.resolves_from,
-        }:  # fmt: skip
-            yield f"what {scale.judge} resolves does not follow from its curve"
-        recorded = known.get(scale.network_sha256)
-        if recorded is not None and recorded.classes == scale.classes and recorded != replace(scale, judge=recorded.judge):
-            yield f"the curve of {scale.judge} is not the one that comes with vizrobust"
-    keys = ("checkpoint", "recipe", "layer", "judge", "control")
-    scores = {tuple(row[key] for key in keys): row for row in report["clarity"] if row["metric"] == "transfer"}
-    for row in report["clarity"]:
-        if row["metric"] != "natural_equivalent":
-            continue
-        score = scores[tuple(row[key] for key in keys)]
-        found = scales[row["judge"]].clarity(score["values"], score["units"])
-        if any(abs(value - found) > CLOSE for value in row["values"]):
-            yield f"natural_equivalent of {row['checkpoint']}, {row['recipe']}, {row['judge']} is not {found:.6f}"
-
-
-def _reference_values(report: StudyReport, name: str, recipe: str | None, judge: str) -> dict[str, float | None]:
-    keys = ("reference", "recipe", "judge", "control", "layer")
-    wanted = (name, recipe, judge, None, LOGITS)
-    return {row["metric"]: row["value"] for row in report["references"] if tuple(row[key] for key in keys) == wanted}
 
 
 def _confounds(report: StudyReport, _plan: Plan) -> Iterator[str]:

@@ -20,6 +20,7 @@ from vizrobust.runs import Row, write_png
 from vizrobust.study.clarity_scores import LayerScores, PictureSet, metric_rows
 from vizrobust.study.contrasts import FEWEST_SEEDS
 from vizrobust.study.networks import StudyCheckpoint
+from vizrobust.study.power import achieved
 from vizrobust.study.protocol import SWEEP
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE, StudyReport, mean
 from vizrobust.study.run import Study
@@ -63,6 +64,8 @@ def report_of(study: Study, command: str) -> StudyReport:
         "exemplars": list(_exemplars(study)),
         "recipes": {job.recipe.name: repr(job.recipe) for job in study.jobs(study.compared[0].checkpoint)},
     }
+    if wanted := report["prereg"]["content"].get("power"):
+        report["power"] = achieved(StudyReport(report), wanted)
     return StudyReport.conclude(report)
 
 

@@ -22,7 +22,9 @@ from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.evaluations import Accuracies
 from vizrobust.study.networks import StudyCheckpoint, StudyTrainings, Work
+from vizrobust.study.power import costs, planned
 from vizrobust.study.protocol import UNTRAINED, EpsChoice, Plan, TrainingRun, training_runs
+from vizrobust.study.report import StudyReport
 from vizrobust.study.stimuli import QuerySet, drawn_units, hidden_jobs, of_classes, picture_jobs
 from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
 from vizrobust.study.verdicts import PRIMARY
@@ -44,6 +46,7 @@ class Stage:
 
 class Study:
     """A study's folder. `provided` are the user's checkpoints; without them the study trains its own.
+    `pilot` is the report of an earlier one, whose spread over training seeds says what this one can see.
 
     `run` yields stages and can be stopped at any of them; at its end `facts` holds what the report is made of. The
     processes of `compute` share trainings, attacks and pictures; the main process does the rest and owns the folder.
@@ -60,7 +63,9 @@ class Study:
         provided: Sequence[StudyCheckpoint] = (),
         *,
         wait: bool = False,
+        pilot: StudyReport | None = None,
     ) -> None:
+        self.pilot = pilot
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
         self.judges: list[Judge] = judges_for(
@@ -106,7 +111,8 @@ class Study:
             self.compared = yield from self._as_stages(trainings.train_all(self.cells, self.chosen.eps))
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
-        now = protocol.content(self.plan, self.chosen.row(), registered, self._judge_hashes())
+        power = [one.row() for one in planned(self.plan, self.pilot)] if self.pilot is not None else []
+        now = protocol.content(self.plan, self.chosen.row(), registered, self._judge_hashes(), power)
         processes = self.compute.processes
         # No process attacks or renders before the preregistration is written.
         written, departures = processes.broadcast(protocol.register(self.folder, now) if processes.main else (now, []))
@@ -268,20 +274,8 @@ class Study:
 
     def total(self) -> float:
         """Estimated gradient passes of all stages."""
-        plan, compared = self.plan, len(self.provided)
-        training = 0.0
-        if not self.provided:
-            for run in self.cells or training_runs(plan, plan.eps or self.data.usual_eps):
-                compared += 1
-                training += run.training.epochs * (run.training.attack_steps + 2) * len(self.data.train)
-        attacks = compared * (1 + 10 + plan.pgd_steps + 2) * min(plan.images, len(self.data.test))
-        pictures = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds * plan.recipes[0].steps
-        if plan.layer:
-            drawn_units = 2 * len(plan.recipes) * plan.hidden * plan.hidden_seeds * plan.recipes[0].steps
-            pictures += drawn_units * (compared + 1 + (compared if plan.matched else 0))
-        # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
-        seen = len(plan.recipes) * (compared + 1) * len(self.data.classes) * plan.image_seeds
-        return training + attacks + pictures + seen * len(self.judges) * (plan.frames + 6) / 3
+        eps = self.chosen.eps if self.cells else None
+        return sum(cost.passes for cost in costs(self.plan, self.data, len(self.provided), len(self.judges), eps))
 
 
 def _radius(provided: Sequence[StudyCheckpoint], data: DataSet) -> float:
