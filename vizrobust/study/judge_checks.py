@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vizrobust.clarity import NaturalScale, excluded
+from vizrobust.clarity.natural_scale import recorded_scales
 from vizrobust.models import LOGITS
 from vizrobust.study.power import achieved
 from vizrobust.study.protocol import Plan
@@ -40,7 +41,7 @@ def scales(report: StudyReport) -> list[NaturalScale]:
 def natural_scale(report: StudyReport, _plan: Plan) -> Iterator[str]:
     """What is read off the natural scales, and what they say of themselves."""
     known_scales = {scale.judge: scale for scale in scales(report)}
-    known = {scale.network_sha256: scale for scale in recordedscales()}
+    known = {scale.network_sha256: scale for scale in recorded_scales()}
     for row, scale in zip(report.rows("scales"), known_scales.values(), strict=True):
         if {name: row[name] for name in ("disqualified", "resolves_from")} != {
             "disqualified": scale.disqualified, "resolves_from": scale.resolves_from,

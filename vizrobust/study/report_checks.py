@@ -69,8 +69,8 @@ def stated_checks(report: StudyReport, folder: Path, copy: Path | None = None) -
         return
     checks: dict[str, Callable[[StudyReport, Plan], Iterator[str]]] = {
         "data": _data, "scope": _scope, "checkpoints": _checkpoints, "accuracy": _accuracy, "metrics": _metrics,
-        "judges": judge_checks.judges, "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes,
-        "layers": _layers, "scales": judge_checks.natural_scale, "power": judge_checks.power,
+        "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes, "layers": _layers,
+        "judges": judge_checks.judges, "scales": judge_checks.natural_scale, "power": judge_checks.power,
     }  # fmt: skip
     for what, check in checks.items():
         try:
