@@ -182,6 +182,7 @@ def verdict(contrast_results: Sequence[ContrastResult], excluded: Mapping[str, s
             if entries:
                 found[layer, contrast] = together(entries)
                 sentences += [about + text for text in _sentences(contrast, found[layer, contrast], entries)]
+    sentences += _on_the_natural_scale([one for one in plain if one.series.metric == "natural_equivalent"])
     sentences += _controls([result for result in over_judges if result.series.role == PRIMARY], found)
     sentences += [f"The judge {name} is excluded: {why}." for name, why in (excluded or {}).items()]
     if not primary:
@@ -190,6 +191,21 @@ def verdict(contrast_results: Sequence[ContrastResult], excluded: Mapping[str, s
     descriptive = set(found.values()) == {DESCRIPTIVE}
     sentences = [*scoped, *sentences] if descriptive else [*sentences, *scoped]
     return Verdict(tuple(sentences), _overall(found), found, tuple(plain))
+
+
+def _on_the_natural_scale(entries: Sequence[ContrastResult]) -> list[str]:
+    """H1 in units that a reader knows: the share of a natural image's structure."""
+    said = []
+    for result in entries:
+        found = result.contrast
+        if found.name == "H1" and found.estimate is not None:
+            known = found.ci_low is not None and found.ci_high is not None
+            bounds = f" [{found.ci_low:+.2f}, {found.ci_high:+.2f}]" if known else ""
+            said.append(f"{found.estimate:+.2f}{bounds} under {result.series.recipe}")
+    if not said:
+        return []
+    scale = "On the scale of natural images (0: phases scrambled, 1: a photograph)"
+    return [f"{scale} adversarial minus standard training is {joined(said)}."]
 
 
 def together(entries: Sequence[ContrastResult]) -> str:
