@@ -13,7 +13,7 @@ from vizrobust.report.words import key_word
 from vizrobust.study.report import StudyReport
 
 Entry = Mapping[str, Any]
-ROLES = {"dose": 0, "arm": 1, "control": 2, "given": 3, "random": 4}
+ROLES = {"dose": 0, "arm": 1, "radius": 2, "control": 3, "given": 4, "random": 5}
 METRIC_ROLES = ("primary", "secondary", "diagnostic")
 FEWEST_FOR_T = 3
 

@@ -15,6 +15,7 @@ CONTRASTS = {
     "H1": "H1: adversarial against standard training (mean of K ≥ 1 minus K = 0)",
     "H2": "H2: more attack steps (slope over log2 K among K ≥ 1)",
     "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
+    "H4": "H4: a larger radius in training (slope over log2 eps at a fixed K)",
 }
 
 

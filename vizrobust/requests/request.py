@@ -60,6 +60,22 @@ def numbers(text: str, name: str = "numbers") -> tuple[int, ...]:
         raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 0,1,2,4,8, nor one such as 8", text) from None
 
 
+def fractions(text: str, name: str = "fractions") -> tuple[float, ...]:
+    """Numbers with commas between them, also written as fractions.
+
+    >>> fractions("0.3,3/4")
+    (0.3, 0.75)
+    """
+    found = []
+    for part in text.split(","):
+        top, slash, bottom = part.partition("/")
+        try:
+            found.append(float(top) / float(bottom) if slash else float(top))
+        except (ValueError, ZeroDivisionError):
+            raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 2/255,8/255", text) from None
+    return tuple(found)
+
+
 def names(text: str, _name: str = "names") -> tuple[str, ...]:
     """Names with commas between them; ``none`` is none of them.
 
@@ -98,7 +114,9 @@ def position(text: str, name: str = "position") -> tuple[int, int]:
 
 
 # How the text of a field of this kind is read, also in Python.
-READERS: dict[str, Callable[[str, str], Any]] = {"numbers": numbers, "names": names, "sides": sides, "position": position}
+READERS: dict[str, Callable[[str, str], Any]] = {
+    "numbers": numbers, "fractions": fractions, "names": names, "sides": sides, "position": position,
+}  # fmt: skip
 
 
 def param(

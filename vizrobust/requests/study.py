@@ -42,6 +42,10 @@ class StudyRequest(Request):
     controls: tuple[str, ...] | None = param(
         None, "k0-early, k1-long, k8-eps/4, k8-eps/2, k0-shuffled, or none.  [default: all]", kind="names", metavar="LIST"
     )
+    radius_eps: tuple[float, ...] | None = param(
+        None, "Train networks of one K at these other radii too, such as 1/255,2/255,8/255.", kind="fractions", metavar="LIST"
+    )
+    radius_k: int | None = param(None, "Their attack steps K.  [default: 1]", least=1)
     image_seeds: int | None = param(None, "Pictures of each class unit.  [default: 9]", least=2)
     layer: str | None = param(
         None, "Hidden layer whose units are drawn; default: the last one of a built-in network.", metavar="NAME"

@@ -16,7 +16,7 @@ from vizrobust.intervals import CONFIDENCE
 # With fewer training runs of each kind nothing can be said beyond these checkpoints
 # (docs/measuring-clarity.md, "The unit of replication").
 FEWEST_SEEDS = 3
-CONTRASTS = ("H1", "H2", "H3")
+CONTRASTS = ("H1", "H2", "H3", "H4")
 # Clarity values are recorded with this many decimals, so half of the last one is their error.
 DECIMALS = 6
 PRECISION = 0.5 * 10**-DECIMALS
@@ -141,6 +141,19 @@ def accuracy_slope(values: RunValues, accuracy: RunValues) -> Contrast:
         return None if x is None or np.ptp(x) <= ROUNDING else (_slope_weights(x), float(np.ptp(x)))
 
     return _over_seeds("H3", values, steps, weights)
+
+
+# Radii are keys of a table as whole millionths, so that they can stand in the place of K: a slope per doubling is the same.
+RADIUS_UNIT = 1e-6
+
+
+def radius_slope(values: RunValues) -> Contrast:
+    """H4: the slope over log2 eps at a fixed K, seed by seed; the first key of `values` is eps in millionths.
+
+    >>> radius_slope(from_table([[0.5, 0.75, 1.0]], [4000, 8000, 16000])).per_seed
+    (0.25,)
+    """
+    return replace(step_slope(values), name="H4")
 
 
 def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Contrast, ...]:

@@ -16,8 +16,9 @@ from vizrobust.models.references import CHECKPOINT_FILE
 from vizrobust.parallel import Processes
 from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, read_rows, read_run, write_atomic
+from vizrobust.study.eps_rule import EpsChoice, eps_rule
 from vizrobust.study.evaluations import robust_accuracy
-from vizrobust.study.protocol import BASELINE, CONTROL, SWEEP, EpsChoice, Plan, TrainingRun, eps_rule, training_runs
+from vizrobust.study.protocol import BASELINE, CONTROL, SWEEP, Plan, TrainingRun, training_runs
 from vizrobust.training import (
     METRICS_FILE,
     Progress,
@@ -62,6 +63,7 @@ class StudyCheckpoint:
             "delta_linf": last["delta_linf"] / eps if eps and last.get("delta_linf") is not None else None,
             "delta_l2": last.get("delta_l2"),
             "gradient_passes": sum(passes) if passes else None,
+            "eps": about.eps,
             "epochs": len(self.history) or None,
             "masked": masked,
         }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vizrobust.plugins import Catalogue
 from vizrobust.requests import ParameterError
 from vizrobust.robustness.corruptions import SEVERITIES
 from vizrobust.runs import Row, write_json
-from vizrobust.spec import lookup, named, spec, unknown
+from vizrobust.spec import lookup, named, number_text, spec, unknown
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
 
@@ -26,8 +27,9 @@ STEPS = (0, 1, 2, 4, 8, 16)
 BASELINES = ("fgsm", "fast", "noise")
 CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2", "k0-shuffled")
 
-# Roles of a study's checkpoints, as files name them: K = 0, 1, 2 ... of the sweep, named baselines, controls, untrained.
-SWEEP, BASELINE, CONTROL, UNTRAINED = "dose", "arm", "control", "random"
+# Roles of a study's checkpoints, as files name them: K = 0, 1, 2 ... of the sweep, named baselines, controls, other radii,
+# untrained.
+SWEEP, BASELINE, CONTROL, RADIUS, UNTRAINED = "dose", "arm", "control", "radius", "random"
 
 # How the built-in sweeps are trained; each training run adds its attack and its seed.
 TRAININGS = {
@@ -58,6 +60,8 @@ class Plan:
     Masking, unforeseen attacks and corruptions use the first ones of these images. Queries of the 2AFC are the first
     `query_images` test images, exemplars the first `exemplar_images` of the validation split.
 
+    For each of `radius_eps`, networks of `radius_k` attack steps are trained at that radius; with those of the sweep's own
+    radius they tell how clarity changes with eps at a fixed K.
     A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
     least, and the masking diagnosis gives Square `masking_queries`.
     """
@@ -93,6 +97,8 @@ class Plan:
     severity: int = 3
     eps_rule_images: int = 1000
     masking_queries: int = 500
+    radius_eps: tuple[float, ...] = ()
+    radius_k: int = 1
 
     def __post_init__(self) -> None:
         if self.training.attack is not None:
@@ -112,6 +118,10 @@ class Plan:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ParameterError(f"{{{name}}} must be at least %s, got %s", least, getattr(self, name))
+        if any(not 0 < one <= 1 for one in self.radius_eps) or len(set(self.radius_eps)) < len(self.radius_eps):
+            raise ParameterError("{radius_eps} must be radii in (0, 1], each once, got %s", ", ".join(map(str, self.radius_eps)))
+        if self.radius_eps and self.radius_k not in self.steps:
+            raise ParameterError("{radius_k} must be one of the sweep's K (%s), got %s", self.steps, self.radius_k)
         if self.severity not in SEVERITIES:
             raise ParameterError("{severity} must be one of %s, got %s", ", ".join(map(str, SEVERITIES)), self.severity)
         recipes = [recipe.name for recipe in self.recipes]
@@ -203,7 +213,7 @@ class TrainingRun:
 
     @property
     def name(self) -> str:
-        return f"{self.group.replace('/', '-')}-s{self.seed}"
+        return f"{self.group.replace('/', '-').replace(' ', '')}-s{self.seed}"
 
     @property
     def label(self) -> str:
@@ -225,6 +235,10 @@ def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
             yield TrainingRun(f"k{k}", SWEEP, k, seed, replace(base, attack=training_attack(k, eps)))
         for name in plan.arms:
             yield TrainingRun(name, BASELINE, None, seed, replace(base, attack=lookup(BASELINE_ATTACKS, name, "baseline")(eps)))
+        for radius in plan.radius_eps:
+            if not math.isclose(radius, eps):
+                attack = training_attack(plan.radius_k, radius)
+                yield TrainingRun(f"eps {number_text(radius)}", RADIUS, None, seed, replace(base, attack=attack))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
 
@@ -252,6 +266,9 @@ CONTRAST_TEXTS = {
     "H2": "slope over log2 K among K >= 1, for each training seed: what 'grows with the number of steps' needs",
     "H3": "slope of clarity over accuracy under the strongest attack found among K >= 1, for each training seed",
 }
+RADIUS_TEXT = (
+    "slope over log2 eps at the fixed K of the radius arm, for each training seed: whether a larger ball makes it clearer"
+)
 EXCLUSIONS = (
     "a judge that identifies natural exemplars below twice chance, or ranks the random network above the natural reference",
     "a unit that never had a gradient (dead) in any compared checkpoint has no value there",
@@ -279,7 +296,7 @@ def content(
             metric.name: {"role": metric.role, "direction": metric.direction, "chance": metric.chance}
             for metric in METRICS.values()
         },
-        "contrasts": CONTRAST_TEXTS,
+        "contrasts": CONTRAST_TEXTS | ({"H4": RADIUS_TEXT} if plan.radius_eps else {}),
         "smallest_effect": SMALLEST_EFFECT,
         "inference": INFERENCE,
         "exclusions": list(EXCLUSIONS),
@@ -316,75 +333,3 @@ def register(folder: Path, now: Mapping[str, Any]) -> tuple[dict[str, Any], list
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-# The rule asks for a radius at which the baseline fgsm keeps less than this part of the accuracy of K = 8 under PGD-50.
-PART = 0.5
-
-
-@dataclass(frozen=True)
-class EpsTrial:
-    """Accuracies at one eps; `strong` is None where K = 8 was not trained because it could not have twice that of `fgsm`."""
-
-    eps: float
-    fgsm: float
-    strong: float | None
-    fulfilled: bool
-
-
-@dataclass(frozen=True)
-class EpsChoice:
-    """The chosen radius, the reason, and all trials of the rule."""
-
-    eps: float
-    tried: tuple[EpsTrial, ...]
-    reason: str
-
-    def row(self) -> dict[str, Any]:
-        return {"eps": self.eps, "reason": self.reason, "tried": [asdict(one) for one in self.tried]}
-
-
-# ("fgsm" or "strong", eps): whose accuracy under PGD-50 the rule asks for next.
-EpsQuestion = tuple[str, float]
-
-
-def eps_rule(radii: Sequence[float], usual: float) -> Generator[EpsQuestion, float, EpsChoice]:
-    """The rule as a conversation: yields what it wants to know, is sent the accuracy, and returns its choice.
-
-    It asks only for what can decide, because each answer is a training. Above the `usual` radius it first asks what K = 8
-    keeps there, where the sweep would train it anyway: what it keeps at a larger radius is taken to be no more.
-    """
-    tried: list[EpsTrial] = []
-    most: float | None = None
-    for eps in sorted(radii):
-        fgsm, strong = (yield "fgsm", eps), None
-        if fgsm < PART and eps > usual and most is None:
-            most = yield "strong", usual
-        if fgsm < PART * (1 if most is None else most):
-            strong = yield "strong", eps
-        tried.append(EpsTrial(eps, fgsm, strong, strong is not None and fgsm < PART * strong))
-        if tried[-1].fulfilled:
-            return EpsChoice(
-                eps, tuple(tried), "the smallest radius at which the fgsm arm keeps less than half of what K = 8 keeps"
-            )
-    reason = "no radius fulfils the rule, so the data set's usual one: one-step training did not fail"
-    if most is not None and any(one.eps > usual and one.strong is None for one in tried):
-        reason += f" (K = 8 keeps {most:.1%} at the usual radius, and is taken to keep no more at larger ones)"
-    return EpsChoice(usual, tuple(tried), reason)
-
-
-def choose_eps(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> EpsChoice:
-    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
-
-    Both are accuracies under PGD-50, `strong` that of K = 8. Where no radius fulfils the rule it is the data set's
-    `usual` one.
-
-    >>> choose_eps([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
-    0.3
-    """
-    asking, answer = eps_rule(radii, usual), None
-    while True:
-        try:
-            answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))
-        except StopIteration as done:
-            return done.value

@@ -12,10 +12,11 @@ from typing import Any
 
 from vizrobust.runs import Row, write_text
 from vizrobust.study.clarity_scores import MATCHED
-from vizrobust.study.contrasts import CONTRASTS, RunValues
-from vizrobust.study.protocol import SWEEP
+from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, radius_slope
+from vizrobust.study.protocol import RADIUS, SWEEP
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
+from vizrobust.training import attacks_seen
 
 FILE = "report.json"
 # Format 2 differs from 1 in the words of its sentences and in contrasts that are constant. Who changes what a sentence
@@ -122,18 +123,31 @@ class StudyReport(Mapping[str, Any]):
         return {row["name"]: (row["k"], row["seed"]) for row in rows}
 
     @cached_property
+    def radii(self) -> dict[str, tuple[int, int]]:
+        """Checkpoint -> (eps in millionths, training seed): the radius arm with the sweep's networks of its K; else empty."""
+        rows = [row for row in self.rows("checkpoints") if row["role"] == RADIUS]
+        steps = {getattr(attack, "steps", None) for row in rows for attack in attacks_seen(row["training"])}
+        if rows:
+            rows += [row for row in self.rows("checkpoints") if row["role"] == SWEEP and row["k"] in steps]
+        return {row["name"]: (round(row["eps"] / RADIUS_UNIT), row["seed"]) for row in rows if row.get("eps")}
+
+    @cached_property
     def series(self) -> list[MetricSeries]:
         """One series for each metric, recipe, eligible judge, control and layer of `clarity`, without diagnostics.
 
         Each value is the mean over those units that have one, None where none has.
         """
+        return self._series(self.sweep)
+
+    def _series(self, places: Mapping[str, tuple[int, int]]) -> list[MetricSeries]:
+        """The series over those checkpoints that have a place."""
         metrics = {metric["name"]: metric for metric in self.rows("metrics") if metric["role"] != DIAGNOSTIC}
         tables: dict[tuple[Any, ...], dict[tuple[int, int], float | None]] = {}
         for row in self.rows("clarity"):
-            if row["metric"] in metrics and row["judge"] not in self.excluded_judges and row["checkpoint"] in self.sweep:
+            if row["metric"] in metrics and row["judge"] not in self.excluded_judges and row["checkpoint"] in places:
                 key = (row["metric"], row["recipe"], row["judge"], row["layer"], row["control"])
-                values = tables.setdefault(key, dict.fromkeys(self.sweep.values()))
-                values[self.sweep[row["checkpoint"]]] = mean(row["values"])
+                values = tables.setdefault(key, dict.fromkeys(places.values()))
+                values[places[row["checkpoint"]]] = mean(row["values"])
         families = {row["name"]: row.get("family") or row["name"] for row in self.rows("judges")}
         found = []
         for (name, recipe, judge, layer, control), values in tables.items():
@@ -166,8 +180,10 @@ class StudyReport(Mapping[str, Any]):
 
     @cached_property
     def results(self) -> list[ContrastResult]:
-        """What each contrast says about each series, in the order H1, H2, H3; those of controls too."""
+        """What each contrast says about each series, in the order H1, H2, H3, H4; those of controls too."""
         found = contrast_results(self.series, self.accuracies)
+        if self.radii:
+            found += contrast_results(self._series(self.radii), contrasts=lambda values, _accuracy: [radius_slope(values)])
         return sorted(found, key=lambda result: CONTRASTS.index(result.contrast.name))
 
     @cached_property

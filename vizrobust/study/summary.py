@@ -114,12 +114,14 @@ CLAIMS = {
     "H1": "adversarially trained networks' pictures are clearer than the standard network's",
     "H2": "clarity grows with the number of attack steps among K ≥ 1",
     "H3": "clarity goes with accuracy under the strongest attack among K ≥ 1",
+    "H4": "clarity grows with the radius of the training attack at a fixed K",
 }
 # What a sign means where nothing can be inferred.
 SIGNS = {
     "H1": ("adversarial against standard training", "clearer", "less clear"),
     "H2": ("over the number of attack steps among K ≥ 1", "rising", "falling"),
     "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
+    "H4": ("over the radius of the training attack at a fixed K", "rising", "falling"),
 }
 CONTROL_PHRASES = {
     "contrast": "with contrast matched",

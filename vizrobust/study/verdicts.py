@@ -173,14 +173,15 @@ class ContrastResult:
 
 
 def contrast_results(
-    series: Iterable[MetricSeries], accuracy: RunValues | None = None, describe: bool = True
-) -> list[ContrastResult]:
+    series: Iterable[MetricSeries], accuracy: RunValues | None = None, describe: bool = True,
+    contrasts: Callable[[RunValues, RunValues | None], Sequence[Contrast]] = contrasts,
+) -> list[ContrastResult]:  # fmt: skip
     """H1, H2 and, with `accuracy` (fractions by K and seed), H3 for every series and for the mean over judges.
 
     The mean over judges has ``judge=None``. The verdict on a metric rests on it, and is *supported* only where all judges
     agree in sign. Pass eligible judges only. Holm's correction goes over the primary metrics of one recipe, judge, layer,
     control and contrast. Diagnostics get no result: they do not measure clarity. `describe=False` skips the descriptions,
-    which take most of the time.
+    which take most of the time. Other `contrasts` may be asked, such as that over the radius.
 
     >>> from vizrobust.study.contrasts import from_table
     >>> values = from_table([[0, 1, 2], [0, 1, 2.1], [0, 1, 2.2]], steps=[0, 1, 8])
