@@ -108,7 +108,7 @@ class TestSmallestEps:
 
     def test_the_smaller_of_several_attacks_and_the_picture(self, trained: str) -> None:
         args = (trained, "--minimal", "--attack", "fab(steps=10)", "--attack", "PGD(steps=5)", "--images", 20, "--eps", 0.6)
-        assert "the smaller of them" in printed(*args, "--plot", "smallest.png")
+        assert "the smallest of them" in printed(*args, "--plot", "smallest.png")
         with Image.open("smallest.png") as picture:
             assert picture.width > 500
 

@@ -27,12 +27,16 @@ if TYPE_CHECKING:
         visualize,
     )
     from vizrobust.attacks import (
+        ALMA,
         APGD,
         BIM,
         CW,
+        DDN,
         EOT,
         FAB,
         FGSM,
+        FMN,
+        L0,
         L1,
         L2,
         PGD,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
         DeepFool,
         Linf,
         Noise,
+        SigmaZero,
         Square,
         Transfer,
         parse_attack,
@@ -69,12 +74,16 @@ if TYPE_CHECKING:
     from vizrobust.training import TrainingRecipe
 
 __all__ = [
+    "ALMA",
     "APGD",
     "BIM",
     "CW",
+    "DDN",
     "EOT",
     "FAB",
     "FGSM",
+    "FMN",
+    "L0",
     "L1",
     "L2",
     "PGD",
@@ -92,6 +101,7 @@ __all__ = [
     "Neuron",
     "Noise",
     "Recipe",
+    "SigmaZero",
     "Square",
     "Streams",
     "TrainingRecipe",
@@ -131,8 +141,8 @@ _HOMES = {
     "rng": "Streams",
     "data": "load_data",
     "models": "Checkpoint activations layers load_checkpoint",
-    "attacks": "APGD BIM CW EOT FAB FGSM L1 L2 PGD Attack AttackResult AutoAttack DeepFool Linf Noise Square "
-    "Transfer parse_attack",
+    "attacks": "ALMA APGD BIM CW DDN EOT FAB FGSM FMN L0 L1 L2 PGD Attack AttackResult AutoAttack DeepFool Linf Noise "
+    "SigmaZero Square Transfer parse_attack",
     "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe FeatureImage exemplars fourier gradient parse_recipe plain render",
     "training": "TrainingRecipe",

@@ -19,7 +19,8 @@ DATA = (
     "imagenette64-rest", "npz:FILE", "imagefolder:DIR[@SIZE]", "shuffled:REF",
 )  # fmt: skip
 ATTACKS = (
-    "Linf", "L2", "L1", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "Square", "Noise", "Transfer", "EOT",
+    "Linf", "L2", "L1", "L0", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "FMN", "DDN", "ALMA",
+    "SigmaZero", "Square", "Noise", "Transfer", "EOT",
     "standard", "plus", "rand", "Elastic", "JPEG", "Fog", "Snow", "Gabor", "Pixel", "Glitch", "Kaleidoscope", "Wood", "eps",
 )  # fmt: skip
 RECIPES = ("gradient", "plain", "direct", "fourier", "lucid", "maco", "Recipe")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import make_net
-from tests.contracts.test_attacks import AROUND, BALLS, make
+from tests.contracts.test_attacks import AROUND, BALLS, ONLY, SPARSE, make
 from vizrobust.attacks import ATTACKS, NAMES, PGD, UNFORESEEN, Attack, Linf, input_gradient, parse_attack
 from vizrobust.spec import vary
 
@@ -22,7 +22,7 @@ def unforeseen(name: str) -> Attack:
 
 
 EVERY: dict[str, Attack] = {
-    **{name: make(name, BALLS["L2" if name == "CW" else "Linf"]) for name in ATTACKS if name != "Transfer"},
+    **{name: make(name, {**BALLS, **SPARSE}[ONLY.get(name, "Linf")]) for name in ATTACKS if name != "Transfer"},
     "PGD-L2": make("PGD", BALLS["L2"]),
     "APGD-L2": make("APGD", BALLS["L2"]),
     "FAB-L2": make("FAB", BALLS["L2"]),
@@ -143,9 +143,9 @@ def test_what_are_no_labels_is_refused(y: Tensor) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in ATTACKS and name not in AROUND])
 def test_eps_and_norm_stand_for_the_ball(name: str) -> None:
-    norm = "L2" if name == "CW" else "Linf"
+    norm = ONLY.get(name, "Linf")
     made = ATTACKS[name](eps=0.25, norm=norm)
-    assert made == ATTACKS[name](ball=make(name, BALLS[norm]).ball.__class__(0.25))  # type: ignore[attr-defined]
+    assert made == ATTACKS[name](ball=type({**BALLS, **SPARSE}[norm])(0.25))
     assert parse_attack(repr(made)) == made
     assert parse_attack(f"{name}(eps=1/4, norm='{norm.lower()}')") == made
     usual = ATTACKS[name]().ball
@@ -158,7 +158,7 @@ def test_eps_and_norm_stand_for_the_ball(name: str) -> None:
     ("text", "said"),
     [
         ("pgd(norm='L3')", "no norm 'L3'; did you mean"),
-        ("pgd(norm=2)", "PGD: norm must be one of Linf, L2, L1, got 2"),
+        ("pgd(norm=2)", "PGD: norm must be one of Linf, L2, L1, L0, got 2"),
         ("pgd(eps=8)", "images are in [0, 1], so write 8/255"),
         ("pgd(eps='a')", "eps must be a number"),
         ("standard(eps=0.1, ball=Linf())", "standard: give eps and norm, or a ball, not both"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from vizrobust.attacks import BALLS, Ball
+from vizrobust.attacks import BALLS, L0, Ball
 from vizrobust.rng import Streams
 
 N, SHAPE = 6, (3, 5, 4)
 EPS = 0.3
-balls = pytest.mark.parametrize("ball", [make(EPS) for make in BALLS.values()], ids=BALLS)
+# L0 counts: no norm, no ball that has a volume, no steepest direction of norm 1 (see TestL0).
+NORMED = {name: make for name, make in BALLS.items() if name != "L0"}
+balls = pytest.mark.parametrize("ball", [make(EPS) for make in NORMED.values()], ids=NORMED)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -150,7 +154,7 @@ class TestBall:
         assert (none.sample(torch.zeros(N, *SHAPE), Streams(0, range(N))) == 0).all()
 
 
-@pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
+@pytest.mark.parametrize("make", NORMED.values(), ids=NORMED)
 @given(eps=st.just(0.0) | st.floats(1e-6, 1), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
 def test_projection_at_any_radius(make: type, eps: float, scale: float, seed: int) -> None:
     ball = make(eps)
@@ -158,3 +162,36 @@ def test_projection_at_any_radius(make: type, eps: float, scale: float, seed: in
     inside = ball.project(delta)
     assert (ball.norm(inside) <= eps * (1 + 1e-12)).all()
     assert torch.allclose(inside, delta) or (ball.norm(delta) > eps * (1 - 1e-12)).any()
+
+
+class TestL0:
+    """Against trying every choice of the values that change."""
+
+    def test_no_choice_of_values_is_nearer(self) -> None:
+        x = saturated(N, 1, 2, 3)
+        point = x + randn(N, 1, 2, 3)
+        for eps in (0, 1, 2, 2.9, 6, 40):
+            for ball, inside in ((L0(eps), x + L0(eps).project(point - x)), (L0(eps), L0(eps).project_image(x, point))):
+                assert (ball.norm(inside - x) <= eps).all()
+                clip = inside.min() >= 0 and inside.max() <= 1
+                to = point.clamp(0, 1) if clip else point
+                chosen = [torch.tensor(mask, dtype=torch.bool).reshape(1, 1, 2, 3) for mask in product([0, 1], repeat=6)]
+                tried = [torch.where(mask, to, x) for mask in chosen if mask.sum() <= eps]
+                least = torch.stack([(one - point).flatten(1).norm(dim=1) for one in tried]).amin(0)
+                assert torch.allclose((inside - point).flatten(1).norm(dim=1), least)
+
+    def test_equal_values_are_not_all_kept(self) -> None:
+        assert L0(2).norm(L0(2).project(torch.ones(3, *SHAPE))).tolist() == [2, 2, 2]
+
+    def test_samples_change_as_many_values_as_allowed_anywhere(self) -> None:
+        sample = L0(2).sample(torch.zeros(3000, 1, 2, 3), Streams(0, range(3000), "ball"))
+        assert (L0(2).norm(sample) == 2).all()
+        assert all(stats.binomtest(int(n), 3000, 1 / 3).pvalue > 0.001 for n in (sample != 0).sum(0).flatten())
+        assert stats.kstest(sample[sample != 0].numpy(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+
+    def test_the_steepest_direction_is_the_gradient(self) -> None:
+        grad = randn(N, *SHAPE)
+        found = L0(2).steepest_direction(grad)
+        assert (found.abs().flatten(1).amax(1) == 1).all()
+        assert torch.allclose(found * grad.abs().flatten(1).amax(1).reshape(-1, 1, 1, 1), grad)
+        assert torch.equal(L0(2).steepest_direction(torch.zeros_like(grad)), torch.zeros_like(grad))

@@ -12,15 +12,18 @@ from vizrobust.attacks.attack import (
     is_minimum_norm,
     perturbation_norm,
 )
+from vizrobust.attacks.augmented_lagrangian import ALMA
 from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack
 from vizrobust.attacks.boundary_attacks import FAB, DeepFool
 from vizrobust.attacks.carlini_wagner import CW
+from vizrobust.attacks.fast_minimum_norm import DDN, FMN
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
 from vizrobust.attacks.noise import Noise
+from vizrobust.attacks.sigma_zero import SigmaZero
 from vizrobust.attacks.square import Square
-from vizrobust.attacks.threat_models import BALLS, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
+from vizrobust.attacks.threat_models import BALLS, L0, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (
     JPEG,
     UNFORESEEN,
@@ -41,21 +44,28 @@ from vizrobust.attacks.wrappers import EOT, Transfer
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse
 
-ATTACKS = {**GRADIENT_ATTACKS, **named(APGD, AutoAttack, FAB, DeepFool, CW, Square, Noise, Transfer, EOT)}
+ATTACKS = {
+    **GRADIENT_ATTACKS,
+    **named(APGD, AutoAttack, FAB, DeepFool, CW, FMN, DDN, ALMA, SigmaZero, Square, Noise, Transfer, EOT),
+}
 # In a text, such as PGD(alpha=eps/16), eps is the attack's own.
 NAMES = Catalogue({**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN, "eps": EpsShare}, "attacks")
 
 __all__ = [
+    "ALMA",
     "APGD",
     "ATTACKS",
     "BALLS",
     "BIM",
     "CW",
+    "DDN",
     "ENSEMBLES",
     "EOT",
     "FAB",
     "FGSM",
+    "FMN",
     "JPEG",
+    "L0",
     "L1",
     "L2",
     "LOSSES",
@@ -77,6 +87,7 @@ __all__ = [
     "Linf",
     "Noise",
     "Pixel",
+    "SigmaZero",
     "Snow",
     "Square",
     "State",

@@ -20,7 +20,7 @@ from vizrobust.attacks.attack import (
     num_classes,
     record,
 )
-from vizrobust.attacks.threat_models import L2, Ball, Linf, epsilon, per_image
+from vizrobust.attacks.threat_models import L1, L2, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import spec, vary
 
@@ -35,6 +35,8 @@ def dual_norm(ball: Ball, grad: Tensor) -> Tensor:
         # Brought to size 1 first: the squares of a vanishing gradient underflow.
         largest = grad.abs().amax(AXES)
         return largest * ball.norm(grad / per_image(largest.masked_fill(largest == 0, 1), grad))
+    if isinstance(ball, L1):
+        return grad.abs().amax(AXES)
     raise _unknown(ball)
 
 
@@ -140,12 +142,15 @@ def _nearer(a: Boundary, b: Boundary) -> Boundary:
     )
 
 
-def record_minimum_norm(state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None) -> Tensor:
+def record_minimum_norm(
+    state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None, norm: Tensor | None = None
+) -> Tensor:
     """Record a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether it is misclassified.
 
-    The image is broken only by a misclassified point within `ball` (anywhere if it has no eps) that `counts`.
+    The image is broken only by a misclassified point within `ball` (anywhere if it has no eps) that `counts`. `norm` (N,)
+    is the point's distance where that is known.
     """
-    norm = ball.norm(point - state["x"])
+    norm = ball.norm(point - state["x"]) if norm is None else norm
     if ball.eps is not None:
         inside = norm <= epsilon(ball)
         counts = inside if counts is None else inside & counts

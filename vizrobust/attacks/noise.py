@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, record, step_streams
 from vizrobust.attacks.losses import margin
-from vizrobust.attacks.threat_models import TINY, Ball, Linf, epsilon, per_image
+from vizrobust.attacks.threat_models import L0, TINY, Ball, Linf, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import lookup, spec
 
@@ -20,13 +20,17 @@ def uniform(ball: Ball, like: Tensor, streams: Streams) -> Tensor:
 
 
 def gaussian(ball: Ball, like: Tensor, streams: Streams) -> Tensor:
-    """Gaussian noise scaled to the ball's radius: in L-inf its largest pixel is eps."""
+    """Gaussian noise scaled to the ball's radius: in L-inf its largest pixel is eps; in L0 its largest values are kept."""
     noise = streams.normal(*like.shape[1:]).to(like)
+    if isinstance(ball, L0):
+        return ball.project(noise)
     return noise * per_image(epsilon(ball) / ball.norm(noise).clamp_min(TINY), like)
 
 
 def vertices(ball: Ball, like: Tensor, streams: Streams) -> Tensor:
-    """The farthest points: in L-inf every pixel goes to +eps or -eps."""
+    """The farthest points: in L-inf every pixel goes to +eps or -eps, in L0 the values that change go to 0 or 1."""
+    if isinstance(ball, L0):
+        return gaussian(ball, like, streams).sign()
     return epsilon(ball) * ball.steepest_direction(streams.normal(*like.shape[1:]).to(like))
 
 

@@ -36,7 +36,7 @@ class Ball(Protocol):
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         """`adv` projected into the ball around `x` and into [0, 1]; all (N, C, H, W), `x` in [0, 1].
 
-        For L-inf and L1 the nearest such image; for L2, as usual, the projection onto the ball and then onto [0, 1].
+        For L-inf, L1 and L0 the nearest such image; for L2, as usual, the projection onto the ball and then onto [0, 1].
         """
 
     def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
@@ -129,9 +129,11 @@ class Linf:
     def norm(self, delta: Tensor) -> Tensor:
         return delta.abs().flatten(1).amax(1)
 
-    def project(self, delta: Tensor) -> Tensor:
-        eps = epsilon(self)
-        return delta.clamp(-eps, eps)
+    def project(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
+        if radius is None:
+            return delta.clamp(-epsilon(self), epsilon(self))
+        reach = per_image(radius, delta)
+        return delta.clamp(-reach, reach)
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         return (x + self.project(adv - x)).clamp_(0, 1)
@@ -162,8 +164,9 @@ class L2:
     def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).norm(dim=1)
 
-    def project(self, delta: Tensor) -> Tensor:
-        return delta * per_image((epsilon(self) / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
+    def project(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
+        reach = epsilon(self) if radius is None else radius
+        return delta * per_image((reach / self.norm(delta).clamp_min(TINY)).clamp_max(1), delta)
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
         return (x + self.project(adv - x)).clamp_(0, 1)
@@ -204,15 +207,17 @@ class L1:
         # In float32 a sum over an image is off by more than the 1e-6 to which results are held.
         return delta.abs().flatten(1).sum(1, dtype=_wide(delta)).to(delta.dtype)
 
-    def project(self, delta: Tensor) -> Tensor:
+    def project(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
         size = delta.abs().flatten(1).to(_wide(delta))
+        reach = torch.full_like(size[:, :1], epsilon(self)) if radius is None else radius[:, None].to(size)
         # The threshold of Duchi et al. (2008): the mean excess of the k largest values, at the k where it is largest;
         # counted from the largest value down, so that nothing cancels where that is far outside the ball.
         below = size - size.amax(1, keepdim=True)
-        count = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
-        excess = (below.sort(1, descending=True).values.cumsum(1) - epsilon(self) * _almost(delta)) / count
+        # Values of 0 never raise it, and a sparse change has few others to sort.
+        count = torch.arange(1, max(1, int((size > 0).sum(1).max())) + 1, device=size.device, dtype=size.dtype)
+        excess = (below.topk(len(count), 1).values.cumsum(1) - reach * _almost(delta)) / count
         cut = (below - excess.amax(1, keepdim=True)).clamp_min(0)
-        inside = size.sum(1, keepdim=True) <= epsilon(self)
+        inside = size.sum(1, keepdim=True) <= reach
         return _shortened(torch.zeros_like(delta), delta, torch.where(inside, size, cut))
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
@@ -231,6 +236,60 @@ class L1:
         return (inside[:, :-1] * epsilon(self)).reshape(like.shape).to(like)
 
 
+@spec
+@dataclass(frozen=True)
+class L0:
+    """The L0 ball: at most eps of an image's values change, each by any amount.
+
+    A value is one number of the tensor, as in FMN and sigma-zero, so a pixel of three channels is three values. An eps
+    between two whole numbers allows the smaller of them. The steepest direction has no length of its own here: it is the
+    gradient, scaled so that its largest value moves by 1. `project_image` is the nearest image in the ball and in [0, 1],
+    `sample` uniform over the values changed and, for each, over [-1, 1]. Raises ``ValueError`` for an eps below 0.
+
+    >>> L0(eps=2).project(torch.tensor([[[[0.9, -0.5, 0.1]]]]))
+    tensor([[[[ 0.9000, -0.5000,  0.0000]]]])
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return (delta != 0).flatten(1).sum(1).to(delta.dtype)
+
+    def project(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
+        return delta * self._kept(delta.abs(), radius)
+
+    def project_image(self, x: Tensor, adv: Tensor, radius: Tensor | None = None) -> Tensor:
+        inside = adv.clamp(0, 1)
+        # What keeping a value saves in squared distance: all of it, but for the part outside [0, 1].
+        return torch.where(self._kept((adv - x) ** 2 - (adv - inside) ** 2, radius), inside, x)
+
+    def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+        grad = movable(grad, at) if at is not None else grad
+        largest = grad.abs().flatten(1).amax(1)
+        return grad / per_image(largest.masked_fill(largest == 0, 1), grad)
+
+    def sample(self, like: Tensor, streams: Streams) -> Tensor:
+        draws = streams.uniform(2, *like.shape[1:])
+        return self.project_image(torch.zeros_like(like), draws[:, 0].to(like)).sign() * (2 * draws[:, 1] - 1).to(like)
+
+    def _kept(self, gain: Tensor, radius: Tensor | None) -> Tensor:
+        """Whether a value is among the eps (or `radius` (N,)) of largest gain, the first of equal ones."""
+        flat = gain.flatten(1)
+        if radius is None:
+            radius = torch.full_like(flat[:, 0], min(epsilon(self), flat.shape[1]))
+        count = radius.floor().long().clamp(0, flat.shape[1])[:, None]
+        most = int(count.max())
+        if most == 0:
+            return torch.zeros_like(gain, dtype=torch.bool)
+        least = flat.topk(most, 1).values.gather(1, (count - 1).clamp_min(0))
+        above, equal = flat > least, flat == least
+        first = equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True))
+        return ((above | first) & (count > 0) & (flat > 0)).reshape(gain.shape)
+
+
 def movable(grad: Tensor, at: Tensor) -> Tensor:
     """The gradient without the values of images that cannot follow it, being 0 or 1 already."""
     return grad.masked_fill(((at <= 0) & (grad < 0)) | ((at >= 1) & (grad > 0)), 0)
@@ -241,7 +300,7 @@ def sparse_step(grad: Tensor, share: Tensor) -> Tensor:
     size = grad.abs().flatten(1)
     n = size.shape[1]
     rank = ((1 - share) * n).long().clamp(0, n - 1)
-    least = size.sort(1).values.gather(1, rank[:, None])
+    least = size.topk(n - int(rank.min()), 1).values.gather(1, (n - 1 - rank)[:, None])
     # By value, not by rank: which of equal ones move must not depend on the order of a sort.
     direction = grad.sign().masked_fill((size < least).reshape(grad.shape), 0)
     return direction / per_image(direction.abs().flatten(1).sum(1).clamp_min(1), direction)
@@ -303,7 +362,7 @@ def _check_eps(ball: Ball) -> None:
         raise ValueError(f"{type(ball).__name__}: eps must not be negative, got {ball.eps:g}")
 
 
-BALLS = named(Linf, L2, L1)
+BALLS = named(Linf, L2, L1, L0)
 
 
 def ball_from(name: str, ball: Any, eps: Any, norm: Any, usual: Ball) -> Any:

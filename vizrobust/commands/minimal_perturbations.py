@@ -16,14 +16,23 @@ from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
-from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, smallest_eps
+from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, optimality, smallest_eps
 from vizrobust.session import Session
+from vizrobust.spec import lookup
 
 # How often the range of radii is halved: 63 radii for each image's minimal perturbation, 15 for a curve.
 BISECTION_STEPS = {"minimal": 6, "curve": 4}
 # Without eps the largest radius tried, in units of the data set's own.
 LARGEST = 2.0
-DEFAULTS = ("pgd", "fab")
+# Without attacks of the request's own: those of each norm that together come nearest for their time (`make bench`).
+SMALLEST = {
+    "Linf": ("FMN(steps=50, steepest=True)", "FMN(steps=50)"),
+    "L2": ("ALMA(steps=500)", "FMN(steepest=True)"),
+    "L1": ("ALMA(steps=250, lr=0.03)", "FMN(steps=200, steepest=True, alpha=0.3)"),
+    "L0": ("SigmaZero(steps=150, lr=0.3, threshold=0.1)", "SigmaZero(steps=150)", "FMN(steepest=True)"),
+}
+# AttackBench compares attacks of at most so many passes, forward and gradient.
+MOST_PASSES = 2000
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class MinimalPerturbations:
     evaluations: tuple[tuple[Target, RobustAccuracy], ...] = ()
 
     def rows(self) -> list[Row]:
-        return [row for target, one in self._each() for row in _rows(self.request, target, one)]
+        return [row for target, mine in self.found for one in mine for row in _rows(self.request, target, one, mine)]
 
     def tables(self) -> list[Table]:
         return [self._medians()] if self.request.minimal else [self._accuracies(*one) for one in self._each()]
@@ -64,23 +73,27 @@ class MinimalPerturbations:
         return ", ".join(dict.fromkeys(f"{target.data.name} {self.request.split}" for target, _ in self.found))
 
     def _medians(self) -> Table:
-        rows = []
+        rows, several = [], any(_comparable(mine) for _, mine in self.found)
         for target, mine in self.found:
             for one in mine:
-                row = one.row()
+                row = _row(one, mine)
                 rows.append([
                     target.name, row["attack"], _eps(row["median"]), f"{_eps(row['ci_low'])} to {_eps(row['ci_high'])}",
                     str(row["unbroken"]), str(row["n"]), f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}",
+                    *([_optimality(row)] if several else []),
                 ])  # fmt: skip
-            if len(mine) > 1 and len({one.attack.threat_model()[0] for one in mine}) == 1:
+            if _comparable(mine):
                 smallest = smallest_of_all(mine)
                 middle, low, high = median(smallest)
                 rows.append([
-                    target.name, "the smaller of them", _eps(middle), f"{_eps(low)} to {_eps(high)}",
-                    str(int(smallest.isinf().sum())), str(len(smallest)), "", "",
+                    target.name, "the smallest of them", _eps(middle), f"{_eps(low)} to {_eps(high)}",
+                    str(int(smallest.isinf().sum())), str(len(smallest)), "", "", *([""] if several else []),
                 ])  # fmt: skip
         header = ["checkpoint", "attack", "median eps", "95 % interval", "not broken", "images", "gradient", "seconds"]
         note = "0 for an image that is wrong unchanged; gradient: passes per image"
+        if several:
+            header.append("optimality")
+            note += "; optimality: 1 where an attack is the smallest at every image (AttackBench, equation 5)"
         if radii := next((one.radii for _, one in self._each() if one.radii), None):
             note += f"; eps tried: {len(radii)} up to {_eps(radii[-1])}, by bisection"
         return Table(f"minimal perturbations, first images of {self._names()}", header, rows, note)
@@ -100,7 +113,7 @@ def minimal_perturbations(
 ) -> Generator[Event, None, MinimalPerturbations]:
     """Find each image's smallest eps under each attack, for medians (``minimal``) or a curve over eps."""
     found = []
-    default = DEFAULTS if request.minimal else DEFAULTS[:1]
+    default = lookup(SMALLEST, request.norm or "Linf", "norm") if request.minimal else ("pgd",)
     steps = BISECTION_STEPS["minimal" if request.minimal else "curve"]
     for target in targets:
         mine = []
@@ -110,7 +123,8 @@ def minimal_perturbations(
                 raise ParameterError("%s with %s needs {eps}, the largest radius to try", one, norm)
             radii = () if is_minimum_norm(one) else _radii(one, target.data, request.eps, steps)
             mine.append(smallest_eps(one, partial(target.evaluated, request, session), radii))
-            yield from _rows(request, target, mine[-1])
+        # Not before: a row says how its attack compares with the others.
+        yield from (row for one in mine for row in _rows(request, target, one, mine))
         found.append((target, tuple(mine)))
     return MinimalPerturbations(request, tuple(found))
 
@@ -120,11 +134,33 @@ def smallest_of_all(found: Sequence[SmallestEps]) -> torch.Tensor:
     return torch.stack([one.eps for one in found]).amin(0)
 
 
-def _rows(request: AttackRequest, target: Target, one: SmallestEps) -> list[Row]:
+def _comparable(found: Sequence[SmallestEps]) -> bool:
+    """Whether there are several attacks, and all in one norm."""
+    return len(found) > 1 and len({one.attack.threat_model()[0] for one in found}) == 1
+
+
+def _row(one: SmallestEps, beside: Sequence[SmallestEps]) -> Row:
+    """The attack's row, with its optimality among those `beside` it if they are several."""
+    row = one.row()
+    if not _comparable(beside):
+        return row
+    compared = row["forward_passes"] + row["gradient_passes"] <= MOST_PASSES
+    found = optimality(one.eps, smallest_of_all(beside)) if compared else None
+    values = (None, None, None) if found is None else (found.value, found.low, found.high)
+    return {**row, **dict(zip(("optimality", "optimality_ci_low", "optimality_ci_high"), values, strict=True))}
+
+
+def _optimality(row: Row) -> str:
+    if row.get("optimality") is None:
+        return "-"
+    return f"{row['optimality']:.3f} ({row['optimality_ci_low']:.3f} to {row['optimality_ci_high']:.3f})"
+
+
+def _rows(request: AttackRequest, target: Target, one: SmallestEps, beside: Sequence[SmallestEps]) -> list[Row]:
     about = {"checkpoint": target.name, "data": target.data.name}
     if request.minimal:
         eps = [value if value < float("inf") else None for value in one.eps.tolist()]
-        return [{**about, **one.row(), "smallest_eps": eps}]
+        return [{**about, **_row(one, beside), "smallest_eps": eps}]
     return [{**about, "attack": repr(one.attack), "curve": "eps", **row} for row in one.curve(_radii_of(one))]
 
 

@@ -28,7 +28,7 @@ class AttackRequest(OnImages):
     \b
     vizrobust attack mnist-k8 runs/k8 --attack fgsm --attack bim --attack pgd --steps 40 --eps 0.3
     vizrobust attack mnist-k8 --attack standard --images 200
-    vizrobust attack mnist-k0 mnist-k8 --minimal --plot smallest.png
+    vizrobust attack mnist-k0 mnist-k8 --minimal --norm L2 --plot smallest.png
     vizrobust attack mnist-k0 mnist-k8 --curve eps --plot curve.png
     vizrobust attack mnist-k8 --suite unforeseen
     """
@@ -38,7 +38,10 @@ class AttackRequest(OnImages):
         kind="attack", role="grows", flag="--attack", metavar="SPEC",
     )  # fmt: skip
     steps: int | None = param(None, "Gradient steps, for attacks that have them.", role="grows")
-    minimal: bool = param(False, "Each image's minimal perturbation: the smallest eps that changes its class.", role="view")
+    minimal: bool = param(
+        False, "Each image's minimal perturbation: the smallest eps that changes its class; by default by a set of attacks.",
+        role="view",
+    )  # fmt: skip
     curve: str | None = param(
         None, "Accuracy over eps, over attack steps, or over training steps K.", role="view", choices=CURVES
     )

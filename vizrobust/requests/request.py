@@ -216,4 +216,4 @@ class OnImages(Seeded):
     eps: float | None = param(
         None, "Radius of the attack's ball in [0, 1] pixels; default: the data set's.", kind="fraction", role="grows"
     )
-    norm: str | None = param(None, "Norm of the attack's ball: Linf, L2 or L1.", role="grows", metavar="NAME")
+    norm: str | None = param(None, "Norm of the attack's ball: Linf, L2, L1 or L0.", role="grows", metavar="NAME")

@@ -17,6 +17,9 @@ from vizrobust.robustness.accuracy import RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.spec import vary
 
+# The normal quantile of a two-sided 95 % interval.
+Z = 1.959964
+
 
 class Evaluated(Protocol):
     """Evaluates an attack on the images at `indices` of a split, all of them with None (see `evaluate`)."""
@@ -136,6 +139,37 @@ def smallest_eps(
             high[asked] = torch.searchsorted(grid, eps[asked])
     runs = sum(len(found.indices) for found in evaluations) / len(found_indices)
     return SmallestEps(attack, found_indices, eps, grid[low].minimum(eps), tuple(radii), runs, *_costs(evaluations))
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """How near an attack comes to the best of several on the same images: 1 at every image, 0 nowhere (see `optimality`)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def optimality(eps: Tensor, best: Tensor) -> Optimality | None:
+    """The optimality of an attack whose smallest radii are `eps` (n,), beside the `best` (n,) of all attacks.
+
+    Equation 5 of AttackBench (Cinà et al. 2025): with e0 the largest best radius, the area between clean accuracy and
+    the attack's curve of accuracy over eps from 0 to e0, over that of the best attack. Over images that is the sum of
+    max(e0 - eps, 0) over the sum of max(e0 - best, 0), where the image is right unchanged; the interval is that of a ratio
+    of sums (delta method, 95 %). None where no attack broke an image, or all at one radius.
+
+    >>> optimality(torch.tensor([0.2, 0.4, torch.inf]), torch.tensor([0.1, 0.4, 0.3]))
+    Optimality(value=0.5, low=0.0, high=1.0)
+    """
+    finite = best[best.isfinite()]
+    right = best > 0
+    limit = finite.max() if len(finite) else torch.zeros(())
+    own, ideal = ((limit - radii[right]).clamp_min(0).double() for radii in (eps, best))
+    if not len(ideal) or float(ideal.sum()) <= 0:
+        return None
+    ratio, n = float(own.sum() / ideal.sum()), len(ideal)
+    spread = float((own - ratio * ideal).square().sum().sqrt() / ideal.sum()) * (n / max(n - 1, 1)) ** 0.5
+    return Optimality(ratio, max(0.0, ratio - Z * spread), min(1.0, ratio + Z * spread))
 
 
 def even_radii(largest: float, bisection_steps: int = 6) -> tuple[float, ...]:
