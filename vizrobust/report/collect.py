@@ -111,7 +111,7 @@ def _source(row: Row) -> str:
 
 
 Position = tuple[int, int]
-COMMANDS = ("neurons", "compare")  # whose run folders hold feature images
+COMMANDS = ("neurons", "compare", "microscope")  # whose run folders hold feature images
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def _checkpoint_facts(id_: str, facts: Mapping[str, Any]) -> CheckpointFacts:
     known = {name: facts[name] for name in CheckpointFacts.__dataclass_fields__ if name != "id" and facts.get(name) is not None}
     known["data"] = without_folders(str(known.get("data", "")))
     known["classes"] = tuple(map(str, known.get("classes", ())))
-    return CheckpointFacts(**{"name": id_, **known, "id": id_})
+    return CheckpointFacts(**{**known, "name": without_folders(str(known.get("name", id_))), "id": id_})
 
 
 def _picture(row: Row, folder: Path, origin: int) -> Picture:

@@ -11,6 +11,7 @@ COMMANDS: dict[str, Command] = {
     "neurons": Command("pictures:NeuronsRequest", "neurons:neurons", "look", resumable=True, parallel=True),
     "spritemap": Command("pictures:SpritemapRequest", "layer_sheets:spritemap", "look", resumable=True),
     "atlas": Command("pictures:AtlasRequest", "layer_sheets:atlas", "look", resumable=True),
+    "microscope": Command("pictures:MicroscopeRequest", "microscope:microscope", "look", resumable=True),
     "compare": Command("pictures:CompareRequest", "compare:compare", "look", resumable=True, parallel=True),
     "study": Command("study:StudyRequest", "study:study", "study", resumable=True, parallel=True),
     "verify": Command("study:VerifyRequest", "study:verify", "study", session=("download", "device", "as_json", "quiet")),

@@ -120,6 +120,33 @@ class CompareRequest(UnitPictures):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
+class MicroscopeRequest(UnitPictures):
+    """Write a site of static pages about the units of checkpoints: a page for each layer, each unit and each class.
+
+    A unit's page has its picture, what it dislikes, the natural images that excite it and where, its activations, the
+    classes it argues for, and the same and the matching unit in the other checkpoints. Nothing is fetched: the pages open
+    from disk and from any web host. With the same --out, more layers and checkpoints are added to a site, and what is
+    there is not rendered again; stopped with Ctrl-C it goes on where it was.
+
+    \b
+    vizrobust microscope mnist-k0 mnist-k8 --layers conv2,logits --out site
+    vizrobust microscope imagenette-k0 imagenette-k8 --layers stage4 --units 0:32 --steps 128
+    """
+
+    layers: tuple[str, ...] = param(
+        (), "Layers, with commas between them; default: logits.", kind="names", role="grows", metavar="NAMES"
+    )
+    layer: str = param("logits", cli=False, role="view")
+    units: Any = param("all", "all, 0:16 or 3,7,11.", role="grows", metavar="LIST")
+    seeds: int = param(2, "Pictures of each unit, from different noise.", role="grows", least=1)
+    likes: bool = param(False, "Only what units like, without what they dislike and hidden units' clarity.", role="grows")
+    exemplars: int = param(9, "Natural images of each unit: N that excite it most, N least.", role="view", metavar="N", least=1)
+    exemplar_images: int = param(2000, "Natural images are chosen from so many validation images.", role="view", least=3)
+    adversarial: int = param(4, "Adversarial examples of each class.", role="view", metavar="N", least=0)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
 class SpritemapRequest(Rendering):
     """Render all units of a layer and put them on one sheet; each REF has a sheet of its own.
 

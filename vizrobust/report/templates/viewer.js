@@ -6,11 +6,11 @@
   const panels = [...document.querySelectorAll(".panel")];
   const choices = [...document.querySelectorAll("[data-panel]")];
   const dialog = at("large"), holder = at("large-image"), slider = at("slider"), framesButton = at("frames"), image = new Image();
-  const pictures = ".tile, .exemplar";
+  const pictures = "button.tile, .exemplar";  // other tiles are links
   // Control -> its name in the address.
   const controls = Object.entries({
     filter: "units", size: "size", sort: "sort", measure: "of", "group-a": "a", "group-b": "b",
-    "seed-training": "training", "seed-image": "seed",
+    "seed-training": "training", "seed-image": "seed", status: "status",
   }).map(([id, name]) => [at(id), name]).filter(([control]) => control);
   let current = null;
 
@@ -38,7 +38,7 @@
     const panel = shownPanel();
     if (panel && panel !== panels[0]) state.set("panel", panel.id);
     for (const [control, name] of controls) if (control.value !== defaults.get(name)) state.set(name, control.value);
-    if (dialog.open && current) state.set("open", factsOf(current).key);
+    if (dialog && dialog.open && current) state.set("open", factsOf(current).key);
     const text = `#${state}`;
     if (text === (location.hash || "#")) return;
     if (push) history.pushState({ own: true }, "", text);
@@ -58,7 +58,7 @@
     const key = state.get("open");
     const tile = key && [...document.querySelectorAll(pictures)].find(one => factsOf(one).key === key);
     if (tile) show(tile, "keep");
-    else if (dialog.open) dialog.close();
+    else if (dialog && dialog.open) dialog.close();
   }
 
   function update() {
@@ -85,8 +85,8 @@
   }
 
   function narrow() {
-    const matches = matcher(at("filter").value), panel = shownPanel(), all = units(panel);
-    for (const unit of all) unit.hidden = !matches(unit.dataset);
+    const matches = matcher(at("filter").value), panel = shownPanel(), all = units(panel), status = at("status") ? at("status").value : "";
+    for (const unit of all) unit.hidden = !matches(unit.dataset) || (status !== "" && !unit.dataset.status.split(" ").includes(status));
     const left = all.filter(unit => !unit.hidden).length;
     panel.querySelector(".none").hidden = left > 0;
     at("matches").textContent = left === all.length ? "" : `${left} of ${all.length} units`;
@@ -263,35 +263,37 @@
     else write(false);
   }
 
-  // Switch between the picture and the GIF of its optimization.
-  framesButton.addEventListener("click", () => {
-    const playing = framesButton.getAttribute("aria-pressed") === "true";
-    image.src = playing ? current.querySelector("img").src : factsOf(current).frames;
-    framesButton.setAttribute("aria-pressed", String(!playing));
-  });
-  slider.addEventListener("input", () => {
-    const cell = sweep(current)[Number(slider.value)];
-    const tile = cell && counterpart(current, cell);
-    if (tile) show(tile, "replace");
-  });
-  document.addEventListener("click", event => {
-    const tile = event.target.closest(pictures), button = event.target.closest("[data-move]"), name = event.target.closest(".name");
-    if (tile) show(tile, "push");
-    if (button) move(button.dataset.move);
-    const first = name && cells(unitOf(name)).flatMap(shownTiles)[0];
-    if (first) { show(first, "push"); if (!at("through").hidden) slider.focus(); }
-    if (event.target === dialog || event.target.id === "close") close();
-  });
-  document.addEventListener("keydown", event => {
-    const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
-    const tile = document.activeElement.closest(pictures), owns = event.target === slider && (arrow === "left" || arrow === "right");
-    if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile) || owns) return;
-    if (!dialog.open) current = tile;
-    event.preventDefault();
-    move(arrow);
-  });
-  dialog.addEventListener("cancel", event => { event.preventDefault(); close(); });
-  dialog.addEventListener("close", () => current && current.focus());
+  if (dialog) {
+    // Switch between the picture and the GIF of its optimization.
+    framesButton.addEventListener("click", () => {
+      const playing = framesButton.getAttribute("aria-pressed") === "true";
+      image.src = playing ? current.querySelector("img").src : factsOf(current).frames;
+      framesButton.setAttribute("aria-pressed", String(!playing));
+    });
+    slider.addEventListener("input", () => {
+      const cell = sweep(current)[Number(slider.value)];
+      const tile = cell && counterpart(current, cell);
+      if (tile) show(tile, "replace");
+    });
+    document.addEventListener("click", event => {
+      const tile = event.target.closest(pictures), button = event.target.closest("[data-move]"), name = event.target.closest(".name");
+      if (tile) show(tile, "push");
+      if (button) move(button.dataset.move);
+      const first = name && cells(unitOf(name)).flatMap(shownTiles)[0];
+      if (first) { show(first, "push"); if (!at("through").hidden) slider.focus(); }
+      if (event.target === dialog || event.target.id === "close") close();
+    });
+    document.addEventListener("keydown", event => {
+      const arrow = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" }[event.key];
+      const tile = document.activeElement.closest(pictures), owns = event.target === slider && (arrow === "left" || arrow === "right");
+      if (!arrow || event.altKey || event.ctrlKey || event.metaKey || (!dialog.open && !tile) || owns) return;
+      if (!dialog.open) current = tile;
+      event.preventDefault();
+      move(arrow);
+    });
+    dialog.addEventListener("cancel", event => { event.preventDefault(); close(); });
+    dialog.addEventListener("close", () => current && current.focus());
+  }
   for (const button of choices) button.addEventListener("click", () => {
     for (const panel of panels) panel.hidden = panel.id !== button.dataset.panel;
     update();
@@ -302,7 +304,7 @@
     control.addEventListener(typed ? "input" : "change", () => { update(); write(!typed); });
   }
   window.addEventListener("popstate", read);
-  window.addEventListener("resize", () => dialog.open && image.isConnected && fit());
+  window.addEventListener("resize", () => dialog && dialog.open && image.isConnected && fit());
   update();
   read();
 })();

@@ -1,0 +1,122 @@
+"""`microscope`: a site of static pages about the units of checkpoints, from a run folder that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+from vizrobust.commands.microscope_facts import clarity_facts, class_facts, layer_facts, matching_facts, network_facts
+from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.unit_pictures import (
+    UnitRun,
+    checkpoints_of,
+    find_judges,
+    job_of,
+    objective_of,
+    recipe_of,
+    units_asked,
+    units_text,
+)
+from vizrobust.data import DataSet
+from vizrobust.features import RenderJob, missing
+from vizrobust.features.exemplar_runs import ImageSource, exemplars_into
+from vizrobust.features.exemplars import check_images
+from vizrobust.models import LOGITS, Checkpoint
+from vizrobust.report.microscope_pages import write_microscope
+from vizrobust.requests.pictures import MicroscopeRequest
+from vizrobust.results import Event, Note, Row
+from vizrobust.runs import RunFolder
+from vizrobust.session import Session
+
+# What a run's pictures depend on and each layer has for itself.
+GROWS = ("objective", "references")
+
+
+def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event, None, PictureReport]:
+    """Render the units of every layer and checkpoint of the request, find out about them, and write the site's pages."""
+    checkpoints = checkpoints_of(request.models, session, request.data)
+    data = session.maybe_data_for(checkpoints[0], request.data)
+    source = None if data is None else ImageSource(data, most=request.exemplar_images)
+    if source is None:
+        yield Note("without data there are no natural images, activations and clarity; name a data set")
+    else:
+        for checkpoint in checkpoints:
+            check_images(source.images, request.exemplars, checkpoint.info.input_shape)
+    resolved, jobs = resolve(request, checkpoints, data, session)
+    compute = session.compute(request.precision)
+    identity = {key: value for key, value in jobs[0].identity(compute.precision).items() if key not in GROWS}
+    run = session.folder("microscope", identity, compute, request=repr(request), resolved=repr(resolved))
+    yield Note(plan(run, checkpoints, jobs, request))
+    rows: list[Row] = []
+    for job in jobs:
+        pictured = UnitRun(run, job, compute, session)
+        for row in pictured.rendered([(one, signed) for signed in signs(request, job) for one in checkpoints]):
+            rows.append(row)
+            yield row
+        if data is not None and source is not None:
+            yield Note(f"{job.layer}: what the units do on {len(source.images):,} natural images")
+            learn(pictured, checkpoints, source, request)
+            judged = not request.likes or job.layer == LOGITS
+            if judged and (judges := find_judges(checkpoints, data, request, job.objective, compute, session)):
+                clarity_facts(pictured, checkpoints, data, judges, request.query_images)
+    for checkpoint in checkpoints:
+        network_facts(run, checkpoint)
+        if data is not None and request.adversarial:
+            yield Note(f"{checkpoint.name}: adversarial examples")
+            class_facts(run, checkpoint, session.data_for(checkpoint, data), request.adversarial, request.seed, compute)
+    page = write_microscope(run.folder)
+    if session.argv:
+        yield Note(f"made by: {session.argv}")
+    return PictureReport(resolved, rows, (), [("site", page)], None, run.folder)
+
+
+def resolve(
+    request: MicroscopeRequest, checkpoints: Sequence[Checkpoint], data: DataSet | None, session: Session
+) -> tuple[MicroscopeRequest, list[RenderJob]]:
+    """The request with every open field filled, and what is rendered of each layer."""
+    first, recipe, jobs = checkpoints[0], recipe_of(request, data), []
+    for layer in request.layers or (LOGITS,):
+        objective = objective_of(first, layer)
+        units = units_asked(first, objective, request.units, session)
+        seeds = range(request.seed, request.seed + request.seeds)
+        jobs.append(job_of(first, data, recipe, objective, units, seeds=seeds, batch_size=request.batch_size))
+    text = request.units if isinstance(request.units, str) else units_text(jobs[0].units)
+    return replace(
+        request, layers=tuple(job.layer for job in jobs), recipe=recipe, steps=recipe.steps, size=recipe.size, units=text,
+        data=None if data is None else data.name,
+    ), jobs  # fmt: skip
+
+
+def signs(request: MicroscopeRequest, job: RenderJob) -> list[RenderJob]:
+    """What the units like, and unless that is all that is asked for, what they dislike."""
+    return [job] if request.likes else [job, replace(job, sign=-1)]
+
+
+def plan(run: RunFolder, checkpoints: Sequence[Checkpoint], jobs: Sequence[RenderJob], request: MicroscopeRequest) -> str:
+    """How many units and pictures there are, how many are missing, and how long those take at the speed until now."""
+    units = sum(len(job.units) for job in jobs) * len(checkpoints)
+    pairs = [(one, signed) for job in jobs for signed in signs(request, job) for one in checkpoints]
+    wanted = sum(len(job.units) * len(job.seeds) for _, job in pairs)
+    todo = sum(len(missing(run, one, job)) for one, job in pairs)
+    seconds = [row["seconds"] for row in run.rows() if row.get("seconds") is not None]
+    text = f"{units:,} units in {len(jobs)} layers of {len(checkpoints)} checkpoints: {wanted:,} pictures, {todo:,} to render"
+    if todo and seconds:
+        text += f", about {max(1, round(todo * sum(seconds) / len(seconds) / 60)):,} minutes"
+    return text
+
+
+def learn(pictured: UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSource, request: MicroscopeRequest) -> None:
+    """Exemplars and facts of a layer of every checkpoint, and which units match."""
+    run, job = pictured.run, pictured.job
+    for checkpoint in checkpoints:
+        done = 0
+
+        def advance(count: int, name: str = checkpoint.name) -> None:
+            nonlocal done
+            done += count
+            pictured.session.progress(f"{name} {job.layer}, natural images", done, len(source.images))
+
+        found = exemplars_into(run, checkpoint, job.objective, job.units, source, request.exemplars, pictured.compute, advance)
+        done = 0
+        layer_facts(run, checkpoint, job, source, found, pictured.compute, advance)
+    matching_facts(run, job.layer)

@@ -1,0 +1,164 @@
+"""What a unit does on natural images: its activations, how sparse they are, where in an image, and for which classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vizrobust.compute import Compute, full_batches
+from vizrobust.data import Split
+from vizrobust.features.exemplars import BATCH_SIZE
+from vizrobust.models import LOGITS, ActivationReader, evaluating
+from vizrobust.models.forward import logits_of, without_normalization
+from vizrobust.models.layers import views
+
+BINS = 32
+HEAT_SIDE = 32  # pixels of a heat map, whatever the layer's map
+SAME = 1e-4  # gradients that differ by less than this share of the largest are one: the classes depend on the unit linearly
+Shape = tuple[int, int, int]
+
+
+def unit_activations(
+    net: nn.Module, layer: str, images: Split, *, shape: Shape, compute: Compute, progress: Callable[[int], object] | None = None
+) -> Tensor:
+    """(n, units) float32: how much each image excites each unit of a layer, the mean over its map.
+
+    >>> from vizrobust.data import head, load
+    >>> from vizrobust.models import architecture
+    >>> net = architecture("small_cnn", (1, 8, 8), 10)()
+    >>> unit_activations(net, "conv1", head(load("digits").val, 3), shape=(1, 8, 8), compute=Compute("cpu")).shape
+    torch.Size([3, 16])
+    """
+    compute = compute.in_fp32()
+    compute.place(net)
+    reading = ActivationReader.of(net, shape, [layer])
+    rows = []
+    with evaluating(net), torch.no_grad():
+        for index, count in full_batches(len(images), BATCH_SIZE):
+            maps = reading(net, compute.images(images.take(index)))[layer][:count].float()
+            rows.append((maps if maps.dim() == 2 else maps.mean((2, 3))).cpu())
+            if progress is not None:
+                progress(count)
+    return torch.cat(rows)
+
+
+def sparsity(activations: Tensor) -> Tensor:
+    """(n, units) -> (units,): lifetime sparsity of the positive part, 0 where all images excite a unit alike, 1 for one image.
+
+    Vinje & Gallant 2000. A unit that no image excites has none: NaN.
+
+    >>> sparsity(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 5.0]])).tolist()
+    [0.0, 1.0]
+    """
+    positive, n = activations.clamp_min(0).double(), len(activations)
+    share = positive.mean(0).square() / positive.square().mean(0)
+    return ((1 - share) / (1 - 1 / n)).float()
+
+
+def histogram(values: Tensor, bins: int = BINS) -> tuple[float, float, list[int]]:
+    """The range of values (n,) and how many of them are in each of its equal bins.
+
+    >>> histogram(torch.tensor([0.0, 1.0, 1.0, 4.0]), bins=2)
+    (0.0, 4.0, [3, 1])
+    """
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return low, high, [len(values)]
+    return low, high, [int(count) for count in torch.histc(values, bins, low, high)]
+
+
+@dataclass(frozen=True)
+class ClassEffects:
+    """How each class's logit changes with each unit: `values` (units, classes), the gradient summed over the unit's map.
+
+    It is the mean over images; `linear` where it is the same for all of them: then these are weights.
+    """
+
+    values: Tensor = field(repr=False)
+    linear: bool
+
+
+def class_effects(net: nn.Module, layer: str, images: Tensor, *, shape: Shape, compute: Compute) -> ClassEffects | None:
+    """The gradient of every logit with respect to every unit of a layer; images are (N, C, H, W) in [0, 1].
+
+    None for the logits themselves, for tokens and heads, and where the logits do not depend on the layer.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> found = class_effects(net, "1", torch.rand(5, 1, 2, 2), shape=(1, 2, 2), compute=Compute("cpu"))
+    >>> torch.allclose(found.values, net[2].weight.T), found.linear
+    (True, True)
+    """
+    view = None if layer == LOGITS else views(net, shape, [layer])[layer]
+    if view is None or view.number is not None or view.source != layer:
+        return None
+    compute = compute.in_fp32()
+    compute.place(net)
+    changes: list[Tensor] = []
+
+    def added(_module: nn.Module, _inputs: object, output: object) -> object:
+        if changes or not isinstance(output, Tensor):
+            return None
+        changes.append(torch.zeros_like(output).requires_grad_())
+        return output + changes[0]
+
+    handle = without_normalization(net).get_submodule(layer).register_forward_hook(added)
+    try:
+        with evaluating(net):
+            logits = logits_of(net(compute.images(images)))
+            if not changes:
+                return None
+            grads = []
+            for of_class in logits.sum(0):
+                found = torch.autograd.grad(of_class, changes, retain_graph=True, allow_unused=True)
+                grad = next(iter(found), None)
+                if grad is None:
+                    return None
+                maps = view(grad).float()
+                grads.append((maps if maps.dim() == 2 else maps.sum((2, 3))).cpu())
+    finally:
+        handle.remove()
+    each = torch.stack(grads, -1)  # (N, units, classes)
+    spread = float((each.amax(0) - each.amin(0)).max())
+    return ClassEffects(each.mean(0), spread <= SAME * float(each.abs().max()))
+
+
+def heat_maps(
+    net: nn.Module, layer: str, wanted: Mapping[int, Sequence[int]], images: Split, *, shape: Shape, compute: Compute
+) -> dict[int, Tensor]:
+    """unit -> (k, side, side) in [0, 1]: where each of its `wanted` images (indices in the split) excites it.
+
+    The positive part of the unit's map, over its largest value among these images, scaled to the image without moving it.
+    Empty for layers without positions.
+
+    >>> from vizrobust.data import load
+    >>> from vizrobust.models import architecture
+    >>> net = architecture("small_cnn", (1, 8, 8), 10)()
+    >>> heat_maps(net, "conv1", {3: [0, 5]}, load("digits").val, shape=(1, 8, 8), compute=Compute("cpu"))[3].shape
+    torch.Size([2, 32, 32])
+    """
+    compute = compute.in_fp32()
+    compute.place(net)
+    reading = ActivationReader.of(net, shape, [layer])
+    needed = sorted({index for some in wanted.values() for index in some})
+    of_image: dict[int, list[int]] = {}
+    for unit, some in wanted.items():
+        for one in some:
+            of_image.setdefault(one, []).append(unit)
+    found: dict[tuple[int, int], Tensor] = {}
+    with evaluating(net), torch.no_grad():
+        for places, count in full_batches(len(needed), BATCH_SIZE):
+            index = torch.tensor(needed)[places]
+            maps = reading(net, compute.images(images.take(index)))[layer]
+            if maps.dim() != 4 or maps.shape[2] * maps.shape[3] == 1:
+                return {}
+            for place, image in enumerate(index[:count].tolist()):
+                found |= {(unit, image): maps[place, unit].float().cpu() for unit in of_image[image]}
+    heat = {}
+    for unit, some in wanted.items():
+        stack = torch.stack([found[unit, image] for image in some]).clamp_min(0)
+        scaled = torch.nn.functional.interpolate(stack[:, None], (HEAT_SIDE, HEAT_SIDE), mode="bilinear")[:, 0]
+        heat[unit] = scaled / scaled.max().clamp_min(1e-12)
+    return heat
