@@ -16,7 +16,7 @@ from vizrobust.spec import unknown
 # A test compares each with its catalogue.
 DATA = (
     "mnist5k", "digits", "mnist", "mnist55k", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenette", "imagenette64",
-    "imagenette64-rest", "npz:FILE", "imagefolder:DIR[@SIZE]", "shuffled:REF",
+    "imagenette64-rest", "npz:FILE", "imagefolder:DIR[@SIZE]", "shuffled:REF", "held-out:REF",
 )  # fmt: skip
 ATTACKS = (
     "Linf", "L2", "L1", "L0", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "FMN", "DDN", "ALMA",
@@ -72,7 +72,7 @@ def _check_data(ref: str) -> None:
     name = ref
     for suffix in ("@rgb", "@grey"):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    while name.lower().startswith("shuffled:"):
+    while name.lower().startswith(("shuffled:", "held-out:")):
         name = name.partition(":")[2]
     if ":" not in name and name.partition("@")[0].lower() not in _lower(DATA, "data"):
         raise ValueError(no_data_set(name))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from vizrobust.clarity.judges import Judge
+from vizrobust.clarity.judges import TIMES_CHANCE, Judge
 from vizrobust.data import Split
 from vizrobust.intervals import CONFIDENCE
 from vizrobust.rng import Streams
@@ -82,7 +82,8 @@ class NaturalScale:
     """A judge's scores of natural images with known shares of their structure.
 
     `scores` (coherences, classes) are the mean log-odds of each class at each of `coherences`, `errors` their standard errors
-    over `images` images of a class. `others` holds, for each other way to degrade, the mean over classes at each of `STRENGTHS`.
+    over `images` images of a class. `accuracy` is the share of the whole photographs that it recognises among these classes.
+    `others` holds, for each other way to degrade, the mean over classes at each of `STRENGTHS`.
 
     >>> scale = NaturalScale("j", "", ("a",), (0.0, 0.5, 1.0), ((-4.0,), (-3.0,), (1.0,)), ((0.1,), (0.1,), (0.1,)), 9)
     >>> scale.clarity([-3.0]), scale.clarity([-1.0]), scale.clarity([5.0])
@@ -97,6 +98,7 @@ class NaturalScale:
     errors: tuple[tuple[float, ...], ...]
     images: int
     data: str = ""
+    accuracy: float = 1.0
     others: Mapping[str, tuple[float, ...]] | None = None
 
     def curve(self, units: Sequence[int] | None = None) -> Values:
@@ -129,9 +131,12 @@ class NaturalScale:
     def disqualified(self) -> str:
         """Why the judge cannot measure clarity; empty where it can.
 
-        Its scores must tell at least half of the photographs' structure from none, rise with the coherence (no fall beyond
-        two standard errors), and fall under blur, noise and loss of contrast.
+        It must recognise photographs at least twice as often as chance. Its scores must tell at least half of the photographs'
+        structure from none, rise with the coherence (no fall beyond two standard errors), and fall under blur, noise and loss
+        of contrast.
         """
+        if self.accuracy < (needed := TIMES_CHANCE / len(self.classes)):
+            return f"it recognises {100 * self.accuracy:.1f} % of natural images, less than twice chance ({100 * needed:.1f} %)"
         table, errors = np.asarray(self.scores), np.asarray(self.errors)
         photograph = float(table[-1].mean())
         if self.resolves_from > 0.5 + 1e-9:
@@ -198,6 +203,7 @@ def natural_scale(judge: Judge, images: Split, data: str = "", most: int = IMAGE
     def scores(changed: Tensor) -> Tensor:
         return judge(changed).log_odds.gather(1, labels[:, None])[:, 0]
 
+    accuracy = float((judge(x).logits.argmax(1) == labels).float().mean())
     rows = [scores(phases_scrambled(x, share, Streams(0, names, "scale"))) for share in COHERENCES]
     others = {
         kind: tuple(round(float(scores(degraded(x, kind, one, Streams(0, names, kind))).mean()), 4) for one in strengths)
@@ -210,7 +216,16 @@ def natural_scale(judge: Judge, images: Split, data: str = "", most: int = IMAGE
         errors.append(tuple(round(float(one.std() / len(one) ** 0.5), 4) for one in by_class))
     smallest = min(len(own) for own in chosen)
     return NaturalScale(
-        judge.name, judge.network_sha256, judge.classes, COHERENCES, tuple(means), tuple(errors), smallest, data, others
+        judge.name,
+        judge.network_sha256,
+        judge.classes,
+        COHERENCES,
+        tuple(means),
+        tuple(errors),
+        smallest,
+        data,
+        round(accuracy, 4),
+        others,
     )
 
 

@@ -84,7 +84,7 @@ def train(request: TrainRequest, session: Session) -> Generator[Event, None, Tra
     if not request.is_sweep:
         ((_, recipe),) = runs.items()
         folder = str(session.out or default_folder("train", {"training": repr(recipe)}))
-        checkpoint = yield from _run(request, session, data, recipe, folder)
+        checkpoint = yield from train_one(request, session, data, recipe, folder)
         if checkpoint is None:
             return TrainReport(request, {})
         yield next_command("neurons", folder, request.arch)
@@ -95,7 +95,7 @@ def train(request: TrainRequest, session: Session) -> Generator[Event, None, Tra
     taken = []
     for name in wanted:
         try:
-            checkpoint = yield from _run(request, session, data, runs[name], str(root / name))
+            checkpoint = yield from train_one(request, session, data, runs[name], str(root / name))
         except Taken as error:
             yield Note(ParameterError("left out: %s", error))
             taken.append(name)
@@ -147,7 +147,7 @@ def _attack(request: TrainRequest, method: Method | None, steps: int | None, def
     return fitted[0] if request.mix is None else MultiAttack(fitted, request.mix)
 
 
-def _run(
+def train_one(
     request: TrainRequest, session: Session, data: DataSet, recipe: TrainingRecipe, folder: str
 ) -> Generator[Event, None, Checkpoint | None]:
     """Train one network, or go on with it; None in all processes but the main one."""

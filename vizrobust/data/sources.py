@@ -11,7 +11,7 @@ from vizrobust.data import torchvision_sets as published
 from vizrobust.data.dataset import DataSet
 from vizrobust.data.files import imagefolder, npz, split_size
 from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
-from vizrobust.data.views import CHANNELS, recolored, shuffled_labels
+from vizrobust.data.views import CHANNELS, held_out, recolored, shuffled_labels
 from vizrobust.names import no_data_set
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named
@@ -32,8 +32,8 @@ FETCHED: dict[str, Callable[[bool], DataSet]] = {
 
 OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder}
 
-# Before another reference: its training labels in a random order.
-SHUFFLED = "shuffled"
+# Before another reference: its training labels in a random order, its validation images to learn from.
+VIEWS: dict[str, Callable[[DataSet], DataSet]] = {"shuffled": shuffled_labels, "held-out": held_out}
 
 DATA: dict[str, Callable[..., DataSet]] = {
     **EMBEDDED,
@@ -41,6 +41,7 @@ DATA: dict[str, Callable[..., DataSet]] = {
     "npz:FILE": npz,
     "imagefolder:DIR[@SIZE]": imagefolder,
     "shuffled:REF": shuffled_labels,
+    "held-out:REF": held_out,
 }
 
 
@@ -63,8 +64,8 @@ def load(ref: str, download: bool = False, *, typed: bool = False) -> DataSet:
         if ref.lower().endswith(suffix) and not Path(ref.partition(":")[2] or ref).exists():
             return recolored(load(ref[: -len(suffix)], download, typed=typed), channels, ref)
     kind, colon, rest = ref.partition(":")
-    if kind.lower() == SHUFFLED and rest:
-        return shuffled_labels(load(rest, download, typed=typed))
+    if kind.lower() in VIEWS and rest:
+        return VIEWS[kind.lower()](load(rest, download, typed=typed))
     if colon and kind.lower() in OWN:
         if not rest:
             raise ValueError(f"{ref!r} names no file or folder; write npz:FILE or imagefolder:DIR[@SIZE]")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vizrobust.data.dataset import DataSet, Split
+from vizrobust.data.dataset import DataSet, Split, Subset
 from vizrobust.rng import Streams
 
 # ITU-R 601, as Pillow has it.
@@ -47,6 +47,33 @@ def shuffled_labels(data: DataSet, seed: int = 0) -> DataSet:
     if torch.equal(labels, data.train.labels):
         raise ValueError(f"{data.name}: its training labels are the same in any order; give images of two or more classes")
     return replace(data, name=f"shuffled:{data.name}", train=Relabelled(data.train, labels))
+
+
+# Fewest held-out images of a class from which a judge may learn, and the share of them that is kept to watch it.
+FEWEST_HELD_OUT, WATCHED = 10, 10
+
+
+def held_out(data: DataSet) -> DataSet:
+    """The validation images of `data` as a training set, for judges of networks that were trained on its training images.
+
+    Every tenth of them is the new validation split; the test images stay. Raises ``ValueError`` where a class has fewer than
+    ten of them.
+
+    >>> from vizrobust.data import load
+    >>> found = held_out(load("mnist5k"))
+    >>> found.name, len(found.train) + len(found.val) == len(load("mnist5k").val)
+    ('held-out:mnist5k', True)
+    """
+    labels = data.val.labels
+    for unit, name in enumerate(data.classes):
+        if (count := int((labels == unit).sum())) < FEWEST_HELD_OUT:
+            raise ValueError(
+                f"{data.name} has {count} validation image{'s' if count != 1 else ''} of class {name!r}, a judge needs "
+                f"{FEWEST_HELD_OUT} that the judged networks did not train on; give more, or other data of the same classes"
+            )
+    watched = torch.arange(len(labels)) % WATCHED == 0
+    train, val = (Subset(data.val, torch.nonzero(part)[:, 0]) for part in (~watched, watched))
+    return replace(data, name=f"held-out:{data.name}", train=train, val=val)
 
 
 def with_classes(data: DataSet, classes: Sequence[str]) -> DataSet | None:

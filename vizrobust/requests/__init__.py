@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "invert": Command("pictures:InvertRequest", "reconstruct:invert", "look", resumable=True),
     "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
     "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
+    "judge": Command("training:JudgeRequest", "judge:judge", "train", resumable=True),
     "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
     "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
     "masking": Command(

@@ -113,6 +113,27 @@ class TrainRequest(Seeded):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
+class JudgeRequest(Seeded):
+    """Train three judges of clarity for your own data: one normally, one on heavily augmented images, one adversarially.
+
+    They differ in architecture and learn from validation images of --data, which networks trained on it did not see, or with
+    --split train from data that no compared network was trained on. Their card says how accurate and how well calibrated they
+    are, and what they can tell apart. The same command goes on where it stopped.
+
+    \b
+    vizrobust judge --data imagefolder:photos@64 --out runs/judges
+    vizrobust neurons mine.safetensors --judge runs/judges/standard --judge runs/judges/heavy --judge runs/judges/robust
+    """
+
+    data: Any = param(help="Data set (vizrobust list data).", kind="data")
+    split: str = param("val", "What they learn from.", choices=("val", "train"))
+    epochs: int | None = param(None, "Passes over these images; default: about 1,500 weight steps.", least=1)
+    steps: int = param(4, "Attack steps K of the adversarially trained judge.", least=1)
+    eps: float | None = param(None, "Radius of its attack; default: the data set's.", kind="fraction")
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
 class ImportRequest(Request):
     """Convert someone else's checkpoint file to vizrobust's format; no code from it is run.
 
