@@ -63,7 +63,7 @@ def robust_accuracy(
     85.0 % (64.0 to 94.8) of 20 images under FGSM(ball=Linf(eps=0.3))
     """
     from vizrobust.commands.attack import attack as answer
-    from vizrobust.robustness.evaluation_runs import adversarial_images
+    from vizrobust.commands.kept_images import made
     from vizrobust.session import Session
 
     request = AttackRequest(
@@ -73,8 +73,7 @@ def robust_accuracy(
     session = Session(out, device=device, memory=out is None)
     report = _answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
-    size, compute = target.batch_size, session.compute(precision)
-    return replace(result, remake=lambda: adversarial_images(target.checkpoint.net(), result, target.images, compute, seed, size))
+    return replace(result, remake=lambda: made(request, session, target, result))
 
 
 def diagnose_masking(

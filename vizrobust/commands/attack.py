@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
+from vizrobust.commands.kept_images import judged, keep
 from vizrobust.commands.minimal_perturbations import minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
 from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
-from vizrobust.intervals import per_class, worst_class
+from vizrobust.intervals import per_class, wilson, worst_class
 from vizrobust.report import attack_figures
 from vizrobust.report.style import format_of
 from vizrobust.requests import ParameterError
@@ -54,6 +55,8 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     answer: Answer
     if request.suite is not None:
         answer = yield from (corruptions if request.suite == "corruptions" else unforeseen)(request, session, targets)
+    elif request.from_file:
+        answer = yield from judged(request, session, targets)
     elif request.minimal or request.curve == "eps":
         answer = yield from minimal_perturbations(request, session, targets)
     else:
@@ -77,9 +80,11 @@ class Accuracies:
 
     request: AttackRequest
     evaluations: tuple[tuple[Target, RobustAccuracy], ...]
+    # With `save_png` of the images in 8 bits how many are classified correctly, and how many there are.
+    eight_bit: tuple[int, int] | None = None
 
     def rows(self) -> list[Row]:
-        found = [row for target, result in self.evaluations for row in _accuracy_rows(self.request, target, result)]
+        found = [row for each in self.evaluations for row in _accuracy_rows(self.request, *each, self.eight_bit)]
         for target, result in self.evaluations if self.request.per_class else ():
             about = {"checkpoint": target.name, "attack": repr(result.attack)}
             found += [{**about, **row} for row in _by_class(target, result)]
@@ -116,12 +121,18 @@ class Accuracies:
             rows.append([
                 target.name, row["attack"] + note, percent(row["clean"]), percent(row["accuracy"]),
                 interval_text(row["ci_low"], row["ci_high"]), str(row["n"]), f"{row['forward_passes']:g}",
-                f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}",
+                f"{row['gradient_passes']:g}", f"{row['seconds']:.1f}", *self._after_rounding(),
             ])  # fmt: skip
         header = ["checkpoint", "attack", "clean", "accuracy", "95 % interval", "images", "forward", "gradient", "seconds"]
+        header += ["after 8-bit rounding"] if self.eight_bit else []
         names = ", ".join(dict.fromkeys(f"{target.data.name} {self.request.split}" for target, _ in self.evaluations))
         note = "forward, gradient: passes per image; an image on which the attack has succeeded needs no more"
         return Table(f"accuracy under attack, first images of {names}", header, rows, note)
+
+    def _after_rounding(self) -> list[str]:
+        if self.eight_bit is None:
+            return []
+        return [f"{percent(self.eight_bit[0] / self.eight_bit[1])} ({interval_text(*wilson(*self.eight_bit))})"]
 
     def _component_tables(self) -> list[Table]:
         """For attacks of several components: on how many images each was the first to succeed."""
@@ -140,8 +151,13 @@ class Accuracies:
         return found
 
 
-def _accuracy_rows(request: AttackRequest, target: Target, result: RobustAccuracy) -> list[Row]:
+def _accuracy_rows(
+    request: AttackRequest, target: Target, result: RobustAccuracy, eight_bit: tuple[int, int] | None = None
+) -> list[Row]:
     rows: list[Row] = [{"checkpoint": target.name, "data": target.data.name, "split": request.split, **result.row()}]
+    if eight_bit is not None:
+        low, high = wilson(*eight_bit)
+        rows[0] |= {"eight_bit": eight_bit[0] / eight_bit[1], "eight_bit_ci_low": low, "eight_bit_ci_high": high}
     about = {"checkpoint": target.name, "attack": repr(result.attack), "curve": "steps"}
     return rows + [{**about, **row} for row in (result.curve() if request.every_step else ())]
 
@@ -170,13 +186,16 @@ def _class_table(target: Target, result: RobustAccuracy) -> Table:
 
 def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Target]) -> Generator[Event, None, Accuracies]:
     found: list[tuple[Target, RobustAccuracy]] = []
+    eight_bit: tuple[int, int] | None = None
     for target in targets:
         for one in (yield from attacks_for(request, target.data, ("pgd",))):
             result = target.evaluated(request, session, one, all_runs=request.every_step)
             found.append((target, result))
             yield from (Note(f"note: {target.name}, {one!r}: {warning}") for warning in result.warnings)
-            yield from _accuracy_rows(request, target, result)
-    answer = Accuracies(request, tuple(found))
+            if request.save or request.save_png:
+                eight_bit = yield from keep(request, session, target, result)
+            yield from _accuracy_rows(request, target, result, eight_bit)
+    answer = Accuracies(request, tuple(found), eight_bit)
     yield from answer.rows()[sum(len(_accuracy_rows(request, *one)) for one in found) :]
     return answer
 

@@ -57,11 +57,24 @@ class AttackRequest(OnImages):
         None, "Draw clean image, perturbation and adversarial image.", kind="file", role="view", metavar="FILE"
     )
 
+    save: str | None = param(
+        None, "Keep adversarial images, labels and predictions in a .npz, which --data npz:FILE reads.", kind="file", role="view",
+        metavar="FILE",
+    )  # fmt: skip
+    save_png: str | None = param(
+        None, "Keep them as 8-bit PNGs inside the ball, and show the accuracy on those.", kind="file", role="view", metavar="DIR"
+    )
+    from_file: str | None = param(
+        None, "No attack: judge the images of such a file, and name those outside the ball around the data set's.", kind="file",
+        flag="--from", role="view", metavar="FILE",
+    )  # fmt: skip
+
     def check(self) -> None:
         modes = [
             name
             for name, given in (
                 ("{minimal}", self.minimal), (f"{{curve}} {self.curve}", self.curve), (f"{{suite}} {self.suite}", self.suite),
+                ("{from_file}", self.from_file),
             )
             if given
         ]  # fmt: skip
@@ -72,6 +85,13 @@ class AttackRequest(OnImages):
             raise ParameterError("{suite} corruptions has no attack; leave {attacks} out")
         if (self.per_class or self.show) and modes and self.curve != "steps":
             raise ParameterError(f"{{per_class}} and {{show}} go with plain accuracies, not with {modes[0]}")
+        if self.save or self.save_png:
+            if modes:
+                raise ParameterError(f"{{save}} and {{save_png}} go with plain accuracies, not with {modes[0]}")
+            if len(self.models) > 1 or len(self.attacks) > 1:
+                raise ParameterError("{save} and {save_png} keep the images of one checkpoint under one attack; give one of each")
+        if self.from_file and (self.attacks or self.plot):
+            raise ParameterError("{from_file} judges images as they are; leave {attacks} and {plot} out")
         if self.plot and not modes:
             raise ParameterError(
                 "{plot} needs something to draw: {curve} eps, {curve} steps, {curve} training-steps or {minimal}"

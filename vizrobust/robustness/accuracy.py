@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ CLEAN = "clean"
 NO_SUCCESS, UNDEFINED = -1, -2
 # How the names of runs on the expectation of a stochastic network begin.
 EXPECTATION = "EoT "
+
+
+class Kept(Protocol):
+    """Adversarial images that can be written to a file; see `kept_images.AdversarialImages`."""
+
+    @property
+    def adversarial(self) -> Tensor: ...
+    def save(self, file: str | Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,18 @@ class RobustAccuracy:
     predicted: Tensor | None = None
     stochastic: bool = False
     nonfinite_gradients: int = 0
-    remake: Callable[[], Tensor] | None = field(default=None, compare=False)
+    remake: Callable[[], Kept] | None = field(default=None, compare=False)
 
     @property
     def adversarial(self) -> Tensor:
         """(n, C, H, W): the best adversarial example of each image, made again when asked for; see `remake`."""
+        return self._made().adversarial
+
+    def save(self, file: str | Path) -> None:
+        """Write the adversarial images, labels and predictions to one .npz file, which ``npz:FILE`` reads."""
+        self._made().save(file)
+
+    def _made(self) -> Kept:
         if self.remake is None:
             raise ValueError("this result does not keep its network; take vizrobust.robust_accuracy, or call the attack itself")
         return self.remake()
