@@ -93,6 +93,16 @@ def test_sections_stand_in_their_order_and_every_picture_and_figure_loads(opened
     assert page.locator(".unmeasured").count() == 0
 
 
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_first_screen_holds_the_finding_and_a_picture(opened: Any, width: int) -> None:
+    page = opened(width=width)
+    sentence, first = page.locator(".sentence").first.bounding_box(), page.locator(".tile:visible img").first.bounding_box()
+    assert sentence["y"] < first["y"]
+    assert first["width"] >= 160
+    assert first["y"] + 160 <= 900
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
 @pytest.mark.slow
 def test_the_verdict_comes_first_with_estimates_and_intervals(opened: Any) -> None:
     page = opened()

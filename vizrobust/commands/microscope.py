@@ -48,8 +48,18 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
     run = session.folder("microscope", identity, compute, request=repr(request), resolved=repr(resolved))
     yield Note(plan(run, checkpoints, jobs, request))
     rows: list[Row] = []
+    page = run.folder / "index.html"
+    for checkpoint in checkpoints:
+        network_facts(run, checkpoint)
+        if data is not None and request.adversarial:
+            own = session.data_for(checkpoint, data)
+
+            def advance(done: int, total: int, name: str = checkpoint.name) -> None:
+                session.progress(f"{name}, adversarial examples", done, total)
+
+            class_facts(run, checkpoint, own, request.adversarial, request.seed, compute, advance)
     for job in jobs:
-        pictured = UnitRun(run, job, compute, session)
+        pictured = UnitRun(run, job, compute, session, about=job.layer)
         for row in pictured.rendered([(one, signed) for signed in signs(request, job) for one in checkpoints]):
             rows.append(row)
             yield row
@@ -59,12 +69,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
             judged = not request.likes or job.layer == LOGITS
             if judged and (judges := find_judges(checkpoints, data, request, job.objective, compute, session)):
                 clarity_facts(pictured, checkpoints, data, judges, request.query_images)
-    for checkpoint in checkpoints:
-        network_facts(run, checkpoint)
-        if data is not None and request.adversarial:
-            yield Note(f"{checkpoint.name}: adversarial examples")
-            class_facts(run, checkpoint, session.data_for(checkpoint, data), request.adversarial, request.seed, compute)
-    page = write_microscope(run.folder)
+        page = write_microscope(run.folder)  # what there is can be looked at while the next layer is rendered
     if session.argv:
         yield Note(f"made by: {session.argv}")
     return PictureReport(resolved, rows, (), [("site", page)], None, run.folder)

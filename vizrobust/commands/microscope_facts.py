@@ -33,7 +33,7 @@ MOST_CLASSES = 100  # with more the gradients of all of them take too long
 SLICES = (0.25, 0.5, 0.75, 0.9)  # of the distribution, beside its two ends
 HEAT_COLOUR, HEAT_OPACITY = (224, 102, 47), 200
 MOST_MATCHED = 4096
-STEPS = 40
+STEPS, ATTACKED = 40, 32  # of the adversarial examples: steps, and images at once
 
 
 def network_facts(run: RunFolder, checkpoint: Checkpoint) -> None:
@@ -163,7 +163,10 @@ def clarity_facts(
     write_json(run.folder / FACTS / name, {"layer": job.layer, "judge": clarity.first, "units": known})
 
 
-def class_facts(run: RunFolder, checkpoint: Checkpoint, data: DataSet, count: int, seed: int, compute: Compute) -> None:
+def class_facts(
+    run: RunFolder, checkpoint: Checkpoint, data: DataSet, count: int, seed: int, compute: Compute,
+    progress: Callable[[int, int], object],
+) -> None:  # fmt: skip
     """`count` test images of each class, and what PGD makes of them at the data set's eps."""
     if data.eps is None or len(data.classes) > MOST_CLASSES:
         return
@@ -171,28 +174,22 @@ def class_facts(run: RunFolder, checkpoint: Checkpoint, data: DataSet, count: in
     key = digest([data.name, repr(attack), count, seed, list(data.classes)])
     if read_facts(run.folder, name).get("key") == key:
         return
-    net = compute.place(checkpoint.net())
-    found = []
-    for one, label in enumerate(data.classes):
-        index = (data.test.labels == one).nonzero()[:count, 0]
-        if not len(index):
-            continue
-        x = compute.images(data.test.take(index))
-        y = data.test.labels[index].to(compute.device)
+    net, found = compute.place(checkpoint.net()), []
+    chosen = torch.cat([(data.test.labels == one).nonzero()[:count, 0] for one in range(len(data.classes))])
+    for index in torch.split(chosen, ATTACKED):
+        x, y = compute.images(data.test.take(index)), data.test.labels[index].to(compute.device)
         with evaluating(net):
             adversarial = attack(net, x, y, streams=Streams(seed, index.tolist(), "attack")).x
             with torch.no_grad():
                 before, after = net(x).softmax(1).max(1), net(adversarial).softmax(1).max(1)
         for place, at in enumerate(index.tolist()):
-            files = {
-                "clean": f"images/classes/{slug(data.name)}/{at}.png",
-                "adversarial": f"images/adversarial/{checkpoint.id}/{at}.png",
-            }
-            _save(run, files["clean"], x[place].cpu())
-            write_png(run.folder / files["adversarial"], to_uint8(in_tiles(adversarial[place].cpu(), len(x[place]))), {})
+            clean, changed = f"images/classes/{slug(data.name)}/{at}.png", f"images/adversarial/{checkpoint.id}/{at}.png"
+            _save(run, clean, x[place].cpu())
+            write_png(run.folder / changed, to_uint8(in_tiles(adversarial[place].cpu(), x.shape[1])), {})
             found.append({
-                "class": one, "label": label, "index": at, **files,
+                "class": int(y[place]), "label": data.classes[int(y[place])], "index": at, "clean": clean, "adversarial": changed,
                 "before": [data.classes[int(before.indices[place])], round(float(before.values[place]), 3)],
                 "after": [data.classes[int(after.indices[place])], round(float(after.values[place]), 3)],
             })  # fmt: skip
+        progress(len(found), len(chosen))
     write_json(run.folder / FACTS / name, {"key": key, "checkpoint": checkpoint.id, "attack": repr(attack), "examples": found})

@@ -135,6 +135,7 @@ class UnitRun:
     job: RenderJob
     compute: Compute
     session: Session
+    about: str = ""  # what the progress names beside the checkpoint
 
     @property
     def folder(self) -> Path:
@@ -148,7 +149,7 @@ class UnitRun:
             wanted = set(job.keys(checkpoint))
             yield from (row for row in self.run.rows() if picture_key(row) in wanted)
             todo = len(missing(self.run, checkpoint, job))
-            task = checkpoint.name + (", negated" if job.sign < 0 else "")
+            task = f"{checkpoint.name} {self.about}".rstrip() + (", negated" if job.sign < 0 else "")
             for done, row in enumerate(render_into(self.run, checkpoint, job, self.compute) if todo else (), 1):
                 self.session.progress(task, done, todo)
                 yield row

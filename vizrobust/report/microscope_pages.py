@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -272,11 +273,16 @@ def _selective(facts: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any
     return [{"number": number, "name": facts["classes"][number], "value": f"{values[number]:+.2f}"} for number in best]
 
 
+@lru_cache(maxsize=10_000)
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
 def _exemplars(images: Sequence[Exemplar], own: dict[str, Any], up: str) -> list[dict[str, Any]]:
     found = []
     for place, one in enumerate(images):
-        with Image.open(one.file) as image:
-            mark = exemplar_mark(one, *image.size)
+        mark = exemplar_mark(one, *_size(one.file))
         heat = None
         if own.get("heat") and len(images):
             across = 0 if len(images) == 1 else 100 * place / (len(images) - 1)

@@ -141,6 +141,7 @@ class MicroscopeRequest(UnitPictures):
     seeds: int = param(2, "Pictures of each unit, from different noise.", role="grows", least=1)
     likes: bool = param(False, "Only what units like, without what they dislike and hidden units' clarity.", role="grows")
     exemplars: int = param(9, "Natural images of each unit: N that excite it most, N least.", role="view", metavar="N", least=1)
+    query_images: int = param(500, "Clarity asks about the first N held-out images.", role="view", cli=False, least=1)
     exemplar_images: int = param(2000, "Natural images are chosen from so many validation images.", role="view", least=3)
     adversarial: int = param(4, "Adversarial examples of each class.", role="view", metavar="N", least=0)
 

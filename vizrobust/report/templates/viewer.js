@@ -116,7 +116,7 @@
       const one = score(unit, a), other = how === "difference" ? score(unit, b) : 0;
       return one === null || other === null ? null : one - other;
     };
-    const panel = shownPanel(), ranked = units(panel).map(unit => [value(unit), unit]);
+    const panel = shownPanel(), before = units(panel), ranked = before.map(unit => [value(unit), unit]);
     // Largest first; units without the value last, in their own order.
     ranked.sort(([x, one], [y, other]) => {
       if (x === null || y === null) return (x === null) - (y === null) || one.dataset.unit - other.dataset.unit;
@@ -124,11 +124,12 @@
     });
     for (const [value, unit] of ranked) {
       const text = value === null ? "no value" : `${how === "difference" && value > 0 ? "+" : ""}${Number(value.toPrecision(3))}`;
-      unit.querySelector(".value").textContent = how === "order" ? "" : text.replace("-", "\u2212");
+      const told = how === "order" ? "" : text.replace("-", "\u2212"), place = unit.querySelector(".value");
+      if (place.textContent !== told) place.textContent = told;
     }
     // What is moved would lose the focus.
     const order = ranked.map(([, unit]) => unit);
-    if (order.some((unit, place) => unit !== units(panel)[place])) panel.querySelector(".units").append(...order);
+    if (order.some((unit, place) => unit !== before[place])) panel.querySelector(".units").append(...order);
   }
 
   // The picture with the same seeds in another cell.
@@ -305,6 +306,6 @@
   }
   window.addEventListener("popstate", read);
   window.addEventListener("resize", () => dialog && dialog.open && image.isConnected && fit());
-  update();
-  read();
+  if (/^#[\w-]+$/.test(location.hash)) update();
+  else read();
 })();
