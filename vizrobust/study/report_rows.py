@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vizrobust.clarity import METRICS, excluded
+from vizrobust.clarity import METRICS, excluded, phases_scrambled
 from vizrobust.compute import versions
 from vizrobust.features import Logit, picture_key
 from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.models import LOGITS
+from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png
-from vizrobust.study.clarity_scores import LayerScores, PictureSet, metric_rows
+from vizrobust.study.clarity_scores import LayerScores, PictureSet, metric_rows, primary_rows
 from vizrobust.study.contrasts import FEWEST_SEEDS
 from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.power import achieved
@@ -26,6 +27,8 @@ from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, START_RE
 from vizrobust.study.run import Study
 
 EXEMPLARS = 9
+# Share of the phases that is left -> the name of the reference.
+STRUCTURE = {0.3: "natural, 30 % of its phases", 0.0: "natural, phases scrambled"}
 
 
 def report_of(study: Study, command: str) -> StudyReport:
@@ -122,6 +125,12 @@ def _natural(study: Study, compared: Sequence[LayerScores]) -> Iterable[Row]:
     images = torch.stack([questions.exemplars.images[order.index[:seeds]] for order in questions.shared_exemplar_rankings])
     rows = metric_rows(PictureSet(questions.units, images), questions, questions.shared, questions.shared)
     yield from (_reference(NATURAL_REFERENCE, None, LOGITS, row) for row in rows)
+    # Controls whose order is known: the same exemplars with less and less structure.
+    streams = Streams(0, range(images.shape[0] * seeds), "structure")
+    for coherence, name in STRUCTURE.items():
+        less = phases_scrambled(images.flatten(0, 1), coherence, streams.child(name)).reshape(images.shape)
+        found = primary_rows(PictureSet(questions.units, less), questions, questions.shared, None)
+        yield from (_reference(name, None, LOGITS, row) for row in found)
     for one in compared:
         yield from (_reference(NATURAL_REFERENCE, one.recipe, one.layer, row) for row in one.natural)
 
