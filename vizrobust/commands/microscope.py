@@ -58,18 +58,22 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
                 session.progress(f"{name}, adversarial examples", done, total)
 
             class_facts(run, checkpoint, own, request.adversarial, request.seed, compute, advance)
-    for job in jobs:
-        pictured = UnitRun(run, job, compute, session, about=job.layer)
-        for row in pictured.rendered([(one, signed) for signed in signs(request, job) for one in checkpoints]):
+    runs = [UnitRun(run, job, compute, session, about=job.layer) for job in jobs]
+    for pictured in runs:
+        for row in pictured.rendered([(one, signed) for signed in signs(request, pictured.job) for one in checkpoints]):
             rows.append(row)
             yield row
-        if data is not None and source is not None:
-            yield Note(f"{job.layer}: what the units do on {len(source.images):,} natural images")
+        if source is not None:
+            yield Note(f"{pictured.job.layer}: what the units do on {len(source.images):,} natural images")
             learn(pictured, checkpoints, source, request)
-            judged = not request.likes or job.layer == LOGITS
-            if judged and (judges := find_judges(checkpoints, data, request, job.objective, compute, session)):
-                clarity_facts(pictured, checkpoints, data, judges, request.query_images)
         page = write_microscope(run.folder)  # what there is can be looked at while the next layer is rendered
+    for pictured in runs:
+        layer, judged = pictured.job.layer, data is not None and (not request.likes or pictured.job.layer == LOGITS)
+        judges = find_judges(checkpoints, data, request, pictured.job.objective, compute, session) if judged else []
+        if data is not None and judges:
+            yield Note(f"{layer}: clarity by {judges[0].name}")
+            clarity_facts(pictured, checkpoints, data, judges, request.query_images)
+            page = write_microscope(run.folder)
     if session.argv:
         yield Note(f"made by: {session.argv}")
     return PictureReport(resolved, rows, (), [("site", page)], None, run.folder)

@@ -21,6 +21,7 @@ from vizrobust.report.microscope import Site, class_page, layer_page, unit_page
 from vizrobust.report.viewer import environment, tile_style
 from vizrobust.results import percent
 from vizrobust.runs import write_text
+from vizrobust.spec import number_text
 
 MEASURES = {
     "score": "activation",
@@ -53,7 +54,13 @@ def write_microscope(folder: Path | str) -> Path:
 def pages(site: Site) -> Iterator[tuple[str, str]]:
     """(path, text) of every page; paths are below the site's folder."""
     templates = environment()
-    templates.globals |= {"percent": percent, "layer_page": layer_page, "unit_page": unit_page, "class_page": class_page}
+    templates.globals |= {
+        "percent": percent,
+        "number_text": number_text,
+        "layer_page": layer_page,
+        "unit_page": unit_page,
+        "class_page": class_page,
+    }
     shared = {"site": site, "robust": words.meaning_of_robust(site.checkpoints)}
 
     def page(template: str, path: str, **content: Any) -> tuple[str, str]:
