@@ -391,3 +391,13 @@ def test_control_characters_of_foreign_names_are_written_out(tmp_path):
     assert result.exit_code == 1
     assert "fake" in result.stderr
     assert "\x1b" not in result.stderr
+
+
+def test_help_is_that_of_the_command_and_a_shell_gets_its_script():
+    assert run("help", "attack").output.replace("help attack", "attack") == run("attack", "--help").output
+    assert run("help").output == run("--help").output
+    wrong = run("help", "atack")
+    assert wrong.exit_code == 2
+    assert "did you mean attack" in wrong.output
+    assert "_VIZROBUST_COMPLETE=zsh_complete" in run("completion", "zsh").output
+    assert run("completion", "csh").exit_code == 2

@@ -70,11 +70,13 @@ class Commands(click.Group):
             if found:
                 with formatter.section(title):
                     formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
+        with formatter.section("About itself"):
+            formatter.write_dl([(name, command.get_short_help_str()) for name, command in ABOUT_ITSELF.items()])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         from vizrobust.cli.generated import command
 
-        return command(name) if name in COMMANDS else None
+        return command(name) if name in COMMANDS else ABOUT_ITSELF.get(name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; beside others where torchrun started this process."""
@@ -91,10 +93,8 @@ class Commands(click.Group):
         return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from vizrobust.spec import unknown
-
-            ctx.fail(unknown(args[0], COMMANDS, "command"))
+        if args and args[0] not in (*COMMANDS, *ABOUT_ITSELF) and not args[0].startswith("-"):
+            _no_command(ctx, args[0])
         if args and args[0] in COMMANDS and args[0] not in TOGETHER and launched() is not None:
             ctx.fail(f"{args[0]!r} runs in one process; start it without torchrun (with it: {', '.join(TOGETHER)})")
         return super().resolve_command(ctx, args)
@@ -121,6 +121,49 @@ class Commands(click.Group):
             if debug:
                 raise
             raise click.ClickException(visible(sentence(error))) from error
+
+
+def _no_command(ctx: click.Context, name: str) -> None:
+    from vizrobust.spec import unknown
+
+    ctx.fail(unknown(name, COMMANDS, "command"))
+
+
+@click.command("help")
+@click.argument("name", required=False, metavar="[COMMAND]")
+@click.pass_context
+def help_(ctx: click.Context, name: str | None) -> None:
+    """Show the help of a command, or of all."""
+    whole = ctx.parent
+    assert whole is not None
+    if name is None:
+        click.echo(whole.get_help())
+        return
+    found = main.get_command(whole, name)
+    if found is None:
+        _no_command(ctx, name)
+        return
+    with click.Context(found, info_name=name, parent=whole) as own:
+        click.echo(found.get_help(own))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print the script by which a shell completes commands and options.
+
+    \b
+    eval "$(vizrobust completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "vizrobust", "_VIZROBUST_COMPLETE").source())
+
+
+# What is about the program and not about networks.
+ABOUT_ITSELF: dict[str, click.Command] = {"help": help_, "completion": completion}
 
 
 def _resumable(name: str | None) -> bool:
