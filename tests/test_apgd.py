@@ -125,7 +125,7 @@ def test_towards_a_class_it_is_the_plain_loop_too(ball: Ball, loss: str, double:
     attack = APGD(steps=12, ball=ball, loss=loss, targeted=True, targets=2, random_start=False)
     first, second = attack.runs(net, x)
     assert [walk.name for walk in (first, second)] == [f"{first.component} 1", f"{first.component} 2"]
-    assert first.component == {"dlr": "APGD-T", "ce": "APGD-CE-T", "margin": "APGD-MARGIN-T"}[loss]
+    assert first.component == {"dlr": "APGD-T", "ce": "APGD-CE-T", "margin": "APGD-MARGIN-T", "pm": "APGD-PM-T"}[loss]
     for walk in (first, second):
         state = walk.start(net, x, y, streams=streams())
         for _ in range(12):

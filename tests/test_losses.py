@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.special import logsumexp
 
 from vizrobust.attacks import LOSSES, fallback
-from vizrobust.attacks.losses import TARGETED_LOSSES, ce, dlr, dlr_targeted, kl, log_probabilities, margin, standard_ce
+from vizrobust.attacks.losses import TARGETED_LOSSES, ce, dlr, dlr_targeted, kl, log_probabilities, margin, pm, standard_ce
 
 LOGITS = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
 Y = torch.tensor([0, 3, 2, 1, 1, 0])
@@ -26,6 +26,16 @@ def test_margin_is_the_lead_of_the_best_other_class() -> None:
         max(value for k, value in enumerate(row) if k != y) - row[y] for row, y in zip(LOGITS.tolist(), Y.tolist(), strict=True)
     ]
     np.testing.assert_allclose(margin(LOGITS, Y), expected, rtol=1e-15)
+
+
+def test_pm_is_one_and_the_lead_of_the_most_probable_other_class() -> None:
+    probabilities = LOGITS.softmax(1)
+    assert torch.allclose(pm(LOGITS, Y), 1 + margin(probabilities, Y), rtol=1e-13)
+    assert torch.equal(pm(LOGITS, Y) > 1, LOGITS.argmax(1) != Y)
+    logits = torch.tensor([[gap, 0.0, -1.0] for gap in (5.0, 17.0, 40.0, 59.9, 62.0, 500.0)])
+    values = pm(logits.requires_grad_(), torch.zeros(6, dtype=torch.int64))
+    assert (values.diff() < 0).all()
+    assert (torch.autograd.grad(values.sum(), logits)[0][:, 0] < 0).all()
 
 
 def test_margin_above_zero_means_wrong() -> None:

@@ -53,6 +53,27 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return _others(logits, y).amax(1) - _of(logits, y)
 
 
+# Where the log-odds are below this, probabilities are near the end of float32's range.
+FAINT = -60.0
+
+
+def pm(logits: Tensor, y: Tensor) -> Tensor:
+    """The probability margin, 1 + the largest other probability - the label's (PMA, 2411.15210): (N, classes), (N,) -> (N,).
+
+    From 0 to 2; above 1 = wrong. The 1 is added as the sum of
+    the others' probabilities, so that small values keep their digits; where even those end, it goes on in proportion to
+    the log-odds, as `ce` does.
+
+    >>> pm(torch.tensor([[0.0, 0.0], [0.0, 100.0]]), torch.tensor([0, 0]))
+    tensor([1., 2.])
+    """
+    logits = _wide(logits)
+    others = _others(logits, y)
+    log_odds = others.logsumexp(1) - _of(logits, y)
+    value = log_odds.sigmoid() + (others.amax(1) - logits.logsumexp(1)).exp()
+    return torch.where(log_odds < FAINT, math.exp(FAINT) * (log_odds - FAINT), value)
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """The margin over the difference of first and third logit (Croce & Hein 2020, eq. 6): (N, classes), (N,) -> (N,).
 
@@ -88,6 +109,14 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def _ce_targeted(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
     return -ce(logits, target)
+
+
+def _pm_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    logits = _wide(logits)
+    lead = _of(logits, target) - _of(logits, y)
+    log_odds = _others(logits, y).logsumexp(1) - _of(logits, y)
+    value = log_odds.sigmoid() + (_of(logits, target) - logits.logsumexp(1)).exp()
+    return torch.where(lead < FAINT, math.exp(FAINT) * (lead - FAINT), value)
 
 
 def _margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -139,10 +168,15 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -torch.inf)
 
 
-LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr, "pm": pm}
 # What other tools use, to show where it fails; no attack here uses it by default.
 PLAIN_LOSSES: dict[str, Loss] = {"standard_ce": standard_ce}
 # Compared with the log-probabilities (N, classes) on the clean image in place of the label.
 SOFT_LOSSES: dict[str, Loss] = {"kl": kl}
 # Towards a target class, by the same names: (logits, labels, target classes) -> (N,).
-TARGETED_LOSSES: dict[str, TargetedLoss] = {"ce": _ce_targeted, "margin": _margin_targeted, "dlr": dlr_targeted}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {
+    "ce": _ce_targeted,
+    "margin": _margin_targeted,
+    "dlr": dlr_targeted,
+    "pm": _pm_targeted,
+}

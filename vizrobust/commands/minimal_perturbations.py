@@ -28,7 +28,7 @@ LARGEST = 2.0
 SMALLEST = {
     "Linf": ("FMN(steps=50, steepest=True)", "FMN(steps=50)"),
     "L2": ("ALMA(steps=400)", "ALMA(steps=250, lr=0.3)", "FMN(steepest=True)"),
-    "L1": ("ALMA(steps=200, lr=0.03)", "FMN(steps=150, steepest=True, alpha=0.3)"),
+    "L1": ("ALMA(steps=250, lr=0.03)", "FMN(steps=150, steepest=True, alpha=0.3)"),
     "L0": ("SigmaZero(steps=150, lr=0.3, threshold=0.1)", "SigmaZero(steps=150)", "FMN(steepest=True)"),
 }
 # AttackBench compares attacks of at most so many passes, forward and gradient.
