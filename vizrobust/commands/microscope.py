@@ -51,7 +51,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
     page = run.folder / "index.html"
     for checkpoint in checkpoints:
         network_facts(run, checkpoint)
-        if data is not None and request.adversarial:
+        if data is not None and request.adversarial and len(data.classes) == len(checkpoint.info.classes):
             own = session.data_for(checkpoint, data)
 
             def advance(done: int, total: int, name: str = checkpoint.name) -> None:

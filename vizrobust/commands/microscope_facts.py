@@ -64,7 +64,8 @@ def layer_facts(
     most = {row["unit"]: [image["index"] for image in row["images"]] for row in exemplars if row["sign"] > 0}
     heat = heat_maps(net, job.layer, most, source.whole, shape=shape, compute=compute)
     labels = source.whole.labels[source.index]
-    classes = source.data.classes
+    classes, outputs = source.data.classes, checkpoint.info.classes
+    of_outputs = len(classes) == len(outputs) <= MOST_CLASSES  # images of other data may have other classes
     everyone = excited.mean(0)
     means = [excited[labels == one].mean(0) if bool((labels == one).any()) else everyone for one in range(len(classes))]
     selective = (torch.stack(means) - everyone) / excited.std(0).clamp_min(1e-12)
@@ -76,7 +77,7 @@ def layer_facts(
         entry: dict[str, Any] = {
             "low": low, "high": high, "counts": counts, "active": round(float((values > 0).float().mean()), 4),
             "sparsity": None if torch.isnan(sparse[unit]) else round(float(sparse[unit]), 4),
-            "selective": [round(float(one), 3) for one in selective[:, unit]] if len(classes) <= MOST_CLASSES else [],
+            "selective": [round(float(one), 3) for one in selective[:, unit]] if of_outputs else [],
             "slices": [
                 _slice(run, source, int(order[round(share * (len(values) - 1)), unit]), share, values) for share in SLICES
             ],
@@ -89,7 +90,7 @@ def layer_facts(
         units[str(unit)] = entry
     write_json(run.folder / FACTS / name, {
         "key": key, "checkpoint": checkpoint.id, "layer": job.layer, "n": len(source.images), "data": source.data.name,
-        "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(classes), "units": units,
+        "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(outputs), "units": units,
     })  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def _heat_strip(heat: Tensor) -> np.ndarray[Any, Any]:
 def _activations(
     run: RunFolder, checkpoint: Checkpoint, layer: str, source: ImageSource, compute: Compute, progress: Callable[[int], object]
 ) -> Tensor:
-    path = run.folder / ACTIVATIONS / f"{slug(layer)}-{digest(source.identity)}" / f"{checkpoint.id}.npy"
+    path = run.folder / ACTIVATIONS / slug(layer) / digest(source.identity) / f"{checkpoint.id}.npy"
     if path.is_file():
         return _read(path)
     found = unit_activations(
@@ -134,7 +135,7 @@ def _read(path: Path) -> Tensor:
 def matching_facts(run: RunFolder, layer: str) -> None:
     """Which unit of a layer matches which, between every two checkpoints whose activations on the same images are there."""
     found: dict[str, Any] = {}
-    for folder in sorted((run.folder / ACTIVATIONS).glob(f"{slug(layer)}-*")):
+    for folder in sorted((run.folder / ACTIVATIONS / slug(layer)).glob("*")):
         there = {path.stem: _read(path).T for path in sorted(folder.glob("*.npy"))}
         for one, other in permutations(there, 2):
             if max(len(there[one]), len(there[other])) <= MOST_MATCHED:

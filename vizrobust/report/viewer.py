@@ -17,9 +17,11 @@ WIDE, BESIDE, CARD_GAP = 1384, 6, 20  # CSS pixels of a desktop's page, between 
 
 def environment() -> Environment:
     """Of the templates of all pages: text is escaped, a missing value is an error."""
-    return Environment(
+    templates = Environment(
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    templates.filters["without_folders"] = without_folders
+    return templates
 
 
 def without_folders(text: str) -> str:
