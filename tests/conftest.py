@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,16 @@ def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.T
     assert torch.equal(mates[[1, 3]], first[[2, 0]]), "other mates"
     padded = attacked([4, 5, 5, 5, 5, 5])
     assert torch.equal(padded, first[[4, 5, 5, 5, 5, 5]]), "padding"
+
+
+def assert_alone_as_in_a_batch(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, items: Iterable[int]) -> None:
+    """In float64 an image's result does not depend on its mates."""
+    together = attack(net, x, y, streams=streams_of(len(x)))
+    assert together.x.dtype == torch.float64
+    for k in items:
+        alone = attack(net, x[k : k + 1], y[k : k + 1], streams=Streams(0, [k], "attack"))
+        assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
+        assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
-    mean_accuracy,
     mean_uar,
     packaged,
     read_calibrations,
@@ -50,7 +49,6 @@ class TestUAR:
     def test_means_leave_out_what_training_has_seen_and_name_the_rest(self) -> None:
         scores = {"L2": 0.9, "Elastic": 0.2, "Fog": 0.4}
         assert mean_uar(scores, ["L2", "Linf"]) == (pytest.approx(0.3), ("Elastic", "Fog"))
-        assert mean_accuracy({"Pixel": 0.5, "Wood": 1.0}) == (0.75, ("Pixel", "Wood"))
         with pytest.raises(ValueError, match="training has seen L2, Elastic, Fog, and there are no others"):
             mean_uar(scores, list(scores))
 

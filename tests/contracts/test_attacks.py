@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import CLASSES, SHAPE, assert_the_same_at_one_batch_size, make_net, net_file
+from tests.conftest import CLASSES, SHAPE, assert_alone_as_in_a_batch, assert_the_same_at_one_batch_size, make_net, net_file
 from tests.digits import digits_net
 from vizrobust.attacks import APGD, ATTACKS, EOT, L0, L1, L2, LOSSES, Attack, AttackResult, AttackRun, Ball, Linf, State, Transfer
 from vizrobust.data import load
@@ -344,14 +344,7 @@ def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: t
 @every_pair
 def test_in_float64_an_image_alone_is_the_same_as_in_a_batch(name: str, ball: Ball) -> None:
     net = make_net().double()
-    x, y = batch(16, dtype=torch.float64)
-    attack = make(name, ball, steps=10)
-    together = attack(net, x, y, streams=streams(range(16)))
-    assert together.x.dtype == torch.float64
-    for k in (0, 15):
-        alone = attack(net, x[k : k + 1], y[k : k + 1], streams=streams([k]))
-        assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
-        assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
+    assert_alone_as_in_a_batch(make(name, ball, steps=10), net, *batch(16, dtype=torch.float64), (0, 15))
 
 
 @every_pair

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import CLASSES, assert_the_same_at_one_batch_size, make_net
+from tests.conftest import CLASSES, assert_alone_as_in_a_batch, assert_the_same_at_one_batch_size, make_net
 from tests.contracts.test_attacks import everything_about, lived_in_net
 from vizrobust.attacks import LOSSES, NAMES, UNFORESEEN, family, strengths
 from vizrobust.attacks.attack import Attack, AttackRun, State
@@ -157,14 +157,7 @@ class TestEveryUnforeseenAttack:
 
     def test_in_float64_an_image_alone_is_the_same_as_in_a_batch(self, name: str) -> None:
         net = make_net(shape=SHAPE).double()
-        x, y = batch(5, dtype=torch.float64)
-        attack = make(name, steps=8)
-        together = attack(net, x, y, streams=streams(range(5)))
-        assert together.x.dtype == torch.float64
-        for k in (0, 3):
-            alone = attack(net, x[k : k + 1], y[k : k + 1], streams=streams([k]))
-            assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
-            assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
+        assert_alone_as_in_a_batch(make(name, steps=8), net, *batch(5, dtype=torch.float64), (0, 3))
 
     def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(self, name: str) -> None:
         assert_the_same_at_one_batch_size(make(name, steps=5), make_net(shape=SHAPE), *batch(11))

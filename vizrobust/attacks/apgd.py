@@ -87,12 +87,8 @@ FIRST_MOVED = 0.2
 
 
 @dataclass(frozen=True)
-class L1APGDRun:
-    """One run of L1-APGD: within 3 eps for 3/10 of the steps, within 2 eps for as many, then within eps.
-
-    Each radius starts at the last one's point of highest loss. Points outside eps break nothing, and the loss recorded
-    for them is the clean image's.
-    """
+class _AdaptiveRun:
+    """What both runs of APGD are made of."""
 
     variant: Variant
     ball: Ball
@@ -106,6 +102,15 @@ class L1APGDRun:
     @property
     def component(self) -> str:
         return self.variant.component
+
+
+@dataclass(frozen=True)
+class L1APGDRun(_AdaptiveRun):
+    """One run of L1-APGD: within 3 eps for 3/10 of the steps, within 2 eps for as many, then within eps.
+
+    Each radius starts at the last one's point of highest loss. Points outside eps break nothing, and the loss recorded
+    for them is the clean image's.
+    """
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         streams = self.variant.streams(streams)
@@ -249,21 +254,8 @@ class APGD(Attack):
 
 
 @dataclass(frozen=True)
-class APGDRun:
+class APGDRun(_AdaptiveRun):
     """One run of APGD in a ball whose steps have momentum: Linf or L2."""
-
-    variant: Variant
-    ball: Ball
-    steps: int
-    random_start: bool = True
-
-    @property
-    def name(self) -> str:
-        return self.variant.name
-
-    @property
-    def component(self) -> str:
-        return self.variant.component
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         streams = self.variant.streams(streams)

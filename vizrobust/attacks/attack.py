@@ -366,6 +366,13 @@ def is_inside(attack: Attack, largest: float) -> bool:
     return ball is None or ball.eps is None or largest <= epsilon(ball) + 1e-6
 
 
+def check_ball(attack: Attack, *kinds: type[object]) -> None:
+    """``ValueError`` for a ball that this attack cannot work in."""
+    if type(ball := getattr(attack, "ball")) not in kinds:  # noqa: B009
+        there = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{type(attack).__name__}: the ball must be {there}, got {type(ball).__name__}")
+
+
 def check_least(attack: Attack, **least: float) -> None:
     """``ValueError`` where one of the named fields is below its least value."""
     for name, smallest in least.items():

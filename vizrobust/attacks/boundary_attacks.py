@@ -13,6 +13,7 @@ from vizrobust.attacks.attack import (
     Attack,
     AttackRun,
     State,
+    check_ball,
     check_least,
     initial_state,
     input_gradient,
@@ -192,8 +193,7 @@ class DeepFool(Attack):
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, Linf | L2):
-            raise ValueError(f"DeepFool: the ball must be Linf or L2, got {type(self.ball).__name__}")
+        check_ball(self, Linf, L2)
         check_least(self, steps=0, overshoot=0, candidates=2)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
@@ -270,8 +270,7 @@ class FAB(Attack):
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, Linf | L2):
-            raise ValueError(f"FAB: the ball must be Linf or L2, got {type(self.ball).__name__}")
+        check_ball(self, Linf, L2)
         check_least(self, steps=0, targets=1, restarts=1)
         for name in ("alpha_max", "beta"):
             if not 0 <= (share := getattr(self, name)) <= 1:

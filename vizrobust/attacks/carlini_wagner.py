@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, input_gradient, is_finite
+from vizrobust.attacks.attack import Attack, AttackRun, State, check_ball, check_least, initial_state, input_gradient, is_finite
 from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import L2, Ball, per_image
@@ -52,8 +52,7 @@ class CW(Attack):
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, L2):
-            raise ValueError(f"CW: the ball must be L2, got {type(self.ball).__name__}")
+        check_ball(self, L2)
         check_least(self, steps=0, search_steps=1, confidence=0)
         for name in ("lr", "initial_c"):
             if (value := getattr(self, name)) <= 0:

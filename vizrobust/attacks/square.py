@@ -14,6 +14,7 @@ from vizrobust.attacks.attack import (
     Attack,
     AttackRun,
     State,
+    check_ball,
     check_least,
     initial_state,
     is_better,
@@ -210,9 +211,7 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         lookup(LOSSES, self.loss, "loss")
-        if type(self.ball) not in PERTURBATIONS:
-            there = " or ".join(ball.__name__ for ball in PERTURBATIONS)
-            raise ValueError(f"Square: the ball must be {there}, got {type(self.ball).__name__}")
+        check_ball(self, *PERTURBATIONS)
         check_least(self, queries=0, restarts=1)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"Square: p_init must be above 0 and at most 1, got {self.p_init:g}")

@@ -9,19 +9,9 @@ import torch
 
 from vizrobust.attacks import Attack
 from vizrobust.clarity import RANDOM_NETWORK
+from vizrobust.commands import unit_pictures
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.targets import attacks_for
-from vizrobust.commands.unit_pictures import (
-    UnitRun,
-    checkpoints_of,
-    find_judges,
-    folder_for,
-    job_of,
-    objective_of,
-    recipe_of,
-    units_asked,
-    units_text,
-)
 from vizrobust.commands.unit_tables import clarity_rows, difference_table, natural_table, score_table
 from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob
@@ -58,19 +48,19 @@ def resolve(
 ) -> tuple[CompareRequest, RenderJob]:
     """The request with every open field filled, and what is rendered of each checkpoint."""
     first = checkpoints[0]
-    objective = objective_of(first, request.layer)
-    units, recipe = units_asked(first, objective, request.units, session), recipe_of(request, data)
+    objective = unit_pictures.objective_of(first, request.layer)
+    units, recipe = unit_pictures.units_asked(first, objective, request.units, session), unit_pictures.recipe_of(request, data)
     seeds = range(request.seed, request.seed + request.seeds)
-    job = job_of(first, data, recipe, objective, units, seeds=seeds, batch_size=request.batch_size)
+    job = unit_pictures.job_of(first, data, recipe, objective, units, seeds=seeds, batch_size=request.batch_size)
     return replace(
-        request, units=units_text(units), recipe=recipe, steps=recipe.steps, size=recipe.size, data=data.name,
+        request, units=unit_pictures.units_text(units), recipe=recipe, steps=recipe.steps, size=recipe.size, data=data.name,
         attack=request.attack if attack is None else attack,
     ), job  # fmt: skip
 
 
 def compare(request: CompareRequest, session: Session) -> Generator[Event, None, Comparison]:
     """Attack, render and score the checkpoints of the request, and test the differences from the first."""
-    checkpoints = checkpoints_of(request.models, session, request.data)
+    checkpoints = unit_pictures.checkpoints_of(request.models, session, request.data)
     if len(checkpoints) < 2:
         raise ParameterError("{models}: compare needs two or more different checkpoints, got %s", len(checkpoints))
     loaded = session.data_for(checkpoints[0], request.data)
@@ -82,8 +72,8 @@ def compare(request: CompareRequest, session: Session) -> Generator[Event, None,
         asked = AttackRequest(models=request.models, attacks=(request.attack,), eps=request.eps, norm=request.norm)
         (attack,) = yield from attacks_for(asked, loaded, ())
     resolved, job = resolve(request, checkpoints, loaded, attack, session)
-    pictured = UnitRun(folder_for("compare", request, resolved, job, session), job, compute, session)
-    judges = find_judges(checkpoints, loaded, request, job.objective, compute, session)
+    pictured = unit_pictures.UnitRun(unit_pictures.folder_for("compare", request, resolved, job, session), job, compute, session)
+    judges = unit_pictures.find_judges(checkpoints, loaded, request, job.objective, compute, session)
     for _ in pictured.rendered([(checkpoint, job) for checkpoint in checkpoints]):
         pass
     tables, numbers = [recipes(checkpoints)], [{"checkpoint": one.name, **checkpoint_facts(one)} for one in checkpoints]

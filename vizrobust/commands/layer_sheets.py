@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
+from vizrobust.commands import unit_pictures
 from vizrobust.commands.picture_report import PictureReport
-from vizrobust.commands.unit_pictures import (
-    UnitRun,
-    checkpoints_of,
-    folder_for,
-    job_of,
-    objective_of,
-    recipe_of,
-    units_asked,
-    units_text,
-)
 from vizrobust.features import check_input_size, objective_for
 from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_layout, atlas_rows, missing_cells
 from vizrobust.features.exemplar_runs import ImageSource
@@ -34,24 +25,24 @@ MOST_IMAGES = 2000
 
 def spritemap(request: SpritemapRequest, session: Session) -> Generator[Event, None, PictureReport]:
     """Render the units of a layer of every checkpoint and draw a sheet for each checkpoint."""
-    checkpoints = checkpoints_of(request.models, session, request.data)
+    checkpoints = unit_pictures.checkpoints_of(request.models, session, request.data)
     loaded = session.maybe_data_for(checkpoints[0], request.data)
-    recipe, jobs = recipe_of(request, loaded), []
+    recipe, jobs = unit_pictures.recipe_of(request, loaded), []
     for checkpoint in checkpoints:
-        objective = objective_of(checkpoint, request.layer)
-        units = units_asked(checkpoint, objective, request.units, session)
-        job = job_of(
+        objective = unit_pictures.objective_of(checkpoint, request.layer)
+        units = unit_pictures.units_asked(checkpoint, objective, request.units, session)
+        job = unit_pictures.job_of(
             checkpoint, loaded, recipe, objective, units, seeds=(request.seed,), batch_size=request.batch_size,
             negative=request.negative,
         )  # fmt: skip
         yield Note(f"{len(units)} units of {request.layer} of {checkpoint.name}, {job.objective}, {job.recipe}")
         jobs.append((checkpoint, job))
     name = None if loaded is None else loaded.name
-    units_ = units_text(max((job.units for _, job in jobs), key=len))
+    units_ = unit_pictures.units_text(max((job.units for _, job in jobs), key=len))
     resolved = replace(request, recipe=recipe, steps=recipe.steps, size=recipe.size, units=units_, data=name)
-    run = folder_for("spritemap", request, resolved, jobs[0][1], session)
+    run = unit_pictures.folder_for("spritemap", request, resolved, jobs[0][1], session)
     rows = []
-    for row in UnitRun(run, jobs[0][1], session.compute(request.precision), session).rendered(jobs):
+    for row in unit_pictures.UnitRun(run, jobs[0][1], session.compute(request.precision), session).rendered(jobs):
         rows.append(row)
         yield row
     sheets = []
@@ -70,7 +61,7 @@ def spritemap(request: SpritemapRequest, session: Session) -> Generator[Event, N
 
 def atlas(request: AtlasRequest, session: Session) -> Generator[Event, None, PictureReport]:
     """Lay out the activations of many images, render the cells, and draw a sheet for each checkpoint."""
-    checkpoints = checkpoints_of(request.models, session, request.data)
+    checkpoints = unit_pictures.checkpoints_of(request.models, session, request.data)
     resolved, plan = resolve_atlas(request, checkpoints, session)
     compute, shown = session.compute(request.precision), plan.atlas
     yield Note(f"{shown.images} images of {plan.source.data.name} ({request.split}), {shown}, {plan.recipe}")
@@ -102,7 +93,7 @@ def resolve_atlas(request: AtlasRequest, checkpoints: list[Checkpoint], session:
     atlas = Atlas(request.layer, request.grid, n, request.min_activations, request.layout, request.whiten, seed=request.seed)
     atlas.sampled_images(source.whole.labels)
     objective, *_ = [objective_for(checkpoint, request.layer)[0] for checkpoint in checkpoints]
-    recipe = recipe_of(request, loaded)
+    recipe = unit_pictures.recipe_of(request, loaded)
     if recipe.size is not None:
         check_input_size(first, objective, (first.info.input_shape[0], recipe.size, recipe.size))
     resolved = replace(request, recipe=recipe, steps=recipe.steps, size=recipe.size, images=n, data=loaded.name)

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+from vizrobust.commands import unit_pictures
 from vizrobust.commands.picture_report import PictureReport
-from vizrobust.commands.unit_pictures import (
-    UnitRun,
-    checkpoints_of,
-    find_judges,
-    folder_for,
-    job_of,
-    objective_of,
-    recipe_of,
-    units_asked,
-    units_text,
-)
 from vizrobust.commands.unit_tables import clarity_rows, difference_table, natural_table, unit_table
 from vizrobust.data import DataSet
 from vizrobust.features import Logit, Objective, RenderJob, diverse, main_term, needs_unit
@@ -47,17 +37,17 @@ def resolve(
         size = request.batch_size or len(first.info.classes)
         steps = FIRST_LOOK if request.steps is None and request.recipe == NeuronsRequest().recipe else request.steps
         request = replace(request, models=SWEEP, batch_size=size, steps=steps)
-    objective = objective_of(first, request.layer, request.neuron, request.objective)
-    units = units_asked(first, objective, request.units, session)
-    recipe = recipe_of(request, data)
-    job = job_of(
+    objective = unit_pictures.objective_of(first, request.layer, request.neuron, request.objective)
+    units = unit_pictures.units_asked(first, objective, request.units, session)
+    recipe = unit_pictures.recipe_of(request, data)
+    job = unit_pictures.job_of(
         first, data, recipe, objective, units, seeds=range(request.seed, request.seed + request.seeds),
         batch_size=request.batch_size, negative=request.negative, start=request.start,
         frames=min(request.frames, recipe.steps + 1) if request.movie else 0,
     )  # fmt: skip
     if request.diversity > 1:
         job = diverse(job, first, request.diversity)
-    text = units_text(job.units) if needs_unit(job.objective) else None
+    text = unit_pictures.units_text(job.units) if needs_unit(job.objective) else None
     name = None if data is None else data.name
     return replace(
         request, recipe=recipe, steps=recipe.steps, size=recipe.size, objective=job.objective, units=text, data=name
@@ -66,7 +56,7 @@ def resolve(
 
 def neurons(request: NeuronsRequest, session: Session) -> Generator[Event, None, PictureReport]:
     """Render the units of every checkpoint of the request, score them where there is a judge, and write the gallery."""
-    checkpoints = checkpoints_of(request.models or SWEEP, session, request.data)
+    checkpoints = unit_pictures.checkpoints_of(request.models or SWEEP, session, request.data)
     loaded = session.maybe_data_for(checkpoints[0], request.data)
     resolved, job = resolve(request, checkpoints, loaded, session)
     source = None if request.exemplars is None else exemplar_source(resolved, job.objective, loaded, checkpoints)
@@ -75,10 +65,10 @@ def neurons(request: NeuronsRequest, session: Session) -> Generator[Event, None,
     count = len(job.units)
     yield Note(f"{count} unit{'s' if count > 1 else ''} of {job.layer}, {job.objective}, {job.recipe}")
     compute = session.compute(request.precision)
-    pictured = UnitRun(folder_for("neurons", request, resolved, job, session), job, compute, session)
+    pictured = unit_pictures.UnitRun(unit_pictures.folder_for("neurons", request, resolved, job, session), job, compute, session)
     # A hidden unit's clarity needs pictures of the negated unit too: twice the work, done where networks are compared.
     judged = len(checkpoints) > 1 or isinstance(main_term(job.objective), Logit)
-    judges = find_judges(checkpoints, loaded, request, job.objective, compute, session) if judged else []
+    judges = unit_pictures.find_judges(checkpoints, loaded, request, job.objective, compute, session) if judged else []
     rows: list[Row] = []
     for row in pictured.rendered([(one, job_) for job_ in signs(request, job) for one in checkpoints]):
         rows.append(row)
@@ -132,7 +122,7 @@ def exemplar_source(
     return source
 
 
-def add_exemplars(pictured: UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSource, k: int) -> list[Row]:
+def add_exemplars(pictured: unit_pictures.UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSource, k: int) -> list[Row]:
     """Find and save the exemplars of every checkpoint's units; returns their rows."""
     rows, total = [], len(source.images)
     for checkpoint in checkpoints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,18 +73,6 @@ def gradient_norms(
         raise ValueError("there are no images to take gradients at; choose a split that has some")
     correct, l1, l2 = (torch.cat(values) for values in zip(*parts, strict=True))
     return Gradients(correct, l1, l2)
-
-
-def dimension_growth(
-    networks: Iterable[tuple[int, nn.Module, Split]], compute: Compute, loss: str = "margin", batch_size: int = BATCH_SIZE
-) -> Growth:
-    """The growth of the mean L1 norm of the gradient over networks (d, net, images), d = C * H * W of their images.
-
-    The networks should be of one family and trained alike on the same images at several sizes
-    (`dimension_study` does that); the fit is as good as that likeness.
-    """
-    found = [(d, float(gradient_norms(net, images, compute, loss, batch_size).l1.mean())) for d, net, images in networks]
-    return fit_growth([d for d, _ in found], [norm for _, norm in found])
 
 
 def fit_growth(d: Sequence[int], mean_l1: Sequence[float]) -> Growth:

@@ -267,15 +267,15 @@ def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batc
         yield finished
 
 
-def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
+def images_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, key: str = "image") -> dict[int, Tensor]:
     """The finished images of a job as they are on disk, over mid grey: unit -> (seeds, C, H, W) in [0, 1]."""
     rows = {picture_key(row): row for row in run.rows()}
     name, channels = checkpoint.id, checkpoint.info.input_shape[0]
-    found: dict[int, Tensor] = {}
-    for unit in request.units:
-        pictures = [read_png(run.folder / rows[request.key(name, unit, seed)]["image"], channels) for seed in request.seeds]
-        found[unit] = torch.stack(pictures)
-    return found
+
+    def one(unit: int, seed: int) -> Tensor:
+        return read_png(run.folder / rows[request.key(name, unit, seed)][key], channels)
+
+    return {unit: torch.stack([one(unit, seed) for seed in request.seeds]) for unit in request.units}
 
 
 def image_hashes(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> list[list[str]]:
@@ -287,13 +287,8 @@ def image_hashes(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> 
 
 def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The optimization paths of a job with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
-    rows = {picture_key(row): row for row in run.rows()}
-    name, channels = checkpoint.id, checkpoint.info.input_shape[0]
-    found: dict[int, Tensor] = {}
-    for unit in request.units:
-        strips = [read_png(run.folder / rows[request.key(name, unit, seed)]["strip"], channels) for seed in request.seeds]
-        found[unit] = torch.stack([torch.stack(frame_strip.chunk(request.frames, dim=2)) for frame_strip in strips])
-    return found
+    found = images_of(run, checkpoint, request, "strip")
+    return {unit: torch.stack(strips.chunk(request.frames, dim=2), dim=1) for unit, strips in found.items()}
 
 
 def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureImage) -> Row:

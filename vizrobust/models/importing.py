@@ -174,10 +174,6 @@ def _classes(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in text.split(","))
-
-
 def _checked(normalizer: Normalizer, what: str) -> Normalizer:
     if not all(map(isfinite, normalizer.mean + normalizer.std)) or min(normalizer.std) <= 0:
         got = f"{_text(normalizer.mean)} / {_text(normalizer.std)}"

@@ -37,10 +37,6 @@ class Layout:
         """The layout in one word: vector, NCHW, NHWC, tokens, ..., unknown."""
         return WORDS.get(self.axes, self.axes)
 
-    @property
-    def is_tokens(self) -> bool:
-        return "T" in self.axes
-
     def canonical(self, raw: Tensor) -> Tensor:
         """A module's output as (N, units) or (N, units, height, width). ``ValueError`` for another grid's tokens."""
         tensor = self._units_second(raw)

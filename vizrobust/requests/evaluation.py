@@ -144,9 +144,19 @@ class MaskingRequest(OnImages):
             raise ParameterError("{most_images} %s is less than {images} %s; leave it out", self.most_images, self.images)
 
 
+class OfLosses:
+    """What requests with a `loss` share, which ``both`` may stand for."""
+
+    loss: str
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return LOSSES if self.loss == "both" else (self.loss,)
+
+
 @spec
 @dataclass(frozen=True, kw_only=True)
-class FirstOrderRequest(OnImages):
+class FirstOrderRequest(OfLosses, OnImages):
     """Compare the drop that the gradient promises, eps times its dual norm, with the drops under FGSM and PGD.
 
     A network that has overfitted to one-step attacks, or whose gradient hides attacks, shows itself here in seconds;
@@ -167,10 +177,6 @@ class FirstOrderRequest(OnImages):
         if self.eps == 0:
             raise ParameterError("{eps} 0 leaves nothing to attack; give a positive radius")
 
-    @property
-    def losses(self) -> tuple[str, ...]:
-        return LOSSES if self.loss == "both" else (self.loss,)
-
 
 @spec
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +192,7 @@ class Experiment(Seeded):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
-class DimensionRequest(Experiment):
+class DimensionRequest(OfLosses, Experiment):
     """Train one network at several image sizes and print how the L1 norm of its gradient grows with d, their pixels.
 
     The lecture's argument for adversarial examples: the drop that an L-inf step of eps promises is eps times this norm,
@@ -215,10 +221,6 @@ class DimensionRequest(Experiment):
             raise ParameterError(
                 "{sides} has %s different sides; a slope with an interval needs %s or more", len(set(self.sides)), FEWEST_SIDES
             )
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        return LOSSES if self.loss == "both" else (self.loss,)
 
 
 @spec

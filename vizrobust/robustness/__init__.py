@@ -6,7 +6,6 @@ from vizrobust.robustness.evaluation_runs import Examples, examples, reference_a
 from vizrobust.robustness.unforeseen import (
     Calibration,
     calibration_for,
-    mean_accuracy,
     mean_uar,
     read_calibrations,
     uar,
@@ -23,7 +22,6 @@ __all__ = [
     "calibration_for",
     "evaluate",
     "examples",
-    "mean_accuracy",
     "mean_uar",
     "merge_results",
     "read_calibrations",

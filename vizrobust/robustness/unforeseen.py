@@ -16,8 +16,6 @@ from vizrobust.spec import vary
 
 SIZES = 6
 FORMAT = 1
-# The attacks whose authors publish no calibration, and summarise by mean accuracy.
-LATER = ("Pixel", "Glitch", "Kaleidoscope", "Wood")
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,10 @@ def mean_uar(scores: Mapping[str, float], seen: Collection[str] = ()) -> tuple[f
     >>> mean_uar({"Linf": 0.9, "L2": 0.6, "Elastic": 0.4}, seen=["Linf"])
     (0.5, ('L2', 'Elastic'))
     """
-    return _mean(scores, seen)
-
-
-def mean_accuracy(accuracies: Mapping[str, float], seen: Collection[str] = ()) -> tuple[float, tuple[str, ...]]:
-    """The mean accuracy over the attacks that training has not seen, and which these are (Kaufmann et al. 2023).
-
-    That paper's UA2 is this over eight attacks at medium strength, four of them in other versions than here.
-    """
-    return _mean(accuracies, seen)
+    left = tuple(name for name in scores if name not in seen)
+    if not left:
+        raise ValueError(f"no attack is unforeseen: training has seen {', '.join(seen) or 'none'}, and there are no others")
+    return sum(scores[name] for name in left) / len(left), left
 
 
 def unforeseen_ratio(seen: float, unforeseen: float) -> float | None:
@@ -176,10 +169,3 @@ def _provenance(row: dict[str, Any], published: bool) -> str:
     parts += [", ".join(part for part in made if part)]
     sentences = [part.rstrip(".") for part in parts if part]
     return ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences) + "."
-
-
-def _mean(scores: Mapping[str, float], seen: Collection[str]) -> tuple[float, tuple[str, ...]]:
-    left = tuple(name for name in scores if name not in seen)
-    if not left:
-        raise ValueError(f"no attack is unforeseen: training has seen {', '.join(seen) or 'none'}, and there are no others")
-    return sum(scores[name] for name in left) / len(left), left

@@ -9,24 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizrobust.clarity import (
-    Judge,
-    JudgeOutput,
-    NaturalScale,
-    QueryRanking,
-    blurred,
-    contrast_matched,
-    cross_seed_similarity,
-    high_frequency_share,
-    identification,
-    judge_top1,
-    kid,
-    nearest_neighbour_distance,
-    nyquist_ratio,
-    path_similarity,
-    spectrum_distance,
-    two_afc,
-)
+from vizrobust import clarity
+from vizrobust.clarity import Judge, JudgeOutput, NaturalScale, QueryRanking
 from vizrobust.compute import Compute, full_batches
 from vizrobust.features import Logit, Objective, RenderJob, Scorer
 from vizrobust.features.render import even
@@ -82,19 +66,19 @@ def metric_rows(
             yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, queries, own))
         yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, queries, orders, easy=True))
         features = list(output.features)
-        found = identification([queries.features[order.queries()] for order in orders], features)
+        found = clarity.identification([queries.features[order.queries()] for order in orders], features)
         yield _row("identification", judge.name, None, pictures, found.top1.tolist())
         yield _row("reciprocal_rank", judge.name, None, pictures, found.reciprocal_rank.tolist())
-        yield _row("seed_agreement", judge.name, None, pictures, cross_seed_similarity(features).tolist())
-        near = [float(nearest_neighbour_distance(one, natural.outputs[judge.name].features).mean()) for one in features]
+        yield _row("seed_agreement", judge.name, None, pictures, clarity.cross_seed_similarity(features).tolist())
+        near = [float(clarity.nearest_neighbour_distance(one, natural.outputs[judge.name].features).mean()) for one in features]
         yield _row("nearest_natural", judge.name, None, pictures, near)
         # KID compares distributions: one number for the pictures of all units together.
-        far = kid(output.features.flatten(0, 1), natural.outputs[judge.name].features)
+        far = clarity.kid(output.features.flatten(0, 1), natural.outputs[judge.name].features)
         yield _row("kernel_distance", judge.name, None, pictures, [far] * len(pictures.units))
     for name, values in (
-        ("spectrum_distance", [float(spectrum_distance(one, natural.images).mean()) for one in pictures.images]),
-        ("high_frequency_share", [float(high_frequency_share(one).mean()) for one in pictures.images]),
-        ("nyquist_ratio", [float(nyquist_ratio(one).mean()) for one in pictures.images]),
+        ("spectrum_distance", [float(clarity.spectrum_distance(one, natural.images).mean()) for one in pictures.images]),
+        ("high_frequency_share", [float(clarity.high_frequency_share(one).mean()) for one in pictures.images]),
+        ("nyquist_ratio", [float(clarity.nyquist_ratio(one).mean()) for one in pictures.images]),
     ):
         yield _row(name, None, None, pictures, values)
 
@@ -146,7 +130,7 @@ def _primary_rows(
     if pictures.of_class:
         intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
         carried = [float(one[:, unit].mean()) for one, unit in zip(views.log_odds, pictures.units, strict=True)]
-        named = [float(judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
+        named = [float(clarity.judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
         yield _row("transfer", judge, control, pictures, carried)
         yield _row("recognised", judge, control, pictures, named)
         if scale is not None:
@@ -168,7 +152,7 @@ def _choices(views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking],
         else:
             other = views.others[place]
         exciting, distractors = order.questions("easy" if easy else "hard")
-        values.append(two_afc(views.features[place], other, queries.features[exciting], queries.features[distractors]))
+        values.append(clarity.two_afc(views.features[place], other, queries.features[exciting], queries.features[distractors]))
     return values
 
 
@@ -177,7 +161,7 @@ def _changed(pictures: PictureSet, questions: QuerySet, control: str) -> Picture
 
     def change(images: Tensor) -> Tensor:
         flat = images.flatten(0, 1)
-        new = contrast_matched(flat, questions.exemplars.images) if control == CONTRAST else blurred(flat)
+        new = clarity.contrast_matched(flat, questions.exemplars.images) if control == CONTRAST else clarity.blurred(flat)
         return new.reshape(images.shape)
 
     others = None if pictures.others is None else change(pictures.others)
@@ -304,7 +288,7 @@ def _path(checkpoint: Checkpoint, pictures: PictureSet, layer: str, questions: Q
     index = [order.index[:count] for order in questions.shared_exemplar_rankings]
     natural = _at_layer(checkpoint, torch.stack([exemplars.images[one] for one in index]), layer, questions.compute)
     shown = _at_layer(checkpoint, pictures.images, layer, questions.compute)
-    found = path_similarity(list(natural), list(shown))
+    found = clarity.path_similarity(list(natural), list(shown))
     value = None if found.similarity is None else round(found.similarity, 5)
     flagged = value is not None and value < FLAGGED_BELOW
     return {"layer": layer, "value": value, "why": found.why, "flagged": flagged}

@@ -21,7 +21,7 @@ from vizrobust.data import DataSet, Subset, load
 from vizrobust.features import Channel, Logit, Objective
 from vizrobust.features.pictures import in_tiles, picture_inside, read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
-from vizrobust.requests import ParameterError
+from vizrobust.requests import MissingFileError, ParameterError
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, digest, read_rows
 from vizrobust.spec import unknown
@@ -40,13 +40,17 @@ class UnitPictures:
     negated: tuple[str, ...] = ()
 
 
+def _kind(error: Exception) -> type[ParameterError]:
+    return MissingFileError if isinstance(error, FileNotFoundError) else ParameterError
+
+
 def data_of(report: Mapping[str, Any], download: bool = False) -> DataSet:
     """The study's data set, whose test images are the queries; one sentence where it is not available."""
     name = report["data"]["name"]
     try:
         data = load(name, download)
     except (ValueError, FileNotFoundError) as error:
-        raise ParameterError(
+        raise _kind(error)(
             "the trials ask about test images of the study's data set %r, which are not here: %s", name, error
         ) from error
     if tuple(report["data"]["shape"]) != data.shape or tuple(report["data"]["classes"]) != data.classes:
@@ -115,7 +119,7 @@ def checkpoints_of(folder: Path, report: Mapping[str, Any], names: Sequence[str]
         try:
             checkpoint = load_checkpoint(str(folder / ref) if (folder / ref).exists() else ref, arch)
         except (ValueError, FileNotFoundError) as error:
-            raise ParameterError(
+            raise _kind(error)(
                 "the trials need the activations of checkpoint %r, which is not available: %s", name, error
             ) from error
         if checkpoint.sha256 != row["weights_sha256"]:

@@ -11,72 +11,46 @@ from vizrobust.spec import lookup
 Three = tuple[float, float, float]
 
 # The strengths that UAR calibrates to L-inf 2, 4 and 8 of 255, which are what the later paper calls low, medium and high.
-UAR_CIFAR = "Kang et al. 2019, CIFAR-10 calibration, matched to L-inf 2, 4 and 8/255"
-UAR_IMAGENET = "Kang et al. 2019, ImageNet-100 calibration, matched to L-inf 2, 4 and 8/255"
-UA_CIFAR = "Kaufmann et al. 2023, CIFAR-10"
-UA_IMAGENET = "Kaufmann et al. 2023, ImageNet"
-BY_EYE = "chosen here by eye on 64 pixels: objects stay recognisable; nothing is published for this attack at this size"
-# Of mnist-k0's 99.5 % right at first, these leave 71 to 94, 30 to 70 and 0 to 17 at low, medium and high.
-MEASURED = "measured here with: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; none is published"
-WEAK = "Kaufmann et al. 2023, CIFAR-10; on digits they break almost nothing, and larger ones do not either (measured on mnist-k0)"
-
+SOURCES = {
+    "uar-cifar": "Kang et al. 2019, CIFAR-10 calibration, matched to L-inf 2, 4 and 8/255",
+    "uar-imagenet": "Kang et al. 2019, ImageNet-100 calibration, matched to L-inf 2, 4 and 8/255",
+    "ua-cifar": "Kaufmann et al. 2023, CIFAR-10",
+    "ua-imagenet": "Kaufmann et al. 2023, ImageNet",
+    "by-eye": "chosen here by eye on 64 pixels: objects stay recognisable; nothing is published for this attack at this size",
+    # Of mnist-k0's 99.5 % right at first, these leave 71 to 94, 30 to 70 and 0 to 17 at low, medium and high.
+    "measured": "measured here with: vizrobust attack mnist-k0 mnist-k8 --images 200 --attack 'NAME(eps=…)'; none is published",
+    "weak": "Kaufmann et al. 2023, CIFAR-10; on digits they break almost nothing, and larger ones neither (measured on mnist-k0)",
+}
 # By the size of images: "digits" have one channel and no side above 32 pixels, else "small" ones a side below 96.
+SIZES = ("digits", "small", "large")
+TABLE = """
+Elastic      | 0.125 0.25 0.5 measured | 0.25 0.5 1 uar-cifar        | 0.5 2 4 uar-imagenet
+JPEG-Linf    | 0.5 1 2 measured        | 0.0625 0.125 0.25 uar-cifar | 0.125 0.25 0.5 uar-imagenet
+JPEG-L2      | 16 32 64 measured       | 0.5 1 2 uar-cifar           | 16 32 64 uar-imagenet
+JPEG-L1      | 256 512 1024 measured   | 8 64 256 uar-cifar          | 1024 4096 16384 uar-imagenet
+Fog          | 0.125 0.25 0.5 measured | 0.5 1 2 by-eye              | 256/255 512/255 2048/255 uar-imagenet
+Snow         | 0.125 0.25 0.5 measured | 0.125 0.25 0.5 by-eye       | 0.125 0.25 2 uar-imagenet
+Gabor        | 0.1 0.2 0.4 measured    | 0.05 0.1 0.2 by-eye         | 12.5/255 25/255 400/255 uar-imagenet
+Pixel        | 0.5 1 2 measured        | 1 5 10 ua-cifar             | 3 5 10 ua-imagenet
+Glitch       | 0.05 0.1 0.2 measured   | 0.03 0.05 0.1 ua-cifar      | 0.03 0.05 0.07 ua-imagenet
+Kaleidoscope | 0.05 0.1 0.15 ua-cifar  | 0.05 0.1 0.15 ua-cifar      | 0.05 0.1 0.15 ua-imagenet
+Wood         | 0.03 0.05 0.1 weak      | 0.03 0.05 0.1 ua-cifar      | 0.03 0.05 0.1 ua-imagenet
+"""
+
+
+def _number(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom or 1)
+
+
+def _read(cell: str) -> tuple[Three, str]:
+    low, medium, high, source = cell.split()
+    return (_number(low), _number(medium), _number(high)), SOURCES[source]
+
+
 PRESETS: dict[str, dict[str, tuple[Three, str]]] = {
-    "Elastic": {
-        "digits": ((0.125, 0.25, 0.5), MEASURED),
-        "small": ((0.25, 0.5, 1.0), UAR_CIFAR),
-        "large": ((0.5, 2.0, 4.0), UAR_IMAGENET),
-    },
-    "JPEG-Linf": {
-        "digits": ((0.5, 1.0, 2.0), MEASURED),
-        "small": ((0.0625, 0.125, 0.25), UAR_CIFAR),
-        "large": ((0.125, 0.25, 0.5), UAR_IMAGENET),
-    },
-    "JPEG-L2": {
-        "digits": ((16.0, 32.0, 64.0), MEASURED),
-        "small": ((0.5, 1.0, 2.0), UAR_CIFAR),
-        "large": ((16.0, 32.0, 64.0), UAR_IMAGENET),
-    },
-    "JPEG-L1": {
-        "digits": ((256.0, 512.0, 1024.0), MEASURED),
-        "small": ((8.0, 64.0, 256.0), UAR_CIFAR),
-        "large": ((1024.0, 4096.0, 16384.0), UAR_IMAGENET),
-    },
-    "Fog": {
-        "digits": ((0.125, 0.25, 0.5), MEASURED),
-        "small": ((0.5, 1.0, 2.0), BY_EYE),
-        "large": ((256 / 255, 512 / 255, 2048 / 255), UAR_IMAGENET),
-    },
-    "Snow": {
-        "digits": ((0.125, 0.25, 0.5), MEASURED),
-        "small": ((0.125, 0.25, 0.5), BY_EYE),
-        "large": ((0.125, 0.25, 2.0), UAR_IMAGENET),
-    },
-    "Gabor": {
-        "digits": ((0.1, 0.2, 0.4), MEASURED),
-        "small": ((0.05, 0.1, 0.2), BY_EYE),
-        "large": ((12.5 / 255, 25 / 255, 400 / 255), UAR_IMAGENET),
-    },
-    "Pixel": {
-        "digits": ((0.5, 1.0, 2.0), MEASURED),
-        "small": ((1.0, 5.0, 10.0), UA_CIFAR),
-        "large": ((3.0, 5.0, 10.0), UA_IMAGENET),
-    },
-    "Glitch": {
-        "digits": ((0.05, 0.1, 0.2), MEASURED),
-        "small": ((0.03, 0.05, 0.1), UA_CIFAR),
-        "large": ((0.03, 0.05, 0.07), UA_IMAGENET),
-    },
-    "Kaleidoscope": {
-        "digits": ((0.05, 0.1, 0.15), UA_CIFAR),
-        "small": ((0.05, 0.1, 0.15), UA_CIFAR),
-        "large": ((0.05, 0.1, 0.15), UA_IMAGENET),
-    },
-    "Wood": {
-        "digits": ((0.03, 0.05, 0.1), WEAK),
-        "small": ((0.03, 0.05, 0.1), UA_CIFAR),
-        "large": ((0.03, 0.05, 0.1), UA_IMAGENET),
-    },
+    name.strip(): dict(zip(SIZES, map(_read, cells), strict=True))
+    for name, *cells in (line.split("|") for line in TABLE.strip().splitlines())
 }
 LEVELS = ("low", "medium", "high")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vizrobust.features.objectives.objective import OneLayer, algebra, reference_key
+from vizrobust.features.objectives.objective import LikeImage, NoLayer, OneLayer, algebra, reference_key
 from vizrobust.spec import spec
 
 
@@ -33,7 +34,7 @@ class DeepDream(OneLayer):
 @algebra
 @spec
 @dataclass(frozen=True)
-class Inversion(OneLayer):
+class Inversion(LikeImage):
     """Minus the squared distance to the layer's activations for `image`, over their own square (Mahendran & Vedaldi 2015, eq. 1).
 
     Scores (N,) are at most 0: 0 where the layer cannot tell the images apart, -1 where all activations are 0. `image` is a
@@ -47,10 +48,6 @@ class Inversion(OneLayer):
     layer: str
     image: str
 
-    @property
-    def references(self) -> tuple[str, ...]:
-        return (self.image,)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return -_missed(activations[self.layer], activations[reference_key(self.layer, self.image)])
 
@@ -58,7 +55,7 @@ class Inversion(OneLayer):
 @algebra
 @spec
 @dataclass(frozen=True)
-class Caricature(OneLayer):
+class Caricature(LikeImage):
     """More of what the layer makes of `image`: dot product times cosine^`power` (Lucid's caricatures, Olah et al. 2018).
 
     Scores (N,) are in units of the image's own square: 1 is the image itself, 2 twice its activations. `image` is a file, or
@@ -77,10 +74,6 @@ class Caricature(OneLayer):
         if self.power < 0:
             raise ValueError(f"Caricature: power must not be negative, got {self.power:g}")
 
-    @property
-    def references(self) -> tuple[str, ...]:
-        return (self.image,)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         wanted = activations[reference_key(self.layer, self.image)].flatten(1)
         found = activations[self.layer].flatten(1)
@@ -95,7 +88,7 @@ class Caricature(OneLayer):
 @algebra
 @spec
 @dataclass(frozen=True)
-class Style(OneLayer):
+class Style(LikeImage):
     """Minus the squared distance of the layer's Gram matrix to that of `image`, over its square (Gatys et al. 2016, eq. 4).
 
     Scores (N,) are at most 0. `image` is a file, or ``DATA#index`` for a test image.
@@ -108,10 +101,6 @@ class Style(OneLayer):
 
     layer: str
     image: str
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        return (self.image,)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return -_missed(gram(activations[self.layer]), gram(activations[reference_key(self.layer, self.image)]))
@@ -132,7 +121,7 @@ def _missed(found: Tensor, wanted: Tensor) -> Tensor:
 @algebra
 @spec
 @dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(NoLayer):
     """The mean absolute difference of neighbouring pixels, vertical plus horizontal (Rudin, Osher & Fatemi 1992).
 
     Images (N, C, H, W) -> (N,). A penalty, so it is subtracted.
@@ -141,58 +130,48 @@ class TotalVariation:
     tensor([1.])
     """
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return ()
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         down = (image[:, :, 1:] - image[:, :, :-1]).abs().flatten(1).mean(1)
         across = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().flatten(1).mean(1)
         return down + across
 
 
+@dataclass(frozen=True)
+class _Deviation(NoLayer):
+    """The mean of a power of the pixels' distance from `center`: a penalty on images (N, C, H, W), to be subtracted."""
+
+    center: float = 0.5
+    power: ClassVar[int]
+
+    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
+        away = (image - self.center).abs() if self.power == 1 else (image - self.center).square()
+        return away.flatten(1).mean(1)
+
+
 @algebra
 @spec
 @dataclass(frozen=True)
-class AbsoluteDeviation:
-    """The mean absolute difference of the pixels from `center`: an L1 penalty, to be subtracted.
-
-    Images (N, C, H, W) -> (N,).
+class AbsoluteDeviation(_Deviation):
+    """The mean absolute difference of the pixels from `center`, (N, C, H, W) -> (N,): an L1 penalty, to be subtracted.
 
     >>> AbsoluteDeviation()({}, torch.ones(1, 3, 4, 4), torch.tensor([0]))
     tensor([0.5000])
     """
 
-    center: float = 0.5
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return ()
-
-    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return (image - self.center).abs().flatten(1).mean(1)
+    power = 1
 
 
 @algebra
 @spec
 @dataclass(frozen=True)
-class SquaredDeviation:
-    """The mean squared difference of the pixels from `center`: an L2 penalty, to be subtracted.
+class SquaredDeviation(_Deviation):
+    """The mean squared difference of the pixels from `center`, (N, C, H, W) -> (N,): an L2 penalty, to be subtracted.
 
-    Images (N, C, H, W) -> (N,).
-
-    >>> SquaredDeviation()({}, torch.ones(1, 3, 4, 4), torch.tensor([0]))
+    >>> SquaredDeviation(center=0.0)({}, torch.full((1, 3, 4, 4), 0.5), torch.tensor([0]))
     tensor([0.2500])
     """
 
-    center: float = 0.5
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return ()
-
-    def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
-        return (image - self.center).square().flatten(1).mean(1)
+    power = 2
 
 
 @algebra

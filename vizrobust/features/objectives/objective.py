@@ -38,6 +38,24 @@ class OneLayer:
         return (self.layer,)
 
 
+class LikeImage(OneLayer):
+    """What objectives about the layer's activations of an `image` share."""
+
+    image: str
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.image,)
+
+
+class NoLayer:
+    """What objectives about the image alone share: they read no layer."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ()
+
+
 def reference_key(layer: str, reference: str) -> str:
     """The name under which `activations` holds a layer's output (1, ...) for a reference image."""
     return f"{layer} of {reference}"

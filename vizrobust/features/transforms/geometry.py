@@ -9,14 +9,21 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from vizrobust.features.transforms.sampling import Matrices, Size, affine, sampled
+from vizrobust.features.transforms.sampling import GeometricTransform, Matrices, Size, affine, sampled
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
 
+class Move:
+    """A geometric transform by itself: (N, C, H, W) -> the same shape, each image by its own stream."""
+
+    def __call__(self: GeometricTransform, image: Tensor, streams: Streams) -> Tensor:
+        return sampled(image, (self,), streams)[0]
+
+
 @spec
 @dataclass(frozen=True)
-class Jitter:
+class Jitter(Move):
     """Shift by whole pixels, up to `size` of the image's side in each direction (never a whole side), without resampling.
 
     Lucid's ``jitter(d)`` is a random crop of d pixels less, which moves by d / 2 in each direction:
@@ -45,13 +52,10 @@ class Jitter:
         y, x = np.floor(draws[:, 0] * (2 * dy + 1)) - dy, np.floor(draws[:, 1] * (2 * dx + 1)) - dx
         return affine(len(draws), 1, 0, 0, 1, x, y)
 
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
-
 
 @spec
 @dataclass(frozen=True)
-class Scale:
+class Scale(Move):
     """Zoom about the centre by a factor from 1 - `size` to 1 + `size`, uniform, or one of `choices` evenly spaced factors.
 
     A factor above 1 enlarges the picture. Lucid's list .90, .92 … 1.10 is ``Scale(size=0.1, choices=11)``. Raises
@@ -79,13 +83,10 @@ class Scale:
         part = 1 / (1 + self.size * spread(draws[:, 0], self.choices))
         return affine(len(draws), part, 0, 0, part)
 
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
-
 
 @spec
 @dataclass(frozen=True)
-class Rotate:
+class Rotate(Move):
     """Rotate about the centre by up to `degrees` in either direction, uniform, or one of `choices` evenly spaced angles.
 
     With probability `still_share` there is no rotation. Lucid's list -10, -9 … 10 with five zeros more is
@@ -115,13 +116,10 @@ class Rotate:
         cos, sin = np.cos(angle), np.sin(angle)
         return affine(len(draws), cos, -sin, sin, cos)
 
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
-
 
 @spec
 @dataclass(frozen=True)
-class Shift:
+class Shift(Move):
     """Shift by up to `size` of the image's side in each direction, also by fractions of a pixel (bilinear).
 
     >>> import torch
@@ -142,13 +140,10 @@ class Shift:
         y, x = (2 * draws.T - 1) * self.size
         return affine(len(draws), 1, 0, 0, 1, x * size[1], y * size[0])
 
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
-
 
 @spec
 @dataclass(frozen=True)
-class Affine:
+class Affine(Move):
     """Scale, rotation and shift together, each uniform between its bounds (the zoom on a logarithmic scale).
 
     `scale` is the largest relative zoom in or out, `rotate` the largest angle in degrees, `shift` the largest shift as a share
@@ -179,13 +174,10 @@ class Affine:
         x, y = self.shift * size[1] * x, self.shift * size[0] * y
         return affine(len(draws), part * cos, -part * sin, part * sin, part * cos, x, y)
 
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
-
 
 @spec
 @dataclass(frozen=True)
-class Flip:
+class Flip(Move):
     """Flip left to right with probability `share`. No recipe has it, because it hides whether a unit tells left from right.
 
     >>> import torch
@@ -205,9 +197,6 @@ class Flip:
 
     def matrices(self, draws: Matrices, size: Size) -> Matrices:
         return affine(len(draws), np.where(draws[:, 0] < self.share, -1.0, 1.0), 0, 0, 1)
-
-    def __call__(self, image: Tensor, streams: Streams) -> Tensor:
-        return sampled(image, (self,), streams)[0]
 
 
 def spread(draws: Matrices, choices: int | None) -> Matrices:

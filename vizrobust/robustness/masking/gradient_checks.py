@@ -102,25 +102,30 @@ def local_linearity(attacks: MaskingAttacks) -> Check:
 
 def promised_too_little(attacks: MaskingAttacks) -> Check:
     """PGD lowers the margin by far more than the gradient at the image promises: it is hidden there."""
-    name, found = "gradient promises too little", attacks.first_order
-    if found is None:
-        return skipped(name, WRONG_WITH_GRADIENTS)
-    hidden = int(found.gradient_underestimates.sum())
-    evidence = f"on {hidden} of {len(found)} images PGD's drop is over {UNDERESTIMATED_BEYOND:g} times what the gradient promises"
-    advice = "start attacks at random points of the ball, and use attacks without gradients beside them"
-    counts = {"images": len(found), "hidden": hidden}
-    return threshold_check(name, hidden / len(found), OF_IMAGES, evidence, advice, counts=counts)
+    return _share_of_drops(
+        attacks, "gradient promises too little", "gradient_underestimates", "hidden",
+        f"PGD's drop is over {UNDERESTIMATED_BEYOND:g} times what the gradient promises",
+        "start attacks at random points of the ball, and use attacks without gradients beside them",
+    )  # fmt: skip
 
 
 def fell_short(attacks: MaskingAttacks) -> Check:
     """FGSM gets less than half of what the gradient promises though PGD gets it: overfitted to one step."""
-    name, found = "one step falls short", attacks.first_order
+    return _share_of_drops(
+        attacks, "one step falls short", "fgsm_falls_short", "short",
+        f"FGSM's drop is under {FALLS_SHORT_BELOW:g} times its promise, PGD's is not",
+        "the network bends away just where one-step training looks: judge it by many steps only",
+    )  # fmt: skip
+
+
+def _share_of_drops(attacks: MaskingAttacks, name: str, which: str, count: str, said: str, advice: str) -> Check:
+    """The share of images whose drops are as the mask `which` of the first-order comparison says."""
+    found = attacks.first_order
     if found is None:
         return skipped(name, WRONG_WITH_GRADIENTS)
-    short = int(found.fgsm_falls_short.sum())
-    evidence = f"on {short} of {len(found)} images FGSM's drop is under {FALLS_SHORT_BELOW:g} times its promise, PGD's is not"
-    advice = "the network bends away just where one-step training looks: judge it by many steps only"
-    return threshold_check(name, short / len(found), OF_IMAGES, evidence, advice, counts={"images": len(found), "short": short})
+    these, n = int(getattr(found, which).sum()), len(found)
+    evidence = f"on {these} of {n} images {said}"
+    return threshold_check(name, these / n, OF_IMAGES, evidence, advice, counts={"images": n, count: these})
 
 
 GRADIENT_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
