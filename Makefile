@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz lint types check bench sweep clean
+.PHONY: docs demo test slow fuzz lint types check bench sweep clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/vizrobust neurons --out runs/demo
@@ -18,6 +18,10 @@ slow: $(VENV)/.test
 # Damaged and invented input, seeded; ends within two minutes.
 fuzz: $(VENV)/.test
 	VIZROBUST_FUZZ=1000 timeout 300 $(BIN)/python -m pytest -q -n 2 tests/fuzz
+
+# The documentation as a site, docs/_build/index.html; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -36,7 +40,7 @@ sweep: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" bash gallery/mnist-sweep/make.sh
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs docs/_build .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +52,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[judges,test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[judges,docs]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.test tests/peers.txt

@@ -29,7 +29,7 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 @spec
 @dataclass(frozen=True)
 class CW(Attack):
-    """The L2 attack of Carlini & Wagner (2017): Adam on |x' - x|² + c · max(confidence - lead, 0) with x' = tanh(w).
+    """The L2 attack of Carlini & Wagner (2017): Adam on ``|x' - x|² + c · max(confidence - lead, 0)`` with x' = tanh(w).
 
     The lead is the largest wrong logit minus the label's. A binary search for each image finds its c: `search_steps`
     rounds of `steps` steps each, from `initial_c`, ten times as much after each round without success until one

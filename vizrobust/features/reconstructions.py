@@ -23,9 +23,9 @@ SSIM_WINDOW = 7
 class Similarity:
     """How near a picture is to an image, in a layer's activations a (of the image a0) and in pixels.
 
-    `error` is |a - a0|^2 / |a0|^2 (0: the layer cannot tell them apart), `grey_baseline_error` that of a plain grey image,
-    `relative_projection` a·a0 / |a0|^2 (2: twice as much of the same) and `cosine` that of the angle between a and a0. `psnr` in
-    decibel is None for equal pixels, `ssim` (Wang et al. 2004) for images of less than 7 pixels.
+    `error` is ``|a - a0|^2 / |a0|^2`` (0: the layer cannot tell them apart), `grey_baseline_error` that of a plain grey image,
+    `relative_projection` ``a·a0 / |a0|^2`` (2: twice as much of the same) and `cosine` that of the angle between a and a0.
+    `psnr` in decibel is None for equal pixels, `ssim` (Wang et al. 2004) for images of less than 7 pixels.
     """
 
     error: float

@@ -66,7 +66,7 @@ SMALLEST_EPS = 0.05
 class Kaleidoscope(UnforeseenAttack):
     """Puts bright circles, triangles and squares at random places, in colours within `eps` of random ones.
 
-    ``z`` (N, shapes * C + H * W) holds the shifts of their colours, |z| <= eps, then the brightness of their rims,
+    ``z`` (N, shapes * C + H * W) holds the shifts of their colours, abs(z) <= eps, then the brightness of their rims,
     0 <= z <= eps; steps are sign steps. There are 5 shapes of 4 pixels at side 32 and 40 of 15 at 224; a share of the
     image shines through (0.2 and 0.1). Where shapes overlap the last is on top (the reference adds their colours). Below
     eps 0.05, the smallest published, shapes and rims fade with eps (Kaufmann et al. 2023).

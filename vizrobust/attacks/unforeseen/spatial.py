@@ -39,7 +39,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 class Elastic(UnforeseenAttack):
     """Takes each pixel from up to `eps` pixels away along a smoothed flow (Xiao et al. 2018; Kang et al. 2019).
 
-    ``z`` (N, 2, H, W) is the flow in pixels, |z| <= eps, before a Gaussian of 3 pixels at side 224 and proportionally less
+    ``z`` (N, 2, H, W) is the flow in pixels, abs(z) <= eps, before a Gaussian of 3 pixels at side 224 and proportionally less
     at smaller sides; steps are sign steps. Values come from the image, so only rounding is clipped.
 
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
@@ -76,7 +76,7 @@ def smooth(flow: Tensor, sigma: float) -> Tensor:
 class Glitch(UnforeseenAttack):
     """Shifts each band of rows of each channel by up to `eps` half widths to the side (Kaufmann et al. 2023).
 
-    eps 0.05 is 0.8 pixels of 32, or 5.6 of 224. ``z`` (N, C, bands) holds the shifts, |z| <= eps; steps are sign steps.
+    eps 0.05 is 0.8 pixels of 32, or 5.6 of 224. ``z`` (N, C, bands) holds the shifts, abs(z) <= eps; steps are sign steps.
     Bands have 2 rows at side 32 and 4 at 224. Beyond its border the image continues as its mirror image.
 
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))

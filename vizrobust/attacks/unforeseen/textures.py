@@ -94,8 +94,8 @@ ROUNDING = 1e-6
 class Wood(UnforeseenAttack):
     """Darkens the image along rings whose radius is bent by up to `eps`, in half sides (Kaufmann et al. 2023).
 
-    x' = x |sin(pi R (r + bend))|^(1/8) with R = 5 rings at side 32 and 4 at 224. ``z`` (N, rows, columns), 16 x 16 at
-    side 32 and 32 x 32 at 224, is the bend before it is enlarged, |z| <= eps; steps are sign steps. Below eps 0.03, the
+    ``x' = x |sin(pi R (r + bend))|^(1/8)`` with R = 5 rings at side 32 and 4 at 224. ``z`` (N, rows, columns), 16 x 16 at
+    side 32 and 32 x 32 at 224, is the bend before it is enlarged, abs(z) <= eps; steps are sign steps. Below eps 0.03, the
     smallest published, the rings fade with eps. Nothing needs clipping.
 
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
