@@ -333,15 +333,23 @@ def test_a_part_is_plain_data() -> None:
     assert json.loads(json.dumps(vars(part)))["indices"] == [1, 2]
 
 
-@pytest.mark.parametrize("batch_size", [8, 100])
-def test_the_cost_follows_the_number_of_images(batch_size):
+# Batches of 8 repeat themselves; a few larger counts stand for the others.
+@pytest.mark.parametrize(
+    ("batch_size", "counts"),
+    [
+        pytest.param(8, (*range(1, 18), 31, 64), id="8"),
+        pytest.param(8, range(1, 65), id="8, every count", marks=pytest.mark.slow),
+        pytest.param(100, range(1, 65), id="100"),
+    ],
+)
+def test_the_cost_follows_the_number_of_images(batch_size, counts):
     """Of images that the attack cannot change, for every count: at most 1.5 times the images that are needed pass the network."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     net[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [9.0, 9, 9, 9]])
     seen = []
     net.register_forward_pre_hook(lambda _net, inputs: seen.append(len(inputs[0])))
     attack, steps = PGD(steps=10, ball=Linf(eps=1e-6), random_start=False), 10
-    for count in range(1, 65):
+    for count in counts:
         images = ArraySplit(torch.full((count, 1, 2, 2), 0.5), torch.ones(count, dtype=torch.int64))
         seen.clear()
         parts = list(evaluate(net, attack, images, Compute("cpu"), batch_size=batch_size))

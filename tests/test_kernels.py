@@ -27,7 +27,7 @@ for n in (5, 6, 11):
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_row_of_a_product_is_the_same_in_every_place(threads: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | {"OMP_NUM_THREADS": threads}
     done = subprocess.run([sys.executable, "-c", MOVED], env=environment, capture_output=True, text=True, check=True, timeout=60)

@@ -200,10 +200,10 @@ def test_scores_are_of_what_they_are_asked_for(ref, scored):
     assert len(scored) == 4
 
 
-@pytest.mark.parametrize("line", ["garbled\n", "7\n", '{"a": 1}\n', '{"key": "a", "scores": {"b": {}}}\n'])
-def test_damaged_scores_are_computed_again(ref, scored, line):
-    asked = ["mnist-k8", "--units", "0:2"]
+def test_damaged_scores_are_computed_again(ref, scored):
+    asked = ["mnist-k8", "--units", "0"]
     first = rendered(*asked)
-    Path("out/scores.jsonl").write_text(line)
-    assert rendered(*asked) == first
-    assert len(scored) == 2
+    for calls, line in enumerate(("garbled\n", "7\n", '{"a": 1}\n', '{"key": "a", "scores": {"b": {}}}\n'), start=2):
+        Path("out/scores.jsonl").write_text(line)
+        assert rendered(*asked) == first, line
+        assert len(scored) == calls, line

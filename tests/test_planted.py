@@ -111,7 +111,7 @@ def test_what_an_attention_layer_adds_up_is_best_where_every_patch_has_it(object
         assert found.score == pytest.approx(float(sign > 0), abs=1e-3)
 
 
-@signs
+@pytest.mark.parametrize("sign", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_a_head_is_as_long_as_its_values(sign):
     """Head h holds pixels 6h to 6h + 5 of a patch: bright there is longest, black there is shortest."""
     for found in rendered(Attending().eval(), Channel("attention:heads"), range(3), sign=sign, recipe=plain(steps=400)):

@@ -243,7 +243,7 @@ def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict
     assert wrong >= {"rows", "picture"}
 
 
-@pytest.mark.parametrize("recorded", ["another AVX2", None])
+@pytest.mark.parametrize("recorded", ["another AVX2", pytest.param(None, marks=pytest.mark.slow)])
 def test_another_processor_may_round_otherwise_and_no_more(
     finished: tuple[Path, dict[str, Any], Plan], recorded: str | None
 ) -> None:
