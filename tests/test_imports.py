@@ -86,13 +86,13 @@ def name_of(path: str) -> str:
     return ".".join(["vizrobust", *Path(path).with_suffix("").parts]).removesuffix(".__init__")
 
 
-def modules_named(source: str, path: str) -> set[str]:
+def modules_named(nodes: Iterable[ast.AST], path: str) -> set[str]:
     """The modules of vizrobust that the imports of a file name, also under `if TYPE_CHECKING` and in functions.
 
     ``from package import name`` is the module package.name where that is one, and else the package.
     """
     package, found = ["vizrobust", *Path(path).parts[:-1]], set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -117,7 +117,7 @@ def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
 @cache
 def arrows() -> dict[str, set[str]]:
     """Who imports whom."""
-    return {name: modules_named((ROOT / path).read_text(), path) for name, path in NAMES.items()}
+    return {name: modules_named(nodes(path), path) for name, path in NAMES.items()}
 
 
 def test_there_is_no_import_circle_also_none_for_types() -> None:
@@ -128,7 +128,7 @@ def test_there_is_no_import_circle_also_none_for_types() -> None:
 @pytest.mark.parametrize("place", ["{}", "if TYPE_CHECKING:\n    {}", "def f():\n    {}"])
 def test_an_import_circle_would_be_seen(line: str, place: str) -> None:
     source = place.format(line.format("vizrobust.training"))
-    added = modules_named(source, "training/train_state.py")
+    added = modules_named(parsed(source), "training/train_state.py")
     assert len(added) == 1
     name = "vizrobust.training.train_state"
     assert name in circle({**arrows(), name: arrows()[name] | added})

@@ -91,6 +91,8 @@ OPTIONS_ALLOWED = {
 
 def options_named(source: str) -> list[str]:
     """Texts that name an option, without docstrings and without whole commands such as ``vizrobust import FILE --arch …``."""
+    if not re.search(r"(?<![\w-])--[a-z]", source):
+        return []
     tree = ast.parse(source)
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
