@@ -87,6 +87,23 @@ class AttackRun(Protocol):
         """Evaluate the current iterate alone, without a gradient."""
 
 
+class MinimumNormRun:
+    """What the only run of an attack that looks for the smallest perturbation is called, and how long it is."""
+
+    attack: Any
+    minimum_norm = True
+
+    @property
+    def name(self) -> str:
+        return type(self.attack).__name__
+
+    component = name
+
+    @property
+    def steps(self) -> int:
+        return int(self.attack.steps)
+
+
 class Attack(ABC):
     """``attack(model, x, y)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `AttackResult`.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, input_gradient
+from vizrobust.attacks.attack import Attack, AttackRun, MinimumNormRun, State, check_least, initial_state, input_gradient
 from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.losses import dlr
 from vizrobust.attacks.threat_models import L1, L2, TINY, Ball, per_image
@@ -58,15 +58,8 @@ class ALMA(Attack):
 
 
 @dataclass(frozen=True)
-class ALMARun:
+class ALMARun(MinimumNormRun):
     attack: ALMA
-
-    minimum_norm = True
-    name = component = "ALMA"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         one = torch.ones_like(x[:, 0, 0, 0])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vizrobust.attacks.attack import (
     Attack,
     AttackRun,
+    MinimumNormRun,
     State,
     check_ball,
     check_least,
@@ -201,15 +202,8 @@ class DeepFool(Attack):
 
 
 @dataclass(frozen=True)
-class DeepFoolRun:
+class DeepFoolRun(MinimumNormRun):
     attack: DeepFool
-
-    minimum_norm = True
-    name = component = "DeepFool"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():

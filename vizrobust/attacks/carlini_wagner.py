@@ -8,7 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, State, check_ball, check_least, initial_state, input_gradient, is_finite
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    MinimumNormRun,
+    State,
+    check_ball,
+    check_least,
+    initial_state,
+    input_gradient,
+    is_finite,
+)
 from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.losses import margin
 from vizrobust.attacks.threat_models import L2, Ball, per_image
@@ -63,13 +73,10 @@ class CW(Attack):
 
 
 @dataclass(frozen=True)
-class CWRun:
+class CWRun(MinimumNormRun):
     """All rounds of the binary search as one run; each image has its own c, bounds and optimizer state."""
 
     attack: CW
-
-    minimum_norm = True
-    name = component = "CW"
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, input_gradient
+from vizrobust.attacks.attack import Attack, AttackRun, MinimumNormRun, State, check_least, initial_state, input_gradient
 from vizrobust.attacks.boundary_attacks import dual_norm, projected, record_minimum_norm
 from vizrobust.attacks.losses import ce, margin
 from vizrobust.attacks.threat_models import L0, L1, L1_SPARSITY, L2, TINY, Ball, Linf, movable, per_image, sparse_step
@@ -60,15 +60,8 @@ class FMN(Attack):
 
 
 @dataclass(frozen=True)
-class FMNRun:
+class FMNRun(MinimumNormRun):
     attack: FMN
-
-    minimum_norm = True
-    name = component = "FMN"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         return radius_state(x, y, streams, 1.0 if isinstance(self.attack.ball, L0) else math.inf)
@@ -153,15 +146,8 @@ class DDN(Attack):
 
 
 @dataclass(frozen=True)
-class DDNRun:
+class DDNRun(MinimumNormRun):
     attack: DDN
-
-    minimum_norm = True
-    name = component = "DDN"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         return radius_state(x, y, streams, self.attack.initial_norm)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, State, check_least, initial_state, input_gradient
+from vizrobust.attacks.attack import Attack, AttackRun, MinimumNormRun, State, check_least, initial_state, input_gradient
 from vizrobust.attacks.boundary_attacks import projected, record_minimum_norm
 from vizrobust.attacks.carlini_wagner import BETA1, BETA2
 from vizrobust.attacks.losses import margin
@@ -56,15 +56,8 @@ class SigmaZero(Attack):
 
 
 @dataclass(frozen=True)
-class SigmaZeroRun:
+class SigmaZeroRun(MinimumNormRun):
     attack: SigmaZero
-
-    minimum_norm = True
-    name = component = "SigmaZero"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         zero = torch.zeros_like(x)
