@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vizrobust.intervals import wilson
@@ -19,17 +17,6 @@ STEPS = (0, 1, 2, 4, 8, 16)
 RELABELLINGS = 200
 # How often a true null may be called supported (docs/measuring-clarity.md, "Null simulation").
 MOST = 0.05
-
-
-def from_table(table: ArrayLike, steps: Sequence[int], seeds: Sequence[int] | None = None) -> RunValues:
-    """Values by (K, training seed) from an array (seeds, steps); NaN becomes None."""
-    rows = np.asarray(table, dtype=np.float64)
-    seeds = range(len(rows)) if seeds is None else seeds
-    return {
-        (k, seed): None if np.isnan(value) else float(value)
-        for seed, row in zip(seeds, rows, strict=True)
-        for k, value in zip(steps, row, strict=True)
-    }
 
 
 @dataclass(frozen=True)

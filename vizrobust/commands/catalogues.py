@@ -146,7 +146,7 @@ def described(thing: Any, name: str = "") -> Table:
 
     >>> from vizrobust.attacks import PGD
     >>> print(described(PGD).text().splitlines()[2])
-    steps         40       not negative                      int
+    steps         40       not negative                          int
     """
     if isinstance(thing, Model):
         return Table(thing.name, ["field", "value"], [list(fact) for fact in thing.facts()], f"example: vr.load({thing.name!r})")

@@ -288,7 +288,7 @@ def image_hashes(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> 
 def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dict[int, Tensor]:
     """The optimization paths of a job with `frame_strip`: unit -> (seeds, frames, C, H, W) in [0, 1], the start first."""
     found = images_of(run, checkpoint, request, "strip")
-    return {unit: torch.stack(strips.chunk(request.frames, dim=2), dim=1) for unit, strips in found.items()}
+    return {unit: torch.stack(strips.chunk(request.frames, dim=3), dim=1) for unit, strips in found.items()}
 
 
 def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureImage) -> Row:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import stdtr, stdtrit
 
@@ -67,6 +67,25 @@ class Contrast:
     def sign_of(self, value: float) -> int:
         """The same for another value of this contrast, such as one judge's own."""
         return 0 if abs(value) <= self.precision else (1 if value > 0 else -1)
+
+
+def from_table(table: ArrayLike, steps: Sequence[int], seeds: Sequence[int] | None = None) -> dict[tuple[int, int], float | None]:
+    """Values by (K, training seed) from an array (seeds, steps); what is not a finite number becomes None.
+
+    >>> from_table([[0.5, 0.75]], steps=[0, 1])
+    {(0, 0): 0.5, (1, 0): 0.75}
+    """
+    rows = np.asarray(table, dtype=np.float64)
+    seeds = range(len(rows)) if seeds is None else seeds
+    if rows.shape != (len(seeds), len(steps)):
+        raise ValueError(
+            f"expected a table of {len(seeds)} seeds and {len(steps)} numbers of steps, got shape {rows.shape}; rows are seeds"
+        )
+    return {
+        (k, seed): float(value) if math.isfinite(value) else None
+        for seed, row in zip(seeds, rows, strict=True)
+        for k, value in zip(steps, row, strict=True)
+    }
 
 
 def adversarial_against_standard(values: RunValues) -> Contrast:

@@ -62,7 +62,10 @@ def natural_scale(report: StudyReport, _plan: Plan) -> Iterator[str]:
 
 
 def power(report: StudyReport, _plan: Plan) -> Iterator[str]:
-    wanted = achieved(report, report["prereg"]["content"].get("power") or ())
+    planned = report["prereg"]["content"].get("power") or ()
+    if not planned and not report.rows("power"):
+        return
+    wanted = achieved(report, planned)
     for row, found in zip(report.rows("power"), wanted, strict=True):
         same = {key: value for key, value in row.items() if key != "achieved"} == {
             key: value for key, value in found.items() if key != "achieved"
