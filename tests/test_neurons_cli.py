@@ -167,6 +167,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return score(*args[:-1], 60)
 
     monkeypatch.setattr(picture_scores, "score_pictures", counted)
+    monkeypatch.setattr("vizrobust.clarity.natural_scale.RESAMPLES", 20)
     return calls
 
 
