@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return score(*args[:-1], 60)
 
     monkeypatch.setattr(picture_scores, "score_pictures", counted)
-    monkeypatch.setattr("vizrobust.clarity.natural_scale.RESAMPLES", 20)
+    monkeypatch.setattr(sys.modules["vizrobust.clarity.natural_scale"], "RESAMPLES", 20)
     return calls
 
 
