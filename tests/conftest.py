@@ -166,7 +166,7 @@ def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.T
 
 
 def assert_alone_as_in_a_batch(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor, items: Iterable[int]) -> None:
-    """In float64 an image's result does not depend on its mates."""
+    """In float64 an image's result does not depend on the images beside it."""
     together = attack(net, x, y, streams=streams_of(len(x)))
     assert together.x.dtype == torch.float64
     for k in items:

@@ -14,7 +14,7 @@ from vizrobust.cli.output import command_line, visible
 from vizrobust.names import check_names
 from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
-from vizrobust.requests.request import DEVICES, READERS
+from vizrobust.requests.request import DEVICES, READERS, fraction
 from vizrobust.spec import number_text
 
 
@@ -26,10 +26,9 @@ class Number(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float | int):
             return float(value)
-        top, slash, bottom = str(value).partition("/")
         try:
-            return float(top) / float(bottom) if slash else float(top)
-        except (ValueError, ZeroDivisionError):
+            return fraction(str(value))
+        except ValueError:
             self.fail(f"{value!r} is not a number such as 0.3 or 8/255", param, ctx)
 
 

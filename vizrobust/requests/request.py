@@ -60,20 +60,29 @@ def numbers(text: str, name: str = "numbers") -> tuple[int, ...]:
         raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 0,1,2,4,8, nor one such as 8", text) from None
 
 
+def fraction(text: str) -> float:
+    """A number, also written as a fraction; ``ValueError`` where it is none.
+
+    >>> fraction("3/4"), fraction("0.3")
+    (0.75, 0.3)
+    """
+    top, slash, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(top)
+    except ZeroDivisionError as error:
+        raise ValueError(str(error)) from error
+
+
 def fractions(text: str, name: str = "fractions") -> tuple[float, ...]:
     """Numbers with commas between them, also written as fractions.
 
     >>> fractions("0.3,3/4")
     (0.3, 0.75)
     """
-    found = []
-    for part in text.split(","):
-        top, slash, bottom = part.partition("/")
-        try:
-            found.append(float(top) / float(bottom) if slash else float(top))
-        except (ValueError, ZeroDivisionError):
-            raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 2/255,8/255", text) from None
-    return tuple(found)
+    try:
+        return tuple(map(fraction, text.split(",")))
+    except ValueError:
+        raise ParameterError(f"{{{name}}} %r is not a list of numbers such as 2/255,8/255", text) from None
 
 
 def names(text: str, _name: str = "names") -> tuple[str, ...]:
