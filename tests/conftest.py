@@ -19,9 +19,12 @@ from tests.seconds import pytest_runtest_call  # noqa: F401
 from vizrobust import plugins
 from vizrobust.attacks import Attack, State
 from vizrobust.compute import Compute, ask_for_repeatable
+from vizrobust.data import Split
 from vizrobust.models import CheckpointInfo, Normalized, architecture, evaluating, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.rng import Streams
+from vizrobust.robustness import evaluate, merge_results
+from vizrobust.robustness.smallest_eps import Evaluated
 
 # One thread in each worker and in the processes that tests start; tests that are about threads set their own.
 torch.set_num_threads(1)
@@ -173,6 +176,11 @@ def assert_alone_as_in_a_batch(attack: Attack, net: nn.Module, x: torch.Tensor, 
         alone = attack(net, x[k : k + 1], y[k : k + 1], streams=Streams(0, [k], "attack"))
         assert (alone.x[0] - together.x[k]).abs().max() <= 1e-9
         assert (alone.loss[:, 0] - together.loss[:, k]).abs().max() <= 1e-9
+
+
+def on_network(net: nn.Module, images: Split, compute: Compute, seed: int = 0) -> Evaluated:
+    """`evaluate` and `merge_results` on a network and a split, as `smallest_eps` asks for them."""
+    return lambda attack, **how: merge_results(attack, evaluate(net, attack, images, compute, seed, **how))
 
 
 @pytest.fixture

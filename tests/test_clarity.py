@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.clarity import Judge, excitations, judge_for, judge_log_odds, judge_top1, shared_rankings, two_afc
+from vizrobust.clarity import Judge, excitations, judge_log_odds, judge_top1, judges_for, shared_rankings, two_afc
 from vizrobust.clarity.judges import last_layer
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
@@ -98,18 +98,17 @@ def test_a_compared_checkpoint_cannot_be_the_judge(compute, monkeypatch):
     one, judge, trained_alike = checkpoint("one"), checkpoint("judge", seed=5, data="elsewhere"), checkpoint("alike", seed=6)
     known = {"one": one, "judge": judge, "alike": trained_alike}
     monkeypatch.setattr("vizrobust.clarity.judges.load_checkpoint", lambda ref: known[ref])
-    assert judge_for("somewhere", [one], compute) is None
-    found = judge_for("somewhere", [one], compute, "judge")
-    assert found is not None
+    assert judges_for("somewhere", [one], compute, [], builtin=False) == []
+    (found,) = judges_for("somewhere", [one], compute, ["judge"], builtin=False)
     assert found.name == "judge"
     with pytest.raises(ValueError, match="one of the compared checkpoints"):
-        judge_for("somewhere", [one], compute, "one")
+        judges_for("somewhere", [one], compute, ["one"], builtin=False)
     with pytest.raises(ValueError, match="'alike' was trained on somewhere, as one was; name a judge trained on other images"):
-        judge_for("somewhere", [one], compute, "alike")
+        judges_for("somewhere", [one], compute, ["alike"], builtin=False)
     known["silent"] = checkpoint("silent", seed=7, data="")
     with pytest.raises(ValueError, match=r"'silent' does not say what it was trained on; .* judge_independent"):
-        judge_for("somewhere", [one], compute, "silent")
-    assert judge_for("somewhere", [one], compute, "silent", independent=True) is not None
+        judges_for("somewhere", [one], compute, ["silent"], builtin=False)
+    assert judges_for("somewhere", [one], compute, ["silent"], builtin=False, independent=True)
 
 
 def test_excitations_and_orders_match_a_plain_loop(compute):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.conftest import SHAPE
-from vizrobust.clarity import Judge, judge_for, judges_for
+from vizrobust.clarity import Judge, judges_for
 from vizrobust.clarity import judges as judging
-from vizrobust.clarity.judges import class_columns, resized_to_input
+from vizrobust.clarity.judges import class_columns, default_judges, resized_to_input
 from vizrobust.data.content import overlapping_data
 from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint
 
@@ -55,14 +55,14 @@ def test_a_study_has_the_three_built_in_judges_and_those_given(known, compute):
 
 def test_built_in_judges_that_are_not_there_yet_are_left_out(known, compute):
     one = checkpoint("one", 1, "mnist5k")
-    assert judge_for("mnist5k", [one], compute) is None
     assert judges_for("mnist5k", [one], compute) == []
     fill(known, THREE[0])
     assert [judge.name for judge in judges_for("mnist5k", [one], compute)] == [THREE[0]]
     fill(known, THREE[2])
-    found = judge_for("mnist5k", [one], compute)
+    assert default_judges("mnist5k", one.info.classes)[0] == THREE[2]
+    (found,) = judges_for("mnist5k", [one], compute, [THREE[2]], builtin=False)
     assert (found.name, found.kind) == (THREE[2], "heavy")
-    assert judge_for("imagenette64", [one], compute) is None
+    assert default_judges("imagenette64", one.info.classes) == ()
 
 
 def test_a_judge_of_a_study_may_not_be_compared_nor_know_the_images(known, compute):
@@ -78,7 +78,7 @@ def test_a_judge_of_a_study_may_not_be_compared_nor_know_the_images(known, compu
     with pytest.raises(ValueError, match="as two was"):
         judges_for("mnist5k", [two], compute, ["alike"])
     with pytest.raises(ValueError, match="'wider' was trained on mnist"):
-        judge_for("mnist5k", [one], compute, "wider")
+        judges_for("mnist5k", [one], compute, ["wider"], builtin=False)
 
 
 def test_data_sets_of_the_same_images_are_known_to_overlap():
@@ -143,7 +143,7 @@ def test_a_judge_of_another_size_sees_the_images_at_its_own(known, compute):
         np.testing.assert_allclose(resized_to_input(x, (3, *size)).numpy(), expected, atol=1e-5)
     assert resized_to_input(x, (3, 30, 24)) is x
     known["small"] = checkpoint("small", 3, "elsewhere", shape=(3, 12, 16))
-    judge = judge_for("photos", [checkpoint("one", 1, shape=(3, 30, 24))], compute, "small")
+    (judge,) = judges_for("photos", [checkpoint("one", 1, shape=(3, 30, 24))], compute, ["small"], builtin=False)
     with torch.no_grad():
         own = known["small"].net()(resized_to_input(x, (3, 12, 16)))
     torch.testing.assert_close(judge(x).logits, own, rtol=1e-4, atol=1e-5)
@@ -156,7 +156,7 @@ def test_grey_and_colour_judges_judge_each_other(known, compute):
     known.update(
         grey=checkpoint("grey", 3, "elsewhere", shape=(1, 20, 16)), four=checkpoint("four", 4, "elsewhere", shape=(4, 20, 16))
     )
-    judge = judge_for("photos", [checkpoint("one", 1)], compute, "grey")
+    (judge,) = judges_for("photos", [checkpoint("one", 1)], compute, ["grey"], builtin=False)
     assert judge(colour).logits.shape == (2, 7)
     with pytest.raises(ValueError, match="'four' takes images of 4 channels, one of 3; name another judge"):
         judges_for("photos", [checkpoint("one", 1)], compute, ["four"])

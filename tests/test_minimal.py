@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import quantile_test
 from torch import Tensor
 
+from tests.conftest import on_network
 from tests.test_fab import case, exact, linear_net
 from vizrobust.attacks import CW, FAB, FGSM, L2, PGD, Attack, DeepFool, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.intervals import wilson
 from vizrobust.robustness import RobustAccuracy
-from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, on_network, smallest_eps
+from vizrobust.robustness.smallest_eps import SmallestEps, even_radii, median, smallest_eps
 
 N = 30
 # Exact in float32.

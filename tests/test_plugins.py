@@ -11,7 +11,7 @@ import torch
 from vizrobust import plugins, testing
 from vizrobust.attacks import PGD, parse_attack
 from vizrobust.clarity import METRICS
-from vizrobust.clarity.judges import judge_for
+from vizrobust.clarity.judges import judges_for
 from vizrobust.compute import Compute, versions
 from vizrobust.data import load
 from vizrobust.features import PARAMETRIZATIONS, TRANSFORMS, Logit, parse_objective, parse_recipe, render
@@ -75,8 +75,9 @@ def test_an_installed_package_s_things_are_found_by_name() -> None:
 def test_an_installed_judge_judges() -> None:
     from vizrobust_example import example_judge
 
-    judge = judge_for("stripes", [_other(example_judge())], Compute("cpu"), "example-judge", independent=True)
-    assert judge is not None
+    (judge,) = judges_for(
+        "stripes", [_other(example_judge())], Compute("cpu"), ["example-judge"], builtin=False, independent=True
+    )
     assert judge(torch.rand(4, 1, 8, 8)).logits.shape == (4, 2)
 
 

@@ -22,7 +22,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
-from vizrobust.study.eps_rule import choose_eps
+from vizrobust.study.eps_rule import EpsChoice, eps_rule
 from vizrobust.study.report_checks import AGAIN, READ
 from vizrobust.study.stimuli import hidden_jobs
 from vizrobust.training import TrainingRecipe
@@ -340,6 +340,16 @@ def test_training_runs_follow_the_protocol(small: Plan) -> None:
     # As many gradient passes: (1 + 1) x 9 epochs = (8 + 1) x 2 epochs.
     assert by_name["k1-long-s0"].training.epochs == 9
     assert by_name["k0-early-s0"].until == "k8-s0"
+
+
+def choose_eps(radii: tuple[float, ...], usual: float, accuracy: Callable[[str, float], float]) -> EpsChoice:
+    """What the rule chooses where `accuracy` answers its questions."""
+    asking, answer = eps_rule(radii, usual), None
+    while True:
+        try:
+            answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))
+        except StopIteration as done:
+            return done.value
 
 
 def test_the_eps_rule_takes_the_smallest_radius_at_which_fgsm_fails() -> None:

@@ -19,13 +19,14 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import on_network
 from tests.test_convert import THEIRS, imported, test_images
 from vizrobust.attacks import L0, L1, L2, Attack, Ball, Linf, parse_attack
 from vizrobust.commands.minimal_perturbations import SMALLEST
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, load
 from vizrobust.models import load_checkpoint
-from vizrobust.robustness.smallest_eps import on_network, smallest_eps
+from vizrobust.robustness.smallest_eps import smallest_eps
 from vizrobust.spec import vary
 
 IMAGES = 100

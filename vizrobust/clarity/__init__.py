@@ -1,6 +1,6 @@
 """How clear a feature image is, judged by networks and images that the compared checkpoints never saw."""
 
-from vizrobust.clarity.judges import Judge, JudgeOutput, default_judges, excluded, judge_for, judges_for
+from vizrobust.clarity.judges import Judge, JudgeOutput, default_judges, excluded, judges_for
 from vizrobust.clarity.metrics import (
     METRICS,
     IdentificationScores,
@@ -52,7 +52,6 @@ __all__ = [
     "excluded",
     "high_frequency_share",
     "identification",
-    "judge_for",
     "judge_log_odds",
     "judge_top1",
     "judges_for",

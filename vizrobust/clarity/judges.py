@@ -203,23 +203,6 @@ def default_judges(data: str, classes: Sequence[str], trained_on: Sequence[str] 
     return tuple(lite) or tuple(name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there)
 
 
-def judge_for(
-    data: str, compared: Sequence[Checkpoint], compute: Compute, ref: str | None = None, *, typed: bool = False,
-    independent: bool = False,
-) -> Judge | None:  # fmt: skip
-    """The one judge of `neurons` and `compare`: `ref`, or the first of `default_judges`; None where there is none.
-
-    Raises ``ValueError`` as `judges_for` does.
-
-    >>> judge_for("cifar10", [], Compute("cpu")) is None
-    True
-    """
-    classes = compared[0].info.classes if compared else ()
-    refs = (ref,) if ref else default_judges(data, classes, [one.info.data for one in compared])[:1]
-    found = judges_for(data, compared, compute, refs, builtin=False, typed=typed, independent=independent)
-    return found[0] if found else None
-
-
 def judges_for(
     data_name: str,
     compared: Sequence[Checkpoint],

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vizrobust.attacks import Attack, ball_of, is_minimum_norm
-from vizrobust.compute import Compute
-from vizrobust.data import Split
 from vizrobust.intervals import CONFIDENCE, share, wilson
-from vizrobust.robustness.accuracy import RobustAccuracy, merge_results
-from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
+from vizrobust.robustness.accuracy import RobustAccuracy
 from vizrobust.spec import vary
 
 # The normal quantile of a two-sided 95 % interval.
@@ -96,11 +93,15 @@ def smallest_eps(
     attacks for an image, rounded up, and fewer where the perturbation found is shorter than the radius. All images at
     the same radius are attacked together. Raises ``ValueError`` where radii are needed and do not rise from above 0.
 
+    >>> from torch import nn
     >>> from vizrobust.attacks import FGSM
     >>> from vizrobust.compute import Compute
     >>> from vizrobust.data import ArraySplit
+    >>> from vizrobust.robustness import evaluate, merge_results
     >>> images = ArraySplit(torch.tensor([0.9, 0.2, 0.6, 0.55]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
-    >>> found = smallest_eps(FGSM(), on_network(nn.Flatten(), images, Compute("cpu")), even_radii(0.7, bisection_steps=3))
+    >>> def evaluated(attack, **how):
+    ...     return merge_results(attack, evaluate(nn.Flatten(), attack, images, Compute("cpu"), **how))
+    >>> found = smallest_eps(FGSM(), evaluated, even_radii(0.7, bisection_steps=3))
     >>> [round(eps, 6) for eps in found.eps.tolist()]
     [0.4, 0.1]
     """
@@ -181,19 +182,6 @@ def even_radii(largest: float, bisection_steps: int = 6) -> tuple[float, ...]:
     count = 2**bisection_steps - 1
     # Rounded to what a person would write; the error of a product shows in every table.
     return (*(float(f"{largest * k / count:.12g}") for k in range(1, count)), largest)
-
-
-def on_network(net: nn.Module, images: Split, compute: Compute, seed: int = 0, batch_size: int = BATCH_SIZE) -> Evaluated:
-    """`evaluate` and `merge_results` on a network and a split, as `smallest_eps` asks for them."""
-
-    def evaluated(
-        attack: Attack, *, indices: Sequence[int] | None = None, stop: Literal["success", "end"] = "success",
-        all_runs: bool = False,
-    ) -> RobustAccuracy:  # fmt: skip
-        parts = evaluate(net, attack, images, compute, seed, batch_size, indices=indices, stop=stop, all_runs=all_runs)
-        return merge_results(attack, parts)
-
-    return evaluated
 
 
 def median(eps: Tensor) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,20 +59,3 @@ def eps_rule(radii: Sequence[float], usual: float) -> Generator[EpsQuestion, flo
     if most is not None and any(one.eps > usual and one.strong is None for one in tried):
         reason += f" (K = 8 keeps {most:.1%} at the usual radius, and is taken to keep no more at larger ones)"
     return EpsChoice(usual, tuple(tried), reason)
-
-
-def choose_eps(radii: Sequence[float], usual: float, accuracy: Callable[[str, float], float]) -> EpsChoice:
-    """The smallest of `radii` at which ``accuracy("fgsm", eps)`` is below half of ``accuracy("strong", eps)``.
-
-    Both are accuracies under PGD-50, `strong` that of K = 8. Where no radius fulfils the rule it is the data set's
-    `usual` one.
-
-    >>> choose_eps([0.1, 0.3], 0.3, lambda who, eps: {"fgsm": 0.8 - 2.5 * eps, "strong": 0.7}[who]).eps
-    0.3
-    """
-    asking, answer = eps_rule(radii, usual), None
-    while True:
-        try:
-            answer = accuracy(*(next(asking) if answer is None else asking.send(answer)))
-        except StopIteration as done:
-            return done.value

@@ -84,7 +84,7 @@ def _studentized(groups: int, freedom: int) -> float:
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, DESCRIPTIVE = "supported", "not supported", "inconclusive", "descriptive"
 CONSTANT = "constant: the same in every training run, so there is no test"
-PRIMARY, SECONDARY, DIAGNOSTIC = "primary", "secondary", "diagnostic"
+PRIMARY, DIAGNOSTIC = "primary", "diagnostic"
 # Share of (natural reference - random network) that a difference over the range of K must reach
 # (docs/measuring-clarity.md, "Smallest effect of interest").
 SMALLEST_EFFECT_SHARE = 0.1
