@@ -11,7 +11,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from vizrobust.attacks import L1, L2, Ball, Linf
-from vizrobust.attacks.boundary_attacks import dual_norm, to_boundary
+from vizrobust.attacks.boundary_attacks import to_boundary
+from vizrobust.attacks.threat_models import dual_norm
 
 SHAPE = (2, 3, 4)
 balls = pytest.mark.parametrize("ball", [Linf(), L2()], ids=["Linf", "L2"])

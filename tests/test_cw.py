@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.digits import digits, digits_net
 from tests.test_fab import case, exact, linear_net, smallest
 from vizrobust.attacks import CW, L2, Linf
-from vizrobust.attacks.carlini_wagner import _image
+from vizrobust.attacks.penalty_attacks import _image
 from vizrobust.rng import Streams
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from tests.digits import digits, digits_net
 from tests.test_fab import case, linear_net, smallest
 from vizrobust.attacks import L2, Ball, DeepFool, Linf
-from vizrobust.attacks.boundary_attacks import dual_norm
+from vizrobust.attacks.threat_models import dual_norm
 from vizrobust.rng import Streams
 
 balls = pytest.mark.parametrize("ball", [Linf(), L2()], ids=["Linf", "L2"])

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
-from vizrobust.attacks.threat_models import L1, L2, Linf
+from vizrobust.attacks.threat_models import L1, L2, Linf, dual_norm
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head, load
 from vizrobust.experiments.input_dimension import fit_growth, gradient_norms
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
-from vizrobust.robustness.first_order import FirstOrder, dual_norm, first_order
+from vizrobust.robustness.first_order import FirstOrder, first_order
 
 EPS = 0.05
 SMALL = (2, 4, 3)

@@ -12,16 +12,14 @@ from vizrobust.attacks.attack import (
     is_minimum_norm,
     perturbation_norm,
 )
-from vizrobust.attacks.augmented_lagrangian import ALMA
 from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack
 from vizrobust.attacks.boundary_attacks import FAB, DeepFool
-from vizrobust.attacks.carlini_wagner import CW
-from vizrobust.attacks.fast_minimum_norm import DDN, FMN
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
+from vizrobust.attacks.minimum_norm import DDN, FMN
 from vizrobust.attacks.noise import Noise
-from vizrobust.attacks.sigma_zero import SigmaZero
+from vizrobust.attacks.penalty_attacks import ALMA, CW, SigmaZero
 from vizrobust.attacks.square import Square
 from vizrobust.attacks.threat_models import BALLS, L0, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (

@@ -87,23 +87,6 @@ class AttackRun(Protocol):
         """Evaluate the current iterate alone, without a gradient."""
 
 
-class MinimumNormRun:
-    """What the only run of an attack that looks for the smallest perturbation is called, and how long it is."""
-
-    attack: Any
-    minimum_norm = True
-
-    @property
-    def name(self) -> str:
-        return type(self.attack).__name__
-
-    component = name
-
-    @property
-    def steps(self) -> int:
-        return int(self.attack.steps)
-
-
 class Attack(ABC):
     """``attack(model, x, y)``: images (N, C, H, W) in [0, 1], true labels (N,) -> `AttackResult`.
 
@@ -386,7 +369,8 @@ def is_inside(attack: Attack, largest: float) -> bool:
 def check_ball(attack: Attack, *kinds: type[object]) -> None:
     """``ValueError`` for a ball that this attack cannot work in."""
     if type(ball := getattr(attack, "ball")) not in kinds:  # noqa: B009
-        there = " or ".join(kind.__name__ for kind in kinds)
+        *others, last = (kind.__name__ for kind in kinds)
+        there = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(f"{type(attack).__name__}: the ball must be {there}, got {type(ball).__name__}")
 
 

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import (
-    Attack,
-    AttackRun,
-    MinimumNormRun,
-    State,
-    check_ball,
-    check_least,
-    initial_state,
-    input_gradient,
-    is_finite,
-    num_classes,
-    record,
-)
-from vizrobust.attacks.threat_models import L1, L2, Ball, Linf, epsilon, per_image
+from vizrobust.attacks.attack import AttackRun, State, check_least, initial_state, input_gradient, num_classes
+from vizrobust.attacks.minimum_norm import MinimumNormAttack, MinimumNormRun, projected, record_minimum_norm
+from vizrobust.attacks.threat_models import L2, Ball, Linf, dual_norm, epsilon, per_image
 from vizrobust.rng import Streams
 from vizrobust.spec import spec, vary
 
 AXES = (1, 2, 3)
-
-
-def dual_norm(ball: Ball, grad: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N,): how much a linear function of this gradient can change over a ball of radius 1."""
-    if isinstance(ball, Linf):
-        return grad.abs().sum(AXES)
-    if isinstance(ball, L2):
-        # Brought to size 1 first: the squares of a vanishing gradient underflow.
-        largest = grad.abs().amax(AXES)
-        return largest * ball.norm(grad / per_image(largest.masked_fill(largest == 0, 1), grad))
-    if isinstance(ball, L1):
-        return grad.abs().amax(AXES)
-    raise _unknown(ball)
 
 
 def to_boundary(ball: Ball, point: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
@@ -65,7 +40,7 @@ def to_boundary(ball: Ball, point: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
         level = per_image(_level(steepness**2, reach, steepness * room, rise), room)
         length = torch.where(reach <= level, room, level * steepness)
     else:
-        raise _unknown(ball)
+        raise ValueError(f"there is no projection onto a decision boundary in {type(ball).__name__}; use Linf or L2")
     return heading * length
 
 
@@ -87,10 +62,6 @@ def _level(weight: Tensor, reach: Tensor, full: Tensor, height: Tensor) -> Tenso
         if torch.equal(new, level):
             return level
         level = new
-
-
-def _unknown(ball: Ball) -> ValueError:
-    return ValueError(f"there is no projection onto a decision boundary in {type(ball).__name__}; use Linf or L2")
 
 
 def competing_classes(logits: Tensor, y: Tensor) -> Tensor:
@@ -144,27 +115,6 @@ def _nearer(a: Boundary, b: Boundary) -> Boundary:
     )
 
 
-def record_minimum_norm(
-    state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None, norm: Tensor | None = None
-) -> Tensor:
-    """Record a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether it is misclassified.
-
-    The image is broken only by a misclassified point within `ball` (anywhere if it has no eps) that `counts`. `norm` (N,)
-    is the point's distance where that is known.
-    """
-    norm = ball.norm(point - state["x"]) if norm is None else norm
-    if ball.eps is not None:
-        inside = norm <= epsilon(ball)
-        counts = inside if counts is None else inside & counts
-    record(state, logits, -norm, counts, point)
-    return is_finite(logits) & (logits.argmax(1) != state["y"])
-
-
-def projected(ball: Ball, x: Tensor, point: Tensor) -> Tensor:
-    """The point that a run returns: where it went, projected into the ball."""
-    return point if ball.eps is None else ball.project_image(x, point)
-
-
 # Every step goes this much beyond the boundary, in the ball's norm, as in the authors' code: without it steps vanish
 # in front of a boundary and never cross it.
 BEYOND = 1e-4
@@ -172,7 +122,7 @@ BEYOND = 1e-4
 
 @spec
 @dataclass(frozen=True)
-class DeepFool(Attack):
+class DeepFool(MinimumNormAttack):
     """DeepFool (Moosavi-Dezfooli et al. 2016): a quick, rough search for a small perturbation.
 
     Each step adds the shortest move to the nearest linearised boundary between the label and one of the wrong classes
@@ -191,11 +141,11 @@ class DeepFool(Attack):
     overshoot: float = 0.02
     candidates: int = 10
 
-    minimum_norm: ClassVar[bool] = True
+    balls = (Linf, L2)
 
     def __post_init__(self) -> None:
-        check_ball(self, Linf, L2)
-        check_least(self, steps=0, overshoot=0, candidates=2)
+        super().__post_init__()
+        check_least(self, overshoot=0, candidates=2)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (DeepFoolRun(self),)
@@ -236,7 +186,7 @@ SHORTEST = 1e-8
 
 @spec
 @dataclass(frozen=True)
-class FAB(Attack):
+class FAB(MinimumNormAttack):
     """The fast adaptive boundary attack (Croce & Hein 2020), which looks for the smallest perturbation.
 
     Each step goes to the boundary of the linearised network, `eta` times as far as needed, from a point between where
@@ -261,11 +211,11 @@ class FAB(Attack):
     eta: float = 1.05
     beta: float = 0.9
 
-    minimum_norm: ClassVar[bool] = True
+    balls = (Linf, L2)
 
     def __post_init__(self) -> None:
-        check_ball(self, Linf, L2)
-        check_least(self, steps=0, targets=1, restarts=1)
+        super().__post_init__()
+        check_least(self, targets=1, restarts=1)
         for name in ("alpha_max", "beta"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"FAB: {name} must be between 0 and 1, got {share:g}")
@@ -278,14 +228,12 @@ class FAB(Attack):
 
 
 @dataclass(frozen=True)
-class FABRun:
+class FABRun(MinimumNormRun):
     """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None means all of them."""
 
     attack: FAB
     rank: int | None = None
     restart: int = 0
-
-    minimum_norm = True
 
     @property
     def name(self) -> str:
@@ -295,10 +243,6 @@ class FABRun:
     @property
     def component(self) -> str:
         return "FAB" if self.rank is None else "FAB-T"
-
-    @property
-    def steps(self) -> int:
-        return self.attack.steps
 
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         elsewhere = self.restart > 0
@@ -341,6 +285,3 @@ class FABRun:
         moved = (1 - alpha) * (at + attack.eta * move_at) + alpha * (x + attack.eta * move_x)
         state["at"] = moved.clamp_(0, 1)
         state["adv"] = projected(attack.ball, x, state["at"])
-
-    def evaluate(self, net: nn.Module, state: State) -> None:
-        record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])

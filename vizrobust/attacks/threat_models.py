@@ -290,6 +290,23 @@ class L0:
         return ((above | first) & (count > 0) & (flat > 0)).reshape(gain.shape)
 
 
+def dual_norm(ball: Ball, grad: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N,): the most that a linear function with this gradient grows per unit of the ball's norm.
+
+    >>> dual_norm(Linf(), torch.tensor([[[[3.0, -4.0]]]])), dual_norm(L2(), torch.tensor([[[[3.0, -4.0]]]]))
+    (tensor([7.]), tensor([5.]))
+    """
+    if isinstance(ball, Linf):
+        return grad.abs().sum((1, 2, 3))
+    if isinstance(ball, L2):
+        # Brought to size 1 first: the squares of a vanishing gradient underflow.
+        largest = grad.abs().amax((1, 2, 3))
+        return largest * ball.norm(grad / per_image(largest.masked_fill(largest == 0, 1), grad))
+    if isinstance(ball, L1):
+        return grad.abs().amax((1, 2, 3))
+    raise ValueError(f"no dual norm is known for {type(ball).__name__}; use Linf, L2 or L1")
+
+
 def movable(grad: Tensor, at: Tensor) -> Tensor:
     """The gradient without the values of images that cannot follow it, being 0 or 1 already."""
     return grad.masked_fill(((at <= 0) & (grad < 0)) | ((at >= 1) & (grad > 0)), 0)

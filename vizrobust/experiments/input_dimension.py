@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.attacks import L2, Linf
+from vizrobust.attacks.threat_models import dual_norm
 from vizrobust.compute import Compute, full_batches, versions
 from vizrobust.data import DataSet, Split, head
 from vizrobust.data.views import Transformed
@@ -23,7 +24,7 @@ from vizrobust.intervals import CONFIDENCE
 from vizrobust.models import architecture
 from vizrobust.requests import ParameterError
 from vizrobust.robustness.evaluation import BATCH_SIZE
-from vizrobust.robustness.first_order import dual_norm, input_gradient
+from vizrobust.robustness.first_order import input_gradient
 from vizrobust.runs import Row, RunFolder
 from vizrobust.training import TrainingRecipe, own_content, train, trained_checkpoint
 
@@ -68,6 +69,7 @@ def gradient_norms(
         x, y = compute.images(images.take(index)), images.labels[index].to(compute.device)
         with compute.autocast():
             correct, _, gradient = input_gradient(net, x, y, loss)
+        gradient = gradient.cpu().double()  # vanishing gradients, squared, underflow in float32
         parts.append((correct.cpu()[:count], dual_norm(Linf(), gradient)[:count], dual_norm(L2(), gradient)[:count]))
     if not parts:
         raise ValueError("there are no images to take gradients at; choose a split that has some")

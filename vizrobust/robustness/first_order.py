@@ -14,7 +14,7 @@ from vizrobust.attacks import FGSM, PGD, AttackResult, Ball, epsilon
 from vizrobust.attacks.attack import input_gradient as finite_gradient
 from vizrobust.attacks.attack import is_finite
 from vizrobust.attacks.losses import LOSSES
-from vizrobust.attacks.threat_models import L1, L2, Linf
+from vizrobust.attacks.threat_models import dual_norm
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import wilson
@@ -151,26 +151,6 @@ def first_order(
     return FirstOrder(ball, loss, steps, len(correct), **{name: value[correct] for name, value in whole.items()})
 
 
-def dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N,) float64: the most that a linear function with this gradient grows per unit of the ball's norm.
-
-    L1 of the gradient for L-inf, L2 for L2, and the largest entry for L1: more than can be had from a single pixel that
-    ends at 0 and 1, so with L1 a drop is rarely found `gradient_underestimates`.
-
-    >>> dual_norm(Linf(eps=0.1), torch.tensor([[[[3.0, -4.0]]]])), dual_norm(L2(eps=1.0), torch.tensor([[[[3.0, -4.0]]]]))
-    (tensor([7.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
-    """
-    flat = _exact(gradient).flatten(1)  # vanishing gradients, squared, underflow in float32
-    match ball:
-        case Linf():
-            return flat.abs().sum(1)
-        case L2():
-            return flat.norm(dim=1)
-        case L1():
-            return flat.abs().amax(1)
-    raise ValueError(f"no dual norm is known for {type(ball).__name__}; use Linf, L2 or L1")
-
-
 def input_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each image is classified correctly (N,), its loss (N,), and the loss's gradient (N, C, H, W).
 
@@ -191,7 +171,7 @@ def _drops(net: nn.Module, x: Tensor, y: Tensor, ball: Ball, streams: Streams, l
     straight = (_exact(gradient) * _exact(one.x - x)).flatten(1).sum(1)
     return {
         "correct": correct,
-        "first_order_drop": epsilon(ball) * dual_norm(ball, gradient),
+        "first_order_drop": epsilon(ball) * dual_norm(ball, _exact(gradient)),
         "linear": straight,
         # A point whose outputs are not finite shows no drop.
         "undefined": _undefined(one) | _undefined(many),

@@ -1,20 +1,101 @@
-"""Minimum-norm attacks that walk inside a ball whose radius follows the decision boundary: FMN and DDN."""
+"""What attacks that look for the smallest perturbation share, and two whose ball follows the boundary: FMN and DDN."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import Attack, AttackRun, MinimumNormRun, State, check_least, initial_state, input_gradient
-from vizrobust.attacks.boundary_attacks import dual_norm, projected, record_minimum_norm
+from vizrobust.attacks.attack import (
+    Attack,
+    AttackRun,
+    State,
+    check_ball,
+    check_least,
+    initial_state,
+    input_gradient,
+    is_finite,
+    record,
+)
 from vizrobust.attacks.losses import ce, margin
-from vizrobust.attacks.threat_models import L0, L1, L1_SPARSITY, L2, TINY, Ball, Linf, movable, per_image, sparse_step
+from vizrobust.attacks.threat_models import (
+    L0,
+    L1,
+    L1_SPARSITY,
+    L2,
+    TINY,
+    Ball,
+    Linf,
+    dual_norm,
+    epsilon,
+    movable,
+    per_image,
+    sparse_step,
+)
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
+
+
+class MinimumNormAttack(Attack):
+    """An attack that needs no eps; it works in these `balls`, and its fields named `positive` must be above 0."""
+
+    minimum_norm = True
+    balls: ClassVar[tuple[type, ...]]
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_ball(self, *self.balls)
+        check_least(self, steps=0)
+        for name in self.positive:
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be above 0, got {value:g}")
+
+
+@dataclass(frozen=True)
+class MinimumNormRun:
+    """The only run of such an attack; ``at`` is the point of its state, wherever it lies."""
+
+    attack: Any
+
+    minimum_norm: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return type(self.attack).__name__
+
+    component = name
+
+    @property
+    def steps(self) -> int:
+        return int(self.attack.steps)
+
+    def evaluate(self, net: nn.Module, state: State) -> None:
+        record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])
+
+
+def record_minimum_norm(
+    state: State, ball: Ball, logits: Tensor, point: Tensor, counts: Tensor | None = None, norm: Tensor | None = None
+) -> Tensor:
+    """Record a point (N, C, H, W) with minus its distance as its loss; (N,) bool: whether it is misclassified.
+
+    The image is broken only by a misclassified point within `ball` (anywhere if it has no eps) that `counts`. `norm` (N,)
+    is the point's distance where that is known.
+    """
+    norm = ball.norm(point - state["x"]) if norm is None else norm
+    if ball.eps is not None:
+        inside = norm <= epsilon(ball)
+        counts = inside if counts is None else inside & counts
+    record(state, logits, -norm, counts, point)
+    return is_finite(logits) & (logits.argmax(1) != state["y"])
+
+
+def projected(ball: Ball, x: Tensor, point: Tensor) -> Tensor:
+    """The point that a run returns: where it went, projected into the ball."""
+    return point if ball.eps is None else ball.project_image(x, point)
+
 
 # Step and radius change by this share, or this much, at the end (both papers).
 LAST_ALPHA, LAST_GAMMA = 0.01, 0.001
@@ -24,7 +105,7 @@ SPARSE_VALUES = 8
 
 @spec
 @dataclass(frozen=True)
-class FMN(Attack):
+class FMN(MinimumNormAttack):
     """The fast minimum-norm attack (Pintor et al. 2021): each image's ball shrinks where a point in it is misclassified.
 
     Each of the K = `steps` gradients of the margin moves a point, which is projected into a ball of the image's own
@@ -48,12 +129,12 @@ class FMN(Attack):
     gamma: float = 0.05
     steepest: bool = False
 
-    minimum_norm: ClassVar[bool] = True
+    balls = (Linf, L2, L1, L0)
+    positive = ("alpha",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, Linf | L2 | L1 | L0):
-            raise ValueError(f"FMN: the ball must be Linf, L2, L1 or L0, got {type(self.ball).__name__}")
-        _check(self)
+        super().__post_init__()
+        _check_gamma(self)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (FMNRun(self),)
@@ -79,9 +160,6 @@ class FMNRun(MinimumNormRun):
         state["radius"] = radius = self._radius(state, wrong, norm, lead.detach(), grad, gamma)
         state["at"] = self._moved(x, at, grad, radius, done)
         state["adv"] = projected(attack.ball, x, state["at"])
-
-    def evaluate(self, net: nn.Module, state: State) -> None:
-        record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])
 
     def _radius(self, state: State, wrong: Tensor, norm: Tensor, lead: Tensor, grad: Tensor, gamma: Tensor) -> Tensor:
         ball, radius, nearest = self.attack.ball, state["radius"], state["nearest"]
@@ -115,7 +193,7 @@ class FMNRun(MinimumNormRun):
 
 @spec
 @dataclass(frozen=True)
-class DDN(Attack):
+class DDN(MinimumNormAttack):
     """Decoupled direction and norm (Rony et al. 2019): steps on a sphere whose radius follows the decision boundary.
 
     Each of the K = `steps` gradients of the cross entropy moves a point by a length of 1 at first and 0.01 at the end;
@@ -134,12 +212,12 @@ class DDN(Attack):
     gamma: float = 0.05
     initial_norm: float = 1.0
 
-    minimum_norm: ClassVar[bool] = True
+    balls = (L2,)
+    positive = ("initial_norm",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, L2):
-            raise ValueError(f"DDN: the ball must be L2, got {type(self.ball).__name__}")
-        _check(self)
+        super().__post_init__()
+        _check_gamma(self)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (DDNRun(self),)
@@ -165,9 +243,6 @@ class DDNRun(MinimumNormRun):
         state["at"] = (x + move * per_image(state["radius"] / ball.norm(move).clamp_min(TINY), x)).clamp_(0, 1)
         state["adv"] = projected(ball, x, state["at"])
 
-    def evaluate(self, net: nn.Module, state: State) -> None:
-        record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])
-
 
 def radius_state(x: Tensor, y: Tensor, streams: Streams, radius: float) -> State:
     """A state with the point ``at``, the ``radius`` (N,) of its ball, and the norm ``nearest`` (N,) of what was found."""
@@ -182,10 +257,6 @@ def cosine(state: State, steps: int) -> Tensor:
     return (1 + torch.cos(state["step"].to(state["x"].dtype) * (math.pi / steps))) / 2
 
 
-def _check(attack: FMN | DDN) -> None:
-    check_least(attack, steps=0)
+def _check_gamma(attack: FMN | DDN) -> None:
     if not 0 < attack.gamma < 1:
         raise ValueError(f"{type(attack).__name__}: gamma must be between 0 and 1, got {attack.gamma:g}")
-    for name in ("alpha", "initial_norm"):
-        if (value := getattr(attack, name, 1.0)) <= 0:
-            raise ValueError(f"{type(attack).__name__}: {name} must be above 0, got {value:g}")
