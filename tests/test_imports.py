@@ -27,7 +27,7 @@ LAYERS = [
     {"data", "runs"},
     {"models"},
     {"session", "attacks"},
-    {"robustness", "features"},
+    {"robustness", "features", "attribution"},
     {"training"},
     {"clarity"},
     {"testing"},

@@ -26,6 +26,7 @@ FACADE = (
     (api.diagnose_masking, "masking", {"model": "models"}),
     (api.visualize, "neurons", {"model": "models", "shape": ""}),
     (api.compare, "compare", {}),
+    (api.explain, "explain", {}),
     (api.train, "train", {"attack": "attacks"}),
     (api.study, "study", {}),
 )

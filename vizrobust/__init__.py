@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vizrobust.api import (
         compare,
         diagnose_masking,
+        explain,
         help,  # noqa: A004
         list_attacks,
         list_models,
@@ -111,6 +112,7 @@ __all__ = [
     "diagnose_masking",
     "evaluate",
     "exemplars",
+    "explain",
     "fourier",
     "gradient",
     "help",
@@ -136,7 +138,8 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy compare diagnose_masking visualize train study list_attacks list_models list_recipes help",
+    "api": "load robust_accuracy compare explain diagnose_masking visualize train study "
+    "list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",

@@ -1,10 +1,10 @@
-"""The functions that a Python user meets first: load, robust_accuracy, visualize, compare, train, study, help and others."""
+"""The functions that a Python user meets first: load, robust_accuracy, visualize, compare, explain, train, study and others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
 from vizrobust.results import Table, answer_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import nn
 
     from vizrobust.commands.compare import Comparison
+    from vizrobust.commands.explain import Explanations
     from vizrobust.commands.masking import MaskingDiagnosis
+    from vizrobust.commands.picture_report import Pictures
     from vizrobust.commands.study import StudyResult
     from vizrobust.commands.train import TrainReport
-    from vizrobust.features import FeatureImage, Recipe
     from vizrobust.models import Checkpoint
     from vizrobust.requests import Request
     from vizrobust.robustness import RobustAccuracy
@@ -131,6 +131,7 @@ def visualize(
     2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
     """
     from vizrobust.commands.neurons import resolve
+    from vizrobust.commands.picture_report import Picture, Pictures
     from vizrobust.features import render
     from vizrobust.session import Session
 
@@ -172,92 +173,44 @@ def compare(
     >>> vr.compare(["mnist-k0", "mnist-k8"], units=[3, 5], seeds=1, steps=2, images=20, query_images=50)
     Comparison of mnist-k0 and mnist-k8: 0.0 %, 70.0 % under PGD(steps=50, ball=Linf(eps=0.3))
     """
-    import weakref
-    from shutil import rmtree
-    from tempfile import mkdtemp
-
     from vizrobust.commands.compare import compare as answer
-    from vizrobust.session import Session
 
     request = CompareRequest(
         models=tuple(models), data=data, layer=layer, units=units, recipe=recipe, seeds=seeds, seed=seed, steps=steps,
         size=size, attack=attack, eps=eps, norm=norm, images=images,
-        judge=(judge,) if isinstance(judge, str) else tuple(judge),
+        judge=_several(judge),
         judge_independent=judge_independent, query_images=query_images, batch_size=batch_size, precision=precision,
     )  # fmt: skip
-    folder = mkdtemp(prefix="vizrobust-") if out is None else out
-    session = Session(folder, device=device, memory=True)
-    try:
-        found: Comparison = _answered(answer, request, session)
-    except BaseException:
-        if out is None:
-            rmtree(folder, ignore_errors=True)
-        raise
-    if out is None:
-        weakref.finalize(found, rmtree, folder, ignore_errors=True)
+    found: Comparison = _with_files(answer, request, out, device)
     return found
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One feature image with its `status`: ok, dead (no gradient) or saturated."""
+def explain(
+    models: Model | Sequence[Model], data: Any = None, *, methods: Any = (), images: int = 16, show: int = 4, split: str = "test",
+    seed: int = 0, batch_size: int | None = None, precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
+) -> Explanations:  # fmt: skip
+    """Which pixels the answers of one or more models depend on, by several methods, and what each map is worth.
 
-    feature_image: FeatureImage
-    status: str
+    `models` and `data` are as for `compare`. `methods` are names, texts of specs or `Attribution` objects (none: all of
+    ``vizrobust list attributions``). The first `images` of the `split` are explained, for the class that the model
+    predicts; the first `show` are on the sheet. The result has ``.maps`` (images, H, W) by model's name and method, and
+    shows tables and sheet in a notebook. With `out` everything is kept in a run folder and continued there. Raises
+    ``ValueError`` without captum, and where a method that is named cannot explain a model.
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.feature_image, name)
+    >>> import vizrobust as vr
+    >>> found = vr.explain("mnist-k8", methods="saliency", images=2)
+    >>> found.maps["mnist-k8", "Saliency()"].shape
+    torch.Size([2, 28, 28])
+    """
+    from vizrobust.commands.explain import explain as answer
+    from vizrobust.requests.understanding import ExplainRequest
 
-    def _repr_png_(self) -> bytes:
-        return self.feature_image._repr_png_()
-
-
-@dataclass(frozen=True, repr=False)
-class Pictures(Sequence[Picture]):
-    """Feature images of one checkpoint, in the order of units and seeds; notebooks show them side by side."""
-
-    pictures: tuple[Picture, ...]
-    checkpoint: str
-    layer: str
-    recipe: Recipe
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.pictures[index]
-
-    def __iter__(self) -> Iterator[Picture]:
-        return iter(self.pictures)
-
-    def __repr__(self) -> str:
-        units = ", ".join(dict.fromkeys(str(one.unit) for one in self.pictures))
-        where = f"units {units} of {self.layer} in {self.checkpoint}"
-        return f"{len(self)} pictures of {where}, recipe {self.recipe.name} with {self.recipe.steps} steps"
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Unit, seed, score and status of each picture."""
-        return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
-
-    def figure(self) -> Image:
-        """All pictures side by side, a row for each unit, small ones enlarged by a whole number."""
-        from vizrobust.report.canvas import side_by_side
-
-        rows: dict[int, list[Any]] = {}
-        for one in self.pictures:
-            rows.setdefault(one.unit, []).append(one.pixels(opaque=True))
-        return side_by_side(list(rows.values()))
-
-    def _repr_html_(self) -> str:
-        from base64 import b64encode
-
-        def tile(one: Picture) -> str:
-            source = b64encode(one._repr_png_()).decode()
-            style = "image-rendering: pixelated; width: 112px"
-            text = f"unit {one.unit}, score {one.score:.2f}, {one.status}"
-            return f'<img src="data:image/png;base64,{source}" style="{style}" title="{text}" alt="{text}">'
-
-        return "".join(tile(one) for one in self.pictures)
+    request = ExplainRequest(
+        models=_several(models), data=data, methods=_several(methods), images=images, show=show, split=split, seed=seed,
+        batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    found: Explanations = _with_files(answer, request, out, device)
+    return found
 
 
 def train(
@@ -283,7 +236,7 @@ def train(
     from vizrobust.session import Session
 
     several = (steps,) if isinstance(steps, int) else None if steps is None else tuple(steps)
-    attacks = () if attack is None else tuple(attack) if isinstance(attack, tuple | list) else (attack,)
+    attacks = () if attack is None else _several(attack)
     request = TrainRequest(data=data, arch=arch, steps=several, attacks=attacks, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("train", request))
     report: TrainReport = _answered(answer, request, session)
@@ -320,6 +273,31 @@ def _answered(command: Any, request: Request, session: Session) -> Any:
     """The result of a command; its run folder is free again afterwards, also after an error."""
     with closing(session):
         return answer_of(command(request, session))[0]
+
+
+def _with_files(command: Any, request: Request, out: str | Path | None, device: str) -> Any:
+    """The result of a command that writes files: to `out`, or to a temporary folder that goes with the result."""
+    import weakref
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    from vizrobust.session import Session
+
+    folder = mkdtemp(prefix="vizrobust-") if out is None else out
+    try:
+        found = _answered(command, request, Session(folder, device=device, memory=True))
+    except BaseException:
+        if out is None:
+            rmtree(folder, ignore_errors=True)
+        raise
+    if out is None:
+        weakref.finalize(found, rmtree, folder, ignore_errors=True)
+    return found
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """One thing, or several, as a tuple."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _call(name: str, request: Request) -> str:

@@ -33,6 +33,8 @@ vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:6 --exemplars 9 --ou
 cp runs/mnist-exemplars/contact-sheet.png $here/exemplars.png
 vizrobust invert mnist-k0 mnist-k8 'mnist5k#3' --out runs/mnist-invert
 vizrobust caricature mnist-k0 mnist-k8 'mnist5k#3' --layer conv2 --layer linear1 --out runs/mnist-caricature
+vizrobust explain mnist-k0 mnist-k8 --images 16 --show 3 --out runs/mnist-explain
+cp runs/mnist-explain/explain.png $here/
 cp runs/mnist-invert/invert.png runs/mnist-caricature/caricature.png $here/
 vizrobust atlas mnist-k8 --layer linear1 --images 1000 --grid 6 --steps 100 --out runs/mnist-atlas
 cp runs/mnist-atlas/*.png $here/atlas.png

@@ -66,6 +66,7 @@ def list_(request: ListRequest, _session: Session) -> Generator[Event, None, Lis
 def catalogues() -> dict[str, Mapping[str, Any]]:
     """Catalogue name -> its entries by name."""
     from vizrobust.attacks import ATTACKS, BALLS, ENSEMBLES, LOSSES, UNFORESEEN
+    from vizrobust.attribution import ATTRIBUTIONS
     from vizrobust.clarity import METRICS
     from vizrobust.clarity.judges import BUILTIN
     from vizrobust.data import DATA
@@ -93,6 +94,7 @@ def catalogues() -> dict[str, Mapping[str, Any]]:
         "parametrizations": PARAMETRIZATIONS,
         "transforms": TRANSFORMS,
         "optimizers": OPTIMIZERS,
+        "attributions": ATTRIBUTIONS,
         "metrics": METRICS,
         "judges": {name: JudgesOf(name, tuple(refs)) for name, refs in BUILTIN.items()},
     }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from vizrobust.requests import Request
 from vizrobust.results import Row, Table, tables_html
+
+if TYPE_CHECKING:
+    from vizrobust.features import FeatureImage, Recipe
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,3 +60,63 @@ class PictureReport:
             source = b64encode(self.sheet.read_bytes()).decode()
             picture = f'<img src="data:image/png;base64,{source}" style="max-width: 100%">'
         return tables_html(self.tables()) + picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One feature image with its `status`: ok, dead (no gradient) or saturated."""
+
+    feature_image: FeatureImage
+    status: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.feature_image, name)
+
+    def _repr_png_(self) -> bytes:
+        return self.feature_image._repr_png_()
+
+
+@dataclass(frozen=True, repr=False)
+class Pictures(Sequence[Picture]):
+    """Feature images of one checkpoint, in the order of units and seeds; notebooks show them side by side."""
+
+    pictures: tuple[Picture, ...]
+    checkpoint: str
+    layer: str
+    recipe: Recipe
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[index]
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def __repr__(self) -> str:
+        units = ", ".join(dict.fromkeys(str(one.unit) for one in self.pictures))
+        where = f"units {units} of {self.layer} in {self.checkpoint}"
+        return f"{len(self)} pictures of {where}, recipe {self.recipe.name} with {self.recipe.steps} steps"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Unit, seed, score and status of each picture."""
+        return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
+
+    def figure(self) -> Image.Image:
+        """All pictures side by side, a row for each unit, small ones enlarged by a whole number."""
+        from vizrobust.report.canvas import side_by_side
+
+        rows: dict[int, list[Any]] = {}
+        for one in self.pictures:
+            rows.setdefault(one.unit, []).append(one.pixels(opaque=True))
+        return side_by_side(list(rows.values()))
+
+    def _repr_html_(self) -> str:
+        def tile(one: Picture) -> str:
+            source = b64encode(one._repr_png_()).decode()
+            style = "image-rendering: pixelated; width: 112px"
+            text = f"unit {one.unit}, score {one.score:.2f}, {one.status}"
+            return f'<img src="data:image/png;base64,{source}" style="{style}" title="{text}" alt="{text}">'
+
+        return "".join(tile(one) for one in self.pictures)

@@ -10,7 +10,7 @@ from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
 from vizrobust.data import DataSet, Split, head
 from vizrobust.models import Checkpoint
 from vizrobust.requests.evaluation import AttackRequest
-from vizrobust.requests.request import OnImages
+from vizrobust.requests.request import OnSplit
 from vizrobust.results import Event, Note, Row, Table
 from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
 from vizrobust.robustness.evaluation_runs import evaluated, identity
@@ -42,7 +42,7 @@ class Target:
         n, name = len(self.images), self.facts["constant"]
         return (f"{self.name} predicts class {name!r} for all {n} unchanged images: accuracies are the share of that class",)
 
-    def evaluated(self, request: OnImages, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
+    def evaluated(self, request: OnSplit, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""
         session.remember(self.folder, self.checkpoint)
         result = evaluated(
@@ -65,7 +65,7 @@ class Answer(Protocol):
     def draw(self, path: str, command: str) -> None: ...
 
 
-def open_targets(request: OnImages, session: Session, command: str, batch_size: int = BATCH_SIZE) -> list[Target]:
+def open_targets(request: OnSplit, session: Session, command: str, batch_size: int = BATCH_SIZE) -> list[Target]:
     """The checkpoints with their images and the folders of this command; `batch_size` where the request has none."""
     compute = session.compute(request.precision)
     found = []

@@ -78,7 +78,7 @@ class AttackRequest(OnImages):
             )
             if given
         ]  # fmt: skip
-        _refuse_no_models(self)
+        super().check()
         if len(modes) > 1:
             raise ParameterError(f"{' and '.join(modes)} answer different questions; give one of them")
         if self.suite == "corruptions" and self.attacks:
@@ -139,7 +139,7 @@ class MaskingRequest(OnImages):
     thorough: bool = param(False, "The standard ensemble (AutoAttack) counts among the attacks; slow.", role="grows")
 
     def check(self) -> None:
-        _refuse_no_models(self)
+        super().check()
         if self.most_images is not None and self.most_images < self.images:
             raise ParameterError("{most_images} %s is less than {images} %s; leave it out", self.most_images, self.images)
 
@@ -173,7 +173,7 @@ class FirstOrderRequest(OfLosses, OnImages):
     plot: str | None = param(None, "Draw each image's drops to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
 
     def check(self) -> None:
-        _refuse_no_models(self)
+        super().check()
         if self.eps == 0:
             raise ParameterError("{eps} 0 leaves nothing to attack; give a positive radius")
 
@@ -245,8 +245,3 @@ class CalibrateRequest(Experiment):
     candidates: int = param(7, "Radii per attack, each twice the one before; six are chosen.")
     test_steps: int = param(50, "Attack steps in testing; UAR takes 200.", least=1)
     images: int = param(500, "Test on the first N test images.", least=1)
-
-
-def _refuse_no_models(request: OnImages) -> None:
-    if not request.models:
-        raise ParameterError("{models} is empty; give at least one checkpoint")

@@ -214,14 +214,25 @@ class Seeded(Request):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
-class OnImages(Seeded):
-    """A request that evaluates checkpoints on the images of a split."""
+class OnSplit(Seeded):
+    """A request that looks at checkpoints on the images of a split."""
 
     models: tuple[Any, ...] = param(kind="model", role="grows", argument=True, help="Checkpoints: names, files, run folders.")
     data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
     images: int = param(1000, "Use the first N images of the split.", role="grows", least=1)
     split: str = param("test", "train, val or test.", choices=SPLITS)
     batch_size: int | None = param(None, "Recorded: an image's result is bit-equal at one batch size.", least=1)
+
+    def check(self) -> None:
+        if not self.models:
+            raise ParameterError("{models} is empty; give at least one checkpoint")
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class OnImages(OnSplit):
+    """A request that evaluates checkpoints on the images of a split, within a ball."""
+
     eps: float | None = param(
         None, "Radius of the attack's ball in [0, 1] pixels; default: the data set's.", kind="fraction", role="grows"
     )
