@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vizrobust.clarity import two_afc
+from vizrobust.clarity import METRICS, two_afc
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.features.picture_runs import images_of
@@ -93,20 +93,47 @@ def test_every_network_is_trained_and_evaluated(finished: tuple[Path, dict[str, 
 
 
 @pytest.mark.slow
-def test_so_it_is_with_two_recipes_and_two_radii(judge: str, tmp_path: Path) -> None:
+def test_so_it_is_with_two_recipes_two_radii_and_an_encoder(judge: str, tmp_path: Path) -> None:
+    """Seeds 3 and 4, of which only the first has a control; an outside encoder answers the 2AFC, the judge tells the class."""
+    torch.manual_seed(6)
+    about = CheckpointInfo("vgg_small", (1, 8, 8), tuple("abc"), (0.3,), (0.4,), data="npz:others.npz", training="")
+    encoder = str(tmp_path / "encoder.safetensors")
+    save_checkpoint(encoder, body_state(architecture("vgg_small", (1, 8, 8), 3)()), about)
     plan = replace(
         smallest(judge),
         recipes=(plain(steps=4), fourier(steps=4)),
         eps=None,
         radii=(0.1, 0.3),
         steps=(0, 1),
+        arms=(),
         controls=("k8-eps/2",),
+        seeds=2,
+        first_seed=3,
+        arm_seeds=1,
+        encoder=encoder,
     )
     report = ran(tmp_path / "study", plan)
     assert report is not None
     assert {row["recipe"] for row in report["clarity"]} == {"plain", "fourier"}
     assert report["data"]["eps_rule"]["tried"][0]["eps"] == 0.1
-    assert "k8-eps-2-s0" in [one["name"] for one in report["checkpoints"]]
+    trained = [one["name"] for one in report["checkpoints"] if one["role"] != "random"]
+    assert trained == ["k0-s3", "k1-s3", "k8-eps-2-s3", "k0-s4", "k1-s4"]
+    assert {row["checkpoint"] for row in report["pictures"] if row["layer"] == "linear1"} == {
+        name for name in trained if name.endswith("-s3")
+    }
+    asked = {metric: {row["judge"] for row in report["clarity"] if row["metric"] == metric} for metric in METRICS}
+    assert asked["transfer"] == asked["recognised"] == {judge}
+    assert asked["forced_choice"] == asked["identification"] == asked["seed_agreement"] == {encoder}
+    assert report["encoder"]["kind"] == "encoder"
+    natural = [row for row in report["references"] if row["reference"] == "natural" and row["judge"] == judge]
+    assert report["judges"][0]["natural_identification"] == next(r["value"] for r in natural if r["metric"] == "recognised")
+    checks = list(verify(StudyReport(report), tmp_path / "study", lambda: DIGITS, Compute("cpu", threads=1)))
+    assert [(one.what, one.detail) for one in checks if one.ok is False] == []
+    assert any(one.what == "encoder's weights" and one.ok for one in checks)
+    for name, other in (("name", "another"), ("weights_sha256", "0" * 64)):
+        forged = StudyReport({**report, "encoder": {**report["encoder"], name: other}})
+        found = verify(forged, tmp_path / "study", lambda: DIGITS, Compute("cpu", threads=1))
+        assert any(one.ok is False for one in found)
 
 
 def test_the_same_questions_are_asked_of_all(finished: tuple[Path, dict[str, Any], Plan]) -> None:

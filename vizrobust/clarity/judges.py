@@ -249,6 +249,21 @@ def judges_for(
     return list(judges.values())
 
 
+def encoder_for(ref: str, data_name: str, compared: Sequence[Checkpoint], compute: Compute) -> Judge:
+    """The network of a reference as an encoder: its features count, its classes do not.
+
+    Raises ``ValueError`` where it is one of the compared checkpoints, or says that it was trained on images that one of them
+    was trained on.
+    """
+    judge, checkpoint = _judge(ref, (), (), compute, "given", typed=False)
+    for name, sha256, where in [(one.name, one.sha256, one.info.data or data_name) for one in compared] or [("", "", data_name)]:
+        if judge.sha256 == sha256:
+            raise ValueError(f"the encoder {ref!r} is one of the compared checkpoints ({name}); name another encoder")
+        if checkpoint.info.data and overlapping_data(checkpoint.info.data, where):
+            raise ValueError(f"the encoder {ref!r} was trained on {checkpoint.info.data}, as the networks of the study were")
+    return judge
+
+
 def family(arch: str) -> str:
     """The family of an architecture: the word that its name begins with. Networks of one family see alike.
 
@@ -305,6 +320,18 @@ def _seen(judge: Judge, checkpoint: Checkpoint, other: str, trained_on: str) -> 
 # A judge must identify natural exemplars at least this many times as often as chance
 # (docs/measuring-clarity.md, "Judges and their eligibility").
 TIMES_CHANCE = 2
+
+
+def identified(natural: Mapping[str, float | None]) -> float:
+    """The share of natural exemplars that a judge identifies, from its means on them by metric id.
+
+    By its features where it compares features, else by its own top-1 class: chance is one in the number of units in both.
+
+    >>> identified({"identification": 0.5, "recognised": 0.9}), identified({"recognised": 0.9}), identified({})
+    (0.5, 0.9, 0.0)
+    """
+    value = natural.get("identification", natural.get("recognised"))
+    return float(value or 0.0)
 
 
 def excluded(

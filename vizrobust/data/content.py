@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import runpy
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,21 @@ def overlapping_data(a: str, b: str) -> bool:
         return True
     related = any(one in family and other in family for family in FAMILIES)
     return related and {one, other} not in APART
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes in the order of logits, as torchvision has them.
+
+    >>> imagenet_classes()[0], len(imagenet_classes())
+    ('tench', 1000)
+    """
+    package = find_spec("torchvision")
+    assert package is not None
+    assert package.origin is not None
+    # The list alone: importing torchvision.models takes a second.
+    names = runpy.run_path(str(Path(package.origin).parent / "models" / "_meta.py"))["_IMAGENET_CATEGORIES"]
+    return tuple(names)
 
 
 def subset_of_imagenet(a: str, b: str) -> bool:

@@ -31,6 +31,8 @@ class StudyRequest(Request):
         None, "Attack steps K to train, such as 0,1,2,4,8,16 (the default).", kind="numbers", metavar="LIST"
     )
     seeds: int | None = param(None, "Training seeds of each K.  [default: 5]", least=1)
+    first_seed: int | None = param(None, "The first of them.  [default: 0]", least=0)
+    arm_seeds: int | None = param(None, "How many of them the baselines, controls and other radii get.  [default: all]", least=1)
     arch: str | None = param(None, "Architecture to train (vizrobust list archs), or your network's code.", metavar="REF")
     epochs: int | None = param(None, "Default: those of the data set's own recipe, else 20.", least=1)
     eps: float | None = param(
@@ -53,6 +55,7 @@ class StudyRequest(Request):
     hidden: int | None = param(None, "Hidden units, drawn at random; 0 is none.  [default: 50]", least=0)
     hidden_seeds: int | None = param(None, "Pictures of each hidden unit.  [default: 9]", least=2)
     judges: tuple[str, ...] = param((), "One more judge; several allowed.", flag="--judge", metavar="REF")
+    encoder: str | None = param(None, "Network whose features answer the 2AFC; default: each judge's own.", metavar="REF")
     images: int | None = param(None, "Test images to attack.  [default: 1000]", least=1)
     masking_images: int | None = param(None, "Of these for the whole masking diagnosis; 0 is none.  [default: 200]", least=0)
     unforeseen_images: int | None = param(None, "Of these for unforeseen attacks; 0 is none.  [default: 200]", least=0)

@@ -10,7 +10,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vizrobust.clarity import NaturalScale, judges_for, natural_scale
+from vizrobust.clarity import NaturalScale, encoder_for, judges_for, natural_scale
 from vizrobust.clarity.natural_scale import recorded_scale
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head
@@ -74,7 +74,11 @@ def scored_again(
             rows = zip([*found.scores, *found.errors], [*scale.scores, *scale.errors], strict=True)
             near = all(_near(a, b, True) for one, other in rows for a, b in zip(one, other, strict=True))
             yield Check(f"natural scale of {judge.name}", near, f"{scale.images} images of each class", AGAIN)
-    questions = QuerySet(plan, data, judges, compute, scales)
+    encoder = encoder_for(plan.encoder, data.name, [loaded[one] for one in names], compute) if plan.encoder else None
+    if encoder is not None:
+        same = encoder.sha256 == report["encoder"]["weights_sha256"]
+        yield Check("encoder's weights", same, "as stated" if same else "the encoder that is here is not the stated one", AGAIN)
+    questions = QuerySet(plan, data, judges, compute, scales, encoder)
     questions.agree_on([loaded[one] for one in (compared if whole else names)])
     job = next(one for one in picture_jobs(plan, data, checkpoint) if one.layer == LOGITS and one.recipe.name == recipe)
     job = replace(job, recipe=parse_recipe(report["recipes"][recipe]))
