@@ -41,8 +41,10 @@ def load(ref: str | Path, arch: str | None = None, download: bool = False) -> Ch
     8
     """
     from vizrobust.models import load_checkpoint
+    from vizrobust.names import split_code
 
-    return load_checkpoint(str(ref), arch, download)
+    ref, own = split_code(str(ref))
+    return load_checkpoint(ref, own or arch, download)
 
 
 def robust_accuracy(
@@ -111,7 +113,7 @@ def diagnose_masking(
 
 
 def visualize(
-    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = "plain", *,
+    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = None, *,
     objective: Any = None, neuron: tuple[int, int] | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None,
     size: int | None = None, data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False,
     diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32",
@@ -122,7 +124,8 @@ def visualize(
     `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16);
     `neuron` is one position (row, column) of its map instead of the mean over all. `objective` stands in place of both: an
     objective, its text, or a function (activations by layer, images, units) -> (N,) scores. `recipe` is a name, the text of
-    a spec or a `Recipe`; `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
+    a spec or a `Recipe` (None: plain, for images from 128 pixels on fourier);
+    `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
     from `seed` on, or from the image `start` (a file or DATA#index); `diversity` N makes N of each that differ in style. A
     bare network needs `shape` (C, H, W) or `data`. Raises ``ValueError`` for a layer or unit that does not exist.
 

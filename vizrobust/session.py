@@ -16,6 +16,7 @@ from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of,
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.forward import logits_of
 from vizrobust.models.user_code import object_sha256
+from vizrobust.names import split_code
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress
 from vizrobust.runs import RunFolder, default_folder
@@ -60,13 +61,15 @@ class Session:
     def checkpoint(self, model: str | Path | nn.Module | Checkpoint, data: DataSet | None = None) -> Checkpoint:
         """A reference, a checkpoint or a network of images in [0, 1]; the network also needs the `data` it is used on.
 
-        The network is copied, so it stays as it is. Its name is its class and the hash of its weights.
+        ``REF::arch=my.py:Net`` names the code of this reference alone. A network is copied, so it stays as it is; its name is
+        its class and the hash of its weights.
         """
         if isinstance(model, Checkpoint):
             return model
         if isinstance(model, nn.Module):
             return _of_module(model, data)
-        return load_checkpoint(str(model), self.code, self.download)
+        ref, own = split_code(str(model))
+        return load_checkpoint(ref, own or self.code, self.download)
 
     def checkpoints(self, models: Iterable[Any], data: Any = None) -> list[tuple[Checkpoint, DataSet]]:
         """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own."""

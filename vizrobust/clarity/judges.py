@@ -17,6 +17,7 @@ from vizrobust.clarity.metrics import METRICS, every_log_odds
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data.content import overlapping_data, subset_of_imagenet
 from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
+from vizrobust.names import split_code
 from vizrobust.plugins import Catalogue
 from vizrobust.requests import ParameterError
 
@@ -279,7 +280,8 @@ def _judge(
 ) -> tuple[Judge, Checkpoint]:
     """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
     source = JUDGES.get(ref) or JUDGES.find(ref, typed=typed)
-    checkpoint = load_checkpoint(ref) if source is None else replace(source(), name=ref, ref=ref)
+    own, code = split_code(ref) if typed else (ref, "")
+    checkpoint = load_checkpoint(own, code) if source is None else replace(source(), name=ref, ref=ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
     if not compared and classes:

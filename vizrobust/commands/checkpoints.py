@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
 
 from vizrobust.compute import Compute
@@ -13,6 +16,7 @@ from vizrobust.models import layers as layers_of
 from vizrobust.models.architectures import is_user_code
 from vizrobust.models.importing import import_file, task
 from vizrobust.report.training_report import write_card_beside
+from vizrobust.requests import ParameterError
 from vizrobust.requests.study import LayersRequest
 from vizrobust.requests.training import ImportRequest
 from vizrobust.results import Event, Note, Row, Table, percent, tables_html
@@ -23,8 +27,12 @@ from vizrobust.training.half_precision import check_target, store_half
 
 def next_command(command: str, ref: str, arch: str) -> Note:
     """Names the command that comes next for a checkpoint; it works as it stands, pasted into a shell."""
-    own_code = f" --arch {shlex.quote(arch)}" if is_user_code(arch) else ""
-    return Note(f"next: vizrobust {command} {shlex.quote(ref)}{own_code}")
+    return Note(f"next: vizrobust {command} {shlex.quote(ref)}{own_code(arch)}")
+
+
+def own_code(arch: str) -> str:
+    """The option by which a command may run a person's own code for a network; nothing for ours."""
+    return f" --arch {shlex.quote(arch)}" if is_user_code(arch) else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +111,7 @@ class LayerList:
     name: str
     checkpoint: Checkpoint
     layers: tuple[Layer, ...]
+    unfolded: bool = False
     ok: bool | None = True
 
     def rows(self) -> list[Row]:
@@ -113,17 +122,19 @@ class LayerList:
         ]  # fmt: skip
 
     def tables(self) -> list[Table]:
-        reasons = list(dict.fromkeys(layer.reason for layer in self.layers if layer.reason))
+        listed = [(layer, layer.name) for layer in self.layers] if self.unfolded else folded(self.layers)
+        reasons = list(dict.fromkeys(layer.reason for layer, _ in listed if layer.reason))
         rows = [
-            [layer.name, layer.kind, "x".join(map(str, layer.shape)) or "-", str(layer.units or "-"), layer.layout,
+            [name, layer.kind, "x".join(map(str, layer.shape)) or "-", str(layer.units or "-"), layer.layout,
              f"no ({reasons.index(layer.reason) + 1})" if layer.reason else "yes"]
-            for layer in self.layers
+            for layer, name in listed
         ]  # fmt: skip
         info = self.checkpoint.info
         size = " x ".join(map(str, info.input_shape))
         shown = sum(layer.visualizable for layer in self.layers)
         notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
-        example = f"vizrobust neurons {shlex.quote(self.name)} --layer {self._example()}"
+        code = own_code(self.checkpoint.info.arch) if "::arch=" not in self.name else ""
+        example = f"vizrobust neurons {shlex.quote(self.name)}{code} --layer {self._example()}"
         notes.append(f"{shown} of {len(self.layers)} layers can be rendered: {example}")
         header = ["layer", "kind", "output", "units", "layout", "renders"]
         return [Table(f"{self.name}: {info.arch}, input {size}", header, rows, "\n".join(notes), narrow=True)]
@@ -144,7 +155,48 @@ def layers(request: LayersRequest, session: Session) -> Generator[Event, None, L
     """The layers of one checkpoint."""
     checkpoint = session.checkpoint(request.model)
     found = tuple(layers_of(checkpoint.net(), checkpoint.info.input_shape))
+    pattern = f"*{request.filter.lower()}*"
+    kept = tuple(one for one in found if fnmatchcase(one.name.lower(), pattern) or fnmatchcase(one.kind.lower(), pattern))
     name = request.model if isinstance(request.model, str) else checkpoint.name
-    answer = LayerList(name, checkpoint, found)
+    if not kept:
+        raise ParameterError(
+            "{filter} %r fits none of the %s layers of %s; leave it out to see them", request.filter, len(found), name
+        )
+    answer = LayerList(name, checkpoint, kept, request.all)
     yield from answer.rows()
+    if not request.all and len(folded(kept)) < len(kept):
+        yield Note(ParameterError("%s: blocks that are alike; {all} lists each", "{0-2}"))
     return answer
+
+
+def folded(listed: Sequence[Layer]) -> list[tuple[Layer, str]]:
+    """Layers without the blocks that are like the one before; each with a name that says which blocks it stands for.
+
+    >>> blocks = [Layer(f"stage.{number}.conv", "Conv2d", (8, 4, 4), "NCHW", "") for number in range(3)]
+    >>> [name for _, name in folded(blocks)]
+    ['stage.{0-2}.conv']
+    """
+    return _folded([(one, tuple(re.split(r"(?=[.:])", one.name))) for one in listed], "")
+
+
+def _folded(listed: Sequence[tuple[Layer, tuple[str, ...]]], before: str) -> list[tuple[Layer, str]]:
+    """The same for layers with the parts of their names that are left, behind the name `before`."""
+    found: list[tuple[Layer, str]] = []
+    groups = [(part, list(own)) for part, own in groupby(listed, key=lambda one: one[1][:1])]
+    while groups:
+        part, own = groups.pop(0)
+        if not part:
+            found += [(layer, before) for layer, _ in own]
+            continue
+        inner = [(layer, rest[1:]) for layer, rest in own]
+        stem, number = re.fullmatch(r"(.*?)(\d*)", part[0]).groups()  # type: ignore[union-attr]
+        last = number
+        while number and groups and groups[0][0] == (f"{stem}{int(last) + 1}",) and _signature(groups[0][1]) == _signature(own):
+            groups.pop(0)
+            last = str(int(last) + 1)
+        found += _folded(inner, before + (part[0] if last == number else f"{stem}{{{number}-{last}}}"))
+    return found
+
+
+def _signature(block: Sequence[tuple[Layer, tuple[str, ...]]]) -> list[tuple[object, ...]]:
+    return [(rest[1:], one.kind, one.shape, one.layout, one.reason) for one, rest in block]

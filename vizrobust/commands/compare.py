@@ -49,7 +49,8 @@ def resolve(
     """The request with every open field filled, and what is rendered of each checkpoint."""
     first = checkpoints[0]
     objective = unit_pictures.objective_of(first, request.layer)
-    units, recipe = unit_pictures.units_asked(first, objective, request.units, session), unit_pictures.recipe_of(request, data)
+    units = unit_pictures.units_asked(first, objective, request.units, session)
+    recipe = unit_pictures.recipe_of(request, first, data, session)
     seeds = range(request.seed, request.seed + request.seeds)
     job = unit_pictures.job_of(first, data, recipe, objective, units, seeds=seeds, batch_size=request.batch_size)
     return replace(

@@ -83,7 +83,7 @@ def resolve(
     request: MicroscopeRequest, checkpoints: Sequence[Checkpoint], data: DataSet | None, session: Session
 ) -> tuple[MicroscopeRequest, list[RenderJob]]:
     """The request with every open field filled, and what is rendered of each layer."""
-    first, recipe, jobs = checkpoints[0], recipe_of(request, data), []
+    first, recipe, jobs = checkpoints[0], recipe_of(request, checkpoints[0], data, session), []
     for layer in request.layers or (LOGITS,):
         objective = objective_of(first, layer)
         units = units_asked(first, objective, request.units, session)

@@ -12,7 +12,7 @@ from vizrobust.commands.picture_report import PictureReport
 from vizrobust.features import PixelDifference, Provenance
 from vizrobust.features import rerender as rendered_again
 from vizrobust.features.pictures import in_tiles, to_uint8
-from vizrobust.models import Checkpoint
+from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.report import write_gallery
 from vizrobust.requests import MissingFileError
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
@@ -78,7 +78,9 @@ def rerender(request: RerenderRequest, session: Session) -> Generator[Event, Non
 def _checkpoint(made: Provenance, model: object, session: Session) -> Checkpoint:
     """The one that the picture names, or the request's."""
     try:
-        return session.checkpoint(made.reference if model is None else model)  # type: ignore[arg-type]
+        # A picture's own words name no code to run.
+        own = load_checkpoint(made.reference, session.code, session.download) if model is None else None
+        return own or session.checkpoint(model)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         if model is not None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -104,7 +105,7 @@ def _made(request: TrialsRequest, session: Session) -> Generator[Event, None, Tr
         yield Note("note: the study has one picture of each unit here; trials usually show nine, from different seeds")
     if not catch:
         yield Note("note: the study has no natural exemplars, so there are no catch trials")
-    yield Note(f"next: open it, answer, and vizrobust trials {request.run} --answers answers-{made.token}.json")
+    yield Note(f"next: open it, answer, and vizrobust trials {shlex.quote(str(request.run))} --answers answers-{made.token}.json")
     return TrialPage(row)
 
 

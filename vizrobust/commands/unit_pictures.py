@@ -28,6 +28,7 @@ from vizrobust.features import (
     parse_objective,
     parse_recipe,
     picture_key,
+    recipe_for,
     reference_image,
     reference_sha256,
     render_into,
@@ -39,6 +40,7 @@ from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.scorer import as_objective
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
+from vizrobust.requests import ParameterError
 from vizrobust.requests.pictures import Rendering, UnitPictures
 from vizrobust.runs import Row, RunFolder
 from vizrobust.session import Session
@@ -56,9 +58,21 @@ def checkpoints_of(models: Sequence[Any], session: Session, data: Any = None) ->
     return [one if names[one.name] == 1 else replace(one, name=f"{one.name}#{one.sha256[:8]}") for one in found.values()]
 
 
-def recipe_of(request: Rendering, data: DataSet | None) -> Recipe:
-    """The recipe that a request names, with its steps and size, and with the data set's statistics where it asks for them."""
+def recipe_of(request: Rendering, checkpoint: Checkpoint, data: DataSet | None, session: Session) -> Recipe:
+    """The recipe that a request names, with its steps and size, and with the data set's statistics where it asks for them.
+
+    Where it names none the recipe is chosen by the size of the checkpoint's images; a note says so where it is not `plain`.
+    """
     parsed = parse_recipe(request.recipe, typed=True) if isinstance(request.recipe, str) else request.recipe
+    if parsed is None:
+        parsed = recipe_for(checkpoint.info.input_shape)
+        if parsed.name != "plain":
+            side = min(checkpoint.info.input_shape[1:])
+            session.note(
+                ParameterError(
+                    "images of %s pixels: recipe %s; {recipe} plain shows the network alone, often noise", side, parsed.name
+                )
+            )
     recipe = with_data_statistics(parsed, data)
     steps, size = (recipe.steps if request.steps is None else request.steps), request.size or recipe.size
     return replace(recipe, steps=steps, size=size)

@@ -233,6 +233,19 @@ def maco(
 
 
 RECIPES = named(gradient, plain, direct, fourier, lucid, maco)
+# From this side on, gradient ascent on pixels alone shows grey noise of networks that were not trained with attacks.
+LARGE_SIDE = 128
+
+
+def recipe_for(shape: tuple[int, int, int]) -> Recipe:
+    """The recipe that shows something at images of `shape` (C, H, W): plain, from 128 pixels on fourier.
+
+    >>> recipe_for((3, 32, 32)).name, recipe_for((3, 224, 224)).name
+    ('plain', 'fourier')
+    """
+    return fourier() if min(shape[1:]) >= LARGE_SIDE else plain()
+
+
 NAMES = Catalogue(
     {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}, "parametrizations", "transforms"
 )

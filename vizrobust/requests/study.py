@@ -150,14 +150,18 @@ class LayersRequest(Request):
 
     \b
     vizrobust layers mnist-k8
-    vizrobust layers torchvision:resnet18@random
-    vizrobust layers torchvision:vit_b_16@random
+    vizrobust layers torchvision:resnet50@random --filter 'layer3*conv'
+    vizrobust layers torchvision:vit_b_16@random --all
 
     In transformers the patch tokens are a map, L:class is the class token of layer L, L:token1 its next token that is
-    no patch, and L:heads the attention heads.
+    no patch, and L:heads the attention heads. Of blocks that are alike, one after the other, the first is listed.
     """
 
     model: Any = param(argument=True, kind="model", help="A checkpoint: name, file or run folder.")
+    filter: str = param(
+        "", "Only layers whose name or kind has this text in it, or fits it with * and ?.", role="view", metavar="TEXT"
+    )
+    all: bool = param(False, "Also the blocks that are like the one before.", role="view")
 
 
 @spec
