@@ -91,9 +91,8 @@ def test_every_kind_of_picture_comes_out_with_the_same_pixels(net, files, tmp_pa
     for name, path in files.items():
         options = [str(option).replace("{" + name + "}", path) for option in options]
     found = pictures("neurons", net, "--units", "0:2", "--steps", 2, "--batch-size", 3, *options, out=tmp_path / "run")
-    for file in found[-2:]:
-        result = again(file)
-        assert (result.exit_code, result.stdout) == (0, "same pixels\n"), (file, result.output)
+    result = again(found[-1])
+    assert (result.exit_code, result.stdout) == (0, "same pixels\n"), (found[-1], result.output)
 
 
 @pytest.mark.parametrize("command", ["invert", "caricature"])
@@ -192,7 +191,7 @@ def test_a_network_of_one_s_own_needs_its_code_again(tmp_path):
     assert again(file, "--arch", arch).stdout == "same pixels\n"
 
 
-@pytest.mark.parametrize("name", ["start", "reference", "direction", "spectrum"])
+@pytest.mark.parametrize("name", ["start", "direction"])  # an image and an array
 def test_a_file_that_has_changed_or_gone_is_named(net, files, tmp_path, name):
     options = list(OPTIONS[name])
     for file, path in files.items():
