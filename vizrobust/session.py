@@ -170,23 +170,27 @@ class Session:
 
     def folder(
         self, command: str, identity: Mapping[str, Any], compute: Compute, data: DataSet | None = None, split: str = "test",
-        *, shared: bool = False, **record: Any,
+        *, shared: bool = False, exact: bool | None = None, **record: Any,
     ) -> RunFolder:  # fmt: skip
         """The locked run folder for rows of this identity; the same object each time within a session.
 
         A `shared` folder is the one that the command of this name has by itself, whatever the session's own. `data` and
         `split` are the images and labels that rows depend on: where a person has changed them in place, older rows are
-        kept in the folder but not used, which is said.
+        kept in the folder but not used, which is said. Unless `exact` is None, it is a part of the identity, and without it
+        the rows are of networks with BatchNorm folded.
         """
+        identity = {**identity, "exact": True} if exact else identity
+        folds = exact is False and compute.precision == "fp32"  # bfloat16 rounds folded weights more coarsely
         if self.memory and (shared or self.out is None):
-            return RunFolder.memory(command, identity, compute.processes)
+            return RunFolder.memory(command, identity, compute.processes, folds)
         path = Path(self.out) if self.out is not None and not shared else default_folder(command, identity)
         if path not in self._folders:
             made = {"argv": self.argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
             content = "" if data is None else content_of(data, split)
             self._folders[path] = run = RunFolder(
-                path, command, identity, {**made, **record}, compute.processes, wait=self.wait, content=content
-            )
+                path, command, identity, {**made, **record}, compute.processes, wait=self.wait, content=content,
+                folds=folds,
+            )  # fmt: skip
             if run.outdated:
                 self.note(
                     f"note: {data.name if data else 'the data'} has changed: {run.outdated} older rows in {path} are kept, "

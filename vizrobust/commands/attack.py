@@ -206,7 +206,7 @@ def _show(path: str, request: AttackRequest, session: Session, answer: Answer, c
     if len(answer.evaluations) > 1:
         yield Note(f"only the first result is drawn: {target.name}, {result.attack}")
     split, compute = target.data.split(request.split), session.compute(request.precision)
-    shown = examples(target.checkpoint.net(), result, split, compute, request.seed)
+    shown = examples(target.net(), result, split, compute, request.seed)
     attack_figures.adversarial_examples(
         path, shown.x, shown.adv, shown.labels, shown.clean_probs, shown.adv_probs,
         target.data.classes, repr(result.attack), target.name, command=command,

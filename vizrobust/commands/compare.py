@@ -146,7 +146,7 @@ def attacked(
     compute, first = session.compute(request.precision), sets[0]
     size = min(BATCH_SIZE, len(head(first.test, request.images))) if session.memory else BATCH_SIZE
     described = identity(first.name, "test", request.seed, size, compute.precision)
-    folder = session.folder("attack", described, compute, first, "test", shared=True)
+    folder = session.folder("attack", described, compute, first, "test", shared=True, exact=request.exact)
     found = []
     for checkpoint, data in zip(checkpoints, sets, strict=True):
         images = head(data.test, request.images)

@@ -31,7 +31,7 @@ NAMED = 10
 
 def made(request: AttackRequest, session: Session, target: Target, result: RobustAccuracy) -> AdversarialImages:
     """The adversarial images behind a result, made again from the same random streams, with the network's classes for them."""
-    compute, net = session.compute(request.precision), target.checkpoint.net()
+    compute, net = session.compute(request.precision), target.net()
     adv = adversarial_images(net, result, target.images, compute, request.seed, target.batch_size)
     clean = compute.images(target.images.take(result.indices)).cpu().float()
     about = {
@@ -54,7 +54,7 @@ def keep(
         images.save(request.save)
         yield Note(f"saved: {request.save}, {len(images.labels)} images")
     if request.save_png:
-        written = eight_bit(target.checkpoint.net(), result.attack, images, compute, request.seed, target.batch_size)
+        written = eight_bit(target.net(), result.attack, images, compute, request.seed, target.batch_size)
         right = result.correct & (written.predictions == written.labels)
         counted = int(right.sum()), len(right)
         if main:

@@ -66,7 +66,7 @@ def atlas(request: AtlasRequest, session: Session) -> Generator[Event, None, Pic
     compute, shown = session.compute(request.precision), plan.atlas
     yield Note(f"{shown.images} images of {plan.source.data.name} ({request.split}), {shown}, {plan.recipe}")
     identity = plan.identity(compute.precision)
-    run = session.folder("atlas", identity, compute, request=repr(request), resolved=repr(resolved))
+    run = session.folder("atlas", identity, compute, exact=request.exact, request=repr(request), resolved=repr(resolved))
     for checkpoint in checkpoints:
         _fill_atlas(run, checkpoint, plan, session, request.precision)
     rows, sheets = [], []

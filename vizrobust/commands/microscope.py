@@ -45,7 +45,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
     resolved, jobs = resolve(request, checkpoints, data, session)
     compute = session.compute(request.precision)
     identity = {key: value for key, value in jobs[0].identity(compute.precision).items() if key not in GROWS}
-    run = session.folder("microscope", identity, compute, request=repr(request), resolved=repr(resolved))
+    run = session.folder("microscope", identity, compute, exact=request.exact, request=repr(request), resolved=repr(resolved))
     yield Note(plan(run, checkpoints, jobs, request))
     rows: list[Row] = []
     page = run.folder / "index.html"

@@ -138,7 +138,8 @@ def folder_for(
     record: dict[str, Any] = {"request": repr(request), "resolved": repr(resolved)}
     if job.start_reference:
         record["start"] = job.start_reference
-    return session.folder(command, job.identity(compute.precision) if identity is None else identity, compute, **record)
+    described = job.identity(compute.precision) if identity is None else identity
+    return session.folder(command, described, compute, exact=request.exact, **record)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ class AttackRequest(OnImages):
     calibration: str | None = param(
         None, "With --suite unforeseen: a run of vizrobust calibrate.", kind="folder", role="grows", metavar="DIR"
     )
+    exact: bool = param(
+        False, "Networks as they are; else, in fp32, BatchNorm is folded into the layer before it: equal up to rounding, faster."
+    )
     per_class: bool = param(False, "Accuracy for each class, the worst first.", role="view")
     plot: str | None = param(
         None, "Draw the curve, or the minimal perturbations, to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE"

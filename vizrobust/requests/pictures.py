@@ -33,6 +33,9 @@ class Rendering(Seeded):
         None, "Pictures rendered together, recorded; default: as many as there are, at most 16.", least=1
     )
     data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
+    exact: bool = param(
+        False, "Networks as they are; else, in fp32, BatchNorm is folded into the layer before it: equal up to rounding, faster."
+    )
 
     def check(self) -> None:
         if not self.models:
