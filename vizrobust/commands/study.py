@@ -277,7 +277,9 @@ def verify(request: VerifyRequest, session: Session) -> Generator[Event, None, V
     found = []
     folder = path if path.is_dir() else path.parent
     copy = None if request.prereg is None else Path(request.prereg)
-    for check in checks_of(report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy):
+    for check in checks_of(
+        report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy, request.judges
+    ):
         found.append(check)
         yield _check_row(check)
         yield Progress("verify", len(found), None, check.what)

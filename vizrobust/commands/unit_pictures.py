@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from vizrobust.clarity import Clarity, Judge, default_judges, judges_for, natural_clarity, scale_for, score_run, scoring_jobs
-from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed, of_imagenet
+from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
+from vizrobust.data.imagenet import of_imagenet
 from vizrobust.features import (
     Direction,
     Logit,

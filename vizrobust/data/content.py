@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import runpy
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +95,6 @@ def overlapping_data(a: str, b: str) -> bool:
     return related and {one, other} not in APART
 
 
-@cache
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes in the order of logits, as torchvision has them.
-
-    >>> imagenet_classes()[0], len(imagenet_classes())
-    ('tench', 1000)
-    """
-    package = find_spec("torchvision")
-    assert package is not None
-    assert package.origin is not None
-    # The list alone: importing torchvision.models takes a second.
-    names = runpy.run_path(str(Path(package.origin).parent / "models" / "_meta.py"))["_IMAGENET_CATEGORIES"]
-    return tuple(names)
-
-
 def subset_of_imagenet(a: str, b: str) -> bool:
     """Whether `a` is ImageNet and `b` a subset of it such as Imagenette: an overlap of unknown images.
 
@@ -124,5 +106,5 @@ def subset_of_imagenet(a: str, b: str) -> bool:
 
 def _sizeless(ref: str) -> str:
     """The reference without its size, names of published data sets in lower case."""
-    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
+    bare = re.sub(r"@(\d+(-fit)?|resize\d+-crop\d+)$", "", ref.strip().removeprefix("shuffled:").removeprefix("skip-broken:"))
     return bare if ":" in bare else bare.lower()

@@ -110,6 +110,9 @@ class VerifyRequest(Seeded):
     prereg: str | None = param(
         None, "A copy of prereg.json from the start of the study; default: the one beside the report.", kind="file"
     )
+    judges: tuple[str, ...] = param(
+        (), "A judge's or encoder's file here, with ::arch= where it needs code; several allowed.", flag="--judge", metavar="REF"
+    )
 
 
 @spec

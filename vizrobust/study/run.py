@@ -70,8 +70,8 @@ class Study:
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
         given = [one.checkpoint for one in provided]
-        self.judges: list[Judge] = judges_for(data.name, given, compute, plan.judges, classes=data.classes)
-        self.encoder = encoder_for(plan.encoder, data.name, given, compute) if plan.encoder else None
+        self.judges: list[Judge] = judges_for(data.name, given, compute, plan.judges, classes=data.classes, typed=True)
+        self.encoder = encoder_for(plan.encoder, data.name, given, compute, typed=True) if plan.encoder else None
         if not self.judges:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
