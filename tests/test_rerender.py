@@ -1,6 +1,7 @@
 """A picture made again from what its PNG says: the same pixels, or one sentence that says why not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from vizrobust.features import Channel, Diversity, Inversion, PixelDifference, P
 from vizrobust.features import recipes as made_by
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import write_png
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pages():
+    """Pictures alone are made again; their page takes as long as they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vizrobust.commands.neurons.write_gallery", lambda *_args, **_options: Path("index.html"))
+        yield
 
 
 @pytest.fixture

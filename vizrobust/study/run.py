@@ -80,6 +80,7 @@ class Study:
         # Held to the end: this lock is what another process waits for.
         whole = RunFolder(folder, "study", described, record, compute.processes, wait=wait)
         self.folder, self._opened = whole.folder, {"": whole}
+        self._totals: dict[float | None, float] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         judged = {"plan": repr(plan), "judges": self._judge_hashes()}
@@ -279,7 +280,10 @@ class Study:
     def total(self) -> float:
         """Estimated gradient passes of all stages."""
         eps = self.chosen.eps if self.cells else None
-        return sum(cost.passes for cost in costs(self.plan, self.data, len(self.provided), len(self.judges), eps))
+        if eps not in self._totals:
+            found = costs(self.plan, self.data, len(self.provided), len(self.judges), eps)
+            self._totals[eps] = sum(cost.passes for cost in found)
+        return self._totals[eps]
 
 
 def _radius(provided: Sequence[StudyCheckpoint], data: DataSet) -> float:
