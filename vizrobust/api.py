@@ -75,7 +75,7 @@ def robust_accuracy(
     session = Session(out, device=device, memory=out is None)
     report = _answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
-    return replace(result, remake=lambda: made(request, session, target, result))
+    return replace(result, remake=lambda: made(request, session, target, result), draw=report.figure)
 
 
 def diagnose_masking(
@@ -136,6 +136,7 @@ def visualize(
     from vizrobust.commands.neurons import resolve
     from vizrobust.commands.picture_report import Picture, Pictures
     from vizrobust.features import render
+    from vizrobust.models import LOGITS
     from vizrobust.session import Session
 
     session = Session(device=device, memory=True)
@@ -151,7 +152,8 @@ def visualize(
         start=job.start, batch_size=job.batch_size,
     )  # fmt: skip
     found = tuple(Picture(one, one.status(job.data_share)) for one in done)
-    return Pictures(found, checkpoint.name, job.layer, job.recipe)
+    classes = checkpoint.info.classes if job.layer == LOGITS else ()
+    return Pictures(found, checkpoint.name, job.layer, job.recipe, classes)
 
 
 def compare(
@@ -169,8 +171,9 @@ def compare(
     that judge their clarity on `query_images` held-out images (default: the data set's own; a note says where there is none);
     `judge_independent` states that they saw none of the models' training images;
     natural images and a random network are its references. The result shows tables and pictures in a notebook;
-    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures. With `out` everything is kept in a run folder
-    and continued there. Raises ``ValueError`` for fewer than two different models.
+    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures for matplotlib, ``.image()`` as it
+    is. With `out` everything is kept in a run folder and continued there. Raises ``ValueError`` for fewer than two
+    different models.
 
     >>> import vizrobust as vr
     >>> vr.compare(["mnist-k0", "mnist-k8"], units=[3, 5], seeds=1, steps=2, images=20, query_images=50)

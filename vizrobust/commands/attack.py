@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vizrobust.commands.kept_images import judged, keep
 from vizrobust.commands.minimal_perturbations import minimal_perturbations
@@ -11,7 +12,8 @@ from vizrobust.commands.suites import corruptions, unforeseen
 from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class
 from vizrobust.report import attack_figures
-from vizrobust.report.style import format_of
+from vizrobust.report.robustness_figures import accuracy_under_attacks
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -40,6 +42,10 @@ class AttackReport:
         first, *others = self.answer.tables()
         return [replace(first, note=". ".join(filter(None, (first.note, *self.remarks)))), *others]
 
+    def figure(self) -> Any:
+        """Accuracy over steps, eps, K, corruptions or attacks, as the request asks, as a matplotlib figure."""
+        return self.answer.figure()
+
     def __repr__(self) -> str:
         return f"AttackReport({len(self.rows())} rows of {self.request!r})"
 
@@ -64,7 +70,7 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     if session.compute(request.precision).processes.main:  # all attack, one draws
         command = session.argv or repr(request)
         if request.plot:
-            answer.draw(request.plot, command)
+            save_figure(answer.figure(), request.plot, command)
             yield Note(f"drawn: {request.plot}")
         if request.show:
             yield from _show(request.show, request, session, answer, command)
@@ -95,7 +101,7 @@ class Accuracies:
         curves = [_curve_table(*one) for one in self.evaluations] if self.request.every_step else []
         return [self._accuracy_table(), *self._component_tables(), *curves, *by_class]
 
-    def draw(self, path: str, command: str) -> None:
+    def figure(self) -> Any:
         if self.request.every_step:
             for _, result in self.evaluations:
                 if len(set(result.components)) > 1:
@@ -103,15 +109,17 @@ class Accuracies:
                         "%s has components of different steps; {curve} steps needs one, such as pgd", result.attack
                     )
             curves = [(f"{target.name}, {result.attack}", result.curve()) for target, result in self.evaluations]
-            attack_figures.accuracy_over_attack_steps(path, curves, command=command)
-            return
-        series: dict[str, list[Row]] = {}
+            return attack_figures.accuracy_over_attack_steps(curves)
+        by_attack: dict[str, list[Row]] = {}
+        by_name: dict[str, list[Row]] = {}
         for target, result in self.evaluations:
-            steps = target.checkpoint.info.attack_steps
-            if steps is None:
-                raise ValueError(f"{target.name!r} does not record its number of training steps K; leave it out of the plot")
-            series.setdefault(repr(result.attack), []).append({**result.row(), "steps": steps, "name": target.name})
-        attack_figures.accuracy_over_training_steps(path, list(series.items()), command=command)
+            row = {**result.row(), "steps": target.checkpoint.info.attack_steps, "name": target.name}
+            by_attack.setdefault(repr(result.attack), []).append(row)
+            by_name.setdefault(target.name, []).append(row)
+        known = {row["steps"] for rows in by_name.values() for row in rows}
+        if None in known or len(known) == 1:
+            return accuracy_under_attacks(list(by_name.items()))
+        return attack_figures.accuracy_over_training_steps(list(by_attack.items()))
 
     def _accuracy_table(self) -> Table:
         rows = []

@@ -17,7 +17,7 @@ from vizrobust.attacks.gradient import PGD
 from vizrobust.commands.targets import Target
 from vizrobust.data import load
 from vizrobust.intervals import share, wilson
-from vizrobust.requests import ParameterError
+from vizrobust.report.robustness_figures import accuracy_under_attacks
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
@@ -87,8 +87,8 @@ class Judged:
         note = f"an image outside {self.ball} breaks nothing; largest: norm of a change"
         return [Table(f"accuracy on the images of {self.file}", header, rows, note)]
 
-    def draw(self, path: str, command: str) -> None:
-        raise ParameterError("{plot} has nothing to draw of images that are judged as they are")
+    def figure(self) -> Any:
+        return accuracy_under_attacks([(row["checkpoint"], [{**row, "attack": row["file"]}]) for row in self.rows()])
 
 
 def judged(request: AttackRequest, session: Session, targets: Sequence[Target]) -> Generator[Event, None, Judged]:
