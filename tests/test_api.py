@@ -212,7 +212,7 @@ def test_networks_of_one_class_are_compared_under_names_of_their_own():
         vr.compare([nets[0]], images(), eps=EPS)
 
 
-def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(tmp_path):
+def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(tmp_path, monkeypatch):
     ref, other = net_file((1, 8, 8), 4), tmp_path / "turned.safetensors"
     one = vr.load(ref)
     turned = {name: value.flip(0) if len(value) == 4 else value for name, value in one.state.items()}
@@ -220,7 +220,10 @@ def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = ArraySplit(x, torch.arange(12) % 4)
     named = DataSet("four", one.info.classes, (1, 8, 8), data, data, data, 0.1)
+    told: list[str] = []
+    monkeypatch.setattr(Session, "note", lambda _self, text: told.append(text))
     found = vr.compare([ref, str(other)], named, attack="fgsm", seeds=1, steps=1, units=[0])
+    assert sum("unit 0 is " in text and "show different classes" in text for text in told) == 1
     first, second = (result for _, result in found.evaluations)
     assert first.correct.any()
     assert torch.equal(first.correct, second.correct)

@@ -159,6 +159,7 @@ class UnitRun:
 
     def rendered(self, jobs: Sequence[tuple[Checkpoint, RenderJob]]) -> Iterator[Row]:
         """All rows of the jobs: of each job those that the folder holds, then the others as they are rendered."""
+        note_other_classes([checkpoint for checkpoint, _ in jobs], self.job, self.session)
         for checkpoint, job in jobs:
             _check_units(checkpoint, job)
             self.session.remember(self.run, checkpoint, checkpoint_facts(checkpoint))
@@ -236,6 +237,22 @@ def find_judges(
     if judges and of_imagenet(about.classes) and usual and usual[0] not in LITE and not installed():
         session.note(f"the built-in judges see less than ImageNet's networks, which this data set could have: {INSTALL}")
     return judges
+
+
+def note_other_classes(checkpoints: Sequence[Checkpoint], job: RenderJob, session: Session) -> None:
+    """Say where one unit number stands for different classes of the checkpoints, which are shown under one number."""
+    if not isinstance(main_term(job.objective), Logit):
+        return
+    first, *others = checkpoints
+    for other in others:
+        for unit in job.units:
+            one, two = (c.info.classes[unit] if unit < len(c.info.classes) else str(unit) for c in (first, other))
+            if one.casefold() != two.casefold() and not {one, two} & {str(unit)}:
+                session.note(
+                    f"unit {unit} is {one!r} in {first.name} and {two!r} in {other.name}: pictures of one number show different "
+                    "classes; compare checkpoints with the same order of classes"
+                )
+                break
 
 
 def _check_units(checkpoint: Checkpoint, job: RenderJob) -> None:
