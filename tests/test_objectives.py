@@ -4,25 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vizrobust.features import (
-    AbsoluteDeviation,
-    Alignment,
-    Caricature,
-    Channel,
-    DeepDream,
-    Direction,
-    Diversity,
-    Inversion,
-    Logit,
-    Neuron,
-    SquaredDeviation,
-    Style,
-    TotalVariation,
-    main_term,
-    needs_unit,
-    parse_objective,
-)
-from vizrobust.features.objectives import negated
+from vizrobust.features import Channel, Direction, Inversion, Logit, Neuron, Style, TotalVariation, main_term, needs_unit
+from vizrobust.features.objectives import negated, parse_objective
+from vizrobust.features.objectives.images import AbsoluteDeviation, Alignment, Caricature, DeepDream, Diversity, SquaredDeviation
 
 N, C, H, W = 5, 7, 4, 6
 UNIT = torch.tensor([6, 0, 3, 3, 1])

@@ -22,16 +22,10 @@ from vizrobust.features import (
     Pixels,
     Recipe,
     SharedLowFrequency,
-    fourier,
-    gradient,
-    lucid,
-    maco,
-    parse_recipe,
-    plain,
     render,
-    with_data_statistics,
 )
 from vizrobust.features.parametrizations import IMAGENET_COLORS
+from vizrobust.features.recipes import fourier, gradient, lucid, maco, parse_recipe, plain, with_data_statistics
 
 from .conftest import SHAPE
 

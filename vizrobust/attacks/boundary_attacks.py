@@ -130,10 +130,8 @@ class DeepFool(MinimumNormAttack):
     clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
     unbounded, with one an image whose first misclassified point is outside is not broken.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> DeepFool(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 50
@@ -151,10 +149,7 @@ class DeepFool(MinimumNormAttack):
         return (DeepFoolRun(self),)
 
 
-@dataclass(frozen=True)
-class DeepFoolRun(MinimumNormRun):
-    attack: DeepFool
-
+class DeepFoolRun(MinimumNormRun[DeepFool]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():
             # The label is one of the candidates.
@@ -196,10 +191,8 @@ class FAB(MinimumNormAttack):
     random within half of eps, or half of the distance to the nearest boundary if the ball has no eps.
     The ball is Linf or L2; without eps it is unbounded, with one only points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> FAB(steps=5, norm="L2")(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> FAB(steps=5, norm="L2")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 6 evaluated points each)
     """
 
     steps: int = 100
@@ -228,10 +221,9 @@ class FAB(MinimumNormAttack):
 
 
 @dataclass(frozen=True)
-class FABRun(MinimumNormRun):
+class FABRun(MinimumNormRun[FAB]):
     """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None means all of them."""
 
-    attack: FAB
     rank: int | None = None
     restart: int = 0
 

@@ -65,8 +65,7 @@ class Adam:
     lr: float = 0.05
 
     def begin(self, z: Tensor) -> Step:
-        own = z.clone()
-        return _ascending(own, torch.optim.Adam([own], lr=self.lr))
+        return _ascending(z.clone(), torch.optim.Adam, self.lr)
 
 
 @spec
@@ -81,8 +80,7 @@ class NAdam:
     lr: float = 1.0
 
     def begin(self, z: Tensor) -> Step:
-        own = z.clone()
-        return _ascending(own, torch.optim.NAdam([own], lr=self.lr))
+        return _ascending(z.clone(), torch.optim.NAdam, self.lr)
 
 
 @spec
@@ -105,8 +103,9 @@ class RawGradient:
         return step
 
 
-def _ascending(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
+def _ascending(own: Tensor, kind: Callable[..., torch.optim.Optimizer], lr: float) -> Step:
     """torch's optimizer of the one tensor `own`, uphill."""
+    optimizer = kind([own], lr=lr)
 
     def step(z: Tensor, grad: Tensor) -> Tensor:
         own.copy_(z)
