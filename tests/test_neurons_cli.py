@@ -146,7 +146,7 @@ def test_where_there_are_judges_it_is_the_measure_that_units_are_sorted_by(ref):
     assert measures(networks[:2], "--out", "two").count("mnist-k0") == 4
 
 
-def test_the_built_in_sweep_is_one_batch_of_its_classes(ref):
+def test_the_built_in_sweep_is_one_batch_of_its_classes(ref, scored):
     result = run("neurons", "--steps", "1", "--judge", "imagenette-judge-heavy", "--out", "out")
     assert result.exit_code == 0, result.output
     about = json.loads(Path("out/run.json").read_text())["identity"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def small(judge: str) -> Plan:
 def smallest(judge: str) -> Plan:
     """Every stage, as small as it can be."""
     return Plan(
-        TrainingRecipe(arch="small_cnn", data="digits", epochs=2, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1,),
+        TrainingRecipe(arch="small_cnn", data="digits", epochs=1, eps_ramp=0), steps=(0, 1, 2), seeds=1, radii=(0.1,),
         arms=("fgsm",), controls=("k0-early", "k0-shuffled"), eps=0.1, recipes=(fourier(steps=4),),
         image_seeds=2,
         layer="linear1", hidden=3, hidden_seeds=2, frames=3, batch_size=20, judges=(judge,), images=20, pgd_steps=3,
@@ -266,8 +267,13 @@ def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict
     pictures = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
     accuracy = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]
     report = StudyReport({**report, "pictures": pictures, "accuracy": accuracy})
-    wrong = {one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.ok is False}
-    assert wrong >= {"rows", "picture"}
+    wrong = (one.what.partition(" ")[0] for one in verify(report, folder, lambda: DIGITS, compute) if one.ok is False)
+    found = set()
+    for what in wrong:
+        found.add(what)
+        if found >= {"rows", "picture"}:
+            break
+    assert found >= {"rows", "picture"}
 
 
 @pytest.mark.parametrize("recorded", ["another AVX2", pytest.param(None, marks=pytest.mark.slow)])
@@ -285,7 +291,7 @@ def test_another_processor_may_round_otherwise_and_no_more(
             "pictures": [{**row, "pixels_sha256": "0" * 64, "score": score * row["score"]} for row in report["pictures"]],
         }
         found = verify(StudyReport({**report, **changed}), folder, lambda: DIGITS, Compute("cpu", threads=1))
-        return [(one.ok, one.detail) for one in found if one.what.startswith("picture ")]
+        return list(islice(((one.ok, one.detail) for one in found if one.what.startswith("picture ")), 2))
 
     here = StudyReport.read(folder)["versions"]["processor"]
     assert {fine for fine, _ in pictures(1.001, here)} == {False}
@@ -357,7 +363,10 @@ def test_too_few_images_for_a_metric_is_said(small: Plan, tmp_path: Path) -> Non
 
 
 def test_training_runs_follow_the_protocol(small: Plan) -> None:
-    plan = replace(small, steps=(0, 1, 8), arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long", "k8-eps/4"))
+    two_epochs = replace(small.training, epochs=2)
+    plan = replace(
+        small, training=two_epochs, steps=(0, 1, 8), arms=("fgsm", "fast", "noise"), controls=("k0-early", "k1-long", "k8-eps/4")
+    )
     by_name = {cell.name: cell for cell in training_runs(plan, 0.2)}
     assert str(by_name["k8-s0"].training.attack) == "PGD(steps=8, ball=Linf(eps=0.2))"
     assert by_name["k0-s0"].training.attack is None

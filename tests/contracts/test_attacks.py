@@ -373,7 +373,7 @@ def test_so_it_is_on_two_threads(name: str) -> None:
 @every_attack
 def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net: nn.Module) -> None:
     x, y = batch(10)
-    for walk in attack.runs(net, x)[:2]:
+    for walk in attack.runs(net, x)[-1:]:  # a restart, or the last of several classes
 
         def begun(items: range, walk: AttackRun = walk) -> State:
             return walk.start(net, x[items.start : items.stop], y[items.start : items.stop], streams(items))

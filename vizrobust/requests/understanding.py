@@ -1,4 +1,4 @@
-"""Requests of the commands that ask what a network's answer hangs on: explain."""
+"""Requests of the commands that ask what a network's answer depends on: explain."""
 
 from __future__ import annotations
 
