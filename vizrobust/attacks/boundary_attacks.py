@@ -245,7 +245,8 @@ class FABRun(MinimumNormRun[FAB]):
         if self.rank is not None:
             against = against[:, self.rank : self.rank + 1]
         start = self._elsewhere(logits, clean, y, against, streams) if elsewhere else x
-        return {**initial_state(x, y, projected(self.attack.ball, x, start), streams), "at": start, "against": against}
+        state = initial_state(x, y, projected(self.attack.ball, x, start), streams)
+        return {**state, "at": start, "against": against, "nearest": torch.full_like(state["loss"], torch.inf)}
 
     def _elsewhere(self, logits: Tensor, x: Tensor, y: Tensor, against: Tensor, streams: Streams) -> Tensor:
         """A random start point."""
@@ -263,7 +264,9 @@ class FABRun(MinimumNormRun[FAB]):
     def step(self, net: nn.Module, state: State) -> None:
         attack, x, at = self.attack, state["x"], state["at"]
         with torch.no_grad():
-            wrong = record_minimum_norm(state, attack.ball, net(at), at)
+            norm = attack.ball.norm(at - x)
+            wrong = record_minimum_norm(state, attack.ball, net(at), at, norm=norm)
+            state["nearest"] = torch.minimum(state["nearest"], norm.masked_fill(~wrong, torch.inf))
         at = torch.where(per_image(wrong, x), x + attack.beta * (at - x), at).requires_grad_()
         boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"], state)
         gap, grad, at = boundary.gap, boundary.grad, at.detach()

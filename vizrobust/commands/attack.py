@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vizrobust.attacks import Attack
 from vizrobust.commands.kept_images import judged, keep
 from vizrobust.commands.minimal_perturbations import minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
@@ -197,7 +198,10 @@ def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Targ
     eight_bit: tuple[int, int] | None = None
     for target in targets:
         for one in (yield from attacks_for(request, target.data, ("pgd",))):
-            result = target.evaluated(request, session, one, all_runs=request.every_step)
+            if request.until_width is None:
+                result = target.evaluated(request, session, one, all_runs=request.every_step)
+            else:
+                result = yield from _until_narrow(request.until_width, request, session, target, one)
             found.append((target, result))
             yield from (Note(f"note: {target.name}, {one!r}: {warning}") for warning in result.warnings)
             if request.save or request.save_png:
@@ -206,6 +210,27 @@ def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Targ
     answer = Accuracies(request, tuple(found), eight_bit)
     yield from answer.rows()[sum(len(_accuracy_rows(request, *one)) for one in found) :]
     return answer
+
+
+def _until_narrow(
+    width: float, request: AttackRequest, session: Session, target: Target, one: Attack
+) -> Generator[Event, None, RobustAccuracy]:
+    """The outcome on one batch of images more at a time, each told, until its interval is at most ± `width` points."""
+    for count in range(target.batch_size, len(target.images) + target.batch_size, target.batch_size):
+        result = target.evaluated(request, session, one, indices=range(min(count, len(target.images))))
+        low, high = result.interval
+        wide = 50 * (high - low)
+        yield Note(f"{target.name}, {one!r}: {percent(result.accuracy)} ± {wide:.1f} after {len(result.indices)} images")
+        if wide <= width:
+            break
+    else:
+        if len(result.indices) == request.images:
+            yield Note(
+                ParameterError("the interval is wider than ± %g points on all {images} %s; give more", width, request.images)
+            )
+        else:
+            yield Note(f"the interval is wider than ± {width:g} points on all {len(result.indices)} images of the split")
+    return result
 
 
 def _show(path: str, request: AttackRequest, session: Session, answer: Answer, command: str) -> Generator[Event, None, None]:
