@@ -122,17 +122,18 @@ class TrialsRequest(Request):
 
     RUN is the folder of a finished study. The page is blind: it holds pixels and nothing about where they are from; the
     right answers stay in RUN/trials-key.json. It works by keyboard and can be interrupted. Its answers are scored with
-    --answers: the share right for each checkpoint, and how well each machine metric ranks the same units.
+    --answers: the share right for each checkpoint, and how well each machine metric ranks the same units. Several files are
+    scored together, with how far people agree.
 
     \b
     vizrobust trials runs/study --out trials.html
     vizrobust trials runs/study --out trials.html --checkpoints k0-s0,k8-s0 --trials 40 --recipe fourier
-    vizrobust trials runs/study --answers answers-1a2b3c4d.json
+    vizrobust trials runs/study --answers ada.json --answers ben.json
     """
 
     run: str = param(argument=True, metavar="RUN", kind="folder", help="The folder of a finished study.")
     out: str | None = param(None, "The page to write, an .html file.", kind="file")
-    answers: str | None = param(None, "Score the JSON file that the page lets one download.", kind="file")
+    answers: tuple[str, ...] = param((), "Score the JSON file that the page lets one download; several allowed.", kind="file")
     checkpoints: tuple[str, ...] = param(
         (), "With commas between; default: of every K the first training seed.", kind="names", metavar="NAMES"
     )
@@ -142,7 +143,7 @@ class TrialsRequest(Request):
     seed: int = param(0, "Seed of all random numbers.")
 
     def check(self) -> None:
-        if (self.out is None) == (self.answers is None):
+        if (self.out is None) == (not self.answers):
             raise ParameterError("say what to do: {out} trials.html makes a page, {answers} FILE scores the answers to one")
 
 
