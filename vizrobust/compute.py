@@ -89,6 +89,10 @@ class Compute:
     Where torchrun started several processes, `processes` are those, each on a GPU of its own or all on CPUs; what is
     computed with it is then shared among them, and all must ask for it (`alone` is for what only one does).
     Raises ``ValueError`` for a device that this machine does not have, or has not enough of.
+
+    >>> compute = Compute("cpu")
+    >>> compute.images(torch.zeros(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    True
     """
 
     def __init__(self, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> None:

@@ -61,6 +61,10 @@ def load(ref: str, download: bool = False, *, typed: bool = False) -> DataSet:
 
     Published data sets are read from ``$VIZROBUST_DATA`` or ``~/.cache/vizrobust/data``, and fetched there only
     with `download`. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
+
+    >>> digits = load("digits")
+    >>> digits.shape, len(digits.test), digits.classes[:3]
+    ((1, 8, 8), 359, ('0', '1', '2'))
     """
     for suffix, channels in CHANNELS.items():
         if ref.lower().endswith(suffix) and not Path(ref.partition(":")[2] or ref).exists():

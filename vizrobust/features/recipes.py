@@ -134,7 +134,12 @@ IMAGENET_LIKE = ("imagenet", "imagenette")
 @spec
 @dataclass(frozen=True)
 class Recipe:
-    """How a feature image is made. `name` is what files and tables call it; `size` None is the network's input size."""
+    """How a feature image is made. `name` is what files and tables call it; `size` None is the network's input size.
+
+    >>> from vizrobust.features import Pixels
+    >>> Recipe("mine", Pixels(), Adam(lr=0.1)).steps == plain().steps
+    True
+    """
 
     name: str
     parametrization: Parametrization

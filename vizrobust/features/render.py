@@ -40,6 +40,12 @@ class FeatureImage:
     gradient entries, over all steps, that were NaN or infinite and were taken as 0. Images with an opacity are scored
     over mid grey, and over random backgrounds during the optimization. `channels` are those of the network's images, as
     far as bands that are no colours are shown apart. Notebooks show the image.
+
+    >>> from vizrobust.features import Logit, plain
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    >>> (found,) = render(net, Logit(), [2], plain(steps=2), shape=(1, 4, 4))
+    >>> found.unit, found.image.shape
+    (2, torch.Size([1, 4, 4]))
     """
 
     unit: int

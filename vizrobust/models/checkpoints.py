@@ -95,6 +95,11 @@ class Checkpoint:
 
     `code` is the hash of the user's own code that `build` runs, empty for architectures of packages. `standard` says that an
     untrained network comes from a checkpoint that was trained here, on one of our architectures.
+
+    >>> from vizrobust.models import load_checkpoint
+    >>> found = load_checkpoint("mnist-k8")
+    >>> found.name, found.info.attack_steps, found.info.input_shape
+    ('mnist-k8', 8, (1, 28, 28))
     """
 
     name: str

@@ -137,6 +137,11 @@ def activations(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, T
     several tensors with the first. Values are those before any in-place operation behind the layer, in the module's
     own layout (`ActivationReader` gives every layer as (N, units, height, width)). Differentiable; raises ``ValueError`` for
     an unknown layer or one that the forward pass does not use.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    >>> found = activations(net, torch.rand(5, 1, 8, 8), ["0", "logits"])
+    >>> found["0"].shape, found["logits"].shape
+    (torch.Size([5, 2, 6, 6]), torch.Size([5, 72]))
     """
     there = modules(net)
     for name in layers:

@@ -168,6 +168,10 @@ def layers(net: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
     """Every layer for images of `shape` (C, H, W), in the order in which they run.
 
     A layer of tokens is followed by its ``:class`` and ``:token1`` … where it has such, an attention by ``:heads``.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    >>> [(one.name, one.units) for one in layers(net, (1, 8, 8))]
+    [('0', 2), ('1', 72), ('2', 3), ('logits', 3)]
     """
     return [_layer(view) for view in views(net, shape).values()]
 

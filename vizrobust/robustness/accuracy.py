@@ -271,7 +271,12 @@ class RobustAccuracy:
 
 
 def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccuracy:
-    """The partial results of `evaluate` as one; ``ValueError`` where there are none. See `RobustAccuracy` for an example."""
+    """The partial results of `evaluate` as one; ``ValueError`` where there are none.
+
+    >>> from vizrobust.attacks import FGSM, Linf
+    >>> merge_results(FGSM(ball=Linf(eps=0.3)), [PartialResult(CLEAN, CLEAN, 0, (0, 1), (-1, 0), (0.0, 0.0), 2, 0, 0.1)]).clean
+    0.5
+    """
     parts = list(parts)
     unchanged, attacked = [part for part in parts if part.run == CLEAN], [part for part in parts if part.run != CLEAN]
     if not unchanged:
