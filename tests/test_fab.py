@@ -187,7 +187,8 @@ def test_a_flat_network_is_left_alone() -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize(("ball", "targeted"), [(Linf(), True), (L2(), False)], ids=repr)
+@balls
+@pytest.mark.parametrize("targeted", [True, False])
 def test_it_finds_what_pyautoattacks_finds(ball: Ball, targeted: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -27,6 +27,7 @@ FACADE = (
     (api.visualize, "neurons", {"model": "models", "shape": ""}),
     (api.compare, "compare", {}),
     (api.explain, "explain", {}),
+    (api.certify, "certify", {}),
     (api.train, "train", {"attack": "attacks"}),
     (api.study, "study", {}),
 )

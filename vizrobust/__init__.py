@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vizrobust.api import (
+        certify,
         compare,
         diagnose_masking,
         explain,
@@ -108,6 +109,7 @@ __all__ = [
     "TrainingRecipe",
     "Transfer",
     "activations",
+    "certify",
     "compare",
     "diagnose_masking",
     "evaluate",
@@ -138,7 +140,7 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy compare explain diagnose_masking visualize train study "
+    "api": "load robust_accuracy compare explain certify diagnose_masking visualize train study "
     "list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",

@@ -15,6 +15,7 @@ from vizrobust.results import Table, answer_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from vizrobust.commands.certify import CertifyReport
     from vizrobust.commands.compare import Comparison
     from vizrobust.commands.explain import Explanations
     from vizrobust.commands.masking import MaskingDiagnosis
@@ -41,26 +42,21 @@ def load(ref: str | Path, arch: str | None = None, download: bool = False) -> Ch
     8
     """
     from vizrobust.models import load_checkpoint
-    from vizrobust.names import split_code
 
-    ref, own = split_code(str(ref))
-    return load_checkpoint(ref, own or arch, download)
+    return load_checkpoint(str(ref), arch, download)
 
 
 def robust_accuracy(
     model: Model, data: Any = None, attack: Any = "pgd", *, eps: float | None = None, norm: str | None = None,
     steps: int | None = None, images: int = 1000, split: str = "test", seed: int = 0, batch_size: int | None = None,
-    precision: str = "fp32", until_width: float | None = None, exact: bool = False, device: str = "auto",
-    out: str | Path | None = None,
+    precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
 ) -> RobustAccuracy:  # fmt: skip
     """How many images a model classifies correctly under an attack, with a Wilson 95 % interval.
 
     `model` is a network of images in [0, 1] (its normalization inside), a checkpoint or a name. `data` is a data set, its
     name, a DataLoader, or a pair (x, y) with x (n, C, H, W) in [0, 1] and y (n,); None is the checkpoint's own. `attack` is
     a name, the text of a spec or an attack; `eps`, `norm` and `steps` change its fields, and without an eps the data
-    set's usual one is taken. The first `images` of the `split` are attacked, or fewer where `until_width` points
-    on either side are a narrow enough interval. `exact` does without the folding of BatchNorm, which changes outputs only
-    by rounding. With `out` verdicts are kept in a run
+    set's usual one is taken. The first `images` of the `split` are attacked. With `out` verdicts are kept in a run
     folder and continued there. Raises ``ValueError`` for images outside [0, 1] and for names that do not exist.
 
     >>> import vizrobust as vr
@@ -73,12 +69,12 @@ def robust_accuracy(
 
     request = AttackRequest(
         models=(model,), data=data, attacks=(attack,), eps=eps, norm=norm, steps=steps, images=images, split=split, seed=seed,
-        batch_size=batch_size, precision=precision, until_width=until_width, exact=exact,
+        batch_size=batch_size, precision=precision,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
     report = _answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
-    return replace(result, remake=lambda: made(request, session, target, result), draw=report.figure)
+    return replace(result, remake=lambda: made(request, session, target, result))
 
 
 def diagnose_masking(
@@ -116,10 +112,10 @@ def diagnose_masking(
 
 
 def visualize(
-    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = None, *,
+    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = "plain", *,
     objective: Any = None, neuron: tuple[int, int] | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None,
     size: int | None = None, data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False,
-    diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32", exact: bool = False,
+    diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32",
     device: str = "auto",
 ) -> Pictures:  # fmt: skip
     """Images that excite units of a model as strongly as possible; in a notebook they show themselves.
@@ -127,11 +123,9 @@ def visualize(
     `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16);
     `neuron` is one position (row, column) of its map instead of the mean over all. `objective` stands in place of both: an
     objective, its text, or a function (activations by layer, images, units) -> (N,) scores. `recipe` is a name, the text of
-    a spec or a `Recipe` (None: plain, for images from 128 pixels on fourier);
-    `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
+    a spec or a `Recipe`; `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
     from `seed` on, or from the image `start` (a file or DATA#index); `diversity` N makes N of each that differ in style. A
-    bare network needs `shape` (C, H, W) or `data`; `exact` is as in `robust_accuracy`. Raises ``ValueError`` for a layer
-    or unit that does not exist.
+    bare network needs `shape` (C, H, W) or `data`. Raises ``ValueError`` for a layer or unit that does not exist.
 
     >>> import vizrobust as vr
     >>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
@@ -140,8 +134,6 @@ def visualize(
     from vizrobust.commands.neurons import resolve
     from vizrobust.commands.picture_report import Picture, Pictures
     from vizrobust.features import render
-    from vizrobust.models import LOGITS
-    from vizrobust.models.folding import folded_net
     from vizrobust.session import Session
 
     session = Session(device=device, memory=True)
@@ -149,18 +141,15 @@ def visualize(
     request = NeuronsRequest(
         models=(checkpoint,), data=loaded, layer=layer, units=units, recipe=recipe, objective=objective, neuron=neuron,
         seeds=seeds, seed=seed, steps=steps, size=size, negative=negative, diversity=diversity, start=start,
-        batch_size=batch_size, precision=precision, exact=exact,
+        batch_size=batch_size, precision=precision,
     )  # fmt: skip
     _, job = resolve(request, [checkpoint], loaded, session)
-    plain = exact or precision != "fp32"
-    net = checkpoint.net() if plain else folded_net(checkpoint, job.objective.layers)[0]
     done = render(
-        net, job.objective, job.units, job.recipe, job.seeds, shape=checkpoint.info.input_shape,
-        compute=session.compute(precision), sign=job.sign, start=job.start, batch_size=job.batch_size,
+        checkpoint, job.objective, job.units, job.recipe, job.seeds, compute=session.compute(precision), sign=job.sign,
+        start=job.start, batch_size=job.batch_size,
     )  # fmt: skip
     found = tuple(Picture(one, one.status(job.data_share)) for one in done)
-    classes = checkpoint.info.classes if job.layer == LOGITS else ()
-    return Pictures(found, checkpoint.name, job.layer, job.recipe, classes)
+    return Pictures(found, checkpoint.name, job.layer, job.recipe)
 
 
 def compare(
@@ -168,8 +157,7 @@ def compare(
     recipe: Any = "plain", seeds: int = 3, seed: int = 0, steps: int | None = None, size: int | None = None,
     attack: Any = "PGD(steps=50)", eps: float | None = None, norm: str | None = None, images: int = 1000,
     judge: str | tuple[str, ...] = (), judge_independent: bool = False, query_images: int = 1000,
-    batch_size: int | None = None, precision: str = "fp32", exact: bool = False, device: str = "auto",
-    out: str | Path | None = None,
+    batch_size: int | None = None, precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
 ) -> Comparison:  # fmt: skip
     """Models side by side: training, accuracy under an attack, feature images and their clarity by an outside judge.
 
@@ -179,9 +167,8 @@ def compare(
     that judge their clarity on `query_images` held-out images (default: the data set's own; a note says where there is none);
     `judge_independent` states that they saw none of the models' training images;
     natural images and a random network are its references. The result shows tables and pictures in a notebook;
-    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures for matplotlib, ``.image()`` as it
-    is. With `out` everything is kept in a run folder and continued there. Raises ``ValueError`` for fewer than two
-    different models.
+    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures. With `out` everything is kept in a run folder
+    and continued there. Raises ``ValueError`` for fewer than two different models.
 
     >>> import vizrobust as vr
     >>> vr.compare(["mnist-k0", "mnist-k8"], units=[3, 5], seeds=1, steps=2, images=20, query_images=50)
@@ -194,7 +181,6 @@ def compare(
         size=size, attack=attack, eps=eps, norm=norm, images=images,
         judge=_several(judge),
         judge_independent=judge_independent, query_images=query_images, batch_size=batch_size, precision=precision,
-        exact=exact,
     )  # fmt: skip
     found: Comparison = _with_files(answer, request, out, device)
     return found
@@ -228,14 +214,47 @@ def explain(
     return found
 
 
+def certify(
+    models: Model | Sequence[Model], data: Any = None, *, method: str = "smoothing", sigma: float | None = None,
+    samples: int | None = None, alpha: float = 0.001, attack: Any = None, radii: Sequence[float] = (), images: int = 100,
+    split: str = "test", seed: int = 0, batch_size: int | None = None, precision: str = "fp32", device: str = "auto",
+    out: str | Path | None = None,
+) -> CertifyReport:  # fmt: skip
+    """A radius for each image within which no change matters, beside the smallest change that an attack finds.
+
+    `models` and `data` are as for `compare`. ``method="smoothing"`` certifies L2 radii of the network that votes over noise
+    of deviation `sigma` (0.25) by `samples` (1000) votes, each certificate wrong with a probability of at most `alpha`;
+    ``"ibp"`` certifies L-inf radii of the network itself, by interval bounds. `attack` is one that looks for the smallest
+    change, ``"none"`` leaves it out; `radii` are those of the table. The result has ``.found`` with the radii of each
+    model, ``.tables()``, ``.rows()`` and ``.figure()``. Raises ``ValueError`` where interval bounds do not know a layer.
+
+    >>> import vizrobust as vr
+    >>> report = vr.certify("mnist-k8", method="ibp", attack="none", images=3)
+    >>> [round(radius, 3) for radius in report.found[0].radius.tolist()]
+    [0.016, 0.014, 0.011]
+    """
+    from vizrobust.commands.certify import certify as answer
+    from vizrobust.requests.understanding import CertifyRequest
+    from vizrobust.session import Session
+
+    request = CertifyRequest(
+        models=_several(models), data=data, method=method, sigma=sigma, samples=samples, alpha=alpha, attack=attack,
+        radii=tuple(radii), images=images, split=split, seed=seed, batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    report: CertifyReport = _answered(answer, request, Session(out, device=device, memory=out is None))
+    return report
+
+
 def train(
-    data: Any, arch: str = "small_cnn", *, steps: int | Sequence[int] | None = None, attack: Any = None,
+    data: Any, arch: str | None = None, *, steps: int | Sequence[int] | None = None, attack: Any = None,
     out: str | Path | None = None, device: str = "auto", download: bool = False, wait: bool = False, **parameters: Any,
 ) -> TrainReport:  # fmt: skip
     """Train a network with `steps` attack steps K (0: standard training), in a folder; the same call continues.
 
-    `data` is a data set, its name, a DataLoader or a pair (x, y); `arch` is a name (``vizrobust list archs``) or
-    ``path.py:callable``. `attack` is a spec, its text, or several with ``mix=``. Several K, or ``seeds=``, are a sweep.
+    `data` is a data set, its name, a DataLoader or a pair (x, y); `arch` is a name (``vizrobust list archs``; None:
+    small_cnn) or ``path.py:callable``. ``start=`` is a checkpoint to go on from, with a new head where the classes are
+    others, ``freeze=`` are patterns of layers that stay. `attack` is a spec, its text, or several with ``mix=``. Several
+    K, or ``seeds=``, are a sweep.
     `parameters` are the other fields of `requests.training.TrainRequest`, the options of ``vizrobust train``: ``eps``,
     ``method``, ``epochs``, ``batch_size``, ``lr``, ``seed`` and so on. `out` is the folder, by default
     ``runs/train-<hash>``. Raises ``ValueError`` that names the parameter.
@@ -252,6 +271,8 @@ def train(
 
     several = (steps,) if isinstance(steps, int) else None if steps is None else tuple(steps)
     attacks = () if attack is None else _several(attack)
+    if arch is None and parameters.get("start") is None:
+        arch = "small_cnn"
     request = TrainRequest(data=data, arch=arch, steps=several, attacks=attacks, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("train", request))
     report: TrainReport = _answered(answer, request, session)

@@ -130,8 +130,10 @@ class DeepFool(MinimumNormAttack):
     clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
     unbounded, with one an image whose first misclassified point is outside is not broken.
 
-    >>> DeepFool(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 50
@@ -149,7 +151,10 @@ class DeepFool(MinimumNormAttack):
         return (DeepFoolRun(self),)
 
 
-class DeepFoolRun(MinimumNormRun[DeepFool]):
+@dataclass(frozen=True)
+class DeepFoolRun(MinimumNormRun):
+    attack: DeepFool
+
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():
             # The label is one of the candidates.
@@ -191,8 +196,10 @@ class FAB(MinimumNormAttack):
     random within half of eps, or half of the distance to the nearest boundary if the ball has no eps.
     The ball is Linf or L2; without eps it is unbounded, with one only points in it break an image.
 
-    >>> FAB(steps=5, norm="L2")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 6 evaluated points each)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> FAB(steps=5, norm="L2")(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -221,9 +228,10 @@ class FAB(MinimumNormAttack):
 
 
 @dataclass(frozen=True)
-class FABRun(MinimumNormRun[FAB]):
+class FABRun(MinimumNormRun):
     """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None means all of them."""
 
+    attack: FAB
     rank: int | None = None
     restart: int = 0
 
@@ -245,8 +253,7 @@ class FABRun(MinimumNormRun[FAB]):
         if self.rank is not None:
             against = against[:, self.rank : self.rank + 1]
         start = self._elsewhere(logits, clean, y, against, streams) if elsewhere else x
-        state = initial_state(x, y, projected(self.attack.ball, x, start), streams)
-        return {**state, "at": start, "against": against, "nearest": torch.full_like(state["loss"], torch.inf)}
+        return {**initial_state(x, y, projected(self.attack.ball, x, start), streams), "at": start, "against": against}
 
     def _elsewhere(self, logits: Tensor, x: Tensor, y: Tensor, against: Tensor, streams: Streams) -> Tensor:
         """A random start point."""
@@ -264,9 +271,7 @@ class FABRun(MinimumNormRun[FAB]):
     def step(self, net: nn.Module, state: State) -> None:
         attack, x, at = self.attack, state["x"], state["at"]
         with torch.no_grad():
-            norm = attack.ball.norm(at - x)
-            wrong = record_minimum_norm(state, attack.ball, net(at), at, norm=norm)
-            state["nearest"] = torch.minimum(state["nearest"], norm.masked_fill(~wrong, torch.inf))
+            wrong = record_minimum_norm(state, attack.ball, net(at), at)
         at = torch.where(per_image(wrong, x), x + attack.beta * (at - x), at).requires_grad_()
         boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"], state)
         gap, grad, at = boundary.gap, boundary.grad, at.detach()

@@ -36,8 +36,10 @@ class CW(MinimumNormAttack):
     succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
     only points with so large a lead count. Without eps the ball is unbounded, with one only points in it break an image.
 
-    >>> CW(steps=20, search_steps=3)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 61 evaluated points each)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> CW(steps=20, search_steps=3)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -58,8 +60,11 @@ class CW(MinimumNormAttack):
         return (CWRun(self),)
 
 
-class CWRun(MinimumNormRun[CW]):
+@dataclass(frozen=True)
+class CWRun(MinimumNormRun):
     """All rounds of the binary search as one run; each image has its own c, bounds and optimizer state."""
+
+    attack: CW
 
     @property
     def steps(self) -> int:
@@ -165,8 +170,10 @@ class ALMA(MinimumNormAttack):
     step `lr` falls to a hundredth. K = `steps` gradients. The ball is L2 or L1; without eps it is unbounded, with one only
     points in it break an image.
 
-    >>> ALMA(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> ALMA(steps=20)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -180,7 +187,10 @@ class ALMA(MinimumNormAttack):
         return (ALMARun(self),)
 
 
-class ALMARun(MinimumNormRun[ALMA]):
+@dataclass(frozen=True)
+class ALMARun(MinimumNormRun):
+    attack: ALMA
+
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         one = torch.ones_like(x[:, 0, 0, 0])
         return {
@@ -244,8 +254,10 @@ class SigmaZero(MinimumNormAttack):
     The step falls from `lr` to a tenth of it along a half cosine. K = `steps` gradients. The ball is L0 and counts values
     of the tensor, not pixels; without eps it is unbounded, with one only points in it break an image.
 
-    >>> SigmaZero(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x = torch.rand(5, 1, 4, 4)
+    >>> SigmaZero(steps=20)(net, x, net(x).argmax(1)).best.shape
+    torch.Size([5, 1, 4, 4])
     """
 
     steps: int = 100
@@ -264,7 +276,10 @@ class SigmaZero(MinimumNormAttack):
         return (SigmaZeroRun(self),)
 
 
-class SigmaZeroRun(MinimumNormRun[SigmaZero]):
+@dataclass(frozen=True)
+class SigmaZeroRun(MinimumNormRun):
+    attack: SigmaZero
+
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         zero = torch.zeros_like(x)
         threshold = torch.full_like(x[:, 0, 0, 0], self.attack.threshold)

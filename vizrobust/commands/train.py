@@ -12,7 +12,8 @@ from vizrobust.attacks import Attack, configured, parse_attack
 from vizrobust.commands.checkpoints import next_command
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
-from vizrobust.models import Checkpoint
+from vizrobust.models import Checkpoint, load_checkpoint
+from vizrobust.models.architectures import is_user_code
 from vizrobust.report.training_report import curves_figure, draw_curves, write_card
 from vizrobust.requests import ParameterError
 from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
@@ -80,14 +81,14 @@ class TrainReport:
 def train(request: TrainRequest, session: Session) -> Generator[Event, None, TrainReport]:
     """Train what the request asks for, or go on with it; rows are epochs, then the checkpoint."""
     data = session.dataset(request.data)
-    runs = resolve(request, data)
+    runs = resolve(request, data, started(request, session))
     if not request.is_sweep:
         ((_, recipe),) = runs.items()
         folder = str(session.out or default_folder("train", {"training": repr(recipe)}))
         checkpoint = yield from train_one(request, session, data, recipe, folder)
         if checkpoint is None:
             return TrainReport(request, {})
-        yield next_command("neurons", folder, request.arch)
+        yield next_command("neurons", folder, recipe.arch)
         return TrainReport(request, {folder: checkpoint})
     root = Path(session.out or default_folder("train", {name: repr(one) for name, one in runs.items()}))
     wanted = [select_run(dict(runs), request.cell)] if request.cell is not None else list(runs)
@@ -109,15 +110,31 @@ def train(request: TrainRequest, session: Session) -> Generator[Event, None, Tra
     return TrainReport(request, found, len(runs), tuple(taken))
 
 
-def resolve(request: TrainRequest, data: DataSet) -> dict[str, TrainingRecipe]:
-    """The recipe of every training run that the request asks for, by name."""
+def started(request: TrainRequest, session: Session) -> Mapping[str, Any]:
+    """What the recipe says of the checkpoint that training begins from, and the architecture."""
+    if request.start is None:
+        return {"arch": request.arch}
+    if not isinstance(request.start, str | Path | Checkpoint):
+        raise ParameterError("{start} is a %s; give a reference or a checkpoint (vr.load)", type(request.start).__name__)
+    code = (*session.code, *([request.arch] if request.arch else []))
+    ref = request.start.reference if isinstance(request.start, Checkpoint) else str(request.start)
+    origin = load_checkpoint(ref, code, session.download)
+    if request.arch is not None and (not is_user_code(request.arch) or not is_user_code(origin.info.arch)):
+        raise ParameterError("{arch} %s: {start} %s brings its own, %s; leave {arch} out", request.arch, ref, origin.info.arch)
+    arch = request.arch or origin.info.arch
+    return {"arch": arch, "start": ref, "start_sha256": origin.sha256, "freeze": request.freeze}
+
+
+def resolve(request: TrainRequest, data: DataSet, begin: Mapping[str, Any] | None = None) -> dict[str, TrainingRecipe]:
+    """The recipe of every training run that the request asks for, by name; `begin` is what `started` says."""
     method = _method(request.method)
+    begin = {"arch": request.arch} if begin is None else begin
 
     def recipe(k: int | None, seed: int) -> TrainingRecipe:
         fields = {name: getattr(request, name) for name in RECIPE_FIELDS}
         named = request.data if isinstance(request.data, str) else data.name
         attack = _attack(request, method, k, data.usual_eps)
-        return TrainingRecipe(arch=request.arch, data=named, attack=attack, method=method, seed=seed, **fields)
+        return TrainingRecipe(data=named, attack=attack, method=method, seed=seed, **begin, **fields)
 
     return sweep_runs(recipe, request.steps or (None,), range(request.seed, request.seed + (request.seeds or 1)))
 

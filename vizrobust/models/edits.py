@@ -78,7 +78,7 @@ def on_units(view: LayerView, units: Sequence[int], change: Change) -> Change:
         if view.number is not None:
             tokens = axes.replace("C", "").index("T")
             seen = seen.select(tokens, view.layout.extra[view.number])
-        index = torch.as_tensor(list(units), device=raw.device)
+        index = torch.tensor(list(units), dtype=torch.int64, device=raw.device)
         seen[..., index] = change(seen[..., index])
         return result
 

@@ -24,7 +24,9 @@ from vizrobust.report.style import (
     save_figure,
 )
 from vizrobust.runs import is_picture, read_rows, read_run, write_text
-from vizrobust.training import METRICS_FILE
+from vizrobust.spec import parse
+from vizrobust.training import METRICS_FILE, TrainingRecipe
+from vizrobust.training.recipe import NAMES, is_recipe
 
 Row = dict[str, Any]
 SERIES = (("val_clean", "clean"), ("val_robust", "ten steps of PGD"), ("val_attack", "training attack"))
@@ -39,7 +41,13 @@ def draw_curves(folder: Path | str, command: str = "") -> Path | None:
     rows = read_rows(folder, METRICS_FILE)
     if not rows or (is_picture(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
         return None
-    return save_figure(curves_figure(rows), path, command)
+    return training_curves(path, rows, command)
+
+
+def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") -> Path:
+    """Draw the rows of a run's ``metrics.jsonl`` into a file; see `curves_figure`."""
+    with house_style():
+        return save_figure(curves_figure(rows), path, command)
 
 
 def curves_figure(rows: Sequence[Row]) -> Figure:
@@ -105,6 +113,7 @@ def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = 
         f"- data: `{about.data}`, normalized by mean {about.mean}, deviation {about.std} inside the network",
         f"- attack steps in training (K): {steps}",
         f"- recipe: `{about.training or 'unknown'}`",
+        *_origin(about.training),
         f"- weights: sha256 `{checkpoint.sha256}`",
         *(["- the file holds its weights in half precision (float16); the accuracies are those of these weights"] * half),
         f"- made with: {', '.join(f'{name} {version}' for name, version in about.versions.items()) or 'unknown'}",
@@ -116,6 +125,15 @@ def model_card(checkpoint: Checkpoint, command: str = "", threads: int | None = 
         words = (word for word in command.split(" ") if word not in DISPLAY_ONLY)
         lines += ["", f"Made by{exactly}", "", f"    {' '.join(words)}"]
     return "\n".join(lines) + "\n"
+
+
+def _origin(training: str) -> list[str]:
+    """The line about the checkpoint that training began from."""
+    recipe = parse(training, NAMES, "training") if is_recipe(training) else None
+    if not isinstance(recipe, TrainingRecipe) or not recipe.start:
+        return []
+    kept = f"; layers that stayed: {', '.join(f'`{pattern}`' for pattern in recipe.freeze)}" if recipe.freeze else ""
+    return [f"- fine-tuned from `{recipe.start}`, sha256 `{recipe.start_sha256}`{kept}"]
 
 
 def _write(path: Path, checkpoint: Checkpoint, run: Path | str | None) -> None:

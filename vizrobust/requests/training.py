@@ -35,12 +35,21 @@ class TrainRequest(Seeded):
     vizrobust train --data mnist5k --arch small_cnn --method fast --out runs/fast
     vizrobust train --data mnist5k --arch small_cnn --method 'TRADES(beta=1)' --steps 8 --out runs/trades
     vizrobust train --data mnist5k --arch small_cnn --steps 0,1,2,4,8 --seeds 3 --out runs/sweep
+    vizrobust train --data mnist5k --from mnist-k0 --freeze conv1 --steps 8 --epochs 2 --out runs/tuned
     vizrobust train --data mnist5k --arch small_cnn --steps 8 --mix max \\
         --attack 'PGD(ball=Linf(eps=0.3))' --attack 'PGD(ball=L2(eps=2.0))' --out runs/two
     """
 
     data: Any = param(help="Data set (vizrobust list data).", kind="data")
-    arch: str = param(help="Architecture (vizrobust list archs), or path/to/file.py:callable.", metavar="REF")
+    arch: str | None = param(
+        None,
+        "Architecture (vizrobust list archs), or path/to/file.py:callable; --from brings its own.",
+        metavar="REF",
+    )
+    start: Any = param(None, "Begin from a checkpoint's weights; other classes get a new head.", kind="model", flag="--from")
+    freeze: tuple[str, ...] = param(
+        (), "With --from: layers that stay as they are, with * and ?; several allowed.", metavar="PATTERN"
+    )
     steps: tuple[int, ...] | None = param(
         None, "K: attack steps for each example; 0 is standard training.", kind="numbers", metavar="K[,K]"
     )
@@ -83,6 +92,10 @@ class TrainRequest(Seeded):
     def check(self) -> None:
         steps, count = self.steps or (), len(self.attacks)
         baseline = isinstance(self.method, str) and self.method.lower() in BASELINE_ATTACKS
+        if self.arch is None and self.start is None:
+            raise ParameterError("say which network: {arch} REF, or {start} REF to go on from a checkpoint's weights")
+        if self.freeze and self.start is None:
+            raise ParameterError("{freeze} would keep random weights; give {start} REF, whose layers stay, or leave it out")
         if len(set(steps)) < len(steps):
             raise ParameterError("{steps} %r has a number twice", ",".join(map(str, steps)))
         for k in steps:
@@ -159,7 +172,7 @@ class ImportRequest(Request):
     drop: tuple[str, ...] = param((), "Keys to leave out, with * and ?; several allowed.", metavar="PATTERN")
     key: str = param("", "Where the weights are, if a file holds several: ema, models.1.", metavar="KEY")
     shape: str = param("", "Shape of the images, for data that is not on this machine.", metavar="C,H,W")
-    classes: str = param("", "Classes: how many, their names, or imagenet for its 1,000.", metavar="N|A,B,C")
+    classes: str = param("", "Classes: how many, or their names.", metavar="N|A,B,C")
     half: bool = param(False, "Store one of our own checkpoints in half precision, measured anew, with its card.")
     eps: float | None = param(None, "With --half: radius at which it is measured; default: the data set's.", kind="fraction")
 

@@ -1,11 +1,11 @@
-"""Requests of the commands that ask what a network's answer depends on: explain."""
+"""Requests of the commands that ask what a network's answer hangs on, and how surely: explain, intervene, certify."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.requests.request import OnSplit, param
+from vizrobust.requests.request import OnSplit, ParameterError, param
 from vizrobust.spec import spec
 
 
@@ -29,3 +29,82 @@ class ExplainRequest(OnSplit):
         kind="attribution", role="grows", flag="--method", metavar="SPEC",
     )  # fmt: skip
     show: int = param(4, "Images on the sheet.", role="view", least=1)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class CertifyRequest(OnSplit):
+    """Bracket each image: a radius within which no change matters, and the smallest change that an attack finds.
+
+    By smoothing the network is the one that votes over noisy copies of an image; radius and attack are L2. By ibp it is the
+    network itself, its bounds are certain, and radius and attack are L-inf. Images that are done are not done again.
+
+    \b
+    vizrobust certify mnist-k0 mnist-k8 --images 100 --plot brackets.png
+    vizrobust certify mnist-k8 --sigma 0.5 --samples 10000 --radii 0.5,1,1.5
+    vizrobust certify mnist-k0 mnist-k8 --method ibp --radii 0.005,0.01
+    """
+
+    images: int = param(100, "Certify the first N images of the split.", role="grows", least=1)
+    method: str = param("smoothing", "Votes over noise, or interval bounds.", role="grows", choices=("smoothing", "ibp"))
+    sigma: float | None = param(None, "Deviation of the noise [0.25]; more allows larger radii.", role="grows")
+    samples: int | None = param(None, "Votes for the estimate [1000]; more prove larger radii.", role="grows", least=100)
+    alpha: float = param(0.001, "Probability that a certificate is wrong.", role="grows")
+    attack: Any = param(
+        None, "The attack at the other end of the brackets [DDN(steps=40), FMN(steps=50)], or none.", kind="attack",
+        role="grows", metavar="SPEC|none",
+    )  # fmt: skip
+    radii: tuple[float, ...] = param((), "Radii of the table.", kind="fractions", role="view", metavar="LIST")
+    plot: str | None = param(None, "Draw the brackets to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+
+    @property
+    def noise(self) -> float:
+        return 0.25 if self.sigma is None else self.sigma
+
+    @property
+    def votes(self) -> int:
+        return 1000 if self.samples is None else self.samples
+
+    def check(self) -> None:
+        super().check()
+        if self.method == "ibp" and (self.sigma is not None or self.samples is not None):
+            raise ParameterError("{sigma} and {samples} are of the smoothed network, {method} ibp has none; leave them out")
+        if not self.noise > 0:
+            raise ParameterError("{sigma} must be above 0, got %s: without noise nothing is smoothed", self.sigma)
+        if not 0 < self.alpha < 0.5:
+            raise ParameterError("{alpha} must be between 0 and 0.5, got %s", self.alpha)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class InterveneRequest(OnSplit):
+    """Remove or scale units of a layer, and see what becomes of every class's accuracy and logit.
+
+    Each unit stands beside the units that are nearest to it in mean activity: only what it does more than those is its own.
+
+    \b
+    vizrobust intervene mnist-k0 mnist-k8 --layer conv2 --plot units.png
+    vizrobust intervene mnist-k8 --layer linear1 --units 3,7,11 --change mean
+    vizrobust intervene mnist-k8 --layer conv2 --units 0:8 --change scale --factor 3
+    """
+
+    layer: str = param(help="Layer by name (vizrobust layers REF).", role="grows")
+    units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
+    change: str = param(
+        "zero", "Set the unit to 0, to its mean over the images, or multiply it.", role="grows", choices=("zero", "mean", "scale")
+    )
+    factor: float = param(2.0, "With --change scale: times what.", role="grows")
+    controls: int = param(8, "Compare with N units of about the same activity.", role="view", least=1)
+    plot: str | None = param(None, "Draw units by classes to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+
+    @property
+    def words(self) -> str:
+        """What is done to a unit."""
+        return {"zero": "set to 0", "mean": "set to its mean", "scale": f"times {self.factor:g}"}[self.change]
+
+    def check(self) -> None:
+        super().check()
+        if self.change == "scale" and self.factor == 1:
+            raise ParameterError("{factor} 1 changes nothing; give another factor")
+        if self.change != "scale" and self.factor != 2.0:
+            raise ParameterError("{factor} %s goes with {change} scale, not with %s; leave it out", self.factor, self.change)

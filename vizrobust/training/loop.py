@@ -18,8 +18,7 @@ from vizrobust.attacks import BIM, FGSM, PGD, Attack, EpsShare, Linf, ball_of
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
-from vizrobust.models import ARCHS, Normalized, architecture, evaluating
-from vizrobust.models.forward import choose_memory_format
+from vizrobust.models import evaluating
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
@@ -28,6 +27,7 @@ from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.data_parallel import shard_of
 from vizrobust.training.multi_attack import MultiAttack, attacks_of
 from vizrobust.training.recipe import TrainingRecipe
+from vizrobust.training.start import first_network
 from vizrobust.training.train_state import TrainState, copies
 
 MONITOR_STEPS = 10
@@ -135,7 +135,7 @@ class EpochTotals:
 class Trainer:
     """A network on its way through a recipe; its state after each batch is all that the rest depends on.
 
-    Every random number is a function of (seed, epoch, image), so a run that resumes continues bit for bit
+    Every random number is a function of (seed, epoch, image), so a run that is taken up again goes on bit for bit
     as if it had never stopped, at the same thread count. Of several processes each learns from its part of every batch,
     and all hold the same weights.
     """
@@ -158,13 +158,7 @@ class Trainer:
 
     def _network(self, number: int) -> nn.Module:
         """The network of this stage before it has learnt anything."""
-        recipe, data = self.recipe, self.data
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed + STAGE_SEED_STEP * number)
-            body = architecture(recipe.arch, data.shape, len(data.classes))()
-        net = Normalized(body, data.mean, data.std)
-        if recipe.arch not in ARCHS:
-            choose_memory_format(net, data.shape)
+        net = first_network(self.recipe, self.data, self.recipe.seed + STAGE_SEED_STEP * number)
         return self.compute.place(net)
 
     @property

@@ -42,7 +42,9 @@ class TrainingRecipe:
     `training.watch`), `on_collapse` says what follows: ``warn`` goes on, ``stop`` ends with the weights of the epoch
     before, ``rollback`` trains the epoch again in another order.
 
-    `compile` sends the batches through ``torch.compile``'s version of the network.
+    `compile` sends the batches through ``torch.compile``'s version of the network. Training begins from the checkpoint
+    `start`, whose weights have the hash `start_sha256` ("": from fresh weights), and layers whose names fit a pattern of
+    `freeze` stay as they are.
 
     >>> TrainingRecipe(arch="small_cnn", data="mnist5k", epochs=5)
     TrainingRecipe(arch="small_cnn", data="mnist5k", epochs=5)
@@ -71,6 +73,9 @@ class TrainingRecipe:
     early_stopping: int | None = None
     on_collapse: str = "warn"
     compile: bool = False
+    start: str = ""
+    start_sha256: str = ""
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -99,6 +104,8 @@ class TrainingRecipe:
             raise ValueError(f"TrainingRecipe: ema must be between 0 and 1, as .999, got {self.ema:g}")
         if self.early_stopping is not None and self.early_stopping < 1:
             raise ValueError(f"TrainingRecipe: early_stopping must be at least 1 epoch, got {self.early_stopping}")
+        if self.freeze and not self.start:
+            raise ValueError(f"TrainingRecipe: freeze {', '.join(self.freeze)} would keep random weights; give a start")
         self.training_method.check(self)
 
     @property

@@ -242,7 +242,7 @@ class TrainState:
 
     def update(self, loss_of: LossOf) -> Tensor:
         """One weight step down ``loss_of(net)``, the network in training mode; returns the loss, detached."""
-        self.net.train()
+        train_mode(self.net)
         # Dropout and its like draw from the global generator: seeded here so that a resume draws the same.
         number = self.stage * self.updates + self.schedule.last_epoch
         with perturbed(self.net, self.settings.awp, lambda weights: self._gradients(loss_of, number, weights)):
@@ -272,6 +272,21 @@ class TrainState:
     def _loss(self, loss_of: LossOf, number: int) -> Tensor:
         with seeded(self.settings.seed * 1_000_003 + number, self.compute.device), self.compute.autocast():
             return loss_of(self.compiled)
+
+
+def train_mode(net: nn.Module) -> None:
+    """Training mode, but for layers that do not learn: BatchNorm there keeps its statistics.
+
+    >>> net = nn.Sequential(nn.BatchNorm2d(2).requires_grad_(False), nn.BatchNorm2d(2))
+    >>> train_mode(net)
+    >>> [layer.training for layer in net]
+    [False, True]
+    """
+    net.train()
+    for module in net.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(weight.requires_grad for weight in own):
+            module.eval()
 
 
 def copies(one: Tensor, like: Tensor) -> Tensor:

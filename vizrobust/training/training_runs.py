@@ -26,6 +26,7 @@ from vizrobust.spec import unknown
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.multi_attack import MultiAttack, attacks_of
 from vizrobust.training.recipe import TrainingRecipe
+from vizrobust.training.start import origin_of
 
 STATE_FILE = "state.pt"
 # The state within an epoch; `STATE_FILE` stays as it was before it, for an epoch that is to be taken back.
@@ -206,6 +207,8 @@ def own_content(data: DataSet, arch: str) -> dict[str, str]:
 
 def _description(trainer: Trainer) -> CheckpointInfo:
     recipe, data = trainer.recipe, trainer.data
+    origin = origin_of(recipe)
+    normalization = data if origin is None else origin.info
     # Several attacks have no one radius; `attacks_seen` reads each from the recipe.
     threats = list(dict.fromkeys(attack.threat_model() for attack in attacks_of(recipe.attack)))
     norm, eps = threats[0] if len(threats) == 1 else (" + ".join(dict.fromkeys(name for name, _ in threats)), None)
@@ -213,8 +216,8 @@ def _description(trainer: Trainer) -> CheckpointInfo:
         arch=recipe.arch,
         input_shape=data.shape,
         classes=data.classes,
-        mean=data.mean,
-        std=data.std,
+        mean=normalization.mean,
+        std=normalization.std,
         data=recipe.data,
         training=repr(recipe),
         attack_steps=recipe.attack_steps,

@@ -1,0 +1,150 @@
+"""`intervene`: what becomes of every class when a unit is removed or scaled, beside units that are as active."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from vizrobust.commands.figure_report import FigureReport
+from vizrobust.commands.targets import Target, open_targets
+from vizrobust.features.interventions import effects, logits_with, nearest_in_activity
+from vizrobust.features.picture_runs import units_from
+from vizrobust.features.unit_facts import unit_activations
+from vizrobust.intervals import mcnemar
+from vizrobust.models import layer as layer_of
+from vizrobust.report.intervention_figure import class_changes
+from vizrobust.report.style import format_of
+from vizrobust.requests.understanding import InterveneRequest
+from vizrobust.results import Event, Note, Row, Table, percent
+from vizrobust.session import Session
+
+SHOWN = 20  # units of the table
+
+
+@dataclass(frozen=True, repr=False)
+class Interventions(FigureReport):
+    """The answer to an `InterveneRequest`: a row for each checkpoint and unit, with every class in it."""
+
+    request: InterveneRequest
+    found: tuple[Row, ...]
+    ok: bool | None = True
+
+    def rows(self) -> list[Row]:
+        return list(self.found)
+
+    def tables(self) -> list[Table]:
+        names = list(dict.fromkeys(row["name"] for row in self.found))
+        return [self._table(name, [row for row in self.found if row["name"] == name]) for name in names]
+
+    def draw(self, path: str, command: str = "") -> None:
+        """Draw every class's change of accuracy by unit, a panel for each checkpoint."""
+        panels = []
+        for name in dict.fromkeys(row["name"] for row in self.found):
+            mine = _ordered([row for row in self.found if row["name"] == name])
+            values = np.array([[one["accuracy"] for one in row["classes"]] for row in mine])
+            panels.append((name, [str(row["unit"]) for row in mine], [one["class"] for one in mine[0]["classes"]], values))
+        class_changes(path, panels, f"{self.request.layer}, unit {self.request.words}", command)
+
+    def _table(self, name: str, mine: Sequence[Row]) -> Table:
+        shown = []
+        for row in _ordered(mine)[:SHOWN]:
+            worst = _most_hurt(row)
+            logit = f"{worst['logit']:+.2f}"
+            if worst["logit_low"] is not None:
+                logit += f" ({worst['logit_low']:+.2f} to {worst['logit_high']:+.2f})"
+            own = _points(worst["accuracy"], worst["accuracy_low"], worst["accuracy_high"])
+            whole = _points(row["accuracy"], row["ci_low"], row["ci_high"])
+            shown.append([str(row["unit"]), f"{row['activity']:.3g}", whole, worst["class"], own, logit, _control(row)])
+        classes = mine[0]["classes"]
+        base = percent(sum(one["before"] * one["n"] for one in classes) / sum(one["n"] for one in classes))
+        header = ["unit", "activity", "accuracy, points", "hurts most", "its accuracy, points", "its logit", "units as active"]
+        left = f", the {SHOWN} largest of {len(mine)}" if len(mine) > SHOWN else ""
+        note = (
+            f"accuracy without a change: {base}; 95 % intervals, of one unit and class; hurts most: the class that loses most; "
+            f"units as active: the same change of accuracy by the {self.request.controls} units nearest in mean activity"
+        )
+        return Table(f"{name}, {self.request.layer}: unit {self.request.words}{left}", header, shown, note)
+
+    def __repr__(self) -> str:
+        return f"Interventions({len(self.found)} rows of {self.request!r})"
+
+
+def intervene(request: InterveneRequest, session: Session) -> Generator[Event, None, Interventions]:
+    """Change each unit of the request in every checkpoint, and as many others that are as active; rows are kept."""
+    if request.plot:
+        format_of(request.plot)
+    rows: list[Row] = []
+    for target in open_targets(request, session, "intervene"):
+        session.remember(target.folder, target.checkpoint)
+        for row in (yield from _of_target(request, session, target)):
+            rows.append(row)
+            yield row
+    report = Interventions(request, tuple(rows))
+    if request.plot and session.compute(request.precision).processes.main:
+        report.draw(request.plot, session.argv or repr(request))
+        yield Note(f"drawn: {request.plot}")
+    return report
+
+
+def _of_target(request: InterveneRequest, session: Session, target: Target) -> Generator[Event, None, list[Row]]:
+    checkpoint, compute = target.checkpoint, session.compute(request.precision)
+    net, shape = checkpoint.net(), checkpoint.info.input_shape
+    try:
+        count = layer_of(net, shape, request.layer).units
+        wanted = request.units if request.units is None or isinstance(request.units, str) else ",".join(map(str, request.units))
+        units = units_from(wanted, count, f"layer {request.layer} of {target.name}")
+        active = unit_activations(net, request.layer, target.images, shape=shape, compute=compute)
+        before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
+    except ValueError as error:
+        raise ValueError(f"{target.name}: {error} (vizrobust layers {target.name} lists the layers)") from error
+    activity, mean = active.abs().mean(0), active.mean(0)
+    near = {unit: nearest_in_activity(activity, unit, request.controls) for unit in units}
+    todo = list(dict.fromkeys([*units, *(other for others in near.values() for other in others)]))
+    about = {
+        "checkpoint": checkpoint.id, "layer": request.layer, "change": request.change, "images": len(target.images),
+        "factor": request.factor if request.change == "scale" else None,
+    }  # fmt: skip
+    known = {row["unit"]: row for row in target.folder.rows() if about.items() <= row.items()}
+    labels = target.images.labels
+    for done, unit in enumerate(todo, 1):
+        if unit not in known:
+            value = request.factor if request.change == "scale" else float(mean[unit])
+            after = logits_with(
+                net, request.layer, unit, target.images, change=request.change, value=value, shape=shape, compute=compute
+            )
+            row = {"unit": unit, "activity": float(activity[unit]), **_overall(before, after, labels)}
+            row["classes"] = [one.row() for one in effects(before, after, labels, target.data.classes)]
+            known[unit] = target.folder.add({**about, **row})
+        session.progress(f"{target.name}  {request.layer}", done, len(todo))
+    yield from ()
+    return [
+        {**known[unit], "name": target.name, "controls": {str(other): known[other]["accuracy"] for other in near[unit]}}
+        for unit in units
+    ]
+
+
+def _overall(before: Tensor, after: Tensor, labels: Tensor) -> Row:
+    test = mcnemar(after.argmax(1) == labels, before.argmax(1) == labels)
+    return {"accuracy": test.difference, "ci_low": test.ci_low, "ci_high": test.ci_high, "p": test.p}
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """The units that hurt most first; those that change no answer by what they do to a class's logit."""
+    return sorted(rows, key=lambda row: (row["accuracy"], -max(abs(one["logit"]) for one in row["classes"])))
+
+
+def _most_hurt(row: Row) -> Row:
+    found: Row = min(row["classes"], key=lambda one: (one["accuracy"], one["logit"]))
+    return found
+
+
+def _points(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _control(row: Row) -> str:
+    others = sorted(row["controls"].values())
+    return f"{100 * others[0]:+.1f} to {100 * others[-1]:+.1f}" if others else "-"
