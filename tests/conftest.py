@@ -151,7 +151,7 @@ def batch_of(n: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
 
 
 def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-    """In batches of six an image of eleven ends bit for bit the same, whatever its mates and wherever it stands."""
+    """In batches of six an image of eleven ends bit for bit the same, whatever the other images and wherever it stands."""
     compute = Compute("cpu")
     net = compute.place(net)
 
@@ -162,8 +162,8 @@ def assert_the_same_at_one_batch_size(attack: Attack, net: nn.Module, x: torch.T
     first = attacked([0, 1, 2, 3, 4, 5])
     order = [3, 0, 5, 1, 4, 2]
     assert torch.equal(attacked(order), first[order]), "permutation"
-    mates = attacked([7, 2, 8, 0, 9, 10])
-    assert torch.equal(mates[[1, 3]], first[[2, 0]]), "other mates"
+    others = attacked([7, 2, 8, 0, 9, 10])
+    assert torch.equal(others[[1, 3]], first[[2, 0]]), "other images in the batch"
     padded = attacked([4, 5, 5, 5, 5, 5])
     assert torch.equal(padded, first[[4, 5, 5, 5, 5, 5]]), "padding"
 

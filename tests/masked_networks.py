@@ -84,7 +84,7 @@ class Dropping(Around):
 
 
 class OfTheBatch(Around):
-    """Batch normalization without running statistics: an image's logits depend on its mates."""
+    """Batch normalization without running statistics: an image's logits depend on the other images of the batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ BALLS = {"Linf": Linf(EPS), "L2": L2(1.0)}
 balls = pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
 
 
-@pytest.mark.parametrize("steps", [1, 7, 40])
+@pytest.mark.parametrize("steps", [1, 30])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 @balls
 def test_apgd_is_its_plain_loop(ball: Ball, loss: str, steps: int, double: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -114,7 +114,7 @@ def test_apgd_is_its_plain_loop(ball: Ball, loss: str, steps: int, double: tuple
         # DLR goes to infinity where the first three logits meet, and magnifies the last digits.
         np.testing.assert_allclose(found.loss[:, k], losses, atol=1e-9, rtol=1e-5)
         halvings.append(count)
-    if steps == 40:
+    if steps == 30:
         assert len(set(halvings)) > 1, "the images have step sizes of their own"
 
 
@@ -298,9 +298,10 @@ def sure_net(x: Tensor, classes: int, gap: float = 120.0) -> nn.Module:
     return curved_net(classes, gap / float((logits[:, 0] - logits[:, 1]).min().detach()))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("ball", [Linf(0.03), L2(0.6), L1(8.0)], ids=repr)
+@pytest.mark.parametrize(
+    ("ball", "classes"), [(Linf(0.03), 2), (Linf(0.03), 3), (Linf(0.03), 7), (L2(0.6), 7), (L1(8.0), 7)], ids=repr
+)
 def test_a_logit_gap_of_120_stops_no_loss(ball: Ball, loss: str, classes: int) -> None:
     x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(3))
     net = sure_net(x, classes)

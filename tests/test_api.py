@@ -159,6 +159,9 @@ def test_pictures_show_themselves_and_are_the_same_each_time():
     assert all(one.image.shape == (1, 8, 8) and one.status in ("ok", "dead", "saturated") for one in pictures)
     assert pictures._repr_html_().count("data:image/png;base64") == 2
     assert "2 pictures of units 2, 0" in repr(pictures)
+    drawn = pictures.figure()
+    assert [axes.get_title() for axes in drawn.axes] == ["unit 2", "unit 0"]
+    assert drawn._repr_png_().startswith(b"\x89PNG")
     again = vr.visualize(vr.load(ref), units=[2, 0], steps=3)
     assert all(torch.equal(a.image, b.image) for a, b in zip(pictures, again, strict=True))
     bare = vr.visualize(vr.load(ref).net(), units=[2], steps=3, shape=(1, 8, 8))
@@ -182,7 +185,8 @@ def test_models_are_compared_with_tables_pictures_and_rows(tmp_path):
     assert found.tables()[0].title == "Training and accuracy"
     assert "<table>" in found._repr_html_()
     assert "data:image/png;base64," in found._repr_html_()
-    assert min(found.figure().size) > 100
+    assert min(found.image().size) > 100
+    assert found.figure()._repr_png_().startswith(b"\x89PNG")
     folder = found.folder
     assert len(list(folder.glob("images/**/*.png"))) == 4
     kept = vr.compare(refs, data, out=tmp_path / "run", **how)
@@ -208,7 +212,7 @@ def test_networks_of_one_class_are_compared_under_names_of_their_own():
         vr.compare([nets[0]], images(), eps=EPS)
 
 
-def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(tmp_path):
+def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(tmp_path, monkeypatch):
     ref, other = net_file((1, 8, 8), 4), tmp_path / "turned.safetensors"
     one = vr.load(ref)
     turned = {name: value.flip(0) if len(value) == 4 else value for name, value in one.state.items()}
@@ -216,7 +220,10 @@ def test_a_network_with_its_classes_in_another_order_is_compared_by_their_names(
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = ArraySplit(x, torch.arange(12) % 4)
     named = DataSet("four", one.info.classes, (1, 8, 8), data, data, data, 0.1)
+    told: list[str] = []
+    monkeypatch.setattr(Session, "note", lambda _self, text: told.append(text))
     found = vr.compare([ref, str(other)], named, attack="fgsm", seeds=1, steps=1, units=[0])
+    assert sum("unit 0 is " in text and "show different classes" in text for text in told) == 1
     first, second = (result for _, result in found.evaluations)
     assert first.correct.any()
     assert torch.equal(first.correct, second.correct)

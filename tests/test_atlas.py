@@ -41,7 +41,7 @@ def test_the_sample_has_the_same_share_of_every_class_and_grows():
 
 
 def test_one_vector_from_one_place_of_each_image(compute):
-    """Against a search through the whole map; every image has a place of its own, whoever its mates and whatever their order."""
+    """Against a search through the whole map; every image has a place of its own, whatever the other images and their order."""
     net, split, atlas = make_net(), pictures(), Atlas("conv2", images=N)
     steps: list[int] = []
     vectors = atlas.activation_vectors(net, split, torch.arange(N), shape=SHAPE, compute=compute, progress=steps.append)

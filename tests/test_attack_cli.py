@@ -14,14 +14,17 @@ from PIL import Image
 from tests.digits import digits_net
 from tests.test_cli import run
 from vizrobust.attacks import PGD, Linf
+from vizrobust.commands.attack import attack
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import mcnemar
 from vizrobust.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.importing import import_file, task
-from vizrobust.robustness import evaluate, merge_results
+from vizrobust.requests.evaluation import AttackRequest
+from vizrobust.robustness import RobustAccuracy, evaluate, merge_results
 from vizrobust.robustness.corrupted import corrupted
+from vizrobust.session import Session
 
 EPS = 0.15
 SEEN = 'Training(arch="small_cnn", data="digits", attack=PGD(steps=2, ball=Linf(eps=0.1)))'
@@ -267,3 +270,27 @@ def test_two_networks_of_different_code_in_one_command(tmp_path: Path, monkeypat
     result = run("attack", files[0], "--arch", "wrong.py:Net", "--arch", "another.py:Net", *how)
     assert result.exit_code == 1
     assert "needs the code right.py:Net" in result.stderr.replace("\n", " ")
+
+
+def test_it_stops_when_the_interval_is_narrow_enough() -> None:
+    def asked(images: int, **more: Any) -> tuple[list[str], RobustAccuracy]:
+        session, said = Session(memory=True, device="cpu"), []
+        request = AttackRequest(models=("mnist-fgsm",), attacks=("fgsm",), images=images, batch_size=20, **more)
+        events = attack(request, session)
+        while True:
+            try:
+                said.append(str(next(events)))
+            except StopIteration as end:
+                return [one for one in said if "±" in one], end.value.results[0]
+
+    notes, found = asked(200, until_width=9)
+    counts = [int(note.rpartition(" after ")[2].split()[0]) for note in notes]
+    assert counts == list(range(20, len(found.indices) + 1, 20))
+    assert [float(note.rpartition("± ")[2].split()[0]) <= 9 for note in notes] == [False] * (len(notes) - 1) + [True]
+    whole = asked(len(found.indices))[1]
+    assert torch.equal(whole.robust, found.robust)
+    notes, found = asked(40, until_width=0.5)
+    assert len(found.indices) == 40
+    assert "give more" in notes[-1]
+    with pytest.raises(ValueError, match="until_width goes with plain accuracies"):
+        AttackRequest(models=("mnist-k0",), minimal=True, until_width=2)

@@ -150,7 +150,7 @@ def test_the_control_fails_and_a_robust_network_is_sparser(both) -> None:
     sparser = [row[differences.header.index("gini")] for row in differences.rows if row[1] == "Saliency()"]
     assert float(sparser[0].split()[0]) > 0.15
     assert both.maps["mnist-k0", "Saliency()"].shape == (8, 28, 28)
-    assert both.figure().size[0] > 600
+    assert both.image().size[0] > 600
     assert "<img" in both._repr_html_()
     assert repr(both).startswith("Explanations(32 rows")
 

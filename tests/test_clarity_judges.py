@@ -30,7 +30,7 @@ def known(monkeypatch) -> dict[str, Checkpoint]:
     """The checkpoints that references lead to; those named like built-in judges are built in."""
     there: dict[str, Checkpoint] = {}
     everyone = {name for names in judging.BUILTIN.values() for name in names}
-    monkeypatch.setattr(judging, "load_checkpoint", lambda ref: there[ref])
+    monkeypatch.setattr(judging, "load_checkpoint", lambda ref, _code="": there[ref])
     monkeypatch.setattr(judging, "builtin_names", lambda: [name for name in there if name in everyone])
     return there
 

@@ -18,14 +18,17 @@ from tests import user_networks
 from tests.conftest import SHAPE
 from vizrobust.attacks import PGD, Linf
 from vizrobust.cli import main
+from vizrobust.commands.checkpoints import import_
 from vizrobust.data import ArraySplit, head, load
 from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import Task, convert, import_file, normalization, task
 from vizrobust.models.user_code import code_sha256
+from vizrobust.requests.training import ImportRequest
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import file_sha256
+from vizrobust.session import Session
 
 CODE = str(Path(user_networks.__file__))
 SMALL = f"{CODE}:Small"
@@ -283,6 +286,26 @@ def test_the_command_converts_and_says_what_it_did(tmp_path):
     row = json.loads(run(*given, "--json").stdout)
     assert row["weights_sha256"] == load_checkpoint(str(out), arch=SMALL).sha256
     assert row["normalization"] == {"mean": list(MEAN), "std": list(STD)}
+
+
+def test_a_normalization_that_the_images_contradict_is_said(tmp_path, monkeypatch):
+    """A network of MNIST with the right normalization, with a wrong one, and with none, which it bears."""
+    torch.save(dict(load_checkpoint("mnist-k0").state), tmp_path / "theirs.pt")
+    told = {}
+    for given in ("mnist", "none", "0.9/0.1"):
+        argv = ["import", str(tmp_path / "theirs.pt"), "--arch", "small_cnn", "--normalize", given, "--data", "mnist5k"]
+        found = CliRunner().invoke(main, [*argv, "--out", str(tmp_path / "mine.safetensors")])
+        assert found.exit_code == 0
+        told[given] = " ".join(found.output.split())
+    said = "% of the first 200 test images of mnist5k, with normalize mnist on 9"
+    assert [said in told[given] for given in ("mnist", "none", "0.9/0.1")] == [False, False, True]
+
+
+def test_code_given_for_storing_in_half_precision_is_that_reference_s_alone(tmp_path):
+    session = Session(code=("other.py:Net",))
+    request = ImportRequest(file="mnist-k0", out=str(tmp_path / "half.safetensors"), half=True, arch="small_cnn", data="mnist5k")
+    list(import_(request, session))
+    assert session.code == ("other.py:Net",)
 
 
 def test_the_command_fails_in_one_sentence(tmp_path):

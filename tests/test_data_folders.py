@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vizrobust.data import FileSplit, content_of, load, with_classes
 from vizrobust.data import files as folders_module
+from vizrobust.data.imagenet import imagenet_classes, imagenet_ids
 
 KINDS = ("bee", "Ant", "Cat")
 
@@ -334,3 +336,57 @@ def test_classes_are_mapped_by_name(tmp_path: Path) -> None:
     names = [data.classes[label].lower() for label in data.test.labels]
     assert [mapped.classes[label] for label in mapped.test.labels] == names
     assert with_classes(data, ("bee", "dog", "ant")) is None
+
+
+def test_folders_named_by_wordnet_ids_are_mapped_to_imagenet(tmp_path: Path) -> None:
+    """A crane is a bird and a machine: its name is no answer where both are called so, its id is."""
+    for name in ("n02012849", "n03126707", "n03445777"):
+        picture(tmp_path / "val" / name / "0.png")
+    data, names = load(f"imagefolder:{tmp_path}"), imagenet_classes()
+    mapped = with_classes(data, names)
+    assert mapped is not None
+    places = zip(data.test.labels.tolist(), mapped.test.labels.tolist(), strict=True)
+    assert {data.classes[own]: place for own, place in places} == {"n02012849": 134, "n03126707": 517, "n03445777": 574}
+    assert [names[place].split()[0] for place in (134, 517, 574)] == ["crane", "crane", "golf"]
+    twice = ("crane", "golf ball", "crane", "tench")
+    assert with_classes(replace(data, classes=("golf ball", "crane", "tench")), twice) is None
+    assert with_classes(data, ("golf ball", "tench", "church")) is None  # neither crane is there
+    few = with_classes(replace(data, classes=("n03445777", "n01440764", "n03028079")), ("tench", "church", "golf ball"))
+    assert few is not None
+    assert len(set(imagenet_ids())) == 1000
+    timm = pytest.importorskip("timm.data")
+    assert imagenet_ids() == tuple(timm.ImageNetInfo().label_names())
+
+
+def test_the_whole_image_and_a_crop_out_of_a_larger_one(tmp_path: Path) -> None:
+    """A wide picture, white with a black edge left and right: a fit shows the edges, a crop of a larger one does not."""
+    wide = np.full((32, 64, 3), 255, np.uint8)
+    wide[:, :8] = wide[:, -8:] = 0
+    for kind in ("a", "b"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        Image.fromarray(wide).save(tmp_path / "val" / kind / "0.png")
+    fit, cut, plain = (
+        load(f"imagefolder:{tmp_path}@{size}").test.take(torch.arange(1))[0] for size in ("16-fit", "resize32-crop16", "16")
+    )
+    assert fit.shape == cut.shape == plain.shape == (3, 16, 16)
+    assert fit[:, :4].max() == fit[:, -4:].max() == 0
+    assert fit[:, 8, 8].min() == 1
+    assert fit[:, 8, 0].max() < 0.1
+    assert cut.min() == plain.min() == 1
+    with pytest.raises(ValueError, match="size 'resize8-crop16'"):
+        load(f"imagefolder:{tmp_path}@resize8-crop16")
+
+
+def test_broken_files_can_be_left_out(tmp_path: Path) -> None:
+    ref = folder(tmp_path, val=3)
+    (tmp_path / "val" / "bee" / "0.png").write_bytes(b"not a picture")
+    whole = (tmp_path / "val" / "Cat" / "1.png").read_bytes()
+    (tmp_path / "val" / "Cat" / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"bee/0\.png.*skip-broken:imagefolder:DIR"):
+        load(ref)
+    with pytest.warns(UserWarning, match=r"2 broken files are left out, the first: cannot read image .*Cat/1\.png"):
+        data = load(f"skip-broken:{ref}")
+    assert (len(data.test), data.name) == (7, f"skip-broken:{ref}")
+    assert data.test.take(torch.arange(7)).shape == (7, 3, 9, 6)
+    with pytest.raises(ValueError, match="skip-broken reads a folder of images, got 'digits'"):
+        load("skip-broken:digits")

@@ -187,8 +187,7 @@ def test_a_flat_network_is_left_alone() -> None:
 
 
 @pytest.mark.peers
-@balls
-@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize(("ball", "targeted"), [(Linf(), True), (L2(), False)], ids=repr)
 def test_it_finds_what_pyautoattacks_finds(ball: Ball, targeted: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

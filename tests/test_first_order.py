@@ -152,7 +152,7 @@ def test_only_images_that_are_right_count_and_keep_their_places(compute: Compute
     assert json.dumps(list(found.rows()))
 
 
-def test_an_images_numbers_do_not_depend_on_its_mates(compute: Compute) -> None:
+def test_an_images_numbers_do_not_depend_on_the_other_images(compute: Compute) -> None:
     net, x = make_net(), torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         split = ArraySplit(x, net(x).argmax(1))

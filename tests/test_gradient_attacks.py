@@ -361,7 +361,7 @@ def test_a_targeted_attack_drives_images_to_their_target(net: nn.Module) -> None
     assert (reached != y).all(), "the classes drawn are wrong ones"
     assert len(reached.unique()) == CLASSES
     assert torch.equal(attack(net, x, y, streams=streams(40)).x, found.x)
-    # The draw is the image's own: it does not depend on its mates.
+    # The draw is the image's own: it does not depend on the other images.
     part = attack(net, x[7:12], y[7:12], streams=Streams(0, range(7, 12), "attack"))
     assert torch.equal(net(part.x).argmax(1), reached[7:12])
     assert (found.loss[-1] > found.loss[0]).all(), "the loss recorded rises towards the target"

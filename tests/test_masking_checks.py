@@ -56,7 +56,7 @@ from vizrobust.robustness.masking import (
     extension_of,
 )
 
-LITTLE = AttackBudget(steps=10, restarts=2, queries=100, noise_samples=200, probes=50)
+LITTLE = AttackBudget(steps=10, restarts=2, queries=60, noise_samples=100, probes=40)
 LESS = AttackBudget(steps=20, restarts=1, queries=50, noise_samples=5, probes=25)
 
 

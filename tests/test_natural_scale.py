@@ -1,5 +1,7 @@
 """The natural scale: known amounts of structure are found again, and judges that see nothing are left out."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,12 @@ from vizrobust.clarity.natural_scale import COHERENCES, degraded, recorded_scale
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.rng import Streams
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals of means over a few units; their width is known after a hundred draws."""
+    monkeypatch.setattr(sys.modules["vizrobust.clarity.natural_scale"], "RESAMPLES", 100)
 
 
 def photographs(n: int = 12) -> torch.Tensor:

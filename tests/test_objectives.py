@@ -4,25 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vizrobust.features import (
-    AbsoluteDeviation,
-    Alignment,
-    Caricature,
-    Channel,
-    DeepDream,
-    Direction,
-    Diversity,
-    Inversion,
-    Logit,
-    Neuron,
-    SquaredDeviation,
-    Style,
-    TotalVariation,
-    main_term,
-    needs_unit,
-    parse_objective,
-)
-from vizrobust.features.objectives import negated
+from vizrobust.features import Channel, Direction, Inversion, Logit, Neuron, Style, TotalVariation, main_term, needs_unit
+from vizrobust.features.objectives import negated, parse_objective
+from vizrobust.features.objectives.images import AbsoluteDeviation, Alignment, Caricature, DeepDream, Diversity, SquaredDeviation
 
 N, C, H, W = 5, 7, 4, 6
 UNIT = torch.tensor([6, 0, 3, 3, 1])
@@ -146,8 +130,8 @@ def test_faces_are_compared_with_the_others_of_their_group(make, seen):
     found = make("a", group_size=3)({"a": maps}, torch.zeros(6, 3, 8, 12), torch.zeros(6, dtype=torch.int64))
     views = [seen(one) for one in maps.numpy()]
     for i in range(6):
-        mates = [j for j in range(6) if j // 3 == i // 3 and j != i]
-        assert float(found[i]) == pytest.approx(np.mean([cosine(views[i], views[j]) for j in mates]), abs=1e-10)
+        others = [j for j in range(6) if j // 3 == i // 3 and j != i]
+        assert float(found[i]) == pytest.approx(np.mean([cosine(views[i], views[j]) for j in others]), abs=1e-10)
     with pytest.raises(ValueError, match="5 images do not divide into groups of 3"):
         make("a", group_size=3)({"a": MAPS}, IMAGE, UNIT)
     with pytest.raises(ValueError, match="group_size must be at least 2, got 1"):

@@ -38,5 +38,5 @@ def test_images_of_a_batch_never_meet(make, shape):
         return z
 
     assert torch.equal(climbed(z[order], [grad[order] for grad in grads]), climbed(z, grads)[order])
-    mates = [torch.cat((grad[:1], 100 * torch.rand_like(grad[1:]))) for grad in grads]
-    assert torch.equal(climbed(z, mates)[0], climbed(z, grads)[0])
+    others = [torch.cat((grad[:1], 100 * torch.rand_like(grad[1:]))) for grad in grads]
+    assert torch.equal(climbed(z, others)[0], climbed(z, grads)[0])

@@ -63,7 +63,7 @@ def test_too_few_or_uneven_runs_are_refused(values: dict[str, list[float]]) -> N
         null_simulation(values)
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_whole_procedure_is_wrong_at_most_one_time_in_twenty(seeds: int) -> None:
     """Fresh studies without any effect, seeds alike, judges that share their runs: references far enough to matter."""
     generator = np.random.default_rng(seeds)

@@ -22,16 +22,10 @@ from vizrobust.features import (
     Pixels,
     Recipe,
     SharedLowFrequency,
-    fourier,
-    gradient,
-    lucid,
-    maco,
-    parse_recipe,
-    plain,
     render,
-    with_data_statistics,
 )
 from vizrobust.features.parametrizations import IMAGENET_COLORS
+from vizrobust.features.recipes import fourier, gradient, lucid, maco, parse_recipe, plain, with_data_statistics
 
 from .conftest import SHAPE
 
@@ -193,7 +187,7 @@ def test_grey_or_unknown_data_changes_nothing():
 )
 def test_a_few_steps_excite_the_unit(recipe, net, compute):
     """At the network's oblong size, two faces of each of two units."""
-    recipe = replace(recipe, steps=12)
+    recipe = replace(recipe, steps=6)
     done = list(render(net, Logit(), [2, 5], recipe, (0, 1), shape=SHAPE, batch_size=4, compute=compute))
     assert [(one.unit, one.seed) for one in done] == [(2, 0), (2, 1), (5, 0), (5, 1)]
     for one in done:

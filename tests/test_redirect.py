@@ -130,7 +130,7 @@ def test_with_it_the_optimum_is_reached_and_without_it_nothing_moves(dead, inpla
 
 
 @pytest.mark.parametrize("layout", ["float32", "float64", "channels_last", "autocast"])
-def test_an_image_never_depends_on_its_mates(layout):
+def test_an_image_never_depends_on_the_other_images(layout):
     net = Net(nn.ReLU(inplace=True), 1)
     x = pictures()
     if layout == "float64":
@@ -144,8 +144,8 @@ def test_an_image_never_depends_on_its_mates(layout):
         assert (grad.flatten(1).abs().sum(1) > 0).all()
         order = torch.tensor([3, 0, 4, 1, 2])
         assert torch.equal(gradient(net, x[order])[1], grad[order])
-        for mates in (x[1:2], x[2:3]):  # all alive, all dead
-            batch = torch.cat((x[:1], mates.expand(3, *SHAPE), x[4:]))
+        for others in (x[1:2], x[2:3]):  # all alive, all dead
+            batch = torch.cat((x[:1], others.expand(3, *SHAPE), x[4:]))
             assert torch.equal(gradient(net, batch)[1][[0, 4]], grad[[0, 4]])
 
 

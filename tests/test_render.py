@@ -114,10 +114,10 @@ def test_in_float64_an_image_alone_is_the_same_in_a_batch(recipe):
     recipe = replace(recipe, steps=1 if recipe.name == "gradient" else 8)
     (alone,) = rendered(net, recipe, [5], seeds=[3], batch_size=1)
     many = rendered(net, recipe, [4, 5, 6], seeds=range(5), batch_size=15)
-    (mated,) = [one for one in many if (one.unit, one.seed) == (5, 3)]
+    (together,) = [one for one in many if (one.unit, one.seed) == (5, 3)]
     assert alone.image.dtype == torch.float64
-    assert (alone.image - mated.image).abs().max() < 1e-9
-    assert alone.score == pytest.approx(mated.score, abs=1e-6)
+    assert (alone.image - together.image).abs().max() < 1e-9
+    assert alone.score == pytest.approx(together.score, abs=1e-6)
 
 
 def bit_for_bit() -> list[Any]:
@@ -151,7 +151,8 @@ def check_it_is_the_same_in_every_batch(arch, shape, recipe):
         (found,) = render_batches(net, Logit(), batches, recipe, shape=shape, compute=Compute("cpu"))
         return found.image
 
-    for units in ([6, 3, 1, 0, 5, 2, 4], [4], [2, 4, 4], [5, 4, 3, 2, 1]):
+    recipe = replace(recipe, steps=min(recipe.steps, 5))
+    for units in ([6, 3, 1, 0, 5], [4], [3, 6, 6]):
         for one in rendered(net, recipe, units, shape=shape, batch_size=4):
             assert torch.equal(one.image, alone(one.unit, one.batch_size)), (units, one)
 
@@ -390,7 +391,7 @@ def asleep():
 
 
 @pytest.mark.parametrize("recipe", [plain(steps=40), fourier(steps=60)], ids=["plain", "fourier"])
-def test_a_sleeping_unit_is_woken_and_its_mates_keep_every_bit(recipe):
+def test_a_sleeping_unit_is_woken_and_the_others_keep_every_bit(recipe):
     net = asleep()
     shape = (3, 9, 11)
     found = rendered(net, recipe, range(3), Channel("2"), shape=shape, batch_size=3)

@@ -1,6 +1,7 @@
 """A picture made again from what its PNG says: the same pixels, or one sentence that says why not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from vizrobust.features import Channel, Diversity, Inversion, PixelDifference, P
 from vizrobust.features import recipes as made_by
 from vizrobust.models import load_checkpoint
 from vizrobust.runs import write_png
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pages():
+    """Pictures alone are made again; their page takes as long as they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vizrobust.commands.neurons.write_gallery", lambda *_args, **_options: Path("index.html"))
+        yield
 
 
 @pytest.fixture
@@ -91,9 +100,8 @@ def test_every_kind_of_picture_comes_out_with_the_same_pixels(net, files, tmp_pa
     for name, path in files.items():
         options = [str(option).replace("{" + name + "}", path) for option in options]
     found = pictures("neurons", net, "--units", "0:2", "--steps", 2, "--batch-size", 3, *options, out=tmp_path / "run")
-    for file in found[-2:]:
-        result = again(file)
-        assert (result.exit_code, result.stdout) == (0, "same pixels\n"), (file, result.output)
+    result = again(found[-1])
+    assert (result.exit_code, result.stdout) == (0, "same pixels\n"), (found[-1], result.output)
 
 
 @pytest.mark.parametrize("command", ["invert", "caricature"])
@@ -192,7 +200,7 @@ def test_a_network_of_one_s_own_needs_its_code_again(tmp_path):
     assert again(file, "--arch", arch).stdout == "same pixels\n"
 
 
-@pytest.mark.parametrize("name", ["start", "reference", "direction", "spectrum"])
+@pytest.mark.parametrize("name", ["start", "direction"])  # an image and an array
 def test_a_file_that_has_changed_or_gone_is_named(net, files, tmp_path, name):
     options = list(OPTIONS[name])
     for file, path in files.items():

@@ -51,7 +51,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 class TestAnItemsNumbersAreItsOwn:
-    def test_whoever_its_mates_are(self, draw) -> None:
+    def test_whatever_the_other_images_are(self, draw) -> None:
         items = [f"i{k}" for k in range(70)]
         together = draw(Streams(3, items, "noise"))
         for k in (0, 33, 69):

@@ -19,10 +19,11 @@ from vizrobust.report.robustness_figures import (
     _median,
     _survivors,
     accuracy_over_eps,
+    accuracy_under_attacks,
     corruption_curves,
     minimal_perturbations,
-    trained_and_unforeseen_attacks,
 )
+from vizrobust.report.style import save_figure
 
 
 def shares(accuracy: float) -> dict[str, float]:
@@ -45,21 +46,10 @@ CORRUPTED = [
 DROPS = [("k0", [{"predicted": 1.0, "fgsm": 0.5, "pgd": 0.9}] * 3), ("k1", [{"predicted": 2e-3, "fgsm": -0.1, "pgd": 3.0}])]
 GROWTH = [("margin", fit_growth([49, 196, 784], [1.0, 2.1, 3.9])), ("ce", fit_growth([49, 784], [1.0, 0.5]))]
 
-FIGURES: list[tuple[Callable[..., Path], Any]] = [
-    (accuracy_over_eps, OVER_EPS), (minimal_perturbations, RADII), (trained_and_unforeseen_attacks, ATTACKS),
+FIGURES: list[tuple[Callable[..., Figure], Any]] = [
+    (accuracy_over_eps, OVER_EPS), (minimal_perturbations, RADII), (accuracy_under_attacks, ATTACKS),
     (corruption_curves, CORRUPTED), (first_order_scatter, DROPS), (gradient_growth, GROWTH),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved while a test runs."""
-    figures: list[Figure] = []
-    for module in ("robustness_figures", "first_order_figures"):
-        monkeypatch.setattr(
-            f"vizrobust.report.{module}.save_figure", lambda figure, path, command="": figures.append(figure) or Path(path)
-        )
-    return figures
 
 
 def line(axes: Axes, color: str, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -71,26 +61,36 @@ def line(axes: Axes, color: str, width: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("draw", "data"), FIGURES, ids=lambda x: getattr(x, "__name__", ""))
-def test_a_figure_is_a_file_with_its_command(tmp_path: Path, draw: Callable[..., Path], data: Any) -> None:
-    path = draw(tmp_path / "figure.png", data, "vizrobust attack k0")
+def test_a_figure_is_a_file_with_its_command(tmp_path: Path, draw: Callable[..., Figure], data: Any) -> None:
+    path = save_figure(draw(data), tmp_path / "figure.png", "vizrobust attack k0")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert b"vizrobust attack k0" in path.read_bytes()
     with pytest.raises(ValueError, match=r"a figure ends in \.png, \.svg, \.pdf"):
-        draw(tmp_path / "figure.jpg", data)
+        save_figure(Figure(), tmp_path / "figure.jpg")
     with pytest.raises(ValueError, match="no curve to draw"):
-        draw(tmp_path / "figure.png", [])
+        draw([])
 
 
 def test_other_formats_and_the_same_twice(tmp_path: Path) -> None:
-    paths = [minimal_perturbations(tmp_path / name, RADII, "vizrobust attack k0") for name in ("a.svg", "b.svg", "c.pdf")]
+    names = ("a.svg", "b.svg", "c.pdf")
+    paths = [save_figure(minimal_perturbations(RADII), tmp_path / name, "vizrobust attack k0") for name in names]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert b"vizrobust attack k0" in paths[0].read_bytes()
     assert paths[2].read_bytes().startswith(b"%PDF")
 
 
-def test_accuracy_over_eps_is_drawn_in_order_and_in_percent(drawn: list[Figure]) -> None:
-    accuracy_over_eps("x.png", OVER_EPS, training_eps=[0.3, 0.1, 5.0])
-    (axes,) = drawn[0].axes
+def test_a_figure_that_a_person_saves_embeds_its_fonts_and_shows_itself(tmp_path: Path) -> None:
+    figure = minimal_perturbations(RADII)
+    figure.savefig(tmp_path / "own.pdf")
+    found = (tmp_path / "own.pdf").read_bytes()
+    assert b"/FontFile2" in found  # TrueType, whole glyphs
+    assert b"/Type3" not in found
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_accuracy_over_eps_is_drawn_in_order_and_in_percent() -> None:
+    figure = accuracy_over_eps(OVER_EPS, training_eps=[0.3, 0.1, 5.0])
+    (axes,) = figure.axes
     x, y = line(axes, axes_module.COLORS[1], 1.8)
     assert x.tolist() == [0, 0.1, 0.3]
     assert y == pytest.approx([95, 85, 65])
@@ -100,33 +100,33 @@ def test_accuracy_over_eps_is_drawn_in_order_and_in_percent(drawn: list[Figure])
     assert not any("5" in text for text in texts)
 
 
-def test_radii_that_would_crowd_at_the_foot_stand_on_a_logarithmic_axis(drawn: list[Figure]) -> None:
+def test_radii_that_would_crowd_at_the_foot_stand_on_a_logarithmic_axis() -> None:
     points = [{"eps": eps / 255, **shares(0.5)} for eps in (0, 1, 2, 4, 8, 16, 32)]
-    accuracy_over_eps("x.png", [("k0", points)])
-    (axes,) = drawn[0].axes
+    figure = accuracy_over_eps([("k0", points)])
+    (axes,) = figure.axes
     assert axes.get_xscale() == "symlog"
-    drawn[0].canvas.draw()
+    figure.canvas.draw()
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"]
 
 
-def test_ticks_of_many_radii_do_not_touch(drawn: list[Figure]) -> None:
-    accuracy_over_eps("x.png", [("k0", [{"eps": k / 100, **shares(0.5)} for k in range(41)])])
-    (axes,) = drawn[0].axes
+def test_ticks_of_many_radii_do_not_touch() -> None:
+    figure = accuracy_over_eps([("k0", [{"eps": k / 100, **shares(0.5)} for k in range(41)])])
+    (axes,) = figure.axes
     ticks = np.asarray(axes.get_xticks())
     assert ticks[0] == 0
     assert ticks[-1] == pytest.approx(0.4)
     assert (np.diff(ticks) / 0.4 > 0.08).all()
 
 
-def test_the_survival_curve_is_the_accuracy_at_each_eps(drawn: list[Figure]) -> None:
-    minimal_perturbations("x.png", RADII)
-    (axes,) = drawn[0].axes
+def test_the_survival_curve_is_the_accuracy_at_each_eps() -> None:
+    figure = minimal_perturbations(RADII)
+    (axes,) = figure.axes
     x, y = line(axes, axes_module.COLORS[1], 1.8)
     assert dict(zip(x[:-1].tolist(), y[:-1].tolist(), strict=True)) == pytest.approx({0.0: 100, 0.25: 80, 0.3: 60})
-    labels = [text.get_text() for text in drawn[0].legends[0].texts]
+    labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == ["k0: median 0.1", "k8 $: median above 0.3"]
     with pytest.raises(ValueError, match="not a number"):
-        minimal_perturbations("x.png", [("k0", [0.1, np.nan])])
+        minimal_perturbations([("k0", [0.1, np.nan])])
 
 
 def test_survivors_and_median_by_hand() -> None:
@@ -137,9 +137,9 @@ def test_survivors_and_median_by_hand() -> None:
     assert _median(np.array([0.2, np.inf])) == 0.2
 
 
-def test_attacks_stand_in_blocks_and_unforeseen_ones_are_hollow(drawn: list[Figure]) -> None:
-    trained_and_unforeseen_attacks("x.png", ATTACKS)
-    (axes,) = drawn[0].axes
+def test_attacks_stand_in_blocks_and_unforeseen_ones_are_hollow() -> None:
+    figure = accuracy_under_attacks(ATTACKS)
+    (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["clean", "PGD()", "Fog(eps=0.5)"]
     dots = {round(float(one.get_xdata()[0])): one.get_markerfacecolor() for one in axes.lines if len(one.get_xdata()) == 1}
     assert dots == {90: axes_module.COLORS[0], 20: "#ffffff", 70: axes_module.COLORS[1]}
@@ -149,25 +149,25 @@ def test_attacks_stand_in_blocks_and_unforeseen_ones_are_hollow(drawn: list[Figu
     assert bars == [(15, 24), (85, 94)]  # the one without bounds has none
 
 
-def test_each_corruption_has_a_panel_that_starts_at_clean_accuracy(drawn: list[Figure]) -> None:
-    corruption_curves("x.png", CORRUPTED, clean={"k0": 0.97, "k8": 0.91})
-    assert [axes.get_title("left") for axes in drawn[0].axes] == ["fog", "shot noise", "snow"]
-    x, y = line(drawn[0].axes[1], axes_module.COLORS[1], 1.4)
+def test_each_corruption_has_a_panel_that_starts_at_clean_accuracy() -> None:
+    figure = corruption_curves(CORRUPTED, clean={"k0": 0.97, "k8": 0.91})
+    assert [axes.get_title("left") for axes in figure.axes] == ["fog", "shot noise", "snow"]
+    x, y = line(figure.axes[1], axes_module.COLORS[1], 1.4)
     assert x.tolist() == [0, 1, 2, 3]
     assert y == pytest.approx([91, 80, 70, 60])
 
 
-def test_the_scatter_has_a_line_of_the_drops_that_are_as_predicted(drawn: list[Figure]) -> None:
-    first_order_scatter("x.png", DROPS, loss="ce")
-    for axes in drawn[0].axes:
+def test_the_scatter_has_a_line_of_the_drops_that_are_as_predicted() -> None:
+    figure = first_order_scatter(DROPS, loss="ce")
+    for axes in figure.axes:
         (promise,) = (one for one in axes.lines if one.get_linewidth() == 1.0 and one.get_linestyle() == "-")
         assert np.asarray(promise.get_xdata()) == pytest.approx(np.asarray(promise.get_ydata()))
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         assert left < 2e-3 < 1 < right
         assert bottom < -0.1 < 3 < top
-    assert drawn[0].axes[1].get_title("left") == "k1\nmedian: PGD × 1,500, FGSM × -50.00"
+    assert figure.axes[1].get_title("left") == "k1\nmedian: PGD × 1,500, FGSM × -50.00"
     with pytest.raises(ValueError, match="not a finite number"):
-        first_order_scatter("x.png", [("k0", [{"predicted": 1.0, "fgsm": np.inf, "pgd": 1.0}])])
+        first_order_scatter([("k0", [{"predicted": 1.0, "fgsm": np.inf, "pgd": 1.0}])])
 
 
 @pytest.mark.parametrize("rows", [
@@ -176,15 +176,15 @@ def test_the_scatter_has_a_line_of_the_drops_that_are_as_predicted(drawn: list[F
     [{"predicted": 5.0, "fgsm": -4.0, "pgd": -1.0}, {"predicted": 0.0, "fgsm": 2.0, "pgd": 7.0}],
 ])  # fmt: skip
 def test_any_drops_can_be_drawn(tmp_path: Path, rows: list[dict[str, float]]) -> None:
-    assert first_order_scatter(tmp_path / "x.png", [("k", rows)]).is_file()
+    assert save_figure(first_order_scatter([("k", rows)]), tmp_path / "x.png").is_file()
 
 
-def test_growth_says_its_slope_and_shows_the_square_root(drawn: list[Figure]) -> None:
-    gradient_growth("x.png", GROWTH)
-    labels = [text.get_text() for text in drawn[0].legends[0].texts]
+def test_growth_says_its_slope_and_shows_the_square_root() -> None:
+    figure = gradient_growth(GROWTH)
+    labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels[0].startswith("margin: slope 0.49 [")
     assert labels[1:] == ["ce: slope -0.25", "√d: slope 0.50"]
-    (axes,) = drawn[0].axes
+    (axes,) = figure.axes
     (root,) = (one for one in axes.lines if one.get_linewidth() == 1.2)
     (x0, x1), (y0, y1) = root.get_xdata(), root.get_ydata()
     assert (y1 / y0) ** 2 == pytest.approx(x1 / x0)

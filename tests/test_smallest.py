@@ -117,6 +117,8 @@ def adv_lib() -> ModuleType:
 STEPS = 60
 # Where theirs may stop in front of the boundary and find nothing at all; see `FMNRun._radius`.
 STUCK = ("FMN-L2", "FMN-L1")
+# Other balls of attacks that are compared in one.
+AGAIN = ("FMN-L2", "FMN-L0", "ALMA-L1")
 PEERS = {
     "FMN-Linf": (FMN(steps=STEPS), lambda lib, *case: lib.fmn(*case, norm=float("inf"), steps=STEPS)),
     "FMN-L2": (FMN(steps=STEPS, norm="L2"), lambda lib, *case: lib.fmn(*case, norm=2, steps=STEPS)),
@@ -130,7 +132,7 @@ PEERS = {
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in AGAIN else name for name in PEERS])
 def test_it_is_adv_libs(adv_lib: ModuleType, name: str) -> None:
     """At as many passes: the median within 1 %, and 95 % of the images within 5 %, or smaller."""
     attack, peer = PEERS[name]

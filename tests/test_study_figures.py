@@ -196,7 +196,7 @@ def test_more_steps_are_darker() -> None:
 def test_a_figure_has_nothing_cut_off(study: StudyGroups, name: str, tmp_path: Path) -> None:
     figure = FIGURES[name](study)
     assert figure is not None
-    figure.set_dpi(100)
+    figure.set_dpi(50)
     with house_style():
         save_figure(figure, tmp_path / "figure.png", "the command")
     with Image.open(tmp_path / "figure.png") as image:

@@ -49,18 +49,20 @@ def test_what_is_offered_is_what_there_is():
     assert all(name in text for name in METHODS)
 
 
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (["--method", "trades", "--steps", 2], "method=TRADES()"),
-        (["--method", "Free(replays=2)"], "attack=FGSM(ball=Linf(eps=0.3)), epochs=1, method=Free(replays=2)"),
-        (["--method", "fast", "--eps", 0.2], "attack=PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25, clip_start=False)"),
-        (["--method", "noise"], "attack=Noise(samples=1, ball=Linf(eps=0.3))"),
-        (["--method", "Distillation(temperature=20)"], 'epochs=1, method=Distillation(temperature=20.0)'),
-        (["--steps", 1, "--ema", 0.9, "--schedule", "cosine", "--awp", 0.01, "--label-smoothing", 0.1],
-         'schedule="cosine", label_smoothing=0.1, awp=0.01, ema=0.9'),
-    ],
-)  # fmt: skip
+SAID = [
+    (["--method", "trades", "--steps", 2], "method=TRADES()"),
+    (["--method", "Free(replays=2)"], "attack=FGSM(ball=Linf(eps=0.3)), epochs=1, method=Free(replays=2)"),
+    (["--steps", 1, "--ema", 0.9, "--schedule", "cosine", "--awp", 0.01, "--label-smoothing", 0.1],
+     'schedule="cosine", label_smoothing=0.1, awp=0.01, ema=0.9'),
+]  # fmt: skip
+ALSO_SAID = [
+    (["--method", "fast", "--eps", 0.2], "attack=PGD(steps=1, ball=Linf(eps=0.2), alpha=0.25, clip_start=False)"),
+    (["--method", "noise"], "attack=Noise(samples=1, ball=Linf(eps=0.3))"),
+    (["--method", "Distillation(temperature=20)"], "epochs=1, method=Distillation(temperature=20.0)"),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), [*SAID, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALSO_SAID)])
 def test_a_checkpoint_says_by_which_method_it_was_made(tmp_path, monkeypatch, args, expected):
     monkeypatch.setattr(training_runs, "TESTED_IMAGES", 20)
     monkeypatch.setattr(training_runs, "TESTED_STEPS", 1)
@@ -96,23 +98,24 @@ def brief(monkeypatch):
 
 
 def test_a_sweep_is_runs_in_one_folder_and_each_can_be_started_alone(tmp_path, brief):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = run(*SWEEP, "--out", whole)
-    assert done.exit_code == 0, done.output
-    names = ["k0-s0", "k1-s0", "k0-s1", "k1-s1"]
-    assert sorted(path.name for path in whole.iterdir()) == sorted(names)
-    assert "4 of the sweep's 4 training runs" in done.stdout
-    for number, name in enumerate(names):
-        alone = run(*SWEEP, "--out", parts, "--cell", [number, name][number % 2])
+    folder, names = tmp_path / "sweep", ["k0-s0", "k1-s0", "k0-s1", "k1-s1"]
+    for cell, name in ((0, "k0-s0"), ("k1-s1", "k1-s1")):
+        alone = run(*SWEEP, "--out", folder, "--cell", cell)
         assert alone.exit_code == 0, alone.output
         assert "1 of the sweep's 4 training runs" in alone.stdout
-        assert load_checkpoint(str(parts / name)).sha256 == load_checkpoint(str(whole / name)).sha256
-    before = {path: path.stat().st_mtime_ns for path in parts.rglob("checkpoint.safetensors")}
-    assert run(*SWEEP, "--out", parts).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in parts.rglob("checkpoint.safetensors")} == before
-    one = run("--steps", 1, "--seed", 1, "--epochs", 1, "--watch", 20, "--quiet", "--out", tmp_path / "one")
-    assert one.exit_code == 0
-    assert load_checkpoint(str(tmp_path / "one")).sha256 == load_checkpoint(str(whole / "k1-s1")).sha256
+        assert (folder / name / "checkpoint.safetensors").is_file()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("checkpoint.safetensors")}
+    assert len(before) == 2
+    done = run(*SWEEP, "--out", folder)
+    assert done.exit_code == 0, done.output
+    assert "4 of the sweep's 4 training runs" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # One that was started alone and one of the whole sweep are those of their seed and steps.
+    for name in ("k1-s1", "k1-s0"):
+        one = run("--steps", 1, "--seed", name[-1], "--epochs", 1, "--watch", 20, "--quiet", "--out", tmp_path / name)
+        assert one.exit_code == 0
+        assert load_checkpoint(str(tmp_path / name)).sha256 == load_checkpoint(str(folder / name)).sha256
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, brief):

@@ -115,7 +115,7 @@ def test_random_draws_one_attack_for_each_image_from_its_own_stream():
     streams = Streams(0, range(40), "attack")
     mixed = examples(recipe.attack, net, x, y, streams)
     found = each_alone(net, x, y, streams)
-    # In float64 an image's mates do not show.
+    # In float64 the other images of a batch do not show.
     took = torch.stack([(mixed - one).abs().amax((1, 2, 3)) < 1e-9 for one in found])
     assert bool((took.sum(0) == 1).all())
     assert 10 <= int(took[0].sum()) <= 30

@@ -14,7 +14,8 @@ from vizrobust.attacks import Linf, Noise
 from vizrobust.cli import main
 from vizrobust.compute import Compute
 from vizrobust.models import load_checkpoint
-from vizrobust.report.training_report import training_curves
+from vizrobust.report.style import save_figure
+from vizrobust.report.training_report import curves_figure
 from vizrobust.rng import Streams
 from vizrobust.training import loop, train, training_runs
 from vizrobust.training.loop import accuracies, collapse, overfits_attack
@@ -180,6 +181,6 @@ def test_a_network_that_fools_its_attack_from_the_first_epoch_is_told_once(told,
 def test_the_curves_are_a_picture_and_need_an_epoch(tmp_path):
     some = [{**row, "loss": 1.0} for row in rows((0.5, 0.4), (0.6, 0.05))]
     some[1]["collapse"] = {}
-    assert training_curves(tmp_path / "c.png", some).read_bytes().startswith(b"\x89PNG")
+    assert save_figure(curves_figure(some), tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no epoch"):
-        training_curves(tmp_path / "c.png", [])
+        curves_figure([])

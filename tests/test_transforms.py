@@ -8,23 +8,12 @@ from scipy import ndimage
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.functional import affine as torchvision_affine
 
-from vizrobust.features.transforms import (
-    TRANSFORMS,
-    Affine,
-    Blur,
-    Crops,
-    Flip,
-    Jitter,
-    Noise,
-    Pad,
-    Rotate,
-    Scale,
-    Shift,
-    sampling,
-    transformed,
-)
+from vizrobust.features.transforms import TRANSFORMS, Crops, Jitter, Pad, sampling, transformed
+from vizrobust.features.transforms.geometry import Affine, Flip, Rotate, Scale, Shift
+from vizrobust.features.transforms.pixels import Blur
 from vizrobust.features.transforms.sampling import windows
 from vizrobust.rng import Streams
+from vizrobust.spec import parse
 
 
 class Fixed:
@@ -311,27 +300,27 @@ def test_no_recipe_flips():
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("text", "sentence"),
     [
-        (lambda: Jitter(size=-0.1), "Jitter: size must be between 0 and 1, got -0.1"),
-        (lambda: Pad(mode="zeros"), "Pad: mode must be one of reflect, constant, wrap, got 'zeros'"),
-        (lambda: Scale(size=1), "Scale: size must be at least 0 and less than 1, got 1"),
-        (lambda: Scale(choices=0), "Scale: choices must be at least 1, got 0"),
-        (lambda: Rotate(degrees=-1), "Rotate: degrees must be between 0 and 180 degrees, got -1"),
-        (lambda: Rotate(still_share=2), "Rotate: still_share must be between 0 and 1, got 2"),
-        (lambda: Shift(size=2), "Shift: size must be between 0 and 1, got 2"),
-        (lambda: Flip(share=2), "Flip: share must be between 0 and 1, got 2"),
-        (lambda: Blur(sigma=-1), "Blur: sigma must be between 0 and 1, got -1"),
-        (lambda: Noise(deviation=2), "Noise: deviation must be between 0 and 1, got 2"),
-        (lambda: Crops(count=0), "Crops: count must be at least 1, got 0"),
-        (lambda: Crops(low=0.3), "Crops: low and high must be 0 < low <= high <= 1, got 0.3 and 0.25"),
-        (lambda: Crops(pixels=0), "Crops: pixels must be at least 1, got 0"),
-        (lambda: Pad(value=1.5), "Pad: value must be between 0 and 1, got 1.5"),
-        (lambda: Affine(scale=-1), "Affine: scale must be between 0 and 1, got -1"),
-        (lambda: Affine(shift=3), "Affine: shift must be between 0 and 1, got 3"),
-        (lambda: Affine(rotate=200), "Affine: rotate must be between 0 and 180 degrees, got 200"),
+        ("Jitter(size=-0.1)", "size must be between 0 and 1, got -0.1"),
+        ('Pad(mode="zeros")', "mode must be one of reflect, constant, wrap, got 'zeros'"),
+        ("Scale(size=1)", "size must be at least 0 and less than 1, got 1"),
+        ("Scale(choices=0)", "choices must be at least 1, got 0"),
+        ("Rotate(degrees=-1)", "degrees must be between 0 and 180 degrees, got -1"),
+        ("Rotate(still_share=2)", "still_share must be between 0 and 1, got 2"),
+        ("Shift(size=2)", "size must be between 0 and 1, got 2"),
+        ("Flip(share=2)", "share must be between 0 and 1, got 2"),
+        ("Blur(sigma=-1)", "sigma must be between 0 and 1, got -1"),
+        ("Noise(deviation=2)", "deviation must be between 0 and 1, got 2"),
+        ("Crops(count=0)", "count must be at least 1, got 0"),
+        ("Crops(low=0.3)", "low and high must be 0 < low <= high <= 1, got 0.3 and 0.25"),
+        ("Crops(pixels=0)", "pixels must be at least 1, got 0"),
+        ("Pad(value=1.5)", "value must be between 0 and 1, got 1.5"),
+        ("Affine(scale=-1)", "scale must be between 0 and 1, got -1"),
+        ("Affine(shift=3)", "shift must be between 0 and 1, got 3"),
+        ("Affine(rotate=200)", "rotate must be between 0 and 180 degrees, got 200"),
     ],
 )
-def test_a_strength_out_of_range_is_refused(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        make()
+def test_a_strength_out_of_range_is_refused(text, sentence):
+    with pytest.raises(ValueError, match=f"{text.partition('(')[0]}: {sentence}"):
+        parse(text, TRANSFORMS)

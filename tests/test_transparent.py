@@ -209,7 +209,7 @@ def test_score_saturation_and_films_are_those_over_mid_grey(recipe):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_picture_is_the_same_whoever_its_mates(sign):
+def test_a_picture_is_the_same_whatever_the_other_images(sign):
     recipe = replace(parse_recipe(CLEAR), steps=5)
 
     compute = Compute("cpu")

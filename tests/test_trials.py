@@ -24,7 +24,15 @@ from vizrobust.intervals import wilson
 from vizrobust.models import load_checkpoint
 from vizrobust.report.trials_page import page_data, write_trials
 from vizrobust.runs import write_png
-from vizrobust.study.human_answers import Answer, rank_correlation, read_answers, score, write_key
+from vizrobust.study.human_answers import (
+    Answer,
+    krippendorff_alpha,
+    rank_correlation,
+    read_answers,
+    score,
+    score_people,
+    write_key,
+)
 from vizrobust.study.human_trials import TrialSet, choose, data_of
 from vizrobust.study.report import StudyReport
 
@@ -267,6 +275,37 @@ def test_correlations_are_spearman_s_over_checkpoints_and_units(folder):
     assert transfer.rho == pytest.approx(expected.statistic)
     assert transfer.p == pytest.approx(expected.pvalue)
     assert transfer.ci_low < transfer.rho < transfer.ci_high
+
+
+def test_people_are_scored_together_and_the_careless_left_out(folder, trials):
+    """Two who are right on all but k0's units other than 0, one who answers everything wrong, catch trials too."""
+    same = answered(trials, lambda trial: trial.checkpoint == "k8-s0" or trial.catch or trial.unit == 0)
+    wrong = answered(trials, lambda _trial: False)
+    key, report = trials.key(), StudyReport.read(folder)
+    alone = score(key, same, report)
+    found = score_people({"ada": (key, same), "ben": (key, same), "cy": (key, wrong)}, report)
+    assert [(one.total.name, one.total.share, one.careful) for one in found.people] == [
+        ("ada", 16 / 24, True), ("ben", 16 / 24, True), ("cy", 0, False),
+    ]  # fmt: skip
+    assert not found.careful
+    assert [(one.right, one.n) for one in found.together.checkpoints] == [(8, 24), (24, 24)]
+    assert [one.rho for one in found.together.correlations] == [one.rho for one in alone.correlations]
+    assert (found.agreement.people, found.agreement.trials, found.agreement.alpha) == (2, 24, 1)
+    assert found.agreement.ceiling == pytest.approx(1)
+    other = score_people({"ada": (key, same), "ben": (key, answered(trials, lambda trial: True))}, report).agreement
+    assert -1 < other.ci_low < other.alpha < other.ci_high < 1
+    assert score_people({"ada": (key, same)}, report).agreement is None
+    with pytest.raises(ValueError, match=r"different pictures \(fourier, logits and plain, logits\)"):
+        score_people({"ada": (key, same), "ben": ({**key, "recipe": "fourier"}, same)}, report)
+
+
+def test_alpha_is_that_of_krippendorff_s_own_example():
+    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section A: two observers, ten binary units."""
+    first, second = (0, 1, 0, 0, 0, 0, 0, 0, 1, 0), (1, 1, 1, 0, 0, 1, 0, 0, 0, 0)
+    counts = np.array([[2 - a - b, a + b] for a, b in zip(first, second, strict=True)])
+    assert krippendorff_alpha(counts) == pytest.approx(0.095, abs=5e-4)
+    assert krippendorff_alpha(np.vstack([counts, [[1, 0]]])) == krippendorff_alpha(counts)
+    assert krippendorff_alpha(np.array([[2, 0], [3, 0]])) is None
 
 
 def test_the_interval_of_a_rank_correlation_holds_the_truth_about_95_times_in_100():

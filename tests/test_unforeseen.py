@@ -336,7 +336,7 @@ class TestTheClimb:
             ours.step(net, state)
         assert (chance() > before).all()
 
-    def test_an_image_is_not_brightened_by_its_mates(self) -> None:
+    def test_an_image_is_not_brightened_by_the_others(self) -> None:
         x = images(2)
         lone = Fog(eps=1.0).apply(x[:1], {"z": Fog(eps=1.0).init(x[:1], streams(1))["z"]})
         flat = torch.full((2, 4 ** scales(x) - 1), 0.5, dtype=torch.float64)

@@ -13,8 +13,12 @@ from types import CodeType, FrameType
 import pytest
 
 import vizrobust
-from tests.conftest import net_file
+from tests.conftest import make_net, net_file
 from tests.test_cli import run
+from vizrobust.data import load
+from vizrobust.models import CheckpointInfo, save_checkpoint
+from vizrobust.models.checkpoints import body_state
+from vizrobust.runs import read_rows
 
 ROOT = Path(vizrobust.__file__).parent
 MOST_ROOMS, MOST_FUNCTIONS = 7, 12
@@ -87,6 +91,34 @@ def test_an_option_crosses_few_rooms(walk: str, tmp_path: Path, monkeypatch: pyt
     with carriers(value) as found:
         result = run(command, net_file((1, 8, 8), 10), *chain(*options.items()), "--json")
     assert result.exit_code == 0, result.output
+    functions = [one for one in found if not one[0].startswith(GROUND)]
+    assert functions[0][0] == "cli/generated.py"
+    assert len(rooms(found)) <= MOST_ROOMS, rooms(found)
+    assert len(functions) <= MOST_FUNCTIONS, functions
+
+
+def test_an_option_of_a_study_reaches_the_attacks_rows_through_few_rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--images, followed to the last verdict; what comes after it is stopped."""
+    monkeypatch.chdir(tmp_path)
+    for name, arch, k, data in (
+        ("a", "small_cnn", 0, "digits"),
+        ("b", "small_cnn", 4, "digits"),
+        ("judge", "vgg_small", 0, "npz:x.npz"),
+    ):
+        net = make_net(arch, (1, 8, 8), 10)
+        about = CheckpointInfo(arch, (1, 8, 8), load("digits").classes, (0.4,), (0.3,), data=data, training="", attack_steps=k)
+        save_checkpoint(f"{name}.safetensors", body_state(net), about)
+
+    def rendering(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vizrobust.study.Study._render", rendering)
+    options = {"--images": 11, "--judge": "judge.safetensors", "--hidden": 0, "--masking-images": 0, "--unforeseen-images": 0,
+               "--corruption-images": 0, "--out": "run"}  # fmt: skip
+    with carriers(11) as found:
+        run("study", "a.safetensors", "b.safetensors", "--quick", *chain(*options.items()))
+    rows = read_rows(tmp_path / "run" / "attacks")
+    assert {image for row in rows for image in row["images"]} == set(range(11))
     functions = [one for one in found if not one[0].startswith(GROUND)]
     assert functions[0][0] == "cli/generated.py"
     assert len(rooms(found)) <= MOST_ROOMS, rooms(found)

@@ -42,21 +42,26 @@ def load(ref: str | Path, arch: str | None = None, download: bool = False) -> Ch
     8
     """
     from vizrobust.models import load_checkpoint
+    from vizrobust.names import split_code
 
-    return load_checkpoint(str(ref), arch, download)
+    ref, own = split_code(str(ref))
+    return load_checkpoint(ref, own or arch, download)
 
 
 def robust_accuracy(
     model: Model, data: Any = None, attack: Any = "pgd", *, eps: float | None = None, norm: str | None = None,
     steps: int | None = None, images: int = 1000, split: str = "test", seed: int = 0, batch_size: int | None = None,
-    precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
+    precision: str = "fp32", until_width: float | None = None, exact: bool = False, device: str = "auto",
+    out: str | Path | None = None,
 ) -> RobustAccuracy:  # fmt: skip
     """How many images a model classifies correctly under an attack, with a Wilson 95 % interval.
 
     `model` is a network of images in [0, 1] (its normalization inside), a checkpoint or a name. `data` is a data set, its
     name, a DataLoader, or a pair (x, y) with x (n, C, H, W) in [0, 1] and y (n,); None is the checkpoint's own. `attack` is
     a name, the text of a spec or an attack; `eps`, `norm` and `steps` change its fields, and without an eps the data
-    set's usual one is taken. The first `images` of the `split` are attacked. With `out` verdicts are kept in a run
+    set's usual one is taken. The first `images` of the `split` are attacked, or fewer where `until_width` points
+    on either side are a narrow enough interval. `exact` does without the folding of BatchNorm, which changes outputs only
+    by rounding. With `out` verdicts are kept in a run
     folder and continued there. Raises ``ValueError`` for images outside [0, 1] and for names that do not exist.
 
     >>> import vizrobust as vr
@@ -69,12 +74,12 @@ def robust_accuracy(
 
     request = AttackRequest(
         models=(model,), data=data, attacks=(attack,), eps=eps, norm=norm, steps=steps, images=images, split=split, seed=seed,
-        batch_size=batch_size, precision=precision,
+        batch_size=batch_size, precision=precision, until_width=until_width, exact=exact,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
     report = _answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
-    return replace(result, remake=lambda: made(request, session, target, result))
+    return replace(result, remake=lambda: made(request, session, target, result), draw=report.figure)
 
 
 def diagnose_masking(
@@ -112,10 +117,10 @@ def diagnose_masking(
 
 
 def visualize(
-    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = "plain", *,
+    model: Model, layer: str = "logits", units: Sequence[int] | str | None = None, recipe: Any = None, *,
     objective: Any = None, neuron: tuple[int, int] | None = None, seeds: int = 1, seed: int = 0, steps: int | None = None,
     size: int | None = None, data: Any = None, shape: tuple[int, int, int] | None = None, negative: bool = False,
-    diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32",
+    diversity: int = 1, start: str | None = None, batch_size: int | None = None, precision: str = "fp32", exact: bool = False,
     device: str = "auto",
 ) -> Pictures:  # fmt: skip
     """Images that excite units of a model as strongly as possible; in a notebook they show themselves.
@@ -123,9 +128,11 @@ def visualize(
     `layer` is a layer's name (`vizrobust layers`), `units` are its units (None: all of at most 20, else the first 16);
     `neuron` is one position (row, column) of its map instead of the mean over all. `objective` stands in place of both: an
     objective, its text, or a function (activations by layer, images, units) -> (N,) scores. `recipe` is a name, the text of
-    a spec or a `Recipe`; `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
+    a spec or a `Recipe` (None: plain, for images from 128 pixels on fourier);
+    `steps` and `size` change its fields. `seeds` pictures of each unit start from different noise,
     from `seed` on, or from the image `start` (a file or DATA#index); `diversity` N makes N of each that differ in style. A
-    bare network needs `shape` (C, H, W) or `data`. Raises ``ValueError`` for a layer or unit that does not exist.
+    bare network needs `shape` (C, H, W) or `data`; `exact` is as in `robust_accuracy`. Raises ``ValueError`` for a layer
+    or unit that does not exist.
 
     >>> import vizrobust as vr
     >>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
@@ -134,6 +141,8 @@ def visualize(
     from vizrobust.commands.neurons import resolve
     from vizrobust.commands.picture_report import Picture, Pictures
     from vizrobust.features import render
+    from vizrobust.models import LOGITS
+    from vizrobust.models.folding import folded_net
     from vizrobust.session import Session
 
     session = Session(device=device, memory=True)
@@ -141,15 +150,18 @@ def visualize(
     request = NeuronsRequest(
         models=(checkpoint,), data=loaded, layer=layer, units=units, recipe=recipe, objective=objective, neuron=neuron,
         seeds=seeds, seed=seed, steps=steps, size=size, negative=negative, diversity=diversity, start=start,
-        batch_size=batch_size, precision=precision,
+        batch_size=batch_size, precision=precision, exact=exact,
     )  # fmt: skip
     _, job = resolve(request, [checkpoint], loaded, session)
+    plain = exact or precision != "fp32"
+    net = checkpoint.net() if plain else folded_net(checkpoint, job.objective.layers)[0]
     done = render(
-        checkpoint, job.objective, job.units, job.recipe, job.seeds, compute=session.compute(precision), sign=job.sign,
-        start=job.start, batch_size=job.batch_size,
+        net, job.objective, job.units, job.recipe, job.seeds, shape=checkpoint.info.input_shape,
+        compute=session.compute(precision), sign=job.sign, start=job.start, batch_size=job.batch_size,
     )  # fmt: skip
     found = tuple(Picture(one, one.status(job.data_share)) for one in done)
-    return Pictures(found, checkpoint.name, job.layer, job.recipe)
+    classes = checkpoint.info.classes if job.layer == LOGITS else ()
+    return Pictures(found, checkpoint.name, job.layer, job.recipe, classes)
 
 
 def compare(
@@ -157,7 +169,8 @@ def compare(
     recipe: Any = "plain", seeds: int = 3, seed: int = 0, steps: int | None = None, size: int | None = None,
     attack: Any = "PGD(steps=50)", eps: float | None = None, norm: str | None = None, images: int = 1000,
     judge: str | tuple[str, ...] = (), judge_independent: bool = False, query_images: int = 1000,
-    batch_size: int | None = None, precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
+    batch_size: int | None = None, precision: str = "fp32", exact: bool = False, device: str = "auto",
+    out: str | Path | None = None,
 ) -> Comparison:  # fmt: skip
     """Models side by side: training, accuracy under an attack, feature images and their clarity by an outside judge.
 
@@ -167,8 +180,9 @@ def compare(
     that judge their clarity on `query_images` held-out images (default: the data set's own; a note says where there is none);
     `judge_independent` states that they saw none of the models' training images;
     natural images and a random network are its references. The result shows tables and pictures in a notebook;
-    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures. With `out` everything is kept in a run folder
-    and continued there. Raises ``ValueError`` for fewer than two different models.
+    ``.rows()`` are the numbers, ``.figure()`` is the sheet of all pictures for matplotlib, ``.image()`` as it
+    is. With `out` everything is kept in a run folder and continued there. Raises ``ValueError`` for fewer than two
+    different models.
 
     >>> import vizrobust as vr
     >>> vr.compare(["mnist-k0", "mnist-k8"], units=[3, 5], seeds=1, steps=2, images=20, query_images=50)
@@ -181,6 +195,7 @@ def compare(
         size=size, attack=attack, eps=eps, norm=norm, images=images,
         judge=_several(judge),
         judge_independent=judge_independent, query_images=query_images, batch_size=batch_size, precision=precision,
+        exact=exact,
     )  # fmt: skip
     found: Comparison = _with_files(answer, request, out, device)
     return found

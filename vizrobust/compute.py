@@ -51,7 +51,7 @@ def ask_for_repeatable(environment: MutableMapping[str, str] = os.environ, cpu: 
     """Set ``MKL_CBWR=AUTO`` where the processor is not Intel's and the user has set nothing; MKL reads it at its first product.
 
     On AMD's processors MKL's own choice computes the last rows of a batch in another order than the first ones, so that
-    an image's result hangs on its place; its mode for repeatable results does not (`tests/test_kernels.py`). Intel's own
+    an image's result depends on its position; its mode for repeatable results does not (`tests/test_kernels.py`). Intel's own
     keep MKL's choice.
 
     >>> environment = {}
@@ -228,7 +228,7 @@ def size_class(count: int, most: int) -> int:
 def full_batches(n: int, size: int) -> Iterator[tuple[Tensor, int]]:
     """Indices 0 … n-1 in batches of exactly `size`, each with how many of them count; the last is filled by repeats.
 
-    Kernels depend on the batch size: at one recorded size an image's result is the same bit for bit, whoever its mates.
+    Kernels depend on the batch size: at one recorded size an image's result is the same bit for bit, whatever the other images.
 
     >>> [(index.tolist(), count) for index, count in full_batches(5, 3)]
     [([0, 1, 2], 3), ([3, 4, 4], 2)]

@@ -38,6 +38,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def split_code(ref: str) -> tuple[str, str]:
+    """A reference to a checkpoint, and the code that it names for its network alone.
+
+    >>> split_code("mine.safetensors::arch=nets.py:Wide"), split_code("mnist-k8")
+    (('mine.safetensors', 'nets.py:Wide'), ('mnist-k8', ''))
+    """
+    ref, _, code = ref.partition("::arch=")
+    return ref, code
+
+
 def no_data_set(ref: str) -> str:
     """The sentence about a reference that is no data set's; a path alone lacks its prefix.
 
@@ -79,6 +89,7 @@ def _check_data(ref: str) -> None:
 
 
 def _check_model(ref: str) -> None:
+    ref, _ = split_code(ref)
     name = ref.removesuffix("@random")
     if ":" in name or "/" in name or Path(name).suffix or Path(ref).exists() or Path(name).exists():
         return

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -68,10 +69,11 @@ class Catalogue(dict[str, T]):
         `typed` says that a person wrote the name, not a file. Raises ``ValueError`` with the nearest names where there
         is none, and for code of a file that no person has named in this process.
         """
-        if name.lower() not in {key.lower() for key in self}:
-            found = self.find(name, typed=typed)
-            if found is not None:
-                return found
+        if name.lower() in {key.lower() for key in self}:
+            return lookup(self, name, kind)
+        found = self.find(name, typed=typed)
+        if found is not None:
+            return found
         return lookup({**self, **dict.fromkeys(self.installed())}, name, kind)  # type: ignore[return-value]
 
     def quoted(self, text: str) -> str:
@@ -87,7 +89,13 @@ class Catalogue(dict[str, T]):
 
     def installed(self) -> dict[str, EntryPoint]:
         """The entry points that installed packages add, by name."""
-        return {entry.name: entry for group in self.groups for entry in entry_points(group=f"vizrobust.{group}")}
+        return dict(_installed(self.groups, tuple(sys.path)))
+
+
+@cache
+def _installed(groups: tuple[str, ...], _path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Read once for each search path: reading the metadata of all packages takes as long as a small computation."""
+    return {entry.name: entry for group in groups for entry in entry_points(group=f"vizrobust.{group}")}
 
 
 def used() -> dict[str, str]:

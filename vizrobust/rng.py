@@ -1,4 +1,4 @@
-"""One random stream per image, so that an image never depends on its batch mates, its shard or a resume."""
+"""One random stream per image, so that an image never depends on the rest of its batch, its shard or a resume."""
 
 from __future__ import annotations
 

@@ -36,6 +36,9 @@ class RunFolder:
     content stay in the file, but are not among `rows`; `outdated` counts them. With `folder` None the rows stay in memory
     (`RunFolder.memory`).
 
+    With `folds` its rows may be of networks with BatchNorm folded (`vizrobust.models.folding`), as run.json then says; a
+    folder that an earlier version began goes on with plain networks.
+
     Of several `processes` that open it together the main one reads and writes: no file has two writers, and the folder
     need not be on a disk that all machines see. The others get the rows that were there and keep what is added in
     memory, so that all know the same. Where the folder is taken, all of them raise `Taken`.
@@ -43,11 +46,11 @@ class RunFolder:
 
     def __init__(
         self, folder: Path | str | None, command: str, identity: Mapping[str, Any], record: Mapping[str, Any] | None = None,
-        processes: Processes = SINGLE, *, wait: bool = False, content: str = "",
+        processes: Processes = SINGLE, *, wait: bool = False, content: str = "", folds: bool = False,
     ) -> None:  # fmt: skip
         self.folder = Path() if folder is None else Path(folder)
         self.writes = processes.main and folder is not None
-        self.content = content
+        self.content, self.folds = content, folds
         described = json.loads(json.dumps({"command": command, "identity": dict(identity)}))
         self.info: dict[str, Any] = {**described, **json.loads(json.dumps(dict(record or {})))}
         self._rows_file = self.folder / "rows.jsonl"
@@ -64,20 +67,22 @@ class RunFolder:
                 self.close()  # the error's traceback would hold the lock
                 raise
         there = self._present(whole)
-        taken, there, self.outdated = processes.broadcast((taken, there, len(whole) - len(there)))
+        taken, there, self.outdated, self.folds = processes.broadcast((taken, there, len(whole) - len(there), self.folds))
         if taken:
             raise taken
         self._known = None if self.writes and processes.size == 1 else there
 
     @classmethod
-    def memory(cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = SINGLE) -> RunFolder:
+    def memory(
+        cls, command: str = "", identity: Mapping[str, Any] | None = None, processes: Processes = SINGLE, folds: bool = False
+    ) -> RunFolder:  # fmt: skip
         """A run without files: what is added is known until the object goes.
 
         >>> run = RunFolder.memory()
         >>> run.cached({"unit": 3}, lambda: {"score": 0.5}), run.cached({"unit": 3}, lambda: {"score": 9.0})
         ({'unit': 3, 'score': 0.5}, {'unit': 3, 'score': 0.5})
         """
-        return cls(None, command, identity or {}, None, processes)
+        return cls(None, command, identity or {}, None, processes, folds=folds)
 
     def _open(self, described: Mapping[str, Any], wait: bool) -> None:
         self._refuse_foreign(described)
@@ -91,7 +96,8 @@ class RunFolder:
         old = self._refuse_foreign(described)
         for left in self.folder.rglob(".*.tmp"):  # of killed processes
             left.unlink(missing_ok=True)
-        self.info = {**(old or {}), **self.info}
+        self.folds = self.folds and (old is None or old.get("folded", False))
+        self.info = {**(old or {}), **self.info, **({"folded": True} if self.folds else {})}
         write_json(self.folder / "run.json", self.info)
         _drop_incomplete_row(self._rows_file)
 

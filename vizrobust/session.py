@@ -16,6 +16,7 @@ from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of,
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.forward import logits_of
 from vizrobust.models.user_code import object_sha256
+from vizrobust.names import split_code
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress
 from vizrobust.runs import RunFolder, default_folder
@@ -60,13 +61,15 @@ class Session:
     def checkpoint(self, model: str | Path | nn.Module | Checkpoint, data: DataSet | None = None) -> Checkpoint:
         """A reference, a checkpoint or a network of images in [0, 1]; the network also needs the `data` it is used on.
 
-        The network is copied, so it stays as it is. Its name is its class and the hash of its weights.
+        ``REF::arch=my.py:Net`` names the code of this reference alone. A network is copied, so it stays as it is; its name is
+        its class and the hash of its weights.
         """
         if isinstance(model, Checkpoint):
             return model
         if isinstance(model, nn.Module):
             return _of_module(model, data)
-        return load_checkpoint(str(model), self.code, self.download)
+        ref, own = split_code(str(model))
+        return load_checkpoint(ref, own or self.code, self.download)
 
     def checkpoints(self, models: Iterable[Any], data: Any = None) -> list[tuple[Checkpoint, DataSet]]:
         """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own."""
@@ -167,23 +170,27 @@ class Session:
 
     def folder(
         self, command: str, identity: Mapping[str, Any], compute: Compute, data: DataSet | None = None, split: str = "test",
-        *, shared: bool = False, **record: Any,
+        *, shared: bool = False, exact: bool | None = None, **record: Any,
     ) -> RunFolder:  # fmt: skip
         """The locked run folder for rows of this identity; the same object each time within a session.
 
         A `shared` folder is the one that the command of this name has by itself, whatever the session's own. `data` and
         `split` are the images and labels that rows depend on: where a person has changed them in place, older rows are
-        kept in the folder but not used, which is said.
+        kept in the folder but not used, which is said. Unless `exact` is None, it is a part of the identity, and without it
+        the rows are of networks with BatchNorm folded.
         """
+        identity = {**identity, "exact": True} if exact else identity
+        folds = exact is False and compute.precision == "fp32"  # bfloat16 rounds folded weights more coarsely
         if self.memory and (shared or self.out is None):
-            return RunFolder.memory(command, identity, compute.processes)
+            return RunFolder.memory(command, identity, compute.processes, folds)
         path = Path(self.out) if self.out is not None and not shared else default_folder(command, identity)
         if path not in self._folders:
             made = {"argv": self.argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
             content = "" if data is None else content_of(data, split)
             self._folders[path] = run = RunFolder(
-                path, command, identity, {**made, **record}, compute.processes, wait=self.wait, content=content
-            )
+                path, command, identity, {**made, **record}, compute.processes, wait=self.wait, content=content,
+                folds=folds,
+            )  # fmt: skip
             if run.outdated:
                 self.note(
                     f"note: {data.name if data else 'the data'} has changed: {run.outdated} older rows in {path} are kept, "

@@ -82,7 +82,7 @@ def test_an_infinite_gradient_moves_the_other_pixels(attack: Attack) -> None:
 
 
 @every
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_point_with_undefined_outputs_breaks_nothing_and_is_not_right(attack: Attack, value: float) -> None:
     x, y = images()
     found = attack(Hole(x, y, value, every=True), x, y)

@@ -314,7 +314,11 @@ IMAGES = 40
 RADII = {"Linf": 0.1, "L2": 1.0}
 
 
-@pytest.mark.parametrize("trained", ["digits", "mnist-k8", pytest.param("mnist-k0", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize(
+    "trained",
+    ["digits", pytest.param("mnist-k8", marks=pytest.mark.slow), pytest.param("mnist-k0", marks=pytest.mark.slow)],
+    indirect=True,
+)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [(name, kind) for name in ATTACKS for kind in RADII if name not in (*BLACK_BOX, *ONLY, "AutoAttack")],
@@ -344,12 +348,12 @@ def test_an_attack_beats_noise_of_the_same_size(name: str, kind: str, trained: t
 @every_pair
 def test_in_float64_an_image_alone_is_the_same_as_in_a_batch(name: str, ball: Ball) -> None:
     net = make_net().double()
-    assert_alone_as_in_a_batch(make(name, ball, steps=10), net, *batch(16, dtype=torch.float64), (0, 15))
+    assert_alone_as_in_a_batch(make(name, ball, steps=5), net, *batch(7, dtype=torch.float64), (0, 6))
 
 
 @every_pair
 def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(name: str, ball: Ball) -> None:
-    assert_the_same_at_one_batch_size(make(name, ball, steps=6), make_net(), *batch(11))
+    assert_the_same_at_one_batch_size(make(name, ball, steps=4), make_net(), *batch(11))
 
 
 @pytest.mark.parametrize("name", ["PGD", "Square"])
@@ -369,7 +373,7 @@ def test_so_it_is_on_two_threads(name: str) -> None:
 @every_attack
 def test_a_slot_filled_again_at_another_step_changes_nothing(attack: Attack, net: nn.Module) -> None:
     x, y = batch(10)
-    for walk in attack.runs(net, x)[:2]:
+    for walk in attack.runs(net, x)[-1:]:  # a restart, or the last of several classes
 
         def begun(items: range, walk: AttackRun = walk) -> State:
             return walk.start(net, x[items.start : items.stop], y[items.start : items.stop], streams(items))

@@ -71,8 +71,8 @@ class TestWhatComesBack:
             assert torch.equal(alone, together)
             order = [2, 0, 3, 1]
             assert torch.equal(corrupt(x[order], severity, Streams(0, order)), together[order])
-            mates = corrupt(torch.cat((x[:1], 1 - x[1:])), severity, Streams(0, [0, 7, 8, 9]))
-            assert torch.equal(mates[0], together[0])
+            others = corrupt(torch.cat((x[:1], 1 - x[1:])), severity, Streams(0, [0, 7, 8, 9]))
+            assert torch.equal(others[0], together[0])
 
 
 @every_type

@@ -54,7 +54,7 @@ def test_images_are_in_0_1_wherever_z_goes(make, shape):
             assert shown is image or shown.shape == (len(z), *shape)
 
 
-def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
+def test_the_same_stream_gives_the_same_image_whatever_the_other_images(make, shape):
     param, z = begun(make, shape)
     order = [3, 0, 4, 1, 2]
     assert torch.equal(begun(make, shape)[1], z)
@@ -69,7 +69,7 @@ def test_the_same_stream_gives_the_same_image_whoever_its_mates(make, shape):
     assert not torch.equal(param(z)[0], param(z)[1])
 
 
-def test_the_gradient_too_is_the_same_whoever_its_mates(make, shape):
+def test_the_gradient_too_is_the_same_whatever_the_other_images(make, shape):
     param, z = begun(make, shape)
     z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(len(z), *pictured(make, shape), generator=torch.Generator().manual_seed(1))
@@ -82,7 +82,7 @@ def test_the_gradient_too_is_the_same_whoever_its_mates(make, shape):
     assert torch.equal(gradient(z[order], weights[order]), gradient(z, weights)[order])
 
 
-def test_what_a_network_sees_and_what_that_is_worth_is_the_same_whoever_its_mates(make, shape):
+def test_what_a_network_sees_and_what_that_is_worth_is_the_same_whatever_the_other_images(make, shape):
     param, z = begun(make, shape)
     z = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(len(z), *shape, generator=torch.Generator().manual_seed(1))

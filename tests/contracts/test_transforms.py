@@ -67,7 +67,7 @@ def test_shape_and_range_are_kept(make, shape):
 
 @pytest.mark.parametrize("behind", [(), (Affine(), Noise())], ids=["alone", "before others"])
 def test_every_image_has_its_own_stream(make, shape, behind):
-    """Bit for bit, whoever its mates are and whatever their order; also in the second step."""
+    """Bit for bit, whatever the other images and their order; also in the second step."""
     x, n = picture(shape), shape[0]
     order = list(range(n))[::-1]
 
@@ -78,8 +78,8 @@ def test_every_image_has_its_own_stream(make, shape, behind):
 
     out = second(x, range(n))
     assert torch.equal(second(x[order], order), out[:, order])
-    mates = torch.cat((x[:1], torch.rand_like(x[1:])))
-    assert torch.equal(second(mates, [0, *range(50, 49 + n)])[:, 0], out[:, 0])
+    others = torch.cat((x[:1], torch.rand_like(x[1:])))
+    assert torch.equal(second(others, [0, *range(50, 49 + n)])[:, 0], out[:, 0])
 
 
 def test_as_many_numbers_are_drawn_whatever_the_strength(make, shape):

@@ -106,10 +106,10 @@ class TestEveryUnforeseenAttack:
 
     def test_the_variable_starts_and_stays_allowed(self, name: str) -> None:
         x, y = batch(3)
-        net, attack = make_net(shape=SHAPE), make(name, steps=6)
+        net, attack = make_net(shape=SHAPE), make(name, steps=4)
         (walk,) = attack.runs(net, x)
         state = walk.start(net, x, y, streams=streams(range(3)))
-        for _ in range(6):
+        for _ in range(4):
             v = {key.removeprefix("params."): value for key, value in state.items() if key.startswith("params.")}
             again = attack.project(v)
             assert torch.allclose(again, v["z"], rtol=1e-5, atol=1e-6), "projecting what is allowed changes nothing"
@@ -157,10 +157,10 @@ class TestEveryUnforeseenAttack:
 
     def test_in_float64_an_image_alone_is_the_same_as_in_a_batch(self, name: str) -> None:
         net = make_net(shape=SHAPE).double()
-        assert_alone_as_in_a_batch(make(name, steps=8), net, *batch(5, dtype=torch.float64), (0, 3))
+        assert_alone_as_in_a_batch(make(name, steps=4), net, *batch(5, dtype=torch.float64), (0, 3))
 
     def test_in_fp32_at_one_batch_size_an_image_is_the_same_bit_for_bit(self, name: str) -> None:
-        assert_the_same_at_one_batch_size(make(name, steps=5), make_net(shape=SHAPE), *batch(11))
+        assert_the_same_at_one_batch_size(make(name, steps=3), make_net(shape=SHAPE), *batch(11))
 
     def test_a_slot_filled_again_at_another_step_changes_nothing(self, name: str) -> None:
         net = make_net(shape=SHAPE)

@@ -130,10 +130,8 @@ class DeepFool(MinimumNormAttack):
     clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
     unbounded, with one an image whose first misclassified point is outside is not broken.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> DeepFool(steps=20)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> DeepFool(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 50
@@ -151,10 +149,7 @@ class DeepFool(MinimumNormAttack):
         return (DeepFoolRun(self),)
 
 
-@dataclass(frozen=True)
-class DeepFoolRun(MinimumNormRun):
-    attack: DeepFool
-
+class DeepFoolRun(MinimumNormRun[DeepFool]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():
             # The label is one of the candidates.
@@ -196,10 +191,8 @@ class FAB(MinimumNormAttack):
     random within half of eps, or half of the distance to the nearest boundary if the ball has no eps.
     The ball is Linf or L2; without eps it is unbounded, with one only points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> FAB(steps=5, norm="L2")(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> FAB(steps=5, norm="L2")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 6 evaluated points each)
     """
 
     steps: int = 100
@@ -228,10 +221,9 @@ class FAB(MinimumNormAttack):
 
 
 @dataclass(frozen=True)
-class FABRun(MinimumNormRun):
+class FABRun(MinimumNormRun[FAB]):
     """One run of FAB against the wrong class of a `rank` by the clean image's logits, 0 the likeliest; None means all of them."""
 
-    attack: FAB
     rank: int | None = None
     restart: int = 0
 
@@ -253,7 +245,8 @@ class FABRun(MinimumNormRun):
         if self.rank is not None:
             against = against[:, self.rank : self.rank + 1]
         start = self._elsewhere(logits, clean, y, against, streams) if elsewhere else x
-        return {**initial_state(x, y, projected(self.attack.ball, x, start), streams), "at": start, "against": against}
+        state = initial_state(x, y, projected(self.attack.ball, x, start), streams)
+        return {**state, "at": start, "against": against, "nearest": torch.full_like(state["loss"], torch.inf)}
 
     def _elsewhere(self, logits: Tensor, x: Tensor, y: Tensor, against: Tensor, streams: Streams) -> Tensor:
         """A random start point."""
@@ -271,7 +264,9 @@ class FABRun(MinimumNormRun):
     def step(self, net: nn.Module, state: State) -> None:
         attack, x, at = self.attack, state["x"], state["at"]
         with torch.no_grad():
-            wrong = record_minimum_norm(state, attack.ball, net(at), at)
+            norm = attack.ball.norm(at - x)
+            wrong = record_minimum_norm(state, attack.ball, net(at), at, norm=norm)
+            state["nearest"] = torch.minimum(state["nearest"], norm.masked_fill(~wrong, torch.inf))
         at = torch.where(per_image(wrong, x), x + attack.beta * (at - x), at).requires_grad_()
         boundary = nearest_boundary(attack.ball, net(at), at, state["y"], state["against"], state)
         gap, grad, at = boundary.gap, boundary.grad, at.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,11 @@ from vizrobust.attacks.threat_models import (
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 
+A = TypeVar("A", bound=Any)
+
 
 class MinimumNormAttack(Attack):
-    """An attack that needs no eps; it works in these `balls`, and its fields named `positive` must be above 0."""
+    """An attack that needs no eps; it works in these `balls`; fields named `positive` must be above 0, `gamma` below 1 too."""
 
     minimum_norm = True
     balls: ClassVar[tuple[type, ...]]
@@ -52,13 +54,15 @@ class MinimumNormAttack(Attack):
         for name in self.positive:
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must be above 0, got {value:g}")
+        if not 0 < (gamma := getattr(self, "gamma", 0.5)) < 1:
+            raise ValueError(f"{type(self).__name__}: gamma must be between 0 and 1, got {gamma:g}")
 
 
 @dataclass(frozen=True)
-class MinimumNormRun:
+class MinimumNormRun(Generic[A]):
     """The only run of such an attack; ``at`` is the point of its state, wherever it lies."""
 
-    attack: Any
+    attack: A
 
     minimum_norm: ClassVar[bool] = True
 
@@ -117,10 +121,8 @@ class FMN(MinimumNormAttack):
     ``steepest=True`` is not in the paper: the step goes in the ball's direction of steepest ascent and is `alpha` times the
     present radius long, so one alpha fits every norm, image size and distance.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> FMN(steps=20, norm="L1")(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> FMN(steps=20, norm="L1")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 100
@@ -132,18 +134,11 @@ class FMN(MinimumNormAttack):
     balls = (Linf, L2, L1, L0)
     positive = ("alpha",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_gamma(self)
-
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (FMNRun(self),)
 
 
-@dataclass(frozen=True)
-class FMNRun(MinimumNormRun):
-    attack: FMN
-
+class FMNRun(MinimumNormRun[FMN]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         return radius_state(x, y, streams, 1.0 if isinstance(self.attack.ball, L0) else math.inf)
 
@@ -201,10 +196,8 @@ class DDN(MinimumNormAttack):
     misclassified point and grows by it after any other. The ball is L2; without eps it is unbounded, with one only
     points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> DDN(steps=20)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> DDN(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 100
@@ -215,18 +208,11 @@ class DDN(MinimumNormAttack):
     balls = (L2,)
     positive = ("initial_norm",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_gamma(self)
-
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (DDNRun(self),)
 
 
-@dataclass(frozen=True)
-class DDNRun(MinimumNormRun):
-    attack: DDN
-
+class DDNRun(MinimumNormRun[DDN]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         return radius_state(x, y, streams, self.attack.initial_norm)
 
@@ -255,8 +241,3 @@ def radius_state(x: Tensor, y: Tensor, streams: Streams, radius: float) -> State
 def cosine(state: State, steps: int) -> Tensor:
     """(N,): half a cosine over the steps, from 1 at an image's first step down towards 0 after its last."""
     return (1 + torch.cos(state["step"].to(state["x"].dtype) * (math.pi / steps))) / 2
-
-
-def _check_gamma(attack: FMN | DDN) -> None:
-    if not 0 < attack.gamma < 1:
-        raise ValueError(f"{type(attack).__name__}: gamma must be between 0 and 1, got {attack.gamma:g}")

@@ -36,10 +36,8 @@ class CW(MinimumNormAttack):
     succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
     only points with so large a lead count. Without eps the ball is unbounded, with one only points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> CW(steps=20, search_steps=3)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> CW(steps=20, search_steps=3)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 61 evaluated points each)
     """
 
     steps: int = 100
@@ -60,11 +58,8 @@ class CW(MinimumNormAttack):
         return (CWRun(self),)
 
 
-@dataclass(frozen=True)
-class CWRun(MinimumNormRun):
+class CWRun(MinimumNormRun[CW]):
     """All rounds of the binary search as one run; each image has its own c, bounds and optimizer state."""
-
-    attack: CW
 
     @property
     def steps(self) -> int:
@@ -170,10 +165,8 @@ class ALMA(MinimumNormAttack):
     step `lr` falls to a hundredth. K = `steps` gradients. The ball is L2 or L1; without eps it is unbounded, with one only
     points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> ALMA(steps=20)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> ALMA(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 100
@@ -187,10 +180,7 @@ class ALMA(MinimumNormAttack):
         return (ALMARun(self),)
 
 
-@dataclass(frozen=True)
-class ALMARun(MinimumNormRun):
-    attack: ALMA
-
+class ALMARun(MinimumNormRun[ALMA]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         one = torch.ones_like(x[:, 0, 0, 0])
         return {
@@ -254,10 +244,8 @@ class SigmaZero(MinimumNormAttack):
     The step falls from `lr` to a tenth of it along a half cosine. K = `steps` gradients. The ball is L0 and counts values
     of the tensor, not pixels; without eps it is unbounded, with one only points in it break an image.
 
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    >>> x = torch.rand(5, 1, 4, 4)
-    >>> SigmaZero(steps=20)(net, x, net(x).argmax(1)).best.shape
-    torch.Size([5, 1, 4, 4])
+    >>> SigmaZero(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
     """
 
     steps: int = 100
@@ -276,10 +264,7 @@ class SigmaZero(MinimumNormAttack):
         return (SigmaZeroRun(self),)
 
 
-@dataclass(frozen=True)
-class SigmaZeroRun(MinimumNormRun):
-    attack: SigmaZero
-
+class SigmaZeroRun(MinimumNormRun[SigmaZero]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         zero = torch.zeros_like(x)
         threshold = torch.full_like(x[:, 0, 0, 0], self.attack.threshold)

@@ -122,7 +122,7 @@ def _at_radius(x: Tensor, delta: Tensor, eps: float) -> Tensor:
     return (x + delta * (eps / _length(delta, (1, 2, 3)))).clamp(0, 1)
 
 
-PERTURBATIONS = {Linf: Perturbations(_stripes, _square), L2: Perturbations(_tiles, _transfer)}
+PERTURBATIONS: dict[type, Perturbations] = {Linf: Perturbations(_stripes, _square), L2: Perturbations(_tiles, _transfer)}
 
 
 @lru_cache(maxsize=64)

@@ -108,9 +108,22 @@ def is_positive(number: float | EpsShare) -> bool:
     return 0 <= value < math.inf
 
 
+@dataclass(frozen=True)
+class _Radius:
+    """The field of all balls."""
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps == math.inf:
+            raise ValueError(f"{type(self).__name__}: eps must be finite, got {self.eps:g}")
+        if self.eps is not None and self.eps < 0:
+            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {self.eps:g}")
+
+
 @spec
 @dataclass(frozen=True)
-class Linf:
+class Linf(_Radius):
     """The L-inf ball: no value changes by more than eps, a number from 0 to 1, such as 8/255.
 
     Raises ``ValueError`` for an eps below 0 or above 1.
@@ -119,10 +132,8 @@ class Linf:
     tensor([0.5000, 0.5000])
     """
 
-    eps: float | None = None
-
     def __post_init__(self) -> None:
-        _check_eps(self)
+        super().__post_init__()
         if self.eps is not None and self.eps > 1:
             raise ValueError(f"Linf: eps {self.eps:g} is above 1; images are in [0, 1], so write {self.eps:g}/255")
 
@@ -147,7 +158,7 @@ class Linf:
 
 @spec
 @dataclass(frozen=True)
-class L2:
+class L2(_Radius):
     """The L2 ball: the Euclidean length of the change over all pixels and channels is at most eps.
 
     Raises ``ValueError`` for an eps below 0.
@@ -155,11 +166,6 @@ class L2:
     >>> L2(eps=1.0).project(torch.full((1, 1, 4, 4), 1.0)).norm()
     tensor(1.)
     """
-
-    eps: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_eps(self)
 
     def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).norm(dim=1)
@@ -186,7 +192,7 @@ class L2:
 
 @spec
 @dataclass(frozen=True)
-class L1:
+class L1(_Radius):
     """The L1 ball: the absolute changes of all pixels and channels sum to at most eps.
 
     The true steepest direction moves a single value, which a step soon makes white or black. As in the sparse descent of
@@ -197,11 +203,6 @@ class L1:
     >>> L1(eps=1.0).project(torch.tensor([[[[0.9, -0.5, 0.1]]]]))
     tensor([[[[ 0.7000, -0.3000,  0.0000]]]])
     """
-
-    eps: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_eps(self)
 
     def norm(self, delta: Tensor) -> Tensor:
         # In float32 a sum over an image is off by more than the 1e-6 to which results are held.
@@ -238,7 +239,7 @@ class L1:
 
 @spec
 @dataclass(frozen=True)
-class L0:
+class L0(_Radius):
     """The L0 ball: at most eps of an image's values change, each by any amount.
 
     A value is one number of the tensor, as in FMN and sigma-zero, so a pixel of three channels is three values. An eps
@@ -249,11 +250,6 @@ class L0:
     >>> L0(eps=2).project(torch.tensor([[[[0.9, -0.5, 0.1]]]]))
     tensor([[[[ 0.9000, -0.5000,  0.0000]]]])
     """
-
-    eps: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_eps(self)
 
     def norm(self, delta: Tensor) -> Tensor:
         return (delta != 0).flatten(1).sum(1).to(delta.dtype)
@@ -368,15 +364,6 @@ def _shortened(x: Tensor, direction: Tensor, size: Tensor) -> Tensor:
     move = direction.sign() * size.reshape(x.shape)
     moved = (x + move).to(x.dtype)
     return torch.where((moved.to(move.dtype) - x).abs() > move.abs(), moved.nextafter(x), moved)
-
-
-def _check_eps(ball: Ball) -> None:
-    if ball.eps is None:
-        return
-    if ball.eps == math.inf:
-        raise ValueError(f"{type(ball).__name__}: eps must be finite, got {ball.eps:g}")
-    if ball.eps < 0:
-        raise ValueError(f"{type(ball).__name__}: eps must not be negative, got {ball.eps:g}")
 
 
 BALLS = named(Linf, L2, L1, L0)

@@ -1,6 +1,6 @@
 """How clear a feature image is, judged by networks and images that the compared checkpoints never saw."""
 
-from vizrobust.clarity.judges import Judge, JudgeOutput, default_judges, excluded, judges_for
+from vizrobust.clarity.judges import Judge, JudgeOutput, default_judges, encoder_for, excluded, identified, judges_for
 from vizrobust.clarity.metrics import (
     METRICS,
     IdentificationScores,
@@ -48,10 +48,12 @@ __all__ = [
     "contrast_matched",
     "cross_seed_similarity",
     "default_judges",
+    "encoder_for",
     "excitations",
     "excluded",
     "high_frequency_share",
     "identification",
+    "identified",
     "judge_log_odds",
     "judge_top1",
     "judges_for",

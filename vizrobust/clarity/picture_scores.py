@@ -69,15 +69,9 @@ def scoring_jobs(checkpoints: Sequence[Checkpoint], request: RenderJob) -> list[
 
 
 def score_run(
-    run: RunFolder,
-    checkpoints: Sequence[Checkpoint],
-    request: RenderJob,
-    judge: Judge,
-    data: DataSet | None,
-    compute: Compute,
-    references: Sequence[Checkpoint] = (),
-    query_images: int = QUERY_IMAGES,
-) -> dict[str, PictureScores]:
+    run: RunFolder, checkpoints: Sequence[Checkpoint], request: RenderJob, judge: Judge, data: DataSet | None, compute: Compute,
+    references: Sequence[Checkpoint] = (), query_images: int = QUERY_IMAGES,
+) -> dict[str, PictureScores]:  # fmt: skip
     """`score_pictures` for the finished pictures of a run folder.
 
     The scores stay in the folder's scores.jsonl, under the hash of all that they depend on, and are computed once.
@@ -158,17 +152,10 @@ def _score_rows(run: RunFolder) -> list[Row]:
 
 
 def score_pictures(
-    checkpoints: Sequence[Checkpoint],
-    pictures: Mapping[str, Pictures],
-    negatives: Mapping[str, Pictures],
-    objective: Objective,
-    units: Sequence[int],
-    judge: Judge,
-    data: DataSet | None,
-    compute: Compute,
-    references: Sequence[Checkpoint] = (),
+    checkpoints: Sequence[Checkpoint], pictures: Mapping[str, Pictures], negatives: Mapping[str, Pictures], objective: Objective,
+    units: Sequence[int], judge: Judge, data: DataSet | None, compute: Compute, references: Sequence[Checkpoint] = (),
     query_images: int = QUERY_IMAGES,
-) -> dict[str, PictureScores]:
+) -> dict[str, PictureScores]:  # fmt: skip
     """Scores by checkpoint name, with ``natural images`` as a reference under the same queries.
 
     `pictures` and `negatives` map checkpoint names to each unit's pictures, (R, C, H, W) in [0, 1]. For class units the

@@ -127,7 +127,7 @@ def session_options(writes: bool) -> list[click.Parameter]:
         click.Option(["--download"], is_flag=True, help="Allow downloads of data sets and published weights."),
         click.Option(
             ["--arch"], multiple=True, metavar="FILE:NAME",
-            help="Your networks' code, path/to/file.py:callable, for checkpoints that need it.",
+            help="Your networks' code, path/to/file.py:callable, for all that need it; for one alone REF::arch=FILE:NAME.",
         ),
         click.Option(["--device"], type=click.Choice(DEVICES), default="auto", show_default=True),
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON object per line on stdout."),

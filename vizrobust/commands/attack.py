@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from vizrobust.attacks import Attack
 from vizrobust.commands.kept_images import judged, keep
 from vizrobust.commands.minimal_perturbations import minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
 from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class
 from vizrobust.report import attack_figures
-from vizrobust.report.style import format_of
+from vizrobust.report.robustness_figures import accuracy_under_attacks
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -40,6 +43,10 @@ class AttackReport:
         first, *others = self.answer.tables()
         return [replace(first, note=". ".join(filter(None, (first.note, *self.remarks)))), *others]
 
+    def figure(self) -> Any:
+        """Accuracy over steps, eps, K, corruptions or attacks, as the request asks, as a matplotlib figure."""
+        return self.answer.figure()
+
     def __repr__(self) -> str:
         return f"AttackReport({len(self.rows())} rows of {self.request!r})"
 
@@ -64,7 +71,7 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     if session.compute(request.precision).processes.main:  # all attack, one draws
         command = session.argv or repr(request)
         if request.plot:
-            answer.draw(request.plot, command)
+            save_figure(answer.figure(), request.plot, command)
             yield Note(f"drawn: {request.plot}")
         if request.show:
             yield from _show(request.show, request, session, answer, command)
@@ -95,7 +102,7 @@ class Accuracies:
         curves = [_curve_table(*one) for one in self.evaluations] if self.request.every_step else []
         return [self._accuracy_table(), *self._component_tables(), *curves, *by_class]
 
-    def draw(self, path: str, command: str) -> None:
+    def figure(self) -> Any:
         if self.request.every_step:
             for _, result in self.evaluations:
                 if len(set(result.components)) > 1:
@@ -103,15 +110,17 @@ class Accuracies:
                         "%s has components of different steps; {curve} steps needs one, such as pgd", result.attack
                     )
             curves = [(f"{target.name}, {result.attack}", result.curve()) for target, result in self.evaluations]
-            attack_figures.accuracy_over_attack_steps(path, curves, command=command)
-            return
-        series: dict[str, list[Row]] = {}
+            return attack_figures.accuracy_over_attack_steps(curves)
+        by_attack: dict[str, list[Row]] = {}
+        by_name: dict[str, list[Row]] = {}
         for target, result in self.evaluations:
-            steps = target.checkpoint.info.attack_steps
-            if steps is None:
-                raise ValueError(f"{target.name!r} does not record its number of training steps K; leave it out of the plot")
-            series.setdefault(repr(result.attack), []).append({**result.row(), "steps": steps, "name": target.name})
-        attack_figures.accuracy_over_training_steps(path, list(series.items()), command=command)
+            row = {**result.row(), "steps": target.checkpoint.info.attack_steps, "name": target.name}
+            by_attack.setdefault(repr(result.attack), []).append(row)
+            by_name.setdefault(target.name, []).append(row)
+        known = {row["steps"] for rows in by_name.values() for row in rows}
+        if None in known or len(known) == 1:
+            return accuracy_under_attacks(list(by_name.items()))
+        return attack_figures.accuracy_over_training_steps(list(by_attack.items()))
 
     def _accuracy_table(self) -> Table:
         rows = []
@@ -189,7 +198,10 @@ def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Targ
     eight_bit: tuple[int, int] | None = None
     for target in targets:
         for one in (yield from attacks_for(request, target.data, ("pgd",))):
-            result = target.evaluated(request, session, one, all_runs=request.every_step)
+            if request.until_width is None:
+                result = target.evaluated(request, session, one, all_runs=request.every_step)
+            else:
+                result = yield from _until_narrow(request.until_width, request, session, target, one)
             found.append((target, result))
             yield from (Note(f"note: {target.name}, {one!r}: {warning}") for warning in result.warnings)
             if request.save or request.save_png:
@@ -200,13 +212,34 @@ def _accuracies(request: AttackRequest, session: Session, targets: Sequence[Targ
     return answer
 
 
+def _until_narrow(
+    width: float, request: AttackRequest, session: Session, target: Target, one: Attack
+) -> Generator[Event, None, RobustAccuracy]:
+    """The outcome on one batch of images more at a time, each told, until its interval is at most ± `width` points."""
+    for count in range(target.batch_size, len(target.images) + target.batch_size, target.batch_size):
+        result = target.evaluated(request, session, one, indices=range(min(count, len(target.images))))
+        low, high = result.interval
+        wide = 50 * (high - low)
+        yield Note(f"{target.name}, {one!r}: {percent(result.accuracy)} ± {wide:.1f} after {len(result.indices)} images")
+        if wide <= width:
+            break
+    else:
+        if len(result.indices) == request.images:
+            yield Note(
+                ParameterError("the interval is wider than ± %g points on all {images} %s; give more", width, request.images)
+            )
+        else:
+            yield Note(f"the interval is wider than ± {width:g} points on all {len(result.indices)} images of the split")
+    return result
+
+
 def _show(path: str, request: AttackRequest, session: Session, answer: Answer, command: str) -> Generator[Event, None, None]:
     """Draw the first images on which the attack succeeds (the first images at all, where there are none)."""
     target, result = answer.evaluations[0]
     if len(answer.evaluations) > 1:
         yield Note(f"only the first result is drawn: {target.name}, {result.attack}")
     split, compute = target.data.split(request.split), session.compute(request.precision)
-    shown = examples(target.checkpoint.net(), result, split, compute, request.seed)
+    shown = examples(target.net(), result, split, compute, request.seed)
     attack_figures.adversarial_examples(
         path, shown.x, shown.adv, shown.labels, shown.clean_probs, shown.adv_probs,
         target.data.classes, repr(result.attack), target.name, command=command,

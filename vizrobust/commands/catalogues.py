@@ -154,7 +154,9 @@ def described(thing: Any, name: str = "") -> Table:
         return Table(thing.name, ["field", "value"], [list(fact) for fact in thing.facts()], f"example: vr.load({thing.name!r})")
     if isinstance(thing, JudgesOf):
         rows = [["judge", ref] for ref in thing.refs]
-        return Table(thing.data, ["field", "value"], rows, f"example: vizrobust study --judge {thing.refs[0]}")
+        return Table(
+            thing.data, ["field", "value"], rows, f"example: vizrobust study --data {thing.data} --judge {thing.refs[0]}"
+        )
     doc = inspect.cleandoc(thing.__doc__ or "")
     if not callable(thing) and dataclasses.is_dataclass(thing):  # an entry that describes itself, such as a metric
         facts = [(field.name, getattr(thing, field.name)) for field in dataclasses.fields(thing)]

@@ -49,7 +49,8 @@ def resolve(
     """The request with every open field filled, and what is rendered of each checkpoint."""
     first = checkpoints[0]
     objective = unit_pictures.objective_of(first, request.layer)
-    units, recipe = unit_pictures.units_asked(first, objective, request.units, session), unit_pictures.recipe_of(request, data)
+    units = unit_pictures.units_asked(first, objective, request.units, session)
+    recipe = unit_pictures.recipe_of(request, first, data, session)
     seeds = range(request.seed, request.seed + request.seeds)
     job = unit_pictures.job_of(first, data, recipe, objective, units, seeds=seeds, batch_size=request.batch_size)
     return replace(
@@ -145,7 +146,7 @@ def attacked(
     compute, first = session.compute(request.precision), sets[0]
     size = min(BATCH_SIZE, len(head(first.test, request.images))) if session.memory else BATCH_SIZE
     described = identity(first.name, "test", request.seed, size, compute.precision)
-    folder = session.folder("attack", described, compute, first, "test", shared=True)
+    folder = session.folder("attack", described, compute, first, "test", shared=True, exact=request.exact)
     found = []
     for checkpoint, data in zip(checkpoints, sets, strict=True):
         images = head(data.test, request.images)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vizrobust.attacks import PGD, Attack, configured
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth, check_sides, dimension_study, growth
 from vizrobust.report.first_order_figures import gradient_growth
-from vizrobust.report.style import format_of
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests.evaluation import DimensionRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.runs import default_folder
@@ -53,8 +54,9 @@ class DimensionReport:
     def tables(self) -> list[Table]:
         return [self._norms(), self._slopes()]
 
-    def draw(self, path: str, command: str = "") -> None:
-        gradient_growth(path, [(f"{loss}, {weights}", one) for loss, weights, one in self.slopes()], command)
+    def figure(self) -> Any:
+        """The gradient's norm over the number of values of an image."""
+        return gradient_growth([(f"{loss}, {weights}", one) for loss, weights, one in self.slopes()])
 
     def __repr__(self) -> str:
         _, weights, one = self.slopes()[0]
@@ -121,7 +123,7 @@ def dimension(request: DimensionRequest, session: Session) -> Generator[Event, N
     report = DimensionReport(request, data, tuple(networks))
     yield from report.slope_rows()
     if request.plot:
-        report.draw(request.plot, session.argv or repr(request))
+        save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report
 

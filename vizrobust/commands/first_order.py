@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from vizrobust.attacks import BALLS, Ball
 from vizrobust.data import DataSet, head
 from vizrobust.models import Checkpoint
 from vizrobust.report.first_order_figures import first_order_scatter
-from vizrobust.report.style import format_of
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import FirstOrderRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -63,11 +64,11 @@ class FirstOrderReport:
             Table("images where the gradient does not tell what attacks find", header, shares, SHARES_MEANING),
         ]
 
-    def draw(self, path: str, command: str = "") -> None:
-        """Draw each image's drops in the first of the losses, a panel for each checkpoint."""
+    def figure(self) -> Any:
+        """Each image's drops in the first of the losses, a panel for each checkpoint."""
         loss = self.request.losses[0]
         panels = [(checkpoint.name, list(drops.rows())) for checkpoint, _, drops in self.found if drops.loss == loss]
-        first_order_scatter(path, panels, command, loss=loss)
+        return first_order_scatter(panels, loss=loss)
 
     def __repr__(self) -> str:
         return f"FirstOrderReport({len(self.found)} rows of {self.request!r})"
@@ -96,7 +97,7 @@ def first_order(request: FirstOrderRequest, session: Session) -> Generator[Event
             yield _row(request, *found[-1])
     report = FirstOrderReport(request, tuple(found))
     if request.plot:
-        report.draw(request.plot, session.argv or repr(request))
+        save_figure(report.figure(), request.plot, session.argv or repr(request))
         others = "; the loss ce draws log p" if request.loss == "both" else ""
         yield Note(f"drawn: {request.plot} ({request.losses[0]}{others})")
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, Jud
         yield rows[-1]
     report = JudgeReport(request, folder, tuple(rows), tuple(scales))
     write_text(folder / CARD, card(report, session.argv))
-    refs = " ".join(f"--judge {row['judge']}" for row in rows if not row["disqualified"])
+    refs = " ".join(f"--judge {shlex.quote(row['judge'])}" for row in rows if not row["disqualified"])
     if refs:
         yield Note(f"next: vizrobust neurons YOUR-CHECKPOINT {refs}")
     return report

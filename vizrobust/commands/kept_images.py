@@ -17,7 +17,7 @@ from vizrobust.attacks.gradient import PGD
 from vizrobust.commands.targets import Target
 from vizrobust.data import load
 from vizrobust.intervals import share, wilson
-from vizrobust.requests import ParameterError
+from vizrobust.report.robustness_figures import accuracy_under_attacks
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
@@ -31,7 +31,7 @@ NAMED = 10
 
 def made(request: AttackRequest, session: Session, target: Target, result: RobustAccuracy) -> AdversarialImages:
     """The adversarial images behind a result, made again from the same random streams, with the network's classes for them."""
-    compute, net = session.compute(request.precision), target.checkpoint.net()
+    compute, net = session.compute(request.precision), target.net()
     adv = adversarial_images(net, result, target.images, compute, request.seed, target.batch_size)
     clean = compute.images(target.images.take(result.indices)).cpu().float()
     about = {
@@ -54,7 +54,7 @@ def keep(
         images.save(request.save)
         yield Note(f"saved: {request.save}, {len(images.labels)} images")
     if request.save_png:
-        written = eight_bit(target.checkpoint.net(), result.attack, images, compute, request.seed, target.batch_size)
+        written = eight_bit(target.net(), result.attack, images, compute, request.seed, target.batch_size)
         right = result.correct & (written.predictions == written.labels)
         counted = int(right.sum()), len(right)
         if main:
@@ -87,8 +87,8 @@ class Judged:
         note = f"an image outside {self.ball} breaks nothing; largest: norm of a change"
         return [Table(f"accuracy on the images of {self.file}", header, rows, note)]
 
-    def draw(self, path: str, command: str) -> None:
-        raise ParameterError("{plot} has nothing to draw of images that are judged as they are")
+    def figure(self) -> Any:
+        return accuracy_under_attacks([(row["checkpoint"], [{**row, "attack": row["file"]}]) for row in self.rows()])
 
 
 def judged(request: AttackRequest, session: Session, targets: Sequence[Target]) -> Generator[Event, None, Judged]:

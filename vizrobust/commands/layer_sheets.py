@@ -27,7 +27,7 @@ def spritemap(request: SpritemapRequest, session: Session) -> Generator[Event, N
     """Render the units of a layer of every checkpoint and draw a sheet for each checkpoint."""
     checkpoints = unit_pictures.checkpoints_of(request.models, session, request.data)
     loaded = session.maybe_data_for(checkpoints[0], request.data)
-    recipe, jobs = unit_pictures.recipe_of(request, loaded), []
+    recipe, jobs = unit_pictures.recipe_of(request, checkpoints[0], loaded, session), []
     for checkpoint in checkpoints:
         objective = unit_pictures.objective_of(checkpoint, request.layer)
         units = unit_pictures.units_asked(checkpoint, objective, request.units, session)
@@ -66,7 +66,7 @@ def atlas(request: AtlasRequest, session: Session) -> Generator[Event, None, Pic
     compute, shown = session.compute(request.precision), plan.atlas
     yield Note(f"{shown.images} images of {plan.source.data.name} ({request.split}), {shown}, {plan.recipe}")
     identity = plan.identity(compute.precision)
-    run = session.folder("atlas", identity, compute, request=repr(request), resolved=repr(resolved))
+    run = session.folder("atlas", identity, compute, exact=request.exact, request=repr(request), resolved=repr(resolved))
     for checkpoint in checkpoints:
         _fill_atlas(run, checkpoint, plan, session, request.precision)
     rows, sheets = [], []
@@ -93,7 +93,7 @@ def resolve_atlas(request: AtlasRequest, checkpoints: list[Checkpoint], session:
     atlas = Atlas(request.layer, request.grid, n, request.min_activations, request.layout, request.whiten, seed=request.seed)
     atlas.sampled_images(source.whole.labels)
     objective, *_ = [objective_for(checkpoint, request.layer)[0] for checkpoint in checkpoints]
-    recipe = unit_pictures.recipe_of(request, loaded)
+    recipe = unit_pictures.recipe_of(request, first, loaded, session)
     if recipe.size is not None:
         check_input_size(first, objective, (first.info.input_shape[0], recipe.size, recipe.size))
     resolved = replace(request, recipe=recipe, steps=recipe.steps, size=recipe.size, images=n, data=loaded.name)

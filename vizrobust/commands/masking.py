@@ -10,8 +10,9 @@ from typing import Any
 from vizrobust.attacks import BALLS, NAMES, PGD, Attack, AutoAttack, Ball, ball_of, configured, parse_attack
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.data import DataSet, head
-from vizrobust.intervals import share
+from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
+from vizrobust.report.robustness_figures import accuracy_under_attacks
 from vizrobust.requests.evaluation import MaskingRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.robustness import PartialResult
@@ -89,6 +90,21 @@ class MaskingDiagnosis:
         images = f"{self.n} images" if self.n == self.attacks.n else f"{self.attacks.n} to {self.n} images"
         return [checks_table(f"{where}, {images}, {self.attacks.ball}", self.diagnosis)]
 
+    def figure(self) -> Any:
+        """Accuracy on clean images and under each attack that was tried, as a matplotlib figure."""
+        return accuracy_under_attacks([self.series()])
+
+    def series(self) -> tuple[str, list[Row]]:
+        """The checkpoint's name and its accuracies with their intervals."""
+        own, found, n = self.survives.get("training attacks"), self.survives, self.attacks.n
+        counts = {"clean": (int(self.attacks.clean.sum()), n)}
+        counts |= {} if own is None else {"training attack": (int(own.sum()), n)}
+        counts |= {"PGD": (int(found["pgd"].sum()), n), "strongest": (int(found["all"].sum()), n)}
+        return self.target.name, [
+            {"attack": name, "accuracy": k / n, "ci_low": wilson(k, n)[0], "ci_high": wilson(k, n)[1]}
+            for name, (k, n) in counts.items()
+        ]
+
     def __repr__(self) -> str:
         return f"{self.target.name}: {self.verdict.sentence}"
 
@@ -115,6 +131,10 @@ class MaskingReport:
     def tables(self) -> list[Table]:
         each = [table for one in self.found for table in one.tables()]
         return [*each, self._verdicts()] if len(self.found) > 1 else each
+
+    def figure(self) -> Any:
+        """The accuracies of all checkpoints, as a matplotlib figure."""
+        return accuracy_under_attacks([one.series() for one in self.found])
 
     def __repr__(self) -> str:
         return f"MaskingReport({'; '.join(f'{one.target.name}: {one.verdict.name}' for one in self.found)})"

@@ -45,7 +45,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
     resolved, jobs = resolve(request, checkpoints, data, session)
     compute = session.compute(request.precision)
     identity = {key: value for key, value in jobs[0].identity(compute.precision).items() if key not in GROWS}
-    run = session.folder("microscope", identity, compute, request=repr(request), resolved=repr(resolved))
+    run = session.folder("microscope", identity, compute, exact=request.exact, request=repr(request), resolved=repr(resolved))
     yield Note(plan(run, checkpoints, jobs, request))
     rows: list[Row] = []
     page = run.folder / "index.html"
@@ -83,7 +83,7 @@ def resolve(
     request: MicroscopeRequest, checkpoints: Sequence[Checkpoint], data: DataSet | None, session: Session
 ) -> tuple[MicroscopeRequest, list[RenderJob]]:
     """The request with every open field filled, and what is rendered of each layer."""
-    first, recipe, jobs = checkpoints[0], recipe_of(request, data), []
+    first, recipe, jobs = checkpoints[0], recipe_of(request, checkpoints[0], data, session), []
     for layer in request.layers or (LOGITS,):
         objective = objective_of(first, layer)
         units = units_asked(first, objective, request.units, session)

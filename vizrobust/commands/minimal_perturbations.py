@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ class MinimalPerturbations:
     def tables(self) -> list[Table]:
         return [self._medians()] if self.request.minimal else [self._accuracies(*one) for one in self._each()]
 
-    def draw(self, path: str, command: str) -> None:
+    def figure(self) -> Any:
         norms = {one.attack.threat_model()[0] for _, one in self._each()}
         if len(norms) > 1:
             raise ParameterError("eps of different norms (%s) have no common axis; give one {norm}", ", ".join(sorted(norms)))
@@ -61,10 +62,9 @@ class MinimalPerturbations:
         labelled = [(f"{t.name}, {type(one.attack).__name__}" if several else t.name, one) for t, one in self._each()]
         if self.request.minimal:
             series = [(label, one.eps.tolist()) for label, one in labelled]
-            robustness_figures.minimal_perturbations(path, series, command, training_eps=marked)
-        else:
-            curves = [(label, one.curve(_radii_of(one))) for label, one in labelled]
-            robustness_figures.accuracy_over_eps(path, curves, command, training_eps=marked, axis=f"eps ({norm})")
+            return robustness_figures.minimal_perturbations(series, training_eps=marked)
+        curves = [(label, one.curve(_radii_of(one))) for label, one in labelled]
+        return robustness_figures.accuracy_over_eps(curves, training_eps=marked, axis=f"eps ({norm})")
 
     def _each(self) -> list[tuple[Target, SmallestEps]]:
         return [(target, one) for target, mine in self.found for one in mine]

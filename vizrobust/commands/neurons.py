@@ -39,7 +39,7 @@ def resolve(
         request = replace(request, models=SWEEP, batch_size=size, steps=steps)
     objective = unit_pictures.objective_of(first, request.layer, request.neuron, request.objective)
     units = unit_pictures.units_asked(first, objective, request.units, session)
-    recipe = unit_pictures.recipe_of(request, data)
+    recipe = unit_pictures.recipe_of(request, first, data, session)
     job = unit_pictures.job_of(
         first, data, recipe, objective, units, seeds=range(request.seed, request.seed + request.seeds),
         batch_size=request.batch_size, negative=request.negative, start=request.start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,13 +44,20 @@ class PictureReport:
         """Where the pages and sheets are."""
         return [f"{kind}: {path}" for kind, path in self.pages]
 
-    def figure(self) -> Image.Image | None:
-        """The sheet of all pictures; a notebook shows it."""
+    def image(self) -> Image.Image | None:
+        """The sheet of all pictures; None where there is none."""
         if self.sheet is None:
             return None
         with Image.open(self.sheet) as image:
             image.load()
             return image
+
+    def figure(self) -> Any:
+        """The sheet of all pictures as a matplotlib figure, pixel by pixel; None where there is none."""
+        from vizrobust.report.style import sheet_figure
+
+        sheet = self.image()
+        return None if sheet is None else sheet_figure(sheet)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.found)} rows of {self.request!r})"
@@ -58,7 +66,7 @@ class PictureReport:
         picture = ""
         if self.sheet is not None:
             source = b64encode(self.sheet.read_bytes()).decode()
-            picture = f'<img src="data:image/png;base64,{source}" style="max-width: 100%">'
+            picture = f'<img src="data:image/png;base64,{source}" style="max-width: 100%" alt="{html.escape(repr(self))}">'
         return tables_html(self.tables()) + picture
 
 
@@ -84,6 +92,12 @@ class Pictures(Sequence[Picture]):
     checkpoint: str
     layer: str
     recipe: Recipe
+    classes: Sequence[str] = ()  # of the network, where the layer is its output
+
+    def title(self, one: Picture) -> str:
+        """The class of a class unit where it has a name, else ``unit 3``."""
+        name = self.classes[one.unit] if one.unit < len(self.classes) else ""
+        return name if name.strip("0123456789") else f"unit {one.unit}"
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -103,7 +117,16 @@ class Pictures(Sequence[Picture]):
         """Unit, seed, score and status of each picture."""
         return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
 
-    def figure(self) -> Image.Image:
+    def figure(self) -> Any:
+        """All pictures as a matplotlib figure: a row for each seed, under the names of the units and above their scores."""
+        from vizrobust.report.style import picture_grid
+
+        rows: dict[int, list[Any]] = {}
+        for one in self.pictures:
+            rows.setdefault(one.seed, []).append((self.title(one), one.pixels(opaque=True), f"{one.score:.3g}"))
+        return picture_grid(list(rows.values()))
+
+    def image(self) -> Image.Image:
         """All pictures side by side, a row for each unit, small ones enlarged by a whole number."""
         from vizrobust.report.canvas import side_by_side
 
@@ -115,8 +138,8 @@ class Pictures(Sequence[Picture]):
     def _repr_html_(self) -> str:
         def tile(one: Picture) -> str:
             source = b64encode(one._repr_png_()).decode()
-            style = "image-rendering: pixelated; width: 112px"
-            text = f"unit {one.unit}, score {one.score:.2f}, {one.status}"
+            style = "image-rendering: pixelated; width: 160px"
+            text = f"{self.title(one)} of {self.layer} in {self.checkpoint}, score {one.score:.2f}, {one.status}"
             return f'<img src="data:image/png;base64,{source}" style="{style}" title="{text}" alt="{text}">'
 
         return "".join(tile(one) for one in self.pictures)

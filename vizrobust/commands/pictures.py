@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.features import PixelDifference, Provenance
 from vizrobust.features import rerender as rendered_again
-from vizrobust.features.pictures import in_tiles, to_uint8
-from vizrobust.models import Checkpoint
+from vizrobust.features.pictures import in_tiles, png_bytes, to_uint8
+from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.report import write_gallery
+from vizrobust.report.style import sheet_figure
 from vizrobust.requests import MissingFileError
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
 from vizrobust.results import Event, Note, Row, Table
@@ -42,9 +45,12 @@ class Rerendered:
     def lines(self) -> list[str]:
         return [str(self.difference)]
 
-    def figure(self) -> Image.Image:
-        """The new picture."""
-        return self.image
+    def figure(self) -> Any:
+        """The new picture as a matplotlib figure."""
+        return sheet_figure(self.image)
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(np.asarray(self.image))
 
     def __repr__(self) -> str:
         return f"Rerendered({self.row['file']!r}: {self.difference})"
@@ -78,7 +84,9 @@ def rerender(request: RerenderRequest, session: Session) -> Generator[Event, Non
 def _checkpoint(made: Provenance, model: object, session: Session) -> Checkpoint:
     """The one that the picture names, or the request's."""
     try:
-        return session.checkpoint(made.reference if model is None else model)  # type: ignore[arg-type]
+        # A picture's own words name no code to run.
+        own = load_checkpoint(made.reference, session.code, session.download) if model is None else None
+        return own or session.checkpoint(model)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         if model is not None:
             raise

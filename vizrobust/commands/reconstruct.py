@@ -111,7 +111,7 @@ def _reconstruct(
     for checkpoint in checkpoints:
         _check_layers(checkpoint, layers)
     loaded = session.maybe_data_for(first, request.data)
-    recipe = recipe_of(request, loaded)
+    recipe = recipe_of(request, first, loaded, session)
     jobs = [
         (checkpoint, name, job_of(
             checkpoint, loaded, recipe, objective(name), (0,), seeds=range(request.seed, request.seed + request.seeds),

@@ -12,6 +12,7 @@ from vizrobust.clarity import default_judges
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
+from vizrobust.names import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
@@ -214,7 +215,10 @@ def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckp
 
 
 def _checkpoint(model: Any, request: StudyRequest, session: Session) -> Checkpoint:
-    return model if isinstance(model, Checkpoint) else load_checkpoint(str(model), request.arch, session.download)
+    if isinstance(model, Checkpoint):
+        return model
+    ref, own = split_code(str(model))
+    return load_checkpoint(ref, own or request.arch, session.download)
 
 
 def _size(running: Study) -> str:
@@ -273,7 +277,9 @@ def verify(request: VerifyRequest, session: Session) -> Generator[Event, None, V
     found = []
     folder = path if path.is_dir() else path.parent
     copy = None if request.prereg is None else Path(request.prereg)
-    for check in checks_of(report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy):
+    for check in checks_of(
+        report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy, request.judges
+    ):
         found.append(check)
         yield _check_row(check)
         yield Progress("verify", len(found), None, check.what)

@@ -10,7 +10,7 @@ from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, fami
 from vizrobust.attacks.unforeseen import source
 from vizrobust.commands.targets import Target
 from vizrobust.intervals import share, wilson
-from vizrobust.report import robustness_figures
+from vizrobust.report.robustness_figures import accuracy_under_attacks, corruption_curves
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
@@ -40,9 +40,9 @@ class UnforeseenAccuracies:
     def tables(self) -> list[Table]:
         return [*(_table(target, mine) for target, mine in self.found), self._comparison()]
 
-    def draw(self, path: str, command: str) -> None:
+    def figure(self) -> Any:
         drawn = [(target.name, [{**row, "attack": row["kind"]} for row in mine]) for target, mine in self.found]
-        robustness_figures.trained_and_unforeseen_attacks(path, drawn, command)
+        return accuracy_under_attacks(drawn)
 
     def _comparison(self) -> Table:
         rows, sets = [], set()
@@ -190,10 +190,10 @@ class CorruptionAccuracies:
     def tables(self) -> list[Table]:
         return [*(self._accuracies(*one) for one in self.found), self._errors()]
 
-    def draw(self, path: str, command: str) -> None:
+    def figure(self) -> Any:
         curves = [(target.name, [row for row in rows if row["severity"]]) for target, rows in self.found]
         clean = {target.name: 1 - error.clean for target, error in self.errors()}
-        robustness_figures.corruption_curves(path, curves, command, clean=clean)
+        return corruption_curves(curves, clean=clean)
 
     def _accuracies(self, target: Target, rows: Sequence[Row]) -> Table:
         accuracy = {(row["corruption"], row["severity"]): row["accuracy"] for row in rows}

@@ -6,9 +6,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import nn
+
 from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
 from vizrobust.data import DataSet, Split, head
 from vizrobust.models import Checkpoint
+from vizrobust.models.folding import net_for
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.requests.request import OnSplit
 from vizrobust.results import Event, Note, Row, Table
@@ -33,6 +36,10 @@ class Target:
     @property
     def name(self) -> str:
         return self.checkpoint.name
+
+    def net(self) -> nn.Module:
+        """A new network, as the folder's verdicts are of."""
+        return net_for(self.folder, self.checkpoint)[0]
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -62,7 +69,7 @@ class Answer(Protocol):
     def evaluations(self) -> Sequence[tuple[Target, RobustAccuracy]]: ...
     def rows(self) -> list[Row]: ...
     def tables(self) -> list[Table]: ...
-    def draw(self, path: str, command: str) -> None: ...
+    def figure(self) -> Any: ...
 
 
 def open_targets(request: OnSplit, session: Session, command: str, batch_size: int = BATCH_SIZE) -> list[Target]:
@@ -74,7 +81,8 @@ def open_targets(request: OnSplit, session: Session, command: str, batch_size: i
         # A folder may later hold more images, so only runs in memory make their batches smaller.
         size = request.batch_size or (min(batch_size, len(images)) if session.memory else batch_size)
         named = identity(data.name, request.split, request.seed, size, compute.precision)
-        folder = session.folder(command, named, compute, data, request.split, request=repr(request))
+        exact = request.exact if isinstance(request, AttackRequest) and request.suite != "corruptions" else None
+        folder = session.folder(command, named, compute, data, request.split, exact=exact, request=repr(request))
         found.append(Target(checkpoint, data, images, folder, size))
     return found
 

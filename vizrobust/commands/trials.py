@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 from vizrobust.compute import Compute
 from vizrobust.report.trials_page import write_trials
@@ -11,7 +13,7 @@ from vizrobust.requests import ParameterError
 from vizrobust.requests.study import TrialsRequest
 from vizrobust.results import Event, Note, Row, Table, percent, tables_html
 from vizrobust.session import Session
-from vizrobust.study.human_answers import Correlation, Score, ShareRight, read_answers, score, write_key
+from vizrobust.study.human_answers import Agreement, Correlation, PeopleScore, ShareRight, read_answers, score_people, write_key
 from vizrobust.study.human_trials import choose, data_of
 from vizrobust.study.report import StudyReport
 
@@ -42,28 +44,43 @@ class TrialPage:
 
 @dataclass(frozen=True, repr=False)
 class TrialScore:
-    """A person's answers: the share right for each checkpoint, and each metric's rank correlation with it."""
+    """People's answers: the share right for each checkpoint, how far they agree, and each metric's rank correlation with them."""
 
-    score: Score
+    people: PeopleScore
     ok: bool | None = True
 
     def rows(self) -> list[Row]:
-        return [*(one.row() for one in self._shares()), *(one.row() for one in self.score.correlations)]
+        agreement = self.people.agreement
+        several = [{"person": one.total.name, "careful": one.careful, **one.total.row()} for one in self.people.people]
+        return [
+            *(several if len(several) > 1 else ()), *(one.row() for one in self._shares()),
+            *([] if agreement is None else [agreement.row()]), *(one.row() for one in self.people.together.correlations),
+        ]  # fmt: skip
 
     def tables(self) -> list[Table]:
         header = ["pictures of", "right", "of", "share", "95 % interval", "confidence", "seconds"]
         note = "share right of two alternatives, chance 50 %; confidence from 1 (guessed) to 3 (sure), mean; seconds: median"
-        person = Table("one person", header, [_right_row(one) for one in self._shares()], note)
+        people, agreement = self.people.people, self.people.agreement
+        tables = []
+        if len(people) > 1:
+            rows = [[*_right_row(one.total), percent(one.catch.share) if one.catch else "-"] for one in people]
+            said = "of people below 80 % of the catch trials nothing else is counted, where others are above"
+            tables = [Table("each person", ["answers", *header[1:], "catch trials"], rows, said)]
+        who = f"{people[0].total.name}" if len(people) == 1 else "all together"
+        tables.append(Table(who, header, [_right_row(one) for one in self._shares()], note))
+        if agreement is not None:
+            tables.append(_agreement_table(agreement))
         header = ["metric", "judge", "control", "clearer is", "pairs", "rank correlation", "95 % interval", "p"]
         note = (
             "Spearman's, over (checkpoint, unit), of the machine's value with the person's share right; - where either does "
             "not vary; p is for each row alone, not corrected for their number"
         )
-        rows = [_correlation_row(one) for one in self.score.correlations]
-        return [person, Table("machine and person", header, rows, note)]
+        rows = [_correlation_row(one) for one in self.people.together.correlations]
+        return [*tables, Table("machine and people", header, rows, note)]
 
     def _shares(self) -> list[ShareRight]:
-        return [*self.score.checkpoints, *([self.score.catch] if self.score.catch else [])]
+        together = self.people.together
+        return [*together.checkpoints, *([together.catch] if together.catch else [])]
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{one.name} {percent(one.share)}" for one in self._shares())
@@ -75,7 +92,7 @@ class TrialScore:
 
 def trials(request: TrialsRequest, session: Session) -> Generator[Event, None, TrialPage | TrialScore]:
     """Make a page, or score the answers to one."""
-    if request.answers is not None:
+    if request.answers:
         return (yield from _scored(request))
     return (yield from _made(request, session))
 
@@ -104,18 +121,36 @@ def _made(request: TrialsRequest, session: Session) -> Generator[Event, None, Tr
         yield Note("note: the study has one picture of each unit here; trials usually show nine, from different seeds")
     if not catch:
         yield Note("note: the study has no natural exemplars, so there are no catch trials")
-    yield Note(f"next: open it, answer, and vizrobust trials {request.run} --answers answers-{made.token}.json")
+    yield Note(f"next: open it, answer, and vizrobust trials {shlex.quote(str(request.run))} --answers answers-{made.token}.json")
     return TrialPage(row)
 
 
 def _scored(request: TrialsRequest) -> Generator[Event, None, TrialScore]:
     report = StudyReport.read(request.run)
-    key, answers = read_answers(str(request.answers), request.run)
-    found = TrialScore(score(key, answers, report))
+    names = [Path(file).stem for file in request.answers]
+    if len(set(names)) < len(names):
+        names = list(request.answers)
+    given = {name: read_answers(file, request.run) for name, file in zip(names, request.answers, strict=True)}
+    found = TrialScore(score_people(given, report))
     yield from found.rows()
-    if not found.score.careful:
-        yield Note("note: fewer than 80 % of the catch trials are right, which have an easy answer: read the rest with care")
+    for person in found.people.people:
+        if not person.careful:
+            left = "read the rest with care" if len(found.people.people) == 1 else "left out where others are careful"
+            yield Note(
+                f"note: {person.total.name}: fewer than 80 % of the catch trials are right, which have an easy answer: {left}"
+            )
     return found
+
+
+def _agreement_table(found: Agreement) -> Table:
+    alpha, ceiling = ("-" if value is None else f"{value:+.2f}" for value in (found.alpha, found.ceiling))
+    interval = "-" if found.ci_low is None else f"{found.ci_low:+.2f} to {found.ci_high:+.2f}"
+    note = (
+        "alpha: Krippendorff's, of the chosen sides (1: always the same, 0: by chance), interval over trials; ceiling: mean rank "
+        "correlation of one person's share right with that of the others over (checkpoint, unit), which a machine's can reach"
+    )
+    header = ["people", "trials answered by several", "alpha", "95 % interval", "ceiling"]
+    return Table("people among themselves", header, [[str(found.people), str(found.trials), alpha, interval, ceiling]], note)
 
 
 def _right_row(one: ShareRight) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from vizrobust.clarity import Clarity, Judge, default_judges, judges_for, natural_clarity, scale_for, score_run, scoring_jobs
-from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed, of_imagenet
+from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
+from vizrobust.data.imagenet import of_imagenet
 from vizrobust.features import (
     Direction,
     Logit,
@@ -28,6 +29,7 @@ from vizrobust.features import (
     parse_objective,
     parse_recipe,
     picture_key,
+    recipe_for,
     reference_image,
     reference_sha256,
     render_into,
@@ -39,6 +41,7 @@ from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.scorer import as_objective
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
+from vizrobust.requests import ParameterError
 from vizrobust.requests.pictures import Rendering, UnitPictures
 from vizrobust.runs import Row, RunFolder
 from vizrobust.session import Session
@@ -56,9 +59,21 @@ def checkpoints_of(models: Sequence[Any], session: Session, data: Any = None) ->
     return [one if names[one.name] == 1 else replace(one, name=f"{one.name}#{one.sha256[:8]}") for one in found.values()]
 
 
-def recipe_of(request: Rendering, data: DataSet | None) -> Recipe:
-    """The recipe that a request names, with its steps and size, and with the data set's statistics where it asks for them."""
+def recipe_of(request: Rendering, checkpoint: Checkpoint, data: DataSet | None, session: Session) -> Recipe:
+    """The recipe that a request names, with its steps and size, and with the data set's statistics where it asks for them.
+
+    Where it names none the recipe is chosen by the size of the checkpoint's images; a note says so where it is not `plain`.
+    """
     parsed = parse_recipe(request.recipe, typed=True) if isinstance(request.recipe, str) else request.recipe
+    if parsed is None:
+        parsed = recipe_for(checkpoint.info.input_shape)
+        if parsed.name != "plain":
+            side = min(checkpoint.info.input_shape[1:])
+            session.note(
+                ParameterError(
+                    "images of %s pixels: recipe %s; {recipe} plain shows the network alone, often noise", side, parsed.name
+                )
+            )
     recipe = with_data_statistics(parsed, data)
     steps, size = (recipe.steps if request.steps is None else request.steps), request.size or recipe.size
     return replace(recipe, steps=steps, size=size)
@@ -124,7 +139,8 @@ def folder_for(
     record: dict[str, Any] = {"request": repr(request), "resolved": repr(resolved)}
     if job.start_reference:
         record["start"] = job.start_reference
-    return session.folder(command, job.identity(compute.precision) if identity is None else identity, compute, **record)
+    described = job.identity(compute.precision) if identity is None else identity
+    return session.folder(command, described, compute, exact=request.exact, **record)
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,7 @@ class UnitRun:
 
     def rendered(self, jobs: Sequence[tuple[Checkpoint, RenderJob]]) -> Iterator[Row]:
         """All rows of the jobs: of each job those that the folder holds, then the others as they are rendered."""
+        note_other_classes([checkpoint for checkpoint, _ in jobs], self.job, self.session)
         for checkpoint, job in jobs:
             _check_units(checkpoint, job)
             self.session.remember(self.run, checkpoint, checkpoint_facts(checkpoint))
@@ -220,6 +237,22 @@ def find_judges(
     if judges and of_imagenet(about.classes) and usual and usual[0] not in LITE and not installed():
         session.note(f"the built-in judges see less than ImageNet's networks, which this data set could have: {INSTALL}")
     return judges
+
+
+def note_other_classes(checkpoints: Sequence[Checkpoint], job: RenderJob, session: Session) -> None:
+    """Say where one unit number stands for different classes of the checkpoints, which are shown under one number."""
+    if not isinstance(main_term(job.objective), Logit):
+        return
+    first, *others = checkpoints
+    for other in others:
+        for unit in job.units:
+            one, two = (c.info.classes[unit] if unit < len(c.info.classes) else str(unit) for c in (first, other))
+            if one.casefold() != two.casefold() and not {one, two} & {str(unit)}:
+                session.note(
+                    f"unit {unit} is {one!r} in {first.name} and {two!r} in {other.name}: pictures of one number show different "
+                    "classes; compare checkpoints with the same order of classes"
+                )
+                break
 
 
 def _check_units(checkpoint: Checkpoint, job: RenderJob) -> None:

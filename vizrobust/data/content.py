@@ -106,5 +106,5 @@ def subset_of_imagenet(a: str, b: str) -> bool:
 
 def _sizeless(ref: str) -> str:
     """The reference without its size, names of published data sets in lower case."""
-    bare = re.sub(r"@\d+$", "", ref.strip().removeprefix("shuffled:"))
+    bare = re.sub(r"@(\d+(-fit)?|resize\d+-crop\d+)$", "", ref.strip().removeprefix("shuffled:").removeprefix("skip-broken:"))
     return bare if ":" in bare else bare.lower()

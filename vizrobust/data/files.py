@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -166,39 +167,59 @@ SHOWN, COMPARED = 5, 5_000
 SMALLEST = 8
 
 
-def imagefolder(text: str) -> DataSet:
+def imagefolder(text: str, *, skip_broken: bool = False) -> DataSet:
     """Your own image files, one folder for each class: in DIR/train and DIR/val or DIR/test, in one of the two, or in DIR.
 
-    `text` is ``DIR`` or ``DIR@SIZE``; SIZE resizes the shorter side and cuts out the centre. A folder whose whole
-    name is `text` comes first. Raises ``FileNotFoundError``, or ``ValueError`` with what was found and expected.
+    `text` is ``DIR``, or ``DIR@64``, which resizes the shorter side and cuts out the centre, ``DIR@64-fit``, which resizes the
+    longer side and fills the rest with black, or ``DIR@resize256-crop224``. A folder whose whole name is `text` comes first.
+    With `skip_broken` each file is decoded once, and those that cannot be are left out and counted.
+    Raises ``FileNotFoundError``, or ``ValueError`` with what was found and expected.
     """
-    folder, size = (text, None) if Path(text).expanduser().is_dir() else split_size(text)
-    return read_folder(Path(folder).expanduser(), f"imagefolder:{text}", size, own=True)
+    folder, read = (text, ReadImage(0)) if Path(text).expanduser().is_dir() else sizing(text)
+    name = f"{'skip-broken:' if skip_broken else ''}imagefolder:{text}"
+    return read_folder(Path(folder).expanduser(), name, read, own=True, skip_broken=skip_broken)
 
 
-def split_size(text: str) -> tuple[str, int | None]:
-    """``NAME`` or ``NAME@SIZE`` in its two parts; ``ValueError`` for a size that is not a whole number from 8.
+def skip_broken(ref: str) -> DataSet:
+    """``skip-broken:imagefolder:DIR``: the folder without the files that cannot be read, which are counted."""
+    kind, _, text = ref.partition(":")
+    if kind.lower() != "imagefolder" or not text:
+        raise ValueError(f"skip-broken reads a folder of images, got {ref!r}; write skip-broken:imagefolder:DIR[@SIZE]")
+    return imagefolder(text, skip_broken=True)
 
-    >>> split_size("photos@64"), split_size("photos")
-    (('photos', 64), ('photos', None))
+
+_SIZING = re.compile(r"(?P<size>\d+)(?P<fit>-fit)?|resize(?P<resize>\d+)-crop(?P<crop>\d+)", re.ASCII)
+
+
+def sizing(text: str) -> tuple[str, ReadImage]:
+    """``NAME`` or ``NAME@64``, ``NAME@64-fit``, ``NAME@resize256-crop224`` in its two parts; ``ValueError`` for other sizes.
+
+    >>> sizing("photos@64")[1].size, sizing("photos@resize256-crop224")[1].resize, sizing("photos")[1].size
+    (64, 256, None)
     """
     name, at, size = text.rpartition("@")
     if not at or "/" in size:
-        return text, None
-    if not (size.isascii() and size.isdigit()) or int(size) < SMALLEST:
-        raise ValueError(f"size {size!r} in {text!r}: expected a whole number of pixels, at least {SMALLEST}, as in {name}@64")
-    return name, int(size)
+        return text, ReadImage(0)
+    found = _SIZING.fullmatch(size)
+    side = int(found["size"] or found["crop"]) if found else 0
+    resize = int(found["resize"] or side) if found else 0
+    if not found or not SMALLEST <= side <= resize:
+        raise ValueError(
+            f"size {size!r} in {text!r}: expected a whole number of pixels, at least {SMALLEST}, as in {name}@64; or "
+            f"{name}@64-fit, {name}@resize256-crop224"
+        )
+    return name, ReadImage(0, side, resize, bool(found["fit"]))
 
 
-def read_folder(root: Path, name: str, size: int | None, own: bool = False) -> DataSet:
-    """The data set `name` in folder `root`.
+def read_folder(root: Path, name: str, read: ReadImage, own: bool = False, skip_broken: bool = False) -> DataSet:
+    """The data set `name` in folder `root`, its files read by `read`, whose channels are those that the files have.
 
     Classes are the sorted folder names. With train, val and test each split is its folder; with one of val and test
     that is the test split, and validation is a fixed stratified tenth of train. Without train the images serve as test
     and validation images, and nothing can be trained on them; so do class folders in `root` itself, and images in it,
     which have no labels (one class, "unlabelled"). Every split is in a random order fixed by a seed, so that its first
     images are of all classes. Images are grey where all are (of more than 20,000, where the first ten of every class are).
-    Without `size` all images must have one size, which reads every file's header once. With `own`, what is left out and
+    Without a size all images must have one size, which reads every file's header once. With `own`, what is left out and
     what is there twice is said.
     """
     if not root.is_dir():
@@ -207,9 +228,11 @@ def read_folder(root: Path, name: str, size: int | None, own: bool = False) -> D
     if present == ["train"]:
         raise ValueError(f"{name}: expected val/ or test/ beside train/ in {str(root)!r}; add one, with the same class folders")
     listed = {split: _list(root / split, name) for split in present} or {"test": _bare(root, name)}
+    if skip_broken:
+        listed = _readable(listed, name)
     classes = _same_classes(listed, name)
-    read = ReadImage(_channels(listed), size)
-    height, width = (size, size) if size else _one_size(listed, name)
+    read = replace(read, channels=_channels(listed))
+    height, width = (read.size, read.size) if read.size else _one_size(listed, name)
     splits: dict[str, Split] = {split: shuffled(files, split, read) for split, files in listed.items()}
     if "train" not in splits:
         test = splits.get("test") or splits["val"]
@@ -226,18 +249,51 @@ def read_folder(root: Path, name: str, size: int | None, own: bool = False) -> D
 
 @dataclass(frozen=True)
 class ReadImage:
-    """Path -> (`channels`, H, W), uint8 or float32 in [0, 1]; `size` resizes the shorter side to it and cuts out the centre."""
+    """Path -> (`channels`, H, W), uint8 or float32 in [0, 1].
+
+    The shorter side is resized to `resize` (default: `size`) and the centre of `size` is cut out; with `fit` the longer side is
+    resized to `size`, and what is lacking is black.
+    """
 
     channels: int
-    size: int | None
+    size: int | None = None
+    resize: int | None = None
+    fit: bool = False
 
     def __call__(self, path: str) -> Tensor:
         from torchvision.transforms.functional import center_crop, resize
 
         image = read_image(path, self.channels, grey_colors=False)
         if self.size is not None:
-            image = center_crop(resize(image, [self.size]), [self.size])
+            if self.fit:
+                sides = [max(1, round(side * self.size / max(image.size))) for side in (image.height, image.width)]
+                image = resize(image, sides)
+            else:
+                image = resize(image, [self.resize or self.size])
+            image = center_crop(image, [self.size])
         return pixels(image, self.channels)
+
+
+def _readable(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) -> dict[str, dict[str, list[str]]]:
+    """The files that can be read; how many cannot is said."""
+    broken: list[str] = []
+
+    def whole(path: str) -> bool:
+        try:
+            read_image(path, 3)
+        except ValueError as error:
+            broken.append(str(error))
+            return False
+        return True
+
+    kept = {split: {kind: [path for path in of if whole(path)] for kind, of in files.items()} for split, files in listed.items()}
+    if broken:
+        warnings.warn(f"{name}: {len(broken)} broken files are left out, the first: {broken[0]}", stacklevel=4)
+    for split, files in kept.items():
+        for kind, of_kind in files.items():
+            if not of_kind:
+                raise ValueError(f"{name}: no image of {kind!r} in {split}/ can be read; replace them, or remove the folder")
+    return kept
 
 
 def _bare(root: Path, name: str) -> dict[str, list[str]]:

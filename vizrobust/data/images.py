@@ -22,6 +22,7 @@ GREY_MODES = ("1", "L", "LA", *DEEP_MODES)
 COLOR_MODES = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 LARGEST = 65535
+ADVICE = "replace or remove it, or read the folder as skip-broken:imagefolder:DIR"
 
 
 def image_header(path: str) -> tuple[bool, tuple[int, int]]:
@@ -73,9 +74,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
                 yield image
     except UnidentifiedImageError as error:
         kinds = "PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF"
-        raise ValueError(f"cannot read image {path!r} (it is no {kinds} file); replace or remove it") from error
+        raise ValueError(f"cannot read image {path!r} (it is no {kinds} file); {ADVICE}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path!r} ({error}); replace or remove it") from error
+        raise ValueError(f"cannot read image {path!r} ({error}); {ADVICE}") from error
 
 
 def image_files(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vizrobust.data import packaged
 from vizrobust.data import torchvision_sets as published
 from vizrobust.data.dataset import DataSet
-from vizrobust.data.files import imagefolder, npz, split_size
+from vizrobust.data.files import imagefolder, npz, sizing, skip_broken
 from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
 from vizrobust.data.views import CHANNELS, held_out, recolored, shuffled_labels
 from vizrobust.names import no_data_set
@@ -30,7 +30,7 @@ FETCHED: dict[str, Callable[[bool], DataSet]] = {
     "imagenette64-rest": imagenette64_rest,
 }
 
-OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder}
+OWN: dict[str, Callable[[str], DataSet]] = {"npz": npz, "imagefolder": imagefolder, "skip-broken": skip_broken}
 
 # Before another reference: its training labels in a random order, its validation images to learn from.
 VIEWS: dict[str, Callable[[DataSet], DataSet]] = {"shuffled": shuffled_labels, "held-out": held_out}
@@ -40,6 +40,7 @@ DATA: dict[str, Callable[..., DataSet]] = {
     **FETCHED,
     "npz:FILE": npz,
     "imagefolder:DIR[@SIZE]": imagefolder,
+    "skip-broken:imagefolder:DIR": skip_broken,
     "shuffled:REF": shuffled_labels,
     "held-out:REF": held_out,
 }
@@ -50,7 +51,8 @@ SOURCES: Catalogue[Callable[[str, bool], DataSet]] = Catalogue({}, "data")
 
 
 def load(ref: str, download: bool = False, *, typed: bool = False) -> DataSet:
-    """The data set that `ref` names, in any case: a name of the catalogue, ``npz:FILE`` or ``imagefolder:DIR[@SIZE]``.
+    """The data set that `ref` names, in any case: a name of the catalogue, ``npz:FILE`` or ``imagefolder:DIR[@SIZE]``,
+    which with ``skip-broken:`` before it leaves broken files out.
 
     With ``@rgb`` behind it, grey images are read in three equal channels; with ``@grey``, colours as their luma.
 
@@ -119,4 +121,7 @@ def _name(ref: str) -> tuple[str, int | None]:
         raise ValueError(no_data_set(ref))
     if "@" in ref and text != "imagenette":
         raise ValueError(f"{ref!r}: only imagenette takes a size; write {text}")
-    return text, split_size(ref)[1]
+    read = sizing(ref)[1]
+    if read.fit or read.resize != read.size:
+        raise ValueError(f"{ref!r}: imagenette takes a whole number of pixels, as in imagenette@96")
+    return text, read.size

@@ -25,7 +25,7 @@ from vizrobust.data.dataset import (
     hold_out,
     not_downloaded,
 )
-from vizrobust.data.files import read_folder
+from vizrobust.data.files import ReadImage, read_folder
 from vizrobust.data.packaged import mnist_first_500
 from vizrobust.requests import ParameterError
 
@@ -114,7 +114,7 @@ def imagenette(download: bool = False, size: int | None = None) -> DataSet:
 
         with _fetching(name, root, download):
             Imagenette(root, "train", size=version, download=True)
-    data = read_folder(root / folder, name, pixels)
+    data = read_folder(root / folder, name, ReadImage(3, pixels))
     if data.classes != tuple(packaged.IMAGENETTE):
         raise ParameterError("%s: %r holds other classes; remove it and add {download}", name, str(root / folder))
     return replace(data, classes=tuple(packaged.IMAGENETTE.values()), eps=IMAGENET_EPS, fixed=True)

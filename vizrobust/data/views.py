@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vizrobust.data.dataset import DataSet, Split, Subset
+from vizrobust.data.imagenet import class_places
 from vizrobust.rng import Streams
 
 # ITU-R 601, as Pillow has it.
@@ -79,22 +80,21 @@ def held_out(data: DataSet) -> DataSet:
 def with_classes(data: DataSet, classes: Sequence[str]) -> DataSet | None:
     """`data` with the labels of a network's `classes`, mapped by name; None where a class of the data has no such name.
 
-    Names are compared without case. Classes that are numbers from 0 stand for the places of the network's classes.
+    Names are compared without case, those of ImageNet with its WordNet ids too. Classes that are numbers from 0 stand for the
+    places of the network's classes.
 
     >>> from vizrobust.data import load
     >>> with_classes(load("digits"), "9876543210").classes[0], with_classes(load("digits"), ("cat", "dog"))
     ('9', None)
     """
-    names = {name.lower(): number for number, name in enumerate(classes)}
-    if len(names) < len(classes) or len(data.classes) > len(classes):
+    if len(data.classes) > len(classes):
         return None
-    numbers = [names.get(name.lower()) for name in data.classes]
-    if data.classes == tuple(map(str, range(len(data.classes)))) and None in numbers:
-        numbers = list(range(len(data.classes)))
-    if None in numbers:
+    found = class_places(classes, data.classes)
+    if data.classes == tuple(map(str, range(len(data.classes)))) and () in found:
+        found = [(number,) for number in range(len(data.classes))]
+    if any(len(places) != 1 for places in found):
         return None
-    place = torch.tensor(numbers)
-
+    place = torch.tensor([number for (number,) in found])
     return data.seen_through(lambda split: Relabelled(split, place[split.labels]), classes=tuple(classes))
 
 

@@ -66,6 +66,7 @@ from vizrobust.features.recipes import (
     maco,
     parse_recipe,
     plain,
+    recipe_for,
     with_data_statistics,
 )
 from vizrobust.features.reconstructions import ImageActivations, Similarity, representative_layers
@@ -160,6 +161,7 @@ __all__ = [
     "plain",
     "plan_batches",
     "receptive_fields",
+    "recipe_for",
     "redirected_relu",
     "reference_image",
     "reference_sha256",

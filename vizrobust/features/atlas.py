@@ -25,6 +25,7 @@ from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import render_batches
 from vizrobust.models import ActivationReader, Checkpoint, evaluating
+from vizrobust.models.folding import net_for
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_atomic
@@ -301,12 +302,13 @@ def atlas_into(run: RunFolder, checkpoint: Checkpoint, plan: Plan, there: AtlasL
     pairs = [(unit, seed) for unit in request.units for seed in request.seeds]
     batches = plan_batches(pairs, batch_size=request.batch_size, recorded=recorded)
     began = time.perf_counter()
+    net, folded = net_for(run, checkpoint, request.objective.layers) if batches else (checkpoint.net(), 0)
     for done in render_batches(
-        checkpoint.net(), request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute
+        net, request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute
     ):
         row, column = divmod(done.unit, grid)
         facts = {
-            **row_of(checkpoint.id, checkpoint, request, done),
+            **row_of(checkpoint.id, checkpoint, request, done, folded),
             "row": row, "column": column, "count": int(there.cells.counts[done.unit]), "classes": there.classes[done.unit],
             "references": [list(one) for one in request.references],
             "seconds": round(time.perf_counter() - began, 3),

@@ -22,6 +22,7 @@ from vizrobust.features.render import FeatureImage, joint_group_size, render, re
 from vizrobust.features.scorer import Scorer
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer
+from vizrobust.models.folding import net_for
 from vizrobust.requests import ParameterError
 from vizrobust.runs import Row, RunFolder, file_sha256, slug, write_gif, write_png
 
@@ -222,7 +223,7 @@ def render_into(run: RunFolder, checkpoint: Checkpoint, request: RenderJob, comp
     planned = batches_of(run, checkpoint, request)
     if not planned:
         return
-    for finished in compute.processes.interleave(_pictures(checkpoint, request, planned, compute)):
+    for finished in compute.processes.interleave(_pictures(run, checkpoint, request, planned, compute)):
         for row, picture, frames in finished:
             if frames and run.writes:
                 if request.frame_strip:
@@ -241,10 +242,12 @@ def batches_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> li
     return plan_batches(pairs, joint_group_size(request.objective, request.recipe), request.batch_size, recorded)
 
 
-def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batch], compute: Compute) -> Iterator[list[Picture]]:
+def _pictures(
+    run: RunFolder, checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batch], compute: Compute
+) -> Iterator[list[Picture]]:
     """This process's share of the planned batches, rendered."""
     batches = list(compute.processes.shard(planned))
-    net, channels = checkpoint.net(), checkpoint.info.input_shape[0]
+    (net, folded), channels = net_for(run, checkpoint, request.objective.layers), checkpoint.info.input_shape[0]
     began = time.perf_counter()
     rendered = render_batches(
         net, request.objective, batches, request.recipe, shape=checkpoint.info.input_shape, compute=compute,
@@ -253,7 +256,7 @@ def _pictures(checkpoint: Checkpoint, request: RenderJob, planned: Sequence[Batc
     for batch in batches:
         finished = []
         for done in itertools.islice(rendered, len(batch.pairs)):
-            row = row_of(checkpoint.id, checkpoint, request, done)
+            row = row_of(checkpoint.id, checkpoint, request, done, folded)
             row["seconds"] = round(time.perf_counter() - began, 3)
             stem, frames = _file(checkpoint.id, request, row).removesuffix(".png"), []
             if done.frames is not None and request.frame_strip:
@@ -291,7 +294,7 @@ def frames_of(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> dic
     return {unit: torch.stack(strips.chunk(request.frames, dim=3), dim=1) for unit, strips in found.items()}
 
 
-def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureImage) -> Row:
+def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureImage, folded: int = 0) -> Row:
     """The facts of a finished picture, without the file's name and the seconds it took."""
     return {
         "checkpoint": name,
@@ -309,6 +312,7 @@ def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureI
         "trajectory": trajectory_of(done),
         "status": done.status(request.data_share),
         "batch_size": done.batch_size,
+        **({"folded": folded} if folded else {}),
         **({"nonfinite_gradients": done.nonfinite_gradients} if done.nonfinite_gradients else {}),
     }
 

@@ -25,6 +25,7 @@ from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
 from vizrobust.features.render import FeatureImage, render_batches
 from vizrobust.models import Checkpoint
+from vizrobust.models.folding import folded_net
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
 
@@ -188,9 +189,10 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
     shape = own if size is None else (own[0], size, size)
     _check_size(made, shape)
     start = _start(made, shape)
+    net = folded_net(checkpoint, made.objective.layers)[0] if made.row.get("folded") else checkpoint.net()
     with _threads(made.threads):
         (done,) = render_batches(
-            checkpoint.net(), made.objective, [Batch(((made.unit, made.seed),), made.batch_size)], made.recipe, shape=own,
+            net, made.objective, [Batch(((made.unit, made.seed),), made.batch_size)], made.recipe, shape=own,
             sign=made.sign, start=start, compute=Compute(device or made.device, made.precision),
         )  # fmt: skip
     return done

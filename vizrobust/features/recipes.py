@@ -65,8 +65,7 @@ class Adam:
     lr: float = 0.05
 
     def begin(self, z: Tensor) -> Step:
-        own = z.clone()
-        return _ascending(own, torch.optim.Adam([own], lr=self.lr))
+        return _ascending(z.clone(), torch.optim.Adam, self.lr)
 
 
 @spec
@@ -81,8 +80,7 @@ class NAdam:
     lr: float = 1.0
 
     def begin(self, z: Tensor) -> Step:
-        own = z.clone()
-        return _ascending(own, torch.optim.NAdam([own], lr=self.lr))
+        return _ascending(z.clone(), torch.optim.NAdam, self.lr)
 
 
 @spec
@@ -105,8 +103,9 @@ class RawGradient:
         return step
 
 
-def _ascending(own: Tensor, optimizer: torch.optim.Optimizer) -> Step:
+def _ascending(own: Tensor, kind: Callable[..., torch.optim.Optimizer], lr: float) -> Step:
     """torch's optimizer of the one tensor `own`, uphill."""
+    optimizer = kind([own], lr=lr)
 
     def step(z: Tensor, grad: Tensor) -> Tensor:
         own.copy_(z)
@@ -238,6 +237,19 @@ def maco(
 
 
 RECIPES = named(gradient, plain, direct, fourier, lucid, maco)
+# From this side on, gradient ascent on pixels alone shows grey noise of networks that were not trained with attacks.
+LARGE_SIDE = 128
+
+
+def recipe_for(shape: tuple[int, int, int]) -> Recipe:
+    """The recipe that shows something at images of `shape` (C, H, W): plain, from 128 pixels on fourier.
+
+    >>> recipe_for((3, 32, 32)).name, recipe_for((3, 224, 224)).name
+    ('plain', 'fourier')
+    """
+    return fourier() if min(shape[1:]) >= LARGE_SIDE else plain()
+
+
 NAMES = Catalogue(
     {**BALLS, **PARAMETRIZATIONS, **OPTIMIZERS, **TRANSFORMS, **RECIPES, **named(Recipe)}, "parametrizations", "transforms"
 )

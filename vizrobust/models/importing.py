@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
+from vizrobust.data.imagenet import imagenet_classes
 from vizrobust.models.architectures import architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
@@ -168,6 +169,8 @@ def _shape(text: str) -> Shape | None:
 def _classes(text: str) -> tuple[str, ...]:
     if not text:
         return ()
+    if text.strip().lower() == "imagenet":
+        return imagenet_classes()
     names = [str(number) for number in range(int(text))] if text.isdigit() else [name.strip() for name in text.split(",")]
     if len(names) < 2 or "" in names or len(set(names)) < len(names):
         raise ParameterError("{classes} %r must be a number of at least 2, or different names with commas between", text)

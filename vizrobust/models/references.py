@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,7 +47,7 @@ def load_checkpoint(ref: str, arch: str | Sequence[str] | None = None, download:
     if ref.startswith("timm:"):
         return _timm(ref)
     if ref.endswith(UNTRAINED) and not Path(ref).exists():
-        return load_checkpoint(ref.removesuffix(UNTRAINED), arch).untrained(ref)
+        return load_checkpoint(ref.removesuffix(UNTRAINED), arch, download).untrained(ref)
     path = _file(ref)
     info, state = read_checkpoint(path)
     if not is_user_code(info.arch):
@@ -64,7 +65,9 @@ def _file(ref: str) -> Path:
         raise FileNotFoundError(f"folder {ref!r} holds no {CHECKPOINT_FILE}{state}")
     if path.is_file():
         if path.suffix in PICKLES:
-            raise ValueError(f"{ref!r} is not in vizrobust's format; convert it once: vizrobust import {ref} --arch … --out …")
+            raise ValueError(
+                f"{ref!r} is not in vizrobust's format; convert it once: vizrobust import {shlex.quote(ref)} --arch … --out …"
+            )
         return path
     if ref in builtin_names():
         return Path(str(files("vizrobust.models").joinpath("builtin", f"{ref}.safetensors")))

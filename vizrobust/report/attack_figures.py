@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -30,20 +31,18 @@ from vizrobust.report.style import (
     label_ends,
     legend_above,
     percentages,
-    save_figure,
     wrapped,
 )
 
 BASELINE_GAP, DODGE = 0.3, 0.08
 
 
-def accuracy_over_attack_steps(path: Path | str, curves: Curves, command: str = "") -> Path:
+def accuracy_over_attack_steps(curves: Curves) -> Figure:
     """Draw accuracy after 0, 1, … gradient steps of an attack, one line with its interval per curve.
 
-    `curves` are (label, points); a point has ``steps`` and, as shares, ``accuracy, ci_low, ci_high``. PNG, SVG or
-    PDF by the file name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    `curves` are (label, points); a point has ``steps`` and, as shares, ``accuracy, ci_low, ci_high``. Raises
+    ``ValueError`` where there is nothing to draw.
     """
-    format_of(path)
     check(curves)
     with house_style():
         figure, axes = accuracy_axes()
@@ -57,17 +56,16 @@ def accuracy_over_attack_steps(path: Path | str, curves: Curves, command: str = 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("gradient steps of one run (constant step size), cumulative")
         label_ends(axes, [label for label, _ in curves], [percentages(points, "accuracy")[-1] for _, points in curves])
-        return save_figure(figure, path, command)
+        return figure
 
 
-def accuracy_over_training_steps(path: Path | str, series: Curves, command: str = "") -> Path:
+def accuracy_over_training_steps(series: Curves) -> Figure:
     """Draw accuracy over the number K of attack steps used in training, one line per attack.
 
     `series` are (label, points); a point has ``steps`` (its K), and, as shares, ``accuracy, ci_low, ci_high``. K is
     evenly spaced. A point with an ``arm`` (the name of a baseline, such as ``fgsm``) is a marker to the right of the line;
-    so is every further point with the same K, under its ``name``. Formats and errors as in `accuracy_over_attack_steps`.
+    so is every further point with the same K, under its ``name``.
     """
-    format_of(path)
     check(series)
     split = [_sweep_and_baselines(points) for _, points in series]
     ks = sorted({point["steps"] for sweep, _ in split for point in sweep})
@@ -87,7 +85,7 @@ def accuracy_over_training_steps(path: Path | str, series: Curves, command: str 
         axes.set_xlim(-0.35, max(places.values()) + 0.35)
         axes.set_xlabel("attack steps K used in training (0: standard training)")
         legend_above(figure, [label for label, _ in series])
-        return save_figure(figure, path, command)
+        return figure
 
 
 def _sweep_and_baselines(points: Sequence[Point]) -> tuple[list[Point], list[tuple[str, Point]]]:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,7 @@ def largest_tile(files: Iterable[Path], target: int) -> tuple[int, int]:
     return max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)
 
 
+@lru_cache(maxsize=4096)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """The width of a line of text in pixels."""
     font = FontProperties(family=font_families(), size=_points(size), weight="bold" if bold else "normal")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -21,10 +21,8 @@ from vizrobust.report.style import (
     QUIET,
     blank,
     check,
-    format_of,
     house_style,
     legend_of,
-    save_figure,
     wrapped,
 )
 
@@ -38,15 +36,14 @@ LOGARITHMIC_FROM = 30
 MARGIN = 0.06  # of the axis, beyond the outermost points
 
 
-def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], command: str = "", *, loss: str = "margin") -> Path:
+def first_order_scatter(panels: Sequence[tuple[str, Rows]], *, loss: str = "margin") -> Figure:
     """Draw each image's real drop under FGSM and PGD against the predicted one, a panel for each checkpoint.
 
     `panels` are (label, rows) with ``predicted, fgsm, pgd`` in a row, as `FirstOrder.rows` gives them; `loss` names their
     unit. On the line, attacks cause exactly the predicted drop; far above it, the gradient underestimates them. All panels
-    share their axes, which are logarithmic (linear around 0) where drops span a factor of 30. PNG, SVG or PDF by the file
-    name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    share their axes, which are logarithmic (linear around 0) where drops span a factor of 30. Raises
+    ``ValueError`` where there is nothing to draw.
     """
-    format_of(path)
     check(panels)
     beside = min(PANELS_BESIDE, len(panels))
     down = math.ceil(len(panels) / beside)
@@ -78,16 +75,15 @@ def first_order_scatter(path: Path | str, panels: Sequence[tuple[str, Rows]], co
         handles = [Line2D([], [], color=COLORS[i], marker=MARKERS[i], linewidth=0, markersize=6) for i in range(len(KINDS))]
         line = Line2D([], [], color=QUIET, linewidth=1.0)
         legend_of(figure, [*handles, line], [*(name for _, name in KINDS), "as predicted"])
-        return save_figure(figure, path, command)
+        return figure
 
 
-def gradient_growth(path: Path | str, series: Sequence[tuple[str, Growth]], command: str = "") -> Path:
+def gradient_growth(series: Sequence[tuple[str, Growth]]) -> Figure:
     """Draw the mean L1 norm of the gradient over the number of values in an image, with the fitted slopes.
 
     `series` are (label, `Growth`); the grey line through the first series grows as sqrt(d), the lecture's prediction.
-    Both axes are logarithmic. Formats and errors as in `first_order_scatter`.
+    Both axes are logarithmic.
     """
-    format_of(path)
     check([(label, growth.d) for label, growth in series])
     sizes = sorted({d for _, growth in series for d in growth.d})
     ends = np.array([sizes[0] / 1.25, sizes[-1] * 1.25])
@@ -121,7 +117,7 @@ def gradient_growth(path: Path | str, series: Sequence[tuple[str, Growth]], comm
         axes.set_xlabel("d: values in an image (channels × height × width)")
         axes.set_ylabel("mean L1 norm of the loss's gradient")
         legend_of(figure, handles, labels)
-        return save_figure(figure, path, command)
+        return figure
 
 
 def _same_scale(axes: Axes, drops: np.ndarray[Any, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,12 @@ from vizrobust.report.style import (
     accuracy_axes,
     blank,
     check,
-    format_of,
     house_style,
     label_ends,
     legend_above,
     legend_of,
     percent_upwards,
     percentages,
-    save_figure,
     wrapped,
 )
 
@@ -45,17 +42,14 @@ MARKED_UP_TO = 12
 PANEL, PANELS_BESIDE = (1.75, 1.62), 5
 
 
-def accuracy_over_eps(
-    path: Path | str, curves: Curves, command: str = "", *, training_eps: Sequence[float] = (), axis: str = "eps"
-) -> Path:
+def accuracy_over_eps(curves: Curves, *, training_eps: Sequence[float] = (), axis: str = "eps") -> Figure:
     """Draw accuracy over the attack's radius, one line with its interval per curve.
 
     `curves` are (label, points); a point has ``eps`` and, as shares, ``accuracy, ci_low, ci_high``. `training_eps` are
     marked; `axis` names the radius, such as ``eps (Linf)``. Where half of the radii lie in its lowest eighth, the axis is
-    logarithmic, with 0 at its start. PNG, SVG or PDF by the file name's ending. Raises ``ValueError`` for another ending
-    and where there is nothing to draw.
+    logarithmic, with 0 at its start. Raises ``ValueError`` where there is nothing to
+    draw.
     """
-    format_of(path)
     check(curves)
     with house_style():
         figure, axes = accuracy_axes()
@@ -73,24 +67,21 @@ def accuracy_over_eps(
         _mark_training(axes, training_eps)
         axes.set_xlabel(axis)
         label_ends(axes, [label for label, _ in ordered], [percentages(points, "accuracy")[-1] for _, points in ordered])
-        return save_figure(figure, path, command)
+        return figure
 
 
 def minimal_perturbations(
-    path: Path | str,
     series: Sequence[tuple[str, Sequence[float]]],
-    command: str = "",
     *,
     training_eps: Sequence[float] = (),
     axis: str = "smallest eps that breaks an image",
-) -> Path:
+) -> Figure:
     """Draw the share of images that are not broken at each radius, with a band and its median, one line per series.
 
     `series` are (label, the smallest eps of each image): 0 for a clean error, inf for an image that was never broken.
-    The line at eps is the accuracy under the attack at eps, so at 0 it is clean accuracy. Formats and errors as in
-    `accuracy_over_eps`, and ``ValueError`` for a value that is not a number.
+    The line at eps is the accuracy under the attack at eps, so at 0 it is clean accuracy. Raises ``ValueError`` for a value that
+    is not a number.
     """
-    format_of(path)
     check(series)
     ordered = [(label, np.sort(np.asarray(radii, dtype=float))) for label, radii in series]
     finite = [radius for _, radii in ordered for radius in radii[np.isfinite(radii)]]
@@ -119,17 +110,16 @@ def minimal_perturbations(
         axes.set_xlabel(axis)
         axes.set_ylabel("images unbroken (%)")
         legend_above(figure, labels, markers=False)
-        return save_figure(figure, path, command)
+        return figure
 
 
-def trained_and_unforeseen_attacks(path: Path | str, series: Curves, command: str = "") -> Path:
+def accuracy_under_attacks(series: Curves) -> Figure:
     """Draw accuracy with its interval under each attack, side by side; marks are full where training used the attack.
 
-    `series` are (label, rows); a row has ``attack, foreseen`` (whether training used it; None for clean images) and, as
+    `series` are (label, rows); a row has ``attack``, maybe ``foreseen`` (whether training used it; None is neither) and, as
     shares, ``accuracy, ci_low, ci_high`` (the bounds may be None). Attacks keep their order, those that some
-    training used first. Formats and errors as in `accuracy_over_eps`.
+    training used first.
     """
-    format_of(path)
     check(series)
     rows = [row for _, points in series for row in points]
     attacks = sorted(dict.fromkeys(str(row["attack"]) for row in rows), key=lambda name: _block(rows, name))
@@ -153,17 +143,16 @@ def trained_and_unforeseen_attacks(path: Path | str, series: Curves, command: st
         axes.set_axisbelow(True)
         axes.tick_params(length=0, pad=6)
         axes.set_xlabel("accuracy (%)")
-        _foreseen_legend(figure, [label for label, _ in series])
-        return save_figure(figure, path, command)
+        _foreseen_legend(figure, [label for label, _ in series], any(row.get("foreseen") is not None for row in rows))
+        return figure
 
 
-def corruption_curves(path: Path | str, series: Curves, command: str = "", *, clean: Mapping[str, float] | None = None) -> Path:
+def corruption_curves(series: Curves, *, clean: Mapping[str, float] | None = None) -> Figure:
     """Draw accuracy over the severity of each corruption in a panel of its own, one line with its interval per series.
 
     `series` are (label, rows); a row has ``corruption, severity`` and, as shares, ``accuracy, ci_low, ci_high``; `clean`
-    is each label's accuracy on unchanged images, which stands at severity 0. Formats and errors as in `accuracy_over_eps`.
+    is each label's accuracy on unchanged images, which stands at severity 0.
     """
-    format_of(path)
     check(series)
     kinds = list(dict.fromkeys(str(row["corruption"]) for _, rows in series for row in rows))
     most = max(int(row["severity"]) for _, rows in series for row in rows)
@@ -189,7 +178,7 @@ def corruption_curves(path: Path | str, series: Curves, command: str = "", *, cl
         figure.supxlabel("severity (0: clean images)" if clean else "severity", fontsize=LABEL_SIZE)
         figure.supylabel("accuracy (%)", fontsize=LABEL_SIZE)
         legend_above(figure, [label for label, _ in series], markersize=4.5)
-        return save_figure(figure, path, command)
+        return figure
 
 
 def _severities(axes: Axes, rows: Sequence[Point], clean: float | None, index: int) -> None:
@@ -218,7 +207,7 @@ def _dot(axes: Axes, y: float, row: Point, color: str, marker: str) -> None:
     )  # fmt: skip
 
 
-def _foreseen_legend(figure: Figure, labels: Sequence[str]) -> None:
+def _foreseen_legend(figure: Figure, labels: Sequence[str], told: bool) -> None:
     handles = [
         Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=6, linewidth=0)
         for i in range(len(labels))
@@ -226,8 +215,9 @@ def _foreseen_legend(figure: Figure, labels: Sequence[str]) -> None:
     kinds = [
         Line2D([], [], color=INK, marker="o", markersize=6, linewidth=0, markeredgewidth=1.4, markerfacecolor=face)
         for face in (INK, PAPER)
+        if told
     ]
-    legend_of(figure, [*handles, *kinds], [*labels, "full: used in training", "hollow: unforeseen"])
+    legend_of(figure, [*handles, *kinds], [*labels, "full: used in training", "hollow: unforeseen"][: len(handles) + len(kinds)])
 
 
 def _radii(axes: Axes, radii: Sequence[float]) -> None:

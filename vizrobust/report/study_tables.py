@@ -269,7 +269,7 @@ def judges(study: StudyGroups) -> Table | None:
             percent(row.get("natural_identification")),
             str(row.get("disqualified") or "-"),
         ]
-        for row in study.report.rows("judges")
+        for row in study.report.judges_and_encoder
     ]
     header = ("judge", "kind", "clean accuracy", "identifies exemplars", "excluded")
     return Table("Judges", header, rows) if rows else None

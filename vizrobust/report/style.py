@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import re
 import warnings
@@ -60,10 +61,28 @@ def house_style() -> Iterator[None]:
         "grid.color": "#e6e8eb",
         "grid.linewidth": 0.8,
         "svg.hashsalt": "vizrobust",
+        "pdf.fonttype": 42,  # TrueType, which journals take and programs can edit
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+class PaperFigure(Figure):
+    """A figure in the house style wherever it is drawn; notebooks show it, and its PDF embeds its fonts as TrueType."""
+
+    def draw(self, renderer: Any) -> None:
+        with house_style():
+            super().draw(renderer)
+
+    def savefig(self, *args: Any, **how: Any) -> None:
+        with house_style():
+            super().savefig(*args, **how)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 def format_of(path: Path | str) -> str:
@@ -197,7 +216,32 @@ LEGEND_WIDTH = 84  # in characters
 
 def blank(size: tuple[float, float] = FIGURE_SIZE, pad: float = 0.13) -> Figure:
     """An empty figure with constrained layout and `pad` inches around each of its axes."""
-    return Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
+    return PaperFigure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
+
+
+def sheet_figure(sheet: Any) -> Figure:
+    """A finished sheet (an image) as a figure of its own size."""
+    figure = PaperFigure(figsize=(sheet.width / DPI, sheet.height / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    return figure
+
+
+def picture_grid(rows: Sequence[Sequence[tuple[str, Any, str]]], side: float = 1.1) -> Figure:
+    """Pictures (title, pixels, text below) in rows, each `side` inches wide; titles stand above the first row, whole."""
+    across = max(map(len, rows))
+    with house_style():
+        figure = blank((side * across, (side + 0.28) * len(rows) + 0.2), pad=0.04)
+        grid = figure.subplots(len(rows), across, squeeze=False)
+        for number, (line, row) in enumerate(zip(grid, rows, strict=True)):
+            for axes in line:
+                axes.set_axis_off()
+            for axes, (title, pixels, below) in zip(line, row, strict=False):
+                axes.imshow(pixels, interpolation="none", cmap="gray", vmin=0, vmax=255)
+                axes.set_title(wrapped(title, 13) if number == 0 else "", fontsize=8)
+                axes.text(0.5, -0.04, below, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=QUIET)
+        return figure
 
 
 def accuracy_axes() -> tuple[Figure, Axes]:

@@ -41,13 +41,7 @@ def draw_curves(folder: Path | str, command: str = "") -> Path | None:
     rows = read_rows(folder, METRICS_FILE)
     if not rows or (is_picture(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
         return None
-    return training_curves(path, rows, command)
-
-
-def training_curves(path: Path | str, rows: Sequence[Row], command: str = "") -> Path:
-    """Draw the rows of a run's ``metrics.jsonl`` into a file; see `curves_figure`."""
-    with house_style():
-        return save_figure(curves_figure(rows), path, command)
+    return save_figure(curves_figure(rows), path, command)
 
 
 def curves_figure(rows: Sequence[Row]) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ LEAST, MOST = 160, 256  # CSS pixels of a tile on a desktop; an enlarged one may
 WIDE, BESIDE, CARD_GAP = 1384, 6, 20  # CSS pixels of a desktop's page, between tiles of a card, between cards
 
 
+@cache
 def environment() -> Environment:
-    """Of the templates of all pages: text is escaped, a missing value is an error."""
+    """Of the templates of all pages, compiled once: text is escaped, a missing value is an error."""
     templates = Environment(
         loader=PackageLoader("vizrobust.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -49,6 +49,13 @@ class AttackRequest(OnImages):
     calibration: str | None = param(
         None, "With --suite unforeseen: a run of vizrobust calibrate.", kind="folder", role="grows", metavar="DIR"
     )
+    until_width: float | None = param(
+        None, "Stop as soon as the 95 % interval is at most ± P points; --images is the most that are attacked.", role="view",
+        metavar="P",
+    )  # fmt: skip
+    exact: bool = param(
+        False, "Networks as they are; else, in fp32, BatchNorm is folded into the layer before it: equal up to rounding, faster."
+    )
     per_class: bool = param(False, "Accuracy for each class, the worst first.", role="view")
     plot: str | None = param(
         None, "Draw the curve, or the minimal perturbations, to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE"
@@ -85,6 +92,11 @@ class AttackRequest(OnImages):
             raise ParameterError("{suite} corruptions has no attack; leave {attacks} out")
         if (self.per_class or self.show) and modes and self.curve != "steps":
             raise ParameterError(f"{{per_class}} and {{show}} go with plain accuracies, not with {modes[0]}")
+        if self.until_width is not None:
+            if modes:
+                raise ParameterError(f"{{until_width}} goes with plain accuracies, not with {modes[0]}")
+            if not 0 < self.until_width < 50:
+                raise ParameterError("{until_width} must be more than 0 and less than 50 points, got %g", self.until_width)
         if self.save or self.save_png:
             if modes:
                 raise ParameterError(f"{{save}} and {{save_png}} go with plain accuracies, not with {modes[0]}")

@@ -22,13 +22,20 @@ class Rendering(Seeded):
     """A request that renders pictures of checkpoints by a recipe."""
 
     models: tuple[Any, ...] = param(kind="model", role="grows", argument=True, help="Checkpoints: names, files, run folders.")
-    recipe: Any = param("plain", "By name (vizrobust list recipes) or a whole spec.", kind="recipe")
+    recipe: Any = param(
+        None,
+        "By name (vizrobust list recipes) or a whole spec; default: plain, for images from 128 px on fourier.",
+        kind="recipe",
+    )
     steps: int | None = param(None, "Render steps; default: the recipe's.")
     size: int | None = param(None, "Picture size; default: the network's input.")
     batch_size: int | None = param(
         None, "Pictures rendered together, recorded; default: as many as there are, at most 16.", least=1
     )
     data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
+    exact: bool = param(
+        False, "Networks as they are; else, in fp32, BatchNorm is folded into the layer before it: equal up to rounding, faster."
+    )
 
     def check(self) -> None:
         if not self.models:
@@ -105,6 +112,7 @@ class CompareRequest(UnitPictures):
     vizrobust compare mnist-k0 mnist-k8 --layer conv2 --seeds 2 --attack standard --images 200
     """
 
+    recipe: Any = param("plain", "By name (vizrobust list recipes) or a whole spec.", kind="recipe")
     seeds: int = param(3, "Pictures of each unit, from different noise.", role="grows", least=1)
     attack: Any = param("PGD(steps=50)", "Attack to compare under.", kind="attack", role="view")
     eps: float | None = param(

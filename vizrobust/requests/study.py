@@ -31,6 +31,8 @@ class StudyRequest(Request):
         None, "Attack steps K to train, such as 0,1,2,4,8,16 (the default).", kind="numbers", metavar="LIST"
     )
     seeds: int | None = param(None, "Training seeds of each K.  [default: 5]", least=1)
+    first_seed: int | None = param(None, "The first of them.  [default: 0]", least=0)
+    arm_seeds: int | None = param(None, "How many of them the baselines, controls and other radii get.  [default: all]", least=1)
     arch: str | None = param(None, "Architecture to train (vizrobust list archs), or your network's code.", metavar="REF")
     epochs: int | None = param(None, "Default: those of the data set's own recipe, else 20.", least=1)
     eps: float | None = param(
@@ -53,6 +55,7 @@ class StudyRequest(Request):
     hidden: int | None = param(None, "Hidden units, drawn at random; 0 is none.  [default: 50]", least=0)
     hidden_seeds: int | None = param(None, "Pictures of each hidden unit.  [default: 9]", least=2)
     judges: tuple[str, ...] = param((), "One more judge; several allowed.", flag="--judge", metavar="REF")
+    encoder: str | None = param(None, "Network whose features answer the 2AFC; default: each judge's own.", metavar="REF")
     images: int | None = param(None, "Test images to attack.  [default: 1000]", least=1)
     masking_images: int | None = param(None, "Of these for the whole masking diagnosis; 0 is none.  [default: 200]", least=0)
     unforeseen_images: int | None = param(None, "Of these for unforeseen attacks; 0 is none.  [default: 200]", least=0)
@@ -107,6 +110,9 @@ class VerifyRequest(Seeded):
     prereg: str | None = param(
         None, "A copy of prereg.json from the start of the study; default: the one beside the report.", kind="file"
     )
+    judges: tuple[str, ...] = param(
+        (), "A judge's or encoder's file here, with ::arch= where it needs code; several allowed.", flag="--judge", metavar="REF"
+    )
 
 
 @spec
@@ -116,17 +122,18 @@ class TrialsRequest(Request):
 
     RUN is the folder of a finished study. The page is blind: it holds pixels and nothing about where they are from; the
     right answers stay in RUN/trials-key.json. It works by keyboard and can be interrupted. Its answers are scored with
-    --answers: the share right for each checkpoint, and how well each machine metric ranks the same units.
+    --answers: the share right for each checkpoint, and how well each machine metric ranks the same units. Several files are
+    scored together, with how far people agree.
 
     \b
     vizrobust trials runs/study --out trials.html
     vizrobust trials runs/study --out trials.html --checkpoints k0-s0,k8-s0 --trials 40 --recipe fourier
-    vizrobust trials runs/study --answers answers-1a2b3c4d.json
+    vizrobust trials runs/study --answers ada.json --answers ben.json
     """
 
     run: str = param(argument=True, metavar="RUN", kind="folder", help="The folder of a finished study.")
     out: str | None = param(None, "The page to write, an .html file.", kind="file")
-    answers: str | None = param(None, "Score the JSON file that the page lets one download.", kind="file")
+    answers: tuple[str, ...] = param((), "Score the JSON file that the page lets one download; several allowed.", kind="file")
     checkpoints: tuple[str, ...] = param(
         (), "With commas between; default: of every K the first training seed.", kind="names", metavar="NAMES"
     )
@@ -136,7 +143,7 @@ class TrialsRequest(Request):
     seed: int = param(0, "Seed of all random numbers.")
 
     def check(self) -> None:
-        if (self.out is None) == (self.answers is None):
+        if (self.out is None) == (not self.answers):
             raise ParameterError("say what to do: {out} trials.html makes a page, {answers} FILE scores the answers to one")
 
 
@@ -147,14 +154,18 @@ class LayersRequest(Request):
 
     \b
     vizrobust layers mnist-k8
-    vizrobust layers torchvision:resnet18@random
-    vizrobust layers torchvision:vit_b_16@random
+    vizrobust layers torchvision:resnet50@random --filter 'layer3*conv'
+    vizrobust layers torchvision:vit_b_16@random --all
 
     In transformers the patch tokens are a map, L:class is the class token of layer L, L:token1 its next token that is
-    no patch, and L:heads the attention heads.
+    no patch, and L:heads the attention heads. Of blocks that are alike, one after the other, the first is listed.
     """
 
     model: Any = param(argument=True, kind="model", help="A checkpoint: name, file or run folder.")
+    filter: str = param(
+        "", "Only layers whose name or kind has this text in it, or fits it with * and ?.", role="view", metavar="TEXT"
+    )
+    all: bool = param(False, "Also the blocks that are like the one before.", role="view")
 
 
 @spec

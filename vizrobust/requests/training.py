@@ -172,7 +172,7 @@ class ImportRequest(Request):
     drop: tuple[str, ...] = param((), "Keys to leave out, with * and ?; several allowed.", metavar="PATTERN")
     key: str = param("", "Where the weights are, if a file holds several: ema, models.1.", metavar="KEY")
     shape: str = param("", "Shape of the images, for data that is not on this machine.", metavar="C,H,W")
-    classes: str = param("", "Classes: how many, or their names.", metavar="N|A,B,C")
+    classes: str = param("", "Classes: how many, their names, or imagenet for its 1,000.", metavar="N|A,B,C")
     half: bool = param(False, "Store one of our own checkpoints in half precision, measured anew, with its card.")
     eps: float | None = param(None, "With --half: radius at which it is measured; default: the data set's.", kind="fraction")
 

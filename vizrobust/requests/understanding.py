@@ -1,4 +1,4 @@
-"""Requests of the commands that ask what a network's answer hangs on, and how surely: explain, intervene, certify."""
+"""Requests of the commands that ask what a network's answer depends on, and how surely: explain, intervene, certify."""
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ class RobustAccuracy:
     stochastic: bool = False
     nonfinite_gradients: int = 0
     remake: Callable[[], Kept] | None = field(default=None, compare=False)
+    draw: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def adversarial(self) -> Tensor:
@@ -209,6 +210,12 @@ class RobustAccuracy:
     def __repr__(self) -> str:
         low, high = self.interval
         return f"{percent(self.accuracy)} ({interval_text(low, high)}) of {len(self.correct)} images under {self.attack!r}"
+
+    def figure(self) -> Any:
+        """Accuracy with its interval, as a matplotlib figure; ``ValueError`` unless it is from `vizrobust.robust_accuracy`."""
+        if self.draw is None:
+            raise ValueError("this result draws no figure; take vizrobust.robust_accuracy, or draw its curve()")
+        return self.draw()
 
     def _repr_html_(self) -> str:
         return tables_html(self.tables())

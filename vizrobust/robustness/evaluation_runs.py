@@ -16,6 +16,7 @@ from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
+from vizrobust.models.folding import net_for
 from vizrobust.models.stochastic import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
@@ -51,12 +52,13 @@ def evaluate_in_folder(
         if all(row.get(key) == value for key, value in about.items() if row["walk"] != CLEAN or key == "checkpoint")
     ]
     yield from known
-    network = checkpoint.net() if net is None else net
+    network, folded = net_for(run, checkpoint) if net is None else (net, 0)
+    record = {**about, "folded": folded} if folded else about
     for part in evaluate(
         network, attack, images, compute, seed, batch_size,
         indices=indices, known=known, stop=stop, all_runs=all_runs,
     ):  # fmt: skip
-        run.add({**about, **_saved(part)})
+        run.add({**record, **_saved(part)})
         yield part
 
 

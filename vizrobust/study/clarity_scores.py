@@ -58,10 +58,11 @@ def metric_rows(
     changed = {control: _changed(pictures, questions, control) for control in controls}
     for control, version in changed.items():
         yield from primary_rows(version, questions, orders, control)
-    for judge in questions.judges:
-        output = Views.of(judge, pictures)
+    for judge, output, rows in _primary(pictures, questions, orders, None):
+        yield from rows
         queries = questions.queries.outputs[judge.name]
-        yield from _primary_rows(pictures, output, queries, orders, judge.name, None, questions.scales.get(judge.name))
+        if judge not in questions.encoders:
+            continue
         if pictures.of_class:
             yield _row("forced_choice_own", judge.name, None, pictures, _choices(output, queries, own))
         yield _row("forced_choice_easy", judge.name, None, pictures, _choices(output, queries, orders, easy=True))
@@ -84,11 +85,9 @@ def metric_rows(
 
 
 def primary_rows(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking], control: str | None) -> Iterator[Row]:
-    """The primary metrics alone, under every judge, for controls that have pictures of their own."""
-    for judge in questions.judges:
-        output = Views.of(judge, pictures)
-        queries, scale = questions.queries.outputs[judge.name], questions.scales.get(judge.name)
-        yield from _primary_rows(pictures, output, queries, orders, judge.name, control, scale)
+    """The primary metrics alone, for controls that have pictures of their own."""
+    for _judge, _output, rows in _primary(pictures, questions, orders, control):
+        yield from rows
 
 
 def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking]) -> dict[str, float]:
@@ -123,21 +122,34 @@ class Views:
         return Views(logits, odds, features, others)
 
 
-def _primary_rows(
-    pictures: PictureSet, views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], judge: str, control: str | None,
-    scale: NaturalScale | None,
-) -> Iterator[Row]:  # fmt: skip
-    if pictures.of_class:
-        intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
-        carried = [float(one[:, unit].mean()) for one, unit in zip(views.log_odds, pictures.units, strict=True)]
-        named = [float(clarity.judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
-        yield _row("transfer", judge, control, pictures, carried)
-        yield _row("recognised", judge, control, pictures, named)
-        if scale is not None:
-            # The mean over classes is read off the scale: one number for all units together.
-            clear = scale.clarity([round(value, DECIMALS) for value in carried], pictures.units)
-            yield _row("natural_equivalent", judge, control, pictures, [clear] * len(pictures.units))
-    yield _row("forced_choice", judge, control, pictures, _choices(views, queries, orders))
+def _primary(
+    pictures: PictureSet, questions: QuerySet, orders: Sequence[QueryRanking], control: str | None
+) -> Iterator[tuple[Judge, Views, list[Row]]]:
+    """Each network that looks at the pictures, what it sees, and its rows of the primary metrics.
+
+    Judges tell the class, encoders answer the 2AFC; without an encoder of the study's own each judge does both.
+    """
+    asked = dict.fromkeys((*questions.judges, *questions.encoders)) if pictures.of_class else questions.encoders
+    for one in asked:
+        views, rows = Views.of(one, pictures), list[Row]()
+        if pictures.of_class and one in questions.judges:
+            rows += _class_rows(pictures, views, one.name, control, questions.scales.get(one.name))
+        if one in questions.encoders:
+            values = _choices(views, questions.queries.outputs[one.name], orders)
+            rows.append(_row("forced_choice", one.name, control, pictures, values))
+        yield one, views, rows
+
+
+def _class_rows(pictures: PictureSet, views: Views, judge: str, control: str | None, scale: NaturalScale | None) -> Iterator[Row]:
+    intended = [torch.full((views.logits.shape[1],), unit) for unit in pictures.units]
+    carried = [float(one[:, unit].mean()) for one, unit in zip(views.log_odds, pictures.units, strict=True)]
+    named = [float(clarity.judge_top1(one, unit).float().mean()) for one, unit in zip(views.logits, intended, strict=True)]
+    yield _row("transfer", judge, control, pictures, carried)
+    yield _row("recognised", judge, control, pictures, named)
+    if scale is not None:
+        # The mean over classes is read off the scale: one number for all units together.
+        clear = scale.clarity([round(value, DECIMALS) for value in carried], pictures.units)
+        yield _row("natural_equivalent", judge, control, pictures, [clear] * len(pictures.units))
 
 
 def _choices(views: Views, queries: JudgeOutput, orders: Sequence[QueryRanking], easy: bool = False) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""A person's answers to trials: the share of correct ones, and how well each metric ranks the same units."""
+"""People's answers to trials: the share of correct ones, how far people agree, and how well each metric ranks the same units."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ CONFIDENCES = (1, 2, 3)
 AGAIN = "download the answers again from the page"
 # A careful person gets nearly all of the easy trials; below this the rest says little (Borowski et al. 2021 exclude them).
 CAREFUL = 0.8
+RESAMPLES = 1000
+
+Counts = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,53 @@ class Score:
         return self.catch is None or self.catch.share >= CAREFUL
 
 
+@dataclass(frozen=True)
+class Person:
+    """One file of answers: its share right, catch trials left out, and theirs (None without any)."""
+
+    total: ShareRight
+    catch: ShareRight | None
+
+    @property
+    def careful(self) -> bool:
+        """Whether the catch trials, where there are some, were answered as a careful person does."""
+        return self.catch is None or self.catch.share >= CAREFUL
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far `people` agree on the `trials` that two or more of them answered.
+
+    `alpha` is Krippendorff's for the chosen sides (1: always the same, 0: as by chance; Krippendorff 2004, nominal data) with
+    a bootstrap interval over trials; None where all answers are one side. `ceiling` is the mean rank correlation of one
+    person's share right with that of the others over (checkpoint, unit): what a machine's rank correlation can reach.
+    """
+
+    people: int
+    trials: int
+    alpha: float | None
+    ci_low: float | None
+    ci_high: float | None
+    ceiling: float | None
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PeopleScore:
+    """What several files of answers say: `together` and `agreement` are of the careful people, of all where nobody is careful."""
+
+    people: tuple[Person, ...]
+    together: Score
+    agreement: Agreement | None
+
+    @property
+    def careful(self) -> bool:
+        """Whether everybody answered the catch trials as a careful person does."""
+        return all(person.careful for person in self.people)
+
+
 def write_key(folder: Path | str, trials: TrialSet) -> Path:
     """Add the right answers of a page to the study folder's trials-key.json, beside those of other pages."""
     path = Path(folder) / KEY_FILE
@@ -136,8 +186,89 @@ def score(key: Mapping[str, Any], answers: Sequence[Answer], report: Mapping[str
 
     Only rows of the report with the page's recipe and layer are correlated, each metric, judge and control by itself.
     """
+    return _score(_asked(key, answers), key, report)
+
+
+Asked = list[tuple[Mapping[str, Any], Answer]]
+
+
+def score_people(given: Mapping[str, tuple[Mapping[str, Any], Sequence[Answer]]], report: Mapping[str, Any]) -> PeopleScore:
+    """The score of several people; `given` maps their names to the key of the page that they answered and their answers.
+
+    People whose catch trials say that they did not look are left out where others did. Raises ``ValueError`` where pages ask
+    about different recipes or layers.
+    """
+    asked = {name: _asked(key, answers) for name, (key, answers) in given.items()}
+    keys = [key for key, _ in given.values()]
+    about = {(key["recipe"], key["layer"]) for key in keys}
+    if len(about) > 1:
+        shown = " and ".join(f"{recipe}, {layer}" for recipe, layer in sorted(about))
+        raise ValueError(f"these answers are about different pictures ({shown}); score them one after the other")
+    people = {name: _person(name, pairs) for name, pairs in asked.items()}
+    counted = [name for name, person in people.items() if person.careful] or list(people)
+    names = list(dict.fromkeys(name for key in keys for name in key["checkpoints"]))
+    together = [pair for name in counted for pair in asked[name]]
+    found = _score(together, {**keys[0], "checkpoints": names}, report)
+    agreement = _agreement([asked[name] for name in counted]) if len(counted) > 1 else None
+    return PeopleScore(tuple(people.values()), found, agreement)
+
+
+def _person(name: str, asked: Asked) -> Person:
+    catch = [pair for pair in asked if not pair[0]["checkpoint"]]
+    total = _right(name, [pair for pair in asked if pair[0]["checkpoint"]])
+    return Person(total, _right("catch trials", catch) if catch else None)
+
+
+def _asked(key: Mapping[str, Any], answers: Sequence[Answer]) -> Asked:
     trials = {trial["id"]: trial for trial in key["trials"]}
-    asked = [(trials[answer.trial], answer) for answer in answers]
+    return [(trials[answer.trial], answer) for answer in answers]
+
+
+def _agreement(asked: Sequence[Asked]) -> Agreement:
+    sides: dict[str, list[str]] = {}
+    for pairs in asked:
+        for trial, answer in pairs:
+            if trial["checkpoint"]:
+                sides.setdefault(trial["id"], []).append(answer.choice)
+    shared = [choices for choices in sides.values() if len(choices) > 1]
+    counts = np.array([[choices.count(side) for side in SIDES] for choices in shared]).reshape(-1, len(SIDES))
+    draws = np.random.default_rng(0).integers(0, max(len(counts), 1), (RESAMPLES, len(counts)))
+    again = [value for draw in draws if (value := krippendorff_alpha(counts[draw])) is not None]
+    edges = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    low, high = (float(bound) for bound in np.quantile(again, edges)) if len(again) > RESAMPLES / 2 else (None, None)
+    shares, rhos = [_shares(pairs) for pairs in asked], []
+    for place, own in enumerate(shares):
+        others = _mean_shares([one for other, one in enumerate(shares) if other != place])
+        both = [pair for pair in own if pair in others]
+        found = rank_correlation([own[pair] for pair in both], [others[pair] for pair in both])
+        rhos += [] if found is None else [found[0]]
+    return Agreement(len(asked), len(shared), krippendorff_alpha(counts), low, high, fmean(rhos) if rhos else None)
+
+
+def _mean_shares(people: Sequence[Mapping[tuple[str, int], float]]) -> dict[tuple[str, int], float]:
+    pairs = dict.fromkeys(pair for one in people for pair in one)
+    return {pair: fmean(one[pair] for one in people if pair in one) for pair in pairs}
+
+
+def krippendorff_alpha(counts: Counts) -> float | None:
+    """Krippendorff's alpha of nominal data: (trials, kinds), how many people gave each kind; trials of one answer do not count.
+
+    None where all answers are of one kind, or there are none.
+
+    >>> round(krippendorff_alpha(np.array([[2, 0], [0, 2], [1, 1]])), 3)
+    0.444
+    """
+    counts = counts[counts.sum(1) > 1]
+    each, of_kind = counts.sum(1), counts.sum(0)
+    n = int(of_kind.sum())
+    expected = n * n - int((of_kind**2).sum())
+    if not expected:
+        return None
+    observed = float(((each**2 - (counts**2).sum(1)) / (each - 1)).sum())
+    return 1 - (n - 1) * observed / expected
+
+
+def _score(asked: Asked, key: Mapping[str, Any], report: Mapping[str, Any]) -> Score:
     names = list(key["checkpoints"])
     found = {name: [pair for pair in asked if pair[0]["checkpoint"] == name] for name in names}
     catch = [pair for pair in asked if not pair[0]["checkpoint"]]

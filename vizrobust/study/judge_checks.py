@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vizrobust.clarity import NaturalScale, excluded
+from vizrobust.clarity import NaturalScale, excluded, identified
 from vizrobust.clarity.natural_scale import recorded_scales
 from vizrobust.models import LOGITS
 from vizrobust.study.power import achieved
@@ -19,10 +19,15 @@ CLOSE = 2e-5
 def judges(report: StudyReport, plan: Plan) -> Iterator[str]:
     if {row["name"]: row["weights_sha256"] for row in report["judges"]} != report["prereg"]["content"]["judges"]:
         yield "the judges are not the preregistered ones"
+    encoder = report.facts("encoder")
+    if encoder.get("weights_sha256") != report["prereg"]["content"].get("encoder"):
+        yield "the encoder is not the preregistered one"
+    if encoder.get("name", "") != plan.encoder:
+        yield f"the encoder is {encoder.get('name')!r}, the plan's {plan.encoder!r}"
     units = len(report["data"]["classes"])
-    for judge in report["judges"]:
+    for judge in report.judges_and_encoder:
         natural = reference_values(report, NATURAL_REFERENCE, None, judge["name"])
-        share = float(natural.get("identification") or 0.0)
+        share = identified(natural)
         if abs(judge["natural_identification"] - share) > CLOSE:
             yield f"natural_identification of {judge['name']} is not {share}"
         reasons = [

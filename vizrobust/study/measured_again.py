@@ -10,7 +10,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vizrobust.clarity import NaturalScale, judges_for, natural_scale
+from vizrobust.clarity import NaturalScale, encoder_for, judges_for, natural_scale
 from vizrobust.clarity.natural_scale import recorded_scale
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head
@@ -18,6 +18,7 @@ from vizrobust.features import RenderJob, parse_recipe, render_into
 from vizrobust.features.picture_runs import frames_of, images_of
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint
+from vizrobust.names import split_code
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, score_layer
@@ -48,9 +49,13 @@ class Again:
 
 
 def scored_again(
-    report: StudyReport, plan: Plan, loaded: Mapping[str, Checkpoint], data: DataSet, compute: Compute, seed: int
-) -> Iterator[Check]:
-    """Draw one network and recipe, render all its class pictures, and let the judges score them."""
+    report: StudyReport, plan: Plan, loaded: Mapping[str, Checkpoint], data: DataSet, compute: Compute, seed: int,
+    looking: Sequence[str] = (),
+) -> Iterator[Check]:  # fmt: skip
+    """Draw one network and recipe, render all its class pictures, and let the judges score them.
+
+    `looking` are references of judges and the encoder that a person gives, for those of the report with the same file name.
+    """
     compared = [row["name"] for row in report["checkpoints"] if row["role"] != UNTRAINED]
     whole = all(name in loaded for name in compared)
     names = sorted(loaded)
@@ -59,7 +64,23 @@ def scored_again(
     name, recipe = names[place // len(plan.recipes)], plan.recipes[place % len(plan.recipes)].name
     checkpoint = replace(loaded[name], name=name)
     stated = {row["name"]: row["weights_sha256"] for row in report["judges"]}
-    judges = judges_for(data.name, [loaded[one] for one in names], compute, list(stated), builtin=False, independent=True)
+    compared_here = [loaded[one] for one in names]
+    given = {file_name(ref): ref for ref in looking}
+    try:
+        judges = [
+            replace(judge, name=one)
+            for one in stated
+            for judge in judges_for(data.name, compared_here, compute, [given.get(file_name(one), one)], builtin=False,
+                                    typed=file_name(one) in given, independent=True)
+        ]  # fmt: skip
+        encoder = None
+        if plan.encoder:
+            own = given.get(file_name(plan.encoder))
+            encoder = encoder_for(own or plan.encoder, data.name, compared_here, compute, typed=own is not None)
+            encoder = replace(encoder, name=plan.encoder)
+    except FileNotFoundError as error:
+        yield Check("scores of the pictures", None, f"a judge or the encoder is not here: {error}", AGAIN)
+        return
     if {judge.name: judge.sha256 for judge in judges} != stated:
         yield Check("judges' weights", False, "the judges that are here are not the stated ones", AGAIN)
         return
@@ -74,7 +95,10 @@ def scored_again(
             rows = zip([*found.scores, *found.errors], [*scale.scores, *scale.errors], strict=True)
             near = all(_near(a, b, True) for one, other in rows for a, b in zip(one, other, strict=True))
             yield Check(f"natural scale of {judge.name}", near, f"{scale.images} images of each class", AGAIN)
-    questions = QuerySet(plan, data, judges, compute, scales)
+    if encoder is not None:
+        same = encoder.sha256 == report["encoder"]["weights_sha256"]
+        yield Check("encoder's weights", same, "as stated" if same else "the encoder that is here is not the stated one", AGAIN)
+    questions = QuerySet(plan, data, judges, compute, scales, encoder)
     questions.agree_on([loaded[one] for one in (compared if whole else names)])
     job = next(one for one in picture_jobs(plan, data, checkpoint) if one.layer == LOGITS and one.recipe.name == recipe)
     job = replace(job, recipe=parse_recipe(report["recipes"][recipe]))
@@ -87,6 +111,11 @@ def scored_again(
         same = _same_pixels(report, run, job, name)
         run.close()
     yield from compare(report, Again(name, recipe, scores, same, whole))
+
+
+def file_name(ref: str) -> str:
+    """The name of a reference's file, without folders and code; the reference itself where it is no file."""
+    return Path(split_code(ref)[0]).name
 
 
 def _same_pixels(report: StudyReport, run: RunFolder, job: RenderJob, name: str) -> bool:

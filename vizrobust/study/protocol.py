@@ -51,7 +51,8 @@ RADII = {"mnist5k": (0.3,), "imagenette64": (4 / 255, 8 / 255, 16 / 255)}
 class Plan:
     """Everything that a study's numbers depend on, besides the code.
 
-    `training` is the recipe of every network, without attack. K runs over `steps`, the training seeds are 0 … `seeds` - 1.
+    `training` is the recipe of every network, without attack. K runs over `steps`, the training seeds are
+    `first_seed` … `first_seed` + `seeds` - 1; baselines, controls and other radii have only the first `arm_seeds` of them.
     With `eps` None, `eps_rule` chooses one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
     each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each; if `matched`, also on the
     units that match those of the network of the same seed with the fewest attack steps. `frames` frames of each
@@ -62,6 +63,8 @@ class Plan:
 
     For each of `radius_eps`, networks of `radius_k` attack steps are trained at that radius; with those of the sweep's own
     radius they tell how clarity changes with eps at a fixed K.
+    With an `encoder`, this network answers the questions about features (2AFC, identification, distances) in place of the
+    judges' own features.
     A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
     least, and the masking diagnosis gives Square `masking_queries`.
     """
@@ -99,6 +102,9 @@ class Plan:
     masking_queries: int = 500
     radius_eps: tuple[float, ...] = ()
     radius_k: int = 1
+    first_seed: int = 0
+    arm_seeds: int | None = None
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         if self.training.attack is not None:
@@ -118,6 +124,10 @@ class Plan:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ParameterError(f"{{{name}}} must be at least %s, got %s", least, getattr(self, name))
+        if self.first_seed < 0:
+            raise ParameterError("{first_seed} must be 0 or more, got %s", self.first_seed)
+        if self.arm_seeds is not None and not 1 <= self.arm_seeds <= self.seeds:
+            raise ParameterError("{arm_seeds} must be 1 to {seeds} (%s), got %s", self.seeds, self.arm_seeds)
         if any(not 0 < one <= 1 for one in self.radius_eps) or len(set(self.radius_eps)) < len(self.radius_eps):
             raise ParameterError("{radius_eps} must be radii in (0, 1], each once, got %s", ", ".join(map(str, self.radius_eps)))
         if self.radius_eps and self.radius_k not in self.steps:
@@ -129,6 +139,11 @@ class Plan:
             raise ValueError(f"Plan: recipes must differ in name, got {recipes}")
 
     @property
+    def training_seeds(self) -> range:
+        """The training seeds of the sweep."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
     def inferential(self) -> bool:
         """Whether there are enough training seeds for inference beyond these checkpoints."""
         return self.seeds >= 3 and not self.quick
@@ -138,6 +153,8 @@ class Plan:
         said = []
         if self.seeds < 3 and not provided:
             said.append(f"{self.seeds} training seed{'s' if self.seeds > 1 else ''}: the verdict is descriptive")
+        if self.arm_seeds is not None and self.arm_seeds < self.seeds and not provided:
+            said.append(f"{self.arm_seeds} training seeds of baselines, controls and other radii instead of {self.seeds}")
         missing = [f"baseline {name}" for name in BASELINES if name not in self.arms]
         missing += [f"control {name}" for name in CONTROLS if name not in self.controls]
         if missing and not provided:
@@ -229,10 +246,12 @@ def training_attack(k: int, eps: float) -> Attack | None:
 def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
     """All training runs, seed by seed, so that the first seed's sweep is complete before the next one begins."""
     strongest = REFERENCE_K if REFERENCE_K in plan.steps else max(plan.steps)
-    for seed in range(plan.seeds):
+    for seed in plan.training_seeds:
         base = replace(plan.training, seed=seed)
         for k in plan.steps:
             yield TrainingRun(f"k{k}", SWEEP, k, seed, replace(base, attack=training_attack(k, eps)))
+        if plan.arm_seeds is not None and seed >= plan.first_seed + plan.arm_seeds:
+            continue
         for name in plan.arms:
             yield TrainingRun(name, BASELINE, None, seed, replace(base, attack=lookup(BASELINE_ATTACKS, name, "baseline")(eps)))
         for radius in plan.radius_eps:
@@ -281,9 +300,11 @@ INFERENCE = (
 
 
 def content(
-    plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str], power: Sequence[Row] = ()
-) -> dict[str, Any]:
-    """What a preregistration fixes; `checkpoints` and `judges` map names to hashes of weights.
+    plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str], power: Sequence[Row] = (),
+    encoder: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """What a preregistration fixes; `checkpoints` and `judges` map names to hashes of weights, `encoder`
+    is the hash of the encoder's.
 
     `power` says what effect the seeds can see, by the spread of a pilot (`study.power.planned`).
 
@@ -302,6 +323,7 @@ def content(
         "exclusions": list(EXCLUSIONS),
         "checkpoints": dict(checkpoints),
         "judges": dict(judges),
+        **({"encoder": encoder} if encoder else {}),
         **({"power": list(power)} if power else {}),
     }
 

@@ -26,8 +26,8 @@ READABLE = (1, 2)
 NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE = "natural", "random network", "before optimization"
 # The rows that everything else follows from.
 HASHED = ("checkpoints", "clarity", "accuracy", "references", "judges")
-# Reports from before there was a natural scale have no such rows.
-HASHED_IF_THERE = ("scales",)
+# Reports from before there was a natural scale, or without an encoder, have no such rows.
+HASHED_IF_THERE = ("scales", "encoder")
 # The references of a control's scale: matched units are units like others, so theirs are those without a control.
 SCALES: Mapping[str | None, str | None] = {MATCHED: None}
 
@@ -111,10 +111,15 @@ class StudyReport(Mapping[str, Any]):
         rows = [self[name] for name in HASHED] + [self[name] for name in HASHED_IF_THERE if name in self]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def judges_and_encoder(self) -> list[Row]:
+        """The rows of all networks that look at the pictures."""
+        return [*self.rows("judges"), *([self["encoder"]] if "encoder" in self else [])]
+
     @cached_property
     def excluded_judges(self) -> dict[str, str]:
         """Judge -> the reason why it is not eligible."""
-        return {judge["name"]: judge["disqualified"] for judge in self.rows("judges") if judge.get("disqualified")}
+        return {judge["name"]: judge["disqualified"] for judge in self.judges_and_encoder if judge.get("disqualified")}
 
     @cached_property
     def sweep(self) -> dict[str, tuple[int, int]]:
@@ -127,8 +132,8 @@ class StudyReport(Mapping[str, Any]):
         """Checkpoint -> (eps in millionths, training seed): the radius arm with the sweep's networks of its K; else empty."""
         rows = [row for row in self.rows("checkpoints") if row["role"] == RADIUS]
         steps = {getattr(attack, "steps", None) for row in rows for attack in attacks_seen(row["training"])}
-        if rows:
-            rows += [row for row in self.rows("checkpoints") if row["role"] == SWEEP and row["k"] in steps]
+        seeds = {row["seed"] for row in rows}
+        rows += [row for row in self.rows("checkpoints") if row["role"] == SWEEP and row["k"] in steps and row["seed"] in seeds]
         return {row["name"]: (round(row["eps"] / RADIUS_UNIT), row["seed"]) for row in rows if row.get("eps")}
 
     @cached_property

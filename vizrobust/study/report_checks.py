@@ -326,7 +326,8 @@ def _layers(report: StudyReport, plan: Plan) -> Iterator[str]:
 def _curves(report: StudyReport) -> Iterator[str]:
     """Distances start at 0 at the same steps for every judge; values are AUCs."""
     # The first judge of each family has a curve.
-    judges = set({row.get("family") or row["name"]: row["name"] for row in reversed(report["judges"])}.values())
+    encoders = [report["encoder"]] if "encoder" in report else report["judges"]
+    judges = set({row.get("family") or row["name"]: row["name"] for row in reversed(encoders)}.values())
     curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in report["distance"]:
         curves.setdefault((row["checkpoint"], row["recipe"]), {}).setdefault(row["judge"], []).append(row)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vizrobust.clarity import METRICS, excluded, phases_scrambled
+from vizrobust.clarity import METRICS, excluded, identified, phases_scrambled
 from vizrobust.compute import versions
 from vizrobust.features import Logit, picture_key
 from vizrobust.features.pictures import in_tiles, read_png, to_uint8
@@ -57,6 +57,7 @@ def report_of(study: Study, command: str) -> StudyReport:
         ],
         "references": rows,
         "judges": [_judge(study, judge, rows) for judge in study.judges],
+        **({"encoder": _judge(study, study.encoder, rows) | {"kind": "encoder"}} if study.encoder is not None else {}),
         "scales": [scale.row() for scale in study.facts["scales"].values()],
         "distance": [{"checkpoint": one.checkpoint, "recipe": one.recipe, **row} for one in found for row in one.distance],
         "excitation": [_excitation(one) for one in found],
@@ -160,7 +161,7 @@ def _judge(study: Study, judge: Any, references: Sequence[Row]) -> Row:
         }  # fmt: skip
 
     natural = values(NATURAL_REFERENCE, None)
-    share = float(natural.get("identification") or 0.0)
+    share = identified(natural)
     units = len(study.data.classes)
     reasons = [excluded(share, units, natural, values(RANDOM_REFERENCE, recipe.name)) for recipe in study.plan.recipes]
     named = [f"under {recipe.name}: {why}" for recipe, why in zip(study.plan.recipes, reasons, strict=True) if why]
@@ -190,11 +191,12 @@ def _confounds(study: Study) -> list[Row]:
 
 def _pictures(study: Study, found: Sequence[LayerScores]) -> Iterable[Row]:
     """The first image seed of every class unit, and of the hidden units of the first training seed, with their scores."""
-    scores = _unit_scores(found, {judge.name for judge in study.judges})
+    first = min(one.seed for one in study.compared)
+    scores = _unit_scores(found, {judge.name for judge in (*study.judges, study.encoder) if judge is not None})
     for one in study.compared:
         for job in study.jobs(one.checkpoint):
             of_class = isinstance(job.objective, Logit)
-            if job.sign < 0 or not (of_class or one.seed == 0):
+            if job.sign < 0 or not (of_class or one.seed == first):
                 continue
             run = study.pictures(job)
             rows = {picture_key(row): row for row in run.rows()}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vizrobust.clarity import METRICS, Judge, judges_for, scale_for
+from vizrobust.clarity import METRICS, Judge, encoder_for, judges_for, scale_for
 from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, head
 from vizrobust.features import RenderJob, render_into
@@ -69,9 +69,9 @@ class Study:
         self.pilot = pilot
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
-        self.judges: list[Judge] = judges_for(
-            data.name, [one.checkpoint for one in provided], compute, plan.judges, classes=data.classes
-        )
+        given = [one.checkpoint for one in provided]
+        self.judges: list[Judge] = judges_for(data.name, given, compute, plan.judges, classes=data.classes, typed=True)
+        self.encoder = encoder_for(plan.encoder, data.name, given, compute, typed=True) if plan.encoder else None
         if not self.judges:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
@@ -80,9 +80,11 @@ class Study:
         # Held to the end: this lock is what another process waits for.
         whole = RunFolder(folder, "study", described, record, compute.processes, wait=wait)
         self.folder, self._opened = whole.folder, {"": whole}
+        self._totals: dict[float | None, float] = {}
         self.attacks = self._run("attacks", "attack", evaluation(data.name, "test", 0, BATCH_SIZE, "fp32"))
         self.corruptions = self._run("corruptions", "corruptions", {"data": data.name, "seed": 0})
         judged = {"plan": repr(plan), "judges": self._judge_hashes()}
+        judged |= {} if self.encoder is None else {"encoder": self.encoder.sha256}
         self.scores = self._run("clarity", "study clarity", judged)
         self.matched_scores = self._run("clarity-matched", "study clarity of matched units", judged)
         self.done = 0.0
@@ -113,7 +115,9 @@ class Study:
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
         power = [one.row() for one in planned(self.plan, self.pilot)] if self.pilot is not None else []
-        now = protocol.content(self.plan, self.chosen.row(), registered, self._judge_hashes(), power)
+        now = protocol.content(
+            self.plan, self.chosen.row(), registered, self._judge_hashes(), power, self.encoder.sha256 if self.encoder else ""
+        )
         processes = self.compute.processes
         # No process attacks or renders before the preregistration is written.
         written, departures = processes.broadcast(protocol.register(self.folder, now) if processes.main else (now, []))
@@ -182,7 +186,7 @@ class Study:
         yield self._stage("asking the judges", 0)
         scales = {judge.name: scale_for(self.scores, judge, self.data) for judge in self.judges}
         self.facts["scales"] = {name: scale for name, scale in scales.items() if scale is not None}
-        questions = QuerySet(self.plan, self.data, self.judges, self.compute.in_fp32(), self.facts["scales"])
+        questions = QuerySet(self.plan, self.data, self.judges, self.compute.in_fp32(), self.facts["scales"], self.encoder)
         questions.agree_on([one.checkpoint for one in self.compared])
         everyone = [*self.compared, *references]
         found: list[LayerScores] = []
@@ -276,7 +280,10 @@ class Study:
     def total(self) -> float:
         """Estimated gradient passes of all stages."""
         eps = self.chosen.eps if self.cells else None
-        return sum(cost.passes for cost in costs(self.plan, self.data, len(self.provided), len(self.judges), eps))
+        if eps not in self._totals:
+            found = costs(self.plan, self.data, len(self.provided), len(self.judges), eps)
+            self._totals[eps] = sum(cost.passes for cost in found)
+        return self._totals[eps]
 
 
 def _radius(provided: Sequence[StudyCheckpoint], data: DataSet) -> float:

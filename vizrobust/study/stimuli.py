@@ -67,15 +67,18 @@ class QuerySet:
 
     For class units the order is by mean rank over all compared checkpoints, so that all answer the same
     queries; the checkpoint's own order gives a second, secondary row. Hidden units have only their own. `scales` are the
-    natural scales of those judges that have one, `representatives` the first judge of each family.
+    natural scales of those judges that have one. `encoders` are the networks whose features are compared: the given `encoder`,
+    else every judge; `representatives` are the encoder, else the first judge of each family.
     """
 
     def __init__(
         self, plan: Plan, data: DataSet, judges: Sequence[Judge], compute: Compute,
-        scales: Mapping[str, NaturalScale] | None = None,
+        scales: Mapping[str, NaturalScale] | None = None, encoder: Judge | None = None,
     ) -> None:  # fmt: skip
         self.data, self.judges, self.compute, self.scales = data, tuple(judges), compute, dict(scales or {})
-        self.representatives = tuple({judge.family or judge.name: judge for judge in reversed(judges)}.values())[::-1]
+        self.encoders = self.judges if encoder is None else (encoder,)
+        self.representatives = tuple({judge.family or judge.name: judge for judge in reversed(self.encoders)}.values())[::-1]
+        self._networks = {one.name: one for one in (*self.judges, *self.encoders)}
         self.query_images, self.exemplar_images = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
         self.queries, self.exemplars = self._natural_images(self.query_images), self._natural_images(self.exemplar_images)
         self.units = tuple(range(len(data.classes)))
@@ -110,4 +113,4 @@ class QuerySet:
 
     def _natural_images(self, images: Split) -> NaturalImages:
         pixels = images.take(torch.arange(len(images)))
-        return NaturalImages(pixels, images.labels, {judge.name: judge(pixels) for judge in self.judges})
+        return NaturalImages(pixels, images.labels, {name: one(pixels) for name, one in self._networks.items()})

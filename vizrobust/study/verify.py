@@ -47,6 +47,7 @@ def verify(
     compute: Compute,
     seed: int = 0,
     copy: Path | None = None,
+    looking: Sequence[str] = (),
 ) -> Iterator[Check]:
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
@@ -54,7 +55,7 @@ def verify(
     checkpoints that can be loaded: those in the study's folder, and built-in ones of the same weights. Bits must be the
     same on the recorded processor and device with the recorded versions and threads; elsewhere scores must agree to 2 %,
     clarity to its smallest effect of interest, and all but one image be decided alike. `copy` is a preregistration that was
-    kept elsewhere.
+    kept elsewhere. `looking` are references of judges and of the encoder, for those of the report with the same file name.
     Raises ``ValueError`` where the report lacks a part that is checked.
     """
     missing = [name for name in NEEDED if name not in report]
@@ -83,13 +84,14 @@ def verify(
         if not there:
             yield Check(what, None, "none of the report's checkpoints is here", AGAIN)
     if loaded:
-        yield from _measured(report, loaded, images, compute.in_fp32(), seed)
+        yield from _measured(report, loaded, images, compute.in_fp32(), seed, looking)
     yield from not_checked(report)
 
 
 def _measured(
-    report: StudyReport, loaded: Mapping[str, Checkpoint], images: Callable[[], DataSet], compute: Compute, seed: int
-) -> Iterator[Check]:
+    report: StudyReport, loaded: Mapping[str, Checkpoint], images: Callable[[], DataSet], compute: Compute, seed: int,
+    looking: Sequence[str],
+) -> Iterator[Check]:  # fmt: skip
     try:
         data = images()
     except FileNotFoundError as error:
@@ -99,7 +101,7 @@ def _measured(
     alike = (list(data.classes), list(data.shape)) == (list(facts["classes"]), list(facts["shape"]))
     yield Check("data set", alike, "its classes and shape" if alike else f"classes or shape of {data.name} are others", FILES)
     plan = plan_of(report)
-    yield from scored_again(report, plan, loaded, data, compute, seed)
+    yield from scored_again(report, plan, loaded, data, compute, seed, looking)
     yield from matched_again(report, plan, loaded, data, compute, seed)
 
 

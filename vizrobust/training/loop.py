@@ -135,7 +135,7 @@ class EpochTotals:
 class Trainer:
     """A network on its way through a recipe; its state after each batch is all that the rest depends on.
 
-    Every random number is a function of (seed, epoch, image), so a run that is taken up again goes on bit for bit
+    Every random number is a function of (seed, epoch, image), so a run that resumes continues bit for bit
     as if it had never stopped, at the same thread count. Of several processes each learns from its part of every batch,
     and all hold the same weights.
     """

@@ -174,10 +174,22 @@ class SquaredDeviation(_Deviation):
     power = 2
 
 
+@dataclass(frozen=True)
+class Grouped(OneLayer):
+    """Of a layer, in groups of `group_size` consecutive images that are compared with each other alone."""
+
+    layer: str
+    group_size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"{type(self).__name__}: group_size must be at least 2, got {self.group_size}")
+
+
 @algebra
 @spec
 @dataclass(frozen=True)
-class Diversity(OneLayer):
+class Diversity(Grouped):
     """The mean cosine of an image's Gram matrix with those of the others in its group (Olah et al. 2017, "Diversity").
 
     It measures similarity, so it is subtracted: ``Channel("conv2") - 2 * Diversity("conv2", group_size=4)``. Images come in
@@ -189,12 +201,6 @@ class Diversity(OneLayer):
     tensor([0., 0.])
     """
 
-    layer: str
-    group_size: int = 4
-
-    def __post_init__(self) -> None:
-        check_group_size("Diversity", self.group_size)
-
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return group_similarity(gram(activations[self.layer]), self.group_size)
 
@@ -202,7 +208,7 @@ class Diversity(OneLayer):
 @algebra
 @spec
 @dataclass(frozen=True)
-class Alignment(OneLayer):
+class Alignment(Grouped):
     """The mean cosine of an image's activations, position by position, with those of the others in its group.
 
     Added to an objective it keeps the same thing at the same position in all images of a group of `group_size` consecutive
@@ -212,12 +218,6 @@ class Alignment(OneLayer):
     >>> Alignment("a", group_size=2)({"a": maps}, torch.zeros(2, 1, 4, 3), torch.tensor([0, 0]))
     tensor([0., 0.])
     """
-
-    layer: str
-    group_size: int = 4
-
-    def __post_init__(self) -> None:
-        check_group_size("Alignment", self.group_size)
 
     def __call__(self, activations: Mapping[str, Tensor], image: Tensor, unit: Tensor) -> Tensor:
         return group_similarity(activations[self.layer], self.group_size)
@@ -235,8 +235,3 @@ def group_similarity(x: Tensor, group_size: int) -> Tensor:
         for i in range(group_size)
     ]
     return torch.stack(others, 1).flatten()
-
-
-def check_group_size(owner: str, group_size: int) -> None:
-    if group_size < 2:
-        raise ValueError(f"{owner}: group_size must be at least 2, got {group_size}")

@@ -67,12 +67,7 @@ def zoom_blur(x: Array, streams: Streams, end: float, step: float) -> Array:  # 
     return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
-@published(
-    at32=(0.4, 0.6, 0.7, 0.8, 1),
-    at64=(0.5, 0.75, 1, 1.25, 1.5),
-    at224=(1, 2, 3, 4, 6),
-    lengths=(0,),
-)
+@published(at32=(0.4, 0.6, 0.7, 0.8, 1), at64=(0.5, 0.75, 1, 1.25, 1.5), at224=(1, 2, 3, 4, 6), lengths=(0,))
 def gaussian_blur(x: Array, streams: Streams, sigma: float) -> Array:  # noqa: ARG001
     """Convolves with a Gaussian."""
     return _smooth(x, sigma)

@@ -12,11 +12,7 @@ from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.corruption import Array, eight_bit, published
 
 
-@published(
-    at32=(0.75, 0.5, 0.4, 0.3, 0.15),
-    at64=(0.4, 0.3, 0.2, 0.1, 0.05),
-    at224=(0.4, 0.3, 0.2, 0.1, 0.05),
-)
+@published(at32=(0.75, 0.5, 0.4, 0.3, 0.15), at64=(0.4, 0.3, 0.2, 0.1, 0.05), at224=(0.4, 0.3, 0.2, 0.1, 0.05))
 def contrast(x: Array, streams: Streams, factor: float) -> Array:  # noqa: ARG001
     """Draws every value towards the mean of its image and channel."""
     mean = x.reshape(*x.shape[:2], -1).mean(2, dtype=np.float64)[..., None, None]
@@ -77,11 +73,7 @@ def elastic_transform(x: Array, streams: Streams, strength: float, smoothness: f
     return out
 
 
-@published(
-    at32=(0.95, 0.9, 0.85, 0.75, 0.65),
-    at64=(0.9, 0.8, 0.7, 0.6, 0.5),
-    at224=(0.6, 0.5, 0.4, 0.3, 0.25),
-)
+@published(at32=(0.95, 0.9, 0.85, 0.75, 0.65), at64=(0.9, 0.8, 0.7, 0.6, 0.5), at224=(0.6, 0.5, 0.4, 0.3, 0.25))
 def pixelate(x: Array, streams: Streams, factor: float) -> Array:  # noqa: ARG001
     """Reduces the image by this factor and enlarges it again, with box filters."""
 
@@ -92,11 +84,7 @@ def pixelate(x: Array, streams: Streams, factor: float) -> Array:  # noqa: ARG00
     return np.stack([_pixels(coarse(image)) for image in _pictures(x)])
 
 
-@published(
-    at32=(80, 65, 58, 50, 40),
-    at64=(65, 58, 50, 40, 25),
-    at224=(25, 18, 15, 10, 7),
-)
+@published(at32=(80, 65, 58, 50, 40), at64=(65, 58, 50, 40, 25), at224=(25, 18, 15, 10, 7))
 def jpeg_compression(x: Array, streams: Streams, quality: float) -> Array:  # noqa: ARG001
     """Stores the image as JPEG of this quality and reads it back."""
 
@@ -134,21 +122,13 @@ def _pixels(image: Image.Image) -> Array:
     return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)) / 255
 
 
-@published(
-    at32=(0.04, 0.06, 0.08, 0.09, 0.10),
-    at64=(0.04, 0.08, 0.12, 0.15, 0.18),
-    at224=(0.08, 0.12, 0.18, 0.26, 0.38),
-)
+@published(at32=(0.04, 0.06, 0.08, 0.09, 0.10), at64=(0.04, 0.08, 0.12, 0.15, 0.18), at224=(0.08, 0.12, 0.18, 0.26, 0.38))
 def gaussian_noise(x: Array, streams: Streams, deviation: float) -> Array:
     """Adds normal noise of one deviation to every value."""
     return x + deviation * streams.normal(*x.shape[1:]).numpy()
 
 
-@published(
-    at32=(500, 250, 100, 75, 50),
-    at64=(250, 100, 50, 30, 15),
-    at224=(60, 25, 12, 5, 3),
-)
+@published(at32=(500, 250, 100, 75, 50), at64=(250, 100, 50, 30, 15), at224=(60, 25, 12, 5, 3))
 def shot_noise(x: Array, streams: Streams, photons: float) -> Array:
     """Counts photons (Poisson), so many on average where the image is white."""
     from scipy.special import pdtr
@@ -163,22 +143,14 @@ def shot_noise(x: Array, streams: Streams, photons: float) -> Array:
     return (drawn - level * most) / photons
 
 
-@published(
-    at32=(0.01, 0.02, 0.03, 0.05, 0.07),
-    at64=(0.01, 0.02, 0.05, 0.08, 0.14),
-    at224=(0.03, 0.06, 0.09, 0.17, 0.27),
-)
+@published(at32=(0.01, 0.02, 0.03, 0.05, 0.07), at64=(0.01, 0.02, 0.05, 0.08, 0.14), at224=(0.03, 0.06, 0.09, 0.17, 0.27))
 def impulse_noise(x: Array, streams: Streams, share: float) -> Array:
     """Salt and pepper: this share of the values becomes 0 or 1, each as often as the other."""
     u = streams.uniform(*x.shape[1:]).numpy()
     return np.where(u < share, u < share / 2, x)
 
 
-@published(
-    at32=(0.06, 0.1, 0.12, 0.16, 0.2),
-    at64=(0.15, 0.2, 0.25, 0.3, 0.35),
-    at224=(0.15, 0.2, 0.35, 0.45, 0.6),
-)
+@published(at32=(0.06, 0.1, 0.12, 0.16, 0.2), at64=(0.15, 0.2, 0.25, 0.3, 0.35), at224=(0.15, 0.2, 0.35, 0.45, 0.6))
 def speckle_noise(x: Array, streams: Streams, deviation: float) -> Array:
     """Multiplies every value by 1 plus normal noise."""
     return x + x * deviation * streams.normal(*x.shape[1:]).numpy()

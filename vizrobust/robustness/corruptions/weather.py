@@ -69,11 +69,7 @@ def fog(x: Array, streams: Streams, strength: float, decay: float) -> Array:
     return (x + strength * plasma(x.shape, streams, decay)) * brightest / (brightest + strength)
 
 
-@published(
-    at32=(0.05, 0.1, 0.15, 0.2, 0.3),
-    at64=(0.1, 0.2, 0.3, 0.4, 0.5),
-    at224=(0.1, 0.2, 0.3, 0.4, 0.5),
-)
+@published(at32=(0.05, 0.1, 0.15, 0.2, 0.3), at64=(0.1, 0.2, 0.3, 0.4, 0.5), at224=(0.1, 0.2, 0.3, 0.4, 0.5))
 def brightness(x: Array, streams: Streams, more: float) -> Array:  # noqa: ARG001
     """Raises the value of hue, saturation and value."""
     from skimage.color import hsv2rgb, rgb2hsv

@@ -61,7 +61,7 @@ def scaled(ball: Ball, by: float) -> Ball:
 def whole_range(ball: Ball, images: Split) -> Ball:
     """The ball that holds every image there is: eps = 1 in L-inf."""
     d = math.prod(images.take(torch.arange(1)).shape[1:])
-    eps = {Linf: 1.0, L2: math.sqrt(d)}.get(type(ball), float(d))
+    eps = 1.0 if isinstance(ball, Linf) else math.sqrt(d) if isinstance(ball, L2) else float(d)
     return replace(ball, eps=eps)  # type: ignore[type-var]
 
 
