@@ -202,16 +202,15 @@ def compare(
 
 
 def explain(
-    models: Model | Sequence[Model], data: Any = None, *, methods: Any = (), images: int = 16, show: int = 4, split: str = "test",
-    seed: int = 0, batch_size: int | None = None, precision: str = "fp32", device: str = "auto", out: str | Path | None = None,
+    models: Model | Sequence[Model], data: Any = None, *, methods: Any = (), images: int = 16, device: str = "auto",
+    out: str | Path | None = None, **parameters: Any,
 ) -> Explanations:  # fmt: skip
     """Which pixels the answers of one or more models depend on, by several methods, and what each map is worth.
 
-    `models` and `data` are as for `compare`. `methods` are names, texts of specs or `Attribution` objects (none: all of
-    ``vizrobust list attributions``). The first `images` of the `split` are explained, for the class that the model
-    predicts; the first `show` are on the sheet. The result has ``.maps`` (images, H, W) by model's name and method, and
-    shows tables and sheet in a notebook. With `out` everything is kept in a run folder and continued there. Raises
-    ``ValueError`` without captum, and where a method that is named cannot explain a model.
+    `models`, `data` and `out` are as for `compare`. `methods` are names, texts of specs or `Attribution` objects (none: all
+    of ``vizrobust list attributions``). The first `images` are explained, for the class that the model predicts.
+    `parameters` are the other fields of `requests.understanding.ExplainRequest`. ``.maps`` (images, H, W) are by model's
+    name and method. Raises ``ValueError`` without captum, and where a method that is named cannot explain a model.
 
     >>> import vizrobust as vr
     >>> found = vr.explain("mnist-k8", methods="saliency", images=2)
@@ -221,27 +220,22 @@ def explain(
     from vizrobust.commands.explain import explain as answer
     from vizrobust.requests.understanding import ExplainRequest
 
-    request = ExplainRequest(
-        models=_several(models), data=data, methods=_several(methods), images=images, show=show, split=split, seed=seed,
-        batch_size=batch_size, precision=precision,
-    )  # fmt: skip
+    request = ExplainRequest(models=_several(models), data=data, methods=_several(methods), images=images, **parameters)
     found: Explanations = _with_files(answer, request, out, device)
     return found
 
 
 def certify(
-    models: Model | Sequence[Model], data: Any = None, *, method: str = "smoothing", sigma: float | None = None,
-    samples: int | None = None, alpha: float = 0.001, attack: Any = None, radii: Sequence[float] = (), images: int = 100,
-    split: str = "test", seed: int = 0, batch_size: int | None = None, precision: str = "fp32", device: str = "auto",
-    out: str | Path | None = None,
+    models: Model | Sequence[Model], data: Any = None, *, method: str = "smoothing", images: int = 100, device: str = "auto",
+    out: str | Path | None = None, **parameters: Any,
 ) -> CertifyReport:  # fmt: skip
     """A radius for each image within which no change matters, beside the smallest change that an attack finds.
 
-    `models` and `data` are as for `compare`. ``method="smoothing"`` certifies L2 radii of the network that votes over noise
-    of deviation `sigma` (0.25) by `samples` (1000) votes, each certificate wrong with a probability of at most `alpha`;
-    ``"ibp"`` certifies L-inf radii of the network itself, by interval bounds. `attack` is one that looks for the smallest
-    change, ``"none"`` leaves it out; `radii` are those of the table. The result has ``.found`` with the radii of each
-    model, ``.tables()``, ``.rows()`` and ``.figure()``. Raises ``ValueError`` where interval bounds do not know a layer.
+    `models`, `data` and `out` are as for `compare`. ``method="smoothing"`` certifies L2 radii of the network that votes
+    over noise (of deviation ``sigma``, by ``samples`` votes, wrong with a probability of at most ``alpha``), ``"ibp"``
+    L-inf radii of the network itself, by interval bounds. `parameters` are the other fields of
+    `requests.understanding.CertifyRequest`. ``.found`` has the radii of each model. Raises ``ValueError`` where interval
+    bounds do not know a layer.
 
     >>> import vizrobust as vr
     >>> report = vr.certify("mnist-k8", method="ibp", attack="none", images=3)
@@ -252,10 +246,7 @@ def certify(
     from vizrobust.requests.understanding import CertifyRequest
     from vizrobust.session import Session
 
-    request = CertifyRequest(
-        models=_several(models), data=data, method=method, sigma=sigma, samples=samples, alpha=alpha, attack=attack,
-        radii=tuple(radii), images=images, split=split, seed=seed, batch_size=batch_size, precision=precision,
-    )  # fmt: skip
+    request = CertifyRequest(models=_several(models), data=data, method=method, images=images, **parameters)
     report: CertifyReport = _answered(answer, request, Session(out, device=device, memory=out is None))
     return report
 
@@ -268,9 +259,8 @@ def train(
 
     `data` is a data set, its name, a DataLoader or a pair (x, y); `arch` is a name (``vizrobust list archs``; None:
     small_cnn) or ``path.py:callable``. ``start=`` is a checkpoint to go on from, with a new head where the classes are
-    others, ``freeze=`` are patterns of layers that stay. `attack` is a spec, its text, or several with ``mix=``. Several
-    K, or ``seeds=``, are a sweep.
-    `parameters` are the other fields of `requests.training.TrainRequest`, the options of ``vizrobust train``: ``eps``,
+    others, ``freeze=`` are patterns of layers that stay. `attack` is a spec, its text, or several with ``mix=``. Several K,
+    or ``seeds=``, are a sweep. `parameters` are the other fields of `requests.training.TrainRequest`, the options of ``vizrobust train``: ``eps``,
     ``method``, ``epochs``, ``batch_size``, ``lr``, ``seed`` and so on. `out` is the folder, by default
     ``runs/train-<hash>``. Raises ``ValueError`` that names the parameter.
 
