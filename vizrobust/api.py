@@ -260,9 +260,9 @@ def train(
     `data` is a data set, its name, a DataLoader or a pair (x, y); `arch` is a name (``vizrobust list archs``; None:
     small_cnn) or ``path.py:callable``. ``start=`` is a checkpoint to go on from, with a new head where the classes are
     others, ``freeze=`` are patterns of layers that stay. `attack` is a spec, its text, or several with ``mix=``. Several K,
-    or ``seeds=``, are a sweep. `parameters` are the other fields of `requests.training.TrainRequest`, the options of ``vizrobust train``: ``eps``,
-    ``method``, ``epochs``, ``batch_size``, ``lr``, ``seed`` and so on. `out` is the folder, by default
-    ``runs/train-<hash>``. Raises ``ValueError`` that names the parameter.
+    or ``seeds=``, are a sweep. `parameters` are the other fields of `requests.training.TrainRequest`, the options of
+    ``vizrobust train``: ``eps``, ``method``, ``epochs``, ``batch_size``, ``lr``, ``seed`` and so on. `out` is the folder, by
+    default ``runs/train-<hash>``. Raises ``ValueError`` that names the parameter.
 
     >>> from tempfile import mkdtemp
     >>> import vizrobust as vr
