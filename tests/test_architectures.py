@@ -12,7 +12,7 @@ from tests.test_checkpoints import INFO
 from vizrobust.models import architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.architectures import is_user_code
 from vizrobust.models.checkpoints import body_state
-from vizrobust.models.user_code import code_sha256
+from vizrobust.models.references import code_sha256
 
 SHAPE = (3, 9, 12)
 CODE = """

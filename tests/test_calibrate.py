@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tests.test_training import RECIPE, tiny
 from vizrobust.attacks import JPEG, L1, L2, PGD, Elastic, Linf, parse_attack
 from vizrobust.cli import main
-from vizrobust.commands import calibrate as command
+from vizrobust.commands import experiments as command
 from vizrobust.compute import Compute
 from vizrobust.experiments.uar_calibration import Plan, Table, _Work, calibrate, eps_grid, equally_hard
 from vizrobust.models import load_checkpoint

@@ -13,7 +13,7 @@ import vizrobust as vr
 from vizrobust.data import content_of, load
 from vizrobust.models import load_checkpoint
 from vizrobust.models.checkpoints import CheckpointInfo, save_checkpoint
-from vizrobust.models.user_code import code_sha256, object_sha256
+from vizrobust.models.references import code_sha256, object_sha256
 from vizrobust.runs import RunFolder, read_rows, write_rows
 
 SHAPE = (1, 5, 4)

@@ -382,7 +382,7 @@ def test_a_terminated_training_names_the_command_that_goes_on(tmp_path):
 def test_control_characters_of_foreign_names_are_written_out(tmp_path):
     import torch
 
-    from vizrobust.cli.output import visible
+    from vizrobust.cli.show import visible
 
     assert visible("a\x1b[31m\x9b\u202eb\nc\td") == "a\\x1b[31m\\x9b\\u202eb\nc\td"
     torch.save({"\x1b[2Jfake.weight": torch.zeros(1), "conv1.weight": torch.zeros(1)}, tmp_path / "x.pt")

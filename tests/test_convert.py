@@ -24,7 +24,7 @@ from vizrobust.intervals import share
 from vizrobust.models import architecture, load_checkpoint
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import Task, convert, import_file, normalization, task
-from vizrobust.models.user_code import code_sha256
+from vizrobust.models.references import code_sha256
 from vizrobust.requests.training import ImportRequest
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import file_sha256

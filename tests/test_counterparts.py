@@ -10,7 +10,7 @@ import torch
 
 from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.protocol import BASELINE, SWEEP
-from vizrobust.study.unit_matching import matched_units, reference_of
+from vizrobust.study.stimuli import matched_units, reference_of
 
 
 def test_a_shuffled_layer_is_seen_through() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.conftest import CLASSES, make_net
 from tests.test_gradient_attacks import weak_net
 from vizrobust.attacks import APGD, ENSEMBLES, EOT, L1, L2, NAMES, AutoAttack, Ball, Linf, configured, parse_attack
+from vizrobust.attacks.black_box import Square
 from vizrobust.attacks.boundary_attacks import FAB
-from vizrobust.attacks.square import Square
 from vizrobust.compute import Compute
 from vizrobust.data.dataset import ArraySplit
 from vizrobust.rng import Streams

@@ -505,9 +505,9 @@ def test_timm_by_reference(timm):
 def test_the_list_keeps_names_whole_whatever_the_terminal(monkeypatch, timm, width):
     from click.testing import CliRunner
 
-    from vizrobust.cli import main, output
+    from vizrobust.cli import main, show
 
-    monkeypatch.setattr(output, "PIPE_WIDTH", width)
+    monkeypatch.setattr(show, "PIPE_WIDTH", width)
     shown = CliRunner().invoke(main, ["layers", "timm:test_vit@random"]).stdout
     for name in ("blocks.0.attn:heads", "blocks.0.attn.q_norm", "blocks.1.mlp.act:class", "logits"):
         assert any(line.split()[:1] == [name] for line in shown.splitlines()), name

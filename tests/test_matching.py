@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vizrobust.study.unit_matching import draw_units, match_units
+from vizrobust.study.stimuli import draw_units, match_units
 
 
 def test_the_draw_is_recorded_by_its_arguments_alone() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from vizrobust.features.redirected_relu import redirected_relu
+from vizrobust.features.scorer import redirected_relu
 
 RELUS = {
     "nn.ReLU": lambda: nn.ReLU(),

@@ -37,9 +37,8 @@ from vizrobust.features import (
     plain,
     render,
 )
-from vizrobust.features.batches import Batch
 from vizrobust.features.recipes import Adam, NormalizedAscent
-from vizrobust.features.render import render_batches
+from vizrobust.features.render import Batch, render_batches
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.rng import Streams
 

@@ -26,10 +26,9 @@ from vizrobust.features import (
     plan_batches,
     render,
 )
-from vizrobust.features.batches import Batch
 from vizrobust.features.picture_runs import RenderJob, images_of, missing, render_into
 from vizrobust.features.recipes import OPTIMIZERS, Adam
-from vizrobust.features.render import render_batches
+from vizrobust.features.render import Batch, render_batches
 from vizrobust.features.scorer import as_objective
 from vizrobust.models import layer, layers, load_checkpoint
 from vizrobust.runs import RunFolder

@@ -12,7 +12,7 @@ import pytest
 from tests.test_report import CHECKPOINTS, flat_tiles, gray, make_run, pixels
 from vizrobust.report import Column, collect, contact_sheet, write_gallery
 from vizrobust.report.canvas import scaled
-from vizrobust.report.exemplar_views import marked
+from vizrobust.report.contact_sheet import marked
 from vizrobust.runs import write_json, write_png
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.test_processes import NAMES
 from vizrobust.cli import COMMANDS, TOGETHER, main
 from vizrobust.compute import Compute, full_batches
-from vizrobust.features.batches import plan_batches
+from vizrobust.features.render import plan_batches
 from vizrobust.parallel import SINGLE, Launch, Processes, launched
 from vizrobust.runs import RunFolder, Taken, read_rows
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.conftest import CLASSES, SHAPE, Unasked, make_net, refilled
 from vizrobust.attacks import L2, LOSSES, PGD, Ball, Linf, Noise, Square
-from vizrobust.attacks.square import HALVED_AFTER, pyramids, sides, window_level
+from vizrobust.attacks.black_box import HALVED_AFTER, pyramids, sides, window_level
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams

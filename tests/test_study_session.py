@@ -23,7 +23,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
-from vizrobust.study.eps_rule import EpsChoice, eps_rule
+from vizrobust.study.networks import EpsChoice, eps_rule
 from vizrobust.study.report_checks import AGAIN, READ
 from vizrobust.study.stimuli import hidden_jobs
 from vizrobust.training import TrainingRecipe

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from tests.conftest import make_net
 from vizrobust.attacks import JPEG, PGD, Elastic, Fog, Gabor, Linf, Snow, family, parse_attack, strengths, with_default_eps
 from vizrobust.attacks.unforeseen import source
-from vizrobust.attacks.unforeseen.jpeg import CHROMA, LUMA, coefficients, decoded
-from vizrobust.attacks.unforeseen.spatial import smooth
+from vizrobust.attacks.unforeseen.distortions import CHROMA, LUMA, coefficients, decoded, smooth
+from vizrobust.attacks.unforeseen.patterns import evened, wavelets
 from vizrobust.attacks.unforeseen.strengths import PRESETS
-from vizrobust.attacks.unforeseen.textures import evened, wavelets
 from vizrobust.attacks.unforeseen.weather import GRIDS, fallen, landscape, region_means, scales
 from vizrobust.rng import Streams
 

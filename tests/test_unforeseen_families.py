@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.conftest import make_net
 from vizrobust.attacks import Glitch, Kaleidoscope, Pixel, Wood
-from vizrobust.attacks.unforeseen.overlays import bright, scattered
+from vizrobust.attacks.unforeseen.patterns import bright, scattered
 from vizrobust.attacks.unforeseen.unforeseen_attack import between
 from vizrobust.rng import Streams
 

@@ -15,7 +15,7 @@ from vizrobust.compute import Compute, has_bf16, versions
 from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load, with_classes
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.forward import logits_of
-from vizrobust.models.user_code import object_sha256
+from vizrobust.models.references import object_sha256
 from vizrobust.names import split_code
 from vizrobust.requests import ParameterError
 from vizrobust.results import Event, Note, Progress

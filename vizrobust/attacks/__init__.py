@@ -12,15 +12,13 @@ from vizrobust.attacks.attack import (
     is_minimum_norm,
     perturbation_norm,
 )
-from vizrobust.attacks.autoattack import ENSEMBLES, AutoAttack
+from vizrobust.attacks.black_box import Noise, Square
 from vizrobust.attacks.boundary_attacks import FAB, DeepFool
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
 from vizrobust.attacks.minimum_norm import DDN, FMN
-from vizrobust.attacks.noise import Noise
 from vizrobust.attacks.penalty_attacks import ALMA, CW, SigmaZero
-from vizrobust.attacks.square import Square
 from vizrobust.attacks.threat_models import BALLS, L0, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (
     JPEG,
@@ -38,7 +36,7 @@ from vizrobust.attacks.unforeseen import (
     strengths,
     with_default_eps,
 )
-from vizrobust.attacks.wrappers import EOT, Transfer
+from vizrobust.attacks.wrappers import ENSEMBLES, EOT, AutoAttack, Transfer
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from vizrobust import requests
-from vizrobust.cli.output import say, stopped, visible
+from vizrobust.cli.show import say, stopped, visible
 from vizrobust.parallel import launched
 from vizrobust.requests.request import ParameterError
 
@@ -88,7 +88,7 @@ class Commands(click.Group):
         if launch is None:
             with interrupted_by_sigterm():
                 return super().main(*args, **kwargs)
-        from vizrobust.cli.together import run_together
+        from vizrobust.cli.show import run_together
 
         return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
 

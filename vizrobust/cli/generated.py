@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vizrobust.cli.output import command_line, visible
+from vizrobust.cli.show import command_line, visible
 from vizrobust.names import check_names
 from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class

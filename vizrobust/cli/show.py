@@ -1,22 +1,114 @@
-"""What a person sees of a command: tables on stdout, progress and notes on stderr, one JSON object per row with --json."""
+"""What a person sees of a command: tables on stdout, progress and notes on stderr; of several processes one speaks."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
-from collections.abc import Callable, Generator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vizrobust.cli.output import PIPE_WIDTH, json_row, say, table
-from vizrobust.cli.output import progress as progress_display
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
 from vizrobust.results import Event, Note, Progress, Result, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.console import Console
+import os
+import time
+from typing import NoReturn
+
+from vizrobust.lifeline import GRACE, INTERRUPTED, Lifeline
+from vizrobust.parallel import Launch
+
+# A table that goes to a file or a pipe is not cut at a terminal's width.
+PIPE_WIDTH = 160
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", narrow: bool = False) -> None:
+    """Print a table of finished texts; columns of numbers stand to the right, words to the left.
+
+    Where the terminal is too narrow for a `narrow` one, each row takes two lines.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    drawn = Table(title=escape(visible(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    rows = list(rows)
+    if narrow and sum(max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)) > console.width:
+        click.echo(visible(f"\n{title}\n"))
+        for name, *cells, last in rows:
+            click.echo(visible(f"{name}\n    {', '.join(cells)}, {header[-1]}: {last}"))
+        click.echo(visible(f"\n{note}"))
+        return
+    for position, name in enumerate(header):
+        words = any(row[position][:1].isalpha() for row in rows)
+        drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(visible(cell)) for cell in row))
+    console.print()
+    console.print(drawn)
+    if note:
+        console.print(escape(visible(note)), style="dim")
+
+
+def json_row(row: dict[str, Any]) -> None:
+    click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def visible(text: str) -> str:
+    r"""A text whose control characters, from foreign names, are written out: a terminal would obey them.
+
+    >>> visible("a\x1b[2Jb"), visible("two\nlines")
+    ('a\\x1b[2Jb', 'two\nlines')
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def say(text: str) -> None:
+    """A note for the person, on stderr."""
+    click.echo(visible(text), err=True)
+
+
+@contextmanager
+def progress_display(quiet: bool, *columns: str) -> Iterator[Bars]:
+    """A progress display where stderr is a terminal; `columns` are names of task fields shown behind the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    shown = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
+    fields = [TextColumn("{task.fields[" + name + "]}") for name in columns]
+    with Bars(
+        *shown, *fields, console=Console(file=sys.stderr), disable=quiet or not sys.stderr.isatty(), transient=True
+    ) as bars:
+        yield bars
+
+
+def command_line() -> str:
+    """The present command as a person would type it again."""
+    return shlex.join(["vizrobust", *sys.argv[1:]])
+
+
+def stopped(resumable: bool = True) -> str:
+    """What an interrupted command says."""
+    return "stopped" + (f"; go on with: {command_line()}" if resumable else "")
+
 
 Events = Generator[Event, None, Result]
 # Below this width the sentences about a row stand under it, above it in a column of their own.
@@ -136,3 +228,37 @@ def _sentences(one: Table, number: int, named: Callable[[str], str]) -> list[str
 
     told = [escape(text) for text in one.details_of(number, named)]
     return [*told[:-1], f"[bold]{told[-1]}[/]"] if number in one.marked and len(told) > 1 else told
+
+
+def run_together(launch: Launch, command: Callable[[], Any]) -> NoReturn:
+    """Run the command (click's, not standalone) as one of several processes, and exit with its code."""
+    line = None
+    speech = 2 if launch.rank == 0 else _silenced()
+    code, text = 0, ""
+    try:
+        line = Lifeline.joined(launch, lambda text: os.write(speech, (text + "\n").encode()))
+        result = command()
+        code = result if isinstance(result, int) else 0
+        text = stopped() if code == INTERRUPTED else ""
+    except click.ClickException as error:
+        if line is not None and isinstance(error.__cause__, ConnectionError):
+            # The lifeline knows which process is gone, says so and ends this one.
+            time.sleep(2 * GRACE)
+        error.show()
+        code, text = error.exit_code, error.format_message()
+    except ConnectionError as error:
+        os.write(speech, f"Error: {error}\n".encode())
+        code = 1
+    except click.Abort:
+        code = 1
+    raise SystemExit(code if line is None else line.end(code, text))
+
+
+def _silenced() -> int:
+    """Send all that this process would print to nowhere, whoever prints it; returns where stderr went before."""
+    speech = os.dup(2)
+    if not os.environ.get("VIZROBUST_DEBUG"):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+    return speech

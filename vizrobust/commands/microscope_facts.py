@@ -25,7 +25,7 @@ from vizrobust.models import Checkpoint, evaluating, layers
 from vizrobust.report.microscope import FACTS, read_facts
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, digest, slug, write_atomic, write_json, write_png
-from vizrobust.study.unit_matching import match_units
+from vizrobust.study.stimuli import match_units
 
 ACTIVATIONS = "activations"
 EFFECT_IMAGES = 64

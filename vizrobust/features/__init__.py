@@ -1,7 +1,6 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
 from vizrobust.features.atlas import Atlas
-from vizrobust.features.batches import plan_batches
 from vizrobust.features.exemplars import Exemplars, TopK, exemplars, receptive_fields
 from vizrobust.features.objectives import (
     OBJECTIVES,
@@ -70,9 +69,8 @@ from vizrobust.features.recipes import (
     with_data_statistics,
 )
 from vizrobust.features.reconstructions import ImageActivations, Similarity, representative_layers
-from vizrobust.features.redirected_relu import redirected_relu
-from vizrobust.features.render import FeatureImage, render
-from vizrobust.features.scorer import Scorer
+from vizrobust.features.render import FeatureImage, plan_batches, render
+from vizrobust.features.scorer import Scorer, redirected_relu
 from vizrobust.features.transforms import (
     TRANSFORMS,
     Affine,

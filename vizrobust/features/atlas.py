@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
-from vizrobust.features.batches import BATCH_SIZE, UnitSeed, plan_batches
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Direction
 from vizrobust.features.picture_runs import RenderJob, checkpoint_facts, row_of
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import render_batches
+from vizrobust.features.render import BATCH_SIZE, UnitSeed, plan_batches, render_batches
 from vizrobust.models import ActivationReader, Checkpoint, evaluating
 from vizrobust.models.folding import net_for
 from vizrobust.requests import ParameterError

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from vizrobust.compute import Compute
-from vizrobust.features.batches import BATCH_SIZE, Batch, UnitSeed, plan_batches
 from vizrobust.features.objectives import Channel, Direction, Diversity, Logit, Neuron, Objective, Sum, main_term, needs_unit
 from vizrobust.features.pictures import in_tiles, read_png, to_uint8
 from vizrobust.features.recipes import Recipe
-from vizrobust.features.render import FeatureImage, joint_group_size, render, render_batches
+from vizrobust.features.render import (
+    BATCH_SIZE,
+    Batch,
+    FeatureImage,
+    UnitSeed,
+    joint_group_size,
+    plan_batches,
+    render,
+    render_batches,
+)
 from vizrobust.features.scorer import Scorer
 from vizrobust.legacy import present
 from vizrobust.models import LOGITS, Checkpoint, Layer, evaluating, layer

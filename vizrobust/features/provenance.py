@@ -17,13 +17,12 @@ from torch import Tensor
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import load
 from vizrobust.data.images import FORMATS
-from vizrobust.features.batches import Batch
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Objective, parse_objective
 from vizrobust.features.picture_runs import number_or_none, trajectory_of
 from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
-from vizrobust.features.render import FeatureImage, render_batches
+from vizrobust.features.render import Batch, FeatureImage, render_batches
 from vizrobust.models import Checkpoint
 from vizrobust.models.folding import folded_net
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts

@@ -18,8 +18,7 @@ from vizrobust.models.architectures import architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
 from vizrobust.models.forward import NoLogits
-from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD
-from vizrobust.models.user_code import code_sha256
+from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD, code_sha256
 from vizrobust.requests import ParameterError
 from vizrobust.spec import unknown
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from vizrobust.report import words
 from vizrobust.report.collect import Collection, Exemplar, Frames, Panel, Picture, collect
-from vizrobust.report.contact_sheet import contact_sheet
-from vizrobust.report.exemplar_views import exemplar_grids
+from vizrobust.report.contact_sheet import contact_sheet, exemplar_grids
 from vizrobust.report.viewer import embedded, environment, tile_style
 from vizrobust.results import Table, percent
 from vizrobust.runs import slug, write_atomic, write_json, write_text

@@ -16,7 +16,7 @@ from PIL import Image
 from vizrobust.models import LOGITS
 from vizrobust.report import words
 from vizrobust.report.collect import CheckpointFacts, Exemplar, Picture
-from vizrobust.report.exemplar_views import exemplar_mark
+from vizrobust.report.contact_sheet import exemplar_mark
 from vizrobust.report.microscope import Site, class_page, layer_page, unit_page
 from vizrobust.report.viewer import environment, tile_style
 from vizrobust.results import percent

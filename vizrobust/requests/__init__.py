@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
     "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
     "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
     "judge": Command("training:JudgeRequest", "judge:judge", "train", resumable=True),
-    "calibrate": Command("evaluation:CalibrateRequest", "calibrate:calibrate", "evaluate", resumable=True),
+    "calibrate": Command("evaluation:CalibrateRequest", "experiments:calibrate", "evaluate", resumable=True),
     "attack": Command("evaluation:AttackRequest", "attack:attack", "evaluate", resumable=True, parallel=True),
     "masking": Command(
         "evaluation:MaskingRequest", "masking:masking", "evaluate", resumable=True, parallel=True, exits={False: 3, None: 4}
@@ -32,7 +32,7 @@ COMMANDS: dict[str, Command] = {
     "explain": Command("understanding:ExplainRequest", "explain:explain", "look", resumable=True),
     "certify": Command("understanding:CertifyRequest", "certify:certify", "evaluate", resumable=True),
     "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
-    "dimension": Command("evaluation:DimensionRequest", "dimension:dimension", "evaluate", resumable=True),
+    "dimension": Command("evaluation:DimensionRequest", "experiments:dimension", "evaluate", resumable=True),
     "layers": Command("study:LayersRequest", "checkpoints:layers", "look", session=("download", "arch", "as_json")),
     "import": Command("training:ImportRequest", "checkpoints:import_", "files", session=("download", "as_json")),
     "list": Command("study:ListRequest", "catalogues:list_", "look", session=("as_json",)),

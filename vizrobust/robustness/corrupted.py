@@ -15,7 +15,7 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import share, wilson
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.corruptions import COMMON, CORRUPTIONS, SEVERITIES

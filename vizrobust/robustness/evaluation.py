@@ -16,7 +16,7 @@ from vizrobust.attacks import Attack, AttackRun, State, perturbation_norm
 from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.data import Split
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, NO_SUCCESS, UNDEFINED, PartialResult
 

@@ -17,7 +17,7 @@ from vizrobust.data import DataSet, Split, Subset, head
 from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
 from vizrobust.models.folding import net_for
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate

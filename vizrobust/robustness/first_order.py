@@ -19,7 +19,7 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.evaluation import BATCH_SIZE
 from vizrobust.spec import lookup

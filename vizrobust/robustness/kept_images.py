@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vizrobust.attacks import L1, L2, Attack, Ball, Linf, ball_of, epsilon
 from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.evaluation import BATCH_SIZE

@@ -6,7 +6,7 @@ from vizrobust.study.report import StudyReport
 from vizrobust.study.report_checks import Check
 from vizrobust.study.report_rows import report_of
 from vizrobust.study.run import Stage, Study
-from vizrobust.study.unit_matching import Matching, draw_units, match_units
+from vizrobust.study.stimuli import Matching, draw_units, match_units
 from vizrobust.study.verify import verify
 
 __all__ = [

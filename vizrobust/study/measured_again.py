@@ -26,8 +26,7 @@ from vizrobust.study.protocol import UNTRAINED, Plan
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, StudyReport
 from vizrobust.study.report_checks import AGAIN, Check
 from vizrobust.study.report_rows import sha256_of
-from vizrobust.study.stimuli import QuerySet, drawn_units, picture_jobs
-from vizrobust.study.unit_matching import all_excitations, matched_units
+from vizrobust.study.stimuli import QuerySet, all_excitations, drawn_units, matched_units, picture_jobs
 from vizrobust.study.verdicts import SMALLEST_EFFECT_SHARE
 
 # Metrics that no other network has a part in; the others need the ranking of queries by all compared networks.

@@ -20,9 +20,9 @@ from vizrobust.spec import parse
 from vizrobust.study import judge_checks, protocol
 from vizrobust.study.clarity_scores import FLAGGED_BELOW
 from vizrobust.study.contrasts import FEWEST_SEEDS
-from vizrobust.study.eps_rule import PART
 from vizrobust.study.evaluations import unpacked_verdicts
 from vizrobust.study.judge_checks import CLOSE
+from vizrobust.study.networks import PART
 from vizrobust.study.protocol import SWEEP, UNTRAINED, Plan, training_runs
 from vizrobust.study.report import FORMAT, StudyReport
 

@@ -20,14 +20,22 @@ from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
-from vizrobust.study.eps_rule import EpsChoice
 from vizrobust.study.evaluations import Accuracies
-from vizrobust.study.networks import StudyCheckpoint, StudyTrainings, Work
+from vizrobust.study.networks import EpsChoice, StudyCheckpoint, StudyTrainings, Work
 from vizrobust.study.power import costs, planned
 from vizrobust.study.protocol import UNTRAINED, Plan, TrainingRun, training_runs
 from vizrobust.study.report import StudyReport
-from vizrobust.study.stimuli import QuerySet, drawn_units, hidden_jobs, of_classes, picture_jobs
-from vizrobust.study.unit_matching import MatchedUnits, all_excitations, matched_units, reference_of
+from vizrobust.study.stimuli import (
+    MatchedUnits,
+    QuerySet,
+    all_excitations,
+    drawn_units,
+    hidden_jobs,
+    matched_units,
+    of_classes,
+    picture_jobs,
+    reference_of,
+)
 from vizrobust.study.verdicts import PRIMARY
 from vizrobust.training import own_content
 

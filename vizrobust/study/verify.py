@@ -15,9 +15,8 @@ from vizrobust.attacks import parse_attack
 from vizrobust.compute import Compute, changes, versions
 from vizrobust.data import DataSet, head
 from vizrobust.features import parse_objective, parse_recipe
-from vizrobust.features.batches import Batch
 from vizrobust.features.pictures import in_tiles, to_uint8
-from vizrobust.features.render import render_batches
+from vizrobust.features.render import Batch, render_batches
 from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results

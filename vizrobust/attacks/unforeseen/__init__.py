@@ -1,10 +1,8 @@
 """Unforeseen attacks: changes that no norm of the pixels describes, each of a strength in units of its own."""
 
-from vizrobust.attacks.unforeseen.jpeg import JPEG
-from vizrobust.attacks.unforeseen.overlays import Kaleidoscope, Pixel
-from vizrobust.attacks.unforeseen.spatial import Elastic, Glitch
+from vizrobust.attacks.unforeseen.distortions import JPEG, Elastic, Glitch
+from vizrobust.attacks.unforeseen.patterns import Gabor, Kaleidoscope, Pixel, Wood
 from vizrobust.attacks.unforeseen.strengths import family, source, strengths, with_default_eps
-from vizrobust.attacks.unforeseen.textures import Gabor, Wood
 from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, UnforeseenRun
 from vizrobust.attacks.unforeseen.weather import Fog, Snow
 from vizrobust.spec import named

@@ -1,17 +1,21 @@
 """Common corruptions by name, at severities 1 to 5 (Hendrycks and Dietterich 2019)."""
 
-from vizrobust.robustness.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from vizrobust.robustness.corruptions.corruption import SEVERITIES, Corruption
 from vizrobust.robustness.corruptions.digital import (
     contrast,
+    defocus_blur,
     elastic_transform,
+    gaussian_blur,
     gaussian_noise,
+    glass_blur,
     impulse_noise,
     jpeg_compression,
+    motion_blur,
     pixelate,
     saturate,
     shot_noise,
     speckle_noise,
+    zoom_blur,
 )
 from vizrobust.robustness.corruptions.weather import brightness, fog, frost, snow, spatter
 from vizrobust.spec import named

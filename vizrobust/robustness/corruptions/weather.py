@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vizrobust.rng import Streams
-from vizrobust.robustness.corruptions.blur import smeared, zoomed
 from vizrobust.robustness.corruptions.corruption import Array, eight_bit, grey, ice, paint, plasma, published
+from vizrobust.robustness.corruptions.digital import smeared, zoomed
 
 WATER, MUD = (175, 238, 238), (63, 42, 20)
 # Light and shadow at the rim of a drop.

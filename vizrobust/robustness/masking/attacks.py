@@ -26,12 +26,12 @@ from vizrobust.attacks import (
     ball_of,
     epsilon,
 )
-from vizrobust.attacks.square import PERTURBATIONS
+from vizrobust.attacks.black_box import PERTURBATIONS
 from vizrobust.compute import Compute
 from vizrobust.data import Split, Subset
 from vizrobust.intervals import CONFIDENCE
 from vizrobust.models import evaluating
-from vizrobust.models.stochastic import PerImageNoise
+from vizrobust.models.forward import PerImageNoise
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
