@@ -28,7 +28,7 @@ from vizrobust.results import Event, Note, Row, Table, percent, tables_html
 from vizrobust.robustness.kept_images import predicted
 from vizrobust.session import Session
 from vizrobust.training import recorded_threads
-from vizrobust.training.half_precision import check_target, store_half
+from vizrobust.training.training_runs import check_target, store_half
 
 # A network's accuracy on so many test images (a quarter of them where images are large) tells whether its normalization is wrong,
 # where another is right on so many more of them, with so small a p.
