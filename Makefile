@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test slow fuzz lint types check bench sweep clean
+.PHONY: docs linkcheck release-check demo test slow fuzz lint types check bench sweep clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/vizrobust neurons --out runs/demo
@@ -22,6 +22,17 @@ fuzz: $(VENV)/.test
 # The documentation as a site, docs/_build/index.html; a warning is an error.
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
+# Every address in the documentation is asked for; where there is no network, that is said.
+linkcheck: $(VENV)/.docs
+	@if $(BIN)/python -c 'import socket; socket.create_connection(("docs.python.org", 443), 5)' 2>/dev/null; \
+	then VIZROBUST_DOCS_ONLINE=1 $(BIN)/python -m sphinx -q -b linkcheck -D nb_execution_mode=off docs docs/_build/links; \
+	else echo "no network: addresses are not checked"; fi
+
+# Both distributions, checked strictly; the wheel in a clean environment. DEPENDENCIES=shared borrows those of $(VENV).
+release-check: $(VENV)/.docs
+	$(BIN)/python -m pip install --quiet build twine
+	.ci/release-check $(BIN)/python $(DEPENDENCIES)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -250,6 +250,11 @@ def test_a_normalization_that_cannot_be_is_refused(text, channels, sentence):
         normalization(text, channels)
 
 
+def test_the_data_may_have_some_of_the_classes_by_name():
+    found = task("digits", "", "9,8,7,6,5,4,3,2,1,0,ten")
+    assert (found.shape, len(found.classes), found.data) == ((1, 8, 8), 11, "digits")
+
+
 def test_the_task_comes_from_the_data_or_from_what_is_given():
     assert task("mnist") == Task((1, 28, 28), tuple("0123456789"), "mnist")  # known without being on this machine
     assert task("digits") == Task((1, 8, 8), load("digits").classes, "digits")

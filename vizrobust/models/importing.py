@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
-from vizrobust.data.imagenet import imagenet_classes
+from vizrobust.data.imagenet import class_places, imagenet_classes
 from vizrobust.models.architectures import architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
@@ -54,7 +54,8 @@ class Converted:
 def task(data: str = "", shape: str = "", classes: str = "", download: bool = False) -> Task:
     """The task from a data reference, or from texts for data that is not on this machine.
 
-    `shape` is ``C,H,W``, `classes` a number or names with commas between; where both are given nothing is loaded.
+    `shape` is ``C,H,W``, `classes` a number or names with commas between; where both are given nothing is loaded. The
+    data may have some of the `classes` only, by name, as a folder of a few of ImageNet's has.
     """
     given_shape, given_classes = _shape(shape), _classes(classes)
     info = metadata_of(data) if data else None
@@ -64,7 +65,8 @@ def task(data: str = "", shape: str = "", classes: str = "", download: bool = Fa
         info = _loaded(data, download)
     if given_shape and given_shape != info[0]:
         raise ParameterError("%s has images of %s, {shape} says %s; leave out one of the two", data, info[0], given_shape)
-    if given_classes and len(given_classes) != len(info[1]):
+    some = all(len(places) == 1 for places in class_places(given_classes, info[1]))
+    if given_classes and len(given_classes) != len(info[1]) and not some:
         raise ParameterError(
             "%s has %s classes, {classes} says %s; leave out one of the two", data, len(info[1]), len(given_classes)
         )
@@ -219,10 +221,7 @@ def _load(body: nn.Module, found: Fit, rest: Mapping[str, Tensor], task: Task, w
     if shapes and all(name in found.weights for name in own):
         theirs = {shape[:1] for shape, _ in shapes}
         if len(theirs) == 1 and all(a[1:] == b[1:] and b[0] == len(task.classes) for a, b in shapes if len(a) * len(b)):
-            has = f"{what} has {theirs.pop()[0]} classes"
-            raise ParameterError(
-                "%s, %s has %s; give the right {data} or {classes}", has, task.data or "the task", len(task.classes)
-            )
+            raise _other_classes(what, theirs.pop()[0], task)
     if not found.complete:
         load_strictly(body, {**{key: value for key, value in rest.items() if key not in own}, **found.weights}, into)
     if rest:
@@ -251,8 +250,7 @@ def _try_out(checkpoint: Checkpoint, task: Task, what: str) -> None:
     if len(logits) != 2:
         raise ValueError(f"{arch} must return logits (N, classes) for N images, it returned {tuple(logits.shape)} for two")
     if logits.shape[1] != len(task.classes):
-        has = f"{what} has {logits.shape[1]} classes"
-        raise ParameterError("%s, %s has %s; give the right {data} or {classes}", has, task.data or "the task", len(task.classes))
+        raise _other_classes(what, logits.shape[1], task)
     if not logits.isfinite().all():
         raise ParameterError("the logits of %s for a grey image are not finite; check {arch} and {normalize}", what)
 
@@ -285,3 +283,11 @@ def _listed(names: Iterable[str]) -> str:
 
 def _text(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
+
+
+def _other_classes(what: str, count: int, task: Task) -> ParameterError:
+    hint = ", such as {classes} imagenet" if count == len(imagenet_classes()) else ""
+    return ParameterError(
+        "%s has %s classes, %s has %s; give the right {data} or {classes}" + hint,
+        what, count, task.data or "the task", len(task.classes),
+    )  # fmt: skip
