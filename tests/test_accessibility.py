@@ -51,7 +51,7 @@ def a_site(folder: Path) -> list[Path]:
         save_digits_net(folder / f"{name}.safetensors", noise)
     refs = [str(folder / f"{name}.safetensors") for name in "ab"]
     options = ("--units", "0:3", "--steps", "2", "--exemplars", "2", "--exemplar-images", "40", "--adversarial", "1", "--quiet")
-    done = run("microscope", *refs, "--layers", "conv1,logits", *options, "--out", str(folder / "site"))
+    done = run("microscope", *refs, "--layers", "conv1,logits", "--masking", "5", *options, "--out", str(folder / "site"))
     assert done.exit_code == 0, done.output
     return [
         folder / "site" / f"{name}.html" for name in ("index", "layers/conv1", "units/conv1/1", "units/logits/0", "classes/3")

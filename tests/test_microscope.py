@@ -15,11 +15,14 @@ from torch import nn
 from tests.conftest import until
 from tests.digits import save_digits_net
 from tests.test_cli import run
+from vizrobust.commands.microscope_facts import ATTRIBUTION, UnitScores
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import picture_runs
 from vizrobust.features.unit_facts import heat_maps, unit_activations
 from vizrobust.report.microscope import Site
+from vizrobust.report.microscope_pages import pages
+from vizrobust.rng import Streams
 
 OPTIONS = ("--units", "0:3", "--steps", "2", "--exemplars", "2", "--exemplar-images", "40", "--adversarial", "1", "--quiet")
 
@@ -62,7 +65,8 @@ def test_every_page_is_there_and_its_links_stay_within_the_site(folder: Path) ->
         assert all(file.is_file() and file.is_relative_to(site.resolve()) for file in files), page
         images |= {file for file in files if file.suffix == ".png"}
     # The picture, its two seeds, what it dislikes, natural images with their heat, and adversarial examples.
-    assert {"heat", "exemplars", "adversarial", "classes"} <= {image.relative_to(site.resolve()).parts[1] for image in images}
+    kinds = {"heat", "attribution", "exemplars", "adversarial", "classes"}
+    assert kinds <= {image.relative_to(site.resolve()).parts[1] for image in images}
     assert sum(image.name.endswith("-neg-s0.png") for image in images) == 2 * 2 * 3
 
 
@@ -86,6 +90,22 @@ def test_what_is_there_is_not_rendered_again_and_a_site_grows(folder: Path, monk
     assert site.match(a, c, "conv1", 0) is not None
     assert "c.safetensors" in (folder / "site/units/conv1/0.html").read_text()
     assert "c.safetensors" not in (folder / "site/units/logits/0.html").read_text().split("<main>")[1]
+
+
+def test_attribution_of_a_unit_is_exact_where_it_is_linear() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.ReLU())
+    x = torch.rand(2, 1, 2, 2)
+    found = ATTRIBUTION(UnitScores(net, "1", (1, 2, 2)), x, torch.tensor([2, 0]), torch.zeros(1), Streams(0, [0, 1]))
+    torch.testing.assert_close(found.flatten(1), x.flatten(1) * net[1].weight[[2, 0]].detach())
+
+
+def test_a_card_has_the_verdict_that_was_asked_for(folder: Path) -> None:
+    site = folder / "site"
+    one = Site.read(site).checkpoints[0]
+    (site / "facts" / f"masking-{one.id}.json").write_text(json.dumps({"verdict": "no sign of masking", "n": 50}))
+    (page,) = [text for path, text in pages(Site.read(site)) if path == "index.html"]
+    assert "no sign of masking, by 50 images" in page
+    assert page.count("not diagnosed here") == len(Site.read(site).checkpoints) - 1
 
 
 def test_activations_and_heat_are_those_of_the_map() -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from vizrobust.commands.microscope_facts import clarity_facts, class_facts, layer_facts, matching_facts, network_facts
+from vizrobust.commands.masking import masking
+from vizrobust.commands.microscope_facts import (
+    attribution_facts,
+    clarity_facts,
+    class_facts,
+    layer_facts,
+    masking_facts,
+    matching_facts,
+    network_facts,
+)
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.unit_pictures import (
     UnitRun,
@@ -22,9 +31,11 @@ from vizrobust.features import RenderJob, missing
 from vizrobust.features.exemplar_runs import ImageSource, exemplars_into
 from vizrobust.features.exemplars import check_images
 from vizrobust.models import LOGITS, Checkpoint
+from vizrobust.report.microscope import read_facts
 from vizrobust.report.microscope_pages import write_microscope
+from vizrobust.requests.evaluation import MaskingRequest
 from vizrobust.requests.pictures import MicroscopeRequest
-from vizrobust.results import Event, Note, Row
+from vizrobust.results import Event, Note, Row, answer_of
 from vizrobust.runs import RunFolder
 from vizrobust.session import Session
 
@@ -58,6 +69,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
                 session.progress(f"{name}, adversarial examples", done, total)
 
             class_facts(run, checkpoint, own, request.adversarial, request.seed, compute, advance)
+    _diagnose(run, request, checkpoints, data, session)
     runs = [UnitRun(run, job, compute, session, about=job.layer) for job in jobs]
     for pictured in runs:
         for row in pictured.rendered([(one, signed) for signed in signs(request, pictured.job) for one in checkpoints]):
@@ -77,6 +89,18 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
     if session.argv:
         yield Note(f"made by: {session.argv}")
     return PictureReport(resolved, rows, (), [("site", page)], None, run.folder)
+
+
+def _diagnose(
+    run: RunFolder, request: MicroscopeRequest, checkpoints: Sequence[Checkpoint], data: DataSet | None, session: Session
+) -> None:
+    """Diagnose the gradients of each checkpoint whose verdict on so many images is not there yet."""
+    for checkpoint in checkpoints if request.masking and data is not None else ():
+        if read_facts(run.folder, f"masking-{checkpoint.id}.json").get("n", 0) < request.masking:
+            asked = MaskingRequest(models=(checkpoint,), data=data, images=request.masking, seed=request.seed)
+            inner = Session(device=session.device, memory=True, report=session.report)
+            report, _ = answer_of(masking(asked, inner))
+            masking_facts(run, checkpoint, report.found[0])
 
 
 def resolve(
@@ -128,4 +152,6 @@ def learn(pictured: UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSou
         found = exemplars_into(run, checkpoint, job.objective, job.units, source, request.exemplars, pictured.compute, advance)
         done = 0
         layer_facts(run, checkpoint, job, source, found, pictured.compute, advance)
+        if not request.likes:
+            attribution_facts(run, checkpoint, job, source, found, pictured.compute)
     matching_facts(run, job.layer)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vizrobust.attacks import PGD, configured
+from vizrobust.attribution import IntegratedGradients
 from vizrobust.clarity import NATURAL_IMAGES, Judge
+from vizrobust.commands.masking import MaskingDiagnosis
 from vizrobust.commands.unit_pictures import UnitRun
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
@@ -21,7 +24,7 @@ from vizrobust.features import Logit, RenderJob
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.features.unit_facts import class_effects, heat_maps, histogram, sparsity, unit_activations
-from vizrobust.models import Checkpoint, evaluating, layers
+from vizrobust.models import ActivationReader, Checkpoint, evaluating, layers
 from vizrobust.report.microscope import FACTS, read_facts
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder, digest, slug, write_atomic, write_json, write_png
@@ -33,6 +36,7 @@ MOST_CLASSES = 100  # with more the gradients of all of them take too long
 SLICES = (0.25, 0.5, 0.75, 0.9)  # of the distribution, beside its two ends
 HEAT_COLOUR, HEAT_OPACITY = (224, 102, 47), 200
 MOST_MATCHED = 4096
+ATTRIBUTION, ATTRIBUTED = IntegratedGradients(steps=16), 3  # of a unit's activation, on so many of its exemplars
 STEPS, ATTACKED = 40, 32  # of the adversarial examples: steps, and images at once
 
 
@@ -92,6 +96,48 @@ def layer_facts(
         "key": key, "checkpoint": checkpoint.id, "layer": job.layer, "n": len(source.images), "data": source.data.name,
         "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(outputs), "units": units,
     })  # fmt: skip
+
+
+class UnitScores(nn.Module):
+    """A network whose outputs (N, units) are how much each image excites each unit of a layer: its mean over the map."""
+
+    def __init__(self, net: nn.Module, layer: str, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net, self.layer, self.reading = net, layer, ActivationReader.of(net, shape, [layer])
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.reading(self.net, x)[self.layer].float()
+        return maps if maps.dim() == 2 else maps.flatten(2).mean(2)
+
+
+def attribution_facts(
+    run: RunFolder, checkpoint: Checkpoint, job: RenderJob, source: ImageSource, exemplars: Sequence[Row], compute: Compute
+) -> None:
+    """Which pixels of each unit's first exemplars its activation comes from; nothing where captum is not installed."""
+    if find_spec("captum") is None:
+        return
+    name = f"attribution-{checkpoint.id}-{slug(job.layer)}.json"
+    most = {row["unit"]: [image["index"] for image in row["images"]][:ATTRIBUTED] for row in exemplars if row["sign"] > 0}
+    key = digest([source.identity, sorted(most.items()), repr(ATTRIBUTION)])
+    if read_facts(run.folder, name).get("key") == key:
+        return
+    scores = UnitScores(compute.place(checkpoint.net()), job.layer, checkpoint.info.input_shape)
+    background, units = torch.tensor(checkpoint.info.mean), {}
+    for unit, some in most.items():
+        x = compute.images(source.whole.take(torch.tensor(some)))
+        wanted = torch.full((len(x),), unit, device=x.device)
+        with evaluating(scores):
+            found = ATTRIBUTION.pixels(ATTRIBUTION(scores, x, wanted, background, Streams(0, some, "attribution"))).clamp_min(0)
+        strip = f"images/attribution/{checkpoint.id}/{slug(job.layer)}/{unit}.png"
+        write_png(run.folder / strip, _heat_strip((found / found.amax((1, 2), keepdim=True).clamp_min(1e-12)).cpu()), {})
+        units[str(unit)] = {"pixels": strip, "of": len(some)}
+    write_json(run.folder / FACTS / name, {"key": key, "layer": job.layer, "method": repr(ATTRIBUTION), "units": units})
+
+
+def masking_facts(run: RunFolder, checkpoint: Checkpoint, found: MaskingDiagnosis) -> None:
+    """The verdict on a checkpoint's gradients."""
+    told = {"verdict": found.verdict.name, "sentence": found.verdict.sentence, "n": found.n}
+    write_json(run.folder / FACTS / f"masking-{checkpoint.id}.json", {"checkpoint": checkpoint.id, **told})
 
 
 def _slice(run: RunFolder, source: ImageSource, at: int, share: float, values: Tensor) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from vizrobust.report.collect import CheckpointFacts, Collection, Column, Panel, Picture, collect
 from vizrobust.runs import read_run, slug
+from vizrobust.spec import number_text
 
 FACTS = "facts"
 
@@ -39,11 +40,13 @@ class Site:
 
     @cached_property
     def checkpoints(self) -> tuple[CheckpointFacts, ...]:
-        """By attack steps, those without behind."""
+        """By attack steps, then by eps; those without steps behind."""
         unknown = max((one.attack_steps or 0 for one in self.collection.checkpoints), default=0) + 1
-        return tuple(
-            sorted(self.collection.checkpoints, key=lambda one: unknown if one.attack_steps is None else one.attack_steps)
-        )
+
+        def place(one: CheckpointFacts) -> tuple[int, float]:
+            return (unknown if one.attack_steps is None else one.attack_steps), one.eps or 0.0
+
+        return tuple(sorted(self.collection.checkpoints, key=place))
 
     @cached_property
     def networks(self) -> dict[str, list[dict[str, Any]]]:
@@ -105,6 +108,22 @@ class Site:
     def clarity(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> dict[str, Any]:
         return dict(self._clarity[layer].get("units", {}).get(checkpoint.id, {}).get(str(unit), {}))
 
+    def attribution(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> dict[str, Any]:
+        """Where the pixels are that a unit's activation comes from, and of how many of its exemplars."""
+        return dict(self._attribution[checkpoint.id, layer].get("units", {}).get(str(unit), {}))
+
+    @cached_property
+    def _attribution(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {
+            (one.id, layer): read_facts(self.folder, f"attribution-{one.id}-{slug(layer)}.json")
+            for one in self.checkpoints
+            for layer in self.layers
+        }
+
+    def masking(self, checkpoint: CheckpointFacts) -> dict[str, Any]:
+        """The verdict on its gradients, where it was asked for."""
+        return read_facts(self.folder, f"masking-{checkpoint.id}.json")
+
     def judge(self, layer: str) -> str:
         return str(self._clarity[layer].get("judge", ""))
 
@@ -129,6 +148,25 @@ class Site:
 
     def exemplars(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> Any:
         return self.panels[layer, 1].exemplars_of(checkpoint, Column(unit))
+
+
+def slider(known: Sequence[CheckpointFacts]) -> tuple[str, list[str]]:
+    """What a slider over networks goes through, and what stands at each: K, eps where K is the same, or both.
+
+    >>> some = [CheckpointFacts("a", "a", attack_steps=8, eps=8 / 255), CheckpointFacts("b", "b", attack_steps=0)]
+    >>> slider(some), slider([*some, CheckpointFacts("c", "c", attack_steps=8, eps=0.5)])[1]
+    (('network, by attack steps K', ['8', '0']), ['8/255', '0', '0.5'])
+    """
+    over, steps = "network, by attack steps K", [one.attack_steps for one in known]
+    if None in steps:
+        return over, [one.name if k is None else str(k) for one, k in zip(known, steps, strict=True)]
+    radii = [one.eps if one.attack_steps else 0.0 for one in known]
+    texts = ["" if eps is None else "0" if eps == 0 else number_text(eps) for eps in radii]
+    if len(set(steps)) == len(steps) or None in radii or len(set(zip(steps, radii, strict=True))) < len(steps):
+        return over, [str(k) for k in steps]
+    if len(set(filter(None, steps))) <= 1:
+        return "network, by eps of training", texts
+    return f"{over} and eps", [f"{k}: {text}" for k, text in zip(steps, texts, strict=True)]
 
 
 def layer_page(layer: str) -> str:

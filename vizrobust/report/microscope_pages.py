@@ -17,7 +17,7 @@ from vizrobust.models import LOGITS
 from vizrobust.report import words
 from vizrobust.report.collect import CheckpointFacts, Exemplar, Picture
 from vizrobust.report.contact_sheet import exemplar_mark
-from vizrobust.report.microscope import Site, class_page, layer_page, unit_page
+from vizrobust.report.microscope import Site, class_page, layer_page, slider, unit_page
 from vizrobust.report.viewer import environment, tile_style
 from vizrobust.results import percent
 from vizrobust.runs import write_text
@@ -112,7 +112,8 @@ def _cards(site: Site) -> list[dict[str, Any]]:
     for checkpoint in site.checkpoints:
         layer = site.layers[-1]
         some = _first(site, checkpoint, layer, 3)
-        cards.append({"checkpoint": checkpoint, "pictures": some, "reference": site.reference(checkpoint)})
+        cards.append({"checkpoint": checkpoint, "pictures": some, "reference": site.reference(checkpoint),
+                      "masking": site.masking(checkpoint)})  # fmt: skip
     return cards
 
 
@@ -192,8 +193,18 @@ def _argues(site: Site, layer: str, unit: int) -> str:
 def _unit(site: Site, layer: str, unit: int, up: str) -> dict[str, Any]:
     networks = [found for one in site.checkpoints if (found := _network(site, one, layer, unit, up))]
     style = tile_style((picture.file for one in site.checkpoints for picture in site.pictures(one, layer, unit)), len(networks))
+    over, ticks = slider([one["checkpoint"] for one in networks])
     large = LARGE // style["side"] * style["side"] if style["side"] else LARGE
-    return {"layer": layer, "unit": unit, "label": site.label(layer, unit), "networks": networks, "style": style, "large": large}
+    return {
+        "layer": layer,
+        "unit": unit,
+        "label": site.label(layer, unit),
+        "networks": networks,
+        "style": style,
+        "large": large,
+        "over": over,
+        "ticks": ticks,
+    }
 
 
 def _network(site: Site, checkpoint: CheckpointFacts, layer: str, unit: int, up: str) -> dict[str, Any] | None:
@@ -219,7 +230,7 @@ def _network(site: Site, checkpoint: CheckpointFacts, layer: str, unit: int, up:
         "clarity": _clarity(site, checkpoint, layer, unit), "judge": site.judge(layer),
         "histogram": _histogram(own, first["score"]), "n": facts.get("n", 0),
         "effects": _effects(facts, own), "linear": facts.get("linear"), "selective": _selective(facts, own),
-        "most": _exemplars(exemplars.most, own, up) if exemplars else [],
+        "most": _exemplars(exemplars.most, {**own, **site.attribution(checkpoint, layer, unit)}, up) if exemplars else [],
         "least": _exemplars(exemplars.least, {}, up) if exemplars else [],
         "source": exemplars.source if exemplars else "",
         "slices": [{**one, "source": up + quote(one["image"])} for one in own.get("slices", ())],
@@ -290,13 +301,20 @@ def _exemplars(images: Sequence[Exemplar], own: dict[str, Any], up: str) -> list
     found = []
     for place, one in enumerate(images):
         mark = exemplar_mark(one, *_size(one.file))
-        heat = None
-        if own.get("heat") and len(images):
-            across = 0 if len(images) == 1 else 100 * place / (len(images) - 1)
-            heat = f"background: url('{up}{quote(own['heat'])}') {across:.3f}% 0 / {100 * len(images)}% 100%"
+        heat = _strip(own.get("heat"), place, len(images), up)
+        pixels = _strip(own.get("pixels"), place, own.get("of", 0), up)
         found.append({"source": _image(one, up), "label": one.label, "value": f"{one.value:.3g}", "mark": mark, "heat": heat,
-                      "alt": f"natural image {one.rank}: {one.label}, activation {one.value:.3g}"})  # fmt: skip
+                      "alt": f"natural image {one.rank}: {one.label}, activation {one.value:.3g}",
+                      "pixels": pixels})  # fmt: skip
     return found
+
+
+def _strip(file: str | None, place: int, count: int, up: str) -> str | None:
+    """The style that shows one picture of a strip of `count` in a file."""
+    if not file or place >= count:
+        return None
+    across = 0 if count == 1 else 100 * place / (count - 1)
+    return f"background: url('{up}{quote(file)}') {across:.3f}% 0 / {100 * count}% 100%"
 
 
 def _matches(site: Site, checkpoint: CheckpointFacts, layer: str, unit: int, up: str) -> list[dict[str, Any]]:

@@ -152,6 +152,7 @@ class MicroscopeRequest(UnitPictures):
     query_images: int = param(500, "Clarity asks about the first N held-out images.", role="view", cli=False, least=1)
     exemplar_images: int = param(2000, "Natural images are chosen from so many validation images.", role="view", least=3)
     adversarial: int = param(4, "Adversarial examples of each class.", role="view", metavar="N", least=0)
+    masking: int = param(0, "Diagnose gradients too, on N test images, for the cards.", role="view", metavar="N", least=0)
 
 
 @spec

@@ -38,9 +38,10 @@
     event.preventDefault();
   });
   document.addEventListener("change", event => {
-    if (event.target.matches(".hot")) {
-      document.body.classList.toggle("cold", !event.target.checked);
-      for (const box of document.querySelectorAll(".hot")) box.checked = event.target.checked;
+    for (const [box, name, on] of [[".hot", "cold", false], [".fine", "fine-pixels", true]]) {
+      if (!event.target.matches(box)) continue;
+      document.body.classList.toggle(name, event.target.checked === on);
+      for (const other of document.querySelectorAll(box)) other.checked = event.target.checked;
     }
   });
   if (slider) slider.addEventListener("input", () => show(Number(slider.value), true));
