@@ -19,9 +19,9 @@ slow: $(VENV)/.test
 fuzz: $(VENV)/.test
 	VIZROBUST_FUZZ=1000 timeout 300 $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
-# The documentation as a site, docs/_build/index.html; a warning is an error.
+# The documentation as a site, docs/_build/html/index.html; a warning is an error.
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # Every address in the documentation is asked for; where there is no network, that is said.
 linkcheck: $(VENV)/.docs
