@@ -28,6 +28,7 @@ FACADE = (
     (api.compare, "compare", {}),
     (api.explain, "explain", {}),
     (api.certify, "certify", {}),
+    (api.intervene, "intervene", {}),
     (api.train, "train", {"attack": "attacks"}),
     (api.study, "study", {}),
 )

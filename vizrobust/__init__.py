@@ -18,10 +18,7 @@ if TYPE_CHECKING:
         compare,
         diagnose_masking,
         explain,
-        help,  # noqa: A004
-        list_attacks,
-        list_models,
-        list_recipes,
+        intervene,
         load,
         robust_accuracy,
         study,
@@ -54,6 +51,7 @@ if TYPE_CHECKING:
         parse_attack,
     )
     from vizrobust.clarity import judge_log_odds, two_afc
+    from vizrobust.commands.catalogues import help, list_attacks, list_models, list_recipes  # noqa: A004
     from vizrobust.compute import Compute
     from vizrobust.data import load as load_data
     from vizrobust.features import (
@@ -118,6 +116,7 @@ __all__ = [
     "fourier",
     "gradient",
     "help",
+    "intervene",
     "judge_log_odds",
     "layers",
     "list_attacks",
@@ -140,8 +139,8 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy compare explain certify diagnose_masking visualize train study "
-    "list_attacks list_models list_recipes help",
+    "api": "load robust_accuracy compare explain intervene certify diagnose_masking visualize train study",
+    "commands.catalogues": "list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",
     "data": "load_data",

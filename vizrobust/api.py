@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
 from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
-from vizrobust.results import Table, answer_of
+from vizrobust.results import answer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vizrobust.commands.certify import CertifyReport
     from vizrobust.commands.compare import Comparison
     from vizrobust.commands.explain import Explanations
+    from vizrobust.commands.intervene import Interventions
     from vizrobust.commands.masking import MaskingDiagnosis
     from vizrobust.commands.picture_report import Pictures
     from vizrobust.commands.study import StudyResult
@@ -225,6 +226,31 @@ def explain(
     return found
 
 
+def intervene(
+    models: Model | Sequence[Model], layer: str, units: Sequence[int] | str | None = None, data: Any = None, *,
+    change: str = "zero", images: int = 1000, device: str = "auto", out: str | Path | None = None, **parameters: Any,
+) -> Interventions:  # fmt: skip
+    """What becomes of every class's accuracy and logit when units of a layer are removed or scaled.
+
+    `models`, `data` and `out` are as for `compare`, `layer` and `units` as for `visualize`. `change` sets a unit to
+    ``zero`` or to its ``mean`` over the first `images`, or multiplies it (``scale``, by ``factor``). `parameters` are the
+    other fields of `requests.understanding.InterveneRequest`. Raises ``ValueError`` for a layer that cannot be changed.
+
+    >>> import vizrobust as vr
+    >>> vr.intervene("mnist-k8", "linear2", [3], images=50, controls=1).rows()[0]["classes"][3]["accuracy"]
+    -1.0
+    """
+    from vizrobust.commands.intervene import intervene as answer
+    from vizrobust.requests.understanding import InterveneRequest
+    from vizrobust.session import Session
+
+    request = InterveneRequest(
+        models=_several(models), layer=layer, units=units, data=data, change=change, images=images, **parameters
+    )
+    report: Interventions = _answered(answer, request, Session(out, device=device, memory=out is None))
+    return report
+
+
 def certify(
     models: Model | Sequence[Model], data: Any = None, *, method: str = "smoothing", images: int = 100, device: str = "auto",
     out: str | Path | None = None, **parameters: Any,
@@ -344,55 +370,3 @@ def _several(value: Any) -> tuple[Any, ...]:
 def _call(name: str, request: Request) -> str:
     """The call as Python writes it, for run.json, pictures and reports."""
     return f"vizrobust.{name}{repr(request).removeprefix(type(request).__name__)}"
-
-
-def list_attacks() -> tuple[str, ...]:
-    """The names of all attacks, each usable as ``attack=``.
-
-    >>> "PGD" in list_attacks()
-    True
-    """
-    return _names("attacks", "unforeseen")
-
-
-def list_models() -> tuple[str, ...]:
-    """The names of the checkpoints that come with the package.
-
-    >>> list_models()[0]
-    'imagenette-fgsm'
-    """
-    from vizrobust.models import builtin_names
-
-    return tuple(builtin_names())
-
-
-def list_recipes() -> tuple[str, ...]:
-    """The names of the render recipes, each usable as ``recipe=``.
-
-    >>> list_recipes()[:2]
-    ('gradient', 'plain')
-    """
-    return _names("recipes")
-
-
-def help(name: str) -> Table:  # noqa: A001
-    """The fields, defaults, ranges and source of anything that has a name, in any case, with an example.
-
-    >>> print(help("fgsm").text().splitlines()[1])
-    field     default  range                                 type
-    """
-    from vizrobust.commands.catalogues import catalogues, described
-    from vizrobust.spec import lookup
-
-    everything: dict[str, Any] = {}
-    for things in catalogues().values():
-        known = {key.lower() for key in everything}  # the attack FGSM comes before the training method fgsm
-        everything |= {key: thing for key, thing in things.items() if key.lower() not in known}
-    return described(lookup(everything, name, "name"), name if name in everything else "")
-
-
-def _names(*kinds: str) -> tuple[str, ...]:
-    from vizrobust.commands.catalogues import catalogues
-
-    known = catalogues()
-    return tuple(dict.fromkeys(name for kind in kinds for name in known[kind]))

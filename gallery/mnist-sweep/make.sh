@@ -21,6 +21,7 @@ vizrobust attack mnist-k0 mnist-k1 mnist-k2 mnist-k4 mnist-k8 mnist-k16 --steps 
 vizrobust attack mnist-k0 --attack pgd --show $here/adversarial.png
 vizrobust attack mnist-k0 mnist-k1 mnist-k8 --images 200 --minimal --attack 'fab(targeted=False)' --plot $here/smallest-eps.png
 vizrobust attack mnist-k0 mnist-k8 --images 200 --suite unforeseen --plot $here/unforeseen.png
+vizrobust intervene mnist-k0 mnist-k8 --layer conv2 --units all --plot $here/intervene.png
 vizrobust certify mnist-k0 mnist-k8 --images 100 --radii 0.25,0.5 --plot $here/certify.png
 vizrobust first-order mnist-k0 mnist-k1 mnist-k8 --images 100 --plot $here/first-order.png
 

@@ -217,3 +217,50 @@ def _range(refusal: str, name: str) -> str:
         return must.group(1).replace("not be", "not")
     above = re.search(rf"\b{re.escape(name)} \S+ is above 1\b", refusal)
     return "at most 1" if above else ""
+
+
+def list_attacks() -> tuple[str, ...]:
+    """The names of all attacks, each usable as ``attack=``.
+
+    >>> "PGD" in list_attacks()
+    True
+    """
+    return _names("attacks", "unforeseen")
+
+
+def list_models() -> tuple[str, ...]:
+    """The names of the checkpoints that come with the package.
+
+    >>> list_models()[0]
+    'imagenette-fgsm'
+    """
+    from vizrobust.models import builtin_names
+
+    return tuple(builtin_names())
+
+
+def list_recipes() -> tuple[str, ...]:
+    """The names of the render recipes, each usable as ``recipe=``.
+
+    >>> list_recipes()[:2]
+    ('gradient', 'plain')
+    """
+    return _names("recipes")
+
+
+def help(name: str) -> Table:  # noqa: A001
+    """The fields, defaults, ranges and source of anything that has a name, in any case, with an example.
+
+    >>> print(help("fgsm").text().splitlines()[1])
+    field     default  range                                 type
+    """
+    everything: dict[str, Any] = {}
+    for things in catalogues().values():
+        known = {key.lower() for key in everything}  # the attack FGSM comes before the training method fgsm
+        everything |= {key: thing for key, thing in things.items() if key.lower() not in known}
+    return described(lookup(everything, name, "name"), name if name in everything else "")
+
+
+def _names(*kinds: str) -> tuple[str, ...]:
+    known = catalogues()
+    return tuple(dict.fromkeys(name for kind in kinds for name in known[kind]))

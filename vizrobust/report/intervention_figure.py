@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from vizrobust.report.style import COLORS, LABEL_SIZE, MARK, PAPER, blank, check, format_of, house_style, save_figure, wrapped
 
 Panel = tuple[str, Sequence[str], Sequence[str], np.ndarray[Any, Any]]
-MOST_UNITS = 40
+MOST_UNITS = 20
 CELL = 0.26
 
 
@@ -20,7 +20,7 @@ def class_changes(path: Path | str, panels: Sequence[Panel], what: str, command:
     """Draw a grid for each checkpoint: units down, classes across, the change of a class's accuracy as a colour.
 
     `panels` are (checkpoint, units, classes, changes (units, classes) as shares), the units in the order to be drawn; at
-    most 40 are. `what` says what was done to them. All panels share their scale. PNG, SVG or PDF by the file name's
+    most 20 are. `what` says what was done to them. All panels share their scale. PNG, SVG or PDF by the file name's
     ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
     """
     format_of(path)

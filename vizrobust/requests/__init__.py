@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
         "evaluation:MaskingRequest", "masking:masking", "evaluate", resumable=True, parallel=True, exits={False: 3, None: 4}
     ),
     "explain": Command("understanding:ExplainRequest", "explain:explain", "look", resumable=True),
+    "intervene": Command("understanding:InterveneRequest", "intervene:intervene", "look", resumable=True),
     "certify": Command("understanding:CertifyRequest", "certify:certify", "evaluate", resumable=True),
     "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
     "dimension": Command("evaluation:DimensionRequest", "experiments:dimension", "evaluate", resumable=True),
