@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vizrobust as vr
 from tests.conftest import make_net
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
@@ -68,6 +69,26 @@ class ByView(nn.Module):
 def checkpoint(build, arch: str = "nets.py:make") -> Checkpoint:
     info = CheckpointInfo(arch, SHAPE, tuple("abcdefg"), (0.4,) * 3, (0.3,) * 3)
     return Checkpoint("mine", info, build().state_dict(), build)
+
+
+def test_one_logit_is_refused_with_the_way_to_two() -> None:
+    """sigmoid(z) is the softmax of (0, z): the suggested network has the same answers, and is taken."""
+    x, y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    with pytest.raises(ValueError, match=r"returns one logit z for an image.*torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"):
+        vr.robust_accuracy(net, (x, y), attack="fgsm", eps=0.1)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.net(x)
+            return torch.cat([torch.zeros_like(z), z], 1)
+
+    found = vr.robust_accuracy(Two(), (x, y), attack="fgsm", eps=0.1)
+    assert found.clean == pytest.approx(float(((net(x)[:, 0] > 0) == y).float().mean()))
 
 
 @pytest.mark.parametrize("output", ["tensor", "dict"])

@@ -87,6 +87,11 @@ def logits_of(output: Any) -> Tensor:
             f"the network must return logits (N, classes) for N images, it returned {kind}; return a tensor, or one under "
             "the name logits"
         )
+    if found.shape[1] == 1:
+        raise NoLogits(
+            "the network returns one logit z for an image, vizrobust compares two or more classes; let it return both, such as "
+            "torch.cat([torch.zeros_like(z), z], 1)"
+        )
     return found
 
 
