@@ -94,7 +94,7 @@ def mean_two_afc(pictures: PictureSet, questions: QuerySet, orders: Sequence[Que
     """Judge -> the mean hard 2AFC AUC of the frames of an optimization path, for the clarity-distance curve."""
     found = {}
     for judge in questions.representatives:
-        values = _choices(Views.of(judge, pictures), questions.queries.outputs[judge.name], orders)
+        values = _choices(Views.of(judge, pictures, questions), questions.queries.outputs[judge.name], orders)
         there = [value for value in values if value is not None]
         found[judge.name] = sum(there) / len(there)
     return found
@@ -110,11 +110,11 @@ class Views:
     others: Tensor | None
 
     @staticmethod
-    def of(judge: Judge, pictures: PictureSet) -> Views:
+    def of(judge: Judge, pictures: PictureSet, questions: QuerySet) -> Views:
         count, seeds = pictures.images.shape[:2]
 
         def seen(images: Tensor) -> JudgeOutput:
-            return judge(images.flatten(0, 1))
+            return questions.seen(judge, images.flatten(0, 1))
 
         output = seen(pictures.images)
         others = None if pictures.others is None else seen(pictures.others).features.reshape(count, seeds, -1)
@@ -131,7 +131,7 @@ def _primary(
     """
     asked = dict.fromkeys((*questions.judges, *questions.encoders)) if pictures.of_class else questions.encoders
     for one in asked:
-        views, rows = Views.of(one, pictures), list[Row]()
+        views, rows = Views.of(one, pictures, questions), list[Row]()
         if pictures.of_class and one in questions.judges:
             rows += _class_rows(pictures, views, one.name, control, questions.scales.get(one.name))
         if one in questions.encoders:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -21,6 +23,9 @@ from vizrobust.rng import Streams
 from vizrobust.runs import Row
 from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.protocol import SWEEP, Plan
+
+# So many images of each judge are remembered, which take about 5 kB each: more than one network's pictures.
+REMEMBERED = 20_000
 
 
 def picture_jobs(plan: Plan, data: DataSet, checkpoint: Checkpoint) -> list[RenderJob]:
@@ -83,6 +88,7 @@ class QuerySet:
         self.data, self.judges, self.compute, self.scales = data, tuple(judges), compute, dict(scales or {})
         self.encoders = self.judges if encoder is None else (encoder,)
         self.representatives = tuple({judge.family or judge.name: judge for judge in reversed(self.encoders)}.values())[::-1]
+        self._seen: dict[str, OrderedDict[bytes, JudgeOutput]] = {}
         self._networks = {one.name: one for one in (*self.judges, *self.encoders)}
         self.query_images, self.exemplar_images = head(data.test, plan.query_images), head(data.val, plan.exemplar_images)
         self.queries, self.exemplars = self._natural_images(self.query_images), self._natural_images(self.exemplar_images)
@@ -90,6 +96,21 @@ class QuerySet:
         self._excited: dict[tuple[str, str, tuple[int, ...], bool], Tensor] = {}
         self.shared: list[QueryRanking] = []
         self.shared_exemplar_rankings: list[QueryRanking] = []
+
+    def seen(self, judge: Judge, images: Tensor) -> JudgeOutput:
+        """What a judge says of images (n, C, H, W). It is asked once for images that come again: exemplars, and starts."""
+        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.contiguous()]
+        known = self._seen.setdefault(judge.name, OrderedDict())
+        new = {key: place for place, key in enumerate(keys) if key not in known}
+        if new:
+            output = judge(images[list(new.values())])
+            known.update((key, output.of(torch.tensor([row]))) for row, key in enumerate(new))
+        for key in keys:
+            known.move_to_end(key)
+        found = [known[key] for key in keys]
+        while len(known) > REMEMBERED:
+            known.popitem(last=False)
+        return JudgeOutput(*(torch.cat([getattr(one, part) for one in found]) for part in ("logits", "features", "log_odds")))
 
     def agree_on(self, compared: Sequence[Checkpoint]) -> None:
         """Fix the order of the class units' queries by all compared checkpoints."""
@@ -118,7 +139,7 @@ class QuerySet:
 
     def _natural_images(self, images: Split) -> NaturalImages:
         pixels = images.take(torch.arange(len(images)))
-        return NaturalImages(pixels, images.labels, {name: one(pixels) for name, one in self._networks.items()})
+        return NaturalImages(pixels, images.labels, {name: self.seen(one, pixels) for name, one in self._networks.items()})
 
 
 @dataclass(frozen=True)
