@@ -255,6 +255,14 @@ def curve(*shares: float, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
+def test_what_stands_above_the_pictures_is_wrapped_and_not_cut(tmp_path: Path) -> None:
+    heights = []
+    for name, objective in (("short", "Logit()"), ("long", " + ".join(["Channel(layer='conv2')"] * 12))):
+        make_run(tmp_path / name, [0], objective=objective)
+        heights.append(pixels(contact_sheet(tmp_path / f"{name}.png", collect([tmp_path / name]))).shape[0])
+    assert heights[1] > heights[0]
+
+
 @pytest.mark.parametrize("draw", [accuracy_over_attack_steps, accuracy_over_training_steps])
 def test_figures_in_three_formats(tmp_path: Path, draw: Any) -> None:
     curves = [("k0, PGD()", curve(0.97, 0.4, 0.0)), ("k8, PGD()", curve(0.96, 0.8, 0.75)), ("one point $", curve(0.5))]

@@ -219,9 +219,19 @@ class _Block:
         return self.grid.width + self.overhang
 
     @property
+    def heading(self) -> tuple[list[str], list[str]]:
+        """The lines of the title and of what stands below it; neither is cut at the sheet's edge."""
+        room = max(self.header + self.width, MIN_WIDTH - 2 * LABELLED.margin)
+        return (
+            [line for text in self.title[:1] for line in lines_within(text, room, LABELLED.title, bold=True)],
+            [line for text in self.title[1:] for line in lines_within(text, room, LABELLED.small)],
+        )
+
+    @property
     def top(self) -> int:
         """From the block's top to its first row of tiles."""
-        title = round(LABELLED.title * LEADING + LABELLED.small * LEADING * (len(self.title) - 1) + 18) if self.title else 0
+        above, below = self.heading
+        title = round(LABELLED.title * LEADING * len(above) + LABELLED.small * LEADING * len(below) + 18) if self.title else 0
         return title + (self.overhang + LABELLED.label if self.slanted else labels_height(self.labels)) + 10
 
     @property
@@ -230,8 +240,9 @@ class _Block:
 
     def draw(self, canvas: Canvas, x: int, y: int, header: int) -> None:
         if self.title:
-            after = canvas.lines(self.title[:1], x, y, LABELLED.title, bold=True)
-            canvas.lines(self.title[1:], x, after, LABELLED.small, color=QUIET)
+            title, subtitle = self.heading
+            after = canvas.lines(title, x, y, LABELLED.title, bold=True)
+            canvas.lines(subtitle, x, after, LABELLED.small, color=QUIET)
         grid, first, left = self.grid, y + self.top, x + header
         for i, lines in enumerate(self.labels):
             middle = left + grid.position(i)[0] + grid.tile[0] / 2
@@ -314,9 +325,9 @@ def _header(checkpoint: CheckpointFacts) -> list[str]:
 def _caption(collection: Collection, blocks: list[_Block]) -> list[str]:
     """What a reader must know, one entry per paragraph."""
     texts = [meaning_of_robust(collection.checkpoints)]
-    texts += [
-        f"recipe {name}: {text}" for text, name in {p.recipe_text: p.recipe for p in collection.panels}.items() if text != name
-    ]
+    named = {panel.recipe: panel.recipe_text for panel in collection.panels}
+    if any(name != text for name, text in named.items()):
+        texts.append(f"recipe {', '.join(named)}; each picture's metadata has its whole text")
     for panel, shown in {block.panel.title: (block.panel, block.seeds) for block in blocks}.values():
         if len(shown) > 1:
             texts.append(f"{panel.title}: the pictures of a unit have, from left to right, the seeds {seeds_shown(shown)}")

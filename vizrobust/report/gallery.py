@@ -56,7 +56,7 @@ def write_gallery(
             origins=[(origin, _runs_name(origin.folder)) for origin in collection.origins],
             recipes=words.recipes(collection.panels),
             robust=words.meaning_of_robust(collection.checkpoints),
-            percent=percent,
+            percent=words.unbroken,
             short_name=words.short_name,
         )
     )

@@ -55,7 +55,7 @@ def pages(site: Site) -> Iterator[tuple[str, str]]:
     """(path, text) of every page; paths are below the site's folder."""
     templates = environment()
     templates.globals |= {
-        "percent": percent,
+        "percent": words.unbroken,
         "number_text": number_text,
         "layer_page": layer_page,
         "unit_page": unit_page,

@@ -36,6 +36,15 @@ EXCITING = {1: "most exciting", -1: "least exciting"}  # by the sign of exemplar
 DEAD = "dead: the unit never had a gradient, so there is no picture"
 
 
+def unbroken(share: float | None) -> str:
+    """A share in percent whose sign stays beside its number at the end of a line.
+
+    >>> unbroken(0.783).split(" ") == ["78.3\\N{NO-BREAK SPACE}%"]
+    True
+    """
+    return percent(share).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def key_word(key: str) -> str:
     """A key of a file as a person reads it.
 
