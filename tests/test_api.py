@@ -160,7 +160,7 @@ def test_pictures_show_themselves_and_are_the_same_each_time():
     assert pictures._repr_html_().count("data:image/png;base64") == 2
     assert "2 pictures of units 2, 0" in repr(pictures)
     drawn = pictures.figure()
-    assert [axes.get_title() for axes in drawn.axes] == ["unit 2", "unit 0"]
+    assert [axes.get_title() for axes in drawn.axes] == ["class 2", "class 0"]
     assert drawn._repr_png_().startswith(b"\x89PNG")
     again = vr.visualize(vr.load(ref), units=[2, 0], steps=3)
     assert all(torch.equal(a.image, b.image) for a, b in zip(pictures, again, strict=True))

@@ -97,7 +97,7 @@ def checkpoint(name: str, arch: str = "small_cnn", seed: int = 0, data: str = "s
 def test_a_compared_checkpoint_cannot_be_the_judge(compute, monkeypatch):
     one, judge, trained_alike = checkpoint("one"), checkpoint("judge", seed=5, data="elsewhere"), checkpoint("alike", seed=6)
     known = {"one": one, "judge": judge, "alike": trained_alike}
-    monkeypatch.setattr("vizrobust.clarity.judges.load_checkpoint", lambda ref: known[ref])
+    monkeypatch.setattr("vizrobust.clarity.judges.load_checkpoint", lambda ref, *_: known[ref])
     assert judges_for("somewhere", [one], compute, [], builtin=False) == []
     (found,) = judges_for("somewhere", [one], compute, ["judge"], builtin=False)
     assert found.name == "judge"

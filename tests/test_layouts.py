@@ -508,7 +508,7 @@ def test_the_list_keeps_names_whole_whatever_the_terminal(monkeypatch, timm, wid
     from vizrobust.cli import main, show
 
     monkeypatch.setattr(show, "PIPE_WIDTH", width)
-    shown = CliRunner().invoke(main, ["layers", "timm:test_vit@random"]).stdout
+    shown = CliRunner().invoke(main, ["layers", "timm:test_vit@random", "--all"]).stdout
     for name in ("blocks.0.attn:heads", "blocks.0.attn.q_norm", "blocks.1.mlp.act:class", "logits"):
         assert any(line.split()[:1] == [name] for line in shown.splitlines()), name
     assert "no (1)" in shown
