@@ -21,7 +21,8 @@ DATA = (
 ATTACKS = (
     "Linf", "L2", "L1", "L0", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "FMN", "DDN", "ALMA",
     "SigmaZero", "Square", "Noise", "Transfer", "EOT",
-    "standard", "plus", "rand", "Elastic", "JPEG", "Fog", "Snow", "Gabor", "Pixel", "Glitch", "Kaleidoscope", "Wood", "eps",
+    "standard", "plus", "rand", "fast",
+    "Elastic", "JPEG", "Fog", "Snow", "Gabor", "Pixel", "Glitch", "Kaleidoscope", "Wood", "eps",
 )  # fmt: skip
 RECIPES = ("gradient", "plain", "direct", "fourier", "lucid", "maco", "Recipe")
 
