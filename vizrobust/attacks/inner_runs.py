@@ -81,7 +81,8 @@ class PatientRun(InnerRun):
 
 
 # When `fast` looks at an image, as a share of a run's steps, and the share of its way (`PatientRun`) that it must have gone by
-# then. Chosen on three adversarially trained networks, on which no image that went on to be broken came near these shares.
+# then. Chosen on 60 images of `mnist-k8` at .3: the only one that Square broke, with its 3,279th query, had gone .83, .94 and
+# .98 of it at these looks, nine in ten of the others at most .61, .71 and .73. FAB broke none there, so its shares are a guess.
 PATIENCE = {
     "APGD-T": ((0.1, 0.35), (0.2, 0.45), (0.4, 0.55)),
     "FAB-T": ((0.1, 0.65), (0.2, 0.8), (0.4, 0.9)),
