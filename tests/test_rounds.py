@@ -175,7 +175,7 @@ def test_a_folder_that_is_taken_is_heard_by_all_processes(tmp_path: Path) -> Non
     @dataclass(frozen=True)
     class Told(Processes):
         def broadcast(self, value: Any) -> Any:
-            return value if self.main else (Taken("'run' is being written by process 7"), [], 0)
+            return value if self.main else (Taken("'run' is being written by process 7"), [], 0, 0)
 
     with pytest.raises(Taken, match="process 7"):
         RunFolder(tmp_path / "run", "neurons", {}, processes=Told(1, 2))
@@ -189,7 +189,7 @@ def test_only_the_main_process_writes_and_all_know_the_same(tmp_path: Path) -> N
     @dataclass(frozen=True)
     class Told(Processes):
         def broadcast(self, value: Any) -> Any:
-            return value if self.main else ("", [before], 0)
+            return value if self.main else ("", [before], 0, 0)
 
     picture = np.zeros((2, 3), dtype=np.uint8)
     runs = [

@@ -16,7 +16,7 @@ from vizrobust.spec import unknown
 # A test compares each with its catalogue.
 DATA = (
     "mnist5k", "digits", "mnist", "mnist55k", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenette", "imagenette64",
-    "imagenette64-rest", "npz:FILE", "imagefolder:DIR[@SIZE]", "shuffled:REF", "held-out:REF",
+    "imagenette64-rest", "npz:FILE", "imagefolder:DIR[@SIZE]", "skip-broken:imagefolder:DIR", "shuffled:REF", "held-out:REF",
 )  # fmt: skip
 ATTACKS = (
     "Linf", "L2", "L1", "L0", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "FMN", "DDN", "ALMA",
