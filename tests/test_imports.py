@@ -250,3 +250,12 @@ def test_what_is_imported_is_declared() -> None:
     foreign = modules - set(sys.stdlib_module_names) - {"vizrobust"}
     packages = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
     assert {name for name in foreign if packages.get(name, name) not in declared} == set()
+
+
+def test_scripts_of_the_gallery_import_what_there_is() -> None:
+    """They run for hours and so in no test; what they import moves nonetheless."""
+    for path in sorted((ROOT.parent / "gallery").glob("*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vizrobust"):
+                module = importlib.import_module(str(node.module))
+                assert [one.name for one in node.names if not hasattr(module, one.name)] == [], path

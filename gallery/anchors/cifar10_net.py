@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from vizrobust.models.networks import Block
+
+from vizrobust.models.architectures import Block
 
 WIDTHS = (64, 128, 256)
 

@@ -4,11 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from vizrobust.report.study_numbers import Study
-from vizrobust.report.study_sheet import study_sheet
+from vizrobust.report.study_data import StudyGroups
+from vizrobust.report.study_page import study_sheet
 
 run, here = Path(sys.argv[1]), Path(sys.argv[2])
-study = Study({**json.loads((run / "report.json").read_text()), "exemplars": []})
+study = StudyGroups({**json.loads((run / "report.json").read_text()), "exemplars": []})
 for recipe in study.recipes:
     for layer in study.layers:
         name = recipe if layer == study.layers[0] else f"{recipe}-{layer}"

@@ -8,11 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-from vizrobust.report.study_numbers import Study
+from vizrobust.report.study_data import StudyGroups
 
 GROUPS = ("k0", "noise", "k1", "k1-long", "fgsm", "fast", "k8-eps/4", "k8-eps/2", "k8", "k0-shuffled")
 
-study = Study(json.loads(Path(sys.argv[1]).read_text()))
+study = StudyGroups(json.loads(Path(sys.argv[1]).read_text()))
 layer = study.layers[0]
 print("| judge | recipe |", " | ".join(f"`{name}`" for name in GROUPS), "|")
 print("|---" * (len(GROUPS) + 2) + "|")
