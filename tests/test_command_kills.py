@@ -20,14 +20,16 @@ from vizrobust.cli import main
 
 # Forked from a server that has imported torch, a command begins at once.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["vizrobust.cli", "vizrobust.commands", "vizrobust.api", "torch"])
+SERVER.set_forkserver_preload(
+    ["vizrobust.cli", "vizrobust.session", "vizrobust.commands.attack", "vizrobust.commands.compare", "scipy.stats"]
+)
 # What no two runs share: times, the folder's own name, and what was there already when a run began.
 OWN = ("seconds", "started", "finished", "argv", "out", "created", "versions")
 
 ON = ["--data", "digits", "--device", "cpu"]
 CASES = {
     "neurons": ["neurons", "{net}", *ON, "--units", "0:6", "--seeds", "2", "--steps", "40"],
-    "attack": ["attack", "{net}", *ON, "--attack", "pgd", "--attack", "fab", "--images", "300", "--eps", "0.1"],
+    "attack": ["attack", "{net}", *ON, "--attack", "pgd", "--attack", "fab", "--images", "60", "--eps", "0.1"],
     "masking": ["masking", "{net}", *ON, "--images", "60", "--eps", "0.1"],
     "spritemap": ["spritemap", "{net}", "--device", "cpu", "--layer", "linear1", "--steps", "20"],
     "compare": ["compare", "{net}", "{other}", *ON, "--units", "0:4", "--seeds", "2", "--steps", "40", "--images", "100"],
@@ -39,7 +41,7 @@ CASES = {
     "calibrate": ["calibrate", *ON, "--attack", "fog", "--epochs", "1", "--candidates", "6", "--steps", "2", "--images", "50"],
     "dimension": ["dimension", *ON, "--sides", "8,12,16", "--epochs", "2", "--images", "50", "--arch", "small_cnn"],
 }
-FAST = ("neurons", "attack")
+FAST = ("attack",)
 
 
 def start(argv: list[str]) -> None:

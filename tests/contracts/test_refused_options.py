@@ -28,6 +28,7 @@ NEEDED = {
     "dimension": "--data digits --sides 4,6,8",
     "gallery": "run --out g",
     "import": "x.pt --out x.safetensors --arch small_cnn",
+    "intervene": "mnist-k0 --layer conv1",
     "invert": "mnist-k0 x.png",
     "judge": "--data digits",
     "list": "",

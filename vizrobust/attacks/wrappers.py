@@ -326,7 +326,7 @@ def fast(ball: Ball | None = None, eps: float | None = None, norm: str | None = 
     """The standard ensemble without the steps on images that have come too little of their way; several times as fast.
 
     >>> fast(eps=8 / 255)
-    AutoAttack("fast", ball=Linf(eps=8/255))
+    AutoAttack(version="fast", ball=Linf(eps=8/255))
     """
     return AutoAttack("fast", ball_from("fast", ball, eps, norm, Linf()))
 
