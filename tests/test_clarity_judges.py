@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from tests.conftest import SHAPE
-from vizrobust.clarity import Judge, judges_for
+from vizrobust.clarity import Judge, encoder_for, judges_for
 from vizrobust.clarity import judges as judging
 from vizrobust.clarity.judges import class_columns, default_judges, resized_to_input
+from vizrobust.data import load
 from vizrobust.data.content import overlapping_data
 from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint
+from vizrobust.models.importing import import_file, task
 
 LETTERS = tuple("abcdefg")
 THREE = judging.BUILTIN["mnist5k"]
@@ -192,3 +194,21 @@ def test_columns_and_sizes_leave_a_plain_judge_as_it_was(compute):
     plain, same = Judge("j", net, LETTERS, compute), Judge("j", net, LETTERS, compute, input_shape=SHAPE, columns=tuple(range(7)))
     assert torch.equal(plain(x).logits, same(x).logits)
     assert torch.equal(plain(x).features, same(x).features)
+
+
+def test_a_judge_and_an_encoder_of_somebody_s_own_code_are_run_only_where_they_are_typed(tmp_path, compute):
+    code, out = tmp_path / "nets.py", tmp_path / "theirs.safetensors"
+    code.write_text("from torch import nn\n\n\ndef Net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "theirs.pt")
+    import_file(tmp_path / "theirs.pt", out, f"{code}:Net", task("digits"), "none")
+    ref = f"{out}::arch={code}:Net"
+    (judge,) = judges_for("mnist5k", [], compute, [ref], builtin=False, typed=True, classes=load("digits").classes)
+    encoder = encoder_for(ref, "mnist5k", [], compute, typed=True)
+    assert judge.name == encoder.name == ref
+    x = load("digits").test.take(torch.arange(3))
+    assert torch.equal(judge(x).features, x.flatten(1))
+    with pytest.raises(ValueError, match="runs only where a person names it"):
+        judges_for("mnist5k", [], compute, [ref], builtin=False)
+    with pytest.raises(ValueError, match="runs only where a person names it"):
+        encoder_for(ref, "mnist5k", [], compute)

@@ -281,8 +281,8 @@ def _judge(
     ref: str, compared: Sequence[Checkpoint], classes: Sequence[str], compute: Compute, kind: Kind, typed: bool
 ) -> tuple[Judge, Checkpoint]:
     """The judge of a reference with its checkpoint; ``ValueError`` where it cannot judge the compared ones."""
-    source = JUDGES.get(ref) or JUDGES.find(ref, typed=typed)
     own, code = split_code(ref) if typed else (ref, "")
+    source = None if code else JUDGES.get(ref) or JUDGES.find(ref, typed=typed)
     checkpoint = load_checkpoint(own, code) if source is None else replace(source(), name=ref, ref=ref)
     about = checkpoint.info
     columns: set[tuple[int, ...] | None] = set()

@@ -65,6 +65,10 @@ def scored_again(
     stated = {row["name"]: row["weights_sha256"] for row in report["judges"]}
     compared_here = [loaded[one] for one in names]
     given = {file_name(ref): ref for ref in looking}
+    coded = [one for one in (*stated, plan.encoder) if split_code(one)[1] and file_name(one) not in given]
+    if coded:
+        yield Check("scores of the pictures", None, f"{file_name(coded[0])} needs code; name its file and code to run it", AGAIN)
+        return
     try:
         judges = [
             replace(judge, name=one)
