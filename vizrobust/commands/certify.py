@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vizrobust.attacks import Attack, is_minimum_norm, parse_attack, perturbation_norm
-from vizrobust.commands.figure_report import FigureReport
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.compute import full_batches
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
 from vizrobust.report.certificate_figure import brackets
-from vizrobust.report.style import format_of
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import CertifyRequest
-from vizrobust.results import Event, Note, Row, Table, interval_text, percent
+from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
 from vizrobust.rng import Streams
 from vizrobust.robustness.interval_bounds import certified_radius, in_float64
 from vizrobust.robustness.smallest_eps import median
@@ -47,7 +47,7 @@ class Certified:
 
 
 @dataclass(frozen=True, repr=False)
-class CertifyReport(FigureReport):
+class CertifyReport:
     """The answer to a `CertifyRequest`; in a notebook it shows its tables."""
 
     request: CertifyRequest
@@ -61,12 +61,15 @@ class CertifyReport(FigureReport):
     def tables(self) -> list[Table]:
         return [self._summary(), *(_at_radii(self.request, one) for one in self.found)]
 
-    def draw(self, path: str, command: str = "") -> None:
-        """Draw each image's bracket from certified radius to smallest attack, a panel for each checkpoint."""
+    def figure(self) -> Any:
+        """Each image's bracket from certified radius to smallest attack, a panel for each checkpoint."""
         panels = [
             (one.target.name, one.radius.tolist(), None if one.smallest is None else one.smallest.tolist()) for one in self.found
         ]
-        brackets(path, panels, NORMS[self.request.method], command)
+        return brackets(panels, NORMS[self.request.method])
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables()) + self.figure().html()
 
     def __repr__(self) -> str:
         return f"CertifyReport({len(self.row_list)} rows of {self.request!r})"
@@ -114,7 +117,7 @@ def certify(request: CertifyRequest, session: Session) -> Generator[Event, None,
         found.append(_of_rows(target, mine, attack))
     report = CertifyReport(request, tuple(found), tuple(rows))
     if request.plot and session.compute(request.precision).processes.main:
-        report.draw(request.plot, session.argv or repr(request))
+        save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report
 

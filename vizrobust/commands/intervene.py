@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vizrobust.commands.figure_report import FigureReport
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.interventions import effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
@@ -16,16 +16,16 @@ from vizrobust.features.unit_facts import unit_activations
 from vizrobust.intervals import mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.report.intervention_figure import class_changes
-from vizrobust.report.style import format_of
+from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests.understanding import InterveneRequest
-from vizrobust.results import Event, Note, Row, Table, percent
+from vizrobust.results import Event, Note, Row, Table, percent, tables_html
 from vizrobust.session import Session
 
 SHOWN = 20  # units of the table
 
 
 @dataclass(frozen=True, repr=False)
-class Interventions(FigureReport):
+class Interventions:
     """The answer to an `InterveneRequest`: a row for each checkpoint and unit, with every class in it."""
 
     request: InterveneRequest
@@ -39,14 +39,17 @@ class Interventions(FigureReport):
         names = list(dict.fromkeys(row["name"] for row in self.found))
         return [self._table(name, [row for row in self.found if row["name"] == name]) for name in names]
 
-    def draw(self, path: str, command: str = "") -> None:
-        """Draw every class's change of accuracy by unit, a panel for each checkpoint."""
+    def figure(self) -> Any:
+        """Every class's change of accuracy by unit, a panel for each checkpoint."""
         panels = []
         for name in dict.fromkeys(row["name"] for row in self.found):
             mine = _ordered([row for row in self.found if row["name"] == name])
             values = np.array([[one["accuracy"] for one in row["classes"]] for row in mine])
             panels.append((name, [str(row["unit"]) for row in mine], [one["class"] for one in mine[0]["classes"]], values))
-        class_changes(path, panels, f"{self.request.layer}, unit {self.request.words}", command)
+        return class_changes(panels, f"{self.request.layer}, unit {self.request.words}")
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables()) + self.figure().html()
 
     def _table(self, name: str, mine: Sequence[Row]) -> Table:
         shown = []
@@ -84,7 +87,7 @@ def intervene(request: InterveneRequest, session: Session) -> Generator[Event, N
             yield row
     report = Interventions(request, tuple(rows))
     if request.plot and session.compute(request.precision).processes.main:
-        report.draw(request.plot, session.argv or repr(request))
+        save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -13,28 +12,24 @@ from vizrobust.report.style import (
     COLORS,
     FAINT,
     LABEL_SIZE,
+    PaperFigure,
     blank,
     check,
-    format_of,
     house_style,
     legend_of,
-    save_figure,
     wrapped,
 )
 
 PANELS_BESIDE, PANEL = 3, 2.9
 
 
-def brackets(
-    path: Path | str, panels: Sequence[tuple[str, Sequence[float], Sequence[float] | None]], norm: str, command: str = ""
-) -> Path:
-    """Draw a line for each image, from its certified radius to its smallest attack, in the order of the radius.
+def brackets(panels: Sequence[tuple[str, Sequence[float], Sequence[float] | None]], norm: str) -> PaperFigure:
+    """A line for each image, from its certified radius to its smallest attack, in the order of the radius.
 
     `panels` are (label, certified radii, smallest attacks or None); inf is an image that no attack broke, drawn to the top.
-    Reading across at a radius gives certified accuracy on the left and accuracy under the attack on the right. PNG, SVG
-    or PDF by the file name's ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    Reading across at a radius gives certified accuracy on the left and accuracy under the attack on the right.
+    Raises ``ValueError`` where there is nothing to draw.
     """
-    format_of(path)
     check([(label, radii) for label, radii, _ in panels])
     finite = [value for _, low, high in panels for value in (*low, *(high or ())) if math.isfinite(value)]
     top = 1.06 * (max(finite) or 1.0)
@@ -71,4 +66,4 @@ def brackets(
         names = ["certified: no change up to here matters", "attack: this change is enough"]
         several = any(high is not None for *_, high in panels)
         legend_of(figure, handles if several else handles[:1], names if several else names[:1])
-        return save_figure(figure, path, command)
+        return figure

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-from vizrobust.report.style import COLORS, LABEL_SIZE, MARK, PAPER, blank, check, format_of, house_style, save_figure, wrapped
+from vizrobust.report.style import COLORS, LABEL_SIZE, MARK, PAPER, PaperFigure, blank, check, house_style, wrapped
 
 Panel = tuple[str, Sequence[str], Sequence[str], np.ndarray[Any, Any]]
 MOST_UNITS = 20
 CELL = 0.26
 
 
-def class_changes(path: Path | str, panels: Sequence[Panel], what: str, command: str = "") -> Path:
-    """Draw a grid for each checkpoint: units down, classes across, the change of a class's accuracy as a colour.
+def class_changes(panels: Sequence[Panel], what: str) -> PaperFigure:
+    """A grid for each checkpoint: units down, classes across, the change of a class's accuracy as a colour.
 
     `panels` are (checkpoint, units, classes, changes (units, classes) as shares), the units in the order to be drawn; at
-    most 20 are. `what` says what was done to them. All panels share their scale. PNG, SVG or PDF by the file name's
-    ending. Raises ``ValueError`` for another ending and where there is nothing to draw.
+    most 20 are. `what` says what was done to them. All panels share their scale. Raises ``ValueError``
+    where there is nothing to draw.
     """
-    format_of(path)
     check([(label, units) for label, units, _, _ in panels])
     down = min(MOST_UNITS, max(len(units) for _, units, _, _ in panels))
     across = max(len(classes) for _, _, classes, _ in panels)
@@ -48,4 +46,4 @@ def class_changes(path: Path | str, panels: Sequence[Panel], what: str, command:
         bar.set_label("change of the class's accuracy (points)", fontsize=LABEL_SIZE)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8)
-        return save_figure(figure, path, command)
+        return figure

@@ -7,6 +7,7 @@ import io
 import math
 import re
 import warnings
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,10 @@ class PaperFigure(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png")
         return file.getvalue()
+
+    def html(self) -> str:
+        """The figure as an image element that needs no file, for a result that shows tables too."""
+        return f'<img src="data:image/png;base64,{b64encode(self._repr_png_()).decode()}" style="max-width: 100%">'
 
 
 def format_of(path: Path | str) -> str:
@@ -214,7 +219,7 @@ DPI, FIGURE_SIZE = 200, (7.6, 4.4)
 LEGEND_WIDTH = 84  # in characters
 
 
-def blank(size: tuple[float, float] = FIGURE_SIZE, pad: float = 0.13) -> Figure:
+def blank(size: tuple[float, float] = FIGURE_SIZE, pad: float = 0.13) -> PaperFigure:
     """An empty figure with constrained layout and `pad` inches around each of its axes."""
     return PaperFigure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
 
