@@ -163,3 +163,19 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
     unknown = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh())
     with pytest.raises(ValueError, match="interval bounds do not know 'tanh'"):
         vr.certify(unknown, "mnist5k", method="ibp", images=1)
+
+
+def test_a_copy_without_finite_outputs_votes_for_no_class() -> None:
+    """Half of the noisy copies have NaN for logits; taken as class 0 they would certify it."""
+
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = x.flatten(1)[:, :2] * torch.tensor([0.0, 1.0]) + torch.tensor([9.0, 0.0])
+            return torch.where(x.flatten(1)[:, :1] > 0.5, torch.nan, z)
+
+    x = torch.full((1, 1, 2), 0.5)
+    counted = votes(Broken(), x, 0.1, 400, Streams(0, [0]))
+    assert int(counted[1]) == 0
+    assert 150 < int(counted[0]) < 250
+    found = certified(Broken(), x, Compute("cpu"), sigma=0.1, samples=400, alpha=0.001, streams=Streams(0, [0]))
+    assert found.abstains

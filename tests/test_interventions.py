@@ -15,7 +15,7 @@ from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
-from vizrobust.features.interventions import logits_with
+from vizrobust.features.interventions import effects, logits_with
 from vizrobust.models.edits import edited, on_units
 from vizrobust.models.layers import ActivationReader, views
 
@@ -104,3 +104,11 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
     heads = next(name for name in views(net, SHAPE) if name.endswith(":heads"))
     with pytest.raises(ValueError, match="can be read, not changed"), edited(net, views(net, SHAPE)[heads], torch.zeros_like):
         pass
+
+
+def test_outputs_that_are_not_finite_are_nobody_s_class() -> None:
+    """NaN taken for class 0 would be right for every image of class 0."""
+    before, labels = torch.tensor([[2.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1])
+    after = before.clone()
+    after[0, 0] = torch.nan
+    assert [one.accuracy for one in effects(before, after, labels, ["a", "b"])] == [-1.0, 0.0]

@@ -13,6 +13,7 @@ from vizrobust.attribution.methods import Attribution
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import evaluating
+from vizrobust.models.forward import predicted_classes
 from vizrobust.rng import Streams, seeded
 
 # What each measure is called, and whether more or less of it is better; 0 is neither.
@@ -59,7 +60,12 @@ def explained(
         with evaluating(net), compute.autocast(), seeded(seed, compute.device):
             ready = ready or method.prepared(net, (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
             with torch.no_grad():
-                y = net(x).argmax(1)
+                y = predicted_classes(net(x))
+            if bool((y[:count] < 0).any()):
+                number = int(index[:count][(y[:count] < 0).cpu()][0])
+                raise ValueError(
+                    f"the network's outputs for image {number} are not finite, so no pixel explains them; leave it out"
+                )
             shares, found = _measured(net, random_net, ready, x, y, empty, streams)
         maps = ready.pixels(shares).float().cpu()
         for place, number in enumerate(index[:count].tolist()):

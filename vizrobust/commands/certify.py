@@ -14,6 +14,7 @@ from vizrobust.commands.targets import Target, open_targets
 from vizrobust.compute import full_batches
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
+from vizrobust.models.forward import predicted_classes
 from vizrobust.report.certificate_figure import brackets
 from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
@@ -184,7 +185,7 @@ def _bounded(
         if any(number not in known for number in numbers):
             x, y = compute.images(target.images.take(index)), target.images.labels[index].to(compute.device)
             with evaluating(net), torch.no_grad():
-                predicted = net(x).argmax(1)
+                predicted = predicted_classes(net(x))
             try:
                 radius = certified_radius(exact, x, y).where(predicted == y, 0)
             except ValueError as error:

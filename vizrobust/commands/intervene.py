@@ -15,6 +15,7 @@ from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import unit_activations
 from vizrobust.intervals import mcnemar
 from vizrobust.models import layer as layer_of
+from vizrobust.models.forward import predicted_classes
 from vizrobust.report.intervention_figure import class_changes
 from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests.understanding import InterveneRequest
@@ -130,7 +131,7 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
 
 
 def _overall(before: Tensor, after: Tensor, labels: Tensor) -> Row:
-    test = mcnemar(after.argmax(1) == labels, before.argmax(1) == labels)
+    test = mcnemar(predicted_classes(after) == labels, predicted_classes(before) == labels)
     return {"accuracy": test.difference, "ci_low": test.ci_low, "ci_high": test.ci_high, "p": test.p}
 
 

@@ -14,6 +14,7 @@ from vizrobust.features.exemplars import BATCH_SIZE
 from vizrobust.intervals import mcnemar, mean_interval
 from vizrobust.models import evaluating
 from vizrobust.models.edits import edited, on_units
+from vizrobust.models.forward import predicted_classes
 from vizrobust.models.layers import views
 
 CHANGES = ("zero", "mean", "scale")
@@ -78,7 +79,7 @@ def effects(before: Tensor, after: Tensor, labels: Tensor, classes: Sequence[str
         mine = labels == number
         if not bool(mine.any()):
             continue
-        right, was = (logits[mine].argmax(1) == number for logits in (after, before))
+        right, was = (predicted_classes(logits[mine]) == number for logits in (after, before))
         test = mcnemar(right, was)
         logit = mean_interval((after - before)[mine, number].tolist())
         found.append(ClassEffect(name, test.n, float(was.double().mean()), test.difference, test.ci_low, test.ci_high, *logit))

@@ -95,6 +95,15 @@ def logits_of(output: Any) -> Tensor:
     return found
 
 
+def predicted_classes(logits: Tensor) -> Tensor:
+    """(N, classes) -> (N,): the largest logit's class, -1 where an output is not finite, which is nobody's class.
+
+    >>> predicted_classes(torch.tensor([[0.0, 2.0], [float("nan"), 1.0]])).tolist()
+    [1, -1]
+    """
+    return logits.argmax(1).where(logits.isfinite().all(1), -1)
+
+
 def choose_memory_format(net: Normalized, shape: tuple[int, int, int]) -> bool:
     """Let a network that fails on channels-last images get contiguous ones; whether that was needed.
 

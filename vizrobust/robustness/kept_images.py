@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vizrobust.attacks import L1, L2, Attack, Ball, Linf, ball_of, epsilon
 from vizrobust.compute import Compute, full_batches, size_class
 from vizrobust.models import evaluating
-from vizrobust.models.forward import PerImageNoise
+from vizrobust.models.forward import PerImageNoise, predicted_classes
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN
 from vizrobust.robustness.evaluation import BATCH_SIZE
@@ -98,7 +98,7 @@ def predicted(net: nn.Module, x: Tensor, compute: Compute, seed: int = 0, batch_
         network.noise_from(partial(Streams, seed, batch.tolist(), CLEAN))
         with evaluating(network), compute.autocast(), torch.no_grad(), seeded(0, compute.device):
             logits = network(compute.images(x[batch]))[:count].cpu()
-        found.append(logits.argmax(1).where(logits.isfinite().all(1), -1))
+        found.append(predicted_classes(logits))
     return torch.cat(found)
 
 

@@ -34,10 +34,11 @@ class Certificate:
         return self.radius == 0
 
 
-def certificate(selection: Tensor, votes: Tensor, sigma: float, alpha: float) -> Certificate:
+def certificate(selection: Tensor, votes: Tensor, sigma: float, alpha: float, count: int | None = None) -> Certificate:
     """The certificate that votes (classes,) give, wrong with a probability of at most `alpha` (Cohen et al. 2019, CERTIFY).
 
-    `selection` (classes,) are votes of other noise, which choose the class. The radius is sigma times the normal quantile
+    `selection` (classes,) are votes of other noise, which choose the class. `count` is how many copies were asked, where some
+    gave no vote: those count against the class. The radius is sigma times the normal quantile
     of the Clopper-Pearson lower bound of that class's probability.
 
     >>> found = certificate(torch.tensor([9, 1]), torch.tensor([990, 10]), sigma=0.5, alpha=0.001)
@@ -47,7 +48,7 @@ def certificate(selection: Tensor, votes: Tensor, sigma: float, alpha: float) ->
     from scipy.stats import binomtest, norm
 
     top = int(selection.argmax())
-    bound = binomtest(int(votes[top]), int(votes.sum()), alternative="greater").proportion_ci(1 - alpha, method="exact")
+    bound = binomtest(int(votes[top]), count or int(votes.sum()), alternative="greater").proportion_ci(1 - alpha, method="exact")
     p_low = float(bound.low)
     return Certificate(top, p_low, max(0.0, sigma * float(norm.ppf(p_low))) if p_low > 0.5 else 0.0)
 
@@ -66,6 +67,8 @@ def largest_radius(sigma: float, samples: int, alpha: float) -> float:
 def votes(net: nn.Module, x: Tensor, sigma: float, count: int, streams: Streams) -> Tensor:
     """(classes,): how many of `count` noisy copies of one image (C, H, W) are called what; noise is not clipped.
 
+    A copy whose outputs are not finite has no vote.
+
     >>> votes(nn.Flatten(), torch.tensor([[[0.9, 0.1]]]), 0.1, 300, Streams(0, [0])).tolist()
     [300, 0]
     """
@@ -74,7 +77,8 @@ def votes(net: nn.Module, x: Tensor, sigma: float, count: int, streams: Streams)
         for number, start in enumerate(range(0, count, VOTES)):
             noise = streams.child(f"votes {number}").normal(VOTES, *x.shape)[0].to(x)
             logits = net((x + sigma * noise).contiguous(memory_format=torch.channels_last))
-            said = logits.argmax(1)[: count - start].bincount(minlength=logits.shape[1]).cpu()
+            logits = logits[: count - start]
+            said = logits.argmax(1)[logits.isfinite().all(1)].bincount(minlength=logits.shape[1]).cpu()
             found = said if found is None else found + said
     assert found is not None
     return found
@@ -115,7 +119,7 @@ def certified(
     with evaluating(net), compute.autocast(), seeded(0, compute.device):
         chosen = votes(net, x, sigma, SELECTION, streams.child("selection"))
         counted = votes(net, x, sigma, samples, streams.child("estimation"))
-    return certificate(chosen, counted, sigma, alpha)
+    return certificate(chosen, counted, sigma, alpha, samples)
 
 
 def smallest_attack(
