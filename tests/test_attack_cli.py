@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_compare_tests_the_difference_on_the_same_images(trained: str, compute: 
         merge_results(attack, evaluate(load_checkpoint(name).net(), attack, images, compute))
         for name in ("other.safetensors", trained)
     )
-    assert row["accuracy_difference"] == mcnemar(other.robust, base.robust).row()
+    assert row["accuracy_difference"] == asdict(mcnemar(other.robust, base.robust))
     assert row["accuracy_difference"]["difference"] < -0.3
     assert row["minus"] == trained
 

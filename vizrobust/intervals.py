@@ -66,9 +66,6 @@ class McNemar:
     ci_high: float
     p: float
 
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ClassAccuracy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -169,7 +169,7 @@ def accuracy_rows(found: Evaluations, data: DataSet) -> list[Row]:
         row["worst_class"] = worst_class(result.robust, data.test.labels[result.indices], data.classes).row()
         if checkpoint is not reference:
             row |= {"minus": reference.name}
-            row |= {name: mcnemar(a, b).row() for name, a, b in (
+            row |= {name: asdict(mcnemar(a, b)) for name, a, b in (
                 ("clean_difference", result.correct, base.correct), ("accuracy_difference", result.robust, base.robust)
             )}  # fmt: skip
         rows.append(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vizrobust.compute import Compute
@@ -51,10 +51,10 @@ class TrialScore:
 
     def rows(self) -> list[Row]:
         agreement = self.people.agreement
-        several = [{"person": one.total.name, "careful": one.careful, **one.total.row()} for one in self.people.people]
+        several = [{"person": one.total.name, "careful": one.careful, **asdict(one.total)} for one in self.people.people]
         return [
-            *(several if len(several) > 1 else ()), *(one.row() for one in self._shares()),
-            *([] if agreement is None else [agreement.row()]), *(one.row() for one in self.people.together.correlations),
+            *(several if len(several) > 1 else ()), *(asdict(one) for one in self._shares()),
+            *([] if agreement is None else [asdict(agreement)]), *(asdict(one) for one in self.people.together.correlations),
         ]  # fmt: skip
 
     def tables(self) -> list[Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -52,9 +52,6 @@ class ShareRight:
     confidence: float
     seconds: float
 
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Correlation:
@@ -74,9 +71,6 @@ class Correlation:
     ci_high: float | None
     p: float | None
 
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Score:
@@ -85,11 +79,6 @@ class Score:
     checkpoints: tuple[ShareRight, ...]
     catch: ShareRight | None
     correlations: tuple[Correlation, ...]
-
-    @property
-    def careful(self) -> bool:
-        """Whether the catch trials, where there are some, were answered as a careful person does."""
-        return self.catch is None or self.catch.share >= CAREFUL
 
 
 @dataclass(frozen=True)
@@ -120,9 +109,6 @@ class Agreement:
     ci_low: float | None
     ci_high: float | None
     ceiling: float | None
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
