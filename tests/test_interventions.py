@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import vizrobust as vr
@@ -16,6 +17,7 @@ from tests.tiny_transformers import TinyViT
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features.interventions import effects, logits_with
+from vizrobust.features.unit_facts import class_aucs
 from vizrobust.models.edits import edited, on_units
 from vizrobust.models.layers import ActivationReader, views
 
@@ -61,6 +63,16 @@ def test_a_linear_layer_before_the_logits_does_what_its_weights_say(split) -> No
     assert torch.allclose(before - after, active[:, None] * net.net.linear2.weight[:, 7], atol=1e-5)
 
 
+def test_how_well_a_unit_tells_a_class_is_the_area_that_scikit_learn_finds() -> None:
+    excited = torch.randint(0, 5, (60, 3), generator=torch.Generator().manual_seed(0)).float()  # with many ties
+    labels = torch.arange(60) % 4
+    found = class_aucs(excited, labels, 5)
+    for unit in range(3):
+        for number in range(4):
+            assert float(found[unit, number]) == pytest.approx(roc_auc_score(labels == number, excited[:, unit]))
+    assert bool(found[:, 4].isnan().all())
+
+
 def test_the_report_has_every_class_and_the_units_that_are_as_active() -> None:
     report = vr.intervene(["mnist-k0", "mnist-k8"], "linear2", [3, 5], images=80, controls=2)
     rows = report.rows()
@@ -72,8 +84,9 @@ def test_the_report_has_every_class_and_the_units_that_are_as_active() -> None:
         assert all(other["logit"] == 0 for other in row["classes"] if other is not own)
         assert len(row["controls"]) == 2
         assert str(row["unit"]) not in row["controls"]
+        assert max(row["aucs"], key=row["aucs"].get) == str(row["unit"])  # a logit tells its own class best
     first = report.tables()[0]
-    assert [row[3] for row in first.rows] == [row[0] for row in first.rows]
+    assert [row[4] for row in first.rows] == [row[0] for row in first.rows]
     assert "<img" in report._repr_html_()
 
 

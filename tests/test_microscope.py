@@ -136,7 +136,7 @@ def test_a_browser_shows_pictures_first_and_keys_change_the_network(folder: Path
         page.on("request", lambda request, asked=asked: asked.append(request.url))
         page.on("console", lambda message, problems=problems: problems.append(message.text))
         page.on("pageerror", lambda error, problems=problems: problems.append(str(error)))
-        for name in ("index", "layers/conv1", "units/conv1/1", "classes/3"):
+        for name in ("index", "layers/conv1", "units/conv1/1", "classes/2"):
             page.goto((folder / "site" / f"{name}.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") == width, name
             boxes = "[...document.images].map(one => one.getBoundingClientRect())"

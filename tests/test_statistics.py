@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, multinomial
+from scipy.stats import binom, mannwhitneyu, multinomial, norm
 from torch import Tensor
 
-from vizrobust.intervals import McNemar, mcnemar, needed, per_class, wilson, worst_class
+from vizrobust.intervals import McNemar, auc_interval, mcnemar, needed, per_class, wilson, worst_class
 
 
 def verdicts(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,6 @@ def test_the_test_is_the_binomial_of_the_disagreements() -> None:
     assert (found.n, found.only_a, found.only_b) == (23, 9, 2)
     assert found.difference == pytest.approx(7 / 23)
     assert found.p == pytest.approx(2 * binom.cdf(2, 11, 0.5))
-    assert found.row()["p"] == found.p
 
 
 def test_without_disagreement_there_is_no_evidence_but_still_an_interval() -> None:
@@ -149,6 +148,17 @@ def test_the_worst_classs_interval_covers_the_true_minimum() -> None:
     assert np.mean([worst.accuracy for worst in tried]) < 0.6  # type: ignore[arg-type]
     covered = [worst.ci_low <= 0.7 <= worst.ci_high for worst in tried]  # type: ignore[operator]
     assert np.mean(covered) >= 0.95
+
+
+@pytest.mark.parametrize(("auc", "positive", "negative"), [(0.5, 30, 30), (0.8, 10, 90), (0.97, 20, 60)])
+def test_the_interval_of_an_area_covers_the_truth_about_as_often_as_it_says(auc: float, positive: int, negative: int) -> None:
+    rng, shift, tries = np.random.default_rng(0), math.sqrt(2) * norm.ppf(auc), 600
+    a, b = rng.normal(shift, 1, (tries, positive)), rng.normal(0, 1, (tries, negative))
+    areas = mannwhitneyu(a, b, axis=1, method="asymptotic").statistic / (positive * negative)
+    bounds = [auc_interval(float(area), positive, negative) for area in areas]
+    covered = float(np.mean([low <= auc <= high for low, high in bounds]))
+    assert 0.92 <= covered <= 0.985
+    assert all(0 <= low <= area <= high <= 1 for area, (low, high) in zip(areas, bounds, strict=True))
 
 
 def test_the_worst_class_of_two() -> None:

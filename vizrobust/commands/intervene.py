@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.interventions import effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
-from vizrobust.features.unit_facts import unit_activations
-from vizrobust.intervals import mcnemar
+from vizrobust.features.unit_facts import class_aucs, unit_activations
+from vizrobust.intervals import auc_interval, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
 from vizrobust.report.intervention_figure import class_changes
@@ -61,13 +62,14 @@ class Interventions:
                 logit += f" ({worst['logit_low']:+.2f} to {worst['logit_high']:+.2f})"
             own = _points(worst["accuracy"], worst["accuracy_low"], worst["accuracy_high"])
             whole = _points(row["accuracy"], row["ci_low"], row["ci_high"])
-            shown.append([str(row["unit"]), f"{row['activity']:.3g}", whole, worst["class"], own, logit, _control(row)])
+            shown.append([str(row["unit"]), f"{row['activity']:.3g}", _told(row), whole, worst["class"], own, logit, _control(row)])
         classes = mine[0]["classes"]
         base = percent(sum(one["before"] * one["n"] for one in classes) / sum(one["n"] for one in classes))
-        header = ["unit", "activity", "accuracy, points", "hurts most", "its accuracy, points", "its logit", "units as active"]
+        header = ["unit", "activity", "tells best, AUC", "accuracy, points", "hurts most", "its accuracy, points", "its logit", "units as active"]
         left = f", the {SHOWN} largest of {len(mine)}" if len(mine) > SHOWN else ""
         note = (
-            f"accuracy without a change: {base}; 95 % intervals, of one unit and class; hurts most: the class that loses most; "
+            f"accuracy without a change: {base}; 95 % intervals, of one unit and class; tells best: the class "
+            "whose images its mean activation tells best from all others (.5 is chance); hurts most: the class that loses most; "
             f"units as active: the same change of accuracy by the {self.request.controls} units nearest in mean activity"
         )
         return Table(f"{name}, {self.request.layer}: unit {self.request.words}{left}", header, shown, note)
@@ -104,7 +106,8 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
         before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error} (vizrobust layers {target.name} lists the layers)") from error
-    activity, mean = active.abs().mean(0), active.mean(0)
+    activity, mean, names = active.abs().mean(0), active.mean(0), target.data.classes
+    aucs = class_aucs(active, target.images.labels, len(names))
     near = {unit: nearest_in_activity(activity, unit, request.controls) for unit in units}
     todo = list(dict.fromkeys([*units, *(other for others in near.values() for other in others)]))
     about = {
@@ -120,12 +123,12 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
                 net, request.layer, unit, target.images, change=request.change, value=value, shape=shape, compute=compute
             )
             row = {"unit": unit, "activity": float(activity[unit]), **_overall(before, after, labels)}
-            row["classes"] = [one.row() for one in effects(before, after, labels, target.data.classes)]
+            row["classes"] = [one.row() for one in effects(before, after, labels, names)]
             known[unit] = target.folder.add({**about, **row})
         session.progress(f"{target.name}  {request.layer}", done, len(todo))
     yield from ()
     return [
-        {**known[unit], "name": target.name, "controls": {str(other): known[other]["accuracy"] for other in near[unit]}}
+        {**known[unit], "name": target.name, "aucs": _by_class(names, aucs[unit]), "controls": {str(other): known[other]["accuracy"] for other in near[unit]}}
         for unit in units
     ]
 
@@ -143,6 +146,20 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
 def _most_hurt(row: Row) -> Row:
     found: Row = min(row["classes"], key=lambda one: (one["accuracy"], one["logit"]))
     return found
+
+
+def _by_class(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
+
+
+def _told(row: Row) -> str:
+    known = {name: value for name, value in row["aucs"].items() if value is not None}
+    if not known:
+        return "-"
+    best = max(known, key=known.__getitem__)
+    images = {one["class"]: one["n"] for one in row["classes"]}
+    low, high = auc_interval(known[best], images[best], sum(images.values()) - images[best])
+    return f"{best} {known[best]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _points(value: float, low: float, high: float) -> str:

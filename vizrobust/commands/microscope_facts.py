@@ -23,7 +23,7 @@ from vizrobust.data import DataSet
 from vizrobust.features import Logit, RenderJob
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.pictures import in_tiles, to_uint8
-from vizrobust.features.unit_facts import class_effects, heat_maps, histogram, sparsity, unit_activations
+from vizrobust.features.unit_facts import class_aucs, class_effects, heat_maps, histogram, sparsity, unit_activations
 from vizrobust.models import ActivationReader, Checkpoint, evaluating, layers
 from vizrobust.report.microscope import FACTS, read_facts
 from vizrobust.rng import Streams
@@ -55,7 +55,7 @@ def layer_facts(
 ) -> None:  # fmt: skip
     """Activations, sparsity, classes and heat maps of a layer's units."""
     name = f"layer-{checkpoint.id}-{slug(job.layer)}.json"
-    about = {"source": source.identity, "units": list(job.units), "images": [row["images"] for row in exemplars]}
+    about = {"source": source.identity, "units": list(job.units), "images": [row["images"] for row in exemplars], "of classes": "auc"}
     key = digest(about)
     if read_facts(run.folder, name).get("key") == key:
         return
@@ -70,9 +70,7 @@ def layer_facts(
     labels = source.whole.labels[source.index]
     classes, outputs = source.data.classes, checkpoint.info.classes
     of_outputs = len(classes) == len(outputs) <= MOST_CLASSES  # images of other data may have other classes
-    everyone = excited.mean(0)
-    means = [excited[labels == one].mean(0) if bool((labels == one).any()) else everyone for one in range(len(classes))]
-    selective = (torch.stack(means) - everyone) / excited.std(0).clamp_min(1e-12)
+    aucs = class_aucs(excited, labels, len(classes))
     sparse, order = sparsity(excited), excited.argsort(0)
     units: dict[str, Any] = {}
     for unit in job.units:
@@ -81,7 +79,7 @@ def layer_facts(
         entry: dict[str, Any] = {
             "low": low, "high": high, "counts": counts, "active": round(float((values > 0).float().mean()), 4),
             "sparsity": None if torch.isnan(sparse[unit]) else round(float(sparse[unit]), 4),
-            "selective": [round(float(one), 3) for one in selective[:, unit]] if of_outputs else [],
+            "aucs": [None if torch.isnan(one) else round(float(one), 4) for one in aucs[unit]] if of_outputs else [],
             "slices": [
                 _slice(run, source, int(order[round(share * (len(values) - 1)), unit]), share, values) for share in SLICES
             ],
@@ -94,7 +92,8 @@ def layer_facts(
         units[str(unit)] = entry
     write_json(run.folder / FACTS / name, {
         "key": key, "checkpoint": checkpoint.id, "layer": job.layer, "n": len(source.images), "data": source.data.name,
-        "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(outputs), "units": units,
+        "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(outputs),
+        "images": [int((labels == one).sum()) for one in range(len(classes))], "units": units,
     })  # fmt: skip
 
 

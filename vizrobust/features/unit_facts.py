@@ -58,6 +58,27 @@ def sparsity(activations: Tensor) -> Tensor:
     return ((1 - share) / (1 - 1 / n)).float()
 
 
+def class_aucs(activations: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(n, units), (n,) -> (units, classes): how well a unit's activation tells images of a class from all others.
+
+    The area under the ROC curve: the probability that an image of the class excites the unit more than an image of another
+    class, ties halved; .5 is chance. NaN for a class that has no image, or has all.
+
+    >>> class_aucs(torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 1.0]]), torch.tensor([0, 1, 0]), 2).tolist()
+    [[1.0, 0.0], [0.75, 0.25]]
+    """
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(activations.numpy(), axis=0))
+    found = torch.full((activations.shape[1], classes), torch.nan, dtype=torch.float64)
+    for number in range(classes):
+        mine = labels == number
+        count = int(mine.sum())
+        if 0 < count < len(labels):
+            found[:, number] = (ranks[mine].sum(0) - count * (count + 1) / 2) / (count * (len(labels) - count))
+    return found
+
+
 def histogram(values: Tensor, bins: int = BINS) -> tuple[float, float, list[int]]:
     """The range of values (n,) and how many of them are in each of its equal bins.
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from vizrobust.intervals import auc_interval
 from vizrobust.models import LOGITS
 from vizrobust.report import words
 from vizrobust.report.collect import CheckpointFacts, Exemplar, Picture
@@ -229,7 +230,7 @@ def _network(site: Site, checkpoint: CheckpointFacts, layer: str, unit: int, up:
         "pairs": [pair for pair in pairs.items() if pair[1]],
         "clarity": _clarity(site, checkpoint, layer, unit), "judge": site.judge(layer),
         "histogram": _histogram(own, first["score"]), "n": facts.get("n", 0),
-        "effects": _effects(facts, own), "linear": facts.get("linear"), "selective": _selective(facts, own),
+        "effects": _effects(facts, own), "linear": facts.get("linear"), "told": _told(facts, own),
         "most": _exemplars(exemplars.most, {**own, **site.attribution(checkpoint, layer, unit)}, up) if exemplars else [],
         "least": _exemplars(exemplars.least, {}, up) if exemplars else [],
         "source": exemplars.source if exemplars else "",
@@ -285,10 +286,16 @@ def _effects(facts: dict[str, Any], own: dict[str, Any]) -> dict[str, list[dict[
     }
 
 
-def _selective(facts: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
-    values = own.get("selective") or []
-    best = sorted(range(len(values)), key=lambda number: -values[number])[:3]
-    return [{"number": number, "name": facts["classes"][number], "value": f"{values[number]:+.2f}"} for number in best]
+def _told(facts: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The three classes whose images a unit tells best from all others: the AUC with its interval."""
+    values, images = own.get("aucs") or [], facts.get("images", [])
+    known = [number for number, value in enumerate(values) if value is not None]
+    found = []
+    for number in sorted(known, key=lambda number: -values[number])[:3]:
+        low, high = auc_interval(values[number], images[number], sum(images) - images[number])
+        value = f"{values[number]:.2f} ({low:.2f} to {high:.2f})"
+        found.append({"number": number, "name": facts["classes"][number], "value": value})
+    return found
 
 
 @lru_cache(maxsize=10_000)
@@ -357,14 +364,14 @@ def _class(site: Site, number: int, name: str, up: str) -> dict[str, Any]:
 
 
 def _nearest(site: Site, checkpoint: CheckpointFacts, number: int, up: str) -> list[dict[str, Any]]:
-    """The hidden units whose activation says most about the class: how far its images are above the mean, in deviations."""
+    """The hidden units whose activation tells the class best from all others, by their AUC."""
     ranked = []
     for layer in site.layers:
         if layer == LOGITS:
             continue
         for unit in site.units(layer):
-            values = site.unit(checkpoint, layer, unit).get("selective") or []
-            if number < len(values):
+            values = site.unit(checkpoint, layer, unit).get("aucs") or []
+            if number < len(values) and values[number] is not None:
                 ranked.append((values[number], layer, unit))
     found = []
     for value, layer, unit in sorted(ranked, reverse=True)[:NEAREST]:
@@ -375,7 +382,7 @@ def _nearest(site: Site, checkpoint: CheckpointFacts, number: int, up: str) -> l
                     "picture": shown[0],
                     "href": f"{up}{unit_page(layer, unit)}#{checkpoint.id}",
                     "label": f"{layer}, {site.label(layer, unit)}",
-                    "value": f"{value:+.2f}",
+                    "value": f"{value:.2f}",
                 }
             )
     return found
