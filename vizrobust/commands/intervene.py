@@ -62,10 +62,14 @@ class Interventions:
                 logit += f" ({worst['logit_low']:+.2f} to {worst['logit_high']:+.2f})"
             own = _points(worst["accuracy"], worst["accuracy_low"], worst["accuracy_high"])
             whole = _points(row["accuracy"], row["ci_low"], row["ci_high"])
-            shown.append([str(row["unit"]), f"{row['activity']:.3g}", _told(row), whole, worst["class"], own, logit, _control(row)])
+            about = [str(row["unit"]), f"{row['activity']:.3g}", _told(row)]
+            shown.append([*about, whole, worst["class"], own, logit, _control(row)])
         classes = mine[0]["classes"]
         base = percent(sum(one["before"] * one["n"] for one in classes) / sum(one["n"] for one in classes))
-        header = ["unit", "activity", "tells best, AUC", "accuracy, points", "hurts most", "its accuracy, points", "its logit", "units as active"]
+        header = [
+            "unit", "activity", "tells best, AUC", "accuracy, points", "hurts most", "its accuracy, points", "its logit",
+            "units as active",
+        ]  # fmt: skip
         left = f", the {SHOWN} largest of {len(mine)}" if len(mine) > SHOWN else ""
         note = (
             f"accuracy without a change: {base}; 95 % intervals, of one unit and class; tells best: the class "
@@ -128,7 +132,12 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
         session.progress(f"{target.name}  {request.layer}", done, len(todo))
     yield from ()
     return [
-        {**known[unit], "name": target.name, "aucs": _by_class(names, aucs[unit]), "controls": {str(other): known[other]["accuracy"] for other in near[unit]}}
+        {
+            **known[unit],
+            "name": target.name,
+            "aucs": _by_class(names, aucs[unit]),
+            "controls": {str(other): known[other]["accuracy"] for other in near[unit]},
+        }
         for unit in units
     ]
 

@@ -55,7 +55,8 @@ def layer_facts(
 ) -> None:  # fmt: skip
     """Activations, sparsity, classes and heat maps of a layer's units."""
     name = f"layer-{checkpoint.id}-{slug(job.layer)}.json"
-    about = {"source": source.identity, "units": list(job.units), "images": [row["images"] for row in exemplars], "of classes": "auc"}
+    shown = [row["images"] for row in exemplars]
+    about = {"source": source.identity, "units": list(job.units), "images": shown, "of classes": "auc"}
     key = digest(about)
     if read_facts(run.folder, name).get("key") == key:
         return
