@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.bench_attacks import THREADS
 from tests.benchmarks.lucent_peer import lucent_renders
+from tests.benchmarks.ratios import verdict
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, maco, render
 from vizrobust.models import ActivationReader, load_checkpoint
@@ -44,8 +45,8 @@ def report(what: str, ours: Tensor, theirs: Tensor) -> None:
     print(f"  {what}: unit by unit, mean over seeds")
     for unit, (a, b) in enumerate(zip(one.tolist(), two.tolist(), strict=True)):
         print(f"    unit {unit}: vizrobust {a:7.3f}   peer {b:7.3f}   difference {a - b:+.3f}")
-    least = int((one >= two).sum())
-    print(f"    at least the peer's on {least} of {len(one)} units; means {float(one.mean()):.3f} and {float(two.mean()):.3f}")
+    print(f"    means {float(one.mean()):.3f} and {float(two.mean()):.3f}")
+    verdict(f"{what.partition(',')[0]}: share of units at least as excited", float((one >= two).float().mean()), 0.5, True)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.bench_attacks import IMAGES, SHAPE, THREADS, Job, best_times, network, verdict
+from tests.benchmarks.bench_attacks import IMAGES, SHAPE, THREADS, Job, best_times, network
+from tests.benchmarks.ratios import verdict
 from vizrobust.attacks import APGD, L1, L2, Ball, Linf
 from vizrobust.compute import Compute
 from vizrobust.rng import Streams

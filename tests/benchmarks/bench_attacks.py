@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.benchmarks.ratios import verdict
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute, has_bf16
 from vizrobust.models import Normalized, architecture
@@ -101,12 +102,6 @@ def measured_precisions() -> tuple[str, ...]:
     bf16 = has_bf16()
     print(f"this processor {'has' if bf16 else 'does not have'} bfloat16 instructions{'' if bf16 else ', so bf16 is left out'}")
     return ("fp32", "bf16") if bf16 else ("fp32",)
-
-
-def verdict(name: str, value: float, wanted: float, at_least: bool, holds: str = "") -> None:
-    good = value >= wanted if at_least else value <= wanted
-    sign = "at least" if at_least else "at most"
-    print(f"  {name:<52} {value:6.2f}   wanted: {sign} {wanted:g}   {'reached' if good else 'MISSED'}{holds}")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.benchmarks.bench_attacks import THREADS, best_times, verdict
+from tests.benchmarks.bench_attacks import THREADS, best_times
+from tests.benchmarks.ratios import verdict
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import head, load

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions, verdict
+from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions
 from tests.benchmarks.lucent_peer import lucent_renders
+from tests.benchmarks.ratios import verdict
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, render
 from vizrobust.models import ActivationReader, Checkpoint, load_checkpoint

@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from tests.benchmarks.ratios import verdict
 from tests.conftest import on_network
 from tests.test_convert import THEIRS, imported, test_images
 from vizrobust.attacks import L0, L1, L2, Attack, Ball, Linf, parse_attack
@@ -109,7 +110,8 @@ def main() -> None:
                 print(f"  {norm:4} adv-lib, {which} {how!s:<94} {medians[-1][0]:9.4g} {spent:6.1f} s", flush=True)
             if medians:
                 best, spent = min(medians)
-                print(f"  {norm:4} vizrobust / adv-lib's best: median {mine / best:.3f}, time {seconds / spent:.2f}", flush=True)
+                verdict(f"{name}, {norm}: median / adv-lib's best", mine / best, 1.0, False)
+                verdict(f"{name}, {norm}: CPU time / that of its best", seconds / spent, 1.5, False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions, verdict
+from tests.benchmarks.bench_attacks import THREADS, Job, best_times, measured_precisions
+from tests.benchmarks.ratios import verdict
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, DataSet
@@ -116,7 +117,7 @@ def compiled() -> None:
     """What --compile changes, after its compilation, on a network with BatchNorm and shortcuts and on a plain one."""
     for arch in ("resnet_small", "small_cnn"):
         times = best_times({kind: epoch(trainer(arch=arch, compile=kind == "compiled")) for kind in ("eager", "compiled")})
-        print(f"  {f'{arch}, as it is / --compile':<52} {times['eager'] / times['compiled']:6.2f}")
+        verdict(f"{arch}, as it is / --compile", times["eager"] / times["compiled"], 1.0, True)
 
 
 def throughput(processes: int, threads: int) -> float:
