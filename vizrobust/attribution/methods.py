@@ -204,7 +204,7 @@ def _gradient(net: nn.Module, view: LayerView, x: Tensor, y: Tensor) -> tuple[Te
 
 
 def _has_map(view: LayerView) -> bool:
-    shape = view.canonical_shape if not view.layout.reason and view.kind != "heads" else ()
+    shape = view.canonical_shape if not view.layout.reason and view.kind not in ("heads", "dictionary") else ()
     return len(shape) == 3 and min(shape[1:]) > 1
 
 

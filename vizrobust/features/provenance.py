@@ -24,12 +24,14 @@ from vizrobust.features.pictures import reference_image, reference_sha256
 from vizrobust.features.recipes import Recipe, parse_recipe
 from vizrobust.features.render import Batch, FeatureImage, render_batches
 from vizrobust.models import Checkpoint
+from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.folding import folded_net
+from vizrobust.requests.layer_names import MARK, parts_of
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
 
 def sources(*specs: Any) -> tuple[tuple[str, str], ...]:
-    """What objectives and recipes read, each as (name, sha256): reference images, direction vectors, spectra.
+    """What objectives and recipes read, each as (name, sha256): reference images, vectors, spectra, dictionaries.
 
     Raises what reading them raises where one is not there.
 
@@ -49,7 +51,7 @@ def _named(x: Any) -> Iterator[tuple[str, str]]:
     elif is_dataclass(x):
         for field in fields(x):
             value = getattr(x, field.name)
-            if field.name in HASHES and isinstance(value, str):
+            if field.name in HASHES and isinstance(value, str) and (field.name != "layer" or MARK in value):
                 yield field.name, value
             else:
                 yield from _named(value)
@@ -71,8 +73,13 @@ def _spectrum_sha256(source: str) -> str:
     return file_sha256(path)
 
 
-# By the name of the field, which is the same in every spec that has one.
+def _dictionary_sha256(layer: str) -> str:
+    return read_dictionary(parts_of(layer).file).sha256
+
+
+# By the name of the field, which is the same in every spec that has one; a layer counts where it is one of a dictionary.
 HASHES: Mapping[str, Callable[[str], str]] = {
+    "layer": _dictionary_sha256,
     "image": reference_sha256,
     "vector": _vector_sha256,
     "spectrum": _spectrum_sha256,

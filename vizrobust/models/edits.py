@@ -63,7 +63,8 @@ def _with_first(output: Any, tensor: Tensor) -> Any:
 def on_units(view: LayerView, units: Sequence[int], change: Change) -> Change:
     """A change of a layer's raw tensor that gives the activations of some `units`, (…, units), to `change`.
 
-    Of a layer of tokens all tokens are changed, of one token that token alone.
+    Of a layer of tokens all tokens are changed, of one token that token alone. Of a dictionary's units the layer changes by
+    what their codes change, times the decoder's rows: what the dictionary misses of the layer stays (Marks et al. 2025).
 
     >>> from vizrobust.models.layers import views
     >>> view = views(nn.Conv2d(1, 3, 1), (1, 2, 4))["logits"]
@@ -79,7 +80,10 @@ def on_units(view: LayerView, units: Sequence[int], change: Change) -> Change:
             tokens = axes.replace("C", "").index("T")
             seen = seen.select(tokens, view.layout.extra[view.number])
         index = torch.tensor(list(units), dtype=torch.int64, device=raw.device)
-        seen[..., index] = change(seen[..., index])
+        if view.dictionary is None:
+            seen[..., index] = change(seen[..., index])
+        else:
+            seen += view.dictionary.moved(seen, index, change)
         return result
 
     return changed

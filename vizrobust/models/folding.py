@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vizrobust.models.checkpoints import Checkpoint
 from vizrobust.models.forward import LOGITS, activations, evaluating, without_normalization
+from vizrobust.models.layers import module_of
 
 SOURCES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -35,7 +36,7 @@ def folded_net(checkpoint: Checkpoint, layers: Sequence[str] = ()) -> tuple[nn.M
         return net, 0
     shape = checkpoint.info.input_shape
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kept = [base for name in layers if (base := name.rpartition(":")[0] or name) != LOGITS]
+    kept = [base for name in layers if (base := module_of(name)) != LOGITS]
     with torch.random.fork_rng(devices=[]), evaluating(net):
         try:
             exact = copy.deepcopy(net).double()

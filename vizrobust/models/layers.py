@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from vizrobust.models.dictionaries import Dictionary, dictionary_of
 from vizrobust.models.forward import LOGITS, Hook, collect, modules, output_of, without_normalization
 from vizrobust.models.layouts import Layout, layouts
 from vizrobust.models.probing import HEADS, Shape, heads_of, probe
+from vizrobust.requests.layer_names import MARK, parts_of
 from vizrobust.spec import unknown
 
 
@@ -18,7 +20,7 @@ from vizrobust.spec import unknown
 class LayerView:
     """One layer: `source` names the module (with ``:heads`` for its heads) whose tensor of `shape` is seen by `layout`.
 
-    `number` is that of a token beside the patches; None is everything else.
+    `number` is that of a token beside the patches; None is everything else. With a `dictionary` its units are those.
     """
 
     name: str
@@ -27,16 +29,25 @@ class LayerView:
     layout: Layout
     shape: tuple[int, ...]
     number: int | None = None
+    dictionary: Dictionary | None = None
 
     def __call__(self, raw: Tensor) -> Tensor:
         """(N, units) or (N, units, height, width)."""
-        return self.layout.canonical(raw) if self.number is None else self.layout.token(raw, self.number)
+        seen = self.layout.canonical(raw) if self.number is None else self.layout.token(raw, self.number)
+        return seen if self.dictionary is None else self.dictionary.encode(seen)
 
     @property
     def canonical_shape(self) -> tuple[int, ...]:
         """Of one image, units first."""
         whole = self.layout.shape(self.shape)
-        return whole if self.number is None else whole[:1]
+        own = whole if self.number is None else whole[:1]
+        return own if self.dictionary is None else (self.dictionary.units, *own[1:])
+
+    def in_dictionary(self, name: str) -> LayerView:
+        """The same layer with the units of the dictionary that a ``LAYER:sae=FILE`` names."""
+        if self.layout.reason or not self.canonical_shape:
+            return replace(self, name=name)
+        return replace(self, name=name, kind="dictionary", dictionary=dictionary_of(name, self.canonical_shape[0]))
 
     def hook(self, net: nn.Module) -> Hook:
         module = without_normalization(net).get_submodule(self.source.removesuffix(HEADS))
@@ -51,10 +62,11 @@ class LayerView:
 def views(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> dict[str, LayerView]:
     """Every layer by name, in the order in which they run, for images of `shape` (C, H, W); `logits` is the last.
 
-    With `names`, only the layers up to the deepest of these; ``ValueError`` for one that is not there.
+    With `names`, only the layers up to the deepest of these, and what ``LAYER:sae=FILE`` among them names; ``ValueError`` for
+    one that is not there.
     """
     there = modules(net)
-    bases = None if names is None else [_base(name, there) for name in names]
+    bases = None if names is None else [_base(parts_of(name).layer, there) for name in names]
     seen = probe(net, shape, bases)
     found = layouts(seen, shape, getattr(without_normalization(net), "num_prefix_tokens", None))
     listed: dict[str, LayerView] = {}
@@ -67,14 +79,27 @@ def views(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> d
             name = f"{item.name}:class" if number == 0 else f"{item.name}:token{number}"
             listed[name] = LayerView(name, "token", item.name, layout, size, number)
     for name in names or ():
-        if name not in listed:
-            raise ValueError(missing_layer(name, there, listed))
+        own = parts_of(name).layer
+        if own not in listed:
+            raise ValueError(missing_layer(own, there, listed))
+        if own != name:
+            listed[name] = listed[own].in_dictionary(name)
     return listed
+
+
+def module_of(name: str) -> str:
+    """The module behind a layer's name, where its own name has no colon.
+
+    >>> module_of("blocks.1:class"), module_of("conv2:sae=d.safetensors"), module_of("conv2")
+    ('blocks.1', 'conv2', 'conv2')
+    """
+    layer = parts_of(name).layer
+    return layer.rpartition(":")[0] or layer
 
 
 def _base(name: str, there: Mapping[str, nn.Module]) -> str:
     """The module that a layer's name belongs to; ``ValueError`` where there is none."""
-    module = name if name in there or name == LOGITS else name.rpartition(":")[0]
+    module = name if name in there or name == LOGITS else module_of(name)
     if module not in there and module != LOGITS:
         raise ValueError(unknown(name, [*there, LOGITS], "layer"))
     return module
@@ -107,6 +132,7 @@ class ActivationReader:
     Vector layers are (N, units), all others (N, units, height, width): maps whatever their layout, and the patch
     tokens of a transformer. ``L:class``, ``L:token1`` … are the tokens of layer L that are no patches, (N, units);
     ``L:heads`` are the lengths of each attention head's output vector at each patch, (N, heads, height, width).
+    ``L:sae=FILE`` are the features of the dictionary in a file, whose codes stand in the place of L's units.
     One forward pass for all layers, which ends at the deepest; differentiable. Made by `ActivationReader.of`.
     """
 
@@ -178,7 +204,7 @@ def layers(net: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
 
 def layer(net: nn.Module, shape: tuple[int, int, int], name: str) -> Layer:
     """The layer called `name`, with its shape; ``ValueError`` that suggests the nearest where there is none."""
-    listed = views(net, shape)
+    listed = views(net, shape, [name] if MARK in name else None)
     if name not in listed:
         raise ValueError(missing_layer(name, modules(net), listed))
     return _layer(listed[name])

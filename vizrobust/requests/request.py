@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vizrobust.requests.layer_names import with_hashes
 from vizrobust.spec import spec, unknown
 
 # Asking torch for these would make every --help slow; a test compares them with compute.py.
@@ -157,12 +158,13 @@ class Request:
 
     @classmethod
     def spell_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values with texts read where a field's kind says how."""
+        """The values with texts read where a field's kind says how, and with the hashes of dictionaries in layers' names."""
         kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(cls)}
-        return {
+        read = {
             name: READERS[kinds[name]](value, name) if isinstance(value, str) and kinds.get(name) in READERS else value
             for name, value in values.items()
         }
+        return {name: with_hashes(name, value) for name, value in read.items()}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

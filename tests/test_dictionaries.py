@@ -1,0 +1,159 @@
+"""Dictionaries as layers: codes and pictures against plain versions and scikit-learn, what a unit does, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import vizrobust as vr
+from tests.conftest import SHAPE, make_net
+from tests.test_cli import run
+from tests.tiny_transformers import TinyViT
+from vizrobust.compute import Compute
+from vizrobust.features import Channel, parse_recipe, render, sources
+from vizrobust.features.scorer import redirected_relu
+from vizrobust.models.dictionaries import Dictionary, read_dictionary
+from vizrobust.models.edits import edited, on_units
+from vizrobust.models.layers import ActivationReader, layer, views
+from vizrobust.requests.pictures import NeuronsRequest
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(folder: Path, name: str = "d.safetensors", **parts: object) -> str:
+    Dictionary(**parts).save(folder / name)  # type: ignore[arg-type]
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(("name", "net"), [("relu1", make_net()), ("norm1", TinyViT().eval()), ("norm1:class", TinyViT().eval())])
+def test_an_identity_dictionary_is_the_layer_itself(name: str, net: nn.Module, images, tmp_path: Path) -> None:
+    units = layer(net, SHAPE, name).units
+    own = f"{name}:sae={saved(tmp_path, encoder=torch.eye(units), decoder=torch.eye(units), activation='linear')}"
+    read = ActivationReader.of(net, SHAPE, [name, own])(net, images[0])
+    assert torch.equal(read[name], read[own])
+    assert layer(net, SHAPE, own).shape == layer(net, SHAPE, name).shape == tuple(read[own].shape[1:])
+    if name == "relu1":
+        recipe = dataclasses.replace(parse_recipe("plain"), steps=3)
+        pictures = [
+            [one.image for one in render(net, Channel(each), [1, 3], recipe, [0], shape=SHAPE, compute=Compute("cpu"))]
+            for each in (name, own)
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(*pictures, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (5, 4)])
+@pytest.mark.parametrize(("activation", "k"), [("linear", None), ("relu", None), ("topk", 2)])
+def test_codes_are_those_of_a_plain_loop(activation: str, k: int | None, shape: tuple[int, ...]) -> None:
+    encoder, decoder, b, c, x = drawn(6, 4), drawn(6, 4, seed=1), drawn(6, seed=2), drawn(4, seed=3), drawn(*shape, seed=4)
+    found = Dictionary(encoder, decoder, b, c, activation, k, centered=True)
+    vectors = x.movedim(1, -1).reshape(-1, 4)
+    codes = []
+    for vector in vectors:
+        code = encoder @ (vector - c) + b
+        if activation != "linear":
+            code = code.clamp_min(0)
+        if k:
+            code[code.argsort()[: len(code) - k]] = 0
+        codes.append(code)
+    plain = torch.stack(codes)
+    rows = found.encode(x).movedim(1, -1).reshape(-1, 6)
+    assert torch.allclose(rows, plain, atol=1e-5)
+    assert torch.allclose(found.decode(found.encode(x)).movedim(1, -1).reshape(-1, 4), plain @ decoder + c, atol=1e-5)
+    assert k is None or int((rows > 0).sum(1).max()) == k
+
+
+def test_a_unit_that_is_not_among_the_k_largest_has_a_gradient_that_brings_it_there() -> None:
+    found = Dictionary(torch.eye(3), torch.eye(3), activation="topk", k=1)
+    x = torch.tensor([[3.0, 2.0, 1.0]], requires_grad=True)
+    with redirected_relu():
+        (grad,) = torch.autograd.grad(found.encode(x)[:, 1].sum(), x)
+    assert grad.tolist() == [[0.0, 1.0, 0.0]]
+    (grad,) = torch.autograd.grad(found.encode(x)[:, 0].sum(), x)
+    assert grad.tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["relu1", "conv1"])
+def test_changing_a_code_leaves_what_the_dictionary_misses(name: str, images, tmp_path: Path) -> None:
+    net = make_net()
+    units = layer(net, SHAPE, name).units
+    encoder, decoder = drawn(5, units), drawn(5, units, seed=1)
+    view = views(net, SHAPE, [own := f"{name}:sae={saved(tmp_path, encoder=encoder, decoder=decoder)}"])[own]
+    raw = ActivationReader.of(net, SHAPE, [name])(net, images[0])[name].detach()
+    code = torch.einsum("uc,nchw->nuhw", encoder, raw).clamp_min(0)
+    wanted = raw + torch.einsum("nhw,c->nchw", 2 * code[:, 3], decoder[3])
+    assert torch.allclose(on_units(view, [3], lambda values: 3 * values)(raw), wanted, atol=1e-4)
+    with edited(net, view, on_units(view, [], torch.zeros_like)):
+        assert torch.equal(net(images[0]), make_net()(images[0]))
+
+
+def test_a_file_is_the_same_each_time_and_reads_back(tmp_path: Path) -> None:
+    parts = {"encoder": drawn(3, 4), "decoder": drawn(3, 4), "decoder_bias": drawn(4), "activation": "topk", "k": 2}
+    one, two = (Path(saved(tmp_path, name, **parts)) for name in ("1.safetensors", "2.safetensors"))
+    assert one.read_bytes() == two.read_bytes()
+    back = read_dictionary(one)
+    assert torch.equal(back.decoder_bias, parts["decoder_bias"])
+    assert repr(back) == "Dictionary(3 units of 4 channels, topk of 2)"
+
+
+def test_files_that_are_no_dictionary_are_refused_before_anything_is_rendered(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    eye = torch.eye(32)
+    saved(tmp_path, "wide.safetensors", encoder=drawn(3, 7), decoder=drawn(3, 7))
+    nan = Dictionary(eye, eye.clone())
+    nan.decoder[0, 1] = torch.nan
+    nan.save("nan.safetensors")
+    eye = torch.eye(32)
+    about = {"vizrobust-dictionary": json.dumps({"format": 1, "activation": "relu"})}
+    save_file({"encoder": eye}, "less.safetensors", about)
+    save_file({"encoder": eye, "decoder": eye.clone()}, "foreign.safetensors")
+    save_file(
+        {"encoder": eye, "decoder": eye.clone()},
+        "kind.safetensors",
+        {"vizrobust-dictionary": '{"format": 1, "activation": "exp"}'},
+    )
+    Path("pickle.safetensors").write_bytes(b"\x80\x04.")
+    for file, said in (
+        ("gone", "no file 'gone.safetensors'"),
+        ("wide", "'wide.safetensors' is a dictionary of 7 channels, layer 'conv2' has 32 units"),
+        ("nan", "'nan.safetensors': decoder is NaN or infinite in 1 of 1024 places"),
+        ("less", "'less.safetensors' has no tensor 'decoder'"),
+        ("foreign", "'foreign.safetensors' does not say what kind of dictionary it is"),
+        ("kind", "'kind.safetensors': no activation 'exp'; there are: linear, relu, topk"),
+        ("pickle", "'pickle.safetensors' is truncated or not a safetensors file"),
+    ):
+        done = run("neurons", "mnist-k8", "--layer", f"conv2:sae={file}.safetensors", "--out", "n")
+        assert done.exit_code != 0, file
+        assert said in " ".join(done.output.split()), done.output
+        assert len(done.output.strip().splitlines()) < 8
+    assert not Path("n").exists()
+    for wrong in (
+        {"activation": "topk"},
+        {"k": 3},
+        {"activation": "topk", "k": 9},
+        {"centered": True},
+        {"encoder_bias": drawn(4)},
+    ):
+        with pytest.raises(ValueError, match=r"k is|centered takes|encoder_bias is"):
+            Dictionary(drawn(3, 4), drawn(3, 4), **wrong)
+
+
+def test_a_run_never_answers_for_another_dictionary(tmp_path: Path) -> None:
+    file = saved(tmp_path, encoder=drawn(3, 32), decoder=drawn(3, 32))
+    request = NeuronsRequest(models=("mnist-k8",), layer=f"conv2:sae={file}", objective=f'Channel(layer="conv2:sae={file}")')
+    before = read_dictionary(file).sha256[:8]
+    assert request.layer == f"conv2:sae={file}#{before}"
+    assert request.objective == f'Channel(layer="{request.layer}")'
+    loose = Channel(f"conv2:sae={file}")
+    ((_, first),) = sources(loose)
+    saved(tmp_path, encoder=drawn(3, 32, seed=5), decoder=drawn(3, 32))
+    assert sources(loose) != ((f"conv2:sae={file}", first),)
+    with pytest.raises(ValueError, match=rf"holds another dictionary \([0-9a-f]{{8}}\) than the one asked for \({before}\)"):
+        vr.visualize("mnist-k8", request.layer, [0], steps=1)
