@@ -95,6 +95,23 @@ def test_bounds_hold_at_every_point_of_the_ball_for_every_built_in_architecture(
             assert (margin_of(exact(point.double()), y) >= bound - 1e-6).all()
 
 
+@pytest.mark.parametrize("part", [
+    nn.LeakyReLU(0.2), nn.ELU(), nn.ReLU6(), nn.Softplus(), nn.Tanh(), nn.Sigmoid(), nn.MaxPool2d(3, 2, 1),
+    nn.AdaptiveMaxPool2d((2, 3)),
+], ids=lambda part: type(part).__name__)  # fmt: skip
+def test_bounds_hold_and_meet_for_what_never_falls(part: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), part, nn.Flatten(), nn.LazyLinear(5)).eval()
+    x, y = torch.rand(4, 2, 9, 7, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3])
+    net(x)
+    exact = in_float64(net)
+    assert torch.allclose(margin_bound(exact, x, y, 0.0), margin_of(exact(x.double()), y), atol=1e-9)
+    for eps in (0.02, 0.2):
+        bound = margin_bound(exact, x, y, eps)
+        for _ in range(20):
+            point = (x + eps * torch.randn(x.shape).sign()).clamp(0, 1).double()
+            assert (margin_of(exact(point), y) >= bound - 1e-9).all()
+
+
 def test_bounds_of_a_linear_network_are_exact() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 4))
     x, y = torch.full((1, 1, 2, 3), 0.5), torch.tensor([2])
@@ -160,9 +177,13 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
         done = run("certify", "mnist-k8", *options, "--images", 1)
         assert done.exit_code != 0
         assert said in " ".join(done.output.split()), done.output
-    unknown = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh())
-    with pytest.raises(ValueError, match="interval bounds do not know 'tanh'"):
-        vr.certify(unknown, "mnist5k", method="ibp", images=1)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    for unknown, said in (
+        (nn.GELU(), "do not know 'gelu'"), (nn.LeakyReLU(-0.1), "a falling 'leaky_relu'"),
+        (nn.BatchNorm1d(10, track_running_stats=False), "a BatchNorm of batch statistics"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            vr.certify(nn.Sequential(flat, unknown), "mnist5k", method="ibp", images=2)
 
 
 def test_a_copy_without_finite_outputs_votes_for_no_class() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vizrobust.models import evaluating
 from vizrobust.models.forward import Normalized
 
-# Bounds are computed in float64; what a network in float32 rounds must not undo a certificate.
+# Bounds are computed in float64; what a network in float32 rounds must not undo a certificate. A share of the largest logit.
 ROUNDING = 1e-4
 HALVINGS = 14
 
@@ -22,8 +22,9 @@ HALVINGS = 14
 class Interval:
     """All tensors within `radius` of `center`, entry by entry; what a network's own code makes of it is one again.
 
-    Known are convolutions, linear layers, BatchNorm in evaluation mode, ReLU, pooling by means, padding, sums, and the
-    product with a constant. Anything else raises ``ValueError`` that names it.
+    Known are convolutions, linear layers, BatchNorm in evaluation mode, activations that never fall (ReLU, leaky ReLU, tanh,
+    sigmoid and others), pooling, padding, sums, and the product with a constant. Anything else raises ``ValueError`` that
+    names it.
 
     >>> bounds = nn.Sequential(nn.Flatten(), nn.Linear(2, 1))(Interval(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)))
     >>> bool(bounds.lower < bounds.upper)
@@ -82,6 +83,12 @@ class Interval:
     def __sub__(self, other: Any) -> Interval:
         return _sum(self, -1 * other)
 
+    def __neg__(self) -> Interval:
+        return -1 * self
+
+    def __rsub__(self, other: Any) -> Interval:
+        return _sum(-self, other)
+
     def __mul__(self, other: Any) -> Interval:
         if isinstance(other, Interval):
             raise ValueError("interval bounds do not know the product of two activations; certify this network by smoothing")
@@ -110,19 +117,46 @@ def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval
 
 
 def _batch_norm(
-    x: Interval, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float, **_: Any
-) -> Interval:
+    x: Interval, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float,
+    **_: Any,
+) -> Interval:  # fmt: skip
+    if mean is None or var is None:
+        raise ValueError(
+            "interval bounds do not know a BatchNorm of batch statistics, which this network uses; certify it by smoothing"
+        )
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     center = F.batch_norm(x.center, mean, var, weight, bias, eps=eps)
     return Interval(center, x.radius * scale.abs().reshape(-1, *[1] * (x.center.dim() - 2)))
 
 
-def _relu(x: Interval, *_: Any, **__: Any) -> Interval:
-    return Interval.between(x.lower.relu(), x.upper.relu())
-
-
 def _pad(x: Interval, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Interval:
     return Interval(F.pad(x.center, pad, mode, value), F.pad(x.radius, pad, mode))
+
+
+def _rising(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    """A rule for what never falls: the ends of the interval become the ends."""
+
+    def rule(x: Interval, *args: Any, **kwargs: Any) -> Interval:
+        kwargs.pop("inplace", None)
+        return Interval.between(function(x.lower, *args, **kwargs), function(x.upper, *args, **kwargs))
+
+    return rule
+
+
+def _bent(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    """A rule for what rises above 0, and below it by a factor that must not be negative."""
+
+    def rule(x: Interval, **kwargs: Any) -> Interval:
+        kwargs.pop("inplace", None)
+        (factor,) = kwargs.values()
+        if factor < 0:
+            name = function.__name__
+            raise ValueError(
+                f"interval bounds do not know a falling {name!r} (factor {factor:g}); certify this network by smoothing"
+            )
+        return _rising(function)(x, **kwargs)
+
+    return rule
 
 
 def _both(function: Callable[..., Tensor]) -> Callable[..., Interval]:
@@ -131,7 +165,10 @@ def _both(function: Callable[..., Tensor]) -> Callable[..., Interval]:
 
 
 RULES: dict[str, Callable[..., Interval]] = {
-    "conv2d": _conv, "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "pad": _pad, "add": _sum,
+    "conv2d": _conv, "linear": _linear, "batch_norm": _batch_norm, "pad": _pad, "add": _sum,
+    "relu": _rising(F.relu), "leaky_relu": _bent(F.leaky_relu), "elu": _bent(F.elu), "hardtanh": _rising(F.hardtanh),
+    "softplus": _rising(F.softplus), "tanh": _rising(torch.tanh), "sigmoid": _rising(torch.sigmoid),
+    "max_pool2d": _rising(F.max_pool2d), "adaptive_max_pool2d": _rising(F.adaptive_max_pool2d),
     "flatten": _both(torch.flatten), "mean": _both(torch.mean), "avg_pool2d": _both(F.avg_pool2d),
     "adaptive_avg_pool2d": _both(F.adaptive_avg_pool2d), "dropout": lambda x, *_, **__: x,
     "contiguous": _both(operator.methodcaller("contiguous")), "reshape": _both(torch.reshape), "view": _both(torch.reshape),
@@ -177,8 +214,10 @@ def certified_radius(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     high = torch.ones_like(low)
+    with evaluating(net), torch.no_grad():
+        rounding = ROUNDING * net(x.double().contiguous()).abs().amax(1).clamp_min(1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        holds = margin_bound(net, x, y, middle) > ROUNDING
+        holds = margin_bound(net, x, y, middle) > rounding
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
     return low
