@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from vizrobust.clarity.judges import TIMES_CHANCE, Judge
@@ -77,6 +76,13 @@ def degraded(x: Tensor, kind: str, strength: float, streams: Streams) -> Tensor:
 STRENGTHS = {"blur": (0.1, 0.25, 0.5), "noise": (0.1, 0.2, 0.4), "contrast": (0.7, 0.9, 1.0)}
 
 
+def _rising(table: Values) -> Values:
+    """(coherences, classes) -> (coherences,): the rising curve nearest to the mean over classes."""
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(table.mean(1)).x)
+
+
 @dataclass(frozen=True)
 class NaturalScale:
     """A judge's scores of natural images with known shares of their structure.
@@ -104,8 +110,7 @@ class NaturalScale:
     def curve(self, units: Sequence[int] | None = None) -> Values:
         """(coherences,): the rising curve nearest to the scores' mean over the classes `units` (isotonic regression)."""
         table = np.asarray(self.scores, dtype=np.float64)
-        chosen = table if units is None else table[:, list(units)]
-        return np.asarray(isotonic_regression(chosen.mean(1)).x)
+        return _rising(table if units is None else table[:, list(units)])
 
     def clarity(self, scores: Sequence[float], units: Sequence[int] | None = None) -> float:
         """The natural-equivalent clarity of pictures with these scores, one of each class of `units`, in [0, 1].
@@ -309,7 +314,7 @@ def natural_clarity(
             own = []
             for name in by_family[group]:
                 table = tables[name] + (errors[name] * rng.standard_normal(errors[name].shape) if noise else 0.0)
-                curve = np.asarray(isotonic_regression(table[:, chosen].mean(1)).x)
+                curve = _rising(table[:, chosen])
                 own.append(inverse(curve, np.asarray(used[name].coherences), float(values[name][chosen].mean())))
             found.append(np.mean(own))
         return float(np.mean(found))

@@ -34,7 +34,12 @@ class Number(click.ParamType[float]):
 
 # What a command needs to run and its rows do not depend on: options of every command, fields of no request.
 SESSION = ("out", "download", "arch", "device", "wait", "as_json", "quiet")
-KINDS: dict[str, click.ParamType[Any]] = {"fraction": Number(), "file": click.Path(), "folder": click.Path()}
+KINDS: dict[str, click.ParamType[Any]] = {
+    "fraction": Number(),
+    "file": click.Path(),
+    "folder": click.Path(),
+    "figure": click.Path(),
+}
 METAVARS = {
     "model": "REF",
     "data": "REF",
@@ -43,6 +48,7 @@ METAVARS = {
     "objective": "SPEC",
     "file": "FILE",
     "folder": "DIR",
+    "figure": "FILE",
 }
 
 

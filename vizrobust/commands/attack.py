@@ -12,9 +12,6 @@ from vizrobust.commands.minimal_perturbations import minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
 from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class
-from vizrobust.report import attack_figures
-from vizrobust.report.robustness_figures import accuracy_under_attacks
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -56,8 +53,6 @@ class AttackReport:
 
 def attack(request: AttackRequest, session: Session) -> Generator[Event, None, AttackReport]:
     """Evaluate every checkpoint of the request under every attack, in the mode that the request names."""
-    for file in filter(None, (request.plot, request.show)):
-        format_of(file)  # an unknown suffix is refused before minutes of attack
     targets = open_targets(request, session, "corruptions" if request.suite == "corruptions" else "attack")
     answer: Answer
     if request.suite is not None:
@@ -71,6 +66,8 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
     if session.compute(request.precision).processes.main:  # all attack, one draws
         command = session.argv or repr(request)
         if request.plot:
+            from vizrobust.report.style import save_figure
+
             save_figure(answer.figure(), request.plot, command)
             yield Note(f"drawn: {request.plot}")
         if request.show:
@@ -103,6 +100,9 @@ class Accuracies:
         return [self._accuracy_table(), *self._component_tables(), *curves, *by_class]
 
     def figure(self) -> Any:
+        from vizrobust.report import attack_figures
+        from vizrobust.report.robustness_figures import accuracy_under_attacks
+
         if self.request.every_step:
             for _, result in self.evaluations:
                 if len(set(result.components)) > 1:
@@ -235,6 +235,8 @@ def _until_narrow(
 
 def _show(path: str, request: AttackRequest, session: Session, answer: Answer, command: str) -> Generator[Event, None, None]:
     """Draw the first images on which the attack succeeds (the first images at all, where there are none)."""
+    from vizrobust.report import attack_figures
+
     target, result = answer.evaluations[0]
     if len(answer.evaluations) > 1:
         yield Note(f"only the first result is drawn: {target.name}, {result.attack}")

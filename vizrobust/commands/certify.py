@@ -15,8 +15,6 @@ from vizrobust.compute import full_batches
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
 from vizrobust.models.forward import predicted_classes
-from vizrobust.report.certificate_figure import brackets
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import CertifyRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -64,6 +62,8 @@ class CertifyReport:
 
     def figure(self) -> Any:
         """Each image's bracket from certified radius to smallest attack, a panel for each checkpoint."""
+        from vizrobust.report.certificate_figure import brackets
+
         panels = [
             (one.target.name, one.radius.tolist(), None if one.smallest is None else one.smallest.tolist()) for one in self.found
         ]
@@ -106,8 +106,6 @@ class CertifyReport:
 
 def certify(request: CertifyRequest, session: Session) -> Generator[Event, None, CertifyReport]:
     """Certify every image under every checkpoint and attack the same network; what the run folder holds is read."""
-    if request.plot:
-        format_of(request.plot)
     attack = _attack(request)
     targets = open_targets(request, session, "certify")
     found, rows = [], []
@@ -118,6 +116,8 @@ def certify(request: CertifyRequest, session: Session) -> Generator[Event, None,
         found.append(_of_rows(target, mine, attack))
     report = CertifyReport(request, tuple(found), tuple(rows))
     if request.plot and session.compute(request.precision).processes.main:
+        from vizrobust.report.style import save_figure
+
         save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report

@@ -20,7 +20,6 @@ from vizrobust.models import layers as layers_of
 from vizrobust.models.architectures import is_user_code
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import NORMALIZATIONS, import_file, normalization, task
-from vizrobust.report.training_report import write_card_beside
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import LayersRequest
 from vizrobust.requests.training import ImportRequest
@@ -125,6 +124,8 @@ def _seen_through_another(checkpoint: Checkpoint, request: ImportRequest, sessio
 
 
 def _stored(request: ImportRequest, session: Session) -> Imported:
+    from vizrobust.report.training_report import write_card_beside
+
     out, ref = request.out, request.file
     check_target(out, ref)
     checkpoint = session.checkpoint(ref if request.arch is None else f"{ref}::arch={request.arch}")

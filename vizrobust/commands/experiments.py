@@ -12,8 +12,6 @@ from vizrobust.data import DataSet
 from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth, check_sides, dimension_study, growth
 from vizrobust.experiments.uar_calibration import Plan
 from vizrobust.experiments.uar_calibration import calibrate as calibrated
-from vizrobust.report.first_order_figures import gradient_growth
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests.evaluation import CalibrateRequest, DimensionRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.runs import default_folder
@@ -127,6 +125,8 @@ class DimensionReport:
 
     def figure(self) -> Any:
         """The gradient's norm over the number of values of an image."""
+        from vizrobust.report.first_order_figures import gradient_growth
+
         return gradient_growth([(f"{loss}, {weights}", one) for loss, weights, one in self.slopes()])
 
     def __repr__(self) -> str:
@@ -161,8 +161,6 @@ class DimensionReport:
 
 def dimension(request: DimensionRequest, session: Session) -> Generator[Event, None, DimensionReport]:
     """Train a network at every size and seed, or go on with it; rows are the networks, then the slopes."""
-    if request.plot:
-        format_of(request.plot)  # an unknown suffix is refused before the trainings
     data = session.dataset(request.data)
     recipe = TrainingRecipe(
         arch=request.arch, data=str(request.data) if isinstance(request.data, str) else data.name,
@@ -194,6 +192,8 @@ def dimension(request: DimensionRequest, session: Session) -> Generator[Event, N
     report = DimensionReport(request, data, tuple(networks))
     yield from report.slope_rows()
     if request.plot:
+        from vizrobust.report.style import save_figure
+
         save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report

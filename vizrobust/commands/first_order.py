@@ -9,8 +9,6 @@ from typing import Any
 from vizrobust.attacks import BALLS, Ball
 from vizrobust.data import DataSet, head
 from vizrobust.models import Checkpoint
-from vizrobust.report.first_order_figures import first_order_scatter
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import FirstOrderRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -66,6 +64,8 @@ class FirstOrderReport:
 
     def figure(self) -> Any:
         """Each image's drops in the first of the losses, a panel for each checkpoint."""
+        from vizrobust.report.first_order_figures import first_order_scatter
+
         loss = self.request.losses[0]
         panels = [(checkpoint.name, list(drops.rows())) for checkpoint, _, drops in self.found if drops.loss == loss]
         return first_order_scatter(panels, loss=loss)
@@ -79,8 +79,6 @@ class FirstOrderReport:
 
 def first_order(request: FirstOrderRequest, session: Session) -> Generator[Event, None, FirstOrderReport]:
     """Predict and measure the drops of every checkpoint of the request, in each of its losses."""
-    if request.plot:
-        format_of(request.plot)  # an unknown suffix is refused before the attacks
     compute = session.compute(request.precision)
     loaded = session.checkpoints(request.models, request.data)
     jobs = [(*pair, head(pair[1].split(request.split), request.images), _ball(request, pair[1])) for pair in loaded]
@@ -97,6 +95,8 @@ def first_order(request: FirstOrderRequest, session: Session) -> Generator[Event
             yield _row(request, *found[-1])
     report = FirstOrderReport(request, tuple(found))
     if request.plot:
+        from vizrobust.report.style import save_figure
+
         save_figure(report.figure(), request.plot, session.argv or repr(request))
         others = "; the loss ce draws log p" if request.loss == "both" else ""
         yield Note(f"drawn: {request.plot} ({request.losses[0]}{others})")

@@ -17,8 +17,6 @@ from vizrobust.features.unit_facts import class_aucs, unit_activations
 from vizrobust.intervals import auc_interval, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
-from vizrobust.report.intervention_figure import class_changes
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests.understanding import InterveneRequest
 from vizrobust.results import Event, Note, Row, Table, percent, tables_html
 from vizrobust.session import Session
@@ -43,6 +41,8 @@ class Interventions:
 
     def figure(self) -> Any:
         """Every class's change of accuracy by unit, a panel for each checkpoint."""
+        from vizrobust.report.intervention_figure import class_changes
+
         panels = []
         for name in dict.fromkeys(row["name"] for row in self.found):
             mine = _ordered([row for row in self.found if row["name"] == name])
@@ -84,8 +84,6 @@ class Interventions:
 
 def intervene(request: InterveneRequest, session: Session) -> Generator[Event, None, Interventions]:
     """Change each unit of the request in every checkpoint, and as many others that are as active; rows are kept."""
-    if request.plot:
-        format_of(request.plot)
     rows: list[Row] = []
     for target in open_targets(request, session, "intervene"):
         session.remember(target.folder, target.checkpoint)
@@ -94,6 +92,8 @@ def intervene(request: InterveneRequest, session: Session) -> Generator[Event, N
             yield row
     report = Interventions(request, tuple(rows))
     if request.plot and session.compute(request.precision).processes.main:
+        from vizrobust.report.style import save_figure
+
         save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     return report

@@ -17,7 +17,6 @@ from vizrobust.attacks.gradient import PGD
 from vizrobust.commands.targets import Target
 from vizrobust.data import load
 from vizrobust.intervals import share, wilson
-from vizrobust.report.robustness_figures import accuracy_under_attacks
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
@@ -88,6 +87,8 @@ class Judged:
         return [Table(f"accuracy on the images of {self.file}", header, rows, note)]
 
     def figure(self) -> Any:
+        from vizrobust.report.robustness_figures import accuracy_under_attacks
+
         return accuracy_under_attacks([(row["checkpoint"], [{**row, "attack": row["file"]}]) for row in self.rows()])
 
 

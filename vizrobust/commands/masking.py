@@ -12,7 +12,6 @@ from vizrobust.commands.targets import Target, open_targets
 from vizrobust.data import DataSet, head
 from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
-from vizrobust.report.robustness_figures import accuracy_under_attacks
 from vizrobust.requests.evaluation import MaskingRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
 from vizrobust.robustness import PartialResult
@@ -92,6 +91,8 @@ class MaskingDiagnosis:
 
     def figure(self) -> Any:
         """Accuracy on clean images and under each attack that was tried, as a matplotlib figure."""
+        from vizrobust.report.robustness_figures import accuracy_under_attacks
+
         return accuracy_under_attacks([self.series()])
 
     def series(self) -> tuple[str, list[Row]]:
@@ -134,6 +135,8 @@ class MaskingReport:
 
     def figure(self) -> Any:
         """The accuracies of all checkpoints, as a matplotlib figure."""
+        from vizrobust.report.robustness_figures import accuracy_under_attacks
+
         return accuracy_under_attacks([one.series() for one in self.found])
 
     def __repr__(self) -> str:

@@ -12,7 +12,6 @@ import torch
 from vizrobust.attacks import Attack, is_minimum_norm
 from vizrobust.commands.targets import Target, attacks_for
 from vizrobust.data import DataSet
-from vizrobust.report import robustness_figures
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Row, Table, interval_text, percent
@@ -51,6 +50,8 @@ class MinimalPerturbations:
         return [self._medians()] if self.request.minimal else [self._accuracies(*one) for one in self._each()]
 
     def figure(self) -> Any:
+        from vizrobust.report import robustness_figures
+
         norms = {one.attack.threat_model()[0] for _, one in self._each()}
         if len(norms) > 1:
             raise ParameterError("eps of different norms (%s) have no common axis; give one {norm}", ", ".join(sorted(norms)))

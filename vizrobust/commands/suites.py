@@ -10,7 +10,6 @@ from vizrobust.attacks import PGD, UNFORESEEN, Attack, ball_of, configured, fami
 from vizrobust.attacks.unforeseen import source
 from vizrobust.commands.targets import Target
 from vizrobust.intervals import share, wilson
-from vizrobust.report.robustness_figures import accuracy_under_attacks, corruption_curves
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
@@ -41,6 +40,8 @@ class UnforeseenAccuracies:
         return [*(_table(target, mine) for target, mine in self.found), self._comparison()]
 
     def figure(self) -> Any:
+        from vizrobust.report.robustness_figures import accuracy_under_attacks
+
         drawn = [(target.name, [{**row, "attack": row["kind"]} for row in mine]) for target, mine in self.found]
         return accuracy_under_attacks(drawn)
 
@@ -191,6 +192,8 @@ class CorruptionAccuracies:
         return [*(self._accuracies(*one) for one in self.found), self._errors()]
 
     def figure(self) -> Any:
+        from vizrobust.report.robustness_figures import corruption_curves
+
         curves = [(target.name, [row for row in rows if row["severity"]]) for target, rows in self.found]
         clean = {target.name: 1 - error.clean for target, error in self.errors()}
         return corruption_curves(curves, clean=clean)

@@ -14,7 +14,6 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.models.architectures import is_user_code
-from vizrobust.report.training_report import curves_figure, draw_curves, write_card
 from vizrobust.requests import ParameterError
 from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
 from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
@@ -64,6 +63,8 @@ class TrainReport:
 
     def figure(self) -> Any:
         """The training curves of the first run, as a matplotlib figure."""
+        from vizrobust.report.training_report import curves_figure
+
         return curves_figure(read_rows(next(iter(self.checkpoints)), METRICS_FILE))
 
     def __repr__(self) -> str:
@@ -168,6 +169,8 @@ def train_one(
     request: TrainRequest, session: Session, data: DataSet, recipe: TrainingRecipe, folder: str
 ) -> Generator[Event, None, Checkpoint | None]:
     """Train one network, or go on with it; None in all processes but the main one."""
+    from vizrobust.report.training_report import draw_curves, write_card
+
     compute = Compute(session.device, request.precision, recorded_threads(folder) or session.threads)
     yield from _train(request, session, data, recipe, folder, compute)
     if not compute.processes.main:
@@ -191,6 +194,8 @@ def _row(folder: str, checkpoint: Checkpoint) -> Row:
 def _train(
     request: TrainRequest, session: Session, data: DataSet, recipe: TrainingRecipe, folder: str, compute: Compute
 ) -> Generator[Event, None, None]:
+    from vizrobust.report.training_report import draw_curves
+
     began, overfitted, constant, seen = False, False, "", ""
     tracker = Tracker(
         request.track if compute.processes.main else None, Path(folder).name, Path(folder), {"training": repr(recipe)}

@@ -26,13 +26,13 @@ from vizrobust.report.style import (
     Point,
     accuracy_axes,
     check,
-    format_of,
     house_style,
     label_ends,
     legend_above,
     percentages,
     wrapped,
 )
+from vizrobust.requests.request import figure_format
 
 BASELINE_GAP, DODGE = 0.3, 0.08
 
@@ -145,7 +145,7 @@ def adversarial_examples(
     shown around grey, times one factor for all rows, so that the largest change just fills the range.
     Raises ``ValueError`` where sizes do not fit or there is no image.
     """
-    format_of(path)
+    figure_format(path)
     n = len(x)
     if n == 0 or x.shape != adv.shape or not n == len(labels) == len(clean_probs) == len(adv_probs):
         raise ValueError(

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-from vizrobust.report.style import FAINT, INK, MARK, PAPER, QUIET, font_families, format_of, png_texts, save_figure
+from vizrobust.report.style import FAINT, INK, MARK, PAPER, QUIET, font_families, png_texts, save_figure
+from vizrobust.requests.request import figure_format
 from vizrobust.runs import write_png
 
 DPI = 200
@@ -128,7 +129,7 @@ class Canvas:
 
     def save(self, path: Path | str, command: str = "") -> Path:
         """Write the page. A PNG is composed here, which is many times faster than matplotlib's resampling."""
-        if format_of(path) == "png":
+        if figure_format(path) == "png":
             agg: Any = FigureCanvasAgg(self._figure)
             agg.draw()
             lettering = np.asarray(agg.buffer_rgba())[..., :3]

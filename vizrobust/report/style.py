@@ -20,6 +20,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from vizrobust.requests.request import figure_format
 from vizrobust.runs import write_atomic
 
 INK, QUIET, FAINT, PAPER = "#1a1c1f", "#5f6670", "#d9dce0", "#ffffff"
@@ -27,7 +28,6 @@ MARK = "#e0662f"
 # Paul Tol's "bright" scheme, reordered: told apart by people with any kind of colour vision.
 COLORS = ("#33658f", "#d1495b", "#2f8f5b", "#c08a1e", "#8a4f9e", "#3aa6b9", "#6b6f76")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 _FAMILIES = ("Helvetica Neue", "Helvetica", "Arial", "Liberation Sans")
 _EAST_ASIAN = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Micro Hei")
 
@@ -90,18 +90,6 @@ class PaperFigure(Figure):
         return f'<img src="data:image/png;base64,{b64encode(self._repr_png_()).decode()}" style="max-width: 100%">'
 
 
-def format_of(path: Path | str) -> str:
-    """The format of a file by the end of its name. Raises ``ValueError`` for all but PNG, SVG and PDF.
-
-    >>> format_of("curve.svg")
-    'svg'
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"cannot draw {str(path)!r}: a figure ends in {', '.join(FORMATS)}, so give it one of these endings")
-    return FORMATS[suffix]
-
-
 def png_texts(command: str) -> dict[str, str]:
     """The text chunks of a PNG."""
     return {"Software": "vizrobust", **({"Command": command} if command else {})}
@@ -109,7 +97,7 @@ def png_texts(command: str) -> dict[str, str]:
 
 def save_figure(figure: Figure, path: Path | str, command: str = "") -> Path:
     """Write a figure completely or not at all, with its command and no date in the file's metadata."""
-    kind = format_of(path)
+    kind = figure_format(path)
     if kind == "png":
         metadata: dict[str, str | None] = {**png_texts(command)}
     elif kind == "svg":

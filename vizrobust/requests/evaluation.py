@@ -58,11 +58,9 @@ class AttackRequest(OnImages):
     )
     per_class: bool = param(False, "Accuracy for each class, the worst first.", role="view")
     plot: str | None = param(
-        None, "Draw the curve, or the minimal perturbations, to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE"
+        None, "Draw the curve, or the minimal perturbations, to a .png, .svg or .pdf.", kind="figure", role="view"
     )
-    show: str | None = param(
-        None, "Draw clean image, perturbation and adversarial image.", kind="file", role="view", metavar="FILE"
-    )
+    show: str | None = param(None, "Draw clean image, perturbation and adversarial image.", kind="figure", role="view")
 
     save: str | None = param(
         None, "Keep adversarial images, labels and predictions in a .npz, which --data npz:FILE reads.", kind="file", role="view",
@@ -182,7 +180,7 @@ class FirstOrderRequest(OfLosses, OnImages):
 
     steps: int = param(20, "Steps of PGD.", least=1)
     loss: str = param("both", "The loss whose drops are measured.", choices=(*LOSSES, "both"), role="view")
-    plot: str | None = param(None, "Draw each image's drops to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+    plot: str | None = param(None, "Draw each image's drops to a .png, .svg or .pdf.", kind="figure", role="view")
 
     def check(self) -> None:
         super().check()
@@ -222,7 +220,7 @@ class DimensionRequest(OfLosses, Experiment):
     eps: float | None = param(None, "Radius of training's attack, with --steps; default: the data set's.", kind="fraction")
     images: int = param(1000, "Gradients at the first N test images.", least=1)
     loss: str = param("both", "The loss whose gradient is taken.", choices=(*LOSSES, "both"), role="view")
-    plot: str | None = param(None, "Draw the growth to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+    plot: str | None = param(None, "Draw the growth to a .png, .svg or .pdf.", kind="figure", role="view")
 
     def check(self) -> None:
         if self.steps < 0 or (self.steps == 0 and self.eps is not None):

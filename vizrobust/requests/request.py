@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vizrobust.requests.layer_names import with_hashes
@@ -123,6 +124,21 @@ def position(text: str, name: str = "position") -> tuple[int, int]:
     return y, x
 
 
+FIGURES = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+
+
+def figure_format(path: Path | str) -> str:
+    """The format of a figure by the end of its name. Raises ``ValueError`` for all but PNG, SVG and PDF.
+
+    >>> figure_format("curve.svg")
+    'svg'
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FIGURES:
+        raise ValueError(f"cannot draw {str(path)!r}: a figure ends in {', '.join(FIGURES)}, so give it one of these endings")
+    return FIGURES[suffix]
+
+
 # How the text of a field of this kind is read, also in Python.
 READERS: dict[str, Callable[[str, str], Any]] = {
     "numbers": numbers, "fractions": fractions, "names": names, "sides": sides, "position": position,
@@ -138,9 +154,10 @@ def param(
 
     `role`: rows depend on an ``identity`` field; a run folder may hold several values of one that ``grows``; a ``view``
     changes what is shown. `kind` says how text is read (``fraction``: 8/255; ``numbers``: 0,1,8; ``names``: fgsm,fast;
-    ``attack``, ``recipe``, ``objective``: a spec; ``file``, ``folder``). `flag` is the option's name where it is not the
-    field's, `aliases` are older names that are still understood; an `argument` stands without an option's name. `least`
-    is the smallest number allowed. A field with `cli` False is for Python alone.
+    ``attack``, ``recipe``, ``objective``: a spec; ``file``, ``folder``; ``figure``: a file with one of the endings of
+    `FIGURES`). `flag` is the option's name where it is not the field's, `aliases` are older names that are still
+    understood; an `argument` stands without an option's name. `least` is the smallest number allowed. A field with `cli`
+    False is for Python alone.
     """
     if role not in ROLES:
         raise ValueError(unknown(role, ROLES, "role"))
@@ -172,6 +189,8 @@ class Request:
             least = field.metadata["least"]
             if least is not None and value is not None and value < least:
                 raise ParameterError(f"{{{field.name}}} must be at least %s, got %s", least, value)
+            if field.metadata["kind"] == "figure" and value:
+                figure_format(value)  # before minutes of work
             choices = field.metadata["choices"]
             for one in value if isinstance(value, tuple) else (value,):
                 if choices and one is not None and one not in choices:

@@ -55,7 +55,7 @@ class CertifyRequest(OnSplit):
         role="grows", metavar="SPEC|none",
     )  # fmt: skip
     radii: tuple[float, ...] = param((), "Radii of the table.", kind="fractions", role="view", metavar="LIST")
-    plot: str | None = param(None, "Draw the brackets to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+    plot: str | None = param(None, "Draw the brackets to a .png, .svg or .pdf.", kind="figure", role="view")
 
     @property
     def noise(self) -> float:
@@ -95,7 +95,7 @@ class InterveneRequest(OnSplit):
     )
     factor: float = param(2.0, "With --change scale: times what.", role="grows")
     controls: int = param(8, "Compare with N units of about the same activity.", role="view", least=1)
-    plot: str | None = param(None, "Draw units by classes to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE")
+    plot: str | None = param(None, "Draw units by classes to a .png, .svg or .pdf.", kind="figure", role="view")
 
     @property
     def words(self) -> str:
