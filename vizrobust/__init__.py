@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         AttackResult,
         AutoAttack,
         DeepFool,
+        HopSkipJump,
         Linf,
         Noise,
         SigmaZero,
@@ -96,6 +97,7 @@ __all__ = [
     "DeepFool",
     "Direction",
     "FeatureImage",
+    "HopSkipJump",
     "Linf",
     "Logit",
     "Neuron",
@@ -145,7 +147,7 @@ _HOMES = {
     "rng": "Streams",
     "data": "load_data",
     "models": "Checkpoint activations layers load_checkpoint",
-    "attacks": "ALMA APGD BIM CW DDN EOT FAB FGSM FMN L0 L1 L2 PGD Attack AttackResult AutoAttack DeepFool Linf Noise "
+    "attacks": "ALMA APGD BIM CW DDN EOT FAB FGSM FMN L0 L1 L2 PGD Attack AttackResult AutoAttack DeepFool HopSkipJump Linf Noise "
     "SigmaZero Square Transfer parse_attack",
     "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe FeatureImage exemplars fourier gradient parse_recipe plain render",

@@ -20,7 +20,7 @@ DATA = (
 )  # fmt: skip
 ATTACKS = (
     "Linf", "L2", "L1", "L0", "FGSM", "BIM", "PGD", "APGD", "AutoAttack", "FAB", "DeepFool", "CW", "FMN", "DDN", "ALMA",
-    "SigmaZero", "Square", "Noise", "Transfer", "EOT",
+    "SigmaZero", "Square", "HopSkipJump", "Noise", "Transfer", "EOT",
     "standard", "plus", "rand", "fast",
     "Elastic", "JPEG", "Fog", "Snow", "Gabor", "Pixel", "Glitch", "Kaleidoscope", "Wood", "eps",
 )  # fmt: skip

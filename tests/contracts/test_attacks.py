@@ -27,7 +27,7 @@ STEPS = 4
 
 
 # These ask for no gradient of the network: what they achieve in a few queries is tested in files of their own.
-BLACK_BOX = ("Square", "Noise", "Transfer")
+BLACK_BOX = ("Square", "HopSkipJump", "Noise", "Transfer")
 # These look for the smallest perturbation: where they go is not what they hand out, and they judge by its norm.
 MINIMAL = tuple(name for name, kind in ATTACKS.items() if kind.minimum_norm)
 # The norm of those that know neither Linf nor L2, or only one of them.

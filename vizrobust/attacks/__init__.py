@@ -14,6 +14,7 @@ from vizrobust.attacks.attack import (
 )
 from vizrobust.attacks.black_box import Noise, Square
 from vizrobust.attacks.boundary_attacks import FAB, DeepFool
+from vizrobust.attacks.decision_attacks import HopSkipJump
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
@@ -42,7 +43,7 @@ from vizrobust.spec import named, parse
 
 ATTACKS = {
     **GRADIENT_ATTACKS,
-    **named(APGD, AutoAttack, FAB, DeepFool, CW, FMN, DDN, ALMA, SigmaZero, Square, Noise, Transfer, EOT),
+    **named(APGD, AutoAttack, FAB, DeepFool, CW, FMN, DDN, ALMA, SigmaZero, Square, HopSkipJump, Noise, Transfer, EOT),
 }
 # In a text, such as PGD(alpha=eps/16), eps is the attack's own.
 NAMES = Catalogue({**BALLS, **ATTACKS, **ENSEMBLES, **UNFORESEEN, "eps": EpsShare}, "attacks")
@@ -79,6 +80,7 @@ __all__ = [
     "Fog",
     "Gabor",
     "Glitch",
+    "HopSkipJump",
     "Kaleidoscope",
     "Linf",
     "Noise",
