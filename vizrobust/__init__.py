@@ -147,8 +147,8 @@ _HOMES = {
     "rng": "Streams",
     "data": "load_data",
     "models": "Checkpoint activations layers load_checkpoint",
-    "attacks": "ALMA APGD BIM CW DDN EOT FAB FGSM FMN L0 L1 L2 PGD Attack AttackResult AutoAttack DeepFool HopSkipJump Linf Noise "
-    "SigmaZero Square Transfer parse_attack",
+    "attacks": "ALMA APGD BIM CW DDN EOT FAB FGSM FMN L0 L1 L2 PGD Attack AttackResult AutoAttack DeepFool HopSkipJump Linf "
+    "Noise SigmaZero Square Transfer parse_attack",
     "robustness": "evaluate merge_results",
     "features": "Channel Direction Logit Neuron Recipe FeatureImage exemplars fourier gradient parse_recipe plain render",
     "training": "TrainingRecipe",

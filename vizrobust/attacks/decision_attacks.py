@@ -95,7 +95,7 @@ class HopSkipJumpRun(MinimumNormRun[HopSkipJump]):
         # No length is safe: another normal is asked for at the same point.
         self._start_search(state, (asked == JUMP) & ~wrong & (state["left"] == 0), state["boundary"])
         state["at"] = self._query(state)
-        state["adv"] = projected(self.attack.ball, state["x"], state["boundary"])
+        state["adv"] = projected(self.attack.ball, state["x"], state["at"])
 
     def _start_search(self, state: State, these: Tensor, end: Tensor) -> None:
         x = state["x"]
@@ -168,6 +168,8 @@ class HopSkipJumpRun(MinimumNormRun[HopSkipJump]):
 
 def _put(state: State, these: Tensor, **values: Tensor | float) -> None:
     """Let the images at `these` (N,) have other values."""
+    if not bool(these.any()):
+        return
     for name, value in values.items():
         state[name] = torch.where(per_image(these, state[name]), value, state[name])
 

@@ -83,6 +83,11 @@ def logits_of(output: Any) -> Tensor:
             found = found[0]
     if not isinstance(found, Tensor) or found.dim() != 2:
         kind = str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__
+        if isinstance(found, Tensor) and found.dim() == 1 and not found.is_floating_point():
+            raise NoLogits(
+                "the network must return logits (N, classes) for N images, it returned a label for each; return "
+                "torch.nn.functional.one_hot(labels, classes).float(), which HopSkipJump attacks without gradients"
+            )
         raise NoLogits(
             f"the network must return logits (N, classes) for N images, it returned {kind}; return a tensor, or one under "
             "the name logits"
