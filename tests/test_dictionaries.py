@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.decomposition import NMF, PCA
 from torch import Tensor, nn
 
 import vizrobust as vr
@@ -16,7 +17,9 @@ from tests.conftest import SHAPE, make_net
 from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
 from vizrobust.compute import Compute
+from vizrobust.data import ArraySplit
 from vizrobust.features import Channel, parse_recipe, render, sources
+from vizrobust.features.dictionary_fits import fit_dictionary, layer_vectors, quality
 from vizrobust.features.scorer import redirected_relu
 from vizrobust.models.dictionaries import Dictionary, read_dictionary
 from vizrobust.models.edits import edited, on_units
@@ -157,3 +160,112 @@ def test_a_run_never_answers_for_another_dictionary(tmp_path: Path) -> None:
     assert sources(loose) != ((f"conv2:sae={file}", first),)
     with pytest.raises(ValueError, match=rf"holds another dictionary \([0-9a-f]{{8}}\) than the one asked for \({before}\)"):
         vr.visualize("mnist-k8", request.layer, [0], steps=1)
+
+
+@pytest.fixture
+def split(images) -> ArraySplit:
+    return ArraySplit(*images)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Tensor:
+    """(400, 6) vectors made of three non-negative parts, with noise."""
+    drawn_by = torch.Generator().manual_seed(0)
+    codes = (torch.rand(400, 3, generator=drawn_by) - 0.4).clamp_min(0)
+    return codes @ torch.rand(3, 6, generator=drawn_by) + 0.01 * torch.rand(400, 6, generator=drawn_by)
+
+
+def explained(x: Tensor, back: object) -> float:
+    return float(1 - (x - torch.as_tensor(back)).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def test_pca_is_scikit_learn_s(parts: Tensor) -> None:
+    x = parts.double().numpy()
+    peer, found = PCA(4).fit(x), fit_dictionary(parts, "pca", 4)
+    codes = found.encode(parts)
+    assert torch.allclose(codes.double(), torch.tensor(peer.transform(x)), atol=1e-5)
+    assert torch.allclose(found.decode(codes).double(), torch.tensor(peer.inverse_transform(codes.numpy())), atol=1e-5)
+
+
+def test_nmf_comes_within_half_a_point_of_scikit_learn_s_own_coefficients(parts: Tensor) -> None:
+    found = fit_dictionary(parts, "nmf", 3)
+    peer = NMF(3, init="nndsvda", max_iter=400, random_state=0).fit(parts.double().numpy())
+    wanted = torch.tensor(peer.transform(parts.double().numpy())).float()
+    codes = found.encode(parts)
+    assert torch.allclose(found.decoder.double(), torch.tensor(peer.components_), atol=1e-5)
+    assert explained(parts, found.decode(codes)) > explained(parts, peer.inverse_transform(wanted.double().numpy())) - 0.005
+    assert min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(codes.T, wanted.T, strict=True)) > 0.99
+
+
+def test_an_autoencoder_finds_the_parts(parts: Tensor) -> None:
+    found = fit_dictionary(parts, "topk", 6, k=2, steps=150)
+    assert int((found.encode(parts) > 0).sum(1).max()) == 2
+    assert explained(parts, found.decode(found.encode(parts))) > 0.9
+    assert torch.allclose(found.decoder.norm(dim=1), torch.ones(6), atol=1e-5)
+
+
+def test_what_a_dictionary_is_worth_against_plain_sums(split) -> None:
+    net, shape = make_net(), {"shape": SHAPE, "compute": Compute("cpu")}
+    dictionary = Dictionary(drawn(7, 32), drawn(7, 32, seed=1), drawn(7, seed=2) - 1, drawn(32, seed=3))
+    found = quality(net, "conv2", dictionary, split, **shape)
+    maps = ActivationReader.of(net, SHAPE, ["conv2"])(net, split.take(torch.arange(5)))["conv2"].detach()
+    x = maps.movedim(1, -1).reshape(-1, 32)
+    codes = dictionary.encode(x)
+    assert found.explained[0] == pytest.approx(explained(x, dictionary.decode(codes)), rel=1e-4)
+    assert found.active[0] == pytest.approx(float((codes > 0).float().sum(1).mean()))
+    assert torch.allclose(found.activity.float(), (codes > 0).float().mean(0))
+    sizes = (codes.mean(0) * dictionary.decoder.norm(dim=1)).double()
+    share = sizes / sizes.sum()
+    assert torch.allclose(found.shares, share)
+    assert found.effective[0] == pytest.approx(float(torch.special.entr(share).sum().exp()))
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T.double()))
+    assert found.dimensions == pytest.approx(float(eigenvalues.sum() ** 2 / eigenvalues.square().sum()))
+    for value, low, high in (found.explained, found.active, found.effective):
+        assert low is not None
+        assert high is not None
+        assert low <= value <= high
+    vectors = layer_vectors(net, "conv2", split, 3, **shape)
+    assert vectors.shape == (15, 32)
+    assert all(any(torch.allclose(vector, other) for other in x) for vector in vectors)
+    assert len(layer_vectors(net, "conv2", split, 10_000, **shape).unique(dim=0)) == len(x.unique(dim=0))
+
+
+def test_the_command_writes_once_and_its_units_are_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ("dictionary", "mnist-k8", "--layer", "relu2", "--method", "nmf", "--units", 4, "--images", 60, "--held-out", 40)
+    first = json.loads(run(*fit, "--out", "d.safetensors", "--json", "--plot", "d.svg").stdout)
+    assert (first["units"], first["channels"], first["dead"]) == (4, 32, 0)
+    assert first["explained_low"] < first["explained"] < first["explained_high"]
+    content, changed = Path("d.safetensors").read_bytes(), Path("d.safetensors").stat().st_mtime_ns
+    assert json.loads(run(*fit, "--out", "d.safetensors", "--json").stdout) == first
+    assert Path("d.safetensors").stat().st_mtime_ns == changed
+    run(*fit, "--out", "again.safetensors")
+    assert read_dictionary("again.safetensors").encoder.equal(read_dictionary("d.safetensors").encoder)
+    other = run(*fit, "--seed", 1, "--out", "d.safetensors")
+    assert "--out 'd.safetensors' holds a dictionary made with another seed; give another name" in " ".join(other.output.split())
+    Path("x.safetensors").write_text("mine")
+    assert "is there and is no dictionary" in run(*fit, "--out", "x.safetensors").output
+    assert (Path("d.safetensors").read_bytes(), Path("x.safetensors").read_text()) == (content, "mine")
+    report = vr.intervene(["mnist-k8", "mnist-k0"], "relu2:sae=d.safetensors", [0], images=30, controls=1)
+    assert report.rows()[0]["layer"] == f"relu2:sae=d.safetensors#{first['sha256'][:8]}"
+    done = run("neurons", "mnist-k0", "--layer", "relu2:sae=d.safetensors", "--units", 0, "--steps", 1, "--out", "n")
+    assert "fitted to relu2 of mnist-k8, not to relu2 of mnist-k0" in " ".join(done.output.split())
+    assert f"relu2:sae=d.safetensors#{first['sha256'][:8]}" in Path("n/run.json").read_text()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--layer", "conv2", "--method", "nmf"), "--method nmf needs activations without negative values"),
+    (("--layer", "conv2", "--units", 33), "--units 33 is more than pca can have of"),
+    (("--layer", "conv2", "--k", 3), "--k goes with --method topk, not with pca"),
+    (("--layer", "conv2", "--method", "topk", "--k", 30), "--k 30 is more than all --units 16"),
+    (("--layer", "conv2:sae=d.safetensors",), "is a dictionary's; give the layer itself"),
+    (("--layer", "conv9"), "no layer 'conv9'"),
+])  # fmt: skip
+def test_what_cannot_be_fitted_is_said(options: tuple[object, ...], said: str, tmp_path: Path) -> None:
+    Dictionary(torch.eye(32), torch.eye(32)).save(tmp_path / "d.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done = run("dictionary", "mnist-k8", *options, "--images", 20, "--out", "new.safetensors")
+        assert done.exit_code != 0
+        assert said in " ".join(done.output.split()), done.output
+        assert not Path("new.safetensors").exists()

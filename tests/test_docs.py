@@ -78,6 +78,9 @@ def refused(shown: str) -> str:
         request_class(words[1])(**{name: value for name, value in values.items() if name in fields and value is not None})
     except (click.ClickException, ValueError) as error:
         return str(error)
+    except FileNotFoundError as error:  # a dictionary's, which another command shown makes
+        file = str(error).split("'")[1]
+        return "" if any(f"--out {file}" in other for other in shown_commands()) else str(error)
     return ""
 
 

@@ -29,6 +29,7 @@ FACADE = (
     (api.explain, "explain", {}),
     (api.certify, "certify", {}),
     (api.intervene, "intervene", {}),
+    (api.dictionary, "dictionary", {}),
     (api.train, "train", {"attack": "attacks"}),
     (api.study, "study", {}),
 )

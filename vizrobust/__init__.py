@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         certify,
         compare,
         diagnose_masking,
+        dictionary,
         explain,
         intervene,
         load,
@@ -112,6 +113,7 @@ __all__ = [
     "certify",
     "compare",
     "diagnose_masking",
+    "dictionary",
     "evaluate",
     "exemplars",
     "explain",
@@ -141,7 +143,7 @@ __all__ = [
 
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
-    "api": "load robust_accuracy compare explain intervene certify diagnose_masking visualize train study",
+    "api": "load robust_accuracy compare explain intervene dictionary certify diagnose_masking visualize train study",
     "commands.catalogues": "list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",

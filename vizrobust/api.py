@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vizrobust.commands.certify import CertifyReport
     from vizrobust.commands.compare import Comparison
+    from vizrobust.commands.dictionary import FittedDictionary
     from vizrobust.commands.explain import Explanations
     from vizrobust.commands.intervene import Interventions
     from vizrobust.commands.masking import MaskingDiagnosis
@@ -275,6 +276,31 @@ def certify(
     request = CertifyRequest(models=_several(models), data=data, method=method, images=images, **parameters)
     report: CertifyReport = _answered(answer, request, Session(out, device=device, memory=out is None))
     return report
+
+
+def dictionary(
+    model: Model, layer: str, out: str | Path, data: Any = None, *, method: str = "pca", units: int = 16, device: str = "auto",
+    **parameters: Any,
+) -> FittedDictionary:  # fmt: skip
+    """Fit a dictionary of so many units to a layer and write it to `out`; ``LAYER:sae=OUT`` then is a layer of its units.
+
+    `model` and `data` are as for `robust_accuracy`. `method` is ``"pca"``, ``"nmf"`` or ``"topk"``, an autoencoder whose ``k``
+    largest units count. `parameters` are the other fields of `requests.understanding.DictionaryRequest`. ``.dictionary`` is
+    the dictionary, ``.quality`` what it is worth on test images. Raises ``ValueError`` where `out` holds something else.
+
+    >>> from tempfile import mkdtemp
+    >>> import vizrobust as vr
+    >>> found = vr.dictionary("mnist-k8", "linear1", f"{mkdtemp()}/d.safetensors", units=3, images=50, held_out=50)
+    >>> found.dictionary, round(found.quality.explained[0], 1)
+    (Dictionary(3 units of 100 channels, linear), 0.5)
+    """
+    from vizrobust.commands.dictionary import dictionary as answer
+    from vizrobust.requests.understanding import DictionaryRequest
+    from vizrobust.session import Session
+
+    request = DictionaryRequest(model=model, layer=layer, out=str(out), data=data, method=method, units=units, **parameters)
+    found: FittedDictionary = _answered(answer, request, Session(device=device, memory=True))
+    return found
 
 
 def train(

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, has_bf16, versions
 from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load, with_classes
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
+from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.forward import logits_of
 from vizrobust.models.references import object_sha256
 from vizrobust.names import split_code
 from vizrobust.requests import ParameterError
+from vizrobust.requests.layer_names import parts_of
 from vizrobust.results import Event, Note, Progress
 from vizrobust.runs import RunFolder, default_folder
 
@@ -44,6 +46,7 @@ class Session:
         self.report = report or (lambda _event: None)
         self._computes: dict[str, Compute] = {}
         self._folders: dict[Path, RunFolder] = {}
+        self._noted: set[tuple[str, str]] = set()
 
     def compute(self, precision: str = "fp32") -> Compute:
         if precision not in self._computes:
@@ -208,6 +211,18 @@ class Session:
             )
         about = facts or {"name": checkpoint.name, "weights_sha256": checkpoint.sha256}
         run.remember("checkpoints", {checkpoint.id: dict(about)})
+
+    def note_dictionary(self, checkpoint: Checkpoint, layer: str) -> None:
+        """Say once where the dictionary in a layer's name was fitted to another network, or to another layer."""
+        asked = parts_of(layer)
+        made = read_dictionary(asked.file).made if asked.file else {}
+        there = (made.get("network"), made.get("layer"))
+        if all(there) and there != (checkpoint.network_sha256, asked.layer) and (checkpoint.id, layer) not in self._noted:
+            self._noted.add((checkpoint.id, layer))
+            self.note(
+                f"note: the dictionary {asked.file} was fitted to {made['layer']} of {made['checkpoint']}, not to {asked.layer} "
+                f"of {checkpoint.name}: its units are the same directions there, not features of that layer's own"
+            )
 
     def close(self) -> None:
         """Release the locks of this session's folders."""

@@ -33,6 +33,9 @@ cp runs/mnist-sweep-fourier/run.json $here/run-fourier.json
 
 vizrobust neurons mnist-k0 mnist-k8 --layer conv2 --units 0:6 --exemplars 9 --out runs/mnist-exemplars
 cp runs/mnist-exemplars/contact-sheet.png $here/exemplars.png
+vizrobust dictionary mnist-k8 --layer relu2 --method nmf --units 8 --out runs/nmf.safetensors
+vizrobust neurons mnist-k8 --layer relu2:sae=runs/nmf.safetensors --neuron 3,3 --exemplars 6 --out runs/mnist-dictionary
+cp runs/mnist-dictionary/contact-sheet.png $here/dictionary.png
 vizrobust invert mnist-k0 mnist-k8 'mnist5k#3' --out runs/mnist-invert
 vizrobust caricature mnist-k0 mnist-k8 'mnist5k#3' --layer conv2 --layer linear1 --out runs/mnist-caricature
 vizrobust explain mnist-k0 mnist-k8 --images 16 --show 3 --out runs/mnist-explain

@@ -25,6 +25,7 @@ NEEDED = {
     "calibrate": "--data digits --attack PGD",
     "caricature": "mnist-k0 x.png",
     "compare": "mnist-k0 mnist-k8",
+    "dictionary": "mnist-k0 --layer conv1 --out d.safetensors",
     "dimension": "--data digits --sides 4,6,8",
     "gallery": "run --out g",
     "import": "x.pt --out x.safetensors --arch small_cnn",

@@ -87,6 +87,7 @@ def intervene(request: InterveneRequest, session: Session) -> Generator[Event, N
     rows: list[Row] = []
     for target in open_targets(request, session, "intervene"):
         session.remember(target.folder, target.checkpoint)
+        session.note_dictionary(target.checkpoint, request.layer)
         for row in (yield from _of_target(request, session, target)):
             rows.append(row)
             yield row

@@ -104,6 +104,7 @@ def _fill_atlas(run: RunFolder, checkpoint: Checkpoint, plan: Plan, session: Ses
     """Compute and render what the folder does not hold yet of a checkpoint's atlas."""
     compute, seen = session.compute(precision), 0
     session.remember(run, checkpoint, checkpoint_facts(checkpoint))
+    session.note_dictionary(checkpoint, plan.atlas.layer)
 
     def advance(count: int) -> None:
         nonlocal seen

@@ -162,6 +162,7 @@ class UnitRun:
         note_other_classes([checkpoint for checkpoint, _ in jobs], self.job, self.session)
         for checkpoint, job in jobs:
             _check_units(checkpoint, job)
+            self.session.note_dictionary(checkpoint, job.layer)
             self.session.remember(self.run, checkpoint, checkpoint_facts(checkpoint))
             wanted = set(job.keys(checkpoint))
             yield from (row for row in self.run.rows() if picture_key(row) in wanted)

@@ -84,7 +84,7 @@ class Dictionary:
         """(N, channels, ...) -> (N, units, ...); differentiable."""
         encoder, bias, _, _ = self._on(x)
         seen = F.linear(x.movedim(1, -1), encoder, bias)
-        return self._activated(seen).movedim(-1, 1)
+        return activated(seen, self.activation, self.k).movedim(-1, 1)
 
     def decode(self, code: Tensor) -> Tensor:
         """(N, units, ...) -> (N, channels, ...)."""
@@ -93,17 +93,8 @@ class Dictionary:
 
     def moved(self, x: Tensor, units: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., channels): how far x, of that shape, moves when the codes (..., k) of some `units` become `change` of them."""
-        code = self._activated(F.linear(x, *self._on(x)[:2]))[..., units]
+        code = activated(F.linear(x, *self._on(x)[:2]), self.activation, self.k)[..., units]
         return (change(code) - code) @ self._on(x)[2][units]
-
-    def _activated(self, seen: Tensor) -> Tensor:
-        if self.activation == "linear":
-            return seen
-        if self.k is None:
-            return seen.relu()
-        kept = torch.zeros_like(seen, dtype=torch.bool).scatter_(-1, seen.topk(self.k, -1).indices, True)
-        # A ReLU of what its own positive value is taken from: 0 as it should be, and a gradient that can be redirected.
-        return (seen - torch.where(kept, 0, seen.detach().clamp_min(0))).relu()
 
     def _on(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encoder, its bias, decoder and its bias where x is, in its kind of number."""
@@ -134,6 +125,21 @@ class Dictionary:
     def __repr__(self) -> str:
         kind = self.activation if self.k is None else f"topk of {self.k}"
         return f"Dictionary({self.units} units of {self.channels} channels, {kind})"
+
+
+def activated(seen: Tensor, activation: str, k: int | None = None) -> Tensor:
+    """(..., units) -> (..., units): the codes of what an encoder sees.
+
+    >>> activated(torch.tensor([3.0, -1.0, 2.0]), "topk", 1)
+    tensor([3., 0., 0.])
+    """
+    if activation == "linear":
+        return seen
+    if k is None:
+        return seen.relu()
+    kept = torch.zeros_like(seen, dtype=torch.bool).scatter_(-1, seen.topk(k, -1).indices, True)
+    # A ReLU of what its own positive value is taken from: 0 as it should be, and a gradient that can be redirected.
+    return (seen - torch.where(kept, 0, seen.detach().clamp_min(0))).relu()
 
 
 def read_dictionary(path: Path | str) -> Dictionary:

@@ -31,6 +31,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "explain": Command("understanding:ExplainRequest", "explain:explain", "look", resumable=True),
     "intervene": Command("understanding:InterveneRequest", "intervene:intervene", "look", resumable=True),
+    "dictionary": Command(
+        "understanding:DictionaryRequest",
+        "dictionary:dictionary",
+        "look",
+        session=("download", "arch", "device", "as_json", "quiet"),
+    ),
     "certify": Command("understanding:CertifyRequest", "certify:certify", "evaluate", resumable=True),
     "first-order": Command("evaluation:FirstOrderRequest", "first_order:first_order", "evaluate"),
     "dimension": Command("evaluation:DimensionRequest", "experiments:dimension", "evaluate", resumable=True),

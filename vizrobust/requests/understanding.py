@@ -1,11 +1,12 @@
-"""Requests of the commands that ask what a network's answer depends on, and how surely: explain, intervene, certify."""
+"""Requests of the commands that ask what a network depends on, and how surely: explain, intervene, certify, dictionary."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.requests.request import OnSplit, ParameterError, param
+from vizrobust.requests.layer_names import MARK
+from vizrobust.requests.request import OnSplit, ParameterError, Request, param
 from vizrobust.spec import spec
 
 
@@ -108,3 +109,50 @@ class InterveneRequest(OnSplit):
             raise ParameterError("{factor} 1 changes nothing; give another factor")
         if self.change != "scale" and self.factor != 2.0:
             raise ParameterError("{factor} %s goes with {change} scale, not with %s; leave it out", self.factor, self.change)
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class DictionaryRequest(Request):
+    """Fit a dictionary to a layer's activations and write it to a file: LAYER:sae=FILE is then a layer of its units.
+
+    Every command that takes a layer takes such a one. What the dictionary explains, how many units are active at a place and
+    how many count in all are measured on test images. A file that is there is not written again: it is measured if this very
+    request made it, else refused.
+
+    \b
+    vizrobust dictionary mnist-k8 --layer conv2 --out runs/pca.safetensors
+    vizrobust dictionary mnist-k8 --layer relu2 --method nmf --units 8 --out runs/nmf.safetensors
+    vizrobust dictionary mnist-k8 --layer relu2 --method topk --units 64 --k 4 --out runs/sae.safetensors
+    vizrobust neurons mnist-k8 --layer relu2:sae=runs/sae.safetensors --units 0:8
+    """
+
+    model: Any = param(argument=True, kind="model", help="A checkpoint: name, file or run folder.")
+    layer: str = param(help="Layer by name (vizrobust layers REF).")
+    out: str = param(help="The dictionary's file, .safetensors.", kind="file")
+    method: str = param("pca", "PCA, NMF, or a sparse autoencoder whose k largest units count.", choices=("pca", "nmf", "topk"))
+    units: int = param(16, "How many features.", least=1)
+    k: int | None = param(None, "With topk: units active at a place [units / 8].", least=1)
+    data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
+    images: int = param(1000, "Fit to at most N training images, at even distances.", least=1)
+    places: int = param(16, "Places of each image's map that are looked at.", least=1)
+    held_out: int = param(1000, "Measure on at most N test images, at even distances.", role="view", least=2)
+    seed: int = param(0, "Seed of all random numbers.")
+    plot: str | None = param(
+        None, "Draw every unit's share and activity to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE"
+    )
+
+    @property
+    def largest(self) -> int | None:
+        """How many units are active at a place, where that is chosen."""
+        return None if self.method != "topk" else self.k or max(1, self.units // 8)
+
+    def check(self) -> None:
+        if MARK in self.layer:
+            raise ParameterError("{layer} %r is a dictionary's; give the layer itself", self.layer)
+        if not self.out.endswith(".safetensors"):
+            raise ParameterError("{out} %r must end in .safetensors", self.out)
+        if self.k is not None and self.method != "topk":
+            raise ParameterError("{k} goes with {method} topk, not with %s; leave it out", self.method)
+        if self.k is not None and self.k > self.units:
+            raise ParameterError("{k} %s is more than all {units} %s", self.k, self.units)
