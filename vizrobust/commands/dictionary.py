@@ -15,8 +15,6 @@ from vizrobust.features.dictionary_fits import STEPS, DictionaryQuality, Interva
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.models import Checkpoint
 from vizrobust.models.dictionaries import Dictionary, read_dictionary
-from vizrobust.report.dictionary_figure import unit_shares
-from vizrobust.report.style import format_of, save_figure
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import DictionaryRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
@@ -67,6 +65,8 @@ class FittedDictionary:
 
     def figure(self) -> Any:
         """Every unit's share of all contributions, and how often it is active."""
+        from vizrobust.report.dictionary_figure import unit_shares
+
         title = f"{self.name}, {self.request.layer}, {self.request.method}"
         return unit_shares(self.quality.shares.tolist(), self.quality.activity.tolist(), self.quality.effective[0], title)
 
@@ -79,8 +79,6 @@ class FittedDictionary:
 
 def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event, None, FittedDictionary]:
     """Fit a dictionary, or read the one that the same request left, and measure it."""
-    if request.plot:
-        format_of(request.plot)
     data = session.dataset(request.data, model=request.model) if not isinstance(request.model, str | Path | Checkpoint) else None
     checkpoint = session.checkpoint(request.model, data)
     data = session.data_for(checkpoint, request.data if data is None else data, images_alone=True)
@@ -109,6 +107,8 @@ def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event,
     report = FittedDictionary(request, checkpoint.name, fitted, worth)
     yield from report.rows()
     if request.plot:
+        from vizrobust.report.style import save_figure
+
         save_figure(report.figure(), request.plot, session.argv or repr(request))
         yield Note(f"drawn: {request.plot}")
     if worth.dead:

@@ -138,9 +138,7 @@ class DictionaryRequest(Request):
     places: int = param(16, "Places of each image's map that are looked at.", least=1)
     held_out: int = param(1000, "Measure on at most N test images, at even distances.", role="view", least=2)
     seed: int = param(0, "Seed of all random numbers.")
-    plot: str | None = param(
-        None, "Draw every unit's share and activity to a .png, .svg or .pdf.", kind="file", role="view", metavar="FILE"
-    )
+    plot: str | None = param(None, "Draw units' shares and activity to a .png, .svg or .pdf.", kind="figure", role="view")
 
     @property
     def largest(self) -> int | None:
