@@ -16,11 +16,13 @@ import vizrobust as vr
 from tests.conftest import SHAPE, make_net
 from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
+from vizrobust.attribution.methods import layer_cam
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import Channel, parse_recipe, render, sources
 from vizrobust.features.dictionary_fits import fit_dictionary, layer_vectors, quality
 from vizrobust.features.scorer import redirected_relu
+from vizrobust.features.unit_facts import class_effects
 from vizrobust.models.dictionaries import Dictionary, read_dictionary
 from vizrobust.models.edits import edited, on_units
 from vizrobust.models.layers import ActivationReader, layer, views
@@ -43,7 +45,12 @@ def test_an_identity_dictionary_is_the_layer_itself(name: str, net: nn.Module, i
     read = ActivationReader.of(net, SHAPE, [name, own])(net, images[0])
     assert torch.equal(read[name], read[own])
     assert layer(net, SHAPE, own).shape == layer(net, SHAPE, name).shape == tuple(read[own].shape[1:])
+    found = [class_effects(net, one, images[0], shape=SHAPE, compute=Compute("cpu")) for one in (name, own)]
+    assert (found[0] is None) == (found[1] is None) == (name == "norm1:class")
+    assert found[0] is None or torch.allclose(found[0].values, found[1].values, atol=1e-6)
     if name == "relu1":
+        cams = [layer_cam(net, view, *images) for view in views(net, SHAPE, [name, own]).values() if view.name in (name, own)]
+        assert torch.equal(*cams)
         recipe = dataclasses.replace(parse_recipe("plain"), steps=3)
         pictures = [
             [one.image for one in render(net, Channel(each), [1, 3], recipe, [0], shape=SHAPE, compute=Compute("cpu"))]
@@ -95,6 +102,11 @@ def test_changing_a_code_leaves_what_the_dictionary_misses(name: str, images, tm
     assert torch.allclose(on_units(view, [3], lambda values: 3 * values)(raw), wanted, atol=1e-4)
     with edited(net, view, on_units(view, [], torch.zeros_like)):
         assert torch.equal(net(images[0]), make_net()(images[0]))
+    effects = class_effects(net, own, images[0], shape=SHAPE, compute=Compute("cpu"))
+    plain = class_effects(net, name, images[0], shape=SHAPE, compute=Compute("cpu"))
+    assert effects is not None
+    assert plain is not None
+    assert torch.allclose(effects.values, decoder @ plain.values, atol=1e-5)
 
 
 def test_a_file_is_the_same_each_time_and_reads_back(tmp_path: Path) -> None:
@@ -198,7 +210,7 @@ def test_nmf_comes_within_half_a_point_of_scikit_learn_s_own_coefficients(parts:
 
 
 def test_an_autoencoder_finds_the_parts(parts: Tensor) -> None:
-    found = fit_dictionary(parts, "topk", 6, k=2, steps=150)
+    found = fit_dictionary(parts, "topk", 6, k=2, steps=300)
     assert int((found.encode(parts) > 0).sum(1).max()) == 2
     assert explained(parts, found.decode(found.encode(parts))) > 0.9
     assert torch.allclose(found.decoder.norm(dim=1), torch.ones(6), atol=1e-5)

@@ -178,15 +178,15 @@ class LayerCAM(Attribution):
         y = torch.zeros(1, dtype=torch.int64, device=x.device)
         for view in reversed(views(net, shape).values()):
             # Behind the last attention of a transformer the patches do not reach the class any more.
-            if _has_map(view) and bool(view(_gradient(net, view, x, y)[1]).any()):
+            if _has_map(view) and bool(view.gradient(_gradient(net, view, x, y)[1]).any()):
                 return replace(self, layer=view.name)
         raise ValueError("no layer of this network has positions in the image; layer CAM needs one")
 
 
 def layer_cam(net: nn.Module, view: LayerView, x: Tensor, y: Tensor) -> Tensor:
     """(N, height, width) of the layer: the sum over units of activation times positive gradient of logit y, where positive."""
-    raw, slope = (view(part).float() for part in _gradient(net, view, x, y))
-    return (slope.relu() * raw).sum(1).relu()
+    raw, slope = _gradient(net, view, x, y)
+    return (view.gradient(slope).float().relu() * view(raw).float()).sum(1).relu()
 
 
 def _gradient(net: nn.Module, view: LayerView, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ def _gradient(net: nn.Module, view: LayerView, x: Tensor, y: Tensor) -> tuple[Te
 
 
 def _has_map(view: LayerView) -> bool:
-    shape = view.canonical_shape if not view.layout.reason and view.kind not in ("heads", "dictionary") else ()
+    shape = view.canonical_shape if not view.layout.reason and view.kind != "heads" else ()
     return len(shape) == 3 and min(shape[1:]) > 1
 
 

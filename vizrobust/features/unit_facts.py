@@ -14,6 +14,8 @@ from vizrobust.features.exemplars import BATCH_SIZE
 from vizrobust.models import LOGITS, ActivationReader, evaluating
 from vizrobust.models.forward import logits_of, without_normalization
 from vizrobust.models.layers import views
+from vizrobust.models.probing import HEADS
+from vizrobust.requests.layer_names import parts_of
 
 BINS = 32
 HEAT_SIDE = 32  # pixels of a heat map, whatever the layer's map
@@ -113,7 +115,7 @@ def class_effects(net: nn.Module, layer: str, images: Tensor, *, shape: Shape, c
     (True, True)
     """
     view = None if layer == LOGITS else views(net, shape, [layer])[layer]
-    if view is None or view.number is not None or view.source != layer:
+    if view is None or view.number is not None or view.source != parts_of(layer).layer or view.source.endswith(HEADS):
         return None
     compute = compute.in_fp32()
     compute.place(net)
@@ -125,7 +127,7 @@ def class_effects(net: nn.Module, layer: str, images: Tensor, *, shape: Shape, c
         changes.append(torch.zeros_like(output).requires_grad_())
         return output + changes[0]
 
-    handle = without_normalization(net).get_submodule(layer).register_forward_hook(added)
+    handle = without_normalization(net).get_submodule(view.source).register_forward_hook(added)
     try:
         with evaluating(net):
             logits = logits_of(net(compute.images(images)))
@@ -137,7 +139,7 @@ def class_effects(net: nn.Module, layer: str, images: Tensor, *, shape: Shape, c
                 grad = next(iter(found), None)
                 if grad is None:
                     return None
-                maps = view(grad).float()
+                maps = view.gradient(grad).float()
                 grads.append((maps if maps.dim() == 2 else maps.sum((2, 3))).cpu())
     finally:
         handle.remove()

@@ -91,6 +91,10 @@ class Dictionary:
         _, _, decoder, bias = self._on(code)
         return F.linear(code.movedim(1, -1), decoder.T, bias).movedim(-1, 1)
 
+    def along(self, x: Tensor) -> Tensor:
+        """(N, channels, ...) -> (N, units, ...): the product with each row of the decoder."""
+        return F.linear(x.movedim(1, -1), self._on(x)[2]).movedim(-1, 1)
+
     def moved(self, x: Tensor, units: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., channels): how far x, of that shape, moves when the codes (..., k) of some `units` become `change` of them."""
         code = activated(F.linear(x, *self._on(x)[:2]), self.activation, self.k)[..., units]
@@ -166,9 +170,9 @@ def _read(file: Path, _changed: int, _size: int) -> Dictionary:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         text = header.get("__metadata__", {}).get("vizrobust-dictionary", "")
         about = json.loads(text) if text else None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is truncated or not a safetensors file ({error}); get it again") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("made", {}), dict):
         raise ValueError(
             f"{str(file)!r} does not say what kind of dictionary it is; write it with Dictionary(...).save(...) of "
             "vizrobust.models.dictionaries, or with vizrobust dictionary"

@@ -36,6 +36,11 @@ class LayerView:
         seen = self.layout.canonical(raw) if self.number is None else self.layout.token(raw, self.number)
         return seen if self.dictionary is None else self.dictionary.encode(seen)
 
+    def gradient(self, raw: Tensor) -> Tensor:
+        """The gradient of the module's tensor as that of the units; of a dictionary's along the rows of its decoder."""
+        seen = replace(self, dictionary=None)(raw)
+        return seen if self.dictionary is None else self.dictionary.along(seen)
+
     @property
     def canonical_shape(self) -> tuple[int, ...]:
         """Of one image, units first."""
