@@ -102,6 +102,14 @@ class Shattered(Around):
         return logits
 
 
+class Labelled(Around):
+    """The predicted class and nothing else, with a gradient that is noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = _Noise.apply(x, lambda x: F.one_hot(self.net(x).argmax(1), CLASSES).to(x))
+        return logits
+
+
 class TwoFaced(Around):
     """Another network for whoever asks for gradients."""
 

@@ -23,6 +23,7 @@ from tests.masked_networks import (
     Dropping,
     Hot,
     Jumpy,
+    Labelled,
     OfTheBatch,
     Purifying,
     Quantised,
@@ -87,6 +88,7 @@ TRIPPED: list[tuple[str, Callable[[], nn.Module], float]] = [
     ("margin_loss_finds_more", Decoys, WIDE),
     ("black_box_beats_white_box", Quantised, WIDE),
     ("random_noise_finds_more", Cratered, SAFE),
+    ("decision_attack_finds_more", Quantised, WIDE),
     ("unbounded_attack_fails", Quantised, SAFE),
     ("unbounded_attack_fails", Undifferentiable, SAFE),
     ("one_step_beats_many", Rippled, WIDE),
@@ -179,6 +181,18 @@ VERDICTS = [
 @pytest.mark.parametrize(("build", "eps", "name"), VERDICTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_verdicts(build: Callable[[], nn.Module], eps: float, name: str) -> None:
     assert diagnosis_of(context(build, eps)).verdict.name == name
+
+
+def test_an_attack_on_decisions_finds_out_a_network_that_gives_labels() -> None:
+    """No image is safe where all pixels can be grey, yet noise for a gradient leads nowhere, nor do scores that never rise."""
+
+    def verdict(decision_images: int) -> str:
+        subject = NetworkUnderTest(Labelled(), split(), Linf(0.55), (PGD(steps=10),))
+        budget = replace(LITTLE, queries=300, noise_samples=5, decision_images=decision_images)
+        return diagnosis_of(MaskingAttacks(subject, Compute("cpu"), budget, batch_size=IMAGES)).verdict.name
+
+    assert verdict(0) == SOUND
+    assert verdict(20) == HIDDEN
 
 
 def test_outputs_that_are_not_finite_are_neither_misclassified_nor_robust() -> None:
@@ -279,7 +293,9 @@ def test_advice_names_parameters_as_templates() -> None:
 def test_what_more_restarts_find_is_not_hidden() -> None:
     """Jumpy is broken by any point in a few, so another round of anything finds more, PGD's own restarts too."""
     own = context(Jumpy, SAFE)
-    others = own.survives["pgd"] & ~(own.survives["margin loss"] & own.survives["noise"] & own.survives["square"])
+    others = own.survives["pgd"] & ~(
+        own.survives["margin loss"] & own.survives["noise"] & own.survives["square"] & own.survives["hopskipjump"]
+    )
     assert not (own.survives["pgd, more restarts"] & ~own.survives["pgd"]).any()
     assert bool((own.survives["pgd"] & ~own.survives["pgd, more restarts"]).any()), "some are found"
     assert bool((own.survives["pgd"] & ~own.survives["pgd, more restarts"] <= others).all()), "of those that others broke"

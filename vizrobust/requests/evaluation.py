@@ -143,7 +143,8 @@ class MaskingRequest(OnImages):
     effort: Any = param(
         None,
         "How hard attacks try "
-        "[AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, noise_samples=100, probes=100)].",
+        "[AttackBudget(steps=50, restarts=3, confirm_restarts=10, queries=1000, noise_samples=100, probes=100, "
+        "decision_images=50)].",
         role="grows", metavar="SPEC",
     )  # fmt: skip
     thorough: bool = param(False, "The standard ensemble (AutoAttack) counts among the attacks; slow.", role="grows")

@@ -106,7 +106,9 @@ class Accuracies:
         number = self.plan.masking_images
         if number:
             subject = NetworkUnderTest(self.net, head(self.data.test, number), self.ball, trained)
-            effort = AttackBudget(steps=self.plan.pgd_steps, queries=self.plan.masking_queries, probes=min(100, number))
+            # The attacks that the recorded studies were diagnosed with.
+            queries, probes = self.plan.masking_queries, min(100, number)
+            effort = AttackBudget(steps=self.plan.pgd_steps, queries=queries, probes=probes, decision_images=0)
             verdict = diagnosis_of(MaskingAttacks(subject, self.compute, effort, evaluate=self._parts(subject.images))).verdict
             return Masked(verdict.name if verdict.masked else "", verdict.sentence)
         attacks = [attack for attack in trained if isinstance(attack, FGSM | PGD)]

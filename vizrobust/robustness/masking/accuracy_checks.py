@@ -38,17 +38,31 @@ OTHERS = {
     "square": "Square (a search without gradients)",
     "noise": "random noise",
     "transfer": "transfer from {source}",
+    "hopskipjump": "HopSkipJump (a search that sees predicted classes alone)",
 }
 
 
-def missed(attacks: MaskingAttacks, name: str) -> Criterion | None:
-    """The images that survive PGD, also with more restarts, and not attack `name`; None where it does not apply."""
+def missed(attacks: MaskingAttacks, name: str, first: int | None = None) -> Criterion | None:
+    """Those of the `first` images (None: of all) that survive PGD, also with more restarts, and not attack `name`.
+
+    None where it does not apply.
+    """
     survivors = attacks.survives.get(name)
     if survivors is None:
         return None
     by = OTHERS[name].format(source=attacks.network.source)
-    criterion = hiding(attacks.survives["pgd, more restarts"], survivors, attacks.confidence)
+    criterion = hiding(attacks.survives["pgd, more restarts"][:first], survivors[:first], attacks.confidence)
     return replace(criterion, what=f"the share that {by} breaks and PGD with cross entropy does not")
+
+
+def missed_by_decisions(attacks: MaskingAttacks) -> Criterion | None:
+    """As `missed`, of HopSkipJump on the few images that it meets."""
+    return missed(attacks, "hopskipjump", attacks.budget.decision_images)
+
+
+def accusing(criterion: Criterion | None) -> Criterion | None:
+    """A criterion measured on too few images to acquit: it counts where it is above its limit, and nowhere else."""
+    return criterion if criterion is not None and criterion.side == "above" else None
 
 
 def left_by_plain_loss(attacks: MaskingAttacks) -> Criterion | None:
@@ -130,6 +144,16 @@ def transfer_finds_more(attacks: MaskingAttacks) -> Check:
     return _newly("transfer finds more", attacks, criterion, ADAPT)
 
 
+def decision_attack_finds_more(attacks: MaskingAttacks) -> Check:
+    """HopSkipJump, which sees predicted classes alone, breaks images that PGD misses; asked of a few, it can only accuse."""
+    name, criterion = "decision attack finds more", missed_by_decisions(attacks)
+    if criterion is None:
+        ball = type(attacks.ball).__name__
+        given = f"HopSkipJump does not know the {ball} ball" if attacks.budget.decision_images else "HopSkipJump meets no images"
+        return skipped(name, given)
+    return _newly(name, attacks, criterion, ADAPT)
+
+
 def plain_cross_entropy_fails(attacks: MaskingAttacks) -> Check:
     """PGD on cross entropy as other tools compute it leaves images, for it has no slope (Carlini & Wagner 2017, section V)."""
     name, criterion = "plain cross entropy fails", left_by_plain_loss(attacks)
@@ -182,12 +206,13 @@ CRITERIA: dict[str, Callable[[MaskingAttacks], Criterion | None]] = {
     "black_box_beats_white_box": lambda attacks: missed(attacks, "square"),
     "random_noise_finds_more": lambda attacks: missed(attacks, "noise"),
     "transfer_finds_more": lambda attacks: missed(attacks, "transfer"),
+    "decision_attack_finds_more": lambda attacks: accusing(missed_by_decisions(attacks)),
     "plain_cross_entropy_fails": left_by_plain_loss,
     "unbounded_attack_fails": left_over,
 }
 CLAIMS = {
     "margin_loss_finds_more": "margin loss", "black_box_beats_white_box": "square", "random_noise_finds_more": "noise",
-    "transfer_finds_more": "transfer",
+    "transfer_finds_more": "transfer", "decision_attack_finds_more": "hopskipjump",
 }  # fmt: skip
 
 
@@ -206,7 +231,7 @@ DECIDING: dict[str, Callable[[MaskingAttacks], Check]] = {
     check.__name__: check
     for check in (
         training_attack_gap, margin_loss_finds_more, black_box_beats_white_box, random_noise_finds_more,
-        transfer_finds_more, plain_cross_entropy_fails, unbounded_attack_fails,
+        transfer_finds_more, decision_attack_finds_more, plain_cross_entropy_fails, unbounded_attack_fails,
     )
 }  # fmt: skip
 ACCURACY_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {

@@ -19,6 +19,7 @@ from vizrobust.attacks import (
     AttackResult,
     Ball,
     EpsShare,
+    HopSkipJump,
     Linf,
     Noise,
     Square,
@@ -70,7 +71,7 @@ Evaluate = Callable[[Attack, Sequence[int] | None], Iterator[PartialResult]]
 
 
 # Attacks without PGD's gradient: where one succeeds, PGD gets more restarts.
-CLAIMING = ("margin loss", "square", "noise", "transfer")
+CLAIMING = ("margin loss", "square", "noise", "transfer", "hopskipjump")
 
 
 class Survivors:
@@ -101,6 +102,7 @@ class MaskingAttacks:
     - ``"pgd"``: PGD on cross entropy with restarts, what gradients find; ``"fgsm"``; ``"training attacks"``;
     - ``"margin loss"``, ``"noise"``, ``"square"``, ``"transfer"``, ``"apgd"`` and ``"ensemble"`` attack only the images
       that PGD leaves, as the question is what PGD missed;
+    - ``"hopskipjump"`` attacks only those of the first `decision_images` that PGD leaves;
     - ``"pgd, more restarts"``: what PGD leaves even when it attacks again the images on which one of them succeeded;
     - ``"plain loss"``: PGD on cross entropy as other tools compute it, on the images that PGD breaks;
     - ``"unbounded"``: PGD that may change every pixel at will;
@@ -142,6 +144,7 @@ class MaskingAttacks:
             "noise": lambda: self._survive_beside_pgd(Noise(samples=self.budget.noise_samples, ball=self.ball)),
             "square": lambda: self._survive_beside_pgd(self.square),
             "transfer": lambda: self._survive_beside_pgd(self.transfer),
+            "hopskipjump": lambda: self._survive_beside_pgd(self.hop_skip_jump, self.budget.decision_images),
             "apgd": lambda: self._survive_beside_pgd(APGD(steps=self.budget.steps, ball=self.ball, loss="dlr")),
             "ensemble": lambda: self._survive_beside_pgd(self.network.ensemble),
             "pgd, more restarts": self._survive_more_restarts,
@@ -266,9 +269,19 @@ class MaskingAttacks:
             return None
         return Transfer(self.network.source, PGD(steps=self.budget.steps, ball=self.ball, loss="margin"))
 
-    def _survive_beside_pgd(self, attack: Attack | None) -> Tensor | None:
-        """Of an attack that meets only the images that PGD leaves; None where there is no such attack."""
-        return None if attack is None else self.survivors(attack, self.survives["pgd"])
+    @cached_property
+    def hop_skip_jump(self) -> HopSkipJump | None:
+        """With a few rounds in its queries; None where it meets no images, and in a ball that it does not know."""
+        if not self.budget.decision_images or not isinstance(self.ball, HopSkipJump.balls):
+            return None
+        return HopSkipJump(queries=self.budget.queries, ball=self.ball, samples=max(1, self.budget.queries // 25))
+
+    def _survive_beside_pgd(self, attack: Attack | None, first: int | None = None) -> Tensor | None:
+        """Of an attack that meets only the images (the `first` ones) that PGD leaves; None where there is no such attack."""
+        if attack is None:
+            return None
+        among = self.survives["pgd"]
+        return self.survivors(attack, among if first is None else among & (torch.arange(self.n) < first))
 
     def _survive_training_attacks(self) -> Tensor | None:
         survivors = [self.survivors(attack) for attack in self.training_attacks]
@@ -295,8 +308,8 @@ class MaskingAttacks:
 
     def _survive_all(self) -> Tensor:
         names = (
-            "pgd", "fgsm", "training attacks", "margin loss", "noise", "square", "transfer", "pgd, more restarts", "apgd",
-            "ensemble",
+            "pgd", "fgsm", "training attacks", "margin loss", "noise", "square", "transfer", "hopskipjump", "pgd, more restarts",
+            "apgd", "ensemble",
         )  # fmt: skip
         survivors = self.clean.clone()
         for name in names:

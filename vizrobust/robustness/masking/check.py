@@ -18,11 +18,12 @@ from vizrobust.spec import spec
 class AttackBudget:
     """How hard the attacks of a diagnosis try.
 
-    `steps` and `restarts` are PGD's, `queries` those of Square, `noise_samples` how many random points are tried. An
+    `steps` and `restarts` are PGD's, `queries` those of Square and HopSkipJump, which meets the first `decision_images` at the
+    most (0: it is left out), `noise_samples` how many random points are tried. An
     image on which another attack succeeds meets PGD again, with `confirm_restarts` restarts, before it counts as hidden
     from gradients: another round of any attack finds a few images more (ten restarts as in PGD-50-10, Wong et al. 2020).
     The first `probes` images that are classified correctly serve the checks that look at gradients and losses.
-    Raises ``ValueError`` for a number below 1 (`queries`: below 0).
+    Raises ``ValueError`` for a number below 1 (`queries`, `decision_images`: below 0).
 
     >>> AttackBudget(steps=10, restarts=1)
     AttackBudget(steps=10, restarts=1)
@@ -34,11 +35,21 @@ class AttackBudget:
     queries: int = 1000
     noise_samples: int = 100
     probes: int = 100
+    decision_images: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "confirm_restarts", "noise_samples", "probes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"AttackBudget: {name} must be at least 1, got {getattr(self, name)}")
+        least = {
+            "steps": 1,
+            "restarts": 1,
+            "confirm_restarts": 1,
+            "queries": 0,
+            "noise_samples": 1,
+            "probes": 1,
+            "decision_images": 0,
+        }
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"AttackBudget: {name} must be at least {smallest}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
