@@ -143,6 +143,24 @@ class Rounded(nn.Module):
         return (50 * x).round() / 50
 
 
+class Labels(Brightness):
+    """Brightness as a label, one-hot: no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+
+def test_a_network_that_gives_labels_is_attacked_by_decisions_and_diagnosed_on_fewer_images_than_asked_for():
+    with pytest.raises(ValueError, match="outputs have no gradient with respect to the image; attack it with Square or Hop"):
+        vr.robust_accuracy(Labels(), images(), "PGD(steps=2)", eps=EPS)
+    found = vr.robust_accuracy(Labels(), images(), "HopSkipJump(queries=200, samples=20)", eps=EPS)
+    assert found.robust.tolist() == [*ROBUST[:4], True, *ROBUST[5:]], "all but the one whose margin is nearly eps"
+    diagnosis = vr.diagnose_masking(Labels(), images(), eps=EPS, effort=QUICK)
+    assert (diagnosis.n, diagnosis.ok) == (len(ROBUST), None)
+    assert [check.flagged for check in diagnosis.checks if check.name == "no gradient at the start"] == [True]
+
+
 def test_a_diagnosis_takes_an_attack_budget_and_refuses_other_efforts():
     with pytest.raises(ValueError, match="is not an effort"):
         vr.diagnose_masking(Brightness(), images(), eps=EPS, effort="PGD()")

@@ -208,13 +208,19 @@ def input_gradient(value: Tensor, point: Tensor, state: State | None = None, *, 
 
     No weight gradient is computed and no image affects another. A square root or a logarithm at 0 gives infinite or
     undefined entries; with them a whole image would turn into NaN, without them the other pixels still move. The images
-    with such entries are marked in the `state` of the run.
+    with such entries are marked in the `state` of the run. Raises ``ValueError`` where there is no gradient at all.
 
     >>> x = torch.tensor([[0.0, 0.25]], requires_grad=True)
     >>> input_gradient(x.sqrt().sum(1), x)
     tensor([[0., 1.]])
     """
-    (gradient,) = torch.autograd.grad(value.sum(), point, retain_graph=retain_graph)
+    found = torch.autograd.grad(value.sum(), point, retain_graph=retain_graph, allow_unused=True) if value.requires_grad else ()
+    gradient = found[0] if found else None
+    if gradient is None:
+        raise ValueError(
+            "the network's outputs have no gradient with respect to the image; attack it with Square or HopSkipJump, which "
+            "ask for none"
+        )
     if state is not None:
         # A sum is finite only if its terms are, and reads them once.
         state["nonfinite_gradient"] = state["nonfinite_gradient"] | ~gradient.flatten(1).sum(1).isfinite()

@@ -263,7 +263,9 @@ def _diagnosed(
     looks: list[int] = []
 
     def attacks_on(n: int, checks: Sequence[str]) -> MaskingAttacks:
-        under_test, blocks = network(n), list(pairwise([0, *looks, n]))
+        under_test = network(n)
+        n = len(under_test.images)  # fewer where the split has no more
+        blocks = list(pairwise([0, *looks, n]))
 
         def evaluate(attack: Attack, indices: Sequence[int] | None) -> Iterator[PartialResult]:
             asked = range(n) if indices is None else indices
