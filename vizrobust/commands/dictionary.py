@@ -57,9 +57,9 @@ class FittedDictionary:
         ]  # fmt: skip
         header = ["method", "units", "explained", "active at a place", "dead", "effective units", "dimensions of the layer"]
         note = (
-            f"on {found.images} test images, 95 % intervals over them; explained: share of the activations' variance; "
-            "effective units: exp of the entropy of the units' shares of all contributions (Bereska et al. 2025); dimensions: "
-            "participation ratio of the layer's covariance, without a dictionary (Gao et al. 2017)"
+            f"on {found.images} test images, 95 % intervals over them, of this one fit; explained: share of the activations' "
+            "variance; effective units: exp of the entropy of the units' shares of all contributions (Bereska et al. 2025); "
+            "dimensions: participation ratio of the layer's covariance, without a dictionary (Gao et al. 2017)"
         )
         return [Table(f"{self.name}, {self.layer}", header, [cells], note)]
 
