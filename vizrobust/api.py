@@ -291,8 +291,8 @@ def dictionary(
     >>> from tempfile import mkdtemp
     >>> import vizrobust as vr
     >>> found = vr.dictionary("mnist-k8", "linear1", f"{mkdtemp()}/d.safetensors", units=3, images=50, held_out=50)
-    >>> found.dictionary, round(found.quality.explained[0], 1)
-    (Dictionary(3 units of 100 channels, linear), 0.5)
+    >>> found.dictionary, found.quality.dead
+    (Dictionary(3 units of 100 channels, linear), 0)
     """
     from vizrobust.commands.dictionary import dictionary as answer
     from vizrobust.requests.understanding import DictionaryRequest

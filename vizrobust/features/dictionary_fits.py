@@ -24,6 +24,7 @@ from vizrobust.rng import Streams
 ROUNDS = 50  # of the encoder's regression
 STEPS, BATCH, LR = 2000, 512, 3e-3  # of the autoencoder
 RESAMPLED = 1000
+NOT_FINITE = "the layer gives values that are not finite numbers, so it has no dictionary; see its weights"
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]
 Interval = tuple[float, float | None, float | None]
@@ -59,7 +60,7 @@ def fit_dictionary(
     Dictionary(3 units of 4 channels, relu)
     """
     if not vectors.isfinite().all():
-        raise ValueError("the layer gives values that are not finite numbers, so it has no dictionary; see its weights")
+        raise ValueError(NOT_FINITE)
     if method != "topk" and units > min(vectors.shape):
         raise ParameterError(
             "{units} %s is more than %s can have of %s vectors of %s channels; give fewer, or {method} topk",
@@ -163,6 +164,8 @@ def quality(
             if progress is not None:
                 progress(len(maps))
     total, n = torch.cat(sums), len(images)
+    if not total.isfinite().all():
+        raise ValueError(NOT_FINITE)
     mean = total.sum(0) / (n * places)
     spread = torch.cat(squares) - 2 * total @ mean + places * mean.square().sum()
     if float(spread.sum()) <= 0:
