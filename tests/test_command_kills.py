@@ -37,6 +37,7 @@ CASES = {
     "atlas": ["atlas", "{net}", *ON, "--layer", "linear1", "--images", "100", "--grid", "4", "--steps", "40"],
     "invert": ["invert", "{net}", "{image}", "--device", "cpu", "--layer", "conv2", "--seeds", "6", "--steps", "60"],
     "caricature": ["caricature", "{net}", "{image}", "--device", "cpu", "--layer", "conv2", "--seeds", "6", "--steps", "60"],
+    "accentuate": ["accentuate", "{net}", "{image}", "--device", "cpu", "--near", "conv2", "--units", "0:6", "--steps", "60"],
     "explain": ["explain", "{net}", *ON, "--images", "8", "--method", "Saliency", "--method", "SmoothGrad"],
     "calibrate": ["calibrate", *ON, "--attack", "fog", "--epochs", "1", "--candidates", "6", "--steps", "2", "--images", "50"],
     "dimension": ["dimension", *ON, "--sides", "8,12,16", "--epochs", "2", "--images", "50", "--arch", "small_cnn"],

@@ -1,4 +1,4 @@
-"""Inversions and caricatures: layers that keep everything give the image back, likeness is what it says, sheets have all."""
+"""Inversions, caricatures, accentuations: layers that keep everything give the image back, likeness is what it says, sheets have all."""
 
 import json
 
@@ -192,6 +192,26 @@ def test_a_caricature_may_begin_from_the_image_itself(two, tmp_path):
     assert json.loads(run(*args, "--out", tmp_path / "noise").stdout)["ssim"] < 0.5
 
 
+def test_an_accentuated_image_excites_the_unit_and_the_more_it_is_held_the_nearer_it_stays(two, tmp_path):
+    rows = {}
+    for hold in (0, 1, 100):
+        asked = ("--layer", "conv2", "--units", "3,7", "--near", "conv1", "--hold", hold, "--steps", 40, "--recipe", "direct")
+        result = run("accentuate", *two, IMAGE, *asked, "--out", tmp_path / str(hold), "--json", "--quiet")
+        assert result.exit_code == 0, result.output
+        rows[hold] = [json.loads(line) for line in result.stdout.splitlines()]
+    image = reference_image(IMAGE, (1, 8, 8))
+    for free, held, fixed in zip(*rows.values(), strict=True):
+        assert free["activation"] > free["activation_of_image"]
+        assert free["error"] > held["error"] > fixed["error"]
+        assert free["activation"] > fixed["activation"]
+        assert "Inversion" not in free["objective"]
+        net = load_checkpoint(free["checkpoint_ref"] if "checkpoint_ref" in free else str(two[rows[0].index(free) // 2])).net()
+        maps = activations(net, image[None], ["conv2"])["conv2"]
+        assert free["activation_of_image"] == pytest.approx(float(maps[0, free["unit"]].mean()), abs=1e-5)
+    with Image.open(tmp_path / "1" / "accentuate.png") as sheet:
+        assert "accentuate" in sheet.text["Command"]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -204,6 +224,9 @@ def test_a_caricature_may_begin_from_the_image_itself(two, tmp_path):
         (["caricature", "{net}", IMAGE, "--power", "-1"], ["power must not be negative"]),
         (["caricature", "{net}", IMAGE, "--recipe", "nonsense"], ["no recipe 'nonsense'"]),
         (["caricature", "{net}", IMAGE, "--seeds", "0"], ["--seeds", "at least 1"]),
+        (["accentuate", "{net}", IMAGE, "--near", "conv3"], ["no layer 'conv3'", "conv1", "vizrobust layers"]),
+        (["accentuate", "{net}", IMAGE, "--near", "conv1", "--hold", "-1"], ["--hold", "-1"]),
+        (["accentuate", "{net}", IMAGE, "--near", "conv1", "--units", "99"], ["99", "logits", "10"]),
     ],
 )
 def test_bad_input_is_one_sentence(two, tmp_path, args, words):

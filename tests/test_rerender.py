@@ -104,10 +104,12 @@ def test_every_kind_of_picture_comes_out_with_the_same_pixels(net, files, tmp_pa
     assert (result.exit_code, result.stdout) == (0, "same pixels\n"), (found[-1], result.output)
 
 
-@pytest.mark.parametrize("command", ["invert", "caricature"])
-def test_reconstructions_come_out_with_the_same_pixels(net, files, tmp_path, command):
-    args = (command, net, files["image.png"], "--layer", "conv2", "--layer", "linear1", "--steps", 2)
-    for file in pictures(*args, out=tmp_path / "run"):
+@pytest.mark.parametrize(("command", "asked"), [
+    ("invert", ("--layer", "conv2", "--layer", "linear1")), ("caricature", ("--layer", "conv2", "--layer", "linear1")),
+    ("accentuate", ("--units", "0:2", "--near", "conv2")),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_reconstructions_come_out_with_the_same_pixels(net, files, tmp_path, command, asked):
+    for file in pictures(command, net, files["image.png"], *asked, "--steps", 2, out=tmp_path / "run"):
         assert again(file).stdout == "same pixels\n"
 
 

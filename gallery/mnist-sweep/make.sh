@@ -38,6 +38,8 @@ vizrobust neurons mnist-k8 --layer relu2:sae=runs/nmf.safetensors --neuron 3,3 -
 cp runs/mnist-dictionary/contact-sheet.png $here/dictionary.png
 vizrobust invert mnist-k0 mnist-k8 'mnist5k#3' --out runs/mnist-invert
 vizrobust caricature mnist-k0 mnist-k8 'mnist5k#3' --layer conv2 --layer linear1 --out runs/mnist-caricature
+vizrobust accentuate mnist-k0 mnist-k8 'mnist5k#3' --near conv2 --units 0,2,3,8 --steps 64 --out runs/mnist-accentuate
+cp runs/mnist-accentuate/accentuate.png $here/
 vizrobust explain mnist-k0 mnist-k8 --images 16 --show 3 --out runs/mnist-explain
 cp runs/mnist-explain/explain.png $here/
 cp runs/mnist-invert/invert.png runs/mnist-caricature/caricature.png $here/

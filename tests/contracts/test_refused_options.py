@@ -21,6 +21,7 @@ RECORDED = Path(__file__).with_name("refused.json")
 VALUES = ("", "nonsense", "-1", "0", "1.5", "8/0", "1,x")
 # What each command cannot do without; the others need a checkpoint alone.
 NEEDED = {
+    "accentuate": "mnist-k0 x.png --near conv1",
     "atlas": "mnist-k0 --layer conv1",
     "calibrate": "--data digits --attack PGD",
     "caricature": "mnist-k0 x.png",

@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "invert": Command("pictures:InvertRequest", "reconstruct:invert", "look", resumable=True),
     "caricature": Command("pictures:CaricatureRequest", "reconstruct:caricature", "look", resumable=True),
+    "accentuate": Command("pictures:AccentuateRequest", "reconstruct:accentuate", "look", resumable=True),
     "train": Command("training:TrainRequest", "train:train", "train", resumable=True, parallel=True),
     "judge": Command("training:JudgeRequest", "judge:judge", "train", resumable=True),
     "calibrate": Command("evaluation:CalibrateRequest", "experiments:calibrate", "evaluate", resumable=True),

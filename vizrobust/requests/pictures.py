@@ -211,6 +211,11 @@ class Reconstruction(Rendering):
     seeds: int = param(1, "Pictures of each layer, from different noise.", role="grows", least=1)
     batch_size: int = param(1, "Seeds rendered at once; recorded, as it is part of it.", least=1)
 
+    @property
+    def begins_there(self) -> bool:
+        """Whether pictures begin from the image."""
+        return bool(getattr(self, "start", False))
+
 
 @spec
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +257,37 @@ class CaricatureRequest(Reconstruction):
     recipe: Any = param("fourier", "By name (vizrobust list recipes) or a whole spec.", kind="recipe")
     power: float = param(1.0, "How much direction counts beside strength: dot · cosine^power.")
     start: bool = param(False, "Begin from IMAGE itself instead of noise.")
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
+class AccentuateRequest(Rendering):
+    """Change IMAGE so that a unit is excited more, while a layer's answer to IMAGE is kept.
+
+    What appears in IMAGE is what the unit looks for there: with robust networks a thing, with others noise. IMAGE is a file,
+    or DATA#index, a test image. The error is how far the held layer's answer has moved.
+
+    \b
+    vizrobust accentuate mnist-k0 mnist-k8 mnist5k#3 --near conv2
+    vizrobust accentuate imagenette-k0 imagenette-k8 cat.jpg --units 3,4 --near stage2 --hold 3
+    """
+
+    models: tuple[Any, ...] = param(kind="model", role="grows", argument=True, help="Checkpoints: names, files, run folders.")
+    image: str = param(argument=True, help="A file, or DATA#index, a test image.")
+    recipe: Any = param("fourier", "By name (vizrobust list recipes) or a whole spec.", kind="recipe")
+    layer: str = param("logits", "Layer of the units (vizrobust layers REF).")
+    units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
+    near: str = param(help="Layer whose answer to IMAGE is kept.")
+    hold: float = param(1.0, "How much the distance counts; 0: not at all.")
+    seeds: int = param(1, "Pictures of each unit, with different transforms.", role="grows", least=1)
+    batch_size: int = param(1, "Seeds rendered at once; recorded, as it is part of it.", least=1)
+
+    begins_there = True
+
+    def check(self) -> None:
+        super().check()
+        if self.hold < 0:
+            raise ParameterError("{hold} must not be negative, got %g", self.hold)
 
 
 @spec
