@@ -1,4 +1,4 @@
-"""Inversions, caricatures, accentuations: layers that keep everything give the image back, likeness is what it says, sheets have all."""
+"""Inversions, caricatures, accentuations: layers that keep all give the image back, likeness is what it says, sheets have all."""
 
 import json
 
@@ -205,8 +205,8 @@ def test_an_accentuated_image_excites_the_unit_and_the_more_it_is_held_the_neare
         assert free["error"] > held["error"] > fixed["error"]
         assert free["activation"] > fixed["activation"]
         assert "Inversion" not in free["objective"]
-        net = load_checkpoint(free["checkpoint_ref"] if "checkpoint_ref" in free else str(two[rows[0].index(free) // 2])).net()
-        maps = activations(net, image[None], ["conv2"])["conv2"]
+        net = load_checkpoint(str(two[rows[0].index(free) // 2])).net()
+        maps = activations(net, image[None], ["conv2"])["conv2"].detach()
         assert free["activation_of_image"] == pytest.approx(float(maps[0, free["unit"]].mean()), abs=1e-5)
     with Image.open(tmp_path / "1" / "accentuate.png") as sheet:
         assert "accentuate" in sheet.text["Command"]
