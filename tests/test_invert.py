@@ -194,22 +194,21 @@ def test_a_caricature_may_begin_from_the_image_itself(two, tmp_path):
 
 def test_an_accentuated_image_excites_the_unit_and_the_more_it_is_held_the_nearer_it_stays(two, tmp_path):
     rows = {}
-    for hold in (0, 1, 100):
-        asked = ("--layer", "conv2", "--units", "3,7", "--near", "conv1", "--hold", hold, "--steps", 40, "--recipe", "direct")
-        result = run("accentuate", *two, IMAGE, *asked, "--out", tmp_path / str(hold), "--json", "--quiet")
+    for hold in (0, 30):
+        asked = ("--layer", "conv2", "--units", "3,7", "--near", "conv1", "--hold", hold, "--steps", 12, "--recipe", "direct")
+        result = run("accentuate", two[0], IMAGE, *asked, "--out", tmp_path / str(hold), "--json", "--quiet")
         assert result.exit_code == 0, result.output
         rows[hold] = [json.loads(line) for line in result.stdout.splitlines()]
     image = reference_image(IMAGE, (1, 8, 8))
-    for free, held, fixed in zip(*rows.values(), strict=True):
+    maps = activations(load_checkpoint(str(two[0])).net(), image[None], ["conv2"])["conv2"].detach()
+    for free, held in zip(*rows.values(), strict=True):
         assert free["activation"] > free["activation_of_image"]
-        assert free["error"] > held["error"] > fixed["error"]
-        assert free["activation"] > fixed["activation"]
+        assert free["error"] > held["error"]
+        assert free["activation"] > held["activation"]
         assert "Inversion" not in free["objective"]
-        net = load_checkpoint(str(two[rows[0].index(free) // 2])).net()
-        maps = activations(net, image[None], ["conv2"])["conv2"].detach()
         assert free["activation_of_image"] == pytest.approx(float(maps[0, free["unit"]].mean()), abs=1e-5)
-    with Image.open(tmp_path / "1" / "accentuate.png") as sheet:
-        assert "accentuate" in sheet.text["Command"]
+    with Image.open(tmp_path / "30" / "accentuate.png") as sheet:
+        assert sheet.width > 3 * sheet.height / 4
 
 
 @pytest.mark.parametrize(
