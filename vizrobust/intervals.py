@@ -57,7 +57,7 @@ def auc_interval(auc: float, positive: int, negative: int) -> tuple[float, float
     standard errors away, each with the error that it would have itself. It has a width also at 0 and 1.
 
     >>> [round(bound, 3) for bound in auc_interval(1.0, 10, 90)], [round(bound, 2) for bound in auc_interval(0.5, 50, 50)]
-    ([0.911, 1.0], [0.39, 0.61])
+    ([0.89, 1.0], [0.39, 0.61])
     """
     from scipy.optimize import brentq
 
