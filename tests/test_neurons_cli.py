@@ -93,6 +93,7 @@ def test_a_picture_may_start_from_a_test_image_or_a_file(ref):
             ref, "--units", "1", "--start", start, "--recipe", "plain(step_size=0.0001)", "--out", re.sub(r"\W", "", start)
         )
         assert row["status"] in ("ok", "saturated")
+        assert 0 < row["data_saturated_share"] < 1  # a digit is black for the most part, so a black picture is not saturated
 
 
 BAD = {

@@ -319,6 +319,8 @@ def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureI
         "saturated_share": done.saturated_share,
         "trajectory": trajectory_of(done),
         "status": done.status(request.data_share),
+        # What "saturated" was measured against; without a data set there is nothing to measure it against.
+        **({"data_saturated_share": round(request.data_share, 5)} if request.data_share < 1 else {}),
         "batch_size": done.batch_size,
         **({"folded": folded} if folded else {}),
         **({"nonfinite_gradients": done.nonfinite_gradients} if done.nonfinite_gradients else {}),
