@@ -1,6 +1,7 @@
 """Inversions, caricatures, accentuations: layers that keep all give the image back, likeness is what it says, sheets have all."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from tests.conftest import make_net
 from tests.test_cli import checkpoint, run
-from vizrobust.commands.reconstruct import small
+from vizrobust.commands.reconstruct import accentuate, small
 from vizrobust.compute import Compute
 from vizrobust.features import (
     Caricature,
@@ -24,6 +25,8 @@ from vizrobust.features import (
 )
 from vizrobust.models import activations, load_checkpoint
 from vizrobust.report.sheets import Reconstructed, SheetRow, reconstruction_sheet
+from vizrobust.requests.pictures import AccentuateRequest
+from vizrobust.session import Session
 
 IMAGE = "digits#5"
 
@@ -209,6 +212,13 @@ def test_an_accentuated_image_excites_the_unit_and_the_more_it_is_held_the_neare
         assert free["activation_of_image"] == pytest.approx(float(maps[0, free["unit"]].mean()), abs=1e-5)
     with Image.open(tmp_path / "30" / "accentuate.png") as sheet:
         assert sheet.width > 3 * sheet.height / 4
+
+
+def test_units_may_be_numbers_in_python(two):
+    request = AccentuateRequest(models=(str(two[0]),), image=IMAGE, units=(2, 5), near="conv1", steps=1)
+    with closing(Session(two[0].parent / "run", device="cpu")) as session:
+        rows = [event for event in accentuate(request, session) if isinstance(event, dict)]
+    assert [row["unit"] for row in rows] == [2, 5]
 
 
 @pytest.mark.parametrize(

@@ -380,8 +380,8 @@ def check_ball(attack: Attack, *kinds: type[object]) -> None:
         raise ValueError(f"{type(attack).__name__}: the ball must be {there}, got {type(ball).__name__}")
 
 
-def check_least(attack: Attack, **least: float) -> None:
+def check_least(spec: object, **least: float) -> None:
     """``ValueError`` where one of the named fields is below its least value."""
     for name, smallest in least.items():
-        if (value := getattr(attack, name)) < smallest:
-            raise ValueError(f"{type(attack).__name__}: {name} must be at least {smallest:g}, got {value:g}")
+        if (value := getattr(spec, name)) < smallest:
+            raise ValueError(f"{type(spec).__name__}: {name} must be at least {smallest:g}, got {value:g}")

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vizrobust.clarity.path_similarity import path_similarity
+from vizrobust.intervals import auc_of_ranks
 from vizrobust.plugins import Catalogue
 
 
@@ -68,10 +70,8 @@ def two_afc(exciting: Tensor, other: Tensor, queries: Tensor, distractors: Tenso
 
     natural = torch.cat((queries, distractors))
     score = mean_cosine(natural, exciting) - mean_cosine(natural, other)
-    # The area under the curve by ranks (Mann & Whitney 1947), ties halved; scikit-learn's takes a hundred times as long.
-    n, m = len(queries), len(distractors)
-    above = rankdata(score.numpy())[:n].sum() - n * (n + 1) / 2
-    return float(above / (n * m))
+    # scikit-learn's area takes a hundred times as long.
+    return float(auc_of_ranks(rankdata(score.numpy()), np.arange(len(score)) < len(queries)))
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:

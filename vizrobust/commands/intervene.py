@@ -14,7 +14,7 @@ from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.interventions import effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, unit_activations
-from vizrobust.intervals import auc_interval, mcnemar
+from vizrobust.intervals import auc_text, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests.understanding import InterveneRequest
@@ -105,8 +105,7 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
     net, shape = checkpoint.net(), checkpoint.info.input_shape
     try:
         count = layer_of(net, shape, request.layer).units
-        wanted = request.units if request.units is None or isinstance(request.units, str) else ",".join(map(str, request.units))
-        units = units_from(wanted, count, f"layer {request.layer} of {target.name}")
+        units = units_from(request.units, count, f"layer {request.layer} of {target.name}")
         active = unit_activations(net, request.layer, target.images, shape=shape, compute=compute)
         before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
     except ValueError as error:
@@ -168,8 +167,7 @@ def _told(row: Row) -> str:
         return "-"
     best = max(known, key=known.__getitem__)
     images = {one["class"]: one["n"] for one in row["classes"]}
-    low, high = auc_interval(known[best], images[best], sum(images.values()) - images[best])
-    return f"{best} {known[best]:.2f} ({low:.2f} to {high:.2f})"
+    return f"{best} {auc_text(known[best], images[best], sum(images.values()) - images[best])}"
 
 
 def _points(value: float, low: float, high: float) -> str:

@@ -81,7 +81,7 @@ def _read(file: str) -> dict[str, Array]:
             return {key: loaded[key] for key in (*NEEDED, *OPTIONAL) if key in loaded}
     except (_Unfit, MemoryError):
         raise
-    except Exception as error:  # a damaged file fails in any way: zlib.error, RuntimeError, NotImplementedError, …
+    except Exception as error:  # a damaged file may raise anything, such as zlib.error or NotImplementedError
         raise ValueError(f"cannot read {file!r} as .npz ({error}); write it with numpy.savez, without objects") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,14 +83,17 @@ def units_of(checkpoint: Checkpoint, objective: Objective, text: str | None) -> 
     return units_from(text, count, what), count
 
 
-def units_from(text: str | None, count: int, what: str) -> tuple[int, ...]:
+def units_from(asked: str | Iterable[int] | None, count: int, what: str) -> tuple[int, ...]:
     """Unit numbers from ``all``, ``0:16``, ``3,7,11`` or a mix of the last two; None is all of at most 20, else the first 16.
+
+    Numbers are taken as they are.
 
     >>> units_from("0:3,7", 10, "layer conv1")
     (0, 1, 2, 7)
     """
-    if text is None:
+    if asked is None:
         return tuple(range(count if count <= FEW_UNITS else FIRST_UNITS))
+    text = asked if isinstance(asked, str) else ",".join(map(str, asked))
     if text.strip().lower() == "all":
         return tuple(range(count))
     units: list[int] = []

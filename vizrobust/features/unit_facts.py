@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.features.exemplars import BATCH_SIZE
+from vizrobust.intervals import auc_of_ranks
 from vizrobust.models import LOGITS, ActivationReader, evaluating
 from vizrobust.models.forward import logits_of, without_normalization
 from vizrobust.models.layers import views
@@ -71,13 +72,12 @@ def class_aucs(activations: Tensor, labels: Tensor, classes: int) -> Tensor:
     """
     from scipy.stats import rankdata
 
-    ranks = torch.from_numpy(rankdata(activations.numpy(), axis=0))
+    ranks = rankdata(activations.numpy(), axis=0)
     found = torch.full((activations.shape[1], classes), torch.nan, dtype=torch.float64)
     for number in range(classes):
         mine = labels == number
-        count = int(mine.sum())
-        if 0 < count < len(labels):
-            found[:, number] = (ranks[mine].sum(0) - count * (count + 1) / 2) / (count * (len(labels) - count))
+        if bool(mine.any()) and not bool(mine.all()):
+            found[:, number] = torch.from_numpy(auc_of_ranks(ranks, mine.numpy()))
     return found
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from vizrobust.intervals import auc_interval
+from vizrobust.intervals import auc_text
 from vizrobust.models import LOGITS
 from vizrobust.report import words
 from vizrobust.report.collect import CheckpointFacts, Exemplar, Picture
@@ -292,8 +292,7 @@ def _told(facts: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
     known = [number for number, value in enumerate(values) if value is not None]
     found = []
     for number in sorted(known, key=lambda number: -values[number])[:3]:
-        low, high = auc_interval(values[number], images[number], sum(images) - images[number])
-        value = f"{values[number]:.2f} ({low:.2f} to {high:.2f})"
+        value = auc_text(values[number], images[number], sum(images) - images[number])
         found.append({"number": number, "name": facts["classes"][number], "value": value})
     return found
 

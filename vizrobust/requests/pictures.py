@@ -278,7 +278,7 @@ class AccentuateRequest(Rendering):
     layer: str = param("logits", "Layer of the units (vizrobust layers REF).")
     units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
     near: str = param(help="Layer whose answer to IMAGE is kept.")
-    hold: float = param(1.0, "How much the distance counts; 0: not at all.")
+    hold: float = param(1.0, "How much the change of that answer counts; 0: not at all.")
     seeds: int = param(1, "Pictures of each unit, with different transforms.", role="grows", least=1)
     batch_size: int = param(1, "Seeds rendered at once; recorded, as it is part of it.", least=1)
 

@@ -60,8 +60,8 @@ def missed_by_decisions(attacks: MaskingAttacks) -> Criterion | None:
     return missed(attacks, "hopskipjump", attacks.budget.decision_images)
 
 
-def accusing(criterion: Criterion | None) -> Criterion | None:
-    """A criterion measured on too few images to acquit: it counts where it is above its limit, and nowhere else."""
+def only_if_above(criterion: Criterion | None) -> Criterion | None:
+    """A criterion of so few images that it can show masking and not rule it out: it counts only where it is above its limit."""
     return criterion if criterion is not None and criterion.side == "above" else None
 
 
@@ -145,7 +145,7 @@ def transfer_finds_more(attacks: MaskingAttacks) -> Check:
 
 
 def decision_attack_finds_more(attacks: MaskingAttacks) -> Check:
-    """HopSkipJump, which sees predicted classes alone, breaks images that PGD misses; asked of a few, it can only accuse."""
+    """HopSkipJump, which sees predicted classes alone, breaks images that PGD misses; it attacks too few to rule that out."""
     name, criterion = "decision attack finds more", missed_by_decisions(attacks)
     if criterion is None:
         ball = type(attacks.ball).__name__
@@ -206,7 +206,7 @@ CRITERIA: dict[str, Callable[[MaskingAttacks], Criterion | None]] = {
     "black_box_beats_white_box": lambda attacks: missed(attacks, "square"),
     "random_noise_finds_more": lambda attacks: missed(attacks, "noise"),
     "transfer_finds_more": lambda attacks: missed(attacks, "transfer"),
-    "decision_attack_finds_more": lambda attacks: accusing(missed_by_decisions(attacks)),
+    "decision_attack_finds_more": lambda attacks: only_if_above(missed_by_decisions(attacks)),
     "plain_cross_entropy_fails": left_by_plain_loss,
     "unbounded_attack_fails": left_over,
 }

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vizrobust.attacks import Attack, Ball
+from vizrobust.attacks.attack import check_least
 from vizrobust.data import Split
 from vizrobust.requests.request import named_parameters
 from vizrobust.spec import spec
@@ -38,18 +39,7 @@ class AttackBudget:
     decision_images: int = 50
 
     def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "restarts": 1,
-            "confirm_restarts": 1,
-            "queries": 0,
-            "noise_samples": 1,
-            "probes": 1,
-            "decision_images": 0,
-        }
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"AttackBudget: {name} must be at least {smallest}, got {getattr(self, name)}")
+        check_least(self, steps=1, restarts=1, confirm_restarts=1, queries=0, noise_samples=1, probes=1, decision_images=0)
 
 
 @dataclass(frozen=True)
