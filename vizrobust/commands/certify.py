@@ -62,7 +62,7 @@ class CertifyReport:
 
     def figure(self) -> Any:
         """Each image's bracket from certified radius to smallest attack, a panel for each checkpoint."""
-        from vizrobust.report.certificate_figure import brackets
+        from vizrobust.report.understanding_figures import brackets
 
         panels = [
             (one.target.name, one.radius.tolist(), None if one.smallest is None else one.smallest.tolist()) for one in self.found

@@ -65,7 +65,7 @@ class FittedDictionary:
 
     def figure(self) -> Any:
         """Every unit's share of all contributions, and how often it is active."""
-        from vizrobust.report.dictionary_figure import unit_shares
+        from vizrobust.report.understanding_figures import unit_shares
 
         title = f"{self.name}, {self.request.layer}, {self.request.method}"
         return unit_shares(self.quality.shares.tolist(), self.quality.activity.tolist(), self.quality.effective[0], title)

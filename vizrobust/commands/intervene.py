@@ -41,7 +41,7 @@ class Interventions:
 
     def figure(self) -> Any:
         """Every class's change of accuracy by unit, a panel for each checkpoint."""
-        from vizrobust.report.intervention_figure import class_changes
+        from vizrobust.report.understanding_figures import class_changes
 
         panels = []
         for name in dict.fromkeys(row["name"] for row in self.found):
