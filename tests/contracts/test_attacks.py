@@ -181,7 +181,7 @@ class TestWhatComesBack:
         if is_l1_apgd(attack):
             pytest.skip("its first points lie outside the ball: see test_apgd")
         if type(attack).__name__ in MINIMAL:
-            pytest.skip("its loss is a distance: see test_fab, test_deepfool, test_cw and test_smallest")
+            pytest.skip("its loss is a distance: see test_fab, test_deepfool, test_cw, test_smallest and test_hop_skip_jump")
         assert found.loss is not None
         assert found.best is not None
         assert found.correct is not None
