@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
 from vizrobust import names
 from vizrobust.attacks import NAMES, parse_attack
+from vizrobust.commands.catalogue_record import text
 from vizrobust.data import DATA, load
 from vizrobust.features import parse_recipe
 from vizrobust.features.recipes import RECIPES
@@ -22,6 +24,19 @@ def test_the_names_are_those_of_the_catalogues():
     assert tuple(DATA) == names.DATA
     assert tuple(NAMES) == names.ATTACKS
     assert (*RECIPES, "Recipe") == names.RECIPES
+
+
+def test_the_record_of_list_is_what_the_catalogues_say():
+    shipped = resources.files("vizrobust").joinpath("commands", "catalogues.json").read_text(encoding="utf-8")
+    assert shipped == text() + "\n", "run: python -m vizrobust.commands.catalogue_record > vizrobust/commands/catalogues.json"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "attacks", "PGD"], ["help", "study"]])
+def test_a_command_that_only_answers_about_the_program_imports_no_torch(arguments):
+    code = (
+        f"import sys; from vizrobust.cli import main; main({arguments}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

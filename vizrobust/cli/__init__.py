@@ -15,9 +15,8 @@ from typing import Any
 import click
 
 from vizrobust import requests
-from vizrobust.cli.show import say, stopped, visible
-from vizrobust.parallel import launched
-from vizrobust.requests.request import ParameterError
+
+# What only some invocations need is imported where it is needed: the program's help comes at once.
 
 COMMANDS = tuple(requests.COMMANDS)
 # Commands whose work is divided among the processes that torchrun starts, and whose files one of them writes.
@@ -65,13 +64,10 @@ class Commands(click.Group):
         """The commands under the headings of their groups."""
         for group, title in GROUPS.items():
             mine = [name for name in COMMANDS if requests.COMMANDS[name].group == group]
-            found = [(name, command) for name in mine if (command := self.get_command(ctx, name)) is not None]
-            width = formatter.width - 6 - max(map(len, mine), default=0)
-            if found:
-                with formatter.section(title):
-                    formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
+            with formatter.section(title):
+                formatter.write_dl([(name, requests.COMMANDS[name].summary) for name in mine])
         with formatter.section("About itself"):
-            formatter.write_dl([(name, command.get_short_help_str()) for name, command in ABOUT_ITSELF.items()])
+            formatter.write_dl([(name, command.get_short_help_str(70)) for name, command in ABOUT_ITSELF.items()])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         from vizrobust.cli.generated import command
@@ -80,6 +76,8 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; beside others where torchrun started this process."""
+        from vizrobust.parallel import launched
+
         try:
             launch = launched()
         except ValueError as error:
@@ -95,11 +93,15 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in (*COMMANDS, *ABOUT_ITSELF) and not args[0].startswith("-"):
             _no_command(ctx, args[0])
+        from vizrobust.parallel import launched
+
         if args and args[0] in COMMANDS and args[0] not in TOGETHER and launched() is not None:
             ctx.fail(f"{args[0]!r} runs in one process; start it without torchrun (with it: {', '.join(TOGETHER)})")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from vizrobust.cli.show import say, stopped, visible
+
         debug = bool(os.environ.get("VIZROBUST_DEBUG"))
         if not debug:
             warnings.showwarning = lambda message, *_args, **_kwargs: say(f"note: {message}")
@@ -150,7 +152,7 @@ def help_(ctx: click.Context, name: str | None) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
-    """Print the script by which a shell completes commands and options.
+    """Print the script that completes commands in your shell.
 
     \b
     eval "$(vizrobust completion bash)"
@@ -172,6 +174,8 @@ def _resumable(name: str | None) -> bool:
 
 def sentence(error: Exception) -> str:
     """One sentence for a person: what went wrong, and what to do."""
+    from vizrobust.requests import ParameterError
+
     if isinstance(error, OSError) and error.errno is not None:
         reason = os.strerror(error.errno)
         where = f" {error.filename!r}" if error.filename else ""

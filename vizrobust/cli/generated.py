@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import UnionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +18,9 @@ from vizrobust.parallel import launched
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS, fraction
 from vizrobust.spec import number_text
+
+if TYPE_CHECKING:
+    from vizrobust.session import Session
 
 
 class Number(click.ParamType[float]):
@@ -141,6 +146,16 @@ def session_options(writes: bool) -> list[click.Parameter]:
     ]  # fmt: skip
 
 
+def session_of(name: str) -> Callable[..., Session | None]:
+    """What makes the session of a command; a command that takes none of its options has none, and so needs no torch."""
+    takes = COMMANDS[name].session
+    if takes is not None and not {"download", "arch", "device"}.intersection(takes):
+        return lambda **_options: None
+    from vizrobust.session import Session
+
+    return partial(Session, argv=command_line())
+
+
 def answer(
     name: str, request: type[Request], values: dict[str, Any], *, as_json: bool = False, quiet: bool = False,
     arch: tuple[str, ...] = (), **session: Any,
@@ -157,13 +172,10 @@ def answer(
         raise click.UsageError(visible(error.text(named))) from error
     check_names(asked)
     try:
-        from vizrobust.session import Session
-
         module, _, function = COMMANDS[name].function.partition(":")
         run = getattr(import_module(f"vizrobust.commands.{module}"), function)
         with reporting(quiet or as_json, named) as report:
-            here = Session(argv=command_line(), code=arch, report=report, **session)
-            result = show(run(asked, here), as_json, report, named)
+            result = show(run(asked, session_of(name)(code=arch, report=report, **session)), as_json, report, named)
     except ParameterError as error:
         raise click.ClickException(visible(error.text(named))) from error
     launch = launched()

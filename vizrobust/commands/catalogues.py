@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
 
 from vizrobust.requests.study import ListRequest
-from vizrobust.results import Event, Row, Table, percent, tables_html
-from vizrobust.session import Session
-from vizrobust.spec import lookup, number_text
+from vizrobust.results import Event, Row, Table, tables_html
+from vizrobust.spec import lookup
 
-# Values that no field of their type takes, so that the refusal says what it takes.
-IMPOSSIBLE: dict[str, tuple[object, ...]] = {"int": (-(10**9), 10**9), "float": (-1e9, 1e9), "str": ("?",)}
+if TYPE_CHECKING:
+    from vizrobust.session import Session
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+class Entry(NamedTuple):
+    """An entry of a catalogue: what it is, in one line, and its fields."""
+
+    what: str
+    table: Table
+
+
+@dataclass(frozen=True, repr=False)
 class Listing:
     """What has a name, by catalogue; or the fields of one thing."""
 
@@ -38,185 +45,38 @@ class Listing:
         return tables_html(self.shown)
 
 
-def list_(request: ListRequest, _session: Session) -> Generator[Event, None, Listing]:
+def list_(request: ListRequest, _session: Session | None = None) -> Generator[Event, None, Listing]:
     """The entries of one catalogue or of all, or the description of one entry."""
-    kinds = catalogues()
+    kinds = entries()
     if request.kind is None:
         chosen = kinds
     elif request.name is None:
         chosen = {request.kind.lower(): lookup(kinds, request.kind, "catalogue")}
     else:
         things = lookup(kinds, request.kind, "catalogue")
-        known = {name.partition(":")[0]: name for name in things}
-        name = lookup(known, request.name, request.kind.lower().removesuffix("s"))
-        table = described(things[name], name)
+        known = {name.partition(":")[0]: entry for name, entry in things.items()}
+        table = lookup(known, request.name, request.kind.lower().removesuffix("s")).table
         rows: list[Row] = [dict(zip(table.header, row, strict=True)) for row in table.rows]
         yield from rows
         return Listing((table,), tuple(rows))
     found: list[Row] = []
     tables = []
     for title, things in chosen.items():
-        mine = [{"kind": title, "name": name, "what": first_line(thing)} for name, thing in things.items()]
+        mine = [{"kind": title, "name": name, "what": entry.what} for name, entry in things.items()]
         yield from mine
         found += mine
         tables.append(Table(title, ["name", "what it is"], [[row["name"], row["what"]] for row in mine]))
     return Listing(tuple(tables), tuple(found))
 
 
-def catalogues() -> dict[str, Mapping[str, Any]]:
-    """Catalogue name -> its entries by name."""
-    from vizrobust.attacks import ATTACKS, BALLS, ENSEMBLES, LOSSES, UNFORESEEN
-    from vizrobust.attribution import ATTRIBUTIONS
-    from vizrobust.clarity import METRICS
-    from vizrobust.clarity.judges import BUILTIN
-    from vizrobust.data import DATA
-    from vizrobust.features import OBJECTIVES, OPTIMIZERS, PARAMETRIZATIONS, RECIPES, TRANSFORMS
-    from vizrobust.models import ARCHS, builtin_names
-    from vizrobust.robustness.corruptions import CORRUPTIONS
-    from vizrobust.training import BASELINE_ATTACKS, METHODS
-    from vizrobust.training.multi_attack import MIX_MODES
-    from vizrobust.training.train_state import SCHEDULES
-
+@cache
+def entries() -> dict[str, dict[str, Entry]]:
+    """Catalogue name -> its entries by name, as `catalogue_record` has written them: no torch is needed."""
+    recorded = json.loads(files("vizrobust").joinpath("commands", "catalogues.json").read_text(encoding="utf-8"))
     return {
-        "models": {name: Model(name) for name in builtin_names()},
-        "data": DATA,
-        "archs": ARCHS,
-        "attacks": {**ATTACKS, **ENSEMBLES},
-        "unforeseen": UNFORESEEN,
-        "corruptions": CORRUPTIONS,
-        "methods": {**BASELINE_ATTACKS, **METHODS},
-        "mixes": MIX_MODES,
-        "schedules": SCHEDULES,
-        "balls": BALLS,
-        "losses": LOSSES,
-        "recipes": RECIPES,
-        "objectives": OBJECTIVES,
-        "parametrizations": PARAMETRIZATIONS,
-        "transforms": TRANSFORMS,
-        "optimizers": OPTIMIZERS,
-        "attributions": ATTRIBUTIONS,
-        "metrics": METRICS,
-        "judges": {name: JudgesOf(name, tuple(refs)) for name, refs in BUILTIN.items()},
+        kind: {name: Entry(entry["what"], Table(**entry["table"])) for name, entry in things.items()}
+        for kind, things in recorded.items()
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A checkpoint that comes with the package; loaded when it is asked about."""
-
-    name: str
-
-    def __str__(self) -> str:
-        facts = dict(self.facts())
-        return f"{facts['arch']} on {facts['data']}, clean {facts['clean']}, {facts['robust']} under {facts['attack']}"
-
-    def facts(self) -> list[tuple[str, str]]:
-        from vizrobust.models import load_checkpoint
-
-        info = load_checkpoint(self.name).info
-        measured = info.metrics
-        return [
-            ("arch", info.arch), ("data", info.data), ("input", " x ".join(map(str, info.input_shape))),
-            ("classes", str(len(info.classes))), ("attack steps K", "-" if info.attack_steps is None else str(info.attack_steps)),
-            ("training", info.training or "-"), ("clean", percent(measured.get("clean"))),
-            ("fgsm", percent(measured.get("fgsm"))), ("robust", percent(measured.get("robust"))),
-            ("attack", str(measured.get("attack", "attack"))), ("images", str(measured.get("n", "-"))),
-        ]  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgesOf:
-    """The built-in judges of a data set."""
-
-    data: str
-    refs: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"judges of {self.data}: {', '.join(self.refs)}"
-
-
-def first_line(thing: Any) -> str:
-    """What an entry of a catalogue is, in one line."""
-    if isinstance(thing, Model | JudgesOf):
-        return str(thing)
-    title = getattr(thing, "title", None)
-    return str(title) if isinstance(title, str) else (thing.__doc__ or "").strip().split("\n")[0]
-
-
-def described(thing: Any, name: str = "") -> Table:
-    """The fields of an entry with defaults and ranges; its description, source and example are the note.
-
-    >>> from vizrobust.attacks import PGD
-    >>> print(described(PGD).text().splitlines()[2])
-    steps         40       not negative                          int
-    """
-    if isinstance(thing, Model):
-        return Table(thing.name, ["field", "value"], [list(fact) for fact in thing.facts()], f"example: vr.load({thing.name!r})")
-    if isinstance(thing, JudgesOf):
-        rows = [["judge", ref] for ref in thing.refs]
-        return Table(
-            thing.data, ["field", "value"], rows, f"example: vizrobust study --data {thing.data} --judge {thing.refs[0]}"
-        )
-    doc = inspect.cleandoc(thing.__doc__ or "")
-    if not callable(thing) and dataclasses.is_dataclass(thing):  # an entry that describes itself, such as a metric
-        facts = [(field.name, getattr(thing, field.name)) for field in dataclasses.fields(thing)]
-        rows = [[key, getattr(value, "__name__", None) or str(value)] for key, value in facts]
-        return Table(name or str(getattr(thing, "name", "")), ["field", "value"], rows)
-    rows = [[field, default, allowed, kind] for field, default, kind, allowed in _fields(thing)]
-    return Table(name or thing.__name__, ["field", "default", "range", "type"], rows, doc)
-
-
-def _fields(thing: Any) -> list[tuple[str, str, str, str]]:
-    """(name, default, type, range) of what a class or function of a catalogue takes."""
-    if isinstance(thing, type) and dataclasses.is_dataclass(thing):
-        made = [(field.name, _default(field), str(field.type)) for field in dataclasses.fields(thing) if field.init]
-    else:
-        made = [
-            (one.name, "" if one.default is one.empty else _text(one.default), _kind(one.annotation))
-            for one in inspect.signature(thing).parameters.values()
-        ]
-    return [(name, default, kind, _allowed(thing, name, kind)) for name, default, kind in made]
-
-
-def _kind(annotation: Any) -> str:
-    return "" if annotation is inspect.Parameter.empty else annotation if isinstance(annotation, str) else annotation.__name__
-
-
-def _default(field: Any) -> str:
-    if field.default is not dataclasses.MISSING:
-        return _text(field.default)
-    return _text(field.default_factory()) if field.default_factory is not dataclasses.MISSING else ""
-
-
-def _text(value: Any) -> str:
-    return number_text(value) if isinstance(value, float) else repr(value)
-
-
-def _allowed(thing: Callable[..., Any], name: str, kind: str) -> str:
-    """What a field takes, in the words with which it refuses a value that it does not take; empty where it says nothing."""
-    found = []
-    for value in (value for word in kind.split(" | ") for value in IMPOSSIBLE.get(word, ())):
-        try:
-            thing(**{name: value})
-        except (ValueError, TypeError) as error:
-            told = _range(str(error), name)
-            if told and told not in found:
-                found.append(told)
-        except Exception:
-            return ""
-    return "; ".join(found)
-
-
-def _range(refusal: str, name: str) -> str:
-    """``must be at least 1, got -5`` -> ``at least 1``; ``no loss '?'; there are: ce, kl`` -> ``ce, kl``."""
-    there = re.search(r"there are: (.*)$", refusal)
-    if there:
-        return there.group(1)
-    must = re.search(rf"\b{re.escape(name)} must (?:be )?(.*?)(?:, got .*|; .*)?$", refusal)
-    if must and "number" not in must.group(1).split(", got")[0].split()[:2]:
-        return must.group(1).replace("not be", "not")
-    above = re.search(rf"\b{re.escape(name)} \S+ is above 1\b", refusal)
-    return "at most 1" if above else ""
 
 
 def list_attacks() -> tuple[str, ...]:
@@ -234,9 +94,7 @@ def list_models() -> tuple[str, ...]:
     >>> list_models()[0]
     'imagenette-fgsm'
     """
-    from vizrobust.models import builtin_names
-
-    return tuple(builtin_names())
+    return _names("models")
 
 
 def list_recipes() -> tuple[str, ...]:
@@ -254,13 +112,12 @@ def help(name: str) -> Table:  # noqa: A001
     >>> print(help("fgsm").text().splitlines()[1])
     field     default  range                                 type
     """
-    everything: dict[str, Any] = {}
-    for things in catalogues().values():
+    everything: dict[str, Entry] = {}
+    for things in entries().values():
         known = {key.lower() for key in everything}  # the attack FGSM comes before the training method fgsm
-        everything |= {key: thing for key, thing in things.items() if key.lower() not in known}
-    return described(lookup(everything, name, "name"), name if name in everything else "")
+        everything |= {key: entry for key, entry in things.items() if key.lower() not in known}
+    return lookup(everything, name, "name").table
 
 
 def _names(*kinds: str) -> tuple[str, ...]:
-    known = catalogues()
-    return tuple(dict.fromkeys(name for kind in kinds for name in known[kind]))
+    return tuple(dict.fromkeys(name for kind in kinds for name in entries()[kind]))

@@ -94,7 +94,7 @@ def _checkpoint(made: Provenance, model: object, session: Session) -> Checkpoint
         raise MissingFileError("%s; name the checkpoint with the weights %s as {model}", error, weights) from error
 
 
-def gallery(request: GalleryRequest, _session: Session) -> Generator[Event, None, PictureReport]:
+def gallery(request: GalleryRequest, _session: Session | None = None) -> Generator[Event, None, PictureReport]:
     """Join the pictures of finished runs into one page and one contact sheet."""
     runs: Sequence[Path] = [Path(run) for run in request.runs]
     page = write_gallery(Path(request.folder), runs, title=request.title)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vizrobust.requests.layer_names import with_hashes
 from vizrobust.spec import spec, unknown
@@ -205,23 +205,6 @@ class Request:
         return {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.metadata["role"] == "identity"
         }
-
-
-class Command(NamedTuple):
-    """A command: its request, ``module:Class`` in `vizrobust.requests`; its function, ``module:name`` in `vizrobust.commands`.
-
-    `group` is its heading in the program's help. `resumable` commands continue where they stopped, `parallel` ones share
-    their work among the processes that torchrun starts. `session` are the options of a session that it takes (None: all),
-    `exits` are the exit codes of a result whose `ok` is False or None.
-    """
-
-    request: str
-    function: str
-    group: str
-    resumable: bool = False
-    parallel: bool = False
-    session: tuple[str, ...] | None = None
-    exits: Mapping[bool | None, int] = {False: 1, None: 1}
 
 
 @spec
