@@ -353,7 +353,7 @@ def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
 
 def test_sigterm_says_what_ctrl_c_says(monkeypatch):
     def told(number: int) -> Result:
-        monkeypatch.setattr("vizrobust.commands.catalogues.catalogues", lambda: os.kill(os.getpid(), number))
+        monkeypatch.setattr("vizrobust.commands.catalogues.entries", lambda: os.kill(os.getpid(), number))
         return run("list")
 
     term, ctrl_c = told(signal.SIGTERM), told(signal.SIGINT)

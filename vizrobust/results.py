@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from vizrobust.requests.request import ParameterError, named_parameters
 
@@ -81,14 +81,34 @@ class Table:
         return f"<table><caption>{html.escape(self.title)}</caption>{line(self.header, 'th')}{body}</table>{note}"
 
 
-@runtime_checkable
-class Result(Protocol):
-    """The answer of a command: rows for programs, tables for people, and whether all is well (None: undecided)."""
+class Result:
+    """The answer of a command: rows for programs, tables and lines for people, a figure where there is one.
+
+    In a notebook it shows its tables and lines.
+    """
 
     @property
-    def ok(self) -> bool | None: ...
-    def rows(self) -> list[Row]: ...
-    def tables(self) -> list[Table]: ...
+    def ok(self) -> bool | None:
+        """Whether all is well; None where that is undecided."""
+        return True
+
+    def rows(self) -> list[Row]:
+        raise NotImplementedError
+
+    def tables(self) -> list[Table]:
+        return []
+
+    def lines(self) -> list[str]:
+        """What a person reads below the tables."""
+        return []
+
+    def figure(self) -> Any:
+        """A matplotlib figure; None where there is none."""
+        return None
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.lines() if line)
+        return "".join(table._repr_html_() for table in self.tables()) + lines
 
 
 Event = Progress | Note | Row
@@ -130,8 +150,3 @@ def interval_text(low: float | None, high: float | None) -> str:
     '71.9 to 77.3'
     """
     return "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def tables_html(tables: Sequence[Table]) -> str:
-    """Several tables as HTML, for notebooks."""
-    return "".join(table._repr_html_() for table in tables)

@@ -161,7 +161,7 @@ def show(
                 detailed_table(one, named)
             else:
                 table(one.title, one.header, one.rows, one.note, one.narrow)
-        for line in getattr(result, "lines", tuple)():
+        for line in result.lines():
             click.echo(line)
     sys.stdout.flush()
     return result

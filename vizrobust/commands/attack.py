@@ -14,19 +14,18 @@ from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
-from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy, examples
 from vizrobust.session import Session
 
 
 @dataclass(frozen=True, repr=False)
-class AttackReport:
+class AttackReport(Result):
     """The answer to an `AttackRequest`; in a notebook it shows its tables."""
 
     request: AttackRequest
     answer: Answer
     remarks: tuple[str, ...] = ()
-    ok: bool | None = True
 
     @property
     def results(self) -> tuple[RobustAccuracy, ...]:
@@ -46,9 +45,6 @@ class AttackReport:
 
     def __repr__(self) -> str:
         return f"AttackReport({len(self.rows())} rows of {self.request!r})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def attack(request: AttackRequest, session: Session) -> Generator[Event, None, AttackReport]:

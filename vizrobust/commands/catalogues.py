@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from vizrobust.requests.study import ListRequest
-from vizrobust.results import Event, Row, Table, tables_html
+from vizrobust.results import Event, Result, Row, Table
 from vizrobust.spec import lookup
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Listing:
+class Listing(Result):
     """What has a name, by catalogue; or the fields of one thing."""
 
     shown: tuple[Table, ...]
     found: tuple[Row, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return list(self.found)
@@ -40,9 +39,6 @@ class Listing:
 
     def __repr__(self) -> str:
         return f"Listing({len(self.found)} rows: {', '.join(table.title for table in self.shown)})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.shown)
 
 
 def list_(request: ListRequest, _session: Session | None = None) -> Generator[Event, None, Listing]:

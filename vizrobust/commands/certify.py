@@ -17,7 +17,7 @@ from vizrobust.models import evaluating
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import CertifyRequest
-from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
 from vizrobust.rng import Streams
 from vizrobust.robustness.interval_bounds import certified_radius, in_float64
 from vizrobust.robustness.smallest_eps import median
@@ -46,13 +46,12 @@ class Certified:
 
 
 @dataclass(frozen=True, repr=False)
-class CertifyReport:
+class CertifyReport(Result):
     """The answer to a `CertifyRequest`; in a notebook it shows its tables."""
 
     request: CertifyRequest
     found: tuple[Certified, ...]
     row_list: tuple[Row, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return list(self.row_list)
@@ -70,7 +69,7 @@ class CertifyReport:
         return brackets(panels, NORMS[self.request.method])
 
     def _repr_html_(self) -> str:
-        return tables_html(self.tables()) + self.figure().html()
+        return super()._repr_html_() + self.figure().html()
 
     def __repr__(self) -> str:
         return f"CertifyReport({len(self.row_list)} rows of {self.request!r})"

@@ -23,7 +23,7 @@ from vizrobust.models.importing import NORMALIZATIONS, import_file, normalizatio
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import LayersRequest
 from vizrobust.requests.training import ImportRequest
-from vizrobust.results import Event, Note, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, percent
 from vizrobust.robustness.kept_images import predicted
 from vizrobust.session import Session
 from vizrobust.training import recorded_threads
@@ -45,14 +45,13 @@ def own_code(arch: str) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class Imported:
+class Imported(Result):
     """A converted or stored checkpoint: its file, and what was found out on the way."""
 
     request: ImportRequest
     checkpoint: Checkpoint
     row: Row
     table: Table
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return [self.row]
@@ -62,9 +61,6 @@ class Imported:
 
     def __repr__(self) -> str:
         return f"Imported({self.request.out!r}, {self.checkpoint.info.arch}, weights {self.checkpoint.sha256[:8]})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def import_(request: ImportRequest, session: Session) -> Generator[Event, None, Imported]:
@@ -144,14 +140,13 @@ def _stored(request: ImportRequest, session: Session) -> Imported:
 
 
 @dataclass(frozen=True, repr=False)
-class LayerList:
+class LayerList(Result):
     """The layers of a network, in the order in which it runs them."""
 
     name: str
     checkpoint: Checkpoint
     layers: tuple[Layer, ...]
     unfolded: bool = False
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return [
@@ -185,9 +180,6 @@ class LayerList:
 
     def __repr__(self) -> str:
         return f"LayerList({len(self.layers)} layers of {self.name})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def layers(request: LayersRequest, session: Session) -> Generator[Event, None, LayerList]:

@@ -17,19 +17,18 @@ from vizrobust.models import Checkpoint
 from vizrobust.models.dictionaries import Dictionary, read_dictionary
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import DictionaryRequest
-from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
 from vizrobust.session import Session
 
 
 @dataclass(frozen=True, repr=False)
-class FittedDictionary:
+class FittedDictionary(Result):
     """A dictionary in its file, and what it is worth on images that it was not fitted to."""
 
     request: DictionaryRequest
     name: str
     dictionary: Dictionary
     quality: DictionaryQuality
-    ok: bool | None = True
 
     @property
     def layer(self) -> str:
@@ -74,7 +73,7 @@ class FittedDictionary:
         return f"FittedDictionary({self.layer!r}, {self.dictionary.units} units, {percent(self.quality.explained[0])} explained)"
 
     def _repr_html_(self) -> str:
-        return tables_html(self.tables()) + self.figure().html()
+        return super()._repr_html_() + self.figure().html()
 
 
 def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event, None, FittedDictionary]:

@@ -13,7 +13,7 @@ from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth, check_s
 from vizrobust.experiments.uar_calibration import Plan
 from vizrobust.experiments.uar_calibration import calibrate as calibrated
 from vizrobust.requests.evaluation import CalibrateRequest, DimensionRequest
-from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
 from vizrobust.runs import default_folder
 from vizrobust.session import Session
 from vizrobust.spec import parse, vary
@@ -21,14 +21,13 @@ from vizrobust.training import TrainingRecipe, recorded_threads
 
 
 @dataclass(frozen=True, repr=False)
-class CalibrationReport:
+class CalibrationReport(Result):
     """The answer to a `CalibrateRequest`: for each attack its six sizes and their ATA; the files are in `folder`."""
 
     request: CalibrateRequest
     data: DataSet
     folder: str
     found: tuple[Row, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return list(self.found)
@@ -44,9 +43,6 @@ class CalibrationReport:
 
     def __repr__(self) -> str:
         return f"CalibrationReport({', '.join(row['name'] for row in self.found)} on {self.data.name}, in {self.folder})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def calibrate(request: CalibrateRequest, session: Session) -> Generator[Event, None, CalibrationReport]:
@@ -96,13 +92,12 @@ SLOPE_MEANING = (
 
 
 @dataclass(frozen=True, repr=False)
-class DimensionReport:
+class DimensionReport(Result):
     """The answer to a `DimensionRequest`: the gradient's norm of every network, and how it grows with d."""
 
     request: DimensionRequest
     data: DataSet
     networks: tuple[Row, ...]
-    ok: bool | None = True
 
     def slopes(self) -> list[tuple[str, str, Growth]]:
         """Loss, weights and growth, for each loss of the request and for initial and trained weights."""
@@ -132,9 +127,6 @@ class DimensionReport:
     def __repr__(self) -> str:
         _, weights, one = self.slopes()[0]
         return f"DimensionReport({len(self.networks)} networks; {self.request.losses[0]}, {weights} weights: {one})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
     def _norms(self) -> Table:
         networks, losses = self.networks, self.request.losses

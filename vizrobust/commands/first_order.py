@@ -11,7 +11,7 @@ from vizrobust.data import DataSet, head
 from vizrobust.models import Checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import FirstOrderRequest
-from vizrobust.results import Event, Note, Row, Table, interval_text, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
 from vizrobust.robustness import BATCH_SIZE
 from vizrobust.robustness.first_order import FirstOrder
 from vizrobust.robustness.first_order import first_order as drops_of
@@ -31,12 +31,11 @@ SHARES_MEANING = (
 
 
 @dataclass(frozen=True, repr=False)
-class FirstOrderReport:
+class FirstOrderReport(Result):
     """The answer to a `FirstOrderRequest`: predicted and real drops of each checkpoint and loss."""
 
     request: FirstOrderRequest
     found: tuple[tuple[Checkpoint, DataSet, FirstOrder], ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return [_row(self.request, *one) for one in self.found]
@@ -72,9 +71,6 @@ class FirstOrderReport:
 
     def __repr__(self) -> str:
         return f"FirstOrderReport({len(self.found)} rows of {self.request!r})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def first_order(request: FirstOrderRequest, session: Session) -> Generator[Event, None, FirstOrderReport]:

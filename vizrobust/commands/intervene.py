@@ -18,19 +18,18 @@ from vizrobust.intervals import auc_text, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests.understanding import InterveneRequest
-from vizrobust.results import Event, Note, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, percent
 from vizrobust.session import Session
 
 SHOWN = 20  # units of the table
 
 
 @dataclass(frozen=True, repr=False)
-class Interventions:
+class Interventions(Result):
     """The answer to an `InterveneRequest`: a row for each checkpoint and unit, with every class in it."""
 
     request: InterveneRequest
     found: tuple[Row, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return list(self.found)
@@ -51,7 +50,7 @@ class Interventions:
         return class_changes(panels, f"{self.request.layer}, unit {self.request.words}")
 
     def _repr_html_(self) -> str:
-        return tables_html(self.tables()) + self.figure().html()
+        return super()._repr_html_() + self.figure().html()
 
     def _table(self, name: str, mine: Sequence[Row]) -> Table:
         shown = []

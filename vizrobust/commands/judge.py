@@ -15,7 +15,7 @@ from vizrobust.commands.train import train_one
 from vizrobust.data import DataSet
 from vizrobust.data.views import held_out
 from vizrobust.requests.training import RECIPE_FIELDS, JudgeRequest, TrainRequest
-from vizrobust.results import Event, Note, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, percent
 from vizrobust.runs import default_folder, write_text
 from vizrobust.session import Session
 from vizrobust.study.protocol import training_attack
@@ -28,14 +28,13 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True, repr=False)
-class JudgeReport:
+class JudgeReport(Result):
     """The trained judges: folder, accuracy and calibration on the test images, and the natural scale of each."""
 
     request: JudgeRequest
     folder: Path
     judged: tuple[Row, ...]
     scales: tuple[NaturalScale, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         """One row for each judge."""
@@ -54,9 +53,6 @@ class JudgeReport:
     def __repr__(self) -> str:
         shown = ", ".join(f"{Path(row['judge']).name} {percent(row['accuracy'])}" for row in self.judged)
         return f"JudgeReport({shown}, {str(self.folder)!r})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, JudgeReport]:

@@ -13,7 +13,7 @@ from vizrobust.data import DataSet, head
 from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
 from vizrobust.requests.evaluation import MaskingRequest
-from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
 from vizrobust.robustness import PartialResult
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder
 from vizrobust.robustness.masking import (
@@ -43,7 +43,7 @@ MARKS = {True: "YES", False: "no", None: "-"}
 
 
 @dataclass(frozen=True, repr=False)
-class MaskingDiagnosis:
+class MaskingDiagnosis(Result):
     """The diagnosis of one checkpoint: its `verdict`, whose `sentence` says it all, and the `checks` with their evidence.
 
     `ok` is True for sound gradients (also of a network that is not robust), False for masked ones, None for undecided.
@@ -109,12 +109,9 @@ class MaskingDiagnosis:
     def __repr__(self) -> str:
         return f"{self.target.name}: {self.verdict.sentence}"
 
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
-
 
 @dataclass(frozen=True, repr=False)
-class MaskingReport:
+class MaskingReport(Result):
     """The answer to a `MaskingRequest`: one diagnosis for each checkpoint."""
 
     request: MaskingRequest
@@ -141,9 +138,6 @@ class MaskingReport:
 
     def __repr__(self) -> str:
         return f"MaskingReport({'; '.join(f'{one.target.name}: {one.verdict.name}' for one in self.found)})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
     def _verdicts(self) -> Table:
         rows = []

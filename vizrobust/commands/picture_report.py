@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vizrobust.requests import Request
-from vizrobust.results import Row, Table, tables_html
+from vizrobust.results import Result, Row, Table
 
 if TYPE_CHECKING:
     from vizrobust.features import FeatureImage, Recipe
 
 
 @dataclass(frozen=True, repr=False)
-class PictureReport:
+class PictureReport(Result):
     """Rows and tables of a command, the `pages` or sheets that it wrote by kind, and what `figure` shows.
 
     `folder` holds the pictures; where nobody named one it is a temporary folder, which goes with the last reference to
@@ -32,7 +32,6 @@ class PictureReport:
     pages: Sequence[tuple[str, Path]] = ()
     sheet: Path | None = None
     folder: Path | None = None
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return list(self.found)
@@ -67,7 +66,7 @@ class PictureReport:
         if self.sheet is not None:
             source = b64encode(self.sheet.read_bytes()).decode()
             picture = f'<img src="data:image/png;base64,{source}" style="max-width: 100%" alt="{html.escape(repr(self))}">'
-        return tables_html(self.tables()) + picture
+        return super()._repr_html_() + picture
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from vizrobust.report import write_gallery
 from vizrobust.report.style import sheet_figure
 from vizrobust.requests import MissingFileError
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
-from vizrobust.results import Event, Note, Row, Table
+from vizrobust.results import Event, Note, Result, Row
 from vizrobust.runs import write_png
 from vizrobust.session import Session
 
 
 @dataclass(frozen=True, repr=False)
-class Rerendered:
+class Rerendered(Result):
     """A picture made again: how it differs from the first one. `ok` is False where a pixel differs."""
 
     row: Row
@@ -39,9 +39,6 @@ class Rerendered:
     def rows(self) -> list[Row]:
         return [self.row]
 
-    def tables(self) -> list[Table]:
-        return []
-
     def lines(self) -> list[str]:
         return [str(self.difference)]
 
@@ -54,9 +51,6 @@ class Rerendered:
 
     def __repr__(self) -> str:
         return f"Rerendered({self.row['file']!r}: {self.difference})"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self.difference}</p>"
 
 
 def rerender(request: RerenderRequest, session: Session) -> Generator[Event, None, Rerendered]:

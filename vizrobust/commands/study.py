@@ -18,7 +18,7 @@ from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import StudyRequest, VerifyRequest
-from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
 from vizrobust.runs import default_folder
 from vizrobust.session import Session
 from vizrobust.study import (
@@ -45,14 +45,13 @@ PLAN_FIELDS = {"baselines": "arms"}
 
 
 @dataclass(frozen=True, repr=False)
-class StudyResult:
+class StudyResult(Result):
     """A finished study: its report, and the page that shows it. None of both in processes that only helped."""
 
     request: StudyRequest
     report: StudyReport | None
     page: Path | None
     command: str = ""
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         """What each contrast says about each metric: the report's ``trends``."""
@@ -90,11 +89,6 @@ class StudyResult:
     def __repr__(self) -> str:
         return f"StudyResult({self.sentences[0] if self.sentences else 'no report'!r}, {str(self.page)!r})"
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return tables_html(self.tables()) + "".join(f"<p>{escape(line)}</p>" for line in self.sentences)
-
 
 def study(request: StudyRequest, session: Session) -> Generator[Event, None, StudyResult | StudyOutlook]:
     """Go through a study's stages, write report.json and the page, and give back the report."""
@@ -131,7 +125,7 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
 
 
 @dataclass(frozen=True, repr=False)
-class StudyOutlook:
+class StudyOutlook(Result):
     """What a study would cost and what effect it could see; nothing was begun."""
 
     request: StudyRequest
@@ -139,7 +133,6 @@ class StudyOutlook:
     costs: tuple[Cost, ...]
     seconds: float
     contrasts: tuple[PlannedContrast, ...]
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         """One row for each stage, one for each contrast."""
@@ -172,9 +165,6 @@ class StudyOutlook:
     def __repr__(self) -> str:
         hours = sum(one.passes for one in self.costs) * self.seconds / 3600
         return f"StudyOutlook({self.networks} networks, {hours:.1f} core hours)"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def _or_none(value: float | None) -> str:
@@ -240,7 +230,7 @@ MARKS: Mapping[bool | None, str] = {True: "fine", False: "WRONG", None: "not che
 
 
 @dataclass(frozen=True, repr=False)
-class Verification:
+class Verification(Result):
     """What was checked of a report, and whether it holds; `ok` is False where anything differs."""
 
     path: str
@@ -260,9 +250,6 @@ class Verification:
     def __repr__(self) -> str:
         wrong = [check.what for check in self.checks if check.ok is False]
         return f"Verification({'differs: ' + ', '.join(wrong) if wrong else 'holds'}, {len(self.checks)} checks of {self.path!r})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def _check_row(check: Check) -> Row:

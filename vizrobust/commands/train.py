@@ -16,7 +16,7 @@ from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.models.architectures import is_user_code
 from vizrobust.requests import ParameterError
 from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
-from vizrobust.results import Event, Note, Progress, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
 from vizrobust.runs import Taken, default_folder, read_rows
 from vizrobust.session import Session
 from vizrobust.spec import parse
@@ -30,14 +30,13 @@ from vizrobust.training.training_runs import select_run, sweep_runs
 
 
 @dataclass(frozen=True, repr=False)
-class TrainReport:
+class TrainReport(Result):
     """What was trained: the checkpoint of each run, by folder, and the runs that other processes train."""
 
     request: TrainRequest
     checkpoints: Mapping[str, Checkpoint]
     of: int = 1
     taken: tuple[str, ...] = ()
-    ok: bool | None = True
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -74,9 +73,6 @@ class TrainReport:
             for folder, one in self.checkpoints.items()
         )
         return f"TrainReport({shown})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def train(request: TrainRequest, session: Session) -> Generator[Event, None, TrainReport]:

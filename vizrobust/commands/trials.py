@@ -11,7 +11,7 @@ from vizrobust.compute import Compute
 from vizrobust.report.trials_page import write_trials
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import TrialsRequest
-from vizrobust.results import Event, Note, Row, Table, percent, tables_html
+from vizrobust.results import Event, Note, Result, Row, Table, percent
 from vizrobust.session import Session
 from vizrobust.study.human_answers import Agreement, Correlation, PeopleScore, ShareRight, read_answers, score_people, write_key
 from vizrobust.study.human_trials import choose, data_of
@@ -19,17 +19,13 @@ from vizrobust.study.report import StudyReport
 
 
 @dataclass(frozen=True, repr=False)
-class TrialPage:
+class TrialPage(Result):
     """A page that was made, and the file with its right answers."""
 
     row: Row
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         return [self.row]
-
-    def tables(self) -> list[Table]:
-        return []
 
     def lines(self) -> list[str]:
         """What a person reads of it."""
@@ -38,16 +34,12 @@ class TrialPage:
     def __repr__(self) -> str:
         return f"TrialPage({self.row['page']!r}, {self.row['trials']} questions, {self.row['catch']} catch trials)"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>"
-
 
 @dataclass(frozen=True, repr=False)
-class TrialScore:
+class TrialScore(Result):
     """People's answers: the share right for each checkpoint, how far they agree, and each metric's rank correlation with them."""
 
     people: PeopleScore
-    ok: bool | None = True
 
     def rows(self) -> list[Row]:
         agreement = self.people.agreement
@@ -85,9 +77,6 @@ class TrialScore:
     def __repr__(self) -> str:
         shares = ", ".join(f"{one.name} {percent(one.share)}" for one in self._shares())
         return f"TrialScore({shares})"
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
 
 def trials(request: TrialsRequest, session: Session) -> Generator[Event, None, TrialPage | TrialScore]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vizrobust.attacks import Attack, is_inside
 from vizrobust.intervals import share, wilson
-from vizrobust.results import Table, interval_text, percent, tables_html
+from vizrobust.results import Result, Table, interval_text, percent
 
 OUTSIDE = "outside the ball"
 # The run under which the verdicts on the unchanged images are listed, beside those of an attack's runs.
@@ -62,7 +62,7 @@ class PartialResult:
 
 
 @dataclass(frozen=True)
-class RobustAccuracy:
+class RobustAccuracy(Result):
     """How many of n images a network classifies correctly at every point that an attack visited.
 
     `accuracy` is that share, `interval` its Wilson 95 % interval, `clean` the share that is classified correctly unchanged.
@@ -216,9 +216,6 @@ class RobustAccuracy:
         if self.draw is None:
             raise ValueError("this result draws no figure; take vizrobust.robust_accuracy, or draw its curve()")
         return self.draw()
-
-    def _repr_html_(self) -> str:
-        return tables_html(self.tables())
 
     def rows(self) -> list[dict[str, Any]]:
         """The one `row`."""
