@@ -10,9 +10,8 @@ from torch import nn
 
 from tests.test_checkpoints import INFO
 from vizrobust.models import architecture, load_checkpoint, save_checkpoint
-from vizrobust.models.architectures import is_user_code
 from vizrobust.models.checkpoints import body_state
-from vizrobust.models.references import code_sha256
+from vizrobust.models.references import code_sha256, is_user_code
 
 SHAPE = (3, 9, 12)
 CODE = """

@@ -17,9 +17,9 @@ from vizrobust.data import head
 from vizrobust.intervals import mcnemar
 from vizrobust.models import Checkpoint, Layer
 from vizrobust.models import layers as layers_of
-from vizrobust.models.architectures import is_user_code
 from vizrobust.models.foreign_files import Normalizer
 from vizrobust.models.importing import NORMALIZATIONS, import_file, normalization, task
+from vizrobust.models.references import is_user_code
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import LayersRequest
 from vizrobust.requests.training import ImportRequest

@@ -13,7 +13,7 @@ from vizrobust.commands.checkpoints import next_command
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, load_checkpoint
-from vizrobust.models.architectures import is_user_code
+from vizrobust.models.references import is_user_code
 from vizrobust.requests import ParameterError
 from vizrobust.requests.training import BASELINE_ATTACKS, RECIPE_FIELDS, TrainRequest
 from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent

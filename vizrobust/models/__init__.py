@@ -1,10 +1,10 @@
 """Networks: architectures by name, layers and activations, checkpoints in our format and in other people's."""
 
-from vizrobust.models.architectures import ARCHS, architecture
+from vizrobust.models.architectures import ARCHS
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, save_checkpoint
 from vizrobust.models.forward import LOGITS, Normalized, activations, evaluating
 from vizrobust.models.layers import ActivationReader, Layer, layer, layers
-from vizrobust.models.references import SWEEP, load_checkpoint
+from vizrobust.models.references import SWEEP, architecture, load_checkpoint
 from vizrobust.names import builtin_names
 
 __all__ = [

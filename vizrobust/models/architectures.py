@@ -1,4 +1,4 @@
-"""Architectures: the built-in networks, and references to other people's."""
+"""The architectures of the package itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.plugins import Catalogue, from_file, is_file_reference
-from vizrobust.spec import named, unknown
+from vizrobust.plugins import Catalogue
+from vizrobust.spec import named
 
 
 def binomial(like: Tensor) -> Tensor:
@@ -208,96 +208,9 @@ ARCHS: Catalogue[Callable[[Shape, int], nn.Module]] = Catalogue(named(small_cnn,
 
 Build = Callable[[], nn.Module]
 
-# Five halvings and windows of 7 x 7.
-MAXVIT_SIDE = 224
 
-
-def architecture(ref: str, shape: Shape, classes: int) -> Build:
-    """A function that builds the network `ref` names, for images of `shape` (C, H, W) and so many classes.
-
-    `ref` is one of our architectures, ``torchvision:NAME``, ``timm:NAME`` or ``path/to/file.py:callable``: the
-    user's own code, called as ``callable(classes)``, ``callable(shape, classes)`` or ``callable()``, whichever it
-    takes. Raises ``ValueError`` or ``FileNotFoundError`` where there is no such thing.
-    """
-    kind, _, name = ref.partition(":")
-    if kind == "torchvision":
-        return _torchvision(name, shape, classes)
-    if kind == "timm":
-        return _timm(name, shape, classes)
-    if is_user_code(ref):
-        return _user_code(ref, shape, classes)
-    make = ARCHS.lookup(ref, "architecture")
-    return lambda: _call(make, ref, shape, classes)
-
-
-def is_user_code(ref: str) -> bool:
-    """Whether `ref` is ``path.py:callable``."""
-    return is_file_reference(ref)
-
-
-def _torchvision(name: str, shape: Shape, classes: int) -> Build:
-    import torchvision
-    from torchvision.models import get_model, list_models
-
-    classifiers = list_models(module=torchvision.models)
-    if name not in classifiers:
-        raise ValueError(unknown(name, classifiers, "torchvision model"))
-    if shape[0] != 3:
-        advice = "use small_cnn or resnet_small"
-        if shape[0] == 1:
-            advice += ", or data with @rgb behind the name (imagefolder:DIR@rgb), which is grey in three channels"
-        raise ValueError(f"torchvision:{name} takes 3 channels, these images have {shape[0]}; {advice}")
-    fixed = _input_size_of_torchvision(name, shape)
-    return lambda: get_model(name, weights=None, num_classes=classes, **fixed)
-
-
-def _input_size_of_torchvision(name: str, shape: Shape) -> dict[str, Any]:
-    """What builds a transformer of one input size for images of `shape`; ``ValueError`` with both sizes where nothing does."""
-    height, width = shape[1:]
-    usual = f"torchvision:{name} is made for 224 x 224 pixels"
-    if name.startswith("vit_"):
-        patch = int(name.rpartition("_")[2])
-        if height != width or height % patch:
-            raise ValueError(f"{usual}; it takes squares with a side that {patch} divides, these images have {height} x {width}")
-        return {"image_size": height}
-    if name.startswith("maxvit_"):
-        if height % MAXVIT_SIDE or width % MAXVIT_SIDE:
-            raise ValueError(f"{usual}; it takes sides that {MAXVIT_SIDE} divides, these images have {height} x {width}")
-        return {"input_size": (height, width)}
-    return {}
-
-
-def _timm(name: str, shape: Shape, classes: int) -> Build:
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"timm:{name} needs the timm package: pip install 'vizrobust[timm]'") from error
-    if not timm.is_model(name):
-        raise ValueError(unknown(name, timm.list_models(), "timm model"))
-
-    def build() -> nn.Module:
-        made: dict[str, Any] = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
-        usual = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        if usual is None or not usual.fixed_input_size or tuple(usual.input_size[1:]) == shape[1:]:
-            return timm.create_model(name, **made)
-        try:  # transformers of one input size
-            return timm.create_model(name, img_size=shape[1:], **made)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            size, here = (" x ".join(map(str, sides)) for sides in (usual.input_size[1:], shape[1:]))
-            raise ValueError(f"timm:{name} takes images of {size} pixels, these have {here}; use another network") from error
-
-    return build
-
-
-def _user_code(ref: str, shape: Shape, classes: int) -> Build:
-    make = from_file(ref)
-    if not callable(make):
-        path, _, name = ref.rpartition(":")
-        raise ValueError(f"no callable in {path} {name!r}: it is a {type(make).__name__}; name a class or function")
-    return lambda: _call(make, ref, shape, classes)
-
-
-def _call(make: Callable[..., object], ref: str, shape: Shape, classes: int) -> nn.Module:
+def called(make: Callable[..., object], ref: str, shape: Shape, classes: int) -> nn.Module:
+    """The network that ``make(classes)``, ``make(shape, classes)`` or ``make()`` returns, whichever it takes."""
     from inspect import Parameter, signature
 
     required = [

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
 from vizrobust.data.imagenet import class_places, imagenet_classes
-from vizrobust.models.architectures import architecture
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
 from vizrobust.models.forward import NoLogits
-from vizrobust.models.references import IMAGENET_MEAN, IMAGENET_STD, code_sha256
+from vizrobust.models.packages import IMAGENET_MEAN, IMAGENET_STD
+from vizrobust.models.references import architecture, code_sha256
 from vizrobust.requests import ParameterError
 from vizrobust.spec import unknown
 
@@ -30,6 +30,8 @@ NORMALIZATIONS: dict[str, Normalizer] = {
     "cifar10": Normalizer((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "mnist": Normalizer((0.1307,), (0.3081,)),
 }
+# Networks of this zoo normalize their images themselves.
+TAKES_ZERO_TO_ONE = "robustbench:"
 # A float32 buffer and the decimals of a paper agree to this.
 SAME_NORMALIZATION = 1e-4
 
@@ -107,6 +109,8 @@ def convert(
     ``FileNotFoundError`` in one sentence for whatever does not fit.
     """
     what = repr(str(path))
+    if normalize is None and arch.startswith(TAKES_ZERO_TO_ONE):
+        normalize = "none"
     chosen = normalization(normalize, task.shape[0]) if normalize is not None else None
     where, state = find_state(read_tensors(path), what, key)
     kept = _without(state, drop, what)

@@ -8,20 +8,18 @@ import inspect
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from vizrobust.models.architectures import Build, architecture, is_user_code
-from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state, read_checkpoint
+from vizrobust.models import packages
+from vizrobust.models.architectures import ARCHS, Build, Shape, called
+from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, read_checkpoint
 from vizrobust.names import builtin_names, no_model
-from vizrobust.plugins import is_file_reference
-from vizrobust.requests import MissingFileError, ParameterError
+from vizrobust.plugins import from_file, is_file_reference
+from vizrobust.requests import ParameterError
 from vizrobust.runs import file_sha256
-from vizrobust.spec import unknown
 
 # Code that says these may reach anything.
 ANYTHING = {"eval", "exec", "globals", "vars", "__import__", "importlib"}
@@ -134,27 +132,53 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 SWEEP = tuple(f"imagenette-k{steps}" for steps in (0, 1, 2, 4, 8))
 DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
-INPUT_OPTIONS = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
+
+
+def architecture(ref: str, shape: Shape, classes: int) -> Build:
+    """A function that builds the network `ref` names, for images of `shape` (C, H, W) and so many classes.
+
+    `ref` is one of our architectures, ``torchvision:NAME``, ``timm:NAME``, ``hf:DIR`` (what the folder's config.json
+    describes), ``robustbench:NAME`` or ``path/to/file.py:callable``: the user's own code, called as ``callable(classes)``,
+    ``callable(shape, classes)`` or ``callable()``, whichever it takes. Raises ``ValueError`` or ``FileNotFoundError`` where
+    there is no such thing.
+    """
+    kind, _, name = ref.partition(":")
+    if kind in packages.BUILDERS:
+        return packages.BUILDERS[kind](name, shape, classes)
+    if is_user_code(ref):
+        return _user_code(ref, shape, classes)
+    make = ARCHS.lookup(ref, "architecture")
+    return lambda: called(make, ref, shape, classes)
+
+
+def is_user_code(ref: str) -> bool:
+    """Whether `ref` is ``path.py:callable``."""
+    return is_file_reference(ref)
+
+
+def _user_code(ref: str, shape: Shape, classes: int) -> Build:
+    make = from_file(ref)
+    if not callable(make):
+        path, _, name = ref.rpartition(":")
+        raise ValueError(f"no callable in {path} {name!r}: it is a {type(make).__name__}; name a class or function")
+    return lambda: called(make, ref, shape, classes)
 
 
 def load_checkpoint(ref: str, arch: str | Sequence[str] | None = None, download: bool = False) -> Checkpoint:
     """The checkpoint that `ref` names.
 
-    A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published
-    weights from torch's cache, or fetched with `download`), or untrained ``torchvision:NAME@random`` and
-    ``timm:NAME@random``; ``@random`` behind any other reference is its network untrained. A checkpoint whose network
-    is the user's own code loads only when `arch` names that code again; of several it takes its own. Raises ``ValueError`` or
-    ``FileNotFoundError`` with the next step.
+    A built-in name (``mnist-k8``), a file in our format, a training run's folder, ``torchvision:NAME`` (published weights
+    from torch's cache, or fetched with `download`), ``hf:DIR`` (a folder that ``save_pretrained`` of Hugging Face's
+    transformers wrote), or untrained ``torchvision:NAME@random`` and ``timm:NAME@random``; ``@random`` behind any other
+    reference is its network untrained. A checkpoint whose network is the user's own code loads only when `arch` names that
+    code again; of several it takes its own. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
 
     >>> load_checkpoint("mnist-k8").net()(torch.zeros(1, 1, 28, 28)).shape
     torch.Size([1, 10])
     """
-    if ref.startswith("torchvision:"):
-        return _torchvision(ref, download)
-    if ref.startswith("timm:"):
-        return _timm(ref)
+    kind, colon, _ = ref.partition(":")
+    if colon and kind in packages.KINDS:
+        return packages.checkpoint(ref, download)
     if ref.endswith(UNTRAINED) and not Path(ref).exists():
         return load_checkpoint(ref.removesuffix(UNTRAINED), arch, download).untrained(ref)
     path = _file(ref)
@@ -200,81 +224,3 @@ def _own_code(ref: str, info: CheckpointInfo, given: tuple[str, ...]) -> tuple[s
     arch = named[0] if named else given[0]
     warnings.warn(f"{arch} has changed since {ref!r} was imported", stacklevel=3)
     return arch, code_sha256(arch)
-
-
-def _torchvision(ref: str, download: bool) -> Checkpoint:
-    import torchvision
-    from torchvision.models import get_model, get_model_weights, list_models
-
-    name, _, variant = ref.removeprefix("torchvision:").partition("@")
-    classifiers = list_models(module=torchvision.models)
-    if name not in classifiers:
-        raise ValueError(unknown(name, classifiers, "torchvision model"))
-    if variant not in ("", "random"):
-        raise ValueError(f"no variant {variant!r} of torchvision:{name}; there is only @random (untrained)")
-    weights = get_model_weights(name).DEFAULT
-    presets = weights.transforms()
-    size = getattr(presets, "crop_size", [224])[0]
-    info = CheckpointInfo(
-        arch=f"torchvision:{name}",
-        input_shape=(3, size, size),
-        classes=tuple(weights.meta["categories"]),
-        mean=tuple(getattr(presets, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(presets, "std", IMAGENET_STD)),
-        data="imagenet",
-        training="" if variant == "random" else f"published weights {weights}",
-    )
-
-    def build() -> nn.Module:
-        return get_model(name, weights=None, **INPUT_OPTIONS.get(name, {}))
-
-    if variant == "random":
-        return _untrained(ref, info, build)
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-    if not cached.is_file() and not download:
-        raise MissingFileError(
-            "the weights of %s are not in %s; add {download}, or use %s@random (untrained)", ref, cached.parent, ref
-        )
-    state = dict(weights.get_state_dict(progress=False, check_hash=True))
-    return Checkpoint(ref, replace(info, metrics=_published(weights.meta)), state, build)
-
-
-def _timm(ref: str) -> Checkpoint:
-    name, _, variant = ref.removeprefix("timm:").partition("@")
-    arch = f"timm:{name}"
-    architecture(arch, (3, 224, 224), 1000)
-    if variant != "random":
-        raise ValueError(f"{ref!r} has no weights here; take {arch}@random (untrained), or vizrobust import FILE --arch {arch} …")
-    from timm.models import get_pretrained_cfg
-
-    published = get_pretrained_cfg(name)
-    if published is None:
-        raise ValueError(f"timm does not say which images {name} takes; import a file of its weights: vizrobust import FILE …")
-    c, h, w = published.input_size
-    info = CheckpointInfo(
-        arch=arch,
-        input_shape=(c, h, w),
-        classes=_classes(published.num_classes or 1000),
-        mean=tuple(published.mean),
-        std=tuple(published.std),
-        data="imagenet",
-    )
-    return _untrained(ref, info, architecture(arch, info.input_shape, len(info.classes)))
-
-
-def _classes(count: int) -> tuple[str, ...]:
-    """ImageNet's names where there are as many, else numbers."""
-    from torchvision.models import ResNet18_Weights
-
-    names = tuple(ResNet18_Weights.DEFAULT.meta["categories"])
-    return names if len(names) == count else tuple(map(str, range(count)))
-
-
-def _untrained(ref: str, info: CheckpointInfo, build: Build) -> Checkpoint:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Checkpoint(ref, info, body_state(build()), build)
-
-
-def _published(meta: dict[str, object]) -> dict[str, object]:
-    return {"published": meta["_metrics"]} if "_metrics" in meta else {}

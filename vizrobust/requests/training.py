@@ -164,7 +164,9 @@ class ImportRequest(Request):
     """
 
     file: str = param(argument=True, metavar="FILE|REF", kind="file", help="The file to convert, or one of our checkpoints.")
-    arch: str | None = param(None, "Ours, torchvision:NAME, timm:NAME or path/to/file.py:callable (is run).", metavar="REF")
+    arch: str | None = param(
+        None, "Ours, torchvision:NAME, timm:NAME, robustbench:NAME, hf:DIR or path/to/file.py:callable (is run).", metavar="REF"
+    )
     normalize: str | None = param(None, "none, imagenet, cifar10, mnist or 0.5,0.5,0.5/0.2,0.2,0.2.", metavar="NAME|MEAN/STD")
     # Only recorded where shape and classes are given, so any name will do.
     data: str = param("", "Data set that it was trained on (vizrobust list data).", metavar="REF")

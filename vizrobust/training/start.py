@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from vizrobust.data import DataSet
 from vizrobust.models import Checkpoint, Normalized, architecture, load_checkpoint
-from vizrobust.models.architectures import ARCHS, is_user_code
+from vizrobust.models.architectures import ARCHS
 from vizrobust.models.checkpoints import load_strictly
 from vizrobust.models.forward import choose_memory_format
+from vizrobust.models.references import is_user_code
 from vizrobust.requests import ParameterError
 from vizrobust.training.recipe import TrainingRecipe
 
