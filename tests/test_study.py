@@ -32,6 +32,11 @@ def test_too_few_pairs_give_no_interval():
     assert str(paired([0.0, 0.0], [0.5, 0.5])) == "+0.500 [+0.500, +0.500]"
 
 
+def test_the_interval_of_a_difference_of_shares_ends_at_1():
+    assert str(paired([0.0, 0.2, 0.0], [1.0, 0.3, 0.9])) == "+0.667 [-0.559, +1.892]"
+    assert str(paired([0.0, 0.2, 0.0], [1.0, 0.3, 0.9], largest=1)) == "+0.667 [-0.559, +1.000]"
+
+
 @pytest.fixture
 def data() -> DataSet:
     generator = torch.Generator().manual_seed(0)

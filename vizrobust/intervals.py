@@ -311,8 +311,8 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def paired(a: Sequence[float | None], b: Sequence[float | None]) -> Difference:
-    """The difference b - a over the units that both have a value for.
+def paired(a: Sequence[float | None], b: Sequence[float | None], largest: float = math.inf) -> Difference:
+    """The difference b - a over the units that both have a value for; the interval ends at `largest`, as a share's does at 1.
 
     >>> str(paired([0.1, 0.2, 0.3], [0.4, 0.6, 0.5]))
     '+0.300 [+0.052, +0.548]'
@@ -327,4 +327,5 @@ def paired(a: Sequence[float | None], b: Sequence[float | None]) -> Difference:
     if np.ptp(second - first) == 0:
         return Difference(len(pairs), mean, mean, mean)
     interval = ttest_rel(second, first).confidence_interval(CONFIDENCE)
-    return Difference(len(pairs), mean, float(interval.low), float(interval.high))
+    low, high = np.clip((interval.low, interval.high), -largest, largest)
+    return Difference(len(pairs), mean, float(low), float(high))

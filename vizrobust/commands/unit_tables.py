@@ -15,7 +15,9 @@ from vizrobust.requests import ParameterError
 from vizrobust.results import Table
 from vizrobust.runs import Row
 
-MEASURES = ("transfer", "recognised", "forced_choice")
+# The measures that checkpoints are compared in, and the largest difference that each can show.
+MEASURES = {"transfer": "transfer, log-odds", "recognised": "recognised, share", "forced_choice": "two-alternative AUC"}
+LARGEST = {"recognised": 1.0, "forced_choice": 1.0}
 TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}
 # More columns than this do not fit a terminal.
 WIDEST = 8
@@ -141,12 +143,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def difference_table(scores: Mapping[str, PictureScores], checkpoints: Sequence[Checkpoint], judge: str) -> Table:
-    """The paired difference of each checkpoint from the first."""
+    """The paired difference of each checkpoint from the first, in the measures that this judge has."""
+    found = _differences(scores, checkpoints)
+    told = [measure for measure in MEASURES if any(differences[measure].mean is not None for _, _, differences in found)]
     rows = [
-        [f"{other} - {base}", *map(str, differences.values()), str(len(scores[other].forced_choice))]
-        for other, base, differences in _differences(scores, checkpoints)
+        [f"{other} - {base}", *(str(differences[measure]) for measure in told), str(len(scores[other].forced_choice))]
+        for other, base, differences in found
     ]
-    header = ["difference", "transfer, log-odds", "recognised, share", "two-alternative AUC", "units"]
+    header = ["difference", *(MEASURES[measure] for measure in told), "units"]
     note = f"judge {judge}; mean paired difference with its 95 % t interval {SCOPE}"
     return Table("Clarity: paired differences", header, rows, note)
 
@@ -158,7 +162,7 @@ def _differences(
     base, *others = (asdict(scores[one.name]) for one in checkpoints)
     names = [one.name for one in checkpoints]
     return [
-        (name, names[0], {measure: paired(base[measure], other[measure]) for measure in base})
+        (name, names[0], {measure: paired(base[measure], other[measure], LARGEST.get(measure, math.inf)) for measure in base})
         for name, other in zip(names[1:], others, strict=True)
     ]
 
