@@ -311,7 +311,7 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def paired(a: Sequence[float | None], b: Sequence[float | None], largest: float = math.inf) -> Difference:
+def paired(a: Sequence[float | None], b: Sequence[float | None], *, largest: float = math.inf) -> Difference:
     """The difference b - a over the units that both have a value for; the interval ends at `largest`, as a share's does at 1.
 
     >>> str(paired([0.1, 0.2, 0.3], [0.4, 0.6, 0.5]))

@@ -162,7 +162,11 @@ def _differences(
     base, *others = (asdict(scores[one.name]) for one in checkpoints)
     names = [one.name for one in checkpoints]
     return [
-        (name, names[0], {measure: paired(base[measure], other[measure], LARGEST.get(measure, math.inf)) for measure in base})
+        (
+            name,
+            names[0],
+            {measure: paired(base[measure], other[measure], largest=LARGEST.get(measure, math.inf)) for measure in base},
+        )
         for name, other in zip(names[1:], others, strict=True)
     ]
 
