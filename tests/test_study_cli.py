@@ -54,11 +54,24 @@ def test_what_is_asked_of_fewer_images_is_said_to_be_left_out(tmp_path: Path, mo
     monkeypatch.setattr("vizrobust.commands.study.write_study", lambda *_: tmp_path)
     monkeypatch.setattr("vizrobust.commands.study.StudyResult.tables", lambda _: [])
     monkeypatch.setattr("vizrobust.commands.study.StudyResult.lines", lambda _: [])
-    options = ("--images", "1000", "--masking-images", "0", "--unforeseen-images", "50", "--corruption-images", "200")
+    options = (
+        "--recipe",
+        "fourier(steps=7)",
+        "--images",
+        "1000",
+        "--masking-images",
+        "0",
+        "--unforeseen-images",
+        "50",
+        "--corruption-images",
+        "200",
+    )
     result = said("study", "mnist-k0", "mnist-k8", *options, "--out", str(tmp_path / "study"))
     assert result.exit_code == 0, result.output
     told = " ".join(result.stderr.split())
     assert "left out: no masking diagnosis" in told
+    assert "left out: no pictures by the recipe plain" in told
+    assert json.loads((tmp_path / "study" / "run.json").read_text())["identity"]["plan"].count("fourier") == 1
     assert "left out: unforeseen attacks on 50 images instead of 200" in told
     assert "left out: corruptions" not in told
 

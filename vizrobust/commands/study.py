@@ -11,6 +11,7 @@ from typing import Any
 from vizrobust.clarity import default_judges
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
+from vizrobust.features import parse_recipe
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
 from vizrobust.names import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
@@ -198,10 +199,9 @@ def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckp
         plan = replace(plan, training=replace(plan.training, epochs=request.epochs))
     known = {field.name for field in fields(plan)} - {"quick"}
     stated = {PLAN_FIELDS.get(field.name, field.name): getattr(request, field.name) for field in fields(request)}
-    changes = {
-        name: value for name, value in stated.items() if name in known and value is not None and (name, value) != ("judges", ())
-    }
-    return replace(plan, **changes)
+    stated["recipes"] = tuple(parse_recipe(one) if isinstance(one, str) else one for one in request.recipes)
+    changes = {name: value for name, value in stated.items() if name in known and value is not None}
+    return replace(plan, **{name: value for name, value in changes.items() if value or name not in ("judges", "recipes")})
 
 
 def _checkpoint(model: Any, request: StudyRequest, session: Session) -> Checkpoint:

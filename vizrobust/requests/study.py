@@ -56,6 +56,9 @@ class StudyRequest(Request):
     hidden_seeds: int | None = param(None, "Pictures of each hidden unit.  [default: 9]", least=2)
     judges: tuple[str, ...] = param((), "One more judge; several allowed.", flag="--judge", metavar="REF")
     encoder: str | None = param(None, "Network whose features answer the 2AFC; default: each judge's own.", metavar="REF")
+    recipes: tuple[Any, ...] = param(
+        (), "How pictures are rendered; several allowed.  [default: plain and fourier]", kind="recipe", flag="--recipe"
+    )
     images: int | None = param(None, "Test images to attack.  [default: 1000]", least=1)
     masking_images: int | None = param(None, "Of these for the whole masking diagnosis; 0 is none.  [default: 200]", least=0)
     unforeseen_images: int | None = param(None, "Of these for unforeseen attacks; 0 is none.  [default: 200]", least=0)
@@ -67,7 +70,6 @@ class StudyRequest(Request):
     )
     precision: str = param("fp32", "bf16 is autocast to bfloat16, in training alone.", choices=PRECISIONS)
     radii: tuple[float, ...] | None = param(None, "Candidates of the rule that chooses eps.", cli=False)
-    recipes: tuple[Any, ...] | None = param(None, "How pictures are rendered.", kind="recipe", cli=False)
     matched: bool | None = param(None, "Match hidden units across networks.", cli=False)
     frames: int | None = param(None, "Frames of each optimization path.", least=2, cli=False)
     batch_size: int | None = param(None, "Pictures rendered together.", least=1, cli=False)

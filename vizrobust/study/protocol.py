@@ -159,6 +159,8 @@ class Plan:
         missing += [f"control {name}" for name in CONTROLS if name not in self.controls]
         if missing and not provided:
             said.append(f"not trained: {', '.join(missing)}")
+        if rest := [name for name in (plain().name, fourier().name) if name not in {one.name for one in self.recipes}]:
+            said.append(f"no pictures by the recipe {' and '.join(rest)}")
         if self.image_seeds < 9:
             said.append(f"{self.image_seeds} pictures of each class unit instead of 9")
         if not self.hidden:
