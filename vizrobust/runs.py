@@ -145,6 +145,15 @@ class RunFolder:
                 os.fsync(file.fileno())
         return row
 
+    def amend(self, amended: Callable[[Row], Row]) -> None:
+        """Write the rows anew where `amended` changes one that the run has now; all others stay as they are."""
+        if all(amended(row) == row for row in self.rows()):
+            return
+        if self._known is not None:
+            self._known[:] = map(amended, self._known)
+        if self.writes:
+            write_rows(self._rows_file, [amended(row) if self._present([row]) else row for row in read_rows(self.folder)])
+
     def add_image(self, row: Row, image: np.ndarray[Any, Any], name: str) -> Row:
         """Save the picture first and its row second, so that a row always has its picture; returns the row.
 
@@ -291,16 +300,6 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any], texts: Mapping[str,
         chunks.add_itxt(key, text)
     picture = Image.fromarray(image)
     write_atomic(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks))
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is there and is a whole picture."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError):
-        return False
-    return True
 
 
 def picture_texts(row: Row, run: Mapping[str, Any]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from vizrobust.features import (
     reference_image,
     reference_sha256,
     render_into,
+    restate,
     sources,
     units_of,
     with_data_statistics,
@@ -164,6 +165,7 @@ class UnitRun:
             _check_units(checkpoint, job)
             self.session.note_dictionary(checkpoint, job.layer)
             self.session.remember(self.run, checkpoint, checkpoint_facts(checkpoint))
+            restate(self.run, checkpoint, job)
             wanted = set(job.keys(checkpoint))
             yield from (row for row in self.run.rows() if picture_key(row) in wanted)
             todo = len(missing(self.run, checkpoint, job))

@@ -44,6 +44,7 @@ from vizrobust.features.picture_runs import (
     objective_for,
     picture_key,
     render_into,
+    restate,
     units_from,
     units_of,
 )
@@ -168,6 +169,7 @@ __all__ = [
     "render_into",
     "representative_layers",
     "rerender",
+    "restate",
     "sources",
     "units_from",
     "units_of",

@@ -26,6 +26,7 @@ from vizrobust.features.render import (
     plan_batches,
     render,
     render_batches,
+    saturated_or_ok,
 )
 from vizrobust.features.scorer import Scorer
 from vizrobust.legacy import present
@@ -322,12 +323,32 @@ def row_of(name: str, checkpoint: Checkpoint, request: RenderJob, done: FeatureI
         "saturated_share": done.saturated_share,
         "trajectory": trajectory_of(done),
         "status": done.status(request.data_share),
-        # What "saturated" was measured against; without a data set there is nothing to measure it against.
-        **({"data_saturated_share": round(request.data_share, 5)} if request.data_share < 1 else {}),
+        **_measured_against(request),
         "batch_size": done.batch_size,
         **({"folded": folded} if folded else {}),
         **({"nonfinite_gradients": done.nonfinite_gradients} if done.nonfinite_gradients else {}),
     }
+
+
+def _measured_against(request: RenderJob) -> Row:
+    """What "saturated" was measured against; without a data set there is nothing to measure it against."""
+    return {"data_saturated_share": round(request.data_share, 5)} if request.data_share < 1 else {}
+
+
+def restate(run: RunFolder, checkpoint: Checkpoint, request: RenderJob) -> None:
+    """Say of a job's finished pictures whether they are saturated beside the images of this data set, not an earlier one's."""
+    wanted, against = set(request.keys(checkpoint)), _measured_against(request)
+
+    def restated(row: Row) -> Row:
+        known = {key: row[key] for key in ("data_saturated_share",) if key in row}
+        if picture_key(row) not in wanted or known == against:
+            return row
+        status = row["status"]
+        if status != "dead":
+            status = saturated_or_ok(row["saturated_share"], request.data_share)
+        return {**{key: value for key, value in row.items() if key not in known}, "status": status, **against}
+
+    run.amend(restated)
 
 
 def number_or_none(value: float) -> float | None:

@@ -88,6 +88,11 @@ TRAJECTORY_POINTS = 21
 SATURATED_ABOVE = 0.25
 
 
+def saturated_or_ok(share: float, data_share: float) -> str:
+    """The status of a picture whose unit has a gradient, by its share of extreme pixels and that of the data's own images."""
+    return "saturated" if share > data_share + SATURATED_ABOVE else "ok"
+
+
 @dataclass(frozen=True)
 class FeatureImage:
     """One feature image: `image` (C, H, W) in [0, 1] on the CPU, with one plane more where it has an opacity.
@@ -122,9 +127,7 @@ class FeatureImage:
 
     def status(self, data_share: float) -> str:
         """``dead``, ``saturated`` (over 25 points more extreme pixels than the data's own images have) or ``ok``."""
-        if not self.had_gradient:
-            return "dead"
-        return "saturated" if self.saturated_share > data_share + SATURATED_ABOVE else "ok"
+        return "dead" if not self.had_gradient else saturated_or_ok(self.saturated_share, data_share)
 
     def pixels(self, opaque: bool = False) -> np.ndarray[Any, Any]:
         """(H, W) or (H, W, C) uint8, `opaque` over mid grey; bands that are no colours are side by side, each grey."""

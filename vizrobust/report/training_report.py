@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from vizrobust.intervals import wilson
 from vizrobust.models import Checkpoint
@@ -23,7 +24,7 @@ from vizrobust.report.style import (
     percentages,
     save_figure,
 )
-from vizrobust.runs import is_picture, read_rows, read_run, write_text
+from vizrobust.runs import read_rows, read_run, write_text
 from vizrobust.spec import parse
 from vizrobust.training import METRICS_FILE, TrainingRecipe
 from vizrobust.training.recipe import NAMES, is_recipe
@@ -39,7 +40,7 @@ def draw_curves(folder: Path | str, command: str = "") -> Path | None:
     """Draw a training run's ``curves.png`` if there is none, if it is older than its rows, or if it is damaged."""
     path, source = Path(folder) / CURVES_FILE, Path(folder) / METRICS_FILE
     rows = read_rows(folder, METRICS_FILE)
-    if not rows or (is_picture(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
+    if not rows or (_is_picture(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns):
         return None
     return save_figure(curves_figure(rows), path, command)
 
@@ -149,3 +150,13 @@ def _accuracies(checkpoint: Checkpoint) -> list[str]:
     if "constant_prediction" in metrics:
         lines += ["", f"**The network predicts one class, `{metrics['constant_prediction']}`, for every test image.**"]
     return lines
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is there and is a whole picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
