@@ -182,3 +182,33 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ValueError, match=r"pip install 'vizrobust\[explain\]'"):
         vr.explain("mnist-k8", methods="saliency", images=1)
+
+
+class Rooted(nn.Module):
+    """A network whose gradient is not finite at one pixel that is 0."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 0 * x[:, :1, 0, 0].sqrt()
+
+
+def test_what_is_not_finite_has_no_map_and_no_number(split: ArraySplit) -> None:
+    net, _ = linear()
+    x = split.take(torch.arange(5)) * 0.9 + 0.05
+    plain = list(explained(net, Saliency(), ArraySplit(x, split.labels), (0.2, 0.5, 0.1), Compute("cpu")))
+    broken = x.clone()
+    broken[3, 0, 0, 0] = 0
+    images = ArraySplit(broken, split.labels)
+    found = list(explained(Rooted(net), Saliency(), images, (0.2, 0.5, 0.1), Compute("cpu")))
+    assert [one.nonfinite for one in found] == [False, False, False, True, False]
+    assert all(bool(one.values.isfinite().all()) for one in found)
+    torch.testing.assert_close(found[0].values, plain[0].values)
+    net.register_forward_hook(lambda _m, _x, out: out.index_fill(0, torch.tensor([1]), float("nan")))
+    found = list(explained(net, Saliency(), ArraySplit(x, split.labels), (0.2, 0.5, 0.1), Compute("cpu"), batch_size=8))
+    assert [one.predicted >= 0 for one in found] == [True, False, True, True, True]
+    assert float(found[1].values.abs().max()) == 0
+    assert set(found[1].measures.values()) == {None}
+    assert None not in found[2].measures.values()

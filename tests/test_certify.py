@@ -200,3 +200,29 @@ def test_a_copy_without_finite_outputs_votes_for_no_class() -> None:
     assert 150 < int(counted[0]) < 250
     found = certified(Broken(), x, Compute("cpu"), sigma=0.1, samples=400, alpha=0.001, streams=Streams(0, [0]))
     assert found.abstains
+
+
+class Chooses(nn.Module):
+    """A network that does with its activations what interval bounds have no rule for."""
+
+    def __init__(self, choice) -> None:
+        super().__init__()
+        self.fc, self.choice = nn.Linear(12, 3), choice
+
+    def forward(self, x):
+        return self.choice(self.fc(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        lambda x: x if x.mean() > 0.5 else -x, lambda x: -x if x else x, lambda x: torch.where(x > 0, x, -x), lambda x: x[:, :2],
+        lambda x: x if x == 3 else -x, lambda x: x.abs(), lambda x: torch.softmax(x, 1), lambda x: x.data, lambda x: x.numpy(),
+        lambda x: max(x, x), lambda x: x**2, lambda x: x @ torch.eye(3), lambda x: x.detach().clone(),
+        lambda x: torch.cat([x, x]),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_a_network_without_rules_has_no_bounds(choice) -> None:
+    with pytest.raises(ValueError, match=r"interval bounds do not know .*by smoothing"):
+        margin_bound(in_float64(Chooses(choice).eval()), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), 0.1)

@@ -125,3 +125,11 @@ def test_outputs_that_are_not_finite_are_nobody_s_class() -> None:
     after = before.clone()
     after[0, 0] = torch.nan
     assert [one.accuracy for one in effects(before, after, labels, ["a", "b"])] == [-1.0, 0.0]
+
+
+def test_logits_that_are_not_finite_are_in_no_mean() -> None:
+    before = torch.tensor([[2.0, 1.0], [3.0, 1.0], [float("nan"), 1.0], [0.0, float("inf")]])
+    labels = torch.tensor([0, 0, 0, 1])
+    one, other = effects(before, before - 1, labels, ["a", "b"])
+    assert (one.n, one.logit, other.logit, other.logit_low) == (3, -1.0, None, None)
+    assert one.before == pytest.approx(2 / 3)

@@ -24,6 +24,9 @@ MEASURES = {"deletion": 1, "insertion": 1, "infidelity": -1, "sensitivity": -1, 
 class Explained:
     """The map (H, W) of the image `index` for the class that the network `predicted`; measures that do not exist are None.
 
+    `nonfinite` says that entries of the map were not finite, as gradients of a square root at 0 are, and count as 0.
+    Where the network's outputs are not finite nothing explains them: `predicted` is -1, the map is 0, all measures are None.
+
     `deletion` and `insertion` are gains over random orders, `infidelity` the unexplained part, `sensitivity` the largest
     relative change under small noise, `weights` the rank correlation with the map of random weights, `gini` the sparsity.
     """
@@ -32,6 +35,7 @@ class Explained:
     predicted: int
     values: Tensor = field(repr=False)
     measures: dict[str, float | None]
+    nonfinite: bool = False
 
 
 def explained(
@@ -61,32 +65,29 @@ def explained(
             ready = ready or method.prepared(net, (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
             with torch.no_grad():
                 y = predicted_classes(net(x))
-            if bool((y[:count] < 0).any()):
-                number = int(index[:count][(y[:count] < 0).cpu()][0])
-                raise ValueError(
-                    f"the network's outputs for image {number} are not finite, so no pixel explains them; leave it out"
-                )
-            shares, found = _measured(net, random_net, ready, x, y, empty, streams)
+            shares, found, wrong = _measured(net, random_net, ready, x, y.clamp_min(0), empty, streams)
         maps = ready.pixels(shares).float().cpu()
         for place, number in enumerate(index[:count].tolist()):
             if number in known:
                 continue
-            values = {name: float(column[place]) for name, column in found.items()}
-            measures = {name: None if value != value else value for name, value in values.items()}
-            yield Explained(number, int(y[place]), maps[place], measures)
+            known_class, values = int(y[place]) >= 0, {name: float(column[place]) for name, column in found.items()}
+            measures = {name: None if value != value or not known_class else value for name, value in values.items()}
+            values_of = maps[place] if known_class else torch.zeros_like(maps[place])
+            yield Explained(number, int(y[place]), values_of, measures, known_class and bool(wrong[place]))
 
 
 def _measured(
     net: nn.Module, random_net: nn.Module | None, method: Attribution, x: Tensor, y: Tensor, empty: Tensor, streams: Streams
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The shares (N, C, H, W), and the measures (N,) by name."""
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The shares (N, C, H, W), the measures (N,) by name, and whether some shares were not finite (N,)."""
 
     def maps_of(images: Tensor, repeats: int = 1, network: nn.Module = net) -> Tensor:
         places = torch.arange(len(x)).repeat_interleave(repeats)
         same = streams.take(places).child("method")
-        return method.pixels(method(network, images, y.repeat_interleave(repeats), empty, same)).float()
+        return method.pixels(finite(method(network, images, y.repeat_interleave(repeats), empty, same))).float()
 
-    shares = method(net, x, y, empty, streams.child("method"))
+    raw = method(net, x, y, empty, streams.child("method"))
+    shares, wrong = finite(raw), ~raw.isfinite().flatten(1).all(1)
     maps = method.pixels(shares).float()
     presence = shares * (x - empty.reshape(1, -1, 1, 1)) if method.local else shares
     deletion, insertion = gains(net, x, y, maps, empty, streams.child("orders"))
@@ -100,4 +101,9 @@ def _measured(
     if random_net is not None:
         with evaluating(random_net):
             found["weights"] = rank_correlation(maps, maps_of(x, 1, random_net))
-    return shares, found
+    return shares, found, wrong
+
+
+def finite(shares: Tensor) -> Tensor:
+    """The same with 0 for entries that are not finite, as in every attack's gradient."""
+    return shares.where(shares.isfinite(), 0)

@@ -90,8 +90,9 @@ def _explained(
         write_atomic(folder.folder / file, lambda stream, values=values: np.save(stream, values))  # type: ignore[misc]
         label = names[int(target.images.labels[one.index])]
         row = {
-            **about, "name": target.name, "image": one.index, "label": label, "predicted": names[one.predicted], **one.measures,
-            "map": file,
+            **about, "name": target.name, "image": one.index, "label": label,
+            "predicted": names[one.predicted] if one.predicted >= 0 else None, **one.measures, "map": file,
+            **({"nonfinite_gradients": True} if one.nonfinite else {}),
         }  # fmt: skip
         known[one.index] = folder.add(row)
         session.progress(f"{target.name}  {method!r}", len(known), len(target.images))
@@ -117,9 +118,20 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def _measure_table(rows: Sequence[Row]) -> Table:
     shown = []
     for (name, method), mine in _groups(rows).items():
-        shown.append([name, method, str(len(mine)), *(_mean([row.get(measure) for row in mine]) for measure in MEASURES)])
-    header = ["checkpoint", "method", "images", *MEASURES]
-    return Table("attribution maps of the predicted class", header, shown, "\n".join([MEANING, *_control(rows)]))
+        there = sum(row["predicted"] is not None for row in mine)
+        shown.append([name, method, str(there), *(_mean([row.get(measure) for row in mine]) for measure in MEASURES)])
+    header, notes = ["checkpoint", "method", "images", *MEASURES], [MEANING, *_undefined(rows), *_control(rows)]
+    return Table("attribution maps of the predicted class", header, shown, "\n".join(notes))
+
+
+def _undefined(rows: Sequence[Row]) -> list[str]:
+    """For each checkpoint on how many images its outputs or its map are not finite."""
+    said = []
+    for (name, method), mine in _groups(rows).items():
+        outputs, gradients = sum(row["predicted"] is None for row in mine), sum("nonfinite_gradients" in row for row in mine)
+        said += [f"{name}: outputs are not finite on {outputs} images, which have no map"] if outputs else []
+        said += [f"{name}, {method}: gradients are not finite on {gradients} images; they count as 0"] if gradients else []
+    return list(dict.fromkeys(said))
 
 
 def _control(rows: Sequence[Row]) -> list[str]:
@@ -145,7 +157,7 @@ def _difference_table(rows: Sequence[Row], maps: dict[tuple[str, str], Tensor], 
         base = groups.get((first, method))
         if name == first or base is None:
             continue
-        alike = [i for i, (a, b) in enumerate(zip(base, mine, strict=True)) if a["predicted"] == b["predicted"]]
+        alike = [i for i, (a, b) in enumerate(zip(base, mine, strict=True)) if a["predicted"] == b["predicted"] is not None]
         cells = []
         for measure in MEASURES:
             test = paired(*([part[i].get(measure) for i in alike] for part in (base, mine)))
@@ -181,7 +193,7 @@ def _sheet_rows(
                 if mine is None:
                     pictures.append(Reconstructed(np.full((*x.shape[1:], 3), 255, np.uint8)))
                     continue
-                said = f"predicts {mine[index]['predicted']}"
+                said = "outputs not finite" if mine[index]["predicted"] is None else f"predicts {mine[index]['predicted']}"
                 pictures.append(Reconstructed(map_pixels(maps[target.name, repr(method)][index], method.signed)))
             true = target.data.classes[int(target.images.labels[index])]
             found.append(SheetRow((target.name, said, f"true {true}"), tuple(pictures)))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vizrobust.commands.targets import Target, open_targets
-from vizrobust.features.interventions import effects, logits_with, nearest_in_activity
+from vizrobust.features.interventions import defined, effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, unit_activations
 from vizrobust.intervals import auc_text, mcnemar
@@ -56,7 +56,7 @@ class Interventions(Result):
         shown = []
         for row in _ordered(mine)[:SHOWN]:
             worst = _most_hurt(row)
-            logit = f"{worst['logit']:+.2f}"
+            logit = "-" if worst["logit"] is None else f"{worst['logit']:+.2f}"
             if worst["logit_low"] is not None:
                 logit += f" ({worst['logit_low']:+.2f} to {worst['logit_high']:+.2f})"
             own = _points(worst["accuracy"], worst["accuracy_low"], worst["accuracy_high"])
@@ -75,6 +75,9 @@ class Interventions(Result):
             "whose images its mean activation tells best from all others (.5 is chance); hurts most: the class that loses most; "
             f"units as active: the same change of accuracy by the {self.request.controls} units nearest in mean activity"
         )
+        if undefined := max(row.get("undefined", 0) for row in mine):
+            images = sum(one["n"] for one in classes)
+            note += f"; outputs are not finite on up to {undefined} of {images} images, which are not right and in no logit"
         return Table(f"{name}, {self.request.layer}: unit {self.request.words}{left}", header, shown, note)
 
     def __repr__(self) -> str:
@@ -143,16 +146,18 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
 
 def _overall(before: Tensor, after: Tensor, labels: Tensor) -> Row:
     test = mcnemar(predicted_classes(after) == labels, predicted_classes(before) == labels)
-    return {"accuracy": test.difference, "ci_low": test.ci_low, "ci_high": test.ci_high, "p": test.p}
+    found = {"accuracy": test.difference, "ci_low": test.ci_low, "ci_high": test.ci_high, "p": test.p}
+    undefined = int((~defined(before, after)).sum())
+    return {**found, **({"undefined": undefined} if undefined else {})}
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:
     """The units that hurt most first; those that change no answer by what they do to a class's logit."""
-    return sorted(rows, key=lambda row: (row["accuracy"], -max(abs(one["logit"]) for one in row["classes"])))
+    return sorted(rows, key=lambda row: (row["accuracy"], -max(abs(one["logit"] or 0) for one in row["classes"])))
 
 
 def _most_hurt(row: Row) -> Row:
-    found: Row = min(row["classes"], key=lambda one: (one["accuracy"], one["logit"]))
+    found: Row = min(row["classes"], key=lambda one: (one["accuracy"], one["logit"] or 0))
     return found
 
 

@@ -25,7 +25,8 @@ Shape = tuple[int, int, int]
 class ClassEffect:
     """What a change does to the n images of one class: to their accuracy, and to the mean of their own logit, after - before.
 
-    The intervals are of 95 %: Newcombe's for the accuracy (see `mcnemar`), Student's for the logit (None for one image).
+    The intervals are of 95 %: Newcombe's for the accuracy (see `mcnemar`), Student's for the logit (None for one image). An
+    image with logits that are not finite is not right, and in no mean of logits, which is None where none is left.
     """
 
     name: str
@@ -34,7 +35,7 @@ class ClassEffect:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    logit: float
+    logit: float | None
     logit_low: float | None
     logit_high: float | None
 
@@ -67,6 +68,15 @@ def logits_with(
     return torch.cat(found)
 
 
+def defined(*logits: Tensor) -> Tensor:
+    """(n,) bool: whether all logits (n, classes) of an image are finite in each of the passes.
+
+    >>> defined(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[0.0, float("nan")], [2.0, 3.0]])).tolist()
+    [False, True]
+    """
+    return torch.stack([one.isfinite().all(1) for one in logits]).all(0)
+
+
 def effects(before: Tensor, after: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[ClassEffect, ...]:
     """What the change from logits `before` to `after`, each (n, classes), does to every class that has images.
 
@@ -81,7 +91,8 @@ def effects(before: Tensor, after: Tensor, labels: Tensor, classes: Sequence[str
             continue
         right, was = (predicted_classes(logits[mine]) == number for logits in (after, before))
         test = mcnemar(right, was)
-        logit = mean_interval((after - before)[mine, number].tolist())
+        change = (after - before)[mine & defined(before, after), number].tolist()
+        logit = mean_interval(change) if change else (None, None, None)
         found.append(ClassEffect(name, test.n, float(was.double().mean()), test.difference, test.ci_low, test.ci_high, *logit))
     return tuple(found)
 

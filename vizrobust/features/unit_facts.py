@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 def unit_activations(
     net: nn.Module, layer: str, images: Split, *, shape: Shape, compute: Compute, progress: Callable[[int], object] | None = None
 ) -> Tensor:
-    """(n, units) float32: how much each image excites each unit of a layer, the mean over its map.
+    """(n, units) float32: how much each image excites each unit of a layer, the mean over its map; ``ValueError`` for no numbers.
 
     >>> from vizrobust.data import head, load
     >>> from vizrobust.models import architecture
@@ -45,7 +45,12 @@ def unit_activations(
             rows.append((maps if maps.dim() == 2 else maps.mean((2, 3))).cpu())
             if progress is not None:
                 progress(count)
-    return torch.cat(rows)
+    found = torch.cat(rows)
+    if not found.isfinite().all():
+        raise ValueError(
+            f"layer {layer!r} gives values that are not finite numbers, so its units have no activity; see its weights"
+        )
+    return found
 
 
 def sparsity(activations: Tensor) -> Tensor:

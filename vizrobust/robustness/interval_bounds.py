@@ -17,6 +17,7 @@ from vizrobust.models.forward import Normalized
 # Bounds are computed in float64; what a network in float32 rounds must not undo a certificate. A share of the largest logit.
 ROUNDING = 1e-4
 HALVINGS = 14
+UNKNOWN = "interval bounds do not know all that this network does"
 
 
 class Interval:
@@ -98,6 +99,12 @@ class Interval:
 
     def __truediv__(self, other: Any) -> Interval:
         return self * (1 / other)
+
+    def _compared(self, _other: object = None) -> Any:
+        raise ValueError("interval bounds do not know a choice by values, which this network makes; certify it by smoothing")
+
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _compared
+    __hash__ = object.__hash__
 
 
 def _sum(x: Any, other: Any) -> Interval:
@@ -198,7 +205,10 @@ def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> T
         body = net
         if isinstance(net, Normalized):
             inputs, body = (inputs - net.mean) / net.std, net.net
-        output = body(inputs)
+        try:
+            output = body(inputs)
+        except (TypeError, AttributeError) as error:  # whatever a network's own code does with what is no tensor
+            raise ValueError(f"{UNKNOWN} ({error}); certify it by smoothing") from error
         if not isinstance(output, Interval) or output.center.dim() != 2:
             raise ValueError("interval bounds need a network that returns its logits (N, classes) as one tensor")
         return output.margin(y)
