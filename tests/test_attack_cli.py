@@ -195,6 +195,27 @@ def test_a_table_says_that_its_network_predicts_one_class(mode: tuple[str, ...],
     assert "predicts class" not in run("attack", trained, *mode, "--images", 30, "--steps", 2).output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("masking", "--trained-with", "none", "--images", 12, "--effort", "AttackBudget(steps=4, queries=9)"),
+        ("certify", "--method", "ibp", "--attack", "none"), ("explain", "--method", "Saliency"),
+        ("intervene", "--layer", "linear1", "--units", "0"),
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_every_table_on_a_network_that_predicts_one_class_says_so(command: tuple[object, ...], trained: str) -> None:
+    checkpoint = load_checkpoint(trained)
+    state = {name: value.clone() for name, value in checkpoint.state.items()}
+    state["linear2.bias"][7] += 1000.0
+    save_checkpoint("constant.safetensors", state, checkpoint.info)
+    name, *options = command
+    images = () if "--images" in options else ("--images", 12)
+    result = run(name, "constant.safetensors", *options, *images)
+    assert result.exit_code in (0, 3, 4), result.output
+    assert "constant.safetensors predicts class '7' for all" in " ".join(result.stdout.split())
+
+
 def test_corruptions_of_a_network_that_predicts_one_class_say_so() -> None:
     split = ArraySplit(torch.rand(6, 1, 28, 28), torch.tensor([3, 3, 3, 4, 4, 5]))
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))

@@ -99,7 +99,8 @@ class CertifyReport(Result):
             "attack",
             "95 % interval",
         ]
-        note = f"{how}. certified, attack: medians over images, 0 for one that is wrong"
+        remarks = [remark for one in self.found for remark in one.target.remarks]
+        note = "\n".join((f"{how}. certified, attack: medians over images, 0 for one that is wrong", *remarks))
         return Table(f"{NORMS[request.method]} radii by {request.method}", header, rows, note)
 
 
@@ -230,6 +231,7 @@ def _of_rows(target: Target, rows: list[Row], attack: Attack | None) -> Certifie
     abstains = (proved == 0) if rows and rows[0]["method"] == "smoothing" else torch.zeros_like(right)
     sizes = [torch.inf if row.get("smallest") is None else row["smallest"] for row in rows]
     smallest = None if attack is None else torch.tensor(sizes, dtype=torch.float64).where(right, 0)
+    target.saw(torch.tensor([row["predicted"] for row in rows]))
     return Certified(target, right, abstains, proved.where(right, 0), smallest)
 
 

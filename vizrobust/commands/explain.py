@@ -60,7 +60,8 @@ def explain(request: ExplainRequest, session: Session) -> Generator[Event, None,
                 continue
             rows += found
             maps[target.name, repr(method)] = torch.stack([_read(target, row) for row in found])
-    tables = [_measure_table(rows)]
+    remarks = [remark for target in targets for remark in target.remarks]
+    tables = [_measure_table(rows, remarks)]
     if len(targets) > 1:
         tables.append(_difference_table(rows, maps, targets))
     sheet = targets[0].folder.folder / SHEET
@@ -97,6 +98,7 @@ def _explained(
         known[one.index] = folder.add(row)
         session.progress(f"{target.name}  {method!r}", len(known), len(target.images))
     rows = [known[index] for index in range(len(target.images))]
+    target.saw(torch.tensor([names.index(row["predicted"]) if row["predicted"] is not None else -1 for row in rows]))
     yield from rows
     return rows
 
@@ -115,12 +117,12 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _measure_table(rows: Sequence[Row]) -> Table:
+def _measure_table(rows: Sequence[Row], remarks: Sequence[str]) -> Table:
     shown = []
     for (name, method), mine in _groups(rows).items():
         there = sum(row["predicted"] is not None for row in mine)
         shown.append([name, method, str(there), *(_mean([row.get(measure) for row in mine]) for measure in MEASURES)])
-    header, notes = ["checkpoint", "method", "images", *MEASURES], [MEANING, *_undefined(rows), *_control(rows)]
+    header, notes = ["checkpoint", "method", "images", *MEASURES], [MEANING, *remarks, *_undefined(rows), *_control(rows)]
     return Table("attribution maps of the predicted class", header, shown, "\n".join(notes))
 
 

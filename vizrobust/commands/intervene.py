@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,15 @@ class Interventions(Result):
 
     request: InterveneRequest
     found: tuple[Row, ...]
+    remarks: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         return list(self.found)
 
     def tables(self) -> list[Table]:
         names = list(dict.fromkeys(row["name"] for row in self.found))
-        return [self._table(name, [row for row in self.found if row["name"] == name]) for name in names]
+        tables = [self._table(name, [row for row in self.found if row["name"] == name]) for name in names]
+        return [replace(one, note="\n".join((one.note, *self.remarks))) for one in tables]
 
     def figure(self) -> Any:
         """Every class's change of accuracy by unit, a panel for each checkpoint."""
@@ -87,13 +89,14 @@ class Interventions(Result):
 def intervene(request: InterveneRequest, session: Session) -> Generator[Event, None, Interventions]:
     """Change each unit of the request in every checkpoint, and as many others that are as active; rows are kept."""
     rows: list[Row] = []
-    for target in open_targets(request, session, "intervene"):
+    targets = open_targets(request, session, "intervene")
+    for target in targets:
         session.remember(target.folder, target.checkpoint)
         session.note_dictionary(target.checkpoint, request.layer)
         for row in (yield from _of_target(request, session, target)):
             rows.append(row)
             yield row
-    report = Interventions(request, tuple(rows))
+    report = Interventions(request, tuple(rows), tuple(remark for target in targets for remark in target.remarks))
     if request.plot and session.compute(request.precision).processes.main:
         from vizrobust.report.style import save_figure
 
@@ -112,6 +115,7 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
         before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error} (vizrobust layers {target.name} lists the layers)") from error
+    target.saw(predicted_classes(before))
     activity, mean, names = active.abs().mean(0), active.mean(0), target.data.classes
     aucs = class_aucs(active, target.images.labels, len(names))
     near = {unit: nearest_in_activity(activity, unit, request.controls) for unit in units}

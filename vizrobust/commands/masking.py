@@ -87,7 +87,7 @@ class MaskingDiagnosis(Result):
         """The checks: those that decide the verdict first, what else was seen below a line."""
         where = f"{self.target.name} on {self.target.data.name} {self.split}"
         images = f"{self.n} images" if self.n == self.attacks.n else f"{self.attacks.n} to {self.n} images"
-        return [checks_table(f"{where}, {images}, {self.attacks.ball}", self.diagnosis)]
+        return [checks_table(f"{where}, {images}, {self.attacks.ball}", self.diagnosis, self.target.remarks)]
 
     def figure(self) -> Any:
         """Accuracy on clean images and under each attack that was tried, as a matplotlib figure."""
@@ -151,7 +151,7 @@ class MaskingReport(Result):
         return Table("verdicts", header, rows, "training attack: one step where it is not known")
 
 
-def checks_table(title: str, diagnosis: Diagnosis) -> Table:
+def checks_table(title: str, diagnosis: Diagnosis, remarks: Sequence[str] = ()) -> Table:
     """The checks of a diagnosis with their evidence and advice, and its verdict."""
     checks = diagnosis.checks
     rows = [[check.name, _value(check), _threshold(check), MARKS[check.flagged]] for check in checks]
@@ -160,6 +160,7 @@ def checks_table(title: str, diagnosis: Diagnosis) -> Table:
         "Checks above the line decide the verdict, those below it show what else was seen.\n"
         "A difference in points is flagged when even the lower bound in brackets is above its threshold."
     )
+    note = "\n".join((note, *remarks))
     marked = [number for number, check in enumerate(checks) if check.flagged]
     return Table(
         title, ["check", "value", "threshold", "flagged"], rows, note, details=details, marked=marked, rule=len(DECIDING),
@@ -290,6 +291,8 @@ def _diagnosed(
         done += 1
         report(check.name)
     found = diagnosis_of(first, tuple(checks), extended)
+    if first.constant_prediction is not None:
+        target.facts["constant"] = target.data.classes[first.constant_prediction]
     return MaskingDiagnosis(target, first, found, request.split, request.images, extended)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, configured, parse_attack, with_default_eps
 from vizrobust.data import DataSet, Split, head
 from vizrobust.models import Checkpoint
 from vizrobust.models.folding import net_for
+from vizrobust.models.forward import constant_class
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.requests.request import OnSplit
 from vizrobust.results import Event, Note, Row, Table
@@ -48,6 +49,12 @@ class Target:
             return ()
         n, name = len(self.images), self.facts["constant"]
         return (f"{self.name} predicts class {name!r} for all {n} unchanged images: accuracies are the share of that class",)
+
+    def saw(self, predicted: Tensor) -> None:
+        """Remember whether the network predicts one class, of the classes (n,) that it predicts for the unchanged images."""
+        constant = constant_class(predicted, predicted == self.images.labels)
+        if constant is not None:
+            self.facts["constant"] = self.data.classes[constant]
 
     def evaluated(self, request: OnSplit, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""

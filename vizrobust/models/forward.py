@@ -109,6 +109,17 @@ def predicted_classes(logits: Tensor) -> Tensor:
     return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
 
+def constant_class(predicted: Tensor, correct: Tensor) -> int | None:
+    """The class that is predicted (n,) for all images, where it is not the `correct` (n,) bool one of all; else None.
+
+    >>> constant_class(torch.tensor([2, 2, 2]), torch.tensor([True, False, False]))
+    2
+    """
+    if len(predicted) < 2 or correct.all() or predicted[0] < 0 or bool((predicted != predicted[0]).any()):
+        return None
+    return int(predicted[0])
+
+
 def choose_memory_format(net: Normalized, shape: tuple[int, int, int]) -> bool:
     """Let a network that fails on channels-last images get contiguous ones; whether that was needed.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vizrobust.attacks import Attack, is_inside
 from vizrobust.intervals import share, wilson
+from vizrobust.models.forward import constant_class
 from vizrobust.results import Result, Table, interval_text, percent
 
 OUTSIDE = "outside the ball"
@@ -148,10 +149,7 @@ class RobustAccuracy(Result):
     @property
     def constant_prediction(self) -> int | None:
         """The class that the network predicts for every unchanged image, where some of them are of another; else None."""
-        predicted = self.predicted
-        if predicted is None or len(predicted) < 2 or self.correct.all() or bool((predicted != predicted[0]).any()):
-            return None
-        return int(predicted[0]) if predicted[0] >= 0 else None
+        return None if self.predicted is None else constant_class(self.predicted, self.correct)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -191,6 +191,11 @@ class MaskingAttacks:
         return [part for part in self._run(nothing, None) if part.run == CLEAN]
 
     @cached_property
+    def constant_prediction(self) -> int | None:
+        """The class that the network predicts for every unchanged image, where some of them are of another; else None."""
+        return merge_results(PGD(ball=self.ball), self._unchanged).constant_prediction
+
+    @cached_property
     def clean(self) -> Tensor:
         """(n,) bool: right unchanged. ``ValueError`` where nothing is: there is nothing to attack then."""
         right = merge_results(PGD(ball=self.ball), self._unchanged).correct
