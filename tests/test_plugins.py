@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import vizrobust as vr
+from tests.test_cli import run
 from vizrobust import plugins, testing
 from vizrobust.attacks import PGD, parse_attack
 from vizrobust.clarity import METRICS
 from vizrobust.clarity.judges import judges_for
+from vizrobust.commands.catalogues import entries
 from vizrobust.compute import Compute, versions
 from vizrobust.data import load
 from vizrobust.features import PARAMETRIZATIONS, TRANSFORMS, Logit, parse_objective, parse_recipe, render
@@ -70,6 +73,18 @@ def test_an_installed_package_s_things_are_found_by_name() -> None:
     assert (data.name, len(data.train)) == ("stripes:30", 30)
     assert load("shuffled:stripes").name == "shuffled:stripes"
     assert versions()["vizrobust-example"] == "1.0"
+
+
+def test_list_shows_and_describes_an_installed_package_s_things() -> None:
+    """Without loading the package, until one of its things is asked about."""
+    sys.modules.pop("vizrobust_example", None)
+    for kind, name in (("attacks", "OtherPGD"), ("archs", "one_layer"), ("data", "stripes"), ("judges", "example-judge")):
+        assert entries()[kind][name].what == "of the package vizrobust-example"
+    assert "vizrobust_example" not in sys.modules
+    assert "steps" in run("list", "attacks", "otherpgd").stdout
+    assert "brightness" in run("list", "metrics", "brightness").stdout
+    assert vr.help("OtherPGD").title == "OtherPGD"
+    assert vr.help("PGD").note.startswith("Projected gradient descent")
 
 
 def test_an_installed_judge_judges() -> None:

@@ -22,11 +22,12 @@ class Item:
         return name if name in self.marks else None
 
 
-def called(item: Item, work: Callable[[], object], limit: float) -> object:
-    """What pytest is given when the test has done its work."""
+def called(item: Item, work: Callable[[], object], limit: float, slow: float = 1.0) -> object:
+    """What pytest is given when the test has done its work, on a processor that is so many times as slow as an ordinary one."""
     # Not for longer, since the hook itself watches over this test too.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seconds, "LIMIT", limit)
+        patch.setattr(seconds, "slowness", lambda: slow)
         hook = seconds.pytest_runtest_call(item)
         next(hook)
         work()
@@ -55,3 +56,8 @@ def test_too_much_work_fails_also_in_another_process(work: Callable[[], None]) -
 def test_waiting_and_the_allowance_are_fine() -> None:
     assert called(Item(), lambda: time.sleep(0.3), limit=0.1) == "result"
     assert called(Item(), work_hard, limit=0.1) == "result"
+
+
+def test_a_slow_processor_may_take_longer() -> None:
+    assert called(Item(), work_hard, limit=0.05, slow=3) == "result"
+    assert seconds.slowness() >= 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
+from vizrobust.plugins import GROUPS, Catalogue
 from vizrobust.requests.study import ListRequest
 from vizrobust.results import Event, Result, Row, Table
 from vizrobust.spec import lookup
@@ -16,12 +17,15 @@ from vizrobust.spec import lookup
 if TYPE_CHECKING:
     from vizrobust.session import Session
 
+# Catalogues that other packages add to -> the group of their entry points.
+PLUGINS = {"archs" if group == "architectures" else group: group for group in GROUPS}
+
 
 class Entry(NamedTuple):
-    """An entry of a catalogue: what it is, in one line, and its fields."""
+    """An entry of a catalogue: what it is, in one line, and its fields; None for another package's, which is not loaded yet."""
 
     what: str
-    table: Table
+    table: Table | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +55,7 @@ def list_(request: ListRequest, _session: Session | None = None) -> Generator[Ev
     else:
         things = lookup(kinds, request.kind, "catalogue")
         known = {name.partition(":")[0]: entry for name, entry in things.items()}
-        table = lookup(known, request.name, request.kind.lower().removesuffix("s")).table
+        table = _described(request.kind.lower(), known, request.name, request.kind.lower().removesuffix("s"))
         rows: list[Row] = [dict(zip(table.header, row, strict=True)) for row in table.rows]
         yield from rows
         return Listing((table,), tuple(rows))
@@ -65,14 +69,34 @@ def list_(request: ListRequest, _session: Session | None = None) -> Generator[Ev
     return Listing(tuple(tables), tuple(found))
 
 
-@cache
 def entries() -> dict[str, dict[str, Entry]]:
-    """Catalogue name -> its entries by name, as `catalogue_record` has written them: no torch is needed."""
+    """Catalogue name -> its entries by name, with those that installed packages add; imports neither them nor torch."""
+    found = {kind: dict(things) for kind, things in _recorded().items()}
+    for kind, group in PLUGINS.items():
+        for name, entry in Catalogue({}, group).installed().items():
+            package = entry.dist.name if entry.dist else entry.value
+            found[kind].setdefault(name, Entry(f"of the package {package}", None))
+    return found
+
+
+@cache
+def _recorded() -> dict[str, dict[str, Entry]]:
+    """The package's own entries, as `catalogue_record` has written them."""
     recorded = json.loads(files("vizrobust").joinpath("commands", "catalogues.json").read_text(encoding="utf-8"))
     return {
         kind: {name: Entry(entry["what"], Table(**entry["table"])) for name, entry in things.items()}
         for kind, things in recorded.items()
     }
+
+
+def _described(kind: str, known: Mapping[str, Entry], name: str, what: str) -> Table:
+    """The fields of an entry; code of another package is run for that."""
+    found = lookup({key: (key, entry) for key, entry in known.items()}, name, what)
+    if found[1].table is not None:
+        return found[1].table
+    from vizrobust.commands.catalogue_record import described
+
+    return described(Catalogue({}, PLUGINS[kind]).find(found[0], typed=False), found[0])
 
 
 def list_attacks() -> tuple[str, ...]:
@@ -108,11 +132,12 @@ def help(name: str) -> Table:  # noqa: A001
     >>> print(help("fgsm").text().splitlines()[1])
     field     default  range                                 type
     """
-    everything: dict[str, Entry] = {}
-    for things in entries().values():
+    everything: dict[str, tuple[str, str, Entry]] = {}
+    for kind, things in entries().items():
         known = {key.lower() for key in everything}  # the attack FGSM comes before the training method fgsm
-        everything |= {key: entry for key, entry in things.items() if key.lower() not in known}
-    return lookup(everything, name, "name").table
+        everything |= {key: (kind, key, entry) for key, entry in things.items() if key.lower() not in known}
+    kind, key, entry = lookup(everything, name, "name")
+    return _described(kind, {key: entry}, key, "name")
 
 
 def _names(*kinds: str) -> tuple[str, ...]:
