@@ -200,6 +200,9 @@ def test_the_command_plans_runs_and_prints(tmp_path, monkeypatch):
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output
     assert "0.5: 90.0 %" in done.output
+    (axes,) = command.CalibrationReport(None, None, "", ({"name": "L2", "eps": [0.5, 1.0], "ata": [0.9, 0.4]},)).figure().axes
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([90, 40])
+    assert [text.get_text() for text in axes.texts] == ["0.5", "1"]
     assert planned[0].attacks == (PGD(steps=3, ball=L2()), Elastic(eps=2.0, steps=3))
     assert planned[0].recipe.eps_ramp == 4
     assert planned[0].anchor == PGD(steps=3, ball=Linf())

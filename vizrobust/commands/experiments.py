@@ -41,6 +41,12 @@ class CalibrationReport(Result):
         note = "ATA: the accuracy at each eps of the network that is best there, of those trained against the attack"
         return [Table(f"calibration on {self.data.name}: eps and ATA", header, rows, note)]
 
+    def figure(self) -> Any:
+        """Each attack's ATA at its six sizes."""
+        from vizrobust.report.understanding_figures import equally_hard_sizes
+
+        return equally_hard_sizes([(row["name"], row["eps"], row["ata"]) for row in self.found])
+
     def __repr__(self) -> str:
         return f"CalibrationReport({', '.join(row['name'] for row in self.found)} on {self.data.name}, in {self.folder})"
 

@@ -14,8 +14,9 @@ from vizrobust.clarity import Judge, NaturalScale, judges_for, natural_scale
 from vizrobust.commands.train import train_one
 from vizrobust.data import DataSet
 from vizrobust.data.views import held_out
+from vizrobust.intervals import wilson
 from vizrobust.requests.training import RECIPE_FIELDS, JudgeRequest, TrainRequest
-from vizrobust.results import Event, Note, Result, Row, Table, percent
+from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
 from vizrobust.runs import default_folder, write_text
 from vizrobust.session import Session
 from vizrobust.study.protocol import training_attack
@@ -42,13 +43,19 @@ class JudgeReport(Result):
 
     def tables(self) -> list[Table]:
         rows = [
-            [row["judge"], row["arch"], percent(row["accuracy"]), f"{row['calibration_error']:.3f}",
+            [row["judge"], row["arch"], percent(row["accuracy"]), _interval(row), f"{row['calibration_error']:.3f}",
              f"{row['resolves_from']:.1f}", row["disqualified"] or "judges"]
             for row in self.judged
         ]  # fmt: skip
-        header = ["judge", "architecture", "accuracy", "calibration error", "tells from scrambled", "verdict"]
+        header = ["judge", "architecture", "accuracy", "95 % interval", "calibration error", "tells from scrambled", "verdict"]
         note = "on the test images; calibration: expected error over 15 bins; tells from scrambled: the share of phases needed"
         return [Table("Judges", header, rows, note)]
+
+    def figure(self) -> Any:
+        """How each judge's scores rise with the share of phases that natural images keep."""
+        from vizrobust.report.understanding_figures import natural_curves
+
+        return natural_curves([(Path(one.judge).name, one.coherences, one.curve().tolist()) for one in self.scales])
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{Path(row['judge']).name} {percent(row['accuracy'])}" for row in self.judged)
@@ -83,6 +90,10 @@ def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, Jud
     if refs:
         yield Note(f"next: vizrobust neurons YOUR-CHECKPOINT {refs}")
     return report
+
+
+def _interval(row: Row) -> str:
+    return interval_text(*wilson(round(row["accuracy"] * row["n"]), row["n"]))
 
 
 def measured(found: Judge, data: DataSet) -> dict[str, Any]:

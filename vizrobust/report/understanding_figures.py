@@ -1,4 +1,4 @@
-"""Figures of what networks compute: certified radii beside attacks, classes without a unit, the units of a dictionary."""
+"""Figures of what networks compute: certified radii, classes without a unit, units of a dictionary, judges, calibrations."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from vizrobust.report.style import (
     FAINT,
     LABEL_SIZE,
     MARK,
+    MARKERS,
     PAPER,
     PaperFigure,
     blank,
     check,
     house_style,
     legend_of,
+    percent_upwards,
     wrapped,
 )
 
 # Of certificates: panels side by side and their size; of interventions: rows at the most, and a cell's size.
 PANELS_BESIDE, PANEL = 3, 2.9
 MOST_UNITS, CELL = 20, 0.26
+# Of calibrations: the sizes of more attacks would overlap at their points.
+NAMED_SIZES = 1
 Panel = tuple[str, Sequence[str], Sequence[str], np.ndarray[Any, Any]]
 
 
@@ -139,4 +143,50 @@ def unit_shares(shares: Sequence[float], activity: Sequence[float], effective: f
             axes.grid(axis="y")
             axes.set_axisbelow(True)
         left.set_title(wrapped(title, 44), loc="left", fontsize=9.5, pad=6)
+        return figure
+
+
+def natural_curves(scales: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> PaperFigure:
+    """Judges (name, shares of phase coherence, mean log-odds): how their scores rise from scrambled images to photographs."""
+    check([(name, scores) for name, _, scores in scales])
+    with house_style():
+        figure = blank((5.6, 3.4), pad=0.1)
+        axes = figure.add_subplot()
+        for number, (name, shares, scores) in enumerate(scales):
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+            axes.plot(shares, scores, color=color, marker=marker, markersize=5, linewidth=1.6, label=name)
+        axes.set_xlabel("phase coherence kept (0 scrambled, 1 photograph)", fontsize=LABEL_SIZE)
+        axes.set_ylabel("mean log-odds of the class", fontsize=LABEL_SIZE)
+        axes.grid(axis="y")
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
+
+def equally_hard_sizes(attacks: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> PaperFigure:
+    """Attacks (name, six sizes, ATA at each): the accuracy of the network trained against each, with every size named."""
+    check([(name, values) for name, _, values in attacks])
+    with house_style():
+        figure = blank((1.1 + 0.95 * max(len(sizes) for _, sizes, _ in attacks), 3.6), pad=0.1)
+        axes = figure.add_subplot()
+        percent_upwards(axes)
+        for number, (name, sizes, values) in enumerate(attacks):
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+            places, shown = range(1, len(sizes) + 1), [100 * value for value in values]
+            axes.plot(places, shown, color=color, marker=marker, markersize=5, linewidth=1.6, label=name)
+            if len(attacks) <= NAMED_SIZES:
+                for place, size, value in zip(places, sizes, shown, strict=True):
+                    axes.annotate(
+                        f"{size:.3g}",
+                        (place, value),
+                        xytext=(0, 7),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=7.5,
+                        color=color,
+                    )
+        axes.set_xlim(0.6, max(len(sizes) for _, sizes, _ in attacks) + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("size" + (", with its eps" if len(attacks) <= NAMED_SIZES else ""), fontsize=LABEL_SIZE)
+        axes.set_ylabel("ATA (%)", fontsize=LABEL_SIZE)
+        axes.legend(frameon=False, fontsize=8)
         return figure
