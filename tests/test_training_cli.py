@@ -217,6 +217,7 @@ BAD = {
     "smoothing": (["--steps", 1, "--label-smoothing", 1], 1, "label_smoothing must be from 0 to below 1, got 1"),
     "average": (["--steps", 1, "--ema", 2], 1, "ema must be between 0 and 1, as .999, got 2"),
     "unknown tracker": (["--steps", 1, "--track", "wandbb"], 2, "'wandbb' is not one of 'tensorboard', 'wandb', 'mlflow'"),
+    "compiled": (["--steps", 1, "--compile", "--device", "cpu"], 1, "--compile makes training slower on a CPU"),
     "zero rate": (["--steps", 1, "--lr", 0], 1, "lr must be positive"),
 }  # fmt: skip
 

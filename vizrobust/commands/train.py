@@ -77,6 +77,8 @@ class TrainReport(Result):
 
 def train(request: TrainRequest, session: Session) -> Generator[Event, None, TrainReport]:
     """Train what the request asks for, or go on with it; rows are epochs, then the checkpoint."""
+    if request.compile and session.compute(request.precision).device.type == "cpu":
+        raise ParameterError("{compile} makes training slower on a CPU (docs/numbers.md); leave it out, or train on a GPU")
     data = session.dataset(request.data)
     runs = resolve(request, data, started(request, session))
     if not request.is_sweep:

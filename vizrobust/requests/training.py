@@ -86,7 +86,7 @@ class TrainRequest(Seeded):
     seeds: int | None = param(None, "A sweep over N training seeds, from --seed on.", metavar="N", least=1)
     cell: str | None = param(None, "Train this run of a sweep alone, for a job array.", metavar="NAME|NUMBER", role="view")
     checkpoint_every: int | None = param(None, "Keep the state within epochs too.", metavar="BATCHES", role="view")
-    compile: bool = param(False, "Send batches through torch.compile; worth it on GPUs, measure first.")
+    compile: bool = param(False, "Send batches through torch.compile; for GPUs alone.")
     track: str | None = param(None, "Send the numbers to a tracker as well.", choices=TRACKERS, role="view")
 
     def check(self) -> None:
