@@ -173,6 +173,7 @@ def load_checkpoint(ref: str, arch: str | Sequence[str] | None = None, download:
     reference is its network untrained. A checkpoint whose network is the user's own code loads only when `arch` names that
     code again; of several it takes its own. Raises ``ValueError`` or ``FileNotFoundError`` with the next step.
 
+    >>> import torch
     >>> load_checkpoint("mnist-k8").net()(torch.zeros(1, 1, 28, 28)).shape
     torch.Size([1, 10])
     """

@@ -15,6 +15,7 @@ from vizrobust.clarity import NaturalScale
 from vizrobust.report.study_data import Entry, Group, StudyGroups
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
 from vizrobust.report.style import COLORS, FAINT, INK, MARKERS, QUIET, blank, house_style, wrapped
+from vizrobust.report.words import judge_name
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
@@ -49,7 +50,7 @@ def clarity_over_k(study: StudyGroups, role: str, layer: str) -> Figure | None:
                 room = place % _beside(panels) == _beside(panels) - 1
                 label_lines(axes, axes.get_xlim()[1], labels, PANEL * 0.8, size=7.5, width=20, leader=0.25, room=room)
             struck = " (excluded)" if judge in study.report.excluded_judges else ""
-            _title(axes, study.title(metric["name"]), f"judge: {judge}{struck}" if judge else "", metric)
+            _title(axes, study.title(metric["name"]), f"judge: {judge_name(judge)}{struck}" if judge else "", metric)
         return figure
 
 
@@ -81,7 +82,7 @@ def natural_scale_over_k(study: StudyGroups) -> Figure | None:
             if row["judge"] in looks:
                 rising = NaturalScale.read(row).curve()
                 share = (rising - rising[0]) / max(rising[-1] - rising[0], 1e-12)
-                curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=row["judge"])
+                curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=judge_name(row["judge"]))
         _on_the_scale(curves)
         curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
         curves.set_xlabel("score, from scrambled to photograph")

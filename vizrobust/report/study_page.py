@@ -94,7 +94,7 @@ def _draw(
     headers = [_header(study, group, found) for group in rows]
     exemplar_header = ["natural", "most exciting", "images"]
     header = header_column([*headers, exemplar_header])
-    names = [label_lines(name, side, LABELLED.label) for _, name in shown]
+    names = [label_lines(name, side + GAP - 4, LABELLED.label) for _, name in shown]
     labels = labels_height(names) + 12
     grid = TileGrid(len(shown), len(rows) + bool(natural), (side, side), (GAP, GAP))
     caption = _caption(study, found, rows, recipe, layer, len(shown), units_in_all)

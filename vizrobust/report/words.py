@@ -8,6 +8,16 @@ from vizrobust.features.render import SATURATED_ABOVE
 from vizrobust.report.collect import CheckpointFacts, Panel
 from vizrobust.results import percent
 
+
+def judge_name(reference: str) -> str:
+    """A judge as figures name it: without the folder, the ending and the code of its reference.
+
+    >>> judge_name("runs/judges/squeezenet1_1.safetensors::arch=judges.py:squeezenet1_1"), judge_name("mnist-judge-robust")
+    ('squeezenet1_1', 'mnist-judge-robust')
+    """
+    return reference.partition("::")[0].rpartition("/")[2].removesuffix(".safetensors")
+
+
 # Keys and values of rows, reports and run files that people know under another word. The files keep their keys.
 KEYS = {
     "arm": "baseline",
