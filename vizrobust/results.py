@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ class Table:
         return f"<table><caption>{html.escape(self.title)}</caption>{line(self.header, 'th')}{body}</table>{note}"
 
 
-class Result:
+class Result(ABC):
     """The answer of a command: rows for programs, tables and lines for people, a figure where there is one.
 
     In a notebook it shows its tables and lines.
@@ -92,8 +93,9 @@ class Result:
         """Whether all is well; None where that is undecided."""
         return True
 
+    @abstractmethod
     def rows(self) -> list[Row]:
-        raise NotImplementedError
+        """One dict for each thing found, as `--json` prints them."""
 
     def tables(self) -> list[Table]:
         return []

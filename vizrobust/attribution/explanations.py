@@ -70,10 +70,12 @@ def explained(
         for place, number in enumerate(index[:count].tolist()):
             if number in known:
                 continue
-            known_class, values = int(y[place]) >= 0, {name: float(column[place]) for name, column in found.items()}
-            measures = {name: None if value != value or not known_class else value for name, value in values.items()}
-            values_of = maps[place] if known_class else torch.zeros_like(maps[place])
-            yield Explained(number, int(y[place]), values_of, measures, known_class and bool(wrong[place]))
+            if y[place] < 0:
+                yield Explained(number, -1, torch.zeros_like(maps[place]), dict.fromkeys(found))
+                continue
+            values = {name: float(column[place]) for name, column in found.items()}
+            measures = {name: None if value != value else value for name, value in values.items()}
+            yield Explained(number, int(y[place]), maps[place], measures, bool(wrong[place]))
 
 
 def _measured(
