@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,16 @@ def test_classes_have_the_folders_names_and_layers_can_be_looked_at(vit, capfd):
     fresh = load_checkpoint(f"hf:{vit}@random")
     assert fresh.sha256 != checkpoint.sha256
     assert fresh.info.classes == checkpoint.info.classes
+
+
+def test_the_same_weights_under_another_config_are_another_network(vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "vit")
+    first = load_checkpoint(f"hf:{tmp_path / 'vit'}")
+    config = tmp_path / "vit" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    other = load_checkpoint(f"hf:{tmp_path / 'vit'}")
+    assert first.sha256 == other.sha256
+    assert first.id != other.id
 
 
 def test_neurons_renders_a_unit_of_it(vit, tmp_path):

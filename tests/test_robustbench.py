@@ -1,4 +1,4 @@
-"""A file of RobustBench's model zoo and the zoo's class, from a stand-in for their package, which cannot be imported as a whole."""
+"""A file of RobustBench's model zoo and the zoo's class, from a stand-in for their package that cannot be imported whole."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from vizrobust.data.imagenet import class_places
 from vizrobust.models.architectures import Build, Shape, called
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state
 from vizrobust.requests import MissingFileError
+from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,7 +90,7 @@ def _build_hugging_face(name: str, _shape: Shape, classes: int) -> Build:
     auto = _transformers(ref)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no folder {str(folder)!r} with a config.json, as save_pretrained writes it (from {ref})")
-    config = auto.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = auto.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if classes and classes != config.num_labels:
         raise ValueError(f"{ref} has {config.num_labels} classes, {classes} are wanted; name the folder of another network")
 
@@ -109,7 +110,9 @@ def _hugging_face_weights(folder: Path) -> nn.Module:
     bars = auto.utils.logging.is_progress_bar_enabled()
     auto.utils.logging.disable_progress_bar()
     try:
-        net: nn.Module = auto.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+        net: nn.Module = auto.AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"hf:{folder} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
     finally:
@@ -135,9 +138,7 @@ def _build_robustbench(name: str, _shape: Shape, classes: int) -> Build:
     wanted, _, short = name.rpartition("/")
     found = {threat: models[short]["model"] for threat, models in zoo.items() if short in models and wanted in ("", threat)}
     if not found:
-        there = sorted(
-            {*(f"{threat}/{one}" for threat, models in zoo.items() for one in models), *(m for ms in zoo.values() for m in ms)}
-        )
+        there = sorted({name for threat, models in zoo.items() for one in models for name in (one, f"{threat}/{one}")})
         raise ValueError(unknown(name, there, f"network of RobustBench for {data}"))
     if len(found) > 1:
         raise ValueError(f"robustbench:{name} is in {' and '.join(found)}; write robustbench:{next(iter(found))}/{name}")
@@ -265,14 +266,14 @@ def _hugging_face(ref: str, _download: bool) -> Checkpoint:
         classes=classes,
         mean=mean,
         std=std,
-        data="imagenet"
-        if len(classes) == 1000 and not any(class_places(classes, [name]) == [()] for name in ("tench", "goldfish"))
-        else "",
+        data="imagenet" if len(classes) == 1000 and all(class_places(classes, ["tench", "goldfish"])) else "",
         training="" if whole != ref else f"weights of {folder.name}, a folder of Hugging Face's format",
     )
+    # The same weights under another config.json, such as another activation, are another network.
+    code = file_sha256(folder / "config.json")
     if whole != ref:
-        return _untrained(ref, info, build)
-    return Checkpoint(ref, info, body_state(_hugging_face_weights(folder)), build)
+        return replace(_untrained(ref, info, build), code=code)
+    return Checkpoint(ref, info, body_state(_hugging_face_weights(folder)), build, code=code)
 
 
 def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
