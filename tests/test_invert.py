@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import vizrobust as vr
 from tests.conftest import make_net
 from tests.test_cli import checkpoint, run
 from vizrobust.commands.reconstruct import accentuate, small
@@ -219,6 +220,47 @@ def test_units_may_be_numbers_in_python(two):
     with closing(Session(two[0].parent / "run", device="cpu")) as session:
         rows = [event for event in accentuate(request, session) if isinstance(event, dict)]
     assert [row["unit"] for row in rows] == [2, 5]
+
+
+NUMBERS = ("error", "psnr", "ssim", "cosine")
+
+
+def test_python_takes_tensors_arrays_and_networks_and_answers_as_the_command_does(two, tmp_path):
+    how = {"layers": "conv1", "steps": 3}
+    own, image = load_checkpoint(str(two[0])), reference_image(IMAGE, (1, 8, 8))
+    np.save(tmp_path / "image.npy", image.numpy())
+    done = run("invert", two[0], IMAGE, "--layer", "conv1", "--steps", 3, "--out", tmp_path / "run", "--json", "--quiet")
+    wanted = json.loads(done.stdout)
+    assert wanted["layer"] == "conv1"
+    for model, given in ((str(two[0]), IMAGE), (own, image), (own.net(), image), (own, tmp_path / "image.npy")):
+        found = vr.invert(model, given, **how)
+        (row,) = found.rows()
+        assert [row[key] for key in NUMBERS] == pytest.approx([wanted[key] for key in NUMBERS], rel=1e-3)
+        assert min(found.image().size) > 50
+    moved = vr.caricature(own.net(), image, layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+    assert [row["layer"] for row in moved.rows()] == ["conv1", "conv2"]
+    assert "Caricatures of image " in moved.tables()[0].title
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("images/**/*.png")}
+    again = vr.caricature(own.net(), image.clone(), layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+    assert again.rows() == moved.rows()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    with pytest.raises(ValueError, match="another"):
+        vr.caricature(own.net(), 1 - image, layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+    bands = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 6 * 7, 3))
+    rows = vr.accentuate(bands, torch.rand(4, 8, 9), [2, 0], near="0", steps=2).rows()
+    assert [row["unit"] for row in rows] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.rand(1, 8, 8) * 255, "divide"), (torch.rand(8, 8), r"is \(8, 8\); give \(C, H, W\)"),
+        (torch.full((1, 8, 8), torch.nan), "NaN"), ("digits#9999", "no image 9999"),
+    ],
+)  # fmt: skip
+def test_an_image_that_cannot_be_used_is_refused_in_python_too(two, image, said):
+    with pytest.raises(ValueError, match=said):
+        vr.invert(str(two[0]), image, layers="conv1", steps=1)
 
 
 @pytest.mark.parametrize(

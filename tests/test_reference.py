@@ -30,6 +30,9 @@ FACADE = (
     (api.certify, "certify", {}),
     (api.intervene, "intervene", {}),
     (api.dictionary, "dictionary", {}),
+    (vizrobust.invert, "invert", {}),
+    (vizrobust.caricature, "caricature", {}),
+    (vizrobust.accentuate, "accentuate", {}),
     (api.train, "train", {"attack": "attacks"}),
     (api.study, "study", {}),
 )

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         parse_attack,
     )
     from vizrobust.clarity import judge_log_odds, two_afc
+    from vizrobust.commands.after_image import accentuate, caricature, invert
     from vizrobust.commands.catalogues import help, list_attacks, list_models, list_recipes  # noqa: A004
     from vizrobust.compute import Compute
     from vizrobust.data import load as load_data
@@ -109,7 +110,9 @@ __all__ = [
     "Streams",
     "TrainingRecipe",
     "Transfer",
+    "accentuate",
     "activations",
+    "caricature",
     "certify",
     "compare",
     "diagnose_masking",
@@ -121,6 +124,7 @@ __all__ = [
     "gradient",
     "help",
     "intervene",
+    "invert",
     "judge_log_odds",
     "layers",
     "list_attacks",
@@ -144,6 +148,7 @@ __all__ = [
 # Where each public name lives; a test holds that every name of __all__ is found.
 _HOMES = {
     "api": "load robust_accuracy compare explain intervene dictionary certify diagnose_masking visualize train study",
+    "commands.after_image": "invert caricature accentuate",
     "commands.catalogues": "list_attacks list_models list_recipes help",
     "compute": "Compute",
     "rng": "Streams",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vizrobust.requests.evaluation import AttackRequest, MaskingRequest
 from vizrobust.requests.pictures import CompareRequest, NeuronsRequest
-from vizrobust.results import answer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,14 +70,14 @@ def robust_accuracy(
     """
     from vizrobust.commands.attack import attack as answer
     from vizrobust.commands.kept_images import made
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered
 
     request = AttackRequest(
         models=(model,), data=data, attacks=(attack,), eps=eps, norm=norm, steps=steps, images=images, split=split, seed=seed,
         batch_size=batch_size, precision=precision, until_width=until_width, exact=exact,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
-    report = _answered(answer, request, session)
+    report = answered(answer, request, session)
     ((target, result),) = report.answer.evaluations
     return replace(result, remake=lambda: made(request, session, target, result), draw=report.figure)
 
@@ -106,7 +104,7 @@ def diagnose_masking(
     ('masked: overfitted to its training attack', True)
     """
     from vizrobust.commands.masking import masking
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered
 
     request = MaskingRequest(
         models=(model,), data=data, eps=eps, norm=norm, images=images, most_images=most_images, transfer_from=transfer_from,
@@ -114,7 +112,7 @@ def diagnose_masking(
         precision=precision,
     )  # fmt: skip
     session = Session(out, device=device, memory=out is None)
-    (found,) = _answered(masking, request, session).found
+    (found,) = answered(masking, request, session).found
     return found
 
 
@@ -191,15 +189,16 @@ def compare(
     Comparison of mnist-k0 and mnist-k8: 0.0 %, 70.0 % under PGD(steps=50, ball=Linf(eps=0.3))
     """
     from vizrobust.commands.compare import compare as answer
+    from vizrobust.session import answered_with_files, several
 
     request = CompareRequest(
         models=tuple(models), data=data, layer=layer, units=units, recipe=recipe, seeds=seeds, seed=seed, steps=steps,
         size=size, attack=attack, eps=eps, norm=norm, images=images,
-        judge=_several(judge),
+        judge=several(judge),
         judge_independent=judge_independent, query_images=query_images, batch_size=batch_size, precision=precision,
         exact=exact,
     )  # fmt: skip
-    found: Comparison = _with_files(answer, request, out, device)
+    found: Comparison = answered_with_files(answer, request, out, device)
     return found
 
 
@@ -221,9 +220,10 @@ def explain(
     """
     from vizrobust.commands.explain import explain as answer
     from vizrobust.requests.understanding import ExplainRequest
+    from vizrobust.session import answered_with_files, several
 
-    request = ExplainRequest(models=_several(models), data=data, methods=_several(methods), images=images, **parameters)
-    found: Explanations = _with_files(answer, request, out, device)
+    request = ExplainRequest(models=several(models), data=data, methods=several(methods), images=images, **parameters)
+    found: Explanations = answered_with_files(answer, request, out, device)
     return found
 
 
@@ -243,12 +243,12 @@ def intervene(
     """
     from vizrobust.commands.intervene import intervene as answer
     from vizrobust.requests.understanding import InterveneRequest
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered, several
 
     request = InterveneRequest(
-        models=_several(models), layer=layer, units=units, data=data, change=change, images=images, **parameters
+        models=several(models), layer=layer, units=units, data=data, change=change, images=images, **parameters
     )
-    report: Interventions = _answered(answer, request, Session(out, device=device, memory=out is None))
+    report: Interventions = answered(answer, request, Session(out, device=device, memory=out is None))
     return report
 
 
@@ -271,10 +271,10 @@ def certify(
     """
     from vizrobust.commands.certify import certify as answer
     from vizrobust.requests.understanding import CertifyRequest
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered, several
 
-    request = CertifyRequest(models=_several(models), data=data, method=method, images=images, **parameters)
-    report: CertifyReport = _answered(answer, request, Session(out, device=device, memory=out is None))
+    request = CertifyRequest(models=several(models), data=data, method=method, images=images, **parameters)
+    report: CertifyReport = answered(answer, request, Session(out, device=device, memory=out is None))
     return report
 
 
@@ -296,10 +296,10 @@ def dictionary(
     """
     from vizrobust.commands.dictionary import dictionary as answer
     from vizrobust.requests.understanding import DictionaryRequest
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered
 
     request = DictionaryRequest(model=model, layer=layer, out=str(out), data=data, method=method, units=units, **parameters)
-    found: FittedDictionary = _answered(answer, request, Session(device=device, memory=True))
+    found: FittedDictionary = answered(answer, request, Session(device=device, memory=True))
     return found
 
 
@@ -324,15 +324,15 @@ def train(
     """
     from vizrobust.commands.train import train as answer
     from vizrobust.requests.training import TrainRequest
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered, several
 
-    several = (steps,) if isinstance(steps, int) else None if steps is None else tuple(steps)
-    attacks = () if attack is None else _several(attack)
+    tried = None if steps is None else several(steps)
+    attacks = () if attack is None else several(attack)
     if arch is None and parameters.get("start") is None:
         arch = "small_cnn"
-    request = TrainRequest(data=data, arch=arch, steps=several, attacks=attacks, **parameters)
+    request = TrainRequest(data=data, arch=arch, steps=tried, attacks=attacks, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("train", request))
-    report: TrainReport = _answered(answer, request, session)
+    report: TrainReport = answered(answer, request, session)
     return report
 
 
@@ -354,43 +354,12 @@ def study(
     """
     from vizrobust.commands.study import study as answer
     from vizrobust.requests.study import StudyRequest
-    from vizrobust.session import Session
+    from vizrobust.session import Session, answered
 
     request = StudyRequest(models=tuple(models), data=data, quick=quick, **parameters)
     session = Session(out, device=device, download=download, wait=wait, argv=_call("study", request))
-    result: StudyResult = _answered(answer, request, session)
+    result: StudyResult = answered(answer, request, session)
     return result
-
-
-def _answered(command: Any, request: Request, session: Session) -> Any:
-    """The result of a command; its run folder is free again afterwards, also after an error."""
-    with closing(session):
-        return answer_of(command(request, session))[0]
-
-
-def _with_files(command: Any, request: Request, out: str | Path | None, device: str) -> Any:
-    """The result of a command that writes files: to `out`, or to a temporary folder that goes with the result."""
-    import weakref
-    from shutil import rmtree
-    from tempfile import mkdtemp
-
-    from vizrobust.session import Session
-
-    folder = mkdtemp(prefix="vizrobust-") if out is None else out
-    try:
-        found = _answered(command, request, Session(folder, device=device, memory=True))
-    except BaseException:
-        if out is None:
-            rmtree(folder, ignore_errors=True)
-        raise
-    if out is None:
-        weakref.finalize(found, rmtree, folder, ignore_errors=True)
-    return found
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    """One thing, or several, as a tuple."""
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _call(name: str, request: Request) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -18,9 +22,9 @@ from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.forward import logits_of
 from vizrobust.models.references import object_sha256
 from vizrobust.names import split_code
-from vizrobust.requests import ParameterError
+from vizrobust.requests import ParameterError, Request
 from vizrobust.requests.layer_names import parts_of
-from vizrobust.results import Event, Note, Progress
+from vizrobust.results import Event, Note, Progress, answer_of
 from vizrobust.runs import RunFolder, default_folder
 
 
@@ -229,6 +233,37 @@ class Session:
         for folder in self._folders.values():
             folder.close()
         self._folders.clear()
+
+
+def answered(command: Any, request: Request, session: Session) -> Any:
+    """The result of a command; its run folder is free again afterwards, also after an error."""
+    with closing(session):
+        return answer_of(command(request, session))[0]
+
+
+def answered_with_files(
+    command: Any, request: Request | Callable[[Path], Request], out: str | Path | None, device: str
+) -> Any:  # fmt: skip
+    """The result of a command that writes files: to `out`, or to a temporary folder that goes with the result.
+
+    `request` may be a function of the folder, for one that names a file in it.
+    """
+    folder = Path(mkdtemp(prefix="vizrobust-") if out is None else out)
+    try:
+        asked = request if isinstance(request, Request) else request(folder)
+        found = answered(command, asked, Session(folder, device=device, memory=True))
+    except BaseException:
+        if out is None:
+            rmtree(folder, ignore_errors=True)
+        raise
+    if out is None:
+        weakref.finalize(found, rmtree, folder, ignore_errors=True)
+    return found
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """One thing, or several, as a tuple."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _pair(data: Any) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from vizrobust.features import (
     representative_layers,
 )
 from vizrobust.features.picture_runs import Pixels, checkpoint_facts, units_from
-from vizrobust.features.pictures import in_tiles, read_png, reference_image, to_uint8
+from vizrobust.features.pictures import in_tiles, read_png, reference_image, title_of, to_uint8
 from vizrobust.models import LOGITS, Checkpoint
 from vizrobust.models import layer as layer_of
 from vizrobust.report.collect import CheckpointFacts
@@ -227,11 +227,11 @@ def _reconstruct(
     facts = [one.facts() for one in made]
     write_rows(run.folder / SCORES, facts)
     caption = [columns.caption, f"{job.objective!r} and so on, {recipe!r}"]
-    sheet = _sheet(run, made, f"{titles[0]} {request.image}", columns, caption, session.argv)
+    sheet = _sheet(run, made, f"{titles[0]} {title_of(request.image)}", columns, caption, session.argv)
     yield from facts
     if session.argv:
         yield Note(f"made by: {session.argv}")
-    tables = [_table(made, f"{titles[1]} {request.image}", columns)]
+    tables = [_table(made, f"{titles[1]} {title_of(request.image)}", columns)]
     return PictureReport(resolved, facts, tables, [("sheet", sheet)], sheet, run.folder)
 
 

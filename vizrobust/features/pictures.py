@@ -14,13 +14,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vizrobust.data import load
-from vizrobust.data.dataset import as_float
+from vizrobust.data.dataset import as_float, check_images
 from vizrobust.data.images import pixels, read_image
 from vizrobust.features.parametrizations.wrappers import over_background
-from vizrobust.runs import file_sha256
+from vizrobust.runs import file_sha256, write_atomic
 
 Shape = tuple[int, int, int]
 TEST_IMAGE = re.compile(r"(.+)#(\d+)")
+KEPT = ".image-"  # how files of images given as tensors begin
 COLOURS = (1, 3)  # channels of grey images and of coloured ones
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -28,10 +29,12 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 def reference_image(reference: str, shape: Shape) -> Tensor:
     """The image that a text names, (C, H, W) in [0, 1] at `shape`: a file, or ``DATA#index``, a data set's test image.
 
+    The file is a picture, or a .npy of the array (C, H, W) in [0, 1], which may have any number of channels.
+
     >>> reference_image("mnist5k#3", (1, 28, 28)).shape
     torch.Size([1, 28, 28])
     """
-    image = _test_image(reference)
+    image = _array(reference)
     if image is None:
         return _file_image(reference, shape)
     image = _with_channels(image, shape[0], reference)
@@ -42,7 +45,7 @@ def reference_image(reference: str, shape: Shape) -> Tensor:
 
 def reference_sha256(reference: str) -> str:
     """The hash of the file that `reference` names, or of the test image's own numbers."""
-    image = _test_image(reference)
+    image = _array(reference)
     if image is not None:
         return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
     if not Path(reference).is_file():
@@ -50,8 +53,10 @@ def reference_sha256(reference: str) -> str:
     return file_sha256(reference)
 
 
-def _test_image(reference: str) -> Tensor | None:
-    """(C, H, W) as the data set has it, or None where the text names a file."""
+def _array(reference: str) -> Tensor | None:
+    """(C, H, W) as the .npy file or the data set has it, or None where the text names a picture."""
+    if reference.endswith(".npy") and Path(reference).is_file():
+        return _npy(reference)
     named = TEST_IMAGE.fullmatch(reference)
     if named is None or Path(reference).exists():
         return None
@@ -59,6 +64,39 @@ def _test_image(reference: str) -> Tensor | None:
     if int(named[2]) >= len(images):
         raise ValueError(f"no image {named[2]} in {named[1]}, whose test images are 0 to {len(images) - 1}")
     return images.take(torch.tensor([int(named[2])]))[0]
+
+
+def _npy(path: str) -> Tensor:
+    try:
+        image = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"cannot read {path!r} as .npy ({error}); write it with numpy.save") from error
+    check_images(image[None], f"{path!r}: images")
+    return image
+
+
+def keep_image(image: Tensor, folder: Path) -> str:
+    """Write an image (C, H, W) in [0, 1] to a hidden file of a run folder; returns its reference.
+
+    The name has the hash of the numbers, so that a folder never answers for another image.
+    """
+    if image.dim() != 3:
+        raise ValueError(f"the image is {tuple(image.shape)}; give (C, H, W)")
+    check_images(image[None], "the image's values")
+    array = np.ascontiguousarray(image.detach().cpu().float().numpy())
+    path = folder / f"{KEPT}{hashlib.sha256(array.tobytes()).hexdigest()[:8]}.npy"
+    write_atomic(path, lambda file: np.save(file, array))
+    return str(path)
+
+
+def title_of(reference: str) -> str:
+    """What a reference is called in a title.
+
+    >>> title_of("runs/a/.image-12ab34cd.npy"), title_of("mnist5k#3")
+    ('image 12ab34cd', 'mnist5k#3')
+    """
+    name = Path(reference).name
+    return f"image {name.removeprefix(KEPT)[:8]}" if name.startswith(KEPT) else reference
 
 
 def _with_channels(image: Tensor, channels: int, reference: str) -> Tensor:
