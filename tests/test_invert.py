@@ -226,26 +226,27 @@ NUMBERS = ("error", "psnr", "ssim", "cosine")
 
 
 def test_python_takes_tensors_arrays_and_networks_and_answers_as_the_command_does(two, tmp_path):
-    how = {"layers": "conv1", "steps": 3}
     own, image = load_checkpoint(str(two[0])), reference_image(IMAGE, (1, 8, 8))
     np.save(tmp_path / "image.npy", image.numpy())
     done = run("invert", two[0], IMAGE, "--layer", "conv1", "--steps", 3, "--out", tmp_path / "run", "--json", "--quiet")
     wanted = json.loads(done.stdout)
     assert wanted["layer"] == "conv1"
-    for model, given in ((str(two[0]), IMAGE), (own, image), (own.net(), image), (own, tmp_path / "image.npy")):
-        found = vr.invert(model, given, **how)
+    bare = own.net()  # an object, its normalization inside
+    for model, given in ((str(two[0]), IMAGE), (own, image), (bare, image), (own, tmp_path / "image.npy")):
+        found = vr.invert(model, given, layers="net.conv1" if model is bare else "conv1", steps=3)
         (row,) = found.rows()
         assert [row[key] for key in NUMBERS] == pytest.approx([wanted[key] for key in NUMBERS], rel=1e-3)
         assert min(found.image().size) > 50
-    moved = vr.caricature(own.net(), image, layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+    how = {"layers": ["conv1", "conv2"], "steps": 2, "out": tmp_path / "kept"}
+    moved = vr.caricature(own, image, **how)
     assert [row["layer"] for row in moved.rows()] == ["conv1", "conv2"]
     assert "Caricatures of image " in moved.tables()[0].title
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("images/**/*.png")}
-    again = vr.caricature(own.net(), image.clone(), layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+    again = vr.caricature(own, image.clone(), **how)
     assert again.rows() == moved.rows()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     with pytest.raises(ValueError, match="another"):
-        vr.caricature(own.net(), 1 - image, layers=["conv1", "conv2"], steps=2, out=tmp_path / "kept")
+        vr.caricature(own, 1 - image, **how)
     bands = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 6 * 7, 3))
     rows = vr.accentuate(bands, torch.rand(4, 8, 9), [2, 0], near="0", steps=2).rows()
     assert [row["unit"] for row in rows] == [2, 0]
