@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vizrobust.models import Checkpoint
     from vizrobust.requests import Request
     from vizrobust.robustness import RobustAccuracy
-    from vizrobust.session import Session
 
     Model = str | Path | nn.Module | Checkpoint
 

@@ -23,10 +23,10 @@ def invert(
     """What each layer keeps of an image: from noise, pictures with its activations (Mahendran & Vedaldi 2015).
 
     `models` are as for `compare`. `image` is a file (a picture, or a .npy of (C, H, W) in [0, 1]), ``DATA#index`` for a test
-    image, or a tensor (C, H, W) in [0, 1]; it is brought to the network's size. A bare network takes its shape
-    from ``shape=(C, H, W)``, from `data` or from the tensor. `layers` are names (none: up to six of them); `parameters` are the other fields of
-    `requests.pictures.InvertRequest`. ``.rows()`` has each picture's error in the layer, PSNR and SSIM, ``.image()`` the
-    sheet; with `out` all is kept in a run folder and continued there. Raises ``ValueError`` for a layer that does not exist
+    image, or a tensor (C, H, W) in [0, 1]; it is brought to the network's size. A bare network takes its shape from
+    ``shape=(C, H, W)``, from `data` or from the tensor. `layers` are names (none: up to six of them); `parameters` are the other
+    fields of `requests.pictures.InvertRequest`. ``.rows()`` has each picture's error in the layer, PSNR and SSIM, ``.image()``
+    the sheet; with `out` all is kept in a run folder and continued there. Raises ``ValueError`` for a layer that does not exist
     and for values outside [0, 1].
 
     >>> import vizrobust as vr
