@@ -28,6 +28,8 @@ NETWORK_KEYS = (
 NORMALIZER_BUFFERS = (("new_mean", "new_std"), ("mean", "std"), ("mu", "sigma"), ("means", "sds"), ("_mean", "_std"))
 # Segments that DataParallel and torch.compile put anywhere into a key.
 WRAPPERS = ("module", "_orig_mod")
+# Files in the archives that torch.export writes, now and earlier.
+EXPORTED = ("models/model.json", "serialized_exported_program.json")
 DEEPEST = 8
 # So many places of state dicts are named in a message.
 SHOWN = 6
@@ -168,11 +170,15 @@ def _why_unreadable(path: Path, start: bytes, reason: str) -> str:
     members = _members(path) if zipped else []
     # 148 and 149 open a pickle of protocol 4 or 5: torch.save does not write them, pickle.dump does.
     refused = re.search(r"GLOBAL\s+([\w.]+)|Unsupported operand 14[89]|Trying to call|Can only build", reason)
+    if any(member.endswith(EXPORTED) for member in members):
+        return _recipe(name, "is a program of torch.export, whose reading can run code", f"torch.export.load({name!r}).state_dict")
     if any(member.endswith("constants.pkl") for member in members):
-        return _recipe(name, "is a TorchScript program", "torch.jit.load")
+        return _recipe(name, "is a TorchScript program", f"torch.jit.load({name!r}).state_dict()")
     if refused and not (refused.group(1) and _ends_within(path, refused.group(1))):
-        kind = f" ({refused.group(1)})" if refused.group(1) else ""
-        return _recipe(name, f"holds pickled objects{kind}, which can run code when they are read", "torch.load")
+        kind, key = f" ({refused.group(1)})" if refused.group(1) else "", _key_of_weights(path)
+        weights = f"[{key!r}]" if key else ".state_dict()  # or however that project loads its network"
+        read = f"torch.load({name!r}, weights_only=False){weights}"
+        return _recipe(name, f"holds pickled objects{kind}, which can run code when they are read", read)
     if members and not any(member.endswith("data.pkl") for member in members):
         return f"{name!r} is a zip archive without torch weights; give a file written by torch.save or a .safetensors file"
     if zipped or start[:1] == b"\x80":
@@ -196,13 +202,23 @@ def _members(path: Path) -> list[str]:
         return []
 
 
-def _recipe(name: str, problem: str, load: str) -> str:
+def _key_of_weights(path: Path) -> str:
+    """Under which key a file's pickle, which is not run, holds a state dict beside other things, as Lightning's do; else empty."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    except Exception:  # an older file, or a damaged one
+        return ""
+    keys = (key for key in NETWORK_KEYS if "state_dict" in key)
+    return next((key for key in keys if b"X" + len(key).to_bytes(4, "little") + key.encode() in content), "")
+
+
+def _recipe(name: str, problem: str, weights: str) -> str:
     plain = f"{Path(name).stem}-weights.pt"
-    arguments = f"{name!r}, weights_only=False" if load == "torch.load" else repr(name)
     return (
         f"{name!r} {problem}; convert it where it came from, then import {plain!r}:\n"
-        f"  model = {load}({arguments})  # or however that project loads its network\n"
-        f"  torch.save(model.state_dict(), {plain!r})"
+        f"  weights = {weights}\n"
+        f"  torch.save(weights, {plain!r})"
     )
 
 
