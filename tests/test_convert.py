@@ -318,7 +318,7 @@ def test_the_command_fails_in_one_sentence(tmp_path):
     refused = run(tmp_path / "pickled.pt", "--arch", "small_cnn", "--data", "mnist", "--out", tmp_path / "o.safetensors")
     assert refused.exit_code == 1
     assert "holds pickled objects" in refused.stderr
-    assert "torch.save(model.state_dict(), 'pickled-weights.pt')" in refused.stderr
+    assert "torch.save(weights, 'pickled-weights.pt')" in refused.stderr
     assert run(tmp_path / "pickled.pt").exit_code == 2
 
 

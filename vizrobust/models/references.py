@@ -131,7 +131,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 # What `vizrobust neurons` shows without a reference: K = 0 to 16 attack steps.
 SWEEP = tuple(f"imagenette-k{steps}" for steps in (0, 1, 2, 4, 8))
 DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+PICKLES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".pkl", ".tar")
 
 
 def architecture(ref: str, shape: Shape, classes: int) -> Build:
