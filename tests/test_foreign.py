@@ -5,7 +5,6 @@ import contextlib
 import os
 import pickle
 import random
-import warnings
 import zipfile
 from collections import OrderedDict
 
@@ -129,7 +128,7 @@ def as_lightning(net: nn.Module, path: str) -> None:
     [
         (torch.save, "holds pickled objects"), (as_lightning, r"holds pickled objects \(argparse.Namespace\)"),
         (as_script, "is a TorchScript program"),
-        pytest.param(as_program, "is a program of torch.export, whose reading can run code", marks=pytest.mark.slow),
+        pytest.param(as_program, "is a program of torch.export, which can run code when it is read", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
@@ -207,9 +206,15 @@ def test_what_is_no_checkpoint_is_called_so(tmp_path):
 LAYOUTS = {
     "": lambda state: state,
     "state_dict": lambda state: {  # as Lightning's
-        "epoch": 3, "global_step": 90, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {"fit_loop": {}},
-        "callbacks": {"ModelCheckpoint{'monitor': 'loss'}": {"best_model_path": "a.ckpt"}}, "lr_schedulers": [],
-        "optimizer_states": [{"state": {0: {"avg": torch.ones(3)}}}], "hyper_parameters": {"lr": 0.1, "net": "small"},
+        "epoch": 3,
+        "global_step": 90,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": state,
+        "loops": {"fit_loop": {}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'loss'}": {"best_model_path": "a.ckpt"}},
+        "lr_schedulers": [],
+        "optimizer_states": [{"state": {0: {"avg": torch.ones(3)}}}],
+        "hyper_parameters": {"lr": 0.1, "net": "small"},
     },
     "model": lambda state: {"model": state, "lr": 0.1},
     "model_state_dict": lambda state: {"model_state_dict": state, "loss": torch.ones(())},

@@ -171,7 +171,8 @@ def _why_unreadable(path: Path, start: bytes, reason: str) -> str:
     # 148 and 149 open a pickle of protocol 4 or 5: torch.save does not write them, pickle.dump does.
     refused = re.search(r"GLOBAL\s+([\w.]+)|Unsupported operand 14[89]|Trying to call|Can only build", reason)
     if any(member.endswith(EXPORTED) for member in members):
-        return _recipe(name, "is a program of torch.export, whose reading can run code", f"torch.export.load({name!r}).state_dict")
+        problem = "is a program of torch.export, which can run code when it is read"
+        return _recipe(name, problem, f"torch.export.load({name!r}).state_dict")
     if any(member.endswith("constants.pkl") for member in members):
         return _recipe(name, "is a TorchScript program", f"torch.jit.load({name!r}).state_dict()")
     if refused and not (refused.group(1) and _ends_within(path, refused.group(1))):
@@ -203,7 +204,7 @@ def _members(path: Path) -> list[str]:
 
 
 def _key_of_weights(path: Path) -> str:
-    """Under which key a file's pickle, which is not run, holds a state dict beside other things, as Lightning's do; else empty."""
+    """Under which key a file's pickle, which is not run, holds a state dict beside other things; else empty."""
     try:
         with zipfile.ZipFile(path) as archive:
             content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
