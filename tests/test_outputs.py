@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import vizrobust as vr
 from tests.conftest import make_net
+from tests.test_cli import run
 from vizrobust.attacks import PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.models import Checkpoint, CheckpointInfo, Normalized
@@ -71,24 +74,82 @@ def checkpoint(build, arch: str = "nets.py:make") -> Checkpoint:
     return Checkpoint("mine", info, build().state_dict(), build)
 
 
-def test_one_logit_is_refused_with_the_way_to_two() -> None:
-    """sigmoid(z) is the softmax of (0, z): the suggested network has the same answers, and is taken."""
-    x, y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+def test_one_logit_is_that_of_two_classes_and_its_robustness_is_known_by_hand() -> None:
+    """Of a plane z = w x + b the nearest image of the other class is |z| / |w|_1 away, and PGD and interval bounds find that."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
-    with pytest.raises(ValueError, match=r"returns one logit z for an image.*torch.cat\(\[torch.zeros_like\(z\), z\], 1\)"):
-        vr.robust_accuracy(net, (x, y), attack="fgsm", eps=0.1)
+    x = 0.3 + 0.4 * torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net[1].bias -= net(x).mean()
+        z, away = net(x)[:, 0], net(x)[:, 0].abs() / net[1].weight.abs().sum()
+    right = torch.arange(12) % 4 != 0
+    y = ((z > 0) == right).long()
+    eps = float(away.median()) + 1e-4
+    assert torch.allclose(logits_of(net(x)).softmax(1)[:, 1], z.sigmoid())
+    loss = nn.functional.cross_entropy(logits_of(net(x)), y)
+    assert torch.allclose(loss, nn.functional.binary_cross_entropy_with_logits(z, y.float()))
+    found = vr.robust_accuracy(net, (x, y), attack="pgd", eps=eps, steps=5)
+    assert found.correct.equal(right)
+    assert found.robust.equal(right & (away > eps))
+    (proved,) = vr.certify(net, (x, y), method="ibp", attack="none", images=12).found
+    assert torch.allclose(proved.radius.float(), away * right, atol=1e-3)
+    always = vr.robust_accuracy(nn.Sequential(net, nn.Sigmoid()), (x, y), attack="fgsm", eps=eps)
+    assert "the network predicts class 1 for all 12 unchanged images" in always.warnings
 
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            z = self.net(x)
-            return torch.cat([torch.zeros_like(z), z], 1)
+@pytest.fixture(scope="module")
+def one_logit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network of one logit, its code and images."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "nets.py").write_text(
+        "from torch import nn\n\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))\n"
+    )
+    x = np.random.default_rng(0).random((40, 8, 8), np.float32)
+    half = {"x_test": x[:20], "y_test": np.arange(20) % 2, "x_train": x[20:], "y_train": np.arange(20) % 2}
+    np.savez(folder / "d.npz", **half, classes=np.array(["no", "yes"]))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))
+    torch.save({"state_dict": net.state_dict()}, folder / "theirs.ckpt")
+    return folder
 
-    found = vr.robust_accuracy(Two(), (x, y), attack="fgsm", eps=0.1)
-    assert found.clean == pytest.approx(float(((net(x)[:, 0] > 0) == y).float().mean()))
+
+@pytest.mark.parametrize("command", [
+    "layers REF", "neurons REF --steps 1", "invert REF npz:d.npz#0 --steps 1", "accentuate REF npz:d.npz#0 --near 0 --steps 1",
+    "dictionary REF --layer 1 --units 2 --out d.safetensors", "explain REF --images 2 --method saliency",
+    "attack REF --images 8 --eps .05", "first-order REF --images 8 --eps .05 --steps 2", "certify REF --method ibp --images 3",
+    "intervene REF --layer 1 --units 0 --images 10 --controls 1",
+    "train --data npz:d.npz --steps 1 --eps .05 --epochs 1 --watch 5",
+    "compare REF REF@random --images 5 --eps .05 --steps 1 --seeds 1",
+])  # fmt: skip
+def test_every_command_takes_a_network_of_one_logit(command: str, one_logit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(one_logit)
+    arch = ("--arch", "nets.py:build")
+    if not Path("one.safetensors").exists():
+        assert (
+            run(
+                "import", "theirs.ckpt", *arch, "--data", "npz:d.npz", "--normalize", "none", "--out", "one.safetensors"
+            ).exit_code
+            == 0
+        )
+    done = run(*command.replace("REF", "one.safetensors").split(), *arch)
+    assert done.exit_code == 0, done.output
+    assert "nan" not in done.output.lower()
+
+
+def test_several_labels_per_image_are_refused_with_the_way_to_one(one_logit: Path) -> None:
+    x, y = torch.rand(12, 1, 4, 4), (torch.rand(12, 3) > 0.5).float()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    for ask in (vr.robust_accuracy, vr.diagnose_masking, vr.certify, vr.explain, vr.train):
+        with pytest.raises(ValueError, match=r"several labels per image take one, y\[:, c\], with a network of that one logit"):
+            ask(net, (x, y)) if ask is not vr.train else vr.train((x, y), steps=0)
+    np.savez(one_logit / "m.npz", x_test=x[:, 0].numpy(), y_test=y.long().numpy())
+    assert "of several labels per image save one" in run("attack", "mnist-k8", "--data", f"npz:{one_logit}/m.npz").output
+    assert [one.unit for one in vr.visualize(net, units=[2, 0], steps=1, shape=(1, 4, 4))] == [2, 0]
+    state = make_net("small_cnn", (1, 8, 8), 1).state_dict()
+    torch.save(state, one_logit / "r.pt")
+    about = ("--data", f"npz:{one_logit}/d.npz", "--normalize", "none", "--out", one_logit / "r.safetensors")
+    refused = run("import", one_logit / "r.pt", "--arch", "small_cnn", *about)
+    assert "has one output, which is two classes here" in " ".join(refused.output.split())
+    assert refused.exit_code == 1
 
 
 @pytest.mark.parametrize("output", ["tensor", "dict"])

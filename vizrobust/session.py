@@ -274,7 +274,9 @@ def _pair(data: Any) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         raise ValueError("the data hold no images; give at least one image")
     if y.dim() != 1 or len(y) != len(x) or y.is_floating_point():
-        raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {len(x)} images; labels must be (n,) whole numbers")
+        hint = "; of several labels per image take one, y[:, c], with a network of that one logit" if y.dim() == 2 else ""
+        hint += ", as y.long() gives" if y.dim() == 1 and y.is_floating_point() else ""
+        raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {len(x)} images; labels must be (n,) whole numbers{hint}")
     check_images(x)
     return x.detach().cpu().float(), y.detach().cpu().long()
 

@@ -131,7 +131,8 @@ def _checked(x: Array, name: str) -> Array:
 
 def _labels(y: Array, name: str) -> Tensor:
     if y.ndim != 1:
-        raise ValueError(f"{name} has shape {y.shape}; expected (N,), one whole number for each image")
+        one = "; of several labels per image save one, y[:, c], for a network of that one logit" if y.ndim == 2 else ""
+        raise ValueError(f"{name} has shape {y.shape}; expected (N,), one whole number for each image{one}")
     if y.dtype.kind not in "iuf":
         raise ValueError(f"{name} has dtype {y.dtype}; expected whole numbers from 0")
     far = y[np.isfinite(y) & (np.abs(y.astype(np.float64)) > MOST_CLASSES)]

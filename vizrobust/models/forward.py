@@ -68,7 +68,8 @@ def logits_of(output: Any) -> Tensor:
     """The logits (N, classes) in what a network returned, by one rule for every command and for training.
 
     A tensor is the logits; else the attribute ``logits`` (Hugging Face, and torchvision's networks with auxiliary heads),
-    else a dict's ``logits`` or ``out``, else the first of a tuple or list. Raises `NoLogits`, a ``ValueError``, otherwise.
+    else a dict's ``logits`` or ``out``, else the first of a tuple or list. One logit z (N, 1) is that of two classes: -z/2 and
+    z/2, whose softmax has sigmoid(z) for class 1. Raises `NoLogits`, a ``ValueError``, otherwise.
 
     >>> logits_of({"features": torch.rand(2, 9), "logits": torch.rand(2, 5)}).shape, logits_of((torch.rand(2, 5), None)).shape
     (torch.Size([2, 5]), torch.Size([2, 5]))
@@ -93,10 +94,7 @@ def logits_of(output: Any) -> Tensor:
             "the name logits"
         )
     if found.shape[1] == 1:
-        raise NoLogits(
-            "the network returns one logit z for an image, vizrobust compares two or more classes; let it return both, such as "
-            "torch.cat([torch.zeros_like(z), z], 1)"
-        )
+        return torch.cat([-found, found], 1) / 2
     return found
 
 

@@ -291,6 +291,11 @@ def _text(values: Sequence[float]) -> str:
 
 def _other_classes(what: str, count: int, task: Task) -> ParameterError:
     hint = ", such as {classes} imagenet" if count == len(imagenet_classes()) else ""
+    if count == 1:
+        return ParameterError(
+            "%s has one output, which is two classes here (docs/own-checkpoint.md); give {arch} nets.py:build, a function of "
+            "yours that builds the network with one", what,
+        )  # fmt: skip
     return ParameterError(
         "%s has %s classes, %s has %s; give the right {data} or {classes}" + hint,
         what, count, task.data or "the task", len(task.classes),

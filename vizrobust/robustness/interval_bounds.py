@@ -211,6 +211,8 @@ def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> T
             raise ValueError(f"{UNKNOWN} ({error}); certify it by smoothing") from error
         if not isinstance(output, Interval) or output.center.dim() != 2:
             raise ValueError("interval bounds need a network that returns its logits (N, classes) as one tensor")
+        if output.center.shape[1] == 1:  # one logit is that of two classes, as for `logits_of`
+            output = Interval(torch.cat([-output.center, output.center], 1) / 2, output.radius.expand(-1, 2) / 2)
         return output.margin(y)
 
 
