@@ -85,7 +85,7 @@ class Table:
 class Result(ABC):
     """The answer of a command: rows for programs, tables and lines for people, a figure where there is one.
 
-    In a notebook it shows its tables and lines.
+    In a notebook it shows its tables, lines and figure.
     """
 
     @property
@@ -105,12 +105,19 @@ class Result(ABC):
         return []
 
     def figure(self) -> Any:
-        """A matplotlib figure; None where there is none."""
+        """A matplotlib figure; None where there is none, `ValueError` where what was found has no common axis."""
         return None
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.lines() if line)
-        return "".join(table._repr_html_() for table in self.tables()) + lines
+        return "".join(table._repr_html_() for table in self.tables()) + lines + self._picture_html()
+
+    def _picture_html(self) -> str:
+        try:
+            figure = self.figure()
+        except ValueError:
+            return ""
+        return "" if figure is None else str(figure.html())
 
 
 Event = Progress | Note | Row

@@ -27,8 +27,8 @@ from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, maco, render
 from vizrobust.models import ActivationReader, load_checkpoint
 
-UNITS, SEEDS = range(8), range(2)
-LUCENT_STEPS, HORAMA_STEPS, HORAMA_UNITS = 64, 64, range(4)
+UNITS, SEEDS = range(4), range(2)
+LUCENT_STEPS, HORAMA_STEPS, HORAMA_UNITS, HORAMA_SEEDS = 64, 64, range(4), range(1)
 CROPS = 6
 
 
@@ -88,7 +88,7 @@ def against_horama(net: nn.Module, layer: str, size: int, box: float, compute: C
     theirs, ours = [], []
     with in_folder_with(law) as spectrum:
         recipe = maco(steps=HORAMA_STEPS, crops=CROPS, low=box, high=box, spectrum=spectrum, noise=0.05)
-        for seed in SEEDS:
+        for seed in HORAMA_SEEDS:
             torch.manual_seed(seed)
             images = []
             for unit in units:

@@ -1,4 +1,4 @@
-"""How fast feature images come: against Lucent, in a batch and unit by unit, and against bare passes; best of five."""
+"""How fast feature images come: against Lucent, in a batch and unit by unit, and against bare passes; best of three."""
 
 # ruff: noqa: T201  a script that prints its table
 from __future__ import annotations
@@ -17,13 +17,14 @@ from tests.benchmarks.ratios import verdict
 from vizrobust.compute import Compute
 from vizrobust.features import Channel, lucid, render
 from vizrobust.models import ActivationReader, Checkpoint, load_checkpoint
+from vizrobust.models.folding import folded_net
 
 SIZE, STEPS, UNITS = 128, 16, 8
 LAYER = "layer2.1.conv2"
 
 
 def ours(checkpoint: Checkpoint, precision: str, units: int = UNITS, batch_size: int = UNITS) -> Job:
-    net, compute = checkpoint.net(), Compute("cpu", precision)
+    net, compute = folded_net(checkpoint, [LAYER])[0], Compute("cpu", precision)
     recipe = lucid(steps=STEPS, size=SIZE)
 
     def run() -> None:
@@ -36,7 +37,7 @@ def ours(checkpoint: Checkpoint, precision: str, units: int = UNITS, batch_size:
 def bare(checkpoint: Checkpoint, precision: str) -> Job:
     """As many passes as a render of `STEPS` steps makes, with one resampling and one inverse transform each."""
     compute = Compute("cpu", precision)
-    net = compute.place(checkpoint.net())
+    net = compute.place(folded_net(checkpoint, [LAYER])[0])
     for weight in net.parameters():
         weight.requires_grad_(False)
     reading = ActivationReader.of(net, (3, SIZE, SIZE), [LAYER])

@@ -30,7 +30,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.robustness.smallest_eps import smallest_eps
 from vizrobust.spec import vary
 
-IMAGES = 100
+IMAGES = 50
 BALLS: dict[str, Ball] = {"Linf": Linf(), "L2": L2(), "L1": L1(), "L0": L0()}
 OTHERS = "cifar_wide_adv.pth"
 # What adv-lib offers for each norm, its defaults but for the passes.

@@ -19,10 +19,9 @@ HEAD = """\
 Written by `python -m vizrobust.cli.reference` from the requests in `vizrobust/requests/`; change those, not this page.
 
 A REF is a built-in checkpoint (`vizrobust list models`), a file, a training run's folder, `torchvision:NAME`, `timm:NAME` or
-`hf:DIR`. Results go to stdout, progress and notes to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 130
-interrupted; others are
-named with their command. A command that is *resumable* continues where it stopped when it is started again; torchrun
-divides the work of a *parallel* one ([Several processes](cluster.md)).
+`hf:DIR`. Results go to stdout, progress and notes to stderr. Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted;
+others are named with their command. A command that is *resumable* continues where it stopped when it is started again;
+torchrun divides the work of a *parallel* one ([Several processes](cluster.md)).
 """
 
 

@@ -68,9 +68,6 @@ class CertifyReport(Result):
         ]
         return brackets(panels, NORMS[self.request.method])
 
-    def _repr_html_(self) -> str:
-        return super()._repr_html_() + self.figure().html()
-
     def __repr__(self) -> str:
         return f"CertifyReport({len(self.row_list)} rows of {self.request!r})"
 

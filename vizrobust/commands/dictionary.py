@@ -72,9 +72,6 @@ class FittedDictionary(Result):
     def __repr__(self) -> str:
         return f"FittedDictionary({self.layer!r}, {self.dictionary.units} units, {percent(self.quality.explained[0])} explained)"
 
-    def _repr_html_(self) -> str:
-        return super()._repr_html_() + self.figure().html()
-
 
 def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event, None, FittedDictionary]:
     """Fit a dictionary, or read the one that the same request left, and measure it."""

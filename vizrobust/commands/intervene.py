@@ -51,9 +51,6 @@ class Interventions(Result):
             panels.append((name, [str(row["unit"]) for row in mine], [one["class"] for one in mine[0]["classes"]], values))
         return class_changes(panels, f"{self.request.layer}, unit {self.request.words}")
 
-    def _repr_html_(self) -> str:
-        return super()._repr_html_() + self.figure().html()
-
     def _table(self, name: str, mine: Sequence[Row]) -> Table:
         shown = []
         for row in _ordered(mine)[:SHOWN]:

@@ -61,12 +61,11 @@ class PictureReport(Result):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.found)} rows of {self.request!r})"
 
-    def _repr_html_(self) -> str:
-        picture = ""
-        if self.sheet is not None:
-            source = b64encode(self.sheet.read_bytes()).decode()
-            picture = f'<img src="data:image/png;base64,{source}" style="max-width: 100%" alt="{html.escape(repr(self))}">'
-        return super()._repr_html_() + picture
+    def _picture_html(self) -> str:
+        if self.sheet is None:
+            return ""
+        source = b64encode(self.sheet.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{source}" style="max-width: 100%" alt="{html.escape(repr(self))}">'
 
 
 @dataclass(frozen=True)

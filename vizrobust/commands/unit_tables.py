@@ -18,6 +18,7 @@ from vizrobust.runs import Row
 # The measures that checkpoints are compared in, and the largest difference that each can show.
 MEASURES = {"transfer": "transfer, log-odds", "recognised": "recognised, share", "forced_choice": "two-alternative AUC"}
 LARGEST = {"recognised": 1.0, "forced_choice": 1.0}
+NAMES = {"transfer": "log-odds of the intended class", "recognised": "share recognised", "forced_choice": "two-alternative AUC"}
 TITLES = {"score": "score", "transfer": "log-odds", "recognised": "recognised", "forced_choice": "AUC"}
 # More columns than this do not fit a terminal.
 WIDEST = 8
@@ -49,7 +50,8 @@ def unit_table(
     body = [
         [_name(unit, names), *(_number(values.get(unit), measure) for (_, measure), values in columns.items())] for unit in units
     ]
-    told = f"judge {judge}: log-odds of the intended class, share recognised, two-alternative AUC; " if scores else ""
+    judged = [NAMES[measure] for measure in MEASURES if any(key == measure for _, key in columns)]
+    told = f"judge {judge}: {', '.join(judged)}; " if judged else ""
     count = len(job.seeds)
     means = f"; means over {count} pictures" if count > 1 else ""
     return Table("Units", header, body, f"{told}score: activation{means}")
@@ -181,9 +183,11 @@ def score_table(scores: Mapping[str, PictureScores], judge: str) -> Table:
     def last(name: str) -> bool:
         return name == RANDOM_NETWORK or name.startswith(NATURAL_IMAGES)
 
+    there = [name for name in MEASURES if any(value is not None for one in scores.values() for value in getattr(one, name))]
     rows = [
-        [name, mean(one.transfer, 2), mean(one.recognised, 2), mean(one.forced_choice, 3)]
+        [name, *(mean(getattr(one, measure), 3 if measure == "forced_choice" else 2) for measure in there)]
         for name, one in sorted(scores.items(), key=lambda item: last(item[0]))
     ]
-    header = ["pictures of", "transfer, log-odds", "recognised, share", "two-alternative AUC"]
-    return Table("Measures of clarity", header, rows, f"judge {judge}; means over units; AUC chance .5")
+    chance = "; AUC chance .5" if "forced_choice" in there else ""
+    header = ["pictures of", *(MEASURES[measure] for measure in there)]
+    return Table("Measures of clarity", header, rows, f"judge {judge}; means over units{chance}")

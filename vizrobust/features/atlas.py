@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizrobust.compute import Compute, full_batches
+from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.objectives import Direction
@@ -23,7 +23,8 @@ from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.features.provenance import sources
 from vizrobust.features.recipes import Recipe
 from vizrobust.features.render import BATCH_SIZE, UnitSeed, plan_batches, render_batches
-from vizrobust.models import ActivationReader, Checkpoint, evaluating
+from vizrobust.features.unit_facts import finite, layer_maps
+from vizrobust.models import Checkpoint
 from vizrobust.models.folding import net_for
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
@@ -115,25 +116,16 @@ class Atlas:
         if there != shape:
             sizes = [" x ".join(map(str, one)) for one in (there, shape)]
             raise ParameterError("the images are %s, the network takes %s; give other {data}", *sizes)
-        compute = (compute or Compute()).in_fp32()
-        compute.place(net)
-        reading = ActivationReader.of(net, shape, [self.layer])
-        places = Streams(self.seed, index.tolist(), "place").uniform().double()
+        where = Streams(self.seed, index.tolist(), "place").uniform().double()
+        how = {"shape": shape, "compute": compute or Compute(), "size": READING_BATCH}
         found = []
-        with evaluating(net), torch.no_grad():
-            for batch, count in full_batches(len(index), READING_BATCH):
-                maps = reading(net, compute.images(images.take(index[batch])))[self.layer].float().cpu()
-                maps = maps.reshape(*maps.shape[:2], -1)
-                at = (places[batch] * maps.shape[2]).long().flatten()
-                found.append(maps[torch.arange(len(maps)), :, at][:count])
-                if progress is not None:
-                    progress(count)
-        vectors = torch.cat(found)
-        if not vectors.isfinite().all():
-            raise ValueError(
-                f"layer {self.layer!r} gives values that are not finite numbers, so it has no atlas; see its weights"
-            )
-        return vectors
+        for places, maps in layer_maps(net, self.layer, images, index, **how):
+            flat = maps.reshape(*maps.shape[:2], -1)
+            at = (where[places] * flat.shape[2]).long().flatten()
+            found.append(flat[torch.arange(len(flat)), :, at])
+            if progress is not None:
+                progress(len(places))
+        return finite(torch.cat(found), self.layer, "so it has no atlas")
 
     def positions(self, vectors: Array) -> Array:
         """(n, channels) -> (n, 2) float64: vectors that point alike come close, whatever their lengths.

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.compute import Compute, full_batches
+from vizrobust.compute import Compute
 from vizrobust.data import Split
 from vizrobust.features.exemplars import BATCH_SIZE
+from vizrobust.features.unit_facts import layer_maps
 from vizrobust.intervals import mean_interval
-from vizrobust.models import ActivationReader, evaluating
 from vizrobust.models.dictionaries import Dictionary, activated
 from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
@@ -208,10 +208,5 @@ def participation_ratio(covariance: Tensor) -> float:
 
 def _maps(net: nn.Module, layer: str, images: Split, shape: Shape, compute: Compute) -> Iterator[tuple[int, Tensor]]:
     """(number of the first image, its and the next ones' vectors (n, channels, places) on the CPU), until all images are read."""
-    compute = compute.in_fp32()
-    compute.place(net)
-    reading = ActivationReader.of(net, shape, [layer])
-    with evaluating(net), torch.no_grad():
-        for index, count in full_batches(len(images), min(BATCH_SIZE, len(images))):
-            maps = reading(net, compute.images(images.take(index)))[layer][:count].float().cpu()
-            yield int(index[0]), maps.reshape(*maps.shape[:2], -1).contiguous()
+    for places, maps in layer_maps(net, layer, images, shape=shape, compute=compute, size=min(BATCH_SIZE, len(images))):
+        yield int(places[0]), maps.reshape(*maps.shape[:2], -1).contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,22 +35,40 @@ def unit_activations(
     >>> unit_activations(net, "conv1", head(load("digits").val, 3), shape=(1, 8, 8), compute=Compute("cpu")).shape
     torch.Size([3, 16])
     """
+    rows = []
+    for places, maps in layer_maps(net, layer, images, shape=shape, compute=compute):
+        rows.append(maps if maps.dim() == 2 else maps.mean((2, 3)))
+        if progress is not None:
+            progress(len(places))
+    return finite(torch.cat(rows), layer, "so its units have no activity")
+
+
+def layer_maps(
+    net: nn.Module,
+    layer: str,
+    images: Split,
+    index: Tensor | None = None,
+    *,
+    shape: Shape,
+    compute: Compute,
+    size: int = BATCH_SIZE,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(places in `index`, these images' activations in float32 on the CPU), in batches of `size`; `index` None is all images."""
     compute = compute.in_fp32()
     compute.place(net)
     reading = ActivationReader.of(net, shape, [layer])
-    rows = []
-    with evaluating(net), torch.no_grad():
-        for index, count in full_batches(len(images), BATCH_SIZE):
-            maps = reading(net, compute.images(images.take(index)))[layer][:count].float()
-            rows.append((maps if maps.dim() == 2 else maps.mean((2, 3))).cpu())
-            if progress is not None:
-                progress(count)
-    found = torch.cat(rows)
-    if not found.isfinite().all():
-        raise ValueError(
-            f"layer {layer!r} gives values that are not finite numbers, so its units have no activity; see its weights"
-        )
-    return found
+    for places, count in full_batches(len(images if index is None else index), size):
+        batch = images.take(places if index is None else index[places])
+        with evaluating(net), torch.no_grad():
+            maps = reading(net, compute.images(batch))[layer].float().cpu()
+        yield places[:count], maps[:count]
+
+
+def finite(values: Tensor, layer: str, therefore: str) -> Tensor:
+    """The values of a layer as they are; ``ValueError`` that ends as `therefore` says where some are not finite."""
+    if not values.isfinite().all():
+        raise ValueError(f"layer {layer!r} gives values that are not finite numbers, {therefore}; see its weights")
+    return values
 
 
 def sparsity(activations: Tensor) -> Tensor:
@@ -167,23 +185,17 @@ def heat_maps(
     >>> heat_maps(net, "conv1", {3: [0, 5]}, load("digits").val, shape=(1, 8, 8), compute=Compute("cpu"))[3].shape
     torch.Size([2, 32, 32])
     """
-    compute = compute.in_fp32()
-    compute.place(net)
-    reading = ActivationReader.of(net, shape, [layer])
     needed = sorted({index for some in wanted.values() for index in some})
     of_image: dict[int, list[int]] = {}
     for unit, some in wanted.items():
         for one in some:
             of_image.setdefault(one, []).append(unit)
     found: dict[tuple[int, int], Tensor] = {}
-    with evaluating(net), torch.no_grad():
-        for places, count in full_batches(len(needed), BATCH_SIZE):
-            index = torch.tensor(needed)[places]
-            maps = reading(net, compute.images(images.take(index)))[layer]
-            if maps.dim() != 4 or maps.shape[2] * maps.shape[3] == 1:
-                return {}
-            for place, image in enumerate(index[:count].tolist()):
-                found |= {(unit, image): maps[place, unit].float().cpu() for unit in of_image[image]}
+    for places, maps in layer_maps(net, layer, images, torch.tensor(needed), shape=shape, compute=compute):
+        if maps.dim() != 4 or maps.shape[2] * maps.shape[3] == 1:
+            return {}
+        for place, map_ in zip(places.tolist(), maps, strict=True):
+            found |= {(unit, needed[place]): map_[unit] for unit in of_image[needed[place]]}
     heat = {}
     for unit, some in wanted.items():
         stack = torch.stack([found[unit, image] for image in some]).clamp_min(0)
