@@ -117,9 +117,8 @@ class Atlas:
             sizes = [" x ".join(map(str, one)) for one in (there, shape)]
             raise ParameterError("the images are %s, the network takes %s; give other {data}", *sizes)
         where = Streams(self.seed, index.tolist(), "place").uniform().double()
-        how = {"shape": shape, "compute": compute or Compute(), "size": READING_BATCH}
-        found = []
-        for places, maps in layer_maps(net, self.layer, images, index, **how):
+        compute, found = compute or Compute(), []
+        for places, maps in layer_maps(net, self.layer, images, index, shape=shape, compute=compute, size=READING_BATCH):
             flat = maps.reshape(*maps.shape[:2], -1)
             at = (where[places] * flat.shape[2]).long().flatten()
             found.append(flat[torch.arange(len(flat)), :, at])
