@@ -69,7 +69,7 @@ def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, Jud
     seen, name = (held_out(data), f"held-out:{named}") if request.split == "val" else (data, named)
     folder = Path(session.out or default_folder("judge", {"request": repr(request)}))
     eps = data.usual_eps if request.eps is None else request.eps
-    epochs = request.epochs or max(10, round(WEIGHT_STEPS * TrainRequest(data=name, arch="").batch_size / len(seen.train)))
+    epochs = request.epochs or usual_epochs(len(seen.train))
     rows, scales = [], []
     for kind, (arch, augment) in KINDS.items():
         attack = training_attack(request.steps if kind == "robust" else 0, eps)
@@ -90,6 +90,15 @@ def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, Jud
     if refs:
         yield Note(f"next: vizrobust neurons YOUR-CHECKPOINT {refs}")
     return report
+
+
+def usual_epochs(images: int) -> int:
+    """Passes over so many images that make about 1,500 weight steps, but at least 10.
+
+    >>> usual_epochs(500), usual_epochs(50000)
+    (300, 10)
+    """
+    return max(10, round(WEIGHT_STEPS * TrainRequest.batch_size / images))
 
 
 def _interval(row: Row) -> str:

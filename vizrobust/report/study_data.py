@@ -13,7 +13,7 @@ from vizrobust.report.words import key_word
 from vizrobust.study.report import StudyReport
 
 Entry = Mapping[str, Any]
-ROLES = {"dose": 0, "arm": 1, "radius": 2, "control": 3, "given": 4, "random": 5}
+ROLES = {"dose": 0, "arm": 1, "radius": 2, "masked": 3, "control": 4, "given": 5, "random": 6}
 METRIC_ROLES = ("primary", "secondary", "diagnostic")
 FEWEST_FOR_T = 3
 
@@ -83,8 +83,8 @@ class StudyGroups:
 
     @cached_property
     def baselines(self) -> tuple[Group, ...]:
-        """Named baselines, and provided checkpoints whose K is unknown."""
-        return tuple(group for group in self.groups if not group.has_k and group.role in ("arm", "given"))
+        """Named baselines, networks with masked gradients, and provided checkpoints whose K is unknown."""
+        return tuple(group for group in self.groups if not group.has_k and group.role in ("arm", "masked", "given"))
 
     @cached_property
     def seeds(self) -> int:

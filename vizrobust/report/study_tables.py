@@ -16,6 +16,7 @@ CONTRASTS = {
     "H2": "H2: more attack steps (slope over log2 K among K ≥ 1)",
     "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
     "H4": "H4: a larger radius in training (slope over log2 eps at a fixed K)",
+    "H5": "H5: masked gradients (one step of a large radius in training) against none",
 }
 
 

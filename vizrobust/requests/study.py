@@ -48,6 +48,9 @@ class StudyRequest(Request):
         None, "Train networks of one K at these other radii too, such as 1/255,2/255,8/255.", kind="fractions", metavar="LIST"
     )
     radius_k: int | None = param(None, "Their attack steps K.  [default: 1]", least=1)
+    masked_eps: float | None = param(
+        None, "Train networks with masked gradients too, by one step of this large radius, such as 32/255.", kind="fraction"
+    )
     image_seeds: int | None = param(None, "Pictures of each class unit.  [default: 9]", least=2)
     layer: str | None = param(
         None, "Hidden layer whose units are drawn; default: the last one of a built-in network.", metavar="NAME"

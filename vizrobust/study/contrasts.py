@@ -16,7 +16,7 @@ from vizrobust.intervals import CONFIDENCE
 # With fewer training runs of each kind nothing can be said beyond these checkpoints
 # (docs/measuring-clarity.md, "The unit of replication").
 FEWEST_SEEDS = 3
-CONTRASTS = ("H1", "H2", "H3", "H4")
+CONTRASTS = ("H1", "H2", "H3", "H4", "H5")
 # Clarity values are recorded with this many decimals, so half of the last one is their error.
 DECIMALS = 6
 PRECISION = 0.5 * 10**-DECIMALS
@@ -147,6 +147,15 @@ def radius_slope(values: RunValues) -> Contrast:
     (0.25,)
     """
     return replace(step_slope(values), name="H4")
+
+
+def masked_against_standard(values: RunValues) -> Contrast:
+    """H5: the networks with masked gradients, whose key is 1, minus K = 0, seed by seed.
+
+    >>> masked_against_standard(from_table([[0.25, 0.5]], [0, 1])).per_seed
+    (0.25,)
+    """
+    return replace(adversarial_against_standard(values), name="H5")
 
 
 def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Contrast, ...]:

@@ -28,8 +28,8 @@ BASELINES = ("fgsm", "fast", "noise")
 CONTROLS = ("k0-early", "k1-long", "k8-eps/4", "k8-eps/2", "k0-shuffled")
 
 # Roles of a study's checkpoints, as files name them: K = 0, 1, 2 ... of the sweep, named baselines, controls, other radii,
-# untrained.
-SWEEP, BASELINE, CONTROL, RADIUS, UNTRAINED = "dose", "arm", "control", "radius", "random"
+# masked gradients, untrained.
+SWEEP, BASELINE, CONTROL, RADIUS, MASKED, UNTRAINED = "dose", "arm", "control", "radius", "masked", "random"
 
 # How the built-in sweeps are trained; each training run adds its attack and its seed.
 TRAININGS = {
@@ -63,6 +63,8 @@ class Plan:
 
     For each of `radius_eps`, networks of `radius_k` attack steps are trained at that radius; with those of the sweep's own
     radius they tell how clarity changes with eps at a fixed K.
+    With `masked_eps`, networks learn from clean images and from one step of this radius alike: a radius too large to resist
+    teaches them to hide their gradients.
     With an `encoder`, this network answers the questions about features (2AFC, identification, distances) in place of the
     judges' own features.
     A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
@@ -102,6 +104,7 @@ class Plan:
     masking_queries: int = 500
     radius_eps: tuple[float, ...] = ()
     radius_k: int = 1
+    masked_eps: float | None = None
     first_seed: int = 0
     arm_seeds: int | None = None
     encoder: str = ""
@@ -132,6 +135,8 @@ class Plan:
             raise ParameterError("{radius_eps} must be radii in (0, 1], each once, got %s", ", ".join(map(str, self.radius_eps)))
         if self.radius_eps and self.radius_k not in self.steps:
             raise ParameterError("{radius_k} must be one of the sweep's K (%s), got %s", self.steps, self.radius_k)
+        if self.masked_eps is not None and not (0 < self.masked_eps <= 1 and 0 in self.steps):
+            raise ParameterError("{masked_eps} must be a radius in (0, 1] in a study with K = 0, got %s", self.masked_eps)
         if self.severity not in SEVERITIES:
             raise ParameterError("{severity} must be one of %s, got %s", ", ".join(map(str, SEVERITIES)), self.severity)
         recipes = [recipe.name for recipe in self.recipes]
@@ -260,6 +265,9 @@ def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
             if not math.isclose(radius, eps):
                 attack = training_attack(plan.radius_k, radius)
                 yield TrainingRun(f"eps {number_text(radius)}", RADIUS, None, seed, replace(base, attack=attack))
+        if plan.masked_eps is not None:
+            attack = BASELINE_ATTACKS["fgsm"](plan.masked_eps)
+            yield TrainingRun("masked", MASKED, None, seed, replace(base, attack=attack, clean_weight=0.5))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
 
@@ -290,6 +298,7 @@ CONTRAST_TEXTS = {
 RADIUS_TEXT = (
     "slope over log2 eps at the fixed K of the radius arm, for each training seed: whether a larger ball makes it clearer"
 )
+MASKED_TEXT = "masked minus K = 0, for each training seed: whether gradients that are hidden from one step show clearer pictures"
 EXCLUSIONS = (
     "a judge that identifies natural exemplars below twice chance, or ranks the random network above the natural reference",
     "a unit that never had a gradient (dead) in any compared checkpoint has no value there",
@@ -319,7 +328,11 @@ def content(
             metric.name: {"role": metric.role, "direction": metric.direction, "chance": metric.chance}
             for metric in METRICS.values()
         },
-        "contrasts": CONTRAST_TEXTS | ({"H4": RADIUS_TEXT} if plan.radius_eps else {}),
+        "contrasts": {
+            **CONTRAST_TEXTS,
+            **({"H4": RADIUS_TEXT} if plan.radius_eps else {}),
+            **({"H5": MASKED_TEXT} if plan.masked_eps else {}),
+        },
         "smallest_effect": SMALLEST_EFFECT,
         "inference": INFERENCE,
         "exclusions": list(EXCLUSIONS),

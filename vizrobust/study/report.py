@@ -12,8 +12,8 @@ from typing import Any
 
 from vizrobust.runs import Row, write_text
 from vizrobust.study.clarity_scores import MATCHED
-from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, radius_slope
-from vizrobust.study.protocol import RADIUS, SWEEP
+from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, masked_against_standard, radius_slope
+from vizrobust.study.protocol import MASKED, RADIUS, SWEEP
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
 from vizrobust.training import attacks_seen
@@ -137,6 +137,14 @@ class StudyReport(Mapping[str, Any]):
         return {row["name"]: (round(row["eps"] / RADIUS_UNIT), row["seed"]) for row in rows if row.get("eps")}
 
     @cached_property
+    def masked(self) -> dict[str, tuple[int, int]]:
+        """Checkpoint -> (1 for masked gradients, 0 for K = 0; training seed): the masked arm and its reference; else empty."""
+        arm = [row for row in self.rows("checkpoints") if row["role"] == MASKED]
+        seeds = {row["seed"] for row in arm}
+        standard = [name for name, (k, seed) in self.sweep.items() if k == 0 and seed in seeds]
+        return {row["name"]: (1, row["seed"]) for row in arm} | {name: self.sweep[name] for name in standard}
+
+    @cached_property
     def series(self) -> list[MetricSeries]:
         """One series for each metric, recipe, eligible judge, control and layer of `clarity`, without diagnostics.
 
@@ -185,10 +193,13 @@ class StudyReport(Mapping[str, Any]):
 
     @cached_property
     def results(self) -> list[ContrastResult]:
-        """What each contrast says about each series, in the order H1, H2, H3, H4; those of controls too."""
+        """What each contrast says about each series, in the order of their names; those of controls too."""
         found = contrast_results(self.series, self.accuracies)
         if self.radii:
             found += contrast_results(self._series(self.radii), contrasts=lambda values, _accuracy: [radius_slope(values)])
+        if self.masked:
+            own = self._series(self.masked)
+            found += contrast_results(own, contrasts=lambda values, _accuracy: [masked_against_standard(values)])
         return sorted(found, key=lambda result: CONTRASTS.index(result.contrast.name))
 
     @cached_property

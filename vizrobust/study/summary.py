@@ -115,6 +115,7 @@ CLAIMS = {
     "H2": "clarity grows with the number of attack steps among K ≥ 1",
     "H3": "clarity goes with accuracy under the strongest attack among K ≥ 1",
     "H4": "clarity grows with the radius of the training attack at a fixed K",
+    "H5": "the pictures of networks with masked gradients are clearer than the standard network's",
 }
 # What a sign means where nothing can be inferred.
 SIGNS = {
@@ -122,6 +123,7 @@ SIGNS = {
     "H2": ("over the number of attack steps among K ≥ 1", "rising", "falling"),
     "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
     "H4": ("over the radius of the training attack at a fixed K", "rising", "falling"),
+    "H5": ("masked gradients against standard training", "clearer", "less clear"),
 }
 CONTROL_PHRASES = {
     "contrast": "with contrast matched",
