@@ -12,7 +12,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.study import TRAININGS, StudyReport, plan_for
 from vizrobust.study.clarity_scores import PictureSet, primary_rows
-from vizrobust.study.protocol import RADIUS
+from vizrobust.study.protocol import MASKED, RADIUS
 from vizrobust.study.report import RANDOM_REFERENCE
 from vizrobust.study.stimuli import QuerySet
 
@@ -53,7 +53,7 @@ def report_of(asking, planted: dict[tuple[str, int | None, float | None], float]
         for seed in range(SEEDS):
             name = f"{group}-s{seed}"
             shift = spread * float(np.random.default_rng([number, seed]).standard_normal())
-            role = RADIUS if group.startswith("eps") else "dose"
+            role = RADIUS if group.startswith("eps") else MASKED if group == "masked" else "dose"
             training = f'TrainingRecipe(arch="small_cnn", data="mnist5k", attack=PGD(steps={k or 1}))'
             about = {"name": name, "label": name, "role": role, "group": group, "k": k if role == "dose" else None, "seed": seed}
             checkpoints.append({**about, "eps": eps, "training": training if k or eps else "", "weights_sha256": name})
@@ -102,7 +102,9 @@ def test_planted_shares_are_found_again_in_order_and_a_plateau_is_called_one(ask
 @pytest.mark.slow
 def test_a_planted_slope_is_called_a_slope_over_steps_and_over_radii(asking):
     over_radius = {("eps1", None, 1 / 255): 0.5, ("eps4", None, 4 / 255): 0.65, ("eps8", None, 8 / 255): 0.75}
-    report = report_of(asking, {**sweep(0.4, 0.5, 0.65, 0.8), **over_radius})
+    report = report_of(asking, {**sweep(0.4, 0.5, 0.65, 0.8), **over_radius, ("masked", None, 0.5): 0.7})
+    assert result(report, "natural_equivalent", "H5").verdict == "supported"
+    assert result(report, "natural_equivalent", "H5").contrast.estimate == pytest.approx(0.3, abs=0.06)
     for metric in ("transfer", "natural_equivalent"):
         slope = result(report, metric, "H2")
         assert (slope.verdict, slope.dose_response_shape) == ("supported", "rising"), metric
@@ -114,7 +116,8 @@ def test_a_planted_slope_is_called_a_slope_over_steps_and_over_radii(asking):
 
 @pytest.mark.slow
 def test_where_nothing_is_planted_nothing_is_found(asking):
-    report = report_of(asking, sweep(0.6, 0.6, 0.6, 0.6))
+    report = report_of(asking, {**sweep(0.6, 0.6, 0.6, 0.6), ("masked", None, 0.5): 0.6})
+    assert result(report, "natural_equivalent", "H5").verdict == "not supported"
     for metric in ("transfer", "natural_equivalent", "forced_choice"):
-        for contrast in ("H1", "H2"):
+        for contrast in ("H1", "H2", "H5"):
             assert result(report, metric, contrast).verdict != "supported", (metric, contrast)
