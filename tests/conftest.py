@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.robustness.smallest_eps import Evaluated
 
+# What pytest collects stays to the end. To look through it for garbage again and again takes a quarter of that time.
+gc.disable()
 # One thread in each worker and in the processes that tests start; tests that are about threads set their own.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for, among what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +198,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def short_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training measures for its own sake, after each epoch and at its end, is kept short."""
+    monkeypatch.setattr("vizrobust.training.loop.MONITOR_STEPS", 1)
+    monkeypatch.setattr("vizrobust.training.training_runs.TESTED_STEPS", 2)
+    monkeypatch.setattr("vizrobust.training.training_runs.TESTED_IMAGES", 30)
 
 
 @pytest.fixture
