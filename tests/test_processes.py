@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from tests import forks
 from tests.digits import save_digits_net
 from vizrobust.cli import main
 from vizrobust.models import load_checkpoint
@@ -118,8 +119,18 @@ ATTACK = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+# As torchrun starts them, but for what each would load by itself.
+AS_TORCHRUN = f"""
+import vizrobust.attacks, vizrobust.commands.attack, vizrobust.report, vizrobust.robustness
+from vizrobust.cli import main
+
+def run():
+    main({ATTACK!r}, standalone_mode=False)
+"""
+
+
+@pytest.fixture(scope="module", params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def attacked(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """An attack on one process; and one that was begun by one, was killed in the middle of a line, and goes on with two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
@@ -132,12 +143,17 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (two / "run").mkdir()
     (two / "run" / "run.json").write_text((one / "run" / "run.json").read_text())
     (two / "run" / "rows.jsonl").write_text("".join(kept) + lines[len(kept)][:40])
-    return {"one": one, "two": two, "kept": kept, "printed": printed, "done": together(ATTACK, two)}
+    if request.param == "forked":
+        out, err = forks.together(AS_TORCHRUN, cwd=two)
+    else:
+        done = together(ATTACK, two)
+        assert done.returncode == 0, done.stderr
+        out, err = done.stdout, done.stderr
+    return {"one": one, "two": two, "kept": kept, "printed": printed, "out": out, "err": err}
 
 
 class TestAnAttackOnTwoProcesses:
     def test_gives_every_image_the_same_verdict(self, attacked: dict[str, Any]) -> None:
-        assert attacked["done"].returncode == 0, attacked["done"].stderr
         one, two = (verdicts(attacked[name] / "run") for name in ("one", "two"))
         assert one == two
         assert len({at for at, _ in one.values()}) > 3, "images break at different steps"
@@ -149,8 +165,8 @@ class TestAnAttackOnTwoProcesses:
         assert len(rows) > len(attacked["kept"])
 
     def test_prints_the_same_once(self, attacked: dict[str, Any]) -> None:
-        assert words(attacked["done"].stdout) == words(attacked["printed"])
-        assert attacked["done"].stderr.count("drawn: curve.png") == 1
+        assert words(attacked["out"]) == words(attacked["printed"])
+        assert attacked["err"].count("drawn: curve.png") == 1
 
     def test_draws_the_same(self, attacked: dict[str, Any]) -> None:
         one, two = (pixels(attacked[name] / "curve.png") for name in ("one", "two"))
@@ -253,15 +269,15 @@ compute = Compute("cpu", "bf16")
 assert torch.distributed.group.WORLD is group, "one connection, whatever is built upon it"
 p = compute.processes
 assert first.processes == p and p.size == 2 and compute.in_fp32().processes == p and compute.alone().processes.size == 1
-assert p.gathered([p.rank, "x"]) == [0, "x", 1, "x"]
+assert p.all_gather([p.rank, "x"]) == [0, "x", 1, "x"]
 assert p.broadcast({"from": p.rank}) == {"from": 0}
 value = torch.tensor([1e-17 + p.rank, 2.0], dtype=torch.float64)
 assert p.sum(value).tolist() == [(1e-17 + 0) + (1e-17 + 1), 4.0] and p.sum(value).dtype == torch.float64
 assert value[0] == 1e-17 + p.rank, "what was given is as it was"
 p.barrier()
-assert list(p.merged(p.mine(range(7)))) == list(range(7))
-assert sorted(p.merged(p.mine(range(7)), 0.2)) == list(range(7))
-assert first.processes.gathered([1]) == [1, 1]
+assert list(p.interleave(p.shard(range(7)))) == list(range(7))
+assert sorted(p.interleave(p.shard(range(7)), 0.2)) == list(range(7))
+assert first.processes.all_gather([1]) == [1, 1]
 print("fine", p.rank, torch.get_num_threads(), flush=True)
 from vizrobust.cli import main
 main(["attack", "mnist-k8", "--minimal", "--curve", "eps"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.test_training import ATTACK, CODE, RECIPE, tiny
 from vizrobust.attacks import FGSM, Linf
 from vizrobust.compute import Compute
@@ -45,12 +46,14 @@ from tests.test_training import tiny
 from tests.test_training_processes import RECIPES, at
 from vizrobust.compute import Compute
 from vizrobust.training import Progress, train
-root, names, fatal = Path(sys.argv[1]), sys.argv[2].split("|"), sys.argv[3]
-compute = Compute("cpu", threads=1)
-for name in names:
-    for item in train(at(RECIPES[name], root), tiny(), compute, root / name, measure=False, checkpoint_every=1):
-        if name == fatal and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 2) and compute.processes.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+
+def run():
+    root, names, fatal = Path(sys.argv[1]), sys.argv[2].split("|"), sys.argv[3]
+    compute = Compute("cpu", threads=1)
+    for name in names:
+        for item in train(at(RECIPES[name], root), tiny(), compute, root / name, measure=False, checkpoint_every=1):
+            if name == fatal and isinstance(item, Progress) and (item.epoch, item.batch, compute.processes.rank) == (2, 2, 1):
+                os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -60,10 +63,11 @@ def at(recipe, root):
 
 
 def launch(root, names, fatal=""):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-c", DRIVER]
+    """By torchrun, which ends the others where one dies."""
     driver = root.parent / "driver.py"
-    driver.write_text(DRIVER)
-    command = [*command[:-2], str(driver), str(root), "|".join(names), fatal]
+    driver.write_text(DRIVER + "\nrun()\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver), str(root)]
+    command += ["|".join(names), fatal]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -81,8 +85,7 @@ def learned(home, names):
     compute = Compute("cpu", threads=1)
     for name in names:
         list(train(at(RECIPES[name], one), tiny(), compute, one / name, measure=False))
-    done = launch(two, names)
-    assert done.returncode == 0, done.stderr
+    forks.together(DRIVER, str(two), "|".join(names), "", cwd=home)
     return one, two
 
 
