@@ -352,11 +352,16 @@ def test_a_killed_render_goes_on_and_recomputes_nothing(two, tmp_path):
 
 
 def test_sigterm_says_what_ctrl_c_says(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
+
     def told(number: int) -> Result:
         monkeypatch.setattr("vizrobust.commands.catalogues.entries", lambda: os.kill(os.getpid(), number))
         return run("list")
 
-    term, ctrl_c = told(signal.SIGTERM), told(signal.SIGINT)
+    try:
+        term, ctrl_c = told(signal.SIGTERM), told(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (term.exit_code, ctrl_c.exit_code) == (143, 130)
     assert term.stderr.startswith("\nstopped")
     assert term.output == ctrl_c.output

@@ -48,7 +48,9 @@ def test_the_logits_on_natural_images_are_unchanged() -> None:
         assert (a.argmax(1) == b.argmax(1)).all()
 
 
-RECIPES = pytest.mark.parametrize("recipe", [plain(steps=120), fourier(steps=100)], ids=["plain", "fourier"])
+RECIPES = pytest.mark.parametrize(
+    "recipe", [plain(steps=120), pytest.param(fourier(steps=100), marks=pytest.mark.slow)], ids=["plain", "fourier"]
+)
 
 
 @RECIPES

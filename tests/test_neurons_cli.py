@@ -188,10 +188,10 @@ def test_a_finished_command_computes_nothing_again(ref, scored, monkeypatch):
 
 
 def test_scores_are_of_what_they_are_asked_for(ref, scored):
-    asked = ["mnist-k8", "--units", "0:3"]
+    asked = ["mnist-k8", "--units", "0:2"]
     first = rendered(*asked)
-    rendered("mnist-k8", "--units", "0:3", "--judge", "mnist-judge-robust")
-    rendered("mnist-k8", "--units", "1:3")
+    rendered("mnist-k8", "--units", "0:2", "--judge", "mnist-judge-robust")
+    rendered("mnist-k8", "--units", "1:2")
     assert len(scored) == 3
     picture = next(Path("out").glob("images/**/1-s0.png"))
     content = picture.read_bytes()

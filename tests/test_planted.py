@@ -33,6 +33,8 @@ from vizrobust.features import (
 
 SHAPE = (2, 6, 9)
 signs = pytest.mark.parametrize("sign", [1, -1])
+# The sign is taken in one place for all objectives, which a channel and a direction try.
+one_sign = pytest.mark.parametrize("sign", [1, pytest.param(-1, marks=pytest.mark.slow)])
 
 
 def rendered(
@@ -74,7 +76,7 @@ def test_a_channel_s_best_image_is_its_template_in_every_window(templates, sign)
         assert torch.equal(found.image, (sign * template.repeat(1, 2, 3) > 0).float())
 
 
-@signs
+@one_sign
 def test_a_neuron_s_best_image_is_its_template_in_its_own_window(templates, sign):
     start = torch.full(SHAPE, 0.5)
     found = rendered(Matching(templates).eval(), Neuron("match", y=1, x=2), range(4), sign=sign, start=start + 0.01)
@@ -150,7 +152,7 @@ def picture(tmp_path: Path) -> tuple[str, Tensor]:
     return str(tmp_path / "p.png"), torch.from_numpy(pixels).movedim(-1, 0).float() / 255
 
 
-@signs
+@one_sign
 def test_a_caricature_goes_on_along_the_image(picture, sign):
     net, _ = orthonormal()
     name, pixels = picture
@@ -191,7 +193,7 @@ def test_energy_is_largest_in_white_and_smallest_in_black(sign):
     assert torch.allclose(found.image, torch.full((1, 5, 6), float(sign > 0)), atol=0.02)
 
 
-@signs
+@one_sign
 def test_total_variation_smooths_whatever_the_sign(sign):
     net = planted(torch.full((1, 1, 5, 6), 1e-3))
     objective = Logit() - 5 * TotalVariation()

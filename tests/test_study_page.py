@@ -25,12 +25,15 @@ SECTIONS = (
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with all figures, two image seeds, and one picture missing on disk."""
+    """A study with two image seeds, and one picture missing on disk; its figures are those of a smaller study."""
     folder = tmp_path_factory.mktemp("full")
     report = full_report(folder, names=NAMES, image_seeds=2)
     (folder / "pictures/k2-s0/plain/logits/3-s0.png").unlink()
     (folder / "pictures/k2-s0/plain/logits/3-s1.png").unlink()
+    figures = study_page._figures
+    smaller = full_report(tmp_path_factory.mktemp("smaller"), names=NAMES[:1], seeds=1, doses=(0, 8), recipes=("plain",))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_page, "_figures", lambda folder, study: figures(folder, StudyGroups(smaller)))
         patch.setattr(style, "DPI", 60)
         return write_study(folder, report)
 
@@ -43,9 +46,17 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.setattr(study_page, "_figures", lambda folder, study: {})
         pages = {"partial": write_study(folder / "partial", partial_report(folder / "partial"))}
         pages["hostile"] = write_study(folder / "hostile", hostile_report(folder / "hostile"))
-        patch.setattr(study_page, "EMBED_BELOW", 0)
-        pages["linked"] = write_study(folder / "linked 1", full_report(folder / "linked 1", seeds=1, names=NAMES))
     return pages
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose pictures are files beside it."""
+    folder = tmp_path_factory.mktemp("linked 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_page, "_figures", lambda folder, study: {})
+        patch.setattr(study_page, "EMBED_BELOW", 0)
+        return write_study(folder, full_report(folder, seeds=1, names=NAMES))
 
 
 @pytest.fixture
@@ -61,7 +72,8 @@ def opened(browser: Any, full: Path, request: pytest.FixtureRequest) -> Iterator
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((full if name == "full" else request.getfixturevalue("others")[name]).as_uri())
+        own = full if name == "full" else request.getfixturevalue("linked") if name == "linked" else None
+        page.goto((own or request.getfixturevalue("others")[name]).as_uri())
         return page
 
     yield go

@@ -254,6 +254,7 @@ def test_a_run_that_diverges_later_keeps_the_state_before(tmp_path, compute, mon
     assert (tmp_path / "run" / "state.pt").read_bytes() == kept
 
 
+@pytest.mark.usefixtures("short_tests")
 @pytest.mark.parametrize(
     ("optimizer", "stop"),
     [
@@ -363,6 +364,7 @@ def test_the_run_records_its_recipe_and_threads_and_the_checkpoint_its_figures(t
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["metrics"] == rows
 
 
+@pytest.mark.usefixtures("short_tests")
 def test_training_learns(tmp_path, compute):
     recipe = replace(RECIPE, attack=PGD(steps=2, ball=Linf(0.02)), epochs=12, lr=5e-3)
     rows, _ = run_all(recipe, tmp_path / "run", compute)
@@ -370,6 +372,7 @@ def test_training_learns(tmp_path, compute):
     assert rows[-1]["val_clean"] >= 0.7  # chance is a quarter
 
 
+@pytest.mark.usefixtures("short_tests")
 def test_a_network_that_is_not_ours_trains_too(tmp_path, compute, dropping):
     _, state = run_all(replace(RECIPE, arch=dropping, epochs=1), tmp_path / "run", compute)
     with pytest.raises(ValueError, match="needs your code"):

@@ -14,6 +14,7 @@ from vizrobust.spec import parse
 from vizrobust.training import METHODS, NAMES, NFGSM, TRADES, Distillation, Free, GradAlign, TrainingRecipe, train
 from vizrobust.training.methods import alignment
 
+pytestmark = pytest.mark.usefixtures("short_tests")
 ONE = FGSM(ball=Linf(eps=0.1))
 EVERY = {
     "TRADES": (TRADES(beta=3.0), ATTACK),

@@ -182,7 +182,7 @@ def test_a_mix_goes_on_to_the_same_weights_and_the_checkpoint_says_what_it_has_s
     ):
         monkeypatch.setattr(module, name, 1)
     compute = Compute("cpu")
-    recipe = replace(RECIPE, attack=MultiAttack(BOTH, how), clean_weight=0.5, augment="crop", epochs=3)
+    recipe = replace(RECIPE, attack=MultiAttack(BOTH, how), clean_weight=0.5, augment="crop", epochs=2)
     rows, expected = run_all(recipe, tmp_path / "whole", compute)
     interrupted = train(recipe, tiny(), compute, tmp_path / "parts")
     for item in interrupted:

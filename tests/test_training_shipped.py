@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from vizrobust.models import load_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness.evaluation_runs import reference_accuracies
-from vizrobust.training import MultiAttack, TrainingRecipe, loop, train, training_runs
+from vizrobust.training import MultiAttack, TrainingRecipe, loop, train
 from vizrobust.training.methods import alignment
 from vizrobust.training.training_runs import PART_FILE, STATE_FILE
 
@@ -50,15 +52,7 @@ RULES: dict[str, tuple[dict[str, Any], int]] = {  # and the epoch of the last st
 }
 
 
-@pytest.fixture(autouse=True)
-def short_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Monitoring and the closing test are kept short."""
-    for module, name, value in (
-        (training_runs, "TESTED_STEPS", 2),
-        (training_runs, "TESTED_IMAGES", 30),
-        (loop, "MONITOR_STEPS", 1),
-    ):
-        monkeypatch.setattr(module, name, value)
+pytestmark = pytest.mark.usefixtures("short_tests")
 
 
 def recipe_of(name: str, **changes: Any) -> TrainingRecipe:
@@ -66,8 +60,14 @@ def recipe_of(name: str, **changes: Any) -> TrainingRecipe:
     return replace(ADVERSARIAL[name], **changes) if name in ADVERSARIAL else of(name, **changes)
 
 
-@pytest.mark.parametrize(("rule", "ema"), [*((rule, None) for rule in RULES), ("early stopping", 0.5)])
-@pytest.mark.parametrize("name", METHODS)
+def shipped_cases() -> Iterator[Any]:
+    """Every method with each rule. Early stopping stands for the rules, two methods of one and two stages for the methods."""
+    for name, (rule, ema) in product(METHODS, [*((rule, None) for rule in RULES), ("early stopping", 0.5)]):
+        held = (rule, ema) == ("early stopping", None) or name in ("adversarial", "Distillation")
+        yield pytest.param(name, rule, ema, marks=[] if held else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "rule", "ema"), list(shipped_cases()))
 def test_the_shipped_weights_are_those_of_the_stated_accuracies(
     name: str, rule: str, ema: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

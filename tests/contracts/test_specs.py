@@ -106,7 +106,7 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.filter_to
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
-@settings(UNHURRIED, max_examples=4)
+@settings(UNHURRIED, max_examples=2)
 @given(data=st.data())
 def test_a_spec_reads_back(name: str, data: st.DataObject) -> None:
     check_it_reads_back(name, data)

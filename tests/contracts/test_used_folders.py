@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ CASES = {
 }
 DICTIONARY = ["intervene", "net.safetensors", *ON, "--layer", "bend:sae=features.safetensors", "--units", "0", "--images", "9"]
 # In the default suite; the others are slow tests.
-QUICK = ("neurons", "attack", "explain", "intervene", "certify")
+QUICK = {("neurons", "code"), ("attack", "code"), ("attack", "images"), ("explain", "code"), ("intervene", "images")}
 # Other images are another run, whose folder must be another one: its pictures are made of them.
 REFUSES = ("atlas", "invert", "caricature", "accentuate")
 # What no result depends on: time, and where a file lies.
@@ -89,8 +90,10 @@ def assert_refused(name: str, out: str) -> None:
     assert Path(out, "rows.jsonl").read_bytes() == kept
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
-@pytest.mark.parametrize("changed", ["code", "images"])
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in product(CASES, ("code", "images"))],
+)
 def test_a_used_folder_answers_as_an_empty_one(name: str, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.arange(56, dtype=np.uint8).reshape(8, 7) * 4).save("image.png")
