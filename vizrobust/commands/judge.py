@@ -88,7 +88,7 @@ def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, Jud
     write_text(folder / CARD, card(report, session.argv))
     refs = " ".join(f"--judge {shlex.quote(row['judge'])}" for row in rows if not row["disqualified"])
     if refs:
-        yield Note(f"next: vizrobust neurons YOUR-CHECKPOINT {refs}")
+        yield Note(f"score the pictures of your networks (neurons, compare, study) with {refs}")
     return report
 
 
