@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vizrobust.attribution.methods import captum
+from vizrobust.compute import widened
 from vizrobust.rng import Streams
 
 CURVE_STEPS = 14  # of deletion and insertion; each removes or shows the same number of pixels
@@ -24,7 +25,7 @@ def gini(maps: Tensor) -> Tensor:
     >>> gini(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]])).tolist()
     [0.0, 0.5]
     """
-    sizes = maps.abs().flatten(1).double().sort(1).values
+    sizes = widened(maps).abs().flatten(1).sort(1).values
     n = sizes.shape[1]
     weights = (n - torch.arange(1, n + 1, device=sizes.device) + 0.5) / n
     return (1 - 2 * (sizes * weights).sum(1) / sizes.sum(1)).float()

@@ -184,7 +184,7 @@ def _bounded(
             with evaluating(net), torch.no_grad():
                 predicted = predicted_classes(net(x))
             try:
-                radius = certified_radius(exact, x, y).where(predicted == y, 0)
+                radius = certified_radius(exact, x, y).cpu().where((predicted == y).cpu(), 0)
             except ValueError as error:
                 raise ValueError(f"{target.name}: {error}") from error
             smallest = None if attack is None else _smallest(net, x, y, attack, Streams(request.seed, index.tolist(), "certify"))

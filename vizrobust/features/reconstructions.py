@@ -111,7 +111,7 @@ def _read(net: nn.Module, reading: ActivationReader, image: Tensor, compute: Com
     """Each layer's activations in float64."""
     with evaluating(net), torch.no_grad():
         found = reading(net, compute.images(image[None]))
-    return {name: tensor[0].double().cpu() for name, tensor in found.items()}
+    return {name: tensor[0].cpu().double() for name, tensor in found.items()}
 
 
 def _in_pixels(image: Tensor, picture: Tensor) -> tuple[float | None, float | None]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizrobust.compute import WITH_FLOAT64
 from vizrobust.models import evaluating
 from vizrobust.models.forward import Normalized
 
@@ -183,8 +184,13 @@ RULES: dict[str, Callable[..., Interval]] = {
 
 
 def in_float64(net: nn.Module) -> nn.Module:
-    """A copy of the network for `margin_bound`."""
-    return copy.deepcopy(net).double().to(memory_format=torch.contiguous_format)
+    """A copy of the network for `margin_bound`, on the CPU where its device has no float64."""
+    exact = copy.deepcopy(net)
+    return (exact if _device(net).type in WITH_FLOAT64 else exact.cpu()).double().to(memory_format=torch.contiguous_format)
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((weight.device for weight in net.parameters()), torch.device("cpu"))
 
 
 def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
@@ -219,15 +225,18 @@ def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> T
 def certified_radius(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """(N,): the largest L-inf radius that interval bounds prove, by bisection, from below; 0 where not even the image is right.
 
+    It is computed on the device of `net`.
+
     >>> net = in_float64(nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)))
     >>> net[1].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
     >>> round(float(certified_radius(net, torch.tensor([[[[0.8, 0.3]]]]), torch.tensor([0]))), 3)
     0.25
     """
+    x, y = x.to(_device(net)).double().contiguous(), y.to(_device(net))
     low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     high = torch.ones_like(low)
     with evaluating(net), torch.no_grad():
-        rounding = ROUNDING * net(x.double().contiguous()).abs().amax(1).clamp_min(1)
+        rounding = ROUNDING * net(x).abs().amax(1).clamp_min(1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         holds = margin_bound(net, x, y, middle) > rounding

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks import BIM, FGSM, PGD, Attack, EpsShare, Linf, ball_of
-from vizrobust.compute import Compute
+from vizrobust.compute import Compute, widened
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
 from vizrobust.models import evaluating
@@ -283,7 +283,7 @@ class Trainer:
             result = self.recipe.training_method.train_step(train_state, attack, x, y, streams)
         delta = (result.examples - copies(x, result.examples)).flatten(1)
         count = len(index)
-        sums = torch.stack((result.loss.double() * count, delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
+        sums = torch.stack((widened(result.loss) * count, delta.abs().amax(1).sum(), delta.norm(dim=1).sum()))
         counts = sums.new_tensor([len(delta), passes["gradient"]])
         # One exchange and one wait for the device a batch; where each process learns from all images they count once.
         sums = self.compute.processes.sum(torch.cat((sums, counts)) * (train_state.shard_weight * images / count))

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks.attack import input_gradient
 from vizrobust.attacks.losses import LOSSES, margin
+from vizrobust.compute import widened
 from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import evaluating
 from vizrobust.rng import seeded
@@ -46,11 +47,11 @@ def unstable_predictions(attacks: MaskingAttacks) -> Check:
     x, y = attacks.probe_images
     streams = attacks.streams("unstable predictions")
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        base = margin(attacks.probe_net(x), y).double()
+        base = widened(margin(attacks.probe_net(x), y))
         changes = torch.zeros_like(base)
         for _ in range(NOISY_POINTS):
             noise = (2 * streams.uniform(*x.shape[1:]).to(x) - 1) * NOISE
-            near = margin(attacks.probe_net((x + noise).clamp(0, 1)), y).double()
+            near = widened(margin(attacks.probe_net((x + noise).clamp(0, 1)), y))
             changes += ((near - base).abs() / base.abs().clamp_min(1e-12)).clamp_max(1).nan_to_num(1)
     value = float((changes / NOISY_POINTS).mean())
     evidence = f"noise of 4/255 changes the margin by {100 * value:.1f} % on average"
@@ -76,9 +77,9 @@ def incomplete_optimisation(attacks: MaskingAttacks) -> Check:
     n, steps = int(alive.sum()), len(loss) - 1
     if not n:
         return skipped(name, f"PGD succeeded on all {len(alive)} images, so no loss was left to raise")
-    best = loss[:, alive].double().cummax(0).values
+    best = widened(loss[:, alive]).cummax(0).values
     last = min(LAST, steps // 5)
-    whole = best[-1] - loss[:, alive].double().amin(0)
+    whole = best[-1] - widened(loss[:, alive]).amin(0)
     rising = int(((best[-1] - best[-1 - last]) > STILL_RISING * whole).sum())
     most = f"over {100 * STILL_RISING:.0f} % of the rise"
     evidence = f"on {rising} of {n} surviving images the last {last} of {steps} steps brought {most}"
@@ -152,7 +153,7 @@ def randomised(attacks: MaskingAttacks) -> Check:
     """The same images get other logits each time."""
     x = attacks.probe_images[0]
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad(), seeded(attacks.seed, attacks.compute.device):
-        logits = torch.stack([attacks.probe_net(x).double() for _ in range(PASSES)])
+        logits = torch.stack([widened(attacks.probe_net(x)) for _ in range(PASSES)])
     moved = (logits - logits[0]).norm(dim=2).amax(0)
     classes = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
     evidence = (
@@ -167,11 +168,11 @@ def softmax_output(attacks: MaskingAttacks) -> Check:
     """The network returns probabilities in place of logits, on which cross entropy takes a second softmax."""
     x = attacks.probe_images[0]
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        out = attacks.probe_net(x).double()
+        out = widened(attacks.probe_net(x))
     like = (out >= 0).all(1) & ((out.sum(1) - 1).abs() < SUMS_TO_ONE)
     evidence = f"the outputs of {int(like.sum())} of {len(x)} images are not negative and sum to 1"
     advice = "leave the softmax out of the network: attacks need its logits"
-    value = float(like.double().mean())
+    value = float(like.float().mean())
     return threshold_check(
         "softmax output", value, MOST, evidence, advice, counts={"images": len(x), "probabilities": int(like.sum())}
     )
@@ -237,9 +238,7 @@ def nonfinite_values(attacks: MaskingAttacks) -> Check:
         "their arguments away from 0"
     )
     counts = {"images": n, "outputs": int(undefined.sum()), "gradients": int(gradients.sum())}
-    return threshold_check(
-        "values not finite", float((undefined | gradients).double().mean()), 0, evidence, advice, counts=counts
-    )
+    return threshold_check("values not finite", float((undefined | gradients).float().mean()), 0, evidence, advice, counts=counts)
 
 
 NETWORK_CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vizrobust.attacks import epsilon
 from vizrobust.attacks.losses import margin
+from vizrobust.compute import widened
 from vizrobust.models import evaluating
 from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
 from vizrobust.robustness.masking.attacks import MaskingAttacks
@@ -73,7 +74,7 @@ def gradient_cosine(attacks: MaskingAttacks) -> Check:
     name = "gradients turn in the ball"
     x, _ = attacks.probe_images
     near = (x + attacks.ball.sample(x, attacks.streams("cosine"))).clamp(0, 1)
-    here, there = (_gradient(attacks, points).double().flatten(1) for points in (x, near))
+    here, there = (widened(_gradient(attacks, points)).flatten(1) for points in (x, near))
     some = here.any(1) & there.any(1)
     if not bool(some.any()):
         return skipped(name, "there are no gradients to compare")
@@ -90,7 +91,7 @@ def local_linearity(attacks: MaskingAttacks) -> Check:
     x, y = attacks.probe_images
     gradient, before = _gradient(attacks, x), _margin(attacks, x, y)
     step = (x + epsilon(attacks.ball) * attacks.ball.steepest_direction(gradient, x)).clamp(0, 1) - x
-    said = (gradient.double() * step).flatten(1).sum(1)
+    said = (widened(gradient) * step).flatten(1).sum(1)
     done = _margin(attacks, x + step, y) - before
     errors = (done - said).abs() / (done.abs() + said.abs()).clamp_min(1e-12)
     value = float(errors.nan_to_num(1.0).median())
@@ -144,7 +145,7 @@ def _gradient(attacks: MaskingAttacks, x: Tensor) -> Tensor:
 
 def _margin(attacks: MaskingAttacks, x: Tensor, y: Tensor) -> Tensor:
     with evaluating(attacks.net), attacks.compute.autocast(), torch.no_grad():
-        return margin(attacks.probe_net(x), y).double()
+        return widened(margin(attacks.probe_net(x), y))
 
 
 def _share(of: Tensor, among: Tensor) -> float:
