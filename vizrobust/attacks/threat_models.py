@@ -350,8 +350,8 @@ def per_image(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The type in which to sum over an image; MPS has no float64."""
-    return x.dtype if x.device.type == "mps" else torch.float64
+    """The type in which to sum over an image; Apple's GPUs have no float64 (`vizrobust.compute.widened`)."""
+    return torch.float64 if x.device.type in ("cpu", "cuda") else x.dtype
 
 
 def _almost(like: Tensor) -> float:
