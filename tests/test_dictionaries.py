@@ -219,6 +219,22 @@ def test_an_autoencoder_finds_the_parts(parts: Tensor) -> None:
     assert torch.allclose(found.decoder.norm(dim=1), torch.ones(6), atol=1e-5)
 
 
+def test_an_autoencoder_with_a_penalty_finds_a_planted_dictionary() -> None:
+    """Vectors of eight planted directions, of which two are there at a time: each is found, and its size is told."""
+    generator = torch.Generator().manual_seed(0)
+    rows = nn.functional.normalize(torch.randn(8, 16, generator=generator), dim=1)
+    sizes = torch.rand(1500, 8, generator=generator)
+    sizes *= sizes >= sizes.topk(2, 1).values[:, -1:]
+    x = sizes @ rows + 0.3
+    found = fit_dictionary(x, "relu", 8, steps=400)
+    likeness = rows @ found.decoder.T
+    best = likeness.argmax(1)
+    assert float(likeness.amax(1).min()) > 0.95
+    assert len(best.unique()) == 8
+    codes = found.encode(x)[:, best]
+    assert min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(codes.T, sizes.T, strict=True)) > 0.95
+
+
 def test_what_a_dictionary_is_worth_against_plain_sums(split) -> None:
     net, shape = make_net(), {"shape": SHAPE, "compute": Compute("cpu")}
     dictionary = Dictionary(drawn(7, 32), drawn(7, 32, seed=1), drawn(7, seed=2) - 1, drawn(32, seed=3))
@@ -272,6 +288,7 @@ def test_the_command_writes_once_and_its_units_are_a_layer(tmp_path: Path, monke
     (("--layer", "conv2", "--method", "nmf"), "--method nmf needs activations without negative values"),
     (("--layer", "conv2", "--units", 33), "--units 33 is more than pca can have of"),
     (("--layer", "conv2", "--k", 3), "--k goes with --method topk, not with pca"),
+    (("--layer", "conv2", "--method", "topk", "--l1", 0.1), "--l1 goes with --method relu"),
     (("--layer", "conv2", "--method", "topk", "--k", 30), "--k 30 is more than all --units 16"),
     (("--layer", "conv2:sae=d.safetensors",), "is a dictionary's; give the layer itself"),
     (("--layer", "conv9"), "no layer 'conv9'"),

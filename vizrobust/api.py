@@ -283,9 +283,10 @@ def dictionary(
 ) -> FittedDictionary:  # fmt: skip
     """Fit a dictionary of so many units to a layer and write it to `out`; ``LAYER:sae=OUT`` then is a layer of its units.
 
-    `model` and `data` are as for `robust_accuracy`. `method` is ``"pca"``, ``"nmf"`` or ``"topk"``, an autoencoder whose ``k``
-    largest units count. `parameters` are the other fields of `requests.understanding.DictionaryRequest`. ``.dictionary`` is
-    the dictionary, ``.quality`` what it is worth on test images. Raises ``ValueError`` where `out` holds something else.
+    `model` and `data` are as for `robust_accuracy`. `method` is ``"pca"``, ``"nmf"``, ``"topk"`` (an autoencoder whose ``k``
+    largest units count) or ``"relu"`` (one whose codes cost ``l1``). `parameters` are the other fields of
+    `requests.understanding.DictionaryRequest`. ``.dictionary`` is the dictionary, ``.quality`` what it is worth on test
+    images. Raises ``ValueError`` where `out` holds something else.
 
     >>> from tempfile import mkdtemp
     >>> import vizrobust as vr

@@ -89,6 +89,7 @@ def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event,
             yield Note(f"{request.method} of {request.units} units on {len(vectors):,} vectors of {len(some):,} training images")
             fitted = fit_dictionary(
                 vectors.to(how["compute"].device), request.method, request.units, request.largest, request.seed,
+                l1=request.penalty,
                 progress=lambda done: session.progress(f"{checkpoint.name} {request.layer}, training", done, STEPS),
             )  # fmt: skip
             replace(fitted, made={**made, "versions": versions()}).save(request.out)
@@ -118,6 +119,8 @@ def _made(request: DictionaryRequest, checkpoint: Checkpoint, data: DataSet) -> 
     """What the file says about how it came about, without versions; the same for the same dictionary."""
     about = {key: getattr(request, key) for key in ("layer", "method", "units", "images", "places", "seed")}
     source = ImageSource(data, "train", request.images).identity
+    if request.method == "relu":
+        about["l1"] = request.penalty
     return {**about, "k": request.largest, "checkpoint": checkpoint.name, "network": checkpoint.network_sha256, "data": source}
 
 

@@ -1,4 +1,4 @@
-"""Dictionaries fitted to a layer's activations by PCA, NMF or a TopK autoencoder, and what one is worth on other images."""
+"""Dictionaries fitted to a layer's activations by PCA, NMF or a sparse autoencoder, and what one is worth on other images."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vizrobust.features.unit_facts import layer_maps
 from vizrobust.intervals import mean_interval
 from vizrobust.models.dictionaries import Dictionary, activated
 from vizrobust.requests import ParameterError
+from vizrobust.requests.understanding import L1
 from vizrobust.rng import Streams
 
 ROUNDS = 50  # of the encoder's regression
@@ -45,7 +46,7 @@ def layer_vectors(
 
 
 def fit_dictionary(
-    vectors: Tensor, method: str, units: int, k: int | None = None, seed: int = 0, *, steps: int = STEPS,
+    vectors: Tensor, method: str, units: int, k: int | None = None, seed: int = 0, *, l1: float = L1, steps: int = STEPS,
     progress: Callable[[int], object] | None = None,
 ) -> Dictionary:  # fmt: skip
     """A dictionary of so many units of vectors (n, channels), by scikit-learn or by an autoencoder.
@@ -53,25 +54,27 @@ def fit_dictionary(
     ``pca``: principal components, without a nonlinearity. ``nmf``: non-negative parts (Lee & Seung 1999); its own coefficients
     are the answer of a search for each vector, which pictures cannot follow, so the encoder is a linear map with a ReLU
     whose codes are nearest to those coefficients: a squared error where they are positive, one for being above 0 where they
-    are 0. ``topk``: an autoencoder whose `k` largest codes count (Gao et al. 2024), with unit rows in the decoder, trained by
-    so many `steps` of Adam where the vectors are. Raises ``ValueError`` for what a method cannot take.
+    are 0. ``topk``: an autoencoder whose `k` largest codes count (Gao et al. 2024). ``relu``: one whose positive codes count, and
+    cost `l1` times their sum beside the squared error, of vectors whose entries have a mean square of 1 (Bricken et al. 2023).
+    Either has unit rows in the decoder and is trained by so many `steps` of Adam where the vectors are. Raises ``ValueError`` for
+    what a method cannot take.
 
     >>> fit_dictionary(torch.rand(50, 4), "nmf", 3)
     Dictionary(3 units of 4 channels, relu)
     """
     if not vectors.isfinite().all():
         raise ValueError(NOT_FINITE)
-    if method != "topk" and units > min(vectors.shape):
+    if method in ("pca", "nmf") and units > min(vectors.shape):
         raise ParameterError(
-            "{units} %s is more than %s can have of %s vectors of %s channels; give fewer, or {method} topk",
+            "{units} %s is more than %s can have of %s vectors of %s channels; give fewer, or {method} topk or relu",
             units, method, *vectors.shape,
         )  # fmt: skip
     if method == "nmf" and bool((vectors < 0).any()):
         raise ParameterError(
             "{method} nmf needs activations without negative values; give a {layer} behind a ReLU, or {method} pca"
         )
-    if method == "topk":
-        return _autoencoder(vectors, units, k or 1, seed, steps, progress or (lambda _done: None))
+    if method in ("topk", "relu"):
+        return _autoencoder(vectors, units, (k or 1) if method == "topk" else None, l1, seed, steps, progress or (lambda _: None))
     from sklearn.decomposition import NMF, PCA
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -93,18 +96,26 @@ def fit_dictionary(
     return Dictionary(encoder.contiguous(), decoder, bias)
 
 
-def _autoencoder(vectors: Tensor, units: int, k: int, seed: int, steps: int, progress: Callable[[int], object]) -> Dictionary:
+def _autoencoder(
+    vectors: Tensor, units: int, k: int | None, l1: float, seed: int, steps: int, progress: Callable[[int], object]
+) -> Dictionary:
+    """Of the `k` largest codes; without k, of all positive ones, which cost `l1` times their sum."""
+    kind = "relu" if k is None else "topk"
     mean = vectors.mean(0)
     scale = (vectors - mean).square().mean().sqrt().clamp_min(1e-12)
     x, drawn = (vectors - mean) / scale, torch.Generator().manual_seed(seed)
     decoder = F.normalize(torch.randn(units, x.shape[1], generator=drawn), dim=1).to(x).requires_grad_()
     encoder, bias = decoder.detach().clone().requires_grad_(), x.new_zeros(units, requires_grad=True)
-    optimizer = torch.optim.Adam([encoder, bias, decoder], lr=LR)
+    origin = x.new_zeros(x.shape[1], requires_grad=k is None)  # what no unit has to explain
+    optimizer = torch.optim.Adam([encoder, bias, decoder, *([origin] if k is None else [])], lr=LR)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     with torch.enable_grad():
         for step in range(steps):
             some = x[torch.randint(len(x), (BATCH,), generator=drawn).to(x.device)]
-            loss = (activated(F.linear(some, encoder, bias), "topk", k) @ decoder - some).square().mean()
+            codes = activated(F.linear(some - origin, encoder, bias), kind, k)
+            loss = (codes @ decoder + origin - some).square().mean()
+            if k is None:
+                loss = loss + l1 * codes.sum(1).mean() / x.shape[1]
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -112,8 +123,8 @@ def _autoencoder(vectors: Tensor, units: int, k: int, seed: int, steps: int, pro
             with torch.no_grad():
                 decoder.copy_(F.normalize(decoder, dim=1))
             progress(step + 1)
-    rows, columns, shift, center = (one.detach().cpu() for one in (encoder, decoder, bias * scale, mean))
-    return Dictionary(rows, columns, shift, center, "topk", k, centered=True)
+    rows, columns, shift, center = (one.detach().cpu() for one in (encoder, decoder, bias * scale, mean + origin * scale))
+    return Dictionary(rows, columns, shift, center, kind, k, centered=True)
 
 
 @dataclass(frozen=True)

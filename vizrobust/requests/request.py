@@ -47,7 +47,7 @@ class MissingFileError(ParameterError, FileNotFoundError):
 
 def named_parameters(template: str, show: Callable[[str], str]) -> str:
     """A template with its ``{parameter}`` names replaced by what `show` makes of them."""
-    return re.sub(r"\{([a-z_]+)\}", lambda match: show(match.group(1)), template)
+    return re.sub(r"\{([a-z_][a-z_0-9]*)\}", lambda match: show(match.group(1)), template)
 
 
 def numbers(text: str, name: str = "numbers") -> tuple[int, ...]:

@@ -111,6 +111,10 @@ class InterveneRequest(OnSplit):
             raise ParameterError("{factor} %s goes with {change} scale, not with %s; leave it out", self.factor, self.change)
 
 
+METHODS = ("pca", "nmf", "topk", "relu")
+L1 = 0.3  # of 0.03 to 2, this found most parts of three planted dictionaries
+
+
 @spec
 @dataclass(frozen=True, kw_only=True)
 class DictionaryRequest(Request):
@@ -130,15 +134,23 @@ class DictionaryRequest(Request):
     model: Any = param(argument=True, kind="model", help="A checkpoint: name, file or run folder.")
     layer: str = param(help="Layer by name (vizrobust layers REF).")
     out: str = param(help="The dictionary's file, .safetensors.", kind="file")
-    method: str = param("pca", "PCA, NMF, or a sparse autoencoder whose k largest units count.", choices=("pca", "nmf", "topk"))
+    method: str = param(
+        "pca", "PCA, NMF, or a sparse autoencoder: its k largest units count, or all positive ones.", choices=METHODS
+    )
     units: int = param(16, "How many features.", least=1)
     k: int | None = param(None, "With topk: units active at a place [units / 8].", least=1)
+    l1: float | None = param(None, f"With relu: what the sum of the codes costs beside the squared error [{L1}].")
     data: Any = param(None, "Data set (vizrobust list data); default: the checkpoint's own.", kind="data")
     images: int = param(1000, "Fit to at most N training images, at even distances.", least=1)
     places: int = param(16, "Places of each image's map that are looked at.", least=1)
     held_out: int = param(1000, "Measure on at most N test images, at even distances.", role="view", least=2)
     seed: int = param(0, "Seed of all random numbers.")
     plot: str | None = param(None, "Draw units' shares and activity to a .png, .svg or .pdf.", kind="figure", role="view")
+
+    @property
+    def penalty(self) -> float:
+        """What the sum of the codes costs beside the squared error."""
+        return L1 if self.l1 is None else self.l1
 
     @property
     def largest(self) -> int | None:
@@ -152,5 +164,7 @@ class DictionaryRequest(Request):
             raise ParameterError("{out} %r must end in .safetensors", self.out)
         if self.k is not None and self.method != "topk":
             raise ParameterError("{k} goes with {method} topk, not with %s; leave it out", self.method)
+        if self.l1 is not None and (self.method != "relu" or self.l1 < 0):
+            raise ParameterError("{l1} goes with {method} relu and must not be negative, got %g with %s", self.l1, self.method)
         if self.k is not None and self.k > self.units:
             raise ParameterError("{k} %s is more than all {units} %s", self.k, self.units)
