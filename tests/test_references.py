@@ -94,9 +94,10 @@ def test_published_weights_come_from_the_cache(cache, monkeypatch):
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_networks_trained_on_another_range_convert_their_input(name):
-    """Their published weights expect [-1, 1]; normalized as ImageNet, 0.5 grey must reach the stem as 0."""
+    """Their published weights expect [-1, 1]: 0.5 grey must reach the stem as 0, also where the architecture is built anew."""
     found = load_checkpoint(f"torchvision:{name}@random")
     net = found.net()
+    assert not net.net.transform_input
     stem = next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
     seen = []
     stem.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))

@@ -22,8 +22,9 @@ from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The published weights of these two were trained on [-1, 1] and undo ImageNet's normalization themselves.
-INPUT_OPTIONS = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
+# The published weights of these two were trained on [-1, 1]. Torchvision normalizes as ImageNet and lets the network undo that;
+# here the network is plain, so that it stays the same when it is fine-tuned.
+TO_MINUS_ONE = ("googlenet", "inception_v3")
 
 
 # Five halvings and windows of 7 x 7.
@@ -184,18 +185,19 @@ def _torchvision(ref: str, download: bool) -> Checkpoint:
     weights = get_model_weights(name).DEFAULT
     presets = weights.transforms()
     size = getattr(presets, "crop_size", [224])[0]
+    half, options = ((0.5,) * 3, {"init_weights": False}) if name in TO_MINUS_ONE else ((), {})
     info = CheckpointInfo(
         arch=f"torchvision:{name}",
         input_shape=(3, size, size),
         classes=tuple(weights.meta["categories"]),
-        mean=tuple(getattr(presets, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(presets, "std", IMAGENET_STD)),
+        mean=half or tuple(getattr(presets, "mean", IMAGENET_MEAN)),
+        std=half or tuple(getattr(presets, "std", IMAGENET_STD)),
         data="imagenet",
         training="" if variant == "random" else f"published weights {weights}",
     )
 
     def build() -> nn.Module:
-        return get_model(name, weights=None, **INPUT_OPTIONS.get(name, {}))
+        return get_model(name, weights=None, **options)
 
     if variant == "random":
         return _untrained(ref, info, build)

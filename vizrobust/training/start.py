@@ -69,7 +69,16 @@ def _take(body: nn.Module, origin: Checkpoint, recipe: TrainingRecipe, data: Dat
                 data.name,
             )  # fmt: skip
         state = {key: new[key] if key in head else value for key, value in state.items()}
-    load_strictly(body, state, f"images of {data.name} in {recipe.arch}")
+    try:
+        load_strictly(body, state, f"images of {data.name} in {recipe.arch}")
+    except ValueError as error:
+        if info.input_shape == data.shape:
+            raise
+        (_, here, there), (_, height, width) = data.shape, info.input_shape
+        raise ParameterError(
+            "%s; {start} %s takes images of %s x %s, these have %s x %s: give {data} of that size, such as imagefolder:DIR@%s",
+            error, origin.name, height, width, here, there, height,
+        ) from error  # fmt: skip
 
 
 def _head(arch: str, data: DataSet) -> set[str]:
