@@ -131,6 +131,24 @@ def test_what_points_alike_lies_together(layout):
         np.testing.assert_allclose(np.linalg.norm(places, axis=0), values[:2], rtol=1e-9)
 
 
+def test_networks_that_see_alike_are_laid_out_together_as_one_alone():
+    """The second network's vectors are those of the first, turned in space and longer."""
+    rng = np.random.default_rng(0)
+    vectors, other = clusters(rng)[0], rng.normal(size=(120, 9))
+    turned = 7 * vectors @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    atlas = Atlas("a", grid=5, layout="pca")
+
+    def shape_of(places):
+        apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+        return apart / apart.mean()
+
+    alone = shape_of(atlas.positions(vectors))
+    np.testing.assert_allclose(shape_of(atlas.positions(vectors, turned)), alone, atol=1e-6)
+    both = atlas.positions(vectors, other)
+    np.testing.assert_allclose(both, atlas.positions(vectors, 1e3 * other), atol=1e-9)
+    assert np.abs(shape_of(both) - alone).max() > 0.1
+
+
 def test_the_layout_does_not_depend_on_threads():
     vectors = np.random.default_rng(0).normal(size=(150, 5))
     found = []

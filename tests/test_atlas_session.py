@@ -234,6 +234,28 @@ def test_the_command_draws_an_atlas_for_each_network(tmp_path):
     assert "holds another run: atlas was" in other.output
 
 
+def test_aligned_networks_have_the_same_images_in_a_cell_and_stand_side_by_side(tmp_path):
+    one, two = checkpoint(tmp_path / "a", 0), checkpoint(tmp_path / "b", 1)
+    out = tmp_path / "run"
+    args = ("--layer", "conv2", "--images", 60, "--grid", 3, "--layout", "pca", "--steps", 1, "--device", "cpu", "--aligned")
+    done = run("atlas", one, two, *args, "--out", out, "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    of_each: dict[str, dict[int, object]] = {}
+    for row in rows:
+        of_each.setdefault(row["checkpoint"], {})[row["unit"]] = row["count"], row["classes"]
+    assert len(of_each) == 2
+    assert len({json.dumps(cells) for cells in of_each.values()}) == 1
+    sheets = [pixels_of(out / f"{key}-conv2.png") for key in of_each]
+    together = pixels_of(out / "aligned.png")
+    assert together.shape[1] == sum(sheet.shape[1] for sheet in sheets)
+    assert (together[: len(sheets[1]), -sheets[1].shape[1] :] == sheets[1][..., :3]).all()
+    refused = run("atlas", one, *args, "--out", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "--aligned lays out two or more checkpoints together, got 1" in " ".join(refused.output.split())
+    assert "holds another run" in run("atlas", one, two, *args[:-1], "--out", out).output
+
+
 def test_the_classes_are_those_of_the_data_not_of_the_network(tmp_path):
     seven = checkpoint(tmp_path / "seven", classes=7)
     options = ("--layer", "linear1", "--images", 30, "--grid", 1, "--layout", "pca", "--steps", 1, "--json")

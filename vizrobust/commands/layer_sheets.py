@@ -12,7 +12,7 @@ from vizrobust.features.atlas import Atlas, Plan, atlas_into, atlas_layout, atla
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.models import Checkpoint
-from vizrobust.report.sheets import about_atlas, atlas_sheet, facts_of, spritemap_sheet
+from vizrobust.report.sheets import about_atlas, atlas_sheet, beside, facts_of, spritemap_sheet
 from vizrobust.requests import ParameterError
 from vizrobust.requests.pictures import AtlasRequest, SpritemapRequest
 from vizrobust.results import Event, Note
@@ -72,11 +72,13 @@ def atlas(request: AtlasRequest, session: Session) -> Generator[Event, None, Pic
     rows, sheets = [], []
     for checkpoint in checkpoints:
         own, facts = atlas_rows(run, checkpoint), run.info["atlas"][checkpoint.id]
-        about = about_atlas(shown, facts, identity["images"], own[0])
+        about = about_atlas(shown, facts, identity["images"], own[0], [one.name for one in plan.together])
         file = run.folder / f"{checkpoint.id}-{slug(request.layer)}.png"
         sheets.append(("sheet", atlas_sheet(file, run.folder, own, facts_of(checkpoint), about, shown.grid, session.argv)))
         rows += own
         yield from own
+    if request.aligned:
+        sheets.insert(0, ("aligned", beside(run.folder / "aligned.png", [file for _, file in sheets], session.argv)))
     if session.argv:
         yield Note(f"made by: {session.argv}")
     return PictureReport(resolved, rows, (), sheets, sheets[0][1], run.folder)
@@ -97,7 +99,7 @@ def resolve_atlas(request: AtlasRequest, checkpoints: list[Checkpoint], session:
     if recipe.size is not None:
         check_input_size(first, objective, (first.info.input_shape[0], recipe.size, recipe.size))
     resolved = replace(request, recipe=recipe, steps=recipe.steps, size=recipe.size, images=n, data=loaded.name)
-    return resolved, Plan(atlas, source, recipe, request.batch_size)
+    return resolved, Plan(atlas, source, recipe, request.batch_size, tuple(checkpoints) if request.aligned else ())
 
 
 def _fill_atlas(run: RunFolder, checkpoint: Checkpoint, plan: Plan, session: Session, precision: str) -> None:
@@ -109,7 +111,7 @@ def _fill_atlas(run: RunFolder, checkpoint: Checkpoint, plan: Plan, session: Ses
     def advance(count: int) -> None:
         nonlocal seen
         seen += count
-        session.progress(f"{checkpoint.name}, activations", seen, plan.atlas.images)
+        session.progress(f"{checkpoint.name}, activations", seen, plan.atlas.images * max(1, len(plan.together)))
 
     there = atlas_layout(run, checkpoint, plan, compute, advance)
     todo = len(missing_cells(run, checkpoint, there))

@@ -126,24 +126,29 @@ class Atlas:
                 progress(len(places))
         return finite(torch.cat(found), self.layer, "so it has no atlas")
 
-    def positions(self, vectors: Array) -> Array:
+    def positions(self, *several: Array) -> Array:
         """(n, channels) -> (n, 2) float64: vectors that point alike come close, whatever their lengths.
 
-        t-SNE runs in one thread: sums over several come out in the order in which these end. ``ValueError`` for
-        fewer than 10 vectors, and where all of them are one.
+        Of several networks' vectors of the same images, one place for each image: their squared distances are added, each
+        network's over its own variance. t-SNE runs in one thread: sums over several come out in the order in which these end.
+        ``ValueError`` for fewer than 10 vectors, and where all of them are one.
         """
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        if len(vectors) < FEWEST:
-            raise ValueError(f"an atlas needs at least {FEWEST} images, got {len(vectors)}; give more of them")
-        x = np.asarray(vectors, np.float64)
-        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        if np.ptp(x, axis=0).max(initial=0.0) < 1e-9:
-            raise ValueError(
-                f"layer {self.layer!r} answers all images alike, so there is nothing to lay out; choose another layer"
-            )
+        if len(several[0]) < FEWEST:
+            raise ValueError(f"an atlas needs at least {FEWEST} images, got {len(several[0])}; give more of them")
+        parts = []
+        for vectors in several:
+            x = np.asarray(vectors, np.float64)
+            x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+            if np.ptp(x, axis=0).max(initial=0.0) < 1e-9:
+                raise ValueError(
+                    f"layer {self.layer!r} answers all images alike, so there is nothing to lay out; choose another layer"
+                )
+            parts.append(x if len(several) == 1 else x / np.sqrt(x.var(0).sum()))
+        x = np.hstack(parts)
         most = 2 if self.layout == "pca" else COMPONENTS
         with threadpool_limits(1):
             x = PCA(min(most, *x.shape), svd_solver="full").fit_transform(x)
@@ -206,12 +211,16 @@ class Cells:
 
 @dataclass(frozen=True)
 class Plan:
-    """An atlas of some images, and how its cells' directions are rendered."""
+    """An atlas of some images, and how its cells' directions are rendered.
+
+    Networks that are laid out `together` have one layout: a cell has the same images in each one's atlas.
+    """
 
     atlas: Atlas
     source: ImageSource
     recipe: Recipe
     batch_size: int | None = None
+    together: tuple[Checkpoint, ...] = ()
 
     def identity(self, precision: str) -> dict[str, Any]:
         """What the pictures depend on besides the checkpoint."""
@@ -221,6 +230,7 @@ class Plan:
             "atlas": repr(self.atlas), "images": images, "recipe": repr(self.recipe), "start": "",
             "batch_size": self.batch_size or BATCH_SIZE,
             "precision": precision, **({"references": references} if references else {}),
+            **({"together": [one.id for one in self.together]} if self.together else {}),
         }  # fmt: skip
 
 
@@ -244,12 +254,19 @@ def atlas_layout(
     atlas, split = plan.atlas, plan.source.whole
     folder = run.folder / "atlas" / checkpoint.id
     index = atlas.sampled_images(split.labels)
-    shape = checkpoint.info.input_shape
-    vectors = _kept(
-        folder / "activations.npy",
-        lambda: atlas.activation_vectors(checkpoint.net(), split, index, shape=shape, compute=compute, progress=progress).numpy(),
-    )
-    cells = atlas.cells(_kept(folder / "layout.npy", lambda: atlas.positions(vectors)))
+
+    def vectors_of(one: Checkpoint) -> Array:
+        return _kept(
+            run.folder / "atlas" / one.id / "activations.npy",
+            lambda: atlas.activation_vectors(
+                one.net(), split, index, shape=one.info.input_shape, compute=compute, progress=progress
+            ).numpy(),
+        )
+
+    vectors, layout = vectors_of(checkpoint), folder / "layout.npy"
+    if plan.together:
+        layout = run.folder / "atlas" / "layout.npy"
+    cells = atlas.cells(_kept(layout, lambda: atlas.positions(*map(vectors_of, plan.together or (checkpoint,)))))
     directions = folder / "directions.npy"
     _kept(directions, lambda: atlas.directions(vectors, cells))
     sha256 = file_sha256(directions)

@@ -29,9 +29,9 @@ from vizrobust.report.canvas import (
     shortened,
 )
 from vizrobust.report.collect import CheckpointFacts
-from vizrobust.report.style import FAINT, QUIET, house_style
+from vizrobust.report.style import FAINT, QUIET, house_style, png_texts
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
-from vizrobust.runs import Row
+from vizrobust.runs import Row, write_png
 
 ORDERS = ("unit", "score")
 TARGETS = ((36, 168), (160, 112), (300, 84))  # up to so many tiles are drawn about so large
@@ -213,6 +213,21 @@ def atlas_sheet(
         return page.canvas.save(path, command)
 
 
+def beside(path: Path, sheets: Sequence[Path], command: str = "") -> Path:
+    """Put finished sheets side by side on one PNG, which carries the command."""
+    opened = []
+    for sheet in sheets:
+        with Image.open(sheet) as image:
+            opened.append(image.convert("RGB"))
+    page = Image.new("RGB", (sum(one.width for one in opened), max(one.height for one in opened)), "white")
+    left = 0
+    for one in opened:
+        page.paste(one, (left, 0))
+        left += one.width
+    write_png(path, np.asarray(page), png_texts(command))
+    return path
+
+
 def _atlas_cell(page: Page, row: Row, file: Path | None, x: int, y: int, tile: tuple[int, int], share: float) -> None:
     """One cell: its picture in the middle of the tile, below it the most frequent class and how frequent it is."""
     width, height = (max(1, round(side * share)) for side in tile)
@@ -233,15 +248,21 @@ def resized(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST if grows else Image.Resampling.BOX))
 
 
-def about_atlas(atlas: Any, facts: Mapping[str, Any], images: Mapping[str, Any], row: Row) -> list[str]:
-    """Sentences that say what was laid out and how; `facts` and `images` are those of run.json, `row` is any row."""
+def about_atlas(
+    atlas: Any, facts: Mapping[str, Any], images: Mapping[str, Any], row: Row, together: Sequence[str] = ()
+) -> list[str]:
+    """Sentences that say what was laid out and how; `facts` and `images` are those of run.json, `row` is any row.
+
+    `together` are the names of the checkpoints that have one layout.
+    """
     ways = {"tsne": "t-SNE of their directions", "pca": "the first two principal components of their directions"}
     whitened = ", whitened" if atlas.whiten else ""
     cells = f"{facts['cells']} of {atlas.grid} x {atlas.grid} cells"
     laid_out = f"one activation vector each of {facts['images']:,} images of {images['data']} ({images['split']}), laid out by "
     kept = f"have at least {atlas.min_activations} of them, {facts['images'] - facts['left_out']:,} in all"
     made = f"recipe {row['recipe_text']}, along a cell's mean{whitened}: dot product x cosine^{atlas.power:g}, seed {atlas.seed}"
-    return [f"{laid_out}{ways[atlas.layout]}; {cells} {kept}", made]
+    shared = [f"one layout of {' and '.join(together)}: a cell averages the same images on each sheet"] if together else []
+    return [f"{laid_out}{ways[atlas.layout]}; {cells} {kept}", *shared, made]
 
 
 def _atlas_caption(rows: Sequence[Row], checkpoint: CheckpointFacts) -> list[str]:

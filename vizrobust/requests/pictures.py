@@ -181,11 +181,13 @@ class SpritemapRequest(Rendering):
 class AtlasRequest(Rendering):
     """Draw an activation atlas: the activations of many images in a layer, laid out, averaged cell by cell, rendered.
 
-    Each REF has an atlas of its own, of the same images seen at the same places. A run that was stopped goes on
-    where it was; its activations and layout are not computed again.
+    Each REF has an atlas of its own, of the same images seen at the same places; with --aligned all share one layout, so a
+    cell averages the same images in each. A run that was stopped goes on where it was; its activations and layout are not
+    computed again.
 
     \b
     vizrobust atlas mnist-k8 --layer linear1
+    vizrobust atlas mnist-k0 mnist-k8 --layer linear1 --aligned
     vizrobust atlas mnist-k0 mnist-k8 --layer conv2 --grid 6
     """
 
@@ -195,7 +197,13 @@ class AtlasRequest(Rendering):
     grid: int = param(8, "Cells along each side.")
     min_activations: int = param(5, "Cells with fewer activations stay empty.", aliases=("--fewest",))
     layout: str = param("tsne", "How activations are laid out.", choices=LAYOUTS)
+    aligned: bool = param(False, "One layout for all REFs; their sheets stand side by side.")
     whiten: bool = param(False, "Multiply means with the inverse of the activations' second moments.")
+
+    def check(self) -> None:
+        super().check()
+        if self.aligned and len(self.models) < 2:
+            raise ParameterError("{aligned} lays out two or more checkpoints together, got %s", len(self.models))
 
 
 @spec
