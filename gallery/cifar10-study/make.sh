@@ -20,6 +20,8 @@ cp $data/study/report.json $data/study/prereg.json $here/
 for name in accuracy-over-k clarity-over-k natural-scale; do
     cp $data/study/figures/$name.png $here/figures/
 done
+python gallery/imagenette-study/sheets.py $data/study $data baselines
+cp $data/contact-sheet-plain.png $data/contact-sheet-fourier.png $here/
 (cd $data/study/checkpoints && sha256sum *.safetensors) > $here/checkpoints.sha256
 vizrobust attack $data/study/checkpoints/masked-s{0,1,2}.safetensors --eps 32/255 --images 500 --attack fgsm --attack 'pgd(steps=50)'
 vizrobust masking $data/study/checkpoints/masked-s{0,1,2}.safetensors --eps 32/255 --images 100

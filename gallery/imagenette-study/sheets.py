@@ -1,4 +1,4 @@
-"""The contact sheets of a study without the photographs that its own ones end with."""
+"""The contact sheets of a study without the photographs that its own ones end with: sheets.py RUN HERE [baselines]."""
 
 import json
 import sys
@@ -12,4 +12,4 @@ study = StudyGroups({**json.loads((run / "report.json").read_text()), "exemplars
 for recipe in study.recipes:
     for layer in study.layers:
         name = recipe if layer == study.layers[0] else f"{recipe}-{layer}"
-        study_sheet(here / f"contact-sheet-{name}.png", study, run, recipe, layer)
+        study_sheet(here / f"contact-sheet-{name}.png", study, run, recipe, layer, baselines="baselines" in sys.argv)

@@ -65,8 +65,9 @@ def natural_scale_over_k(study: StudyGroups) -> Figure | None:
         return None
     steps = Steps.of(study)
     with house_style():
-        figure = blank((WIDE, 3.7), pad=0.1)
         recipes = study.recipes
+        # Names of baselines below the axis need their room in every panel.
+        figure = blank((WIDE + max(0, len(recipes) * len(study.baselines) - 2) * 0.7, 3.7), pad=0.1)
         *panels, curves = figure.subplots(1, len(recipes) + 1, squeeze=False, width_ratios=[*[1.25] * len(recipes), 1]).flat
         looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
         for recipe, axes in zip(recipes, panels, strict=True):
@@ -85,7 +86,7 @@ def natural_scale_over_k(study: StudyGroups) -> Figure | None:
                 curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=judge_name(row["judge"]))
         _on_the_scale(curves)
         curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
-        curves.set_xlabel("score, from scrambled to photograph")
+        curves.set_xlabel("score, scrambled to photograph")
         curves.legend(fontsize=7, frameon=False, loc="upper left")
         figure.axes[0].set_ylabel("natural-equivalent clarity")
         return figure

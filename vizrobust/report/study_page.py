@@ -26,6 +26,7 @@ from vizrobust.report.canvas import (
     labels_height,
     largest_tile,
     scaled,
+    text_width,
 )
 from vizrobust.report.study_clarity_figures import (
     clarity_against_accuracy,
@@ -90,7 +91,12 @@ def _draw(
     units_in_all: int,
 ) -> Path:
     target = TARGET if len(shown) <= 8 else SMALL_TARGET
-    side = max(largest_tile([cell.file for cell in found.values() if cell.file], target))
+    files = [cell.file for cell in found.values() if cell.file]
+    # Larger tiles where the longest word of a name would be broken, up to half as large again.
+    needed = max(text_width(word, LABELLED.label) for _, name in shown for word in name.split() or [""]) - GAP + 4
+    targets = range(target, 3 * target // 2 + 1, 14)
+    target = next((one for one in targets if max(largest_tile(files, one)) >= needed), target)
+    side = max(largest_tile(files, target))
     headers = [_header(study, group, found) for group in rows]
     exemplar_header = ["natural", "most exciting", "images"]
     header = header_column([*headers, exemplar_header])
