@@ -75,19 +75,6 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.partition("Features")[2]
 
 
-# Apple's GPUs have no float64.
-WITH_FLOAT64 = ("cpu", "cuda")
-
-
-def widened(x: Tensor) -> Tensor:
-    """The values in float64 where their device has it, else as they are: for sums and differences of many float32 values.
-
-    >>> widened(torch.ones(1)).dtype
-    torch.float64
-    """
-    return x.double() if x.device.type in WITH_FLOAT64 else x
-
-
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
 

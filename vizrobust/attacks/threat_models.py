@@ -206,10 +206,10 @@ class L1(_Radius):
 
     def norm(self, delta: Tensor) -> Tensor:
         # In float32 a sum over an image is off by more than the 1e-6 to which results are held.
-        return delta.abs().flatten(1).sum(1, dtype=_wide(delta)).to(delta.dtype)
+        return delta.abs().flatten(1).sum(1, dtype=sum_type(delta)).to(delta.dtype)
 
     def project(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
-        size = delta.abs().flatten(1).to(_wide(delta))
+        size = delta.abs().flatten(1).to(sum_type(delta))
         reach = torch.full_like(size[:, :1], epsilon(self)) if radius is None else radius[:, None].to(size)
         # The threshold of Duchi et al. (2008): the mean excess of the k largest values, at the k where it is largest;
         # counted from the largest value down, so that nothing cancels where that is far outside the ball.
@@ -222,7 +222,7 @@ class L1(_Radius):
         return _shortened(torch.zeros_like(delta), delta, torch.where(inside, size, cut))
 
     def project_image(self, x: Tensor, adv: Tensor) -> Tensor:
-        return nearest_in_l1(x, adv, torch.full((len(x),), epsilon(self), device=x.device, dtype=_wide(x)))
+        return nearest_in_l1(x, adv, torch.full((len(x),), epsilon(self), device=x.device, dtype=sum_type(x)))
 
     def steepest_direction(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
         share = torch.full((len(grad),), L1_SPARSITY, device=grad.device)
@@ -321,7 +321,7 @@ def sparse_step(grad: Tensor, share: Tensor) -> Tensor:
 
 def nearest_in_l1(x: Tensor, adv: Tensor, eps: Tensor) -> Tensor:
     """The image nearest to `adv` within L1 distance `eps` (N,) of `x` and in [0, 1] (Croce & Hein 2021, Proposition 2.1)."""
-    wide = _wide(x)
+    wide = sum_type(x)
     start = x.to(wide).flatten(1)
     direction = adv.to(wide).flatten(1) - start
     size = direction.abs()
@@ -349,9 +349,18 @@ def per_image(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """The type in which to sum over an image; Apple's GPUs have no float64 (`vizrobust.compute.widened`)."""
+def sum_type(x: Tensor) -> torch.dtype:
+    """The type in which to sum many values of x: float64 where its device has that, which Apple's GPUs have not."""
     return torch.float64 if x.device.type in ("cpu", "cuda") else x.dtype
+
+
+def widened(x: Tensor) -> Tensor:
+    """The values in the type of `sum_type`.
+
+    >>> widened(torch.ones(1)).dtype
+    torch.float64
+    """
+    return x.to(sum_type(x))
 
 
 def _almost(like: Tensor) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vizrobust.attacks.threat_models import widened
 from vizrobust.attribution.methods import captum
-from vizrobust.compute import widened
 from vizrobust.rng import Streams
 
 CURVE_STEPS = 14  # of deletion and insertion; each removes or shows the same number of pixels

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.compute import WITH_FLOAT64
+from vizrobust.attacks.threat_models import sum_type
 from vizrobust.models import evaluating
 from vizrobust.models.forward import Normalized
 
@@ -185,8 +185,9 @@ RULES: dict[str, Callable[..., Interval]] = {
 
 def in_float64(net: nn.Module) -> nn.Module:
     """A copy of the network for `margin_bound`, on the CPU where its device has no float64."""
-    exact = copy.deepcopy(net)
-    return (exact if _device(net).type in WITH_FLOAT64 else exact.cpu()).double().to(memory_format=torch.contiguous_format)
+    exact, there = copy.deepcopy(net), torch.empty(0, device=_device(net))
+    exact = exact if sum_type(there) == torch.float64 else exact.cpu()
+    return exact.double().to(memory_format=torch.contiguous_format)
 
 
 def _device(net: nn.Module) -> torch.device:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks import BIM, FGSM, PGD, Attack, EpsShare, Linf, ball_of
-from vizrobust.compute import Compute, widened
+from vizrobust.attacks.threat_models import widened
+from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head, in_memory
 from vizrobust.intervals import share
 from vizrobust.models import evaluating

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vizrobust.attacks.attack import input_gradient
 from vizrobust.attacks.losses import LOSSES, margin
-from vizrobust.compute import widened
+from vizrobust.attacks.threat_models import widened
 from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import evaluating
 from vizrobust.rng import seeded

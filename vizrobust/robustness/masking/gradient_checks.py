@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vizrobust.attacks import epsilon
 from vizrobust.attacks.losses import margin
-from vizrobust.compute import widened
+from vizrobust.attacks.threat_models import widened
 from vizrobust.models import evaluating
 from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
 from vizrobust.robustness.masking.attacks import MaskingAttacks
