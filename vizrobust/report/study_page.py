@@ -93,7 +93,8 @@ def _draw(
     target = TARGET if len(shown) <= 8 else SMALL_TARGET
     files = [cell.file for cell in found.values() if cell.file]
     # Larger tiles where the longest word of a name would be broken, up to half as large again.
-    needed = max(text_width(word, LABELLED.label) for _, name in shown for word in name.split() or [""]) - GAP + 4
+    words = [word for _, name in shown for word in name.split()]
+    needed = max((text_width(word, LABELLED.label) for word in words), default=0) - GAP + 4
     targets = range(target, 3 * target // 2 + 1, 14)
     target = next((one for one in targets if max(largest_tile(files, one)) >= needed), target)
     side = max(largest_tile(files, target))
