@@ -17,8 +17,7 @@ from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.intervals import mean_interval, paired
-from vizrobust.report.explanation_sheet import explanation_sheet, map_pixels
-from vizrobust.report.sheets import Reconstructed, SheetRow
+from vizrobust.report.sheets import Reconstructed, SheetRow, explanation_sheet, map_pixels
 from vizrobust.requests.understanding import ExplainRequest
 from vizrobust.results import Event, Note, Row, Table
 from vizrobust.runs import slug, write_atomic

@@ -1,4 +1,4 @@
-"""Sheets as PNG: the spritemap of a layer, an activation atlas, and reconstructions of an image."""
+"""Sheets as PNG: the spritemap of a layer, an activation atlas, reconstructions of an image, and attribution maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from PIL import Image
+from torch import Tensor
 
 from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.pictures import picture_inside, read_opaque
@@ -29,11 +31,16 @@ from vizrobust.report.canvas import (
     shortened,
 )
 from vizrobust.report.collect import CheckpointFacts
-from vizrobust.report.style import FAINT, QUIET, house_style, png_texts
+from vizrobust.report.style import COLORS, FAINT, MARK, PAPER, QUIET, house_style, png_texts
 from vizrobust.report.words import DEAD, SATURATED, accuracies, meaning_of_robust
 from vizrobust.runs import Row, write_png
 
 ORDERS = ("unit", "score")
+FULL = 0.99  # what share of a map's pixels is not in full colour at least
+DEEP = "#6d1f06"
+MAPS_CAPTION = (
+    "orange: pixels that the answer depends on; of a method with a sign, blue is against the class. Each map has its own scale."
+)
 TARGETS = ((36, 168), (160, 112), (300, 84))  # up to so many tiles are drawn about so large
 SMALLEST = 64
 GAP = 6
@@ -336,3 +343,25 @@ def reconstruction_sheet(
                 canvas.tile(image, x, y, size)
                 canvas.lines(picture.lines, x + size[0] / 2, y + size[1] + 10, small, color=QUIET, align="center")
         return canvas.save(path, command)
+
+
+def map_pixels(values: Tensor, signed: bool) -> Pixels:
+    """A map (H, W) as (H, W, 3) uint8: white for nothing, orange for, and with a sign blue against.
+
+    >>> import torch
+    >>> map_pixels(torch.tensor([[0.0, 1.0]]), signed=False)[0, 0].tolist()
+    [255, 255, 255]
+    """
+    array = values.double().numpy()
+    sizes = np.abs(array)
+    largest = float(np.quantile(sizes, FULL)) or float(sizes.max()) or 1.0
+    scaled = np.clip((array if signed else sizes) / largest, -1, 1)
+    stops = (-1.0, 0.0, 0.6, 1.0)
+    colors = np.array([to_rgb(color) for color in (COLORS[0], PAPER, MARK, DEEP)])
+    channels = [np.interp(scaled, stops, colors[:, channel]) for channel in range(3)]
+    return (255 * np.stack(channels, -1)).round().astype(np.uint8)
+
+
+def explanation_sheet(path: Path | str, methods: Sequence[str], rows: Sequence[SheetRow], command: str = "") -> Path:
+    """Draw rows of an image and its maps to a PNG; the PNG carries the command."""
+    return reconstruction_sheet(path, "Which pixels the answer depends on", ["image", *methods], rows, [MAPS_CAPTION], command)
