@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tests.test_cli import checkpoint, run
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, DataSet, load
 from vizrobust.models import load_checkpoint
+from vizrobust.models.references import architecture
 from vizrobust.training import TrainingRecipe
 from vizrobust.training.start import first_network
 from vizrobust.training.train_state import TrainState
@@ -97,12 +100,96 @@ def test_the_command_says_where_it_began_and_goes_on(tmp_path: Path, monkeypatch
     assert "another run" in refused.output
 
 
+def of_three_classes(path: Path) -> Path:
+    """A data set in a file: 3 x 32 x 32 noise that is brighter in the channel of its class."""
+    noise, labels = np.random.default_rng(0), np.arange(45) % 3
+    pixels = noise.integers(0, 120, (45, 32, 32, 3)).astype(np.uint8)
+    pixels[np.arange(45), :, :, labels] += 100
+    np.savez(
+        path, x_train=pixels[:36], y_train=labels[:36], x_test=pixels[36:], y_test=labels[36:], classes=["red", "green", "blue"]
+    )
+    return path
+
+
+def save_fresh(arch: str, classes: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save(architecture(arch, (3, 32, 32), classes)().state_dict(), path)
+
+
+def saved_where_torchvision_looks(folder: Path) -> str:
+    """Weights of torchvision:squeezenet1_1 of our own under the name that a download would have; the reference."""
+    from torchvision.models import SqueezeNet1_1_Weights
+
+    path = folder / "torch" / "hub" / "checkpoints" / Path(SqueezeNet1_1_Weights.DEFAULT.url).name
+    save_fresh("torchvision:squeezenet1_1", 1000, path)
+    return "torchvision:squeezenet1_1"
+
+
+def imported_from_timm(folder: Path) -> str:
+    """Weights of timm:test_resnet of our own, five classes, as a file that `import` made of a state dict; the reference."""
+    save_fresh("timm:test_resnet", 5, folder / "theirs.pt")
+    about = ("--arch", "timm:test_resnet", "--normalize", "0.4,0.5,0.6/0.2,0.25,0.3", "--shape", "3,32,32", "--classes", "5")
+    done = run("import", folder / "theirs.pt", *about, "--out", folder / "theirs.safetensors")
+    assert done.exit_code == 0, done.output
+    return str(folder / "theirs.safetensors")
+
+
+# Where it begins, the patterns of layers that stay, the head.
+ORIGINS = {
+    "timm": (imported_from_timm, ("layer[12]*", "conv1", "bn1"), "fc."),
+    "timm, fresh": (lambda _: "timm:test_resnet@random", ("layer1*",), "fc."),
+    "torchvision": (saved_where_torchvision_looks, ("features.?", "features.6*"), "classifier.1."),
+    "torchvision, fresh": (lambda _: "torchvision:resnet18@random", ("layer1*", "conv1"), "fc."),
+}
+
+
+@pytest.mark.parametrize(
+    "origin", [name if name == "torchvision" else pytest.param(name, marks=pytest.mark.slow) for name in ORIGINS]
+)
+def test_networks_of_torchvision_and_timm_are_fine_tuned_from_both_sides(
+    origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if origin.startswith("timm"):
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    make, patterns, head = ORIGINS[origin]
+    ref, data = make(tmp_path), f"npz:{of_three_classes(Path('three.npz'))}"
+    frozen = [part for pattern in patterns for part in ("--freeze", pattern)]
+    short = ("--steps", 1, "--epochs", 1, "--batch-size", 11, "--watch", 3, "--out", "typed")
+    done = run("train", "--data", data, "--from", ref, *frozen, *short)
+    assert done.exit_code == 0, done.output
+    vr.train(data, start=ref, freeze=patterns, steps=1, epochs=1, batch_size=11, watch=3, out="called", device="cpu")
+    began, tuned = load_checkpoint(ref), load_checkpoint("typed")
+    assert tuned.sha256 == load_checkpoint("called").sha256
+    assert (tuned.info.arch, tuned.info.classes) == (began.info.arch, ("red", "green", "blue"))
+    assert (tuned.info.mean, tuned.info.std) == (began.info.mean, began.info.std)
+    card, kept = Path("typed/card.md").read_text(), ", ".join(f"`{pattern}`" for pattern in patterns)
+    assert f"fine-tuned from `{ref}`, sha256 `{began.sha256}`; layers that stayed: {kept}" in card
+    same = {key for key, value in tuned.state.items() if torch.equal(value, began.state[key])}
+    stays = {key for key in began.state if any(fnmatch(key, pattern) or fnmatch(key, f"{pattern}.*") for pattern in patterns)}
+    assert stays
+    assert stays <= same
+    assert {key for key in began.state if key.startswith(head)} == {
+        key for key, value in tuned.state.items() if value.shape != began.state[key].shape
+    }
+    learned = {key for key in began.state if "weight" in key} - stays
+    assert learned
+    assert not learned & same
+
+
 def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     origin = checkpoint(tmp_path / "a.safetensors")
     data = load("digits")
     assert_refused(lambda: first_network(recipe(origin, freeze=("conv9",)), data, 0), "'conv9' fits no layer; there are: conv1")
     assert_refused(lambda: first_network(recipe(origin, freeze=("*",)), data, 0), "leaves no layer that learns")
+    many = recipe(Path("torchvision:squeezenet1_1@random"), arch="torchvision:squeezenet1_1", freeze=("conv9",))
+    assert_refused(
+        lambda: first_network(many, four_classes((3, 32, 32)), 0), "features.6.expand1x1, features.6.expand3x3 and 14 more"
+    )
     assert_refused(lambda: first_network(recipe(origin), four_classes((3, 8, 8)), 0), "takes images of 1 channels, four has 3")
     assert_refused(lambda: first_network(recipe(origin), four_classes((1, 16, 16)), 0), "images of 8 x 8, these have 16 x 16")
     assert_refused(lambda: first_network(recipe(origin, start_sha256="0" * 64), data, 0), "has other weights")

@@ -17,6 +17,8 @@ from vizrobust.models.references import is_user_code
 from vizrobust.requests import ParameterError
 from vizrobust.training.recipe import TrainingRecipe
 
+SHOWN = 12  # layers that a refusal names
+
 
 def origin_of(recipe: TrainingRecipe) -> Checkpoint | None:
     """The checkpoint that the recipe starts from; ``ValueError`` where its weights are not those that the recipe names."""
@@ -92,8 +94,9 @@ def _freeze(body: nn.Module, patterns: tuple[str, ...]) -> None:
     names = [name for name, _ in body.named_parameters()]
     for pattern in patterns:
         if not any(_fits(name, pattern) for name in names):
-            shown = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in names))
-            raise ParameterError("{freeze} %r fits no layer; there are: %s", pattern, shown)
+            there = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+            more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+            raise ParameterError("{freeze} %r fits no layer; there are: %s%s", pattern, ", ".join(there[:SHOWN]), more)
     kept = [name for name in names if not any(_fits(name, pattern) for pattern in patterns)]
     if not kept:
         raise ParameterError("{freeze} %s leaves no layer that learns; leave one of them out", ", ".join(patterns))
