@@ -1,5 +1,6 @@
 """The whole conversion: someone's network, saved their way, gives the same logits in our format."""
 
+import argparse
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
+import vizrobust as vr
 from tests import user_networks
 from tests.conftest import SHAPE
 from vizrobust.attacks import PGD, Linf
@@ -98,6 +100,91 @@ def test_the_logits_stay_the_same(layout, tmp_path):
     if layout == "half precision":
         net.load_state_dict({key: value.half().to(value.dtype) for key, value in net.state_dict().items()})
     assert_same_logits(out, net)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_and_gives_the_numbers_of_full_precision(dtype, tmp_path):
+    ours = load_checkpoint("mnist-k8")
+    halves = {key: value.to(dtype) if value.is_floating_point() else value for key, value in ours.state.items()}
+    torch.save(halves, tmp_path / "theirs.pt")
+    about = ("small_cnn", task("mnist5k"), f"{ours.info.mean[0]!r}/{ours.info.std[0]!r}")
+    found = import_file(tmp_path / "theirs.pt", tmp_path / "ours.safetensors", *about)
+    assert found.notes == (f"weights stored as {str(dtype).removeprefix('torch.')}, used as float32",)
+    imported = load_checkpoint(str(tmp_path / "ours.safetensors"))
+    assert {value.dtype for value in imported.state.values() if value.is_floating_point()} == {torch.float32}
+    by_hand = ours.net()
+    by_hand.net.load_state_dict({key: value.float() for key, value in halves.items()})
+    first = vr.robust_accuracy(by_hand, "mnist5k", "pgd", eps=0.3, steps=10, images=60)
+    found, full = (vr.robust_accuracy(one, "mnist5k", "pgd", eps=0.3, steps=10, images=60) for one in (imported, ours))
+    assert torch.equal(found.robust, first.robust)
+    # bfloat16 has three digits, which are enough for all but one image.
+    assert found.clean == full.clean
+    assert abs(found.accuracy - full.accuracy) <= (0 if dtype == torch.float16 else 1 / 59)
+    mine, theirs = (vr.visualize(one, units=[3], steps=3, data="mnist5k")[0].image for one in (imported, by_hand))
+    assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_normalizer_in_half_precision_agrees_with_its_decimals(dtype, tmp_path):
+    torch.save({key: value.to(dtype) for key, value in LAYOUTS["robustness"](network())["model"].items()}, tmp_path / "theirs.pt")
+    found = import_file(tmp_path / "theirs.pt", tmp_path / "ours.safetensors", SMALL, SEVEN, "imagenet")
+    assert (found.checkpoint.info.mean, found.checkpoint.info.std) == (MEAN, STD)
+    with pytest.raises(ValueError, match="but normalize says"):
+        import_file(tmp_path / "theirs.pt", tmp_path / "ours.safetensors", SMALL, SEVEN, "0.5,0.5,0.5/0.2,0.2,0.2")
+
+
+def as_lightning(net: nn.Module, hyper: object) -> dict[str, object]:
+    """What pytorch-lightning writes of a module whose attribute `model` is the network."""
+    metric = {"val_acc.correct": torch.tensor(90), "val_acc.total": torch.tensor(100)}
+    return {
+        "epoch": 3, "global_step": 90, "pytorch-lightning_version": "2.5.0", "loops": {"fit_loop": {"state_dict": {}}},
+        "state_dict": {**under("model.", net.state_dict()), **metric}, "callbacks": {}, "lr_schedulers": [{"last_epoch": 3}],
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}],
+        "hparams_name": "kwargs", "hyper_parameters": hyper,
+    }  # fmt: skip
+
+
+def test_a_checkpoint_of_lightning_gives_its_network(tmp_path):
+    torch.save(as_lightning(network(), {"lr": 0.1, "arch": "small", "widths": [8, 16]}), tmp_path / "epoch=3.ckpt")
+    out = tmp_path / "ours.safetensors"
+    with pytest.raises(ValueError, match=r"extra: val_acc\.correct, val_acc\.total; leave out .* with drop 'val_acc.correct'"):
+        import_file(tmp_path / "epoch=3.ckpt", out, SMALL, SEVEN, "imagenet")
+    found = import_file(tmp_path / "epoch=3.ckpt", out, SMALL, SEVEN, "imagenet", drop=("val_acc.*",))
+    assert found.notes == ("weights found under state_dict", "prefix stripped: model.", "2 keys dropped")
+    assert_same_logits(out, network())
+
+
+class Runs:
+    """Un-pickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_objects_among_the_hyperparameters_of_lightning_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--arch", SMALL, "--shape", "3,20,16", "--classes", "a,b,c,d,e,f,g", "--normalize", "imagenet")
+    for name, hyper in {
+        "namespace": argparse.Namespace(lr=0.1, arch="small"), "inside": {"lr": 0.1, "args": argparse.Namespace(depth=3)},
+        "code": {"lr": 0.1, "schedule": Runs(tmp_path / "ran")},
+    }.items():  # fmt: skip
+        torch.save(as_lightning(network(), hyper), f"{name}.ckpt")
+        refused = run(f"{name}.ckpt", *given, "--out", "ours.safetensors")
+        assert refused.exit_code == 1, refused.output
+        said = " ".join(refused.stderr.split())
+        assert f"'{name}.ckpt' holds pickled objects" in said
+        assert "argparse.Namespace" in said or name == "code"
+        assert not {path.name for path in tmp_path.iterdir()} & {"ran", "ours.safetensors"}
+        recipe = [line.strip() for line in refused.stderr.splitlines() if line.strip().startswith(("weights =", "torch.save("))]
+        if name != "code":  # the two lines, run where the file came from
+            exec("\n".join(recipe), {"torch": torch})
+            done = run(f"{name}-weights.pt", *given, "--drop", "val_acc.*", "--out", "ours.safetensors")
+            assert done.exit_code == 0, done.output
+            assert_same_logits("ours.safetensors", network())
+            Path("ours.safetensors").unlink()
 
 
 @pytest.mark.parametrize("layout", ["robustness", "behind a normalizer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
@@ -32,8 +32,10 @@ NORMALIZATIONS: dict[str, Normalizer] = {
 }
 # Networks of this zoo normalize their images themselves.
 TAKES_ZERO_TO_ONE = "robustbench:"
-# A float32 buffer and the decimals of a paper agree to this.
-SAME_NORMALIZATION = 1e-4
+HALVES = (torch.float16, torch.bfloat16)
+# A buffer and the decimals of a paper agree to this.
+SAME_NORMALIZATION = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SAME_IN_FLOAT32 = 1e-4
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def convert(
     found = fit(kept, body.state_dict(), what)
     in_file, rest = take_normalizer(found.rest, task.shape[0], what)
     _load(body, found, rest, task, what, arch)
-    agreed = _agreed(chosen, in_file, what)
+    agreed = _agreed(chosen, in_file, found.rest, what)
     buffers = {name: value for name, value in found.weights.items() if name not in dict(body.named_parameters())}
     inside, _ = take_normalizer(buffers, task.shape[0], what)
     info = CheckpointInfo(
@@ -192,8 +194,8 @@ def _checked(normalizer: Normalizer, what: str) -> Normalizer:
     return normalizer
 
 
-def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, what: str) -> Normalizer:
-    """The file's own normalization if it has one (a choice must be equal), otherwise the choice."""
+def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, state: Mapping[str, Tensor], what: str) -> Normalizer:
+    """The file's own normalization if it has one (a choice must agree, and counts where that is rounded), else the choice."""
     if in_file is None:
         if chosen is None:
             names = ", ".join(NORMALIZATIONS)
@@ -201,12 +203,15 @@ def _agreed(chosen: Normalizer | None, in_file: Normalizer | None, what: str) ->
         return chosen
     if chosen is not None:
         pairs = zip(chosen.mean + chosen.std, in_file.mean + in_file.std, strict=True)
-        if any(abs(a - b) > SAME_NORMALIZATION for a, b in pairs):
+        stored = state[in_file.keys[0]].dtype
+        if any(abs(a - b) > SAME_NORMALIZATION.get(stored, SAME_IN_FLOAT32) for a, b in pairs):
             file_says = f"{in_file.keys[0]} is {_text(in_file.mean)} / {_text(in_file.std)}"
             wanted = f"{_text(chosen.mean)} / {_text(chosen.std)}"
             raise ParameterError(
                 "in %s %s, but {normalize} says %s; leave out {normalize}, or these keys with {drop}", what, file_says, wanted
             )
+        if stored in HALVES:
+            return replace(chosen, keys=in_file.keys)
     return _checked(in_file, f"{what}, {in_file.keys[0]}")
 
 
@@ -275,6 +280,9 @@ def _notes(where: str, found: Fit, dropped: int, agreed: Normalizer, inside: Nor
         notes.append(f"{len(found.prefixes)} equal copies merged")
     if dropped:
         notes.append(f"{dropped} key{'s' * (dropped > 1)} dropped")
+    stored = {str(value.dtype).removeprefix("torch.") for value in found.weights.values() if value.dtype in HALVES}
+    if stored:
+        notes.append(f"weights stored as {' and '.join(sorted(stored))}, used as float32")
     if agreed.keys:
         notes.append(f"normalization from {' and '.join(agreed.keys)}: {_text(agreed.mean)} / {_text(agreed.std)}")
     return notes
