@@ -188,7 +188,8 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
     assert_refused(lambda: first_network(recipe(origin, freeze=("*",)), data, 0), "leaves no layer that learns")
     many = recipe(Path("torchvision:squeezenet1_1@random"), arch="torchvision:squeezenet1_1", freeze=("conv9",))
     assert_refused(
-        lambda: first_network(many, four_classes((3, 32, 32)), 0), "features.6.expand1x1, features.6.expand3x3 and 14 more"
+        lambda: first_network(many, four_classes((3, 32, 32)), 0),
+        "features.6.expand3x3, features.7.squeeze, features.7.expand1x1 and 14 more",
     )
     assert_refused(lambda: first_network(recipe(origin), four_classes((3, 8, 8)), 0), "takes images of 1 channels, four has 3")
     assert_refused(lambda: first_network(recipe(origin), four_classes((1, 16, 16)), 0), "images of 8 x 8, these have 16 x 16")
