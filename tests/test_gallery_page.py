@@ -24,7 +24,8 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(folder, range(3), checkpoints=checkpoints, skip=[("k8-a", 1)])
     make_run(folder, [3], checkpoints=checkpoints, status="dead", trajectory=[])
     make_run(folder, range(12), checkpoints=checkpoints, layer="conv2", objective='Channel(layer="conv2")', seeds=(0, 1))
-    return write_gallery(folder, [folder], [Table("Clarity", ["measure", "k8"], [["AUC", "0.91"]])], title=f"Title {SCRIPT}")
+    table = Table("Clarity", ["measure", "k8"], [["AUC - chance", "-0.09"]])
+    return write_gallery(folder, [folder], [table], title=f"Title {SCRIPT}")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,9 @@ def test_every_picture_is_there_and_names_stay_text(page: Any) -> None:
     assert page.title() == f"Title {SCRIPT}"
     assert page.locator(".checkpoints strong").nth(2).inner_text() == SCRIPT
     assert page.locator(".tile img").first.get_attribute("alt") == "k0, logits, unit zero, seed 0, score 1.5"
-    assert page.locator(".numbers td").inner_text() == "0.91"
+    assert page.locator(".numbers td").inner_text() == "\N{MINUS SIGN}0.09"
+    assert page.locator(".numbers td").evaluate("cell => getComputedStyle(cell).textAlign") == "right"
+    assert page.locator(".numbers tbody th").inner_text() == "AUC \N{MINUS SIGN} chance"
     assert page.locator(".tile.dead:visible").count() == 3
     assert page.locator(".origin pre").inner_text().startswith("vizrobust neurons")
 
@@ -103,6 +106,9 @@ def test_the_first_screen_holds_large_pictures_of_whole_multiples_and_nothing_ov
     assert box["width"] >= 160
     assert box["width"] % natural == 0
     assert box["y"] + 160 <= 800
+    # The pictures of two networks are compared, on a phone too.
+    second = page.locator(".unit").first.locator(".cell").nth(1).locator(".tile, .absent").bounding_box()
+    assert (second["y"], second["x"] + second["width"] <= width) == (box["y"], True)
 
 
 @pytest.mark.slow

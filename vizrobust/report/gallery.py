@@ -21,13 +21,13 @@ ACTIVATION, TABLES = "activation", "tables.json"
 
 
 def write_gallery(
-    folder: Path | str, run_folders: Sequence[Path | str], tables: Sequence[Table] = (), title: str = "What excites the neurons"
+    folder: Path | str, run_folders: Sequence[Path | str], tables: Sequence[Table] = (), title: str | None = None
 ) -> Path:
     """Write index.html and contact-sheet.png into `folder`, and return the page's path.
 
     Pictures and frames of less than 16 MB in total are embedded in the page. Otherwise they are linked: those below `folder`
     where they are, others as copies under ``folder/images``. `tables` are kept in the folder, so that a gallery that joins
-    it with others shows them again. Raises what `collect` raises.
+    it with others shows them again. The title is by default that of the only panel. Raises what `collect` raises.
     """
     folder = Path(folder)
     if tables:
@@ -43,7 +43,7 @@ def write_gallery(
         environment()
         .get_template("gallery.html.j2")
         .render(
-            title=title,
+            title=title or (panels[0]["title"] if len(panels) == 1 else "What excites the neurons"),
             lazy=not inside,
             summary=_summary(collection),
             panels=panels,
@@ -94,7 +94,7 @@ def _panel(
             })  # fmt: skip
         lines.append({"unit": column.unit, "name": panel.label(column), "cells": cells, "exemplars": ()})
     pictures = [picture for cell in panel.cells.values() for picture in cell]
-    more = f", seeds {words.seeds_shown(panel.seeds)} from left to right" if len(panel.seeds) > 1 else ""
+    more = f", seeds {words.seeds_shown(panel.seeds)}" if len(panel.seeds) > 1 else ""
     return {
         "id": f"panel-{index}",
         "title": panel.title,

@@ -33,6 +33,7 @@ MEASURES = {
 ASSETS = ("page.css", "site.css", "viewer.js", "site.js")
 TOP = 5  # classes for and against
 NEAREST = 12
+ROW = 15  # pictures of a layer on the start page
 LARGE = 448  # CSS pixels of a unit page's own picture
 
 
@@ -126,7 +127,7 @@ def _layers(site: Site) -> list[dict[str, Any]]:
     found = []
     for entry in [*listed, *others]:
         name, there = entry["name"], entry["name"] in site.layers
-        pictures = _first(site, site.checkpoints[-1], name, 6) if there else []
+        pictures = _first(site, site.checkpoints[-1], name, ROW) if there else []
         found.append({**entry, "there": there, "pictures": pictures, "count": len(site.units(name)) if there else 0})
     return found
 

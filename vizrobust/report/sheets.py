@@ -29,6 +29,7 @@ from vizrobust.report.canvas import (
     largest_tile,
     scaled,
     shortened,
+    text_width,
 )
 from vizrobust.report.collect import CheckpointFacts
 from vizrobust.report.style import COLORS, FAINT, MARK, PAPER, QUIET, house_style, png_texts
@@ -327,14 +328,17 @@ def reconstruction_sheet(
         size = size[0], max(size[1], round(max(header_height(row.header) for row in rows)))
         gap = RECONSTRUCTION_GAP[0], RECONSTRUCTION_GAP[1] + round(10 + below * small * LEADING if below else 0)
         grid = TileGrid(len(columns), len(rows), size, gap)
-        labels = round(LABELLED.label * LEADING) + 12
+        labels, room = round(LABELLED.label * LEADING) + 12, size[0] + gap[0] - 6
+        # One size for all, the largest at which no name has to be cut.
+        sizes = [LABELLED.label - step for step in range(round(LABELLED.label - small))]
+        label = next((one for one in sizes if all(text_width(column, one) <= room for column in columns)), small)
         page = Page(
             (header + grid.width, labels + grid.height + gap[1] - RECONSTRUCTION_GAP[1]), title=title, caption=caption, ruled=True
         )
         canvas, left, top = page.canvas, page.left + header, page.top + labels
         for i, column in enumerate(columns):
             x = left + grid.position(i)[0] + size[0] / 2
-            canvas.text(shortened(column, size[0] + gap[0] - 6, LABELLED.label), x, top - 14, LABELLED.label, align="center")
+            canvas.text(shortened(column, room, label), x, top - 14, label, align="center")
         for i, (row, images) in enumerate(zip(rows, tiles, strict=True)):
             y = top + grid.position(i * len(columns))[1]
             canvas.header(row.header, page.left, y, size[1])

@@ -86,7 +86,8 @@ def natural_scale_over_k(study: StudyGroups) -> Figure | None:
                 curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=judge_name(row["judge"]))
         _on_the_scale(curves)
         curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
-        curves.set_xlabel("score, scrambled to photograph")
+        curves.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
+        curves.set_xlabel("score")
         curves.legend(fontsize=7, frameon=False, loc="upper left")
         figure.axes[0].set_ylabel("natural-equivalent clarity")
         return figure
