@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
 from vizrobust.models.folding import Affine, folded_net
 from vizrobust.models.forward import activations
+from vizrobust.models.space_to_depth import SpaceToDepthConv, pays
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.runs import RunFolder, read_rows
 from vizrobust.session import Session
@@ -130,6 +132,38 @@ def test_what_is_not_what_its_class_says_stays(build: Callable[[], nn.Module]) -
     x = torch.rand(4, *SHAPE)
     assert folded == 4 - (build is not parametrized)
     torch.testing.assert_close(net(x), one.net()(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels-last"])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "step", "padding"), [(3, 7, 2, (3, 3)), (1, 4, 2, (1, 0)), (2, 11, 4, (2, 5)), (3, 6, 3, (0, 2))]
+)
+@pytest.mark.parametrize("size", [(13, 18), (16, 11), (12, 12)], ids=str)
+def test_blocks_of_pixels_make_the_same_convolution(
+    channels: int, kernel: int, step: int, padding: tuple[int, int], size: tuple[int, int], last: bool
+) -> None:
+    torch.manual_seed(0)
+    one = nn.Conv2d(channels, 5, kernel, step, padding, bias=step != 4).double()
+    assert pays(one)
+    other, x = SpaceToDepthConv.of(one), torch.randn(2, channels, *size, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
+    made, wanted = other(x), one(x)
+    torch.testing.assert_close(made, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (made, wanted)))
+    assert made.is_contiguous() is wanted.is_contiguous()
+
+
+def test_a_first_convolution_with_steps_reads_blocks_unless_something_hangs_on_it() -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.Flatten(), nn.LazyLinear(5))
+    stem(torch.rand(1, *SHAPE))
+    one = replace(checkpoint(), build=lambda: copy.deepcopy(stem), state=body_state(stem))
+    net, changed = folded_net(one)
+    assert changed == 1
+    assert any(isinstance(module, SpaceToDepthConv) for module in net.modules())
+    x = torch.rand(4, *SHAPE)
+    torch.testing.assert_close(net(x), one.net()(x), rtol=1e-5, atol=1e-5)
+    stem[0].register_forward_hook(lambda _module, _inputs, output: output + 1)
+    assert folded_net(one)[1] == 0
 
 
 def test_pictures_record_it_and_are_made_again_with_it(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""BatchNorm as a part of the layer before it, or as one affine function, for networks that are not trained any more."""
+"""Faster, equal layers for networks that are not trained any more.
+
+BatchNorm becomes a part of the layer before it, or one affine function. A convolution of few channels with a stride reads blocks
+of pixels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from vizrobust.models.checkpoints import Checkpoint
 from vizrobust.models.forward import LOGITS, activations, evaluating, without_normalization
 from vizrobust.models.layers import module_of
+from vizrobust.models.space_to_depth import SpaceToDepthConv, pays
 
 SOURCES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -21,18 +26,20 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def folded_net(checkpoint: Checkpoint, layers: Sequence[str] = ()) -> tuple[nn.Module, int]:
-    """A new network of the checkpoint with BatchNorm folded where that is safe, and in how many places it was.
+    """A new network of the checkpoint with BatchNorm folded where that is safe, and in how many places it was changed.
 
-    Folded is what alone reads the output of a convolution or linear layer, into that layer; any other becomes `Affine`. The
-    outputs and the values of the `layers` are those of the plain network up to rounding; other layers before a folded
-    BatchNorm have other values. Where nothing can be folded, or where the outcome differs, it is the plain network and 0.
+    Folded is what alone reads the output of a convolution or linear layer, into that layer; any other becomes `Affine`. A
+    strided convolution of few channels becomes a `SpaceToDepthConv` where that pays. The outputs and the values of the
+    `layers` are those of the plain network up to rounding; other layers before a folded BatchNorm have other values. Where
+    nothing can be folded, or where the outcome differs, it is the plain network and 0.
 
     >>> from vizrobust.models import load_checkpoint
     >>> folded_net(load_checkpoint("imagenette-k4"))[1], folded_net(load_checkpoint("mnist-k8"))[1]
-    (9, 0)
+    (9, 1)
     """
     net = checkpoint.net()
-    if not any(isinstance(module, NORMS) for module in net.modules()):
+    stems = [name for name, module in without_normalization(net).named_modules() if _plain(module) and pays(module)]
+    if not stems and not any(isinstance(module, NORMS) for module in net.modules()):
         return net, 0
     shape = checkpoint.info.input_shape
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -42,16 +49,27 @@ def folded_net(checkpoint: Checkpoint, layers: Sequence[str] = ()) -> tuple[nn.M
             exact = copy.deepcopy(net).double()
             pairs = foldable(exact, x, kept)
             before = _values(exact, x, kept)
-            for source, norm in pairs:
-                fold(exact, source, norm)
+            _change(exact, pairs, stems)
             after = _values(exact, x, kept)
         except Exception:  # a network that cannot be copied, run in float64 or looked into stays as it is
             return net, 0
     if not all(_same(before[name], after[name]) for name in before):
         return net, 0
+    _change(net, pairs, stems)
+    return net, len(pairs) + len(stems)
+
+
+def _change(net: nn.Module, pairs: Sequence[tuple[str, str]], stems: Sequence[str]) -> None:
     for source, norm in pairs:
         fold(net, source, norm)
-    return net, len(pairs)
+    body = without_normalization(net)
+    for stem in stems:
+        _put(body, stem, SpaceToDepthConv.of(body.get_submodule(stem)))
+
+
+def _put(body: nn.Module, name: str, instead: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(body.get_submodule(parent), own, instead)
 
 
 class Run(Protocol):
@@ -157,8 +175,7 @@ def fold(net: nn.Module, source: str, norm: str) -> None:
         first.weight, first.bias = (nn.Parameter(one.to(first.weight.dtype)) for one in (weight, bias))
     else:
         instead = Affine(scale.to(second.running_mean.dtype), shift.to(second.running_mean.dtype))
-    parent, _, name = norm.rpartition(".")
-    setattr(body.get_submodule(parent), name, instead)
+    _put(body, norm, instead)
 
 
 class Affine(nn.Module):
