@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import (
-    Attack,
-    AttackRun,
-    State,
-    check_least,
-    initial_state,
-    input_gradient,
-    is_finite,
-    num_classes,
-    record,
-)
+from vizrobust.attacks.attack import Attack, AttackRun, State, initial_state, input_gradient, is_finite, num_classes, record
 from vizrobust.attacks.boundary_attacks import competing_classes
 from vizrobust.attacks.losses import LOSSES, TARGETED_LOSSES, fallback
 from vizrobust.attacks.threat_models import L1, Ball, Linf, epsilon, nearest_in_l1, per_image, sparse_step
@@ -233,9 +224,11 @@ class APGD(Attack):
     targets: int = 9
     random_start: bool = True
 
+    least: ClassVar = {"steps": 0, "restarts": 1, "targets": 1}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         lookup(LOSSES, self.loss, "loss")
-        check_least(self, steps=0, restarts=1, targets=1)
         if self.restarts > 1 and not self.random_start:
             raise ValueError(
                 f"APGD: {self.restarts} restarts without a random start would be equal; leave out random_start=False"

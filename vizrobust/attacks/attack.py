@@ -100,6 +100,14 @@ class Attack(ABC):
 
     # Whether it looks for the smallest perturbation, so that it needs no eps.
     minimum_norm: ClassVar[bool] = False
+    # The balls that it works in (all, if none is named), and the smallest values of its fields.
+    balls: ClassVar[tuple[type, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {}
+
+    def __post_init__(self) -> None:
+        if self.balls:
+            check_ball(self, *self.balls)
+        check_least(self, **self.least)
 
     @abstractmethod
     def runs(self, model: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:

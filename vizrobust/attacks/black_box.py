@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,6 @@ from vizrobust.attacks.attack import (
     Attack,
     AttackRun,
     State,
-    check_ball,
-    check_least,
     initial_state,
     is_better,
     is_finite,
@@ -68,9 +67,11 @@ class Noise(Attack):
     ball: Ball = Linf()
     kind: str = "uniform"
 
+    least: ClassVar = {"samples": 1}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         lookup(KINDS, self.kind, "kind of noise")
-        check_least(self, samples=1)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         epsilon(self.ball)
@@ -286,10 +287,12 @@ class Square(Attack):
     restarts: int = 1
     loss: str = "margin"
 
+    balls = tuple(PERTURBATIONS)
+    least: ClassVar = {"queries": 0, "restarts": 1}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         lookup(LOSSES, self.loss, "loss")
-        check_ball(self, *PERTURBATIONS)
-        check_least(self, queries=0, restarts=1)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"Square: p_init must be above 0 and at most 1, got {self.p_init:g}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackRun, State, check_least, initial_state, input_gradient, num_classes
+from vizrobust.attacks.attack import AttackRun, State, initial_state, input_gradient, num_classes
 from vizrobust.attacks.minimum_norm import MinimumNormAttack, MinimumNormRun, projected, record_minimum_norm
 from vizrobust.attacks.threat_models import L2, Ball, Linf, dual_norm, epsilon, per_image
 from vizrobust.rng import Streams
@@ -120,36 +121,7 @@ def _nearer(a: Boundary, b: Boundary) -> Boundary:
 BEYOND = 1e-4
 
 
-@spec
-@dataclass(frozen=True)
-class DeepFool(MinimumNormAttack):
-    """DeepFool (Moosavi-Dezfooli et al. 2016): a quick, rough search for a small perturbation.
-
-    Each step adds the shortest move to the nearest linearised boundary between the label and one of the wrong classes
-    among the `candidates` likeliest ones; what is tried is the sum of all moves, longer by the share `overshoot`,
-    clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
-    unbounded, with one an image whose first misclassified point is outside is not broken.
-
-    >>> DeepFool(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
-    """
-
-    steps: int = 50
-    ball: Ball = L2()
-    overshoot: float = 0.02
-    candidates: int = 10
-
-    balls = (Linf, L2)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, overshoot=0, candidates=2)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (DeepFoolRun(self),)
-
-
-class DeepFoolRun(MinimumNormRun[DeepFool]):
+class DeepFoolRun(MinimumNormRun["DeepFool"]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         with torch.no_grad():
             # The label is one of the candidates.
@@ -173,6 +145,33 @@ class DeepFoolRun(MinimumNormRun[DeepFool]):
 
     def evaluate(self, net: nn.Module, state: State) -> None:
         state["done"] = record_minimum_norm(state, self.attack.ball, net(state["at"]), state["at"])
+
+
+@spec
+@dataclass(frozen=True)
+class DeepFool(MinimumNormAttack):
+    """DeepFool (Moosavi-Dezfooli et al. 2016): a quick, rough search for a small perturbation.
+
+    Each step adds the shortest move to the nearest linearised boundary between the label and one of the wrong classes
+    among the `candidates` likeliest ones; what is tried is the sum of all moves, longer by the share `overshoot`,
+    clipped to [0, 1]. An image stays where it was first misclassified. The ball is Linf or L2; without eps it is
+    unbounded, with one an image whose first misclassified point is outside is not broken.
+
+    Here logits are pixels, and the boundary is 0.6 / sqrt(2) away:
+
+    >>> x = torch.tensor([[[[0.9, 0.1], [0.2, 0.3]]]])
+    >>> (DeepFool(steps=20)(nn.Flatten(), x, torch.tensor([0])).best - x).norm()
+    tensor(0.4329)
+    """
+
+    steps: int = 50
+    ball: Ball = L2()
+    overshoot: float = 0.02
+    candidates: int = 10
+
+    balls = (Linf, L2)
+    least: ClassVar = {"steps": 0, "overshoot": 0, "candidates": 2}
+    run = DeepFoolRun
 
 
 # Distances are kept above this before they are weighed against each other, as in the authors' code.
@@ -205,10 +204,10 @@ class FAB(MinimumNormAttack):
     beta: float = 0.9
 
     balls = (Linf, L2)
+    least: ClassVar = {"steps": 0, "targets": 1, "restarts": 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, targets=1, restarts=1)
         for name in ("alpha_max", "beta"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"FAB: {name} must be between 0 and 1, got {share:g}")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackRun, State, check_ball, check_least, initial_state, step_streams
+from vizrobust.attacks.attack import State, initial_state, step_streams
 from vizrobust.attacks.minimum_norm import MinimumNormAttack, MinimumNormRun, projected, record_minimum_norm
 from vizrobust.attacks.threat_models import L2, TINY, Ball, Linf, per_image
 from vizrobust.rng import Streams
@@ -24,40 +24,7 @@ MOST_HALVINGS = 20
 LEAST_MOVE = 1e-6
 
 
-@spec
-@dataclass(frozen=True)
-class HopSkipJump(MinimumNormAttack):
-    """HopSkipJump (Chen, Jordan & Wainwright 2020): the smallest perturbation from predicted classes alone.
-
-    It uses neither gradients nor the values of logits, so it also attacks networks that answer with a label (one-hot
-    outputs), and none that only hide their gradients resist it. It starts at a random image that is misclassified and
-    goes to the boundary on the line to the image. There the answers at `samples` · sqrt(t) random points in round t give
-    the boundary's normal; a jump along it, halved until it lands among misclassified points, and a search back to the
-    boundary end the round. It takes `queries` forward passes beside that of the image itself. The ball is Linf or L2;
-    without eps it is unbounded, with one only points in it break an image.
-
-    The random images consist of squares, of one pixel up to the whole image: to plain noise a network may give one class
-    always, the label's.
-
-    >>> HopSkipJump(queries=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
-    """
-
-    queries: int = 5000
-    ball: Ball = Linf()
-    samples: int = 100
-
-    balls: ClassVar[tuple[type, ...]] = (Linf, L2)
-
-    def __post_init__(self) -> None:
-        check_ball(self, *self.balls)
-        check_least(self, queries=0, samples=1)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (HopSkipJumpRun(self),)
-
-
-class HopSkipJumpRun(MinimumNormRun[HopSkipJump]):
+class HopSkipJumpRun(MinimumNormRun["HopSkipJump"]):
     """One query a step; each image is at a query of its own, so none waits for another's search."""
 
     @property
@@ -164,6 +131,34 @@ class HopSkipJumpRun(MinimumNormRun[HopSkipJump]):
             reach = (distance / d).clamp_min(LEAST_MOVE * math.sqrt(d)) / noise.flatten(1).norm(dim=1).clamp_min(TINY)
             at = torch.where(per_image(sampling, x), boundary + per_image(reach, x) * noise, at)
         return at.clamp_(0, 1)
+
+
+@spec
+@dataclass(frozen=True)
+class HopSkipJump(MinimumNormAttack):
+    """HopSkipJump (Chen, Jordan & Wainwright 2020): the smallest perturbation from predicted classes alone.
+
+    It uses neither gradients nor the values of logits, so it also attacks networks that answer with a label (one-hot
+    outputs), and none that only hide their gradients resist it. It starts at a random image that is misclassified and
+    goes to the boundary on the line to the image. There the answers at `samples` · sqrt(t) random points in round t give
+    the boundary's normal; a jump along it, halved until it lands among misclassified points, and a search back to the
+    boundary end the round. It takes `queries` forward passes beside that of the image itself. The ball is Linf or L2;
+    without eps it is unbounded, with one only points in it break an image.
+
+    The random images consist of squares, of one pixel up to the whole image: to plain noise a network may give one class
+    always, the label's.
+
+    >>> HopSkipJump(queries=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
+    """
+
+    queries: int = 5000
+    ball: Ball = Linf()
+    samples: int = 100
+
+    balls = (Linf, L2)
+    least: ClassVar = {"queries": 0, "samples": 1}
+    run = HopSkipJumpRun
 
 
 def _put(state: State, these: Tensor, **values: Tensor | float) -> None:

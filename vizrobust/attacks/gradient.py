@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from vizrobust.attacks.attack import (
     AttackRun,
     State,
     ball_of,
-    check_least,
     initial_state,
     input_gradient,
     random_targets,
@@ -26,9 +25,37 @@ from vizrobust.rng import Streams
 from vizrobust.spec import lookup, named, spec, vary
 
 
+class GradientAttack(Attack):
+    """What FGSM, BIM and PGD refuse alike: a loss or a combination that they have not."""
+
+    loss: str
+    targeted: bool
+    target: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        lookup(ASCENT_LOSSES, self.loss, "loss")
+        steps = getattr(self, "steps", 1)
+        if steps < 0:
+            raise ValueError(f"{name}: steps must not be negative, got {steps}")
+        alpha = getattr(self, "alpha", None)
+        if alpha is not None and not is_positive(alpha):
+            raise ValueError(f"{name}: alpha must not be negative, got {alpha!r}")
+        if self.target is not None and not self.targeted:
+            raise ValueError(f"{name}: target={self.target} needs targeted=True")
+        if self.loss in SOFT_LOSSES and (self.targeted or not getattr(self, "random_start", False)):
+            raise ValueError(
+                f"{name}: loss={self.loss!r} is 0 with gradient 0 at the image itself and has no target class; "
+                "use PGD with its random start and without targeted"
+            )
+        if self.target is not None and self.target < 0:
+            raise ValueError(f"{name}: target must be a class number from 0 on, got {self.target}")
+
+
 @spec
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(GradientAttack):
     """The fast gradient sign method (Goodfellow et al. 2015): one step of eps from the image itself.
 
     `targeted` draws a wrong class for each image, or takes `target`, and descends towards it. In balls other than L-inf
@@ -45,16 +72,13 @@ class FGSM(Attack):
     targeted: bool = False
     target: int | None = None
 
-    def __post_init__(self) -> None:
-        _check(self)
-
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         return (_gradient_run(self, steps=1, alpha=epsilon(self.ball)),)
 
 
 @spec
 @dataclass(frozen=True)
-class BIM(Attack):
+class BIM(GradientAttack):
     """The basic iterative method, or iterative sign method (Kurakin et al. 2017): `steps` steps of `alpha`, no random start.
 
     alpha None is eps/steps; ``alpha=eps/16`` in a text is `EpsShare(1 / 16)`. ``project=False`` is the iteration without
@@ -73,9 +97,6 @@ class BIM(Attack):
     targeted: bool = False
     target: int | None = None
 
-    def __post_init__(self) -> None:
-        _check(self)
-
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         eps = epsilon(self.ball)
         alpha = step_size(self, eps, eps / max(self.steps, 1))
@@ -84,7 +105,7 @@ class BIM(Attack):
 
 @spec
 @dataclass(frozen=True)
-class PGD(Attack):
+class PGD(GradientAttack):
     """Projected gradient descent (Madry et al. 2018): K = `steps` gradient evaluations, the K-th iterate.
 
     alpha None is min(eps, 2.5 eps / steps); ``alpha=eps/16`` in a text is `EpsShare(1 / 16)`. `random_start` starts
@@ -112,9 +133,10 @@ class PGD(Attack):
     targeted: bool = False
     target: int | None = None
 
+    least: ClassVar = {"restarts": 1}
+
     def __post_init__(self) -> None:
-        _check(self)
-        check_least(self, restarts=1)
+        super().__post_init__()
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"PGD: {self.restarts} restarts without a random start would be equal; leave out random_start=False")
         if not self.clip_start and not (self.random_start and self.steps):
@@ -210,26 +232,6 @@ def _gradient_run(attack: FGSM | BIM | PGD, **how: Any) -> GradientRun:
         type(attack).__name__, attack.ball, loss=attack.loss,
         targeted=attack.targeted, target=attack.target, **how,
     )  # fmt: skip
-
-
-def _check(attack: FGSM | BIM | PGD) -> None:
-    name = type(attack).__name__
-    lookup(ASCENT_LOSSES, attack.loss, "loss")
-    steps = getattr(attack, "steps", 1)
-    if steps < 0:
-        raise ValueError(f"{name}: steps must not be negative, got {steps}")
-    alpha = getattr(attack, "alpha", None)
-    if alpha is not None and not is_positive(alpha):
-        raise ValueError(f"{name}: alpha must not be negative, got {alpha!r}")
-    if attack.target is not None and not attack.targeted:
-        raise ValueError(f"{name}: target={attack.target} needs targeted=True")
-    if attack.loss in SOFT_LOSSES and (attack.targeted or not getattr(attack, "random_start", False)):
-        raise ValueError(
-            f"{name}: loss={attack.loss!r} is 0 with gradient 0 at the image itself and has no target class; "
-            "use PGD with its random start and without targeted"
-        )
-    if attack.target is not None and attack.target < 0:
-        raise ValueError(f"{name}: target must be a class number from 0 on, got {attack.target}")
 
 
 def configured(

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import (
-    Attack,
-    AttackRun,
-    State,
-    check_ball,
-    check_least,
-    initial_state,
-    input_gradient,
-    is_finite,
-    record,
-)
+from vizrobust.attacks.attack import Attack, AttackRun, State, initial_state, input_gradient, is_finite, record
 from vizrobust.attacks.losses import ce, margin
 from vizrobust.attacks.threat_models import (
     L0,
@@ -42,15 +33,18 @@ A = TypeVar("A", bound=Any)
 
 
 class MinimumNormAttack(Attack):
-    """An attack that needs no eps; it works in these `balls`; fields named `positive` must be above 0, `gamma` below 1 too."""
+    """An attack that needs no eps; fields named `positive` must be above 0, `gamma` below 1 too."""
 
     minimum_norm = True
-    balls: ClassVar[tuple[type, ...]]
     positive: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[Mapping[str, float]] = {"steps": 0}
+    run: ClassVar[type[Any]]
+
+    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
+        return (self.run(self),)
 
     def __post_init__(self) -> None:
-        check_ball(self, *self.balls)
-        check_least(self, steps=0)
+        super().__post_init__()
         for name in self.positive:
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must be above 0, got {value:g}")
@@ -107,38 +101,7 @@ LAST_ALPHA, LAST_GAMMA = 0.01, 0.001
 SPARSE_VALUES = 8
 
 
-@spec
-@dataclass(frozen=True)
-class FMN(MinimumNormAttack):
-    """The fast minimum-norm attack (Pintor et al. 2021): each image's ball shrinks where a point in it is misclassified.
-
-    Each of the K = `steps` gradients of the margin moves a point, which is projected into a ball of the image's own
-    radius. That radius is the distance to the linearised boundary until a point is misclassified; from then on it falls
-    by the share `gamma` after a misclassified point and grows by it after any other. Steps have length `alpha` (in L2)
-    at first, a hundredth of it at the end, `gamma` 0.001, both along a half cosine. The ball is Linf, L2, L1 or L0,
-    which counts values; without eps it is unbounded, with one only points in it break an image.
-
-    ``steepest=True`` is not in the paper: the step goes in the ball's direction of steepest ascent and is `alpha` times the
-    present radius long, so one alpha fits every norm, image size and distance.
-
-    >>> FMN(steps=20, norm="L1")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
-    """
-
-    steps: int = 100
-    ball: Ball = Linf()
-    alpha: float = 1.0
-    gamma: float = 0.05
-    steepest: bool = False
-
-    balls = (Linf, L2, L1, L0)
-    positive = ("alpha",)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (FMNRun(self),)
-
-
-class FMNRun(MinimumNormRun[FMN]):
+class FMNRun(MinimumNormRun["FMN"]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         return radius_state(x, y, streams, 1.0 if isinstance(self.attack.ball, L0) else math.inf)
 
@@ -188,6 +151,53 @@ class FMNRun(MinimumNormRun[FMN]):
 
 @spec
 @dataclass(frozen=True)
+class FMN(MinimumNormAttack):
+    """The fast minimum-norm attack (Pintor et al. 2021): each image's ball shrinks where a point in it is misclassified.
+
+    Each of the K = `steps` gradients of the margin moves a point, which is projected into a ball of the image's own
+    radius. That radius is the distance to the linearised boundary until a point is misclassified; from then on it falls
+    by the share `gamma` after a misclassified point and grows by it after any other. Steps have length `alpha` (in L2)
+    at first, a hundredth of it at the end, `gamma` 0.001, both along a half cosine. The ball is Linf, L2, L1 or L0,
+    which counts values; without eps it is unbounded, with one only points in it break an image.
+
+    ``steepest=True`` is not in the paper: the step goes in the ball's direction of steepest ascent and is `alpha` times the
+    present radius long, so one alpha fits every norm, image size and distance.
+
+    >>> FMN(steps=20, norm="L1")(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
+    """
+
+    steps: int = 100
+    ball: Ball = Linf()
+    alpha: float = 1.0
+    gamma: float = 0.05
+    steepest: bool = False
+
+    balls = (Linf, L2, L1, L0)
+    positive = ("alpha",)
+    run = FMNRun
+
+
+class DDNRun(MinimumNormRun["DDN"]):
+    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
+        return radius_state(x, y, streams, self.attack.initial_norm)
+
+    def step(self, net: nn.Module, state: State) -> None:
+        ball, gamma, x, at = self.attack.ball, self.attack.gamma, state["x"], state["at"].detach().requires_grad_()
+        logits = net(at)
+        grad = input_gradient(ce(logits, state["y"]).to(x.dtype), at, state)
+        at = at.detach()
+        alpha = LAST_ALPHA + (1 - LAST_ALPHA) * per_image(cosine(state, self.steps), x)
+        wrong = record_minimum_norm(state, ball, logits.detach(), at)
+        farthest = ball.norm(torch.maximum(x, 1 - x))
+        state["radius"] = (state["radius"] * torch.where(wrong, 1 - gamma, 1 + gamma)).minimum(farthest)
+        move = at - x + alpha * ball.steepest_direction(grad)
+        state["at"] = (x + move * per_image(state["radius"] / ball.norm(move).clamp_min(TINY), x)).clamp_(0, 1)
+        state["adv"] = projected(ball, x, state["at"])
+
+
+@spec
+@dataclass(frozen=True)
 class DDN(MinimumNormAttack):
     """Decoupled direction and norm (Rony et al. 2019): steps on a sphere whose radius follows the decision boundary.
 
@@ -207,27 +217,7 @@ class DDN(MinimumNormAttack):
 
     balls = (L2,)
     positive = ("initial_norm",)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (DDNRun(self),)
-
-
-class DDNRun(MinimumNormRun[DDN]):
-    def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
-        return radius_state(x, y, streams, self.attack.initial_norm)
-
-    def step(self, net: nn.Module, state: State) -> None:
-        ball, gamma, x, at = self.attack.ball, self.attack.gamma, state["x"], state["at"].detach().requires_grad_()
-        logits = net(at)
-        grad = input_gradient(ce(logits, state["y"]).to(x.dtype), at, state)
-        at = at.detach()
-        alpha = LAST_ALPHA + (1 - LAST_ALPHA) * per_image(cosine(state, self.steps), x)
-        wrong = record_minimum_norm(state, ball, logits.detach(), at)
-        farthest = ball.norm(torch.maximum(x, 1 - x))
-        state["radius"] = (state["radius"] * torch.where(wrong, 1 - gamma, 1 + gamma)).minimum(farthest)
-        move = at - x + alpha * ball.steepest_direction(grad)
-        state["at"] = (x + move * per_image(state["radius"] / ball.norm(move).clamp_min(TINY), x)).clamp_(0, 1)
-        state["adv"] = projected(ball, x, state["at"])
+    run = DDNRun
 
 
 def radius_state(x: Tensor, y: Tensor, streams: Streams, radius: float) -> State:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attacks.attack import AttackRun, State, check_least, initial_state, input_gradient, is_finite
+from vizrobust.attacks.attack import State, initial_state, input_gradient, is_finite
 from vizrobust.attacks.losses import dlr, margin
 from vizrobust.attacks.minimum_norm import MinimumNormAttack, MinimumNormRun, projected, record_minimum_norm
 from vizrobust.attacks.threat_models import L0, L1, L2, TINY, Ball, per_image
@@ -26,39 +27,7 @@ LARGEST = 1e18
 BETA1, BETA2, LEAST_DIVISOR = 0.9, 0.999, 1e-8
 
 
-@spec
-@dataclass(frozen=True)
-class CW(MinimumNormAttack):
-    """The L2 attack of Carlini & Wagner (2017): Adam on ``|x' - x|² + c · max(confidence - lead, 0)`` with x' = tanh(w).
-
-    The lead is the largest wrong logit minus the label's. A binary search for each image finds its c: `search_steps`
-    rounds of `steps` steps each, from `initial_c`, ten times as much after each round without success until one
-    succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
-    only points with so large a lead count. Without eps the ball is unbounded, with one only points in it break an image.
-
-    >>> CW(steps=20, search_steps=3)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 61 evaluated points each)
-    """
-
-    steps: int = 100
-    search_steps: int = 9
-    ball: Ball = L2()
-    confidence: float = 0.0
-    lr: float = 0.05
-    initial_c: float = 0.1
-
-    balls = (L2,)
-    positive = ("lr", "initial_c")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, search_steps=1, confidence=0)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (CWRun(self),)
-
-
-class CWRun(MinimumNormRun[CW]):
+class CWRun(MinimumNormRun["CW"]):
     """All rounds of the binary search as one run; each image has its own c, bounds and optimizer state."""
 
     @property
@@ -137,6 +106,33 @@ class CWRun(MinimumNormRun[CW]):
             state[name] = torch.where(per_image(over, value), value, state[name])
 
 
+@spec
+@dataclass(frozen=True)
+class CW(MinimumNormAttack):
+    """The L2 attack of Carlini & Wagner (2017): Adam on ``|x' - x|² + c · max(confidence - lead, 0)`` with x' = tanh(w).
+
+    The lead is the largest wrong logit minus the label's. A binary search for each image finds its c: `search_steps`
+    rounds of `steps` steps each, from `initial_c`, ten times as much after each round without success until one
+    succeeds, then halving the interval. (The authors' lr of 0.01 needs a thousand steps a round.) With a `confidence`
+    only points with so large a lead count. Without eps the ball is unbounded, with one only points in it break an image.
+
+    >>> CW(steps=20, search_steps=3)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 61 evaluated points each)
+    """
+
+    steps: int = 100
+    search_steps: int = 9
+    ball: Ball = L2()
+    confidence: float = 0.0
+    lr: float = 0.05
+    initial_c: float = 0.1
+
+    balls = (L2,)
+    positive = ("lr", "initial_c")
+    least: ClassVar = {"steps": 0, "search_steps": 1, "confidence": 0}
+    run = CWRun
+
+
 def _variable(x: Tensor) -> Tensor:
     """w with `_image(w)` = x."""
     return torch.atanh((x - 0.5) / (0.5 + SLACK))
@@ -155,32 +151,7 @@ LEAD = 1e-4
 MULTIPLIERS = 1e-6, 1e12
 
 
-@spec
-@dataclass(frozen=True)
-class ALMA(MinimumNormAttack):
-    """The augmented Lagrangian attack (Rony et al. 2021): RMSProp with momentum on distance + penalty(-DLR).
-
-    The penalty is their P2 with a multiplier of each image's own, averaged over the steps; its parameter rises by 1.2
-    after every 10 steps in which the constraint has not fallen by 5 %, until a point is misclassified. From there on the
-    step `lr` falls to a hundredth. K = `steps` gradients. The ball is L2 or L1; without eps it is unbounded, with one only
-    points in it break an image.
-
-    >>> ALMA(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
-    """
-
-    steps: int = 100
-    ball: Ball = L2()
-    lr: float = 0.1
-
-    balls = (L2, L1)
-    positive = ("lr",)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (ALMARun(self),)
-
-
-class ALMARun(MinimumNormRun[ALMA]):
+class ALMARun(MinimumNormRun["ALMA"]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         one = torch.ones_like(x[:, 0, 0, 0])
         return {
@@ -224,6 +195,29 @@ class ALMARun(MinimumNormRun[ALMA]):
         state["adv"] = projected(ball, x, state["at"])
 
 
+@spec
+@dataclass(frozen=True)
+class ALMA(MinimumNormAttack):
+    """The augmented Lagrangian attack (Rony et al. 2021): RMSProp with momentum on distance + penalty(-DLR).
+
+    The penalty is their P2 with a multiplier of each image's own, averaged over the steps; its parameter rises by 1.2
+    after every 10 steps in which the constraint has not fallen by 5 %, until a point is misclassified. From there on the
+    step `lr` falls to a hundredth. K = `steps` gradients. The ball is L2 or L1; without eps it is unbounded, with one only
+    points in it break an image.
+
+    >>> ALMA(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
+    AttackResult(3 images, 21 evaluated points each)
+    """
+
+    steps: int = 100
+    ball: Ball = L2()
+    lr: float = 0.1
+
+    balls = (L2, L1)
+    positive = ("lr",)
+    run = ALMARun
+
+
 def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
     """(N,): the derivative by y of P2(y, rho, mu): mu y + mu rho y² + rho² y³ / 6 where y >= 0, else mu y / (1 - rho y)."""
     above, below = y.clamp_min(0), y.clamp_max(0)
@@ -234,37 +228,7 @@ def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
 SIGMA = 0.001
 
 
-@spec
-@dataclass(frozen=True)
-class SigmaZero(MinimumNormAttack):
-    """sigma-zero (Cinà et al. 2025): Adam on max(-margin, 0) + a smooth count of the values that change, over all values.
-
-    The gradient is scaled to a largest entry of 1; after each step changes below a threshold are set to 0. The threshold
-    starts at `threshold` and rises by a hundredth of the step after a misclassified point, else it falls by that much.
-    The step falls from `lr` to a tenth of it along a half cosine. K = `steps` gradients. The ball is L0 and counts values
-    of the tensor, not pixels; without eps it is unbounded, with one only points in it break an image.
-
-    >>> SigmaZero(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
-    """
-
-    steps: int = 100
-    ball: Ball = L0()
-    lr: float = 1.0
-    threshold: float = 0.3
-
-    balls = (L0,)
-    positive = ("lr",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, threshold=0)
-
-    def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
-        return (SigmaZeroRun(self),)
-
-
-class SigmaZeroRun(MinimumNormRun[SigmaZero]):
+class SigmaZeroRun(MinimumNormRun["SigmaZero"]):
     def start(self, net: nn.Module, x: Tensor, y: Tensor, streams: Streams) -> State:
         zero = torch.zeros_like(x)
         threshold = torch.full_like(x[:, 0, 0, 0], self.attack.threshold)
@@ -295,3 +259,30 @@ class SigmaZeroRun(MinimumNormRun[SigmaZero]):
 
     def _schedule(self, i: Tensor) -> Tensor:
         return 0.1 + 0.45 * (1 + torch.cos(i * (math.pi / self.steps)))
+
+
+@spec
+@dataclass(frozen=True)
+class SigmaZero(MinimumNormAttack):
+    """sigma-zero (Cinà et al. 2025): Adam on max(-margin, 0) + a smooth count of the values that change, over all values.
+
+    The gradient is scaled to a largest entry of 1; after each step changes below a threshold are set to 0. The threshold
+    starts at `threshold` and rises by a hundredth of the step after a misclassified point, else it falls by that much.
+    The step falls from `lr` to a tenth of it along a half cosine. K = `steps` gradients. The ball is L0 and counts values
+    of the tensor, not pixels; without eps it is unbounded, with one only points in it break an image.
+
+    >>> x = torch.rand(3, 1, 2, 2)
+    >>> found = SigmaZero(steps=20)(nn.Flatten(), x, x.flatten(1).argmax(1))
+    >>> L0().norm(found.best - x)
+    tensor([1., 1., 1.])
+    """
+
+    steps: int = 100
+    ball: Ball = L0()
+    lr: float = 1.0
+    threshold: float = 0.3
+
+    balls = (L0,)
+    positive = ("lr",)
+    least: ClassVar = {"steps": 0, "threshold": 0}
+    run = SigmaZeroRun

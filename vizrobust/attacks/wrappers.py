@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vizrobust.attacks.apgd import APGD
-from vizrobust.attacks.attack import Attack, AttackRun, State, ball_of, check_least, initial_state, num_classes, record
+from vizrobust.attacks.attack import Attack, AttackRun, State, ball_of, initial_state, num_classes, record
 from vizrobust.attacks.black_box import Square
 from vizrobust.attacks.boundary_attacks import FAB
 from vizrobust.attacks.gradient import PGD
@@ -47,8 +47,7 @@ class EOT(Attack):
     attack: Attack = PGD()
     samples: int = 20
 
-    def __post_init__(self) -> None:
-        check_least(self, samples=1)
+    least: ClassVar = {"samples": 1}
 
     @property
     def ball(self) -> Ball | None:

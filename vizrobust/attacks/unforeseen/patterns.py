@@ -34,9 +34,7 @@ class Gabor(UnforeseenAttack):
     torch.Size([2, 3, 32, 32])
     """
 
-    @property
-    def range(self) -> float:
-        return 1.0
+    range = 1.0
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         height, width = x.shape[-2:]

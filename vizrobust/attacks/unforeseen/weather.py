@@ -29,9 +29,7 @@ class Fog(UnforeseenAttack):
     torch.Size([2, 3, 32, 32])
     """
 
-    @property
-    def range(self) -> float:
-        return 0.5
+    range = 0.5
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         return {"z": streams.child("displacements").uniform(4 ** scales(x) - 1).to(x)}
@@ -107,9 +105,7 @@ class Snow(UnforeseenAttack):
 
     signs: bool = False
 
-    @property
-    def range(self) -> float:
-        return 1.0
+    range = 1.0
 
     def init(self, x: Tensor, streams: Streams) -> dict[str, Tensor]:
         rows, columns = (-(-length // SPACING) for length in x.shape[-2:])
