@@ -18,13 +18,15 @@ from pathlib import Path
 import torch, torch._dynamo
 from vizrobust.attacks import FGSM, L2, PGD, Linf
 from vizrobust.compute import Compute
-from vizrobust.data import load
+from tests.test_training import tiny
 from vizrobust.training import MultiAttack, Progress, TrainingRecipe, loop, train, training_runs
 
 # The watch and the closing test are kept short; one thread, since the weights are promised at the same thread count.
 loop.MONITOR_STEPS = training_runs.TESTED_IMAGES = training_runs.TESTED_STEPS = 1
 mix = MultiAttack((PGD(steps=1, ball=Linf(0.1)), FGSM(L2(0.5))), "random")
-recipe = TrainingRecipe("small_cnn", "digits", mix, clean_weight=0.5, epochs={EPOCHS}, augment="crop", watch=1, ema=0.9, awp=0.01)
+recipe = TrainingRecipe(
+    "small_cnn", "tiny", mix, clean_weight=0.5, epochs={EPOCHS}, batch_size=3, augment="crop", watch=1, ema=0.9, awp=0.01
+)
 
 def run(line):
     pause, folder = line.split(" ", 1)
@@ -44,7 +46,7 @@ def run(line):
         hold("writing")
     if pause == "writing":
         torch.save = in_halves
-    for item in train(recipe, load("digits"), Compute("cpu", threads=1), folder, checkpoint_every=4):
+    for item in train(recipe, tiny(), Compute("cpu", threads=1), folder, checkpoint_every=4):
         if pause == "first" and isinstance(item, Progress) and item.batch == 5:
             hold("first")
         if pause == "within" and isinstance(item, Progress) and (item.epoch, item.batch) == (2, 6):
