@@ -54,6 +54,11 @@ def full_report(
             report["checkpoints"].append(_checkpoint(name, f"{label}, seed {seed}", role, group, k, seed, amount))
             report["accuracy"] += _accuracies(name, amount, k in (1, 2) or group == "fgsm", noise)
             report["clarity"] += _clarity(name, amount, len(names), noise, recipes)
+            report["attribution"] += [
+                {"checkpoint": name, "method": method, "measure": "gini", "values": [level + noise, None, level - 0.1 * amount]}
+                for method, level in (("Saliency()", 0.5), ("SmoothGrad(samples=9)", 0.7))
+            ]
+            report["effective_features"].append({"checkpoint": name, "layer": "stage4", "value": 9 + 4 * amount + noise})
             for recipe in recipes:
                 report["excitation"].append(
                     {"checkpoint": name, "recipe": recipe, "layer": "logits", "ratio": 2.6 - amount, "radius": 3 + 8 * amount}
@@ -192,6 +197,8 @@ def _frame(seeds: int, names: tuple[str, ...], shape: tuple[int, int, int], reci
         "accuracy": [],
         "metrics": METRICS,
         "clarity": [],
+        "attribution": [],
+        "effective_features": [],
         "references": _references(recipes),
         "distance": [],
         "excitation": [],

@@ -25,6 +25,7 @@ from vizrobust.report.study_clarity_figures import (
 from vizrobust.report.study_data import StudyGroups, over_seeds, range_over_seeds
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, ratios, unforeseen_over_k
 from vizrobust.report.study_page import study_sheet
+from vizrobust.report.study_secondary import secondary_contrasts, secondary_over_k, secondary_values
 from vizrobust.report.style import house_style, save_figure
 
 FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {
@@ -36,6 +37,7 @@ FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {
     "diagnostic": lambda study: clarity_over_k(study, "diagnostic", "logits"),
     "controls": lambda study: controls_over_k(study, "logits"),
     "distance": clarity_distance,
+    "secondary outcomes": secondary_over_k,
     "against accuracy": lambda study: clarity_against_accuracy(study, "logits"),
 }
 
@@ -185,6 +187,34 @@ def test_the_distance_curve_is_the_mean_over_seeds_and_judges(study: StudyGroups
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
     assert len(lines) == len(DOSES)
     assert lines[-1] == pytest.approx(expected)
+
+
+def test_secondary_outcomes_have_a_thin_line_for_each_seed_and_their_mean(study: StudyGroups, report: dict[str, Any]) -> None:
+    figure = secondary_over_k(study)
+    assert figure is not None
+    maps, features = figure.axes
+    rows = [row for row in report["attribution"] if row["method"] == "SmoothGrad(samples=9)"]
+    seeds = [
+        [np.mean([row["values"][i] for i in (0, 2)]) for k in DOSES for row in rows if row["checkpoint"] == f"k{k}-s{seed}"]
+        for seed in range(3)
+    ]
+    assert np.array(drawn(maps)[4:]) == pytest.approx(np.array([*seeds, np.mean(seeds, 0)]))
+    assert len(drawn(features)) == 4
+    assert {"Saliency", "SmoothGrad(samples=9)", "stage4"} <= set(texts(figure))
+
+
+def test_the_table_of_secondary_outcomes_has_intervals_of_scipy(study: StudyGroups, report: dict[str, Any]) -> None:
+    table = secondary_contrasts(study)
+    assert table is not None
+    assert list(table.header) == ["outcome", "of", "H1", "H2", "training seeds"]
+    assert [row[1] for row in table.rows] == ["Saliency", "SmoothGrad(samples=9)", "stage4"]
+    value = {row["checkpoint"]: row["value"] for row in report["effective_features"]}
+    per_seed = [np.mean([value[f"k{k}-s{seed}"] for k in DOSES[1:]]) - value[f"k0-s{seed}"] for seed in range(3)]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(per_seed), scale=stats.sem(per_seed))
+    assert table.rows[2][2] == f"{np.mean(per_seed):.3g} [{low:.3g}, {high:.3g}]"
+    values = secondary_values(study)
+    assert values is not None
+    assert values.rows[2][2] == f"{np.mean([value[f'k0-s{seed}'] for seed in range(3)]):.3g}"
 
 
 def test_more_steps_are_darker() -> None:

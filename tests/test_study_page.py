@@ -19,7 +19,8 @@ from vizrobust.report.study_units import inside
 NAMES = ("tench", "springer", "church", "truck")
 SECTIONS = (
     "Verdict", "Units over K", "The verdict in full", "Accuracy over K", "Clarity over K", "Clarity and distance",
-    "Clarity against accuracy", "Unforeseen attacks", "Common corruptions", "Confounds", "Methods",
+    "Clarity against accuracy", "Unforeseen attacks", "Common corruptions", "Secondary outcomes",
+    "Confounds", "Methods",
 )  # fmt: skip
 
 
@@ -93,13 +94,13 @@ def test_sections_stand_in_their_order_and_every_picture_and_figure_loads(opened
         SECTIONS
     )
     widths = page.evaluate("[...document.images].map(image => [image.src.slice(0, 5), image.naturalWidth])")
-    tiles, naturals, figures = 2 * (4 * (len(DOSES) + 3) * 2) - 2, 2 * 4 * 9, 9
+    tiles, naturals, figures = 2 * (4 * (len(DOSES) + 3) * 2) - 2, 2 * 4 * 9, 10
     assert len(widths) == tiles + naturals + figures
     assert min(width for _, width in widths) > 0
     assert {source for source, _ in widths} == {"data:"}
     linked = page.evaluate("[...document.querySelectorAll('a')].map(link => link.getAttribute('href'))")
     files = [name for name in linked if not name.startswith("#")]
-    assert len(files) == 2 * 9 + 2
+    assert len(files) == 2 * 10 + 2
     assert all((full.parent / name).is_file() for name in files)
     assert all(page.locator(name).count() == 1 for name in linked if name.startswith("#"))
     assert page.locator(".unmeasured").count() == 0
@@ -301,7 +302,7 @@ def test_empty_fields_are_said_to_be_unmeasured(opened: Any) -> None:
     page = opened("partial")
     assert page.locator(".sentence").inner_text() == "This study has no verdict yet."
     assert page.locator(".unmeasured").count() == 8
-    assert page.locator("main > section").count() == len(SECTIONS)
+    assert page.locator("main > section").count() == len(SECTIONS) - 1  # secondary outcomes are there only where measured
     assert page.locator("dialog").is_visible() is False
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from vizrobust.attribution import Saliency
 from vizrobust.clarity import METRICS, two_afc
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
@@ -55,7 +56,7 @@ def smallest(judge: str) -> Plan:
         image_seeds=2,
         layer="linear1", hidden=3, hidden_seeds=2, frames=3, batch_size=20, judges=(judge,), images=20, pgd_steps=3,
         restarts=1, targets=1, masking_images=0, unforeseen=("Fog",), unforeseen_images=10, corruption_images=4,
-        query_images=300, exemplar_images=100,
+        query_images=300, exemplar_images=100, explain_images=3, explain_methods=(Saliency(),), feature_images=20,
     )  # fmt: skip
 
 
@@ -212,6 +213,9 @@ def test_the_preregistration_is_there_before_the_first_picture_and_the_first_att
     assert not list((tmp_path / "study").glob("pictures/*/images"))
 
 
+STAGES = ("attacks", "pictures", "clarity", "attribution", "effective-features", "clarity-matched")
+
+
 def cut(rows: Path) -> list[str]:
     """Leave three quarters of the rows and a piece of the next, as a process does that is killed while it writes."""
     lines = rows.read_text().splitlines(keepends=True)
@@ -225,9 +229,9 @@ def test_stopped_in_every_stage_it_gives_the_same_report(finished: tuple[Path, d
     folder, whole, plan = finished
     shutil.copytree(folder, tmp_path / "again")
     (tmp_path / "again" / "report.json").unlink()
-    stages = [tmp_path / "again" / stage for stage in ("attacks", "pictures", "clarity", "clarity-matched")]
+    stages = [tmp_path / "again" / stage for stage in STAGES]
     kept = {rows: cut(rows) for stage in stages for rows in sorted(stage.rglob("rows.jsonl"))}
-    assert all(any(stage in rows.parents for rows in kept) for stage in stages[:3])
+    assert all(any(stage in rows.parents for rows in kept) for stage in stages[:5])
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("checkpoint.safetensors")}
     assert len(trained) == 5
     again = ran(tmp_path / "again", plan)

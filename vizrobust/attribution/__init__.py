@@ -1,6 +1,6 @@
 """Attribution: which pixels a network's answer depends on, and measures that say what such a map is worth."""
 
-from vizrobust.attribution.explanations import MEASURES, Explained, explained
+from vizrobust.attribution.explanations import MEASURES, Explained, explained, passes
 from vizrobust.attribution.methods import (
     ATTRIBUTIONS,
     Attribution,
@@ -10,6 +10,7 @@ from vizrobust.attribution.methods import (
     Occlusion,
     Saliency,
     SmoothGrad,
+    captum,
     parse_attribution,
 )
 
@@ -24,6 +25,8 @@ __all__ = [
     "Occlusion",
     "Saliency",
     "SmoothGrad",
+    "captum",
     "explained",
     "parse_attribution",
+    "passes",
 ]

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vizrobust.attribution.measures import gains, gini, infidelity, rank_correlation, sensitivity
+from vizrobust.attribution.measures import (
+    CURVE_STEPS,
+    NOISE_SAMPLES,
+    PATCHES,
+    RANDOM_ORDERS,
+    gains,
+    gini,
+    infidelity,
+    rank_correlation,
+    sensitivity,
+)
 from vizrobust.attribution.methods import Attribution
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
@@ -76,6 +86,18 @@ def explained(
             values = {name: float(column[place]) for name, column in found.items()}
             measures = {name: None if value != value else value for name, value in values.items()}
             yield Explained(number, int(y[place]), maps[place], measures, bool(wrong[place]))
+
+
+def passes(method: Attribution) -> float:
+    """About how many gradient passes a map and all its measures take for one image.
+
+    >>> from vizrobust.attribution.methods import Saliency
+    >>> round(passes(Saliency()))
+    99
+    """
+    without_gradient = 2 * (CURVE_STEPS + 1) * (RANDOM_ORDERS + 1) + 2 * PATCHES
+    maps = 2 + NOISE_SAMPLES  # the image's own, that of random weights, and those of noisy copies
+    return without_gradient / 3 + maps * method.passes
 
 
 def _measured(

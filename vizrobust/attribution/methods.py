@@ -45,6 +45,11 @@ class Attribution(ABC):
     @abstractmethod
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, background: Tensor, streams: Streams) -> Tensor: ...
 
+    @property
+    def passes(self) -> float:
+        """About how many gradient passes of one image a map takes; a pass without gradients is a third of one."""
+        return 1.0
+
     def prepared(self, net: nn.Module, shape: Shape) -> Attribution:
         """The method with what it needs to know of the network; ``ValueError`` where it cannot explain it."""
         return self
@@ -93,6 +98,10 @@ class SmoothGrad(Attribution):
             found += _slope(net, x + self.sigma * noise, y)
         return found / self.samples
 
+    @property
+    def passes(self) -> float:
+        return float(self.samples)
+
 
 @spec
 @dataclass(frozen=True)
@@ -119,6 +128,10 @@ class IntegratedGradients(Attribution):
         empty = background.reshape(1, -1, 1, 1).to(x).expand_as(x)
         return method.attribute(x, empty, y, n_steps=self.steps, internal_batch_size=len(x)).detach().to(x)
 
+    @property
+    def passes(self) -> float:
+        return float(self.steps)
+
 
 @spec
 @dataclass(frozen=True)
@@ -143,6 +156,10 @@ class Occlusion(Attribution):
         step, empty = max(1, side // 2), background.reshape(1, -1, 1, 1).to(x).expand_as(x)
         with torch.no_grad():
             return captum("attr").Occlusion(net).attribute(x, (x.shape[1], side, side), (x.shape[1], step, step), empty, y)
+
+    @property
+    def passes(self) -> float:
+        return (2 * 7 - 1) ** 2 / 3  # squares of a seventh, each half over the next
 
 
 @spec

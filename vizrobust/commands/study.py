@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vizrobust.attribution import parse_attribution
 from vizrobust.clarity import default_judges
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
@@ -17,6 +18,7 @@ from vizrobust.names import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
+from vizrobust.report.study_secondary import secondary_contrasts
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import StudyRequest, VerifyRequest
 from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
@@ -64,7 +66,7 @@ class StudyResult(Result):
         return [] if self.report is None else list(self.report["verdict"]["sentences"])
 
     def tables(self) -> list[Table]:
-        """The accuracies of the networks."""
+        """The accuracies of the networks, and the contrasts of secondary outcomes where they were measured."""
         if self.report is None:
             return []
         found = {(row["checkpoint"], row["kind"]): row["accuracy"] for row in self.report["accuracy"]}
@@ -75,7 +77,8 @@ class StudyResult(Result):
             if one["role"] != "random"
         ]  # fmt: skip
         header = ["network", *(name for _, name in ACCURACIES), "masked?"]
-        return [Table(f"Accuracy at eps {self.report['data']['eps']:.3g}", header, rows)]
+        besides = secondary_contrasts(StudyGroups(self.report))
+        return [Table(f"Accuracy at eps {self.report['data']['eps']:.3g}", header, rows), *([besides] if besides else [])]
 
     def lines(self) -> list[str]:
         """The verdict, and where the page is."""
@@ -200,8 +203,11 @@ def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckp
     known = {field.name for field in fields(plan)} - {"quick"}
     stated = {PLAN_FIELDS.get(field.name, field.name): getattr(request, field.name) for field in fields(request)}
     stated["recipes"] = tuple(parse_recipe(one) if isinstance(one, str) else one for one in request.recipes)
+    stated["explain_methods"] = tuple(parse_attribution(one) if isinstance(one, str) else one for one in request.explain_methods)
     changes = {name: value for name, value in stated.items() if name in known and value is not None}
-    return replace(plan, **{name: value for name, value in changes.items() if value or name not in ("judges", "recipes")})
+    # No texts of these mean the plan's own.
+    plural = ("judges", "recipes", "explain_methods")
+    return replace(plan, **{name: value for name, value in changes.items() if value or name not in plural})
 
 
 def _checkpoint(model: Any, request: StudyRequest, session: Session) -> Checkpoint:

@@ -196,6 +196,31 @@ def quality(
     )  # fmt: skip
 
 
+def effective_features(net: nn.Module, layer: str, images: Split, *, shape: Shape, compute: Compute) -> float | None:
+    """The effective number of a layer's features: the participation ratio of its covariance over all places of all images.
+
+    From 1, where all activations lie on a line, to the number of channels (Gao et al. 2017). None where the layer's values
+    are not finite, or all alike.
+
+    >>> from vizrobust.data import head, load
+    >>> from vizrobust.models import architecture
+    >>> net = architecture("small_cnn", (1, 8, 8), 10)()
+    >>> 1 <= effective_features(net, "conv1", head(load("digits").val, 9), shape=(1, 8, 8), compute=Compute("cpu")) <= 16
+    True
+    """
+    count, total, moments = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for _, maps in _maps(net, layer, images, shape, compute):
+        x = maps.double()
+        count += x.shape[0] * x.shape[2]
+        total, moments = total + x.sum((0, 2)), moments + torch.einsum("nap,nbp->ab", x, x)
+    if not moments.isfinite().all():
+        return None
+    mean = total / count
+    covariance = moments / count - mean[:, None] * mean
+    rounding = 1e-12 * float(moments.trace()) / count
+    return participation_ratio(covariance) if float(covariance.trace()) > rounding else None
+
+
 def effective_number(sizes: Array) -> Array:
     """(..., units) -> (...): exp of the entropy of their shares (Hill's number of order 1); 0 where all are 0.
 

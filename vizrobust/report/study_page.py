@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
+from vizrobust.report import study_secondary
 from vizrobust.report import study_tables as tables
 from vizrobust.report.canvas import (
     LABELLED,
@@ -37,6 +38,7 @@ from vizrobust.report.study_clarity_figures import (
 )
 from vizrobust.report.study_data import METRIC_ROLES, Group, StudyGroups
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
+from vizrobust.report.study_secondary import secondary_over_k
 from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
 from vizrobust.report.style import house_style, save_figure
 from vizrobust.report.viewer import embedded, environment, without_folders
@@ -227,6 +229,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
         figures=drawn,
         sheets=sheets,
         tables=tables,
+        secondary=study_secondary,
         panels=found,
         facts=facts,
         measures=measures(study, facts),
@@ -250,6 +253,7 @@ def _figures(folder: Path, study: StudyGroups) -> dict[str, dict[str, str]]:
         "clarity-distance": lambda: clarity_distance(study),
         "unforeseen-ratio": lambda: unforeseen_over_k(study),
         "corruptions-over-k": lambda: corruptions_over_k(study),
+        "secondary-over-k": lambda: secondary_over_k(study),
     }
     for layer in study.layers:
         end = layer_suffix(study, layer)

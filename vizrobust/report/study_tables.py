@@ -75,7 +75,7 @@ def estimates(study: StudyGroups, roles: Sequence[str]) -> Table | None:
         (e for e in study.report.rows("trends") if e["role"] in roles), key=lambda e: METRIC_ROLES.index(e["role"])
     ):
         bounds = entry.get("ci_low"), entry.get("ci_high")
-        interval = "-" if None in bounds else f"{_short(bounds[0])} to {_short(bounds[1])}"
+        interval = "-" if None in bounds else f"{short(bounds[0])} to {short(bounds[1])}"
         estimate, smallest, p = entry.get("estimate"), entry.get("smallest_effect"), entry.get("p_holm")
         rows.append(
             [
@@ -84,10 +84,10 @@ def estimates(study: StudyGroups, roles: Sequence[str]) -> Table | None:
                 str(entry.get("judge") or "-"),
                 str(entry["layer"]),
                 str(entry["contrast"]),
-                _short(estimate),
+                short(estimate),
                 interval,
-                _short(smallest),
-                _short(p if p is not None else entry.get("p")),
+                short(smallest),
+                short(p if p is not None else entry.get("p")),
                 str(len(entry.get("per_seed") or ())),
                 str(entry["verdict"]),
                 str(entry.get("shape") or "-"),
@@ -156,7 +156,7 @@ def clarity(study: StudyGroups) -> Table | None:
     rows = []
     for metric, recipe, judge, control, layer in keys:
         series = study.clarity(metric, recipe, judge, layer, control)
-        lines = [_short(study.report.reference(name, metric, recipe, judge, layer, control)) for name in names]
+        lines = [short(study.report.reference(name, metric, recipe, judge, layer, control)) for name in names]
         rows.append(
             [
                 study.title(metric),
@@ -164,7 +164,7 @@ def clarity(study: StudyGroups) -> Table | None:
                 judge or "-",
                 control or "-",
                 layer,
-                *(_mean(series, g.name) for g in study.groups),
+                *(mean_text(series, g.name) for g in study.groups),
                 *lines,
             ]
         )
@@ -182,7 +182,7 @@ def activation_and_distance(study: StudyGroups) -> Table | None:
             for key in ("ratio", "radius")
         ]
         rows += [
-            [group.label, recipe, layer, *(_mean(series, group.name) for series in columns)]
+            [group.label, recipe, layer, *(mean_text(series, group.name) for series in columns)]
             for group in study.groups
             if any(group.name in series for series in columns)
         ]
@@ -196,7 +196,9 @@ def matching(study: StudyGroups) -> Table | None:
     entries = study.report.rows("matching")
     columns = [study.spreads({row["checkpoint"]: row[key] for row in entries}) for key in ("drawn", "quality", "chance")]
     rows = [
-        [group.label, *(_mean(series, group.name) for series in columns)] for group in study.groups if group.name in columns[0]
+        [group.label, *(mean_text(series, group.name) for series in columns)]
+        for group in study.groups
+        if group.name in columns[0]
     ]
     header = ("", "drawn units", "all units of the layer", "by chance")
     note = (
@@ -217,7 +219,7 @@ def paths(study: StudyGroups) -> Table | None:
             flagged = sum(bool(row.get("flagged")) for row in of)
             why = "; ".join(dict.fromkeys(str(row["why"]) for row in of if row.get("why")))
             note = f"flagged: {flagged} of {len(of)}" if flagged else why or "-"
-            rows += [[group.label, recipe, str(of[0].get("layer") or "-"), _mean(series, group.name), note]] if of else []
+            rows += [[group.label, recipe, str(of[0].get("layer") or "-"), mean_text(series, group.name), note]] if of else []
     header = ("", "recipe", "layer", "path similarity", "note")
     below = (
         "1: pictures excite the layer as natural images of their class do; 0: as images of other classes do (Geirhos et al. "
@@ -231,7 +233,7 @@ def unforeseen(study: StudyGroups) -> Table | None:
     columns = (study.ranges(study.accuracy_of("strongest")), study.ranges(unforeseen_mean(study)))
     share = ratios(study)
     rows = [
-        [group.label, *(_share(series.get(group.name)) for series in columns), _mean(share, group.name)]
+        [group.label, *(_share(series.get(group.name)) for series in columns), mean_text(share, group.name)]
         for group in study.groups
         if all(group.name in series for series in columns)
     ]
@@ -250,8 +252,8 @@ def confounds(study: StudyGroups) -> Table | None:
         [
             labels.get(row["group"], str(row["group"])),
             percent(row.get("clean")),
-            _short(row.get("delta_linf")),
-            _short(row.get("delta_l2")),
+            short(row.get("delta_linf")),
+            short(row.get("delta_l2")),
             _count(row.get("gradient_passes")),
             _count(row.get("steps")),
         ]
@@ -313,18 +315,19 @@ def _span(lows: Sequence[float], highs: Sequence[float]) -> str:
     """
     if not lows or not highs:
         return "-"
-    low, high = _short(min(lows)), _short(max(highs))
+    low, high = short(min(lows)), short(max(highs))
     return low if low == high else f"{low} to {high}"
 
 
-def _mean(series: Series, group: str) -> str:
-    return _short(series[group].mean) if group in series else "-"
+def mean_text(series: Series, group: str) -> str:
+    """The mean of a group to three figures, ``-`` where it has none."""
+    return short(series[group].mean) if group in series else "-"
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
     """Three figures, or ``-``.
 
-    >>> _short(0.12345), _short(None), _short(12345.6), _short(-0.5)
+    >>> short(0.12345), short(None), short(12345.6), short(-0.5)
     ('0.123', '-', '12,346', '−0.5')
     """
     if value is None:

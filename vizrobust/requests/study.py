@@ -72,6 +72,16 @@ class StudyRequest(Request):
         None, "report.json of an earlier study, whose spread over training seeds says what this one can see.", kind="file"
     )
     precision: str = param("fp32", "bf16 is autocast to bfloat16, in training alone.", choices=PRECISIONS)
+    explain_images: int | None = param(
+        None, "Test images whose attribution maps are measured (extra explain); 0 is none.  [default: 0]", least=0
+    )
+    explain_methods: tuple[Any, ...] = param(
+        (), "How; several allowed.  [default: saliency, smoothgrad and integrated gradients]", kind="attribution",
+        flag="--explain-method", metavar="SPEC",
+    )  # fmt: skip
+    feature_images: int | None = param(
+        None, "Test images for the hidden layer's effective number of features; 0 is none.  [default: 0]", least=0
+    )
     radii: tuple[float, ...] | None = param(None, "Candidates of the rule that chooses eps.", cli=False)
     matched: bool | None = param(None, "Match hidden units across networks.", cli=False)
     frames: int | None = param(None, "Frames of each optimization path.", least=2, cli=False)
@@ -90,6 +100,8 @@ class StudyRequest(Request):
     def check(self) -> None:
         if not self.models and self.data is None:
             raise ParameterError("say what to study: {data} REF trains a sweep on it, or name two or more checkpoints")
+        if self.explain_methods and not self.explain_images:
+            raise ParameterError("{explain_methods} needs images to explain; give {explain_images}, such as 100")
         trained = (self.steps, self.seeds, self.baselines, self.controls, self.epochs)
         if self.models and any(trained):
             raise ParameterError(

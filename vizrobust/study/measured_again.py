@@ -26,6 +26,8 @@ from vizrobust.study.protocol import UNTRAINED, Plan
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, StudyReport
 from vizrobust.study.report_checks import AGAIN, Check
 from vizrobust.study.report_rows import sha256_of
+from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
+from vizrobust.study.secondary_measures import attribution_rows, explained_images, feature_number
 from vizrobust.study.stimuli import QuerySet, all_excitations, drawn_units, matched_units, picture_jobs
 from vizrobust.study.verdicts import SMALLEST_EFFECT_SHARE
 
@@ -34,6 +36,7 @@ ALONE = ("transfer", "natural_equivalent", "recognised", "seed_agreement", "near
          "spectrum_distance", "high_frequency_share", "nyquist_ratio")  # fmt: skip
 # The same pixels give a judge the same scores but for the order of sums.
 SAME = 1e-3
+EXPLAINED_AGAIN = 5
 
 
 @dataclass(frozen=True)
@@ -217,3 +220,31 @@ def _agree(stated: Any, found: Any) -> bool:
     if isinstance(found, list | tuple):
         return len(stated) == len(found) and all(_agree(one, other) for one, other in zip(stated, found, strict=True))
     return _near(stated, found, True) if isinstance(found, float) else bool(stated == found)
+
+
+def secondary_again(
+    report: StudyReport, plan: Plan, loaded: Mapping[str, Checkpoint], data: DataSet, compute: Compute, seed: int
+) -> Iterator[Check]:
+    """The first maps of one network and method, and one network's effective number of features, measured again."""
+    names = sorted(loaded)
+    order = Streams(seed, ["secondary"], "verify").permutation(len(names) * max(1, len(plan.explain_methods)))[0]
+    name, method = names[int(order[0]) % len(names)], plan.explain_methods[int(order[0]) // len(names)]
+    checkpoint = loaded[name]
+    if plan.explain_images:
+        what = f"attribution of {name}, {method!r}"
+        images = head(data.test, min(plan.explain_images, EXPLAINED_AGAIN))
+        try:
+            rows = list(explained_images(checkpoint, method, images, data.mean, compute, RunFolder.memory()))
+        except ValueError as error:  # without captum
+            yield Check(what, None, str(error), AGAIN)
+        else:
+            found = {row["measure"]: row["values"] for row in attribution_rows(name, method, rows)}
+            stated = {row["measure"]: row["values"] for row in report[ATTRIBUTION]
+                      if (row["checkpoint"], row["method"]) == (name, repr(method))}  # fmt: skip
+            wrong = [key for key in found if not _agree(stated[key][: len(images)], found[key])]
+            detail = f"otherwise in {', '.join(wrong)}" if wrong else f"{len(found)} measures of {len(images)} images"
+            yield Check(what, not wrong, detail, AGAIN)
+    if plan.feature_images:
+        again = feature_number(plan, checkpoint, data, compute)
+        there = next(row["value"] for row in report[FEATURES] if row["checkpoint"] == name)
+        yield Check(f"features of {name}", _near(there, again, True), f"{again}, stated {there}", AGAIN)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from vizrobust.attribution import passes as attribution_passes
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.intervals import CONFIDENCE, POWER
@@ -59,6 +60,8 @@ def costs(plan: Plan, data: DataSet, provided: int = 0, judges: int = 0, eps: fl
         pictures += drawn_units * (compared + 1 + (compared if plan.matched else 0))
     # A judge sees each picture about as often as there are frames and controls, at a third of a gradient pass.
     seen = each * (compared + 1) * judges * (plan.frames + 6) / 3
+    explained = min(plan.explain_images, len(data.test)) * sum(map(attribution_passes, plan.explain_methods))
+    asked = {"attribution": explained, "effective features": min(plan.feature_images, len(data.test)) / 3}
     pixels = math.prod(data.shape)
     weights = 0
     if not provided:
@@ -70,6 +73,7 @@ def costs(plan: Plan, data: DataSet, provided: int = 0, judges: int = 0, eps: fl
         Cost("attacks", float(attacks)),
         Cost("pictures", float(pictures * plan.recipes[0].steps), pictures * pixels),
         Cost("judges", seen),
+        *(Cost(stage, (compared + 1) * number) for stage, number in asked.items() if number),
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vizrobust.attacks import PGD, Attack, Linf
+from vizrobust.attribution import ATTRIBUTIONS, Attribution, IntegratedGradients, Saliency, SmoothGrad
 from vizrobust.clarity import METRICS
 from vizrobust.features import RECIPES, Recipe
 from vizrobust.features.recipes import NAMES as RECIPE_NAMES
@@ -20,6 +21,7 @@ from vizrobust.requests import ParameterError
 from vizrobust.robustness.corruptions import SEVERITIES
 from vizrobust.runs import Row, write_json
 from vizrobust.spec import lookup, named, number_text, spec, unknown
+from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES, SECONDARY, TEXTS
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
 
@@ -69,6 +71,9 @@ class Plan:
     judges' own features.
     A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
     least, and the masking diagnosis gives Square `masking_queries`.
+    Two secondary outcomes are measured of every network where they are asked for: what attribution maps by `explain_methods`
+    are worth on the first `explain_images` test images, and the effective number of features of `layer` on the first
+    `feature_images`.
     """
 
     training: TrainingRecipe
@@ -108,6 +113,9 @@ class Plan:
     first_seed: int = 0
     arm_seeds: int | None = None
     encoder: str = ""
+    explain_images: int = 0
+    explain_methods: tuple[Attribution, ...] = (Saliency(), SmoothGrad(), IntegratedGradients())
+    feature_images: int = 0
 
     def __post_init__(self) -> None:
         if self.training.attack is not None:
@@ -123,6 +131,7 @@ class Plan:
         at_least = {
             "seeds": 1, "image_seeds": 2, "images": 1, "pgd_steps": 1, "restarts": 1, "frames": 2, "batch_size": 1,
             "query_images": 1, "exemplar_images": 1, "short_steps": 1, "eps_rule_images": 1, "masking_queries": 0,
+            "explain_images": 0, "feature_images": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -139,6 +148,13 @@ class Plan:
             raise ParameterError("{masked_eps} must be a radius in (0, 1] in a study with K = 0, got %s", self.masked_eps)
         if self.severity not in SEVERITIES:
             raise ParameterError("{severity} must be one of %s, got %s", ", ".join(map(str, SEVERITIES)), self.severity)
+        if self.feature_images == 1:
+            raise ParameterError("{feature_images} must be 0, or at least 2, got 1")
+        if self.feature_images and not self.layer:
+            raise ParameterError("{feature_images} %s needs a hidden layer; name one with {layer}", self.feature_images)
+        methods = [repr(method) for method in self.explain_methods]
+        if self.explain_images and (not methods or len(set(methods)) < len(methods)):
+            raise ParameterError("{explain_methods} must be methods, each once, got %s", ", ".join(methods) or "none")
         recipes = [recipe.name for recipe in self.recipes]
         if not recipes or len(set(recipes)) < len(recipes):
             raise ValueError(f"Plan: recipes must differ in name, got {recipes}")
@@ -210,7 +226,9 @@ def quick(plan: Plan) -> Plan:
     )  # fmt: skip
 
 
-NAMES = Catalogue({**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES}, "attacks", "parametrizations", "transforms")
+NAMES = Catalogue(
+    {**TRAINING_NAMES, **RECIPE_NAMES, **named(Plan), **RECIPES, **ATTRIBUTIONS}, "attacks", "parametrizations", "transforms"
+)
 
 
 # Controls copy properties of the network with this K.
@@ -340,7 +358,13 @@ def content(
         "judges": dict(judges),
         **({"encoder": encoder} if encoder else {}),
         **({"power": list(power)} if power else {}),
+        **({SECONDARY: _secondary(plan)} if plan.explain_images or plan.feature_images else {}),
     }
+
+
+def _secondary(plan: Plan) -> dict[str, str]:
+    asked = {ATTRIBUTION: plan.explain_images, FEATURES: plan.feature_images}
+    return {name: text for name, text in TEXTS.items() if asked.get(name, True)}
 
 
 def sha256(written: Mapping[str, Any]) -> str:

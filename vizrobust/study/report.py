@@ -12,8 +12,18 @@ from typing import Any
 
 from vizrobust.runs import Row, write_text
 from vizrobust.study.clarity_scores import MATCHED
-from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, masked_against_standard, radius_slope
+from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, contrasts, masked_against_standard, radius_slope
 from vizrobust.study.protocol import MASKED, RADIUS, SWEEP
+from vizrobust.study.secondary_contrasts import (
+    ATTRIBUTION,
+    FEATURES,
+    SECONDARY,
+    Arm,
+    Outcome,
+    SecondaryContrast,
+    outcomes,
+    secondary_contrasts,
+)
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
 from vizrobust.training import attacks_seen
@@ -26,8 +36,8 @@ READABLE = (1, 2)
 NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE = "natural", "random network", "before optimization"
 # The rows that everything else follows from.
 HASHED = ("checkpoints", "clarity", "accuracy", "references", "judges")
-# Reports from before there was a natural scale, or without an encoder, have no such rows.
-HASHED_IF_THERE = ("scales", "encoder")
+# Reports from before there was a natural scale, without an encoder or without secondary outcomes have no such rows.
+HASHED_IF_THERE = ("scales", "encoder", ATTRIBUTION, FEATURES)
 # The references of a control's scale: matched units are units like others, so theirs are those without a control.
 SCALES: Mapping[str | None, str | None] = {MATCHED: None}
 
@@ -65,6 +75,8 @@ class StudyReport(Mapping[str, Any]):
         found = cls(content)
         stated = [one.row() for one in found.results if one.series.control is None]
         concluded = {"format": FORMAT, "trends": stated, "verdict": found.verdict.row(), "rows_sha256": found.rows_sha256}
+        if found.secondary_values:
+            concluded[SECONDARY] = [one.row() for one in found.secondary]
         return cls({"format": FORMAT, **content, **concluded})
 
     @classmethod
@@ -201,6 +213,21 @@ class StudyReport(Mapping[str, Any]):
             own = self._series(self.masked)
             found += contrast_results(own, contrasts=lambda values, _accuracy: [masked_against_standard(values)])
         return sorted(found, key=lambda result: CONTRASTS.index(result.contrast.name))
+
+    @cached_property
+    def secondary_values(self) -> dict[Outcome, dict[str, float | None]]:
+        """Secondary outcome -> checkpoint -> its value; empty where none was measured."""
+        return outcomes(self.rows(ATTRIBUTION), self.rows(FEATURES))
+
+    @cached_property
+    def secondary(self) -> list[SecondaryContrast]:
+        """What each contrast says about each secondary outcome."""
+        arms: list[Arm] = [
+            (self.sweep, contrasts),
+            (self.radii, lambda values: [radius_slope(values)]),
+            (self.masked, lambda values: [masked_against_standard(values)]),
+        ]
+        return list(secondary_contrasts(self.secondary_values, [arm for arm in arms if arm[0]]))
 
     @cached_property
     def verdict(self) -> Verdict:

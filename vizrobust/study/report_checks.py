@@ -25,6 +25,7 @@ from vizrobust.study.judge_checks import CLOSE
 from vizrobust.study.networks import PART
 from vizrobust.study.protocol import SWEEP, UNTRAINED, Plan, training_runs
 from vizrobust.study.report import FORMAT, StudyReport
+from vizrobust.study.secondary_checks import secondary
 
 AGAIN, ROWS, FILES, READ = "measured again", "computed from the rows", "compared with a file", "only read"
 
@@ -72,6 +73,7 @@ def stated_checks(report: StudyReport, folder: Path, copy: Path | None = None) -
         "data": _data, "scope": _scope, "checkpoints": _checkpoints, "accuracy": _accuracy, "metrics": _metrics,
         "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes, "layers": _layers,
         "judges": judge_checks.judges, "scales": judge_checks.natural_scale, "power": judge_checks.power,
+        "secondary outcomes": secondary,
     }  # fmt: skip
     for what, check in checks.items():
         try:

@@ -25,6 +25,7 @@ from vizrobust.study.power import achieved
 from vizrobust.study.protocol import SWEEP
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE, StudyReport, mean
 from vizrobust.study.run import Study
+from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 
 EXEMPLARS = 9
 # Share of the phases that is left -> the name of the reference.
@@ -64,6 +65,7 @@ def report_of(study: Study, command: str) -> StudyReport:
         "matching": [pairs.row(name, study.plan.layer) for name, pairs in study.matched_units.items()],
         "path_similarity": [one.path_row() for one in found if one.path is not None],
         "confounds": _confounds(study),
+        **{key: study.facts[key] for key in (ATTRIBUTION, FEATURES) if key in study.facts},
         "pictures": list(_pictures(study, found)),
         "exemplars": list(_exemplars(study)),
         "recipes": {job.recipe.name: repr(job.recipe) for job in study.jobs(study.compared[0].checkpoint)},

@@ -25,6 +25,8 @@ from vizrobust.study.networks import EpsChoice, StudyCheckpoint, StudyTrainings,
 from vizrobust.study.power import costs, planned
 from vizrobust.study.protocol import UNTRAINED, Plan, TrainingRun, training_runs
 from vizrobust.study.report import StudyReport
+from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
+from vizrobust.study.secondary_measures import EXPLAINED_TOGETHER, counted_features, measured_maps, refuse_unmeasurable
 from vizrobust.study.stimuli import (
     MatchedUnits,
     QuerySet,
@@ -82,6 +84,7 @@ class Study:
         self.encoder = encoder_for(plan.encoder, data.name, given, compute, typed=True) if plan.encoder else None
         if not self.judges:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
+        refuse_unmeasurable(plan, data, given)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
         described |= own_content(data, plan.training.arch)
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
@@ -108,7 +111,7 @@ class Study:
             folder.close()
 
     def run(self) -> Iterator[Stage]:
-        """Train, preregister, attack, match units, render, score.
+        """Train, preregister, attack, match units, render, measure the secondary outcomes, score.
 
         The order matters: docs/measuring-clarity.md, "Order of work".
         """
@@ -137,6 +140,7 @@ class Study:
             yield from self._render(one)
         if processes.main:
             self.compute = self.compute.alone()
+            yield from self._measure_secondary([*self.compared, *references])
             yield from self._score(references)
 
     def _as_stages(self, doing: Generator[Work, None, T]) -> Generator[Stage, None, T]:
@@ -189,6 +193,17 @@ class Study:
                 yield self._stage(what, 0)
                 for _ in render_into(run, one.checkpoint, job, self.compute.in_fp32()):
                     yield self._stage(what, job.recipe.steps)
+
+    def _measure_secondary(self, networks: Sequence[StudyCheckpoint]) -> Iterator[Stage]:
+        """The secondary outcomes that the plan asks for, of every network."""
+        plan, data, compute = self.plan, self.data, self.compute.in_fp32()
+        if plan.explain_images:
+            run = self._run("attribution", "explain", {"data": data.name, "seed": 0, "batch_size": EXPLAINED_TOGETHER})
+            self.facts[ATTRIBUTION] = yield from self._as_stages(measured_maps(plan, networks, data, compute, run))
+        if plan.feature_images:
+            identity = {"data": data.name, "layer": plan.layer, "images": plan.feature_images}
+            run = self._run("effective-features", "study effective features", identity)
+            self.facts[FEATURES] = yield from self._as_stages(counted_features(plan, networks, data, compute, run))
 
     def _score(self, references: Sequence[StudyCheckpoint]) -> Iterator[Stage]:
         yield self._stage("asking the judges", 0)

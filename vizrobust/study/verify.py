@@ -22,11 +22,12 @@ from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
 from vizrobust.study.evaluations import unpacked_verdicts
-from vizrobust.study.measured_again import matched_again, scored_again
+from vizrobust.study.measured_again import matched_again, scored_again, secondary_again
 from vizrobust.study.protocol import UNTRAINED
 from vizrobust.study.report import FORMAT, StudyReport
 from vizrobust.study.report_checks import AGAIN, FILES, Check, not_checked, plan_of, stated_checks
 from vizrobust.study.report_rows import sha256_of
+from vizrobust.study.secondary_contrasts import SECONDARY
 
 PICTURES, IMAGES = 3, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.
@@ -53,7 +54,8 @@ def verify(
     Three pictures, one network's class pictures with their scores, and fifty attacked images are drawn at random among the
     checkpoints that can be loaded: those in the study's folder, and built-in ones of the same weights. Bits must be the
     same on the recorded processor and device with the recorded versions and threads; elsewhere scores must agree to 2 %,
-    clarity to its smallest effect of interest, and all but one image be decided alike. `copy` is a preregistration that was
+    clarity to its smallest effect of interest, and all but one image be decided alike. Of the secondary outcomes one network is
+    measured again. `copy` is a preregistration that was
     kept elsewhere. `looking` are references of judges and of the encoder, for those of the report with the same file name.
     Raises ``ValueError`` where the report lacks a part that is checked.
     """
@@ -102,6 +104,7 @@ def _measured(
     plan = plan_of(report)
     yield from scored_again(report, plan, loaded, data, compute, seed, looking)
     yield from matched_again(report, plan, loaded, data, compute, seed)
+    yield from secondary_again(report, plan, loaded, data, compute, seed)
 
 
 def _concluded(report: StudyReport) -> Iterator[Check]:
@@ -109,6 +112,10 @@ def _concluded(report: StudyReport) -> Iterator[Check]:
     rows = report.rows_sha256
     yield Check("rows", rows == report["rows_sha256"], f"their hash is {rows[:16]}…, stated {report['rows_sha256'][:16]}…")
     again = json.loads(json.dumps(dict(StudyReport.conclude(report))))
+    if SECONDARY in report or SECONDARY in again:
+        stated = report.rows(SECONDARY)
+        wrong = difference(stated, again.get(SECONDARY, []), SECONDARY)
+        yield Check(SECONDARY, wrong is None, wrong or f"{len(stated)} contrasts follow from the rows")
     for name, comparable in (("trends", _comparable_results), ("verdict", _comparable_verdict)):
         old, new = (comparable(one, again, report["format"]) for one in (report, again))
         wrong = difference(old, new, name)
