@@ -143,6 +143,17 @@ def test_catch_trials_are_about_exemplars_and_easy(folder, trials):
         assert len(trial.exciting) == len(trial.other) == 4
 
 
+def test_the_practice_trial_is_easy_tells_its_answer_and_is_not_asked(folder, trials):
+    practice, labels = trials.practice, load("digits").test.labels
+    assert practice.catch
+    assert all(name.startswith(f"exemplars/{practice.unit}-") for name in practice.exciting)
+    assert int(labels[practice.query]) == practice.unit != int(labels[practice.distractor])
+    assert page_data(folder, trials)["practice"]["belongs"] == practice.answer
+    assert practice.id not in {trial.id for trial in trials.trials}
+    assert practice.id not in {trial["id"] for trial in trials.key()["trials"]}
+    assert practice.query not in {trial.query for trial in trials.trials if trial.catch}
+
+
 def test_the_default_is_the_first_seed_of_every_dose(folder):
     assert list(chosen(folder, count=4).about["checkpoints"]) == ["k0-s0", "k8-s0"]
 
@@ -183,8 +194,10 @@ def decoded(uri: str) -> Image.Image:
 
 def test_the_page_names_nothing_that_would_tell(folder, trials, page):
     content = content_of(page)
-    assert set(content) == {"token", "images", "trials"}
-    assert {key for trial in content["trials"] for key in trial} == {"id", "unit", "left", "right", "queries"}
+    assert set(content) == {"token", "images", "practice", "trials"}
+    keys = {"id", "unit", "left", "right", "queries"}
+    assert {key for trial in content["trials"] for key in trial} == keys
+    assert set(content["practice"]) == {*keys, "belongs"}
     rest = page.replace(json.dumps(content["images"])[1:-1], "")
     secrets = [*CHECKPOINTS, "exemplar", "pictures/", ".png", "digits", "plain(", "catch", "distractor", 'answer":']
     secrets += [row["weights_sha256"][:8] for row in StudyReport.read(folder)["checkpoints"]]
@@ -199,7 +212,8 @@ def test_the_page_names_nothing_that_would_tell(folder, trials, page):
 def test_the_page_shows_what_the_key_says(folder, trials, page):
     content, test = content_of(page), load("digits").test
     images = [np.asarray(decoded(uri)) for uri in content["images"]]
-    for trial, shown in zip(trials.trials, content["trials"], strict=True):
+    asked_about = zip((*trials.trials, trials.practice), (*content["trials"], content["practice"]), strict=True)
+    for trial, shown in asked_about:
         assert shown["id"] == trial.id
         sides = {side: [images[k] for k in shown[side]] for side in ("left", "right")}
         other_side = {"left": "right", "right": "left"}[shown["unit"]]

@@ -55,6 +55,10 @@ def page(browser: Any, made: dict[str, Any], request: pytest.FixtureRequest) -> 
     context.close()
 
 
+def begin(page: Any) -> None:
+    page.locator("#start").click()
+
+
 def number(page: Any) -> str:
     return page.locator("#number").inner_text()
 
@@ -77,8 +81,16 @@ def test_a_page_is_made_and_says_what_to_do_next(folder, made, tmp_path):
 
 
 def test_all_trials_by_keyboard_then_the_score(folder, page, key, tmp_path):
-    """Right about k8-s0 and the catch trials, wrong about k0-s0."""
-    page.keyboard.press("Enter")  # the button that begins has the focus
+    """Practice first; then right about k8-s0 and the catch trials, wrong about k0-s0."""
+    page.keyboard.press("Enter")  # the button that lets one try has the focus
+    right = page.evaluate("JSON.parse(document.getElementById('content').textContent).practice.belongs")
+    assert number(page) == "Practice"
+    page.keyboard.press({"left": "ArrowRight", "right": "ArrowLeft"}[right])
+    page.keyboard.press("3")
+    assert page.locator("#told").inner_text().startswith(f"Not this one: the {right} image excites the unit.")
+    assert page.locator(".query.right").get_attribute("data-side") == right
+    page.keyboard.press("3")  # it is over: only the button that begins goes on
+    page.keyboard.press("Enter")
     other = {"left": "right", "right": "left"}
     for place, trial in enumerate(key["trials"]):
         assert number(page) == f"{place + 1} of {len(key['trials'])}"
@@ -90,6 +102,7 @@ def test_all_trials_by_keyboard_then_the_score(folder, page, key, tmp_path):
         assert page.locator('.query[aria-pressed="true"]').get_attribute("data-side") == side
         page.keyboard.press(str(1 + place % 3))
     assert page.locator("#done").is_visible()
+    assert not page.locator("#kept").is_visible()
     file = saved(page, lambda: page.keyboard.press("Enter"), tmp_path / "answers.json")
     given = json.loads(file.read_text())
     assert [answer["trial"] for answer in given["answers"]] == [trial["id"] for trial in key["trials"]]
@@ -110,11 +123,11 @@ def test_all_trials_by_keyboard_then_the_score(folder, page, key, tmp_path):
 
 @pytest.mark.slow
 def test_mouse_and_a_reload_go_on_where_it_stopped(page, key):
-    page.get_by_role("button", name="Begin").click()
+    begin(page)
     for _ in range(3):
         assert page.locator("[data-sure]:disabled").count() == 3
         page.locator(".query").first.click()
-        page.get_by_role("button", name="Sure").click()
+        page.locator("[data-sure='3']").click()
     page.reload()
     assert number(page) == f"4 of {len(key['trials'])}"
     assert page.locator('.query[aria-pressed="true"]').count() == 0
@@ -123,7 +136,7 @@ def test_mouse_and_a_reload_go_on_where_it_stopped(page, key):
 
 @pytest.mark.slow
 def test_another_person_starts_afresh_after_saving(page, key, tmp_path):
-    page.keyboard.press("Enter")
+    begin(page)
     for _ in key["trials"]:
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("3")
@@ -137,7 +150,7 @@ def test_another_person_starts_afresh_after_saving(page, key, tmp_path):
 
 @pytest.mark.slow
 def test_the_unit_s_pictures_stand_where_the_title_says(page, key):
-    page.keyboard.press("Enter")
+    begin(page)
     for trial in key["trials"]:
         own = page.locator(".side.own")
         assert own.get_attribute("id") == trial["exciting_side"]
@@ -149,19 +162,44 @@ def test_the_unit_s_pictures_stand_where_the_title_says(page, key):
         page.keyboard.press("1")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [(390, 844), (320, 640)], indirect=True)
-def test_a_phone_sees_the_whole_question(page):
-    page.get_by_role("button", name="Begin").click()
-    width = page.viewport_size["width"]
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    for one in page.locator(".side, .query, [data-sure]").all():
-        box = one.bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= width
-    if width == 390:
-        last = page.locator("[data-sure]").last.bounding_box()
-        assert last["y"] + last["height"] <= 844  # without scrolling
+@pytest.mark.parametrize("page", [(390, 844), (1440, 900), (320, 640), (844, 390)], indirect=True)
+def test_a_screen_holds_the_whole_question_with_large_pictures(page: Any) -> None:
+    begin(page)
+    width, height = page.viewport_size["width"], page.viewport_size["height"]
+    # Then as if there were nine pictures on each side.
+    for many in (False, True):
+        if many:
+            page.evaluate(
+                """[...document.querySelectorAll(".pictures")].forEach(box => {
+                    for (let n = box.children.length; n < 9; n++) box.append(box.firstElementChild.cloneNode());
+                }); window.dispatchEvent(new Event("resize"))"""
+            )
+        assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [width, height]
+        for one in page.locator(".side img, .query, .query img, [data-sure]").all():
+            box = one.bounding_box()
+            assert min(box["x"], box["y"]) >= 0
+            assert box["x"] + box["width"] <= width
+            assert box["y"] + box["height"] <= height
+        for inner, outer in ((".side img", ".pictures"), (".query img", ".query")):
+            inside = f"one => {{ const a = one.getBoundingClientRect(), b = one.closest('{outer}').getBoundingClientRect(); "
+            inside += "return a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom }"
+            assert all(page.locator(inner).evaluate_all(f"all => all.map({inside})"))
+        # Eight pixels of a picture, each as large as a whole number of the screen's.
+        size = page.locator(".query img").first.bounding_box()["width"]
+        assert size % 8 == 0
+        assert size >= {390: 140, 1440: 250, 320: 96, 844: 120}[width]
+
+
+def test_without_storage_the_page_warns_and_works(browser: Any, made: dict[str, Any]) -> None:
+    opened = browser.new_page()
+    opened.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('off') }})")
+    opened.goto(Path(made["page"]).as_uri())
+    assert opened.locator("#memory").is_visible()
+    begin(opened)
+    opened.keyboard.press("ArrowLeft")
+    opened.keyboard.press("3")
+    assert number(opened).startswith("2 of ")
+    opened.close()
 
 
 @pytest.mark.slow

@@ -19,14 +19,16 @@ LARGE = 96  # pictures up to this side are shown with square pixels
 
 
 def write_trials(path: Path | str, folder: Path | str, trials: TrialSet) -> Path:
-    """Write the page for a study's `folder`; it holds pixels and the names of trials, but no right answer.
+    """Write the page for a study's `folder`; it holds pixels and the names of trials, but of the practice trial alone the answer.
 
     Every picture is encoded anew from its pixels, so the page holds no metadata of a file, and the pictures are in random
     order.
     """
     content = page_data(Path(folder), trials)
     side = max(max(image.shape[:2]) for image in trials.natural.values())
-    page = environment().get_template("trials.html.j2").render(content=content, count=len(trials.trials), crisp=side <= LARGE)
+    page = environment().get_template("trials.html.j2").render(
+        content=content, count=len(trials.trials), token=trials.token, practice=trials.practice is not None, crisp=side <= LARGE
+    )  # fmt: skip
     write_text(path, page)
     return Path(path)
 
@@ -35,9 +37,11 @@ def page_data(folder: Path, trials: TrialSet) -> dict[str, Any]:
     """What the page's script reads: pictures as data URIs, and trials that refer to them by index.
 
     Of each trial: ``id``, the pictures on the ``left`` and on the ``right``, the side that shows the unit (``unit``),
-    and two ``queries`` from left to right.
+    and two ``queries`` from left to right. The ``practice`` trial, if any, has the side that ``belongs`` too.
     """
-    names = list(dict.fromkeys(name for trial in trials.trials for name in (*trial.exciting, *trial.other)))
+    practice = trials.practice
+    shown = [*trials.trials, *([practice] if practice else [])]
+    names = list(dict.fromkeys(name for trial in shown for name in (*trial.exciting, *trial.other)))
     sources: list[str | int] = [*names, *trials.natural]
     order = Streams(0, [trials.token], "pictures of the page").permutation(len(sources))[0].tolist()
     places = {sources[old]: new for new, old in enumerate(order)}
@@ -45,6 +49,7 @@ def page_data(folder: Path, trials: TrialSet) -> dict[str, Any]:
     return {
         "token": trials.token,
         "images": [_uri(images[old]) for old in order],
+        "practice": {**_shown(practice, places), "belongs": practice.answer} if practice else None,
         "trials": [_shown(trial, places) for trial in trials.trials],
     }
 

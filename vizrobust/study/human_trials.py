@@ -202,12 +202,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialSet:
-    """The trials of one page in the order in which they are asked; `natural` are its query images, (H, W[, 3]) uint8."""
+    """The trials of one page in the order in which they are asked; `natural` are its query images, (H, W[, 3]) uint8.
+
+    `practice` comes before them, is as easy as a catch trial and tells its answer; None without natural exemplars.
+    """
 
     token: str
     about: Mapping[str, Any]
     trials: tuple[Trial, ...]
     natural: Mapping[int, np.ndarray[Any, Any]]
+    practice: Trial | None = None
 
     def key(self) -> dict[str, Any]:
         """What the page must not hold: every trial with its right answer."""
@@ -250,16 +254,20 @@ def choose(
         "checkpoints": {net.name: net.sha256 for net in nets},
     }  # fmt: skip
     drawn = _trials(pictures, units, orders, shown, count, seed)
-    classes = sorted(exemplars)
+    classes, practice = sorted(exemplars), None
     if len(classes) > 1:
         by_class = _orders(nets, Logit(), classes, data, asked, compute)[nets[0].name]
         easy = {unit: _easy(order, unit, data.test.labels) for unit, order in zip(classes, by_class, strict=True)}
-        drawn += _catch({u: exemplars[u] for u in classes if min(map(len, easy[u]))}, easy, shown, _catch_count(count), seed)
+        there = {u: exemplars[u] for u in classes if min(map(len, easy[u]))}
+        if catch := _catch(there, easy, shown, _catch_count(count) + 1, seed):
+            practice = _placed(catch.pop(), digest({"page": identity, "place": "practice"}), seed)
+        drawn += catch
     shuffled = Streams(seed, ["trials"], "order of trials").permutation(len(drawn))[0].tolist()
     trials = tuple(_placed(drawn[old], digest({"page": identity, "place": k}), seed) for k, old in enumerate(shuffled))
-    needed = sorted({place for trial in trials for place in (trial.query, trial.distractor)})
+    placed = [*trials, *([practice] if practice else [])]
+    needed = sorted({place for trial in placed for place in (trial.query, trial.distractor)})
     natural = {place: to_uint8(in_tiles(data.test.take(torch.tensor([place]))[0], data.shape[0])) for place in needed}
-    return TrialSet(digest(identity), identity, trials, natural)
+    return TrialSet(digest(identity), identity, trials, natural, practice)
 
 
 def _orders(

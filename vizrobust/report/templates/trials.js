@@ -1,14 +1,13 @@
 "use strict";
 (() => {
-  const { token, images, trials } = JSON.parse(document.getElementById("content").textContent);
+  const { token, images, practice, trials } = JSON.parse(document.getElementById("content").textContent);
   const place = `vizrobust-trials-${token}`;
   const known = new Set(trials.map(trial => trial.id));
   const part = id => document.getElementById(id);
   const queries = [...document.querySelectorAll(".query")], sure = [...document.querySelectorAll("[data-sure]")];
-  const layouts = { 1: "one", 2: "four", 4: "four" };  // how many pictures a side has: 1, 2 or otherwise 3 in a line
   const titles = { true: "These excite it", false: "These do not" };
   let answers = remembered();
-  let choice = null, shownAt = 0;
+  let shown = null, choice = null, shownAt = 0;
 
   // Storage may be switched off, or hold what another program wrote.
   function remembered() {
@@ -41,43 +40,96 @@
   }
 
   function next() {
-    const trial = trials[answers.length];
-    if (!trial) {
+    if (answers.length < trials.length) ask(trials[answers.length]);
+    else {
       only("done");
       part("save").focus();
-      return;
     }
+  }
+
+  function ask(trial) {
+    shown = trial;
     only("trial");
     for (const side of ["left", "right"]) {
-      const own = trial.unit === side, box = part(side), pictures = box.querySelector(".pictures");
+      const own = trial.unit === side, box = part(side);
       box.classList.toggle("own", own);
       part(`${side}-title`).textContent = titles[own];
-      pictures.className = `pictures ${layouts[trial[side].length] || ""}`;
-      pictures.replaceChildren(...trial[side].map(picture));
+      box.querySelector(".pictures").replaceChildren(...trial[side].map(picture));
     }
-    queries.forEach((button, k) => { button.querySelector("img").src = images[trial.queries[k]]; });
-    part("number").textContent = `${answers.length + 1} of ${trials.length}`;
+    queries.forEach((button, k) => {
+      button.querySelector("img").src = images[trial.queries[k]];
+      button.classList.remove("right");
+      button.disabled = false;
+    });
+    const told = trial === practice ? "Practice" : `${answers.length + 1} of ${trials.length}`;
+    part("number").textContent = told;
     part("bar").value = answers.length;
+    part("feedback").hidden = true;
+    document.querySelector(".sure").hidden = false;
     choose(null);
-    part("said").textContent = `Question ${answers.length + 1} of ${trials.length}. The pictures of the unit are on the ${trial.unit}.`;
+    part("said").textContent = `${trial === practice ? "A practice question" : `Question ${told}`}. The pictures of the unit are ${trial.unit === "left" ? "first" : "second"}.`;
     document.activeElement.blur();
     window.scrollTo(0, 0);
+    fit();
+    Promise.all([...part("trial").querySelectorAll("img")].map(image => image.decode())).then(fit, fit);
     shownAt = performance.now();
+  }
+
+  // As large as the box allows; small pictures at whole multiples of the screen's pixels, so that theirs stay square.
+  function width(image, room) {
+    const step = image.naturalWidth / window.devicePixelRatio;
+    return document.body.classList.contains("crisp") && step > 0 && room >= step ? Math.floor(room / step) * step : Math.max(0, room);
+  }
+
+  function fit() {
+    for (const box of document.querySelectorAll(".pictures")) {
+      const count = box.children.length, first = box.firstElementChild, gap = 4;
+      if (!first || !first.naturalWidth) continue;
+      const ratio = first.naturalWidth / first.naturalHeight;
+      let best = 0, across = 1;
+      for (let columns = 1; columns <= count; columns++) {
+        const rows = Math.ceil(count / columns);
+        const room = Math.min((box.clientWidth - gap * (columns - 1)) / columns, ratio * (box.clientHeight - gap * (rows - 1)) / rows);
+        if (room > best) [best, across] = [room, columns];
+      }
+      box.style.gridTemplateColumns = `repeat(${across}, ${width(first, best)}px)`;
+    }
+    const group = document.querySelector(".queries"), gap = parseFloat(getComputedStyle(group).columnGap) || 0;
+    for (const button of queries) {
+      const image = button.querySelector("img"), hint = button.querySelector(".hint"), around = 16;
+      if (!image.naturalWidth) continue;
+      const tall = group.clientHeight - around - (hint.offsetHeight ? hint.offsetHeight + 5 : 0);
+      image.style.width = `${width(image, Math.min((group.clientWidth - gap) / 2 - around, tall * image.naturalWidth / image.naturalHeight))}px`;
+    }
   }
 
   function choose(side) {
     choice = side;
     for (const button of queries) button.setAttribute("aria-pressed", String(button.dataset.side === side));
     for (const button of sure) button.disabled = !side;
+    part("how-sure").textContent = side ? "How sure are you?" : "Choose one of the two images.";
     if (side) part("said").textContent = `${side} image chosen. How sure are you: 1, 2 or 3?`;
   }
 
   function answer(confidence) {
     if (!choice) return;
+    if (shown === practice) { tell(); return; }
     const seconds = Math.round((performance.now() - shownAt) / 10) / 100;
-    answers.push({ trial: trials[answers.length].id, choice, confidence, seconds });
+    answers.push({ trial: shown.id, choice, confidence, seconds });
     keep();
     next();
+  }
+
+  function tell() {
+    const right = queries.find(button => button.dataset.side === practice.belongs);
+    right.classList.add("right");
+    for (const button of queries) button.disabled = true;
+    document.querySelector(".sure").hidden = true;
+    part("told").textContent = `${choice === practice.belongs ? "Right" : "Not this one"}: the ${practice.belongs} image excites the unit. `
+      + "Here the pictures were images from the data set; most others are made by a computer and look stranger.";
+    part("feedback").hidden = false;
+    fit();
+    part("begin").focus();
   }
 
   function save() {
@@ -88,12 +140,13 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     part("again").disabled = false;
+    part("kept").hidden = false;
   }
 
   function forget() {
     answers = [];
     keep();
-    part("again").disabled = true;
+    part("again").disabled = part("kept").hidden = true;
     begin();
   }
 
@@ -101,16 +154,18 @@
     if (answers.length) { next(); return; }
     only("intro");
     part("memory").hidden = keep();
-    part("start").focus();
+    part(practice ? "try" : "start").focus();
   }
 
   for (const button of queries) button.addEventListener("click", () => choose(button.dataset.side));
   for (const button of sure) button.addEventListener("click", () => answer(Number(button.dataset.sure)));
-  part("start").addEventListener("click", next);
+  if (practice) part("try").addEventListener("click", () => ask(practice));
+  for (const id of ["start", "begin"]) part(id).addEventListener("click", next);
   part("save").addEventListener("click", save);
   part("again").addEventListener("click", forget);
+  window.addEventListener("resize", fit);
   document.addEventListener("keydown", event => {
-    if (part("trial").hidden || event.repeat || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (part("trial").hidden || !part("feedback").hidden || event.repeat || event.altKey || event.ctrlKey || event.metaKey) return;
     const side = { ArrowLeft: "left", ArrowRight: "right" }[event.key];
     if (side) choose(side);
     else if (["1", "2", "3"].includes(event.key)) answer(Number(event.key));
