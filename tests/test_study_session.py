@@ -15,12 +15,14 @@ import torch
 
 from vizrobust.attribution import Saliency
 from vizrobust.clarity import METRICS, two_afc
+from vizrobust.commands.study import resolve
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.features.picture_runs import images_of
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
+from vizrobust.requests.study import StudyRequest
 from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
@@ -359,6 +361,21 @@ def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="mnist-k8"):
         Study(tmp_path / "study", plan, load("mnist5k"), Compute("cpu"), provided=provided)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_judge_of_unknown_training_needs_a_statement_that_the_plan_records(small: Plan, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    path = tmp_path / "silent.safetensors"
+    state = body_state(architecture("vgg_small", (1, 8, 8), 10)())
+    save_checkpoint(path, state, CheckpointInfo("vgg_small", (1, 8, 8), DIGITS.classes, (0.3,), (0.4,), data="", training=""))
+    plan = replace(small, judges=(str(path),))
+    with pytest.raises(ValueError, match="does not say what it was trained on"):
+        Study(tmp_path / "study", plan, DIGITS, Compute("cpu"))
+    stated = resolve(StudyRequest(data="digits", judges=(str(path),), judge_independent=True), DIGITS)
+    assert "judge_independent=True" in repr(stated)
+    study = Study(tmp_path / "study", replace(small, judges=(str(path),), judge_independent=True), DIGITS, Compute("cpu"))
+    assert str(path) in {one.name for one in study.judges}
+    study.close()
 
 
 def test_too_few_images_for_a_metric_is_said(small: Plan, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The standard ensemble and `fast` beside its authors' code on checkpoints of other groups: the same 200 images, accuracy and time.
+"""The standard ensemble and `fast` beside its authors' code on checkpoints of other groups: accuracy and time on 200 images.
 
 Time is that of the processor, one thread: the run takes tens of minutes, and no machine is idle for that long. It needs
 the shared folder, so it runs by name: ``python -m tests.benchmarks.standard``.

@@ -58,6 +58,7 @@ class StudyRequest(Request):
     hidden: int | None = param(None, "Hidden units, drawn at random; 0 is none.  [default: 50]", least=0)
     hidden_seeds: int | None = param(None, "Pictures of each hidden unit.  [default: 9]", least=2)
     judges: tuple[str, ...] = param((), "One more judge; several allowed.", flag="--judge", metavar="REF")
+    judge_independent: bool = param(False, "State that the judges saw none of the networks' training images.")
     encoder: str | None = param(None, "Network whose features answer the 2AFC; default: each judge's own.", metavar="REF")
     recipes: tuple[Any, ...] = param(
         (), "How pictures are rendered; several allowed.  [default: plain and fourier]", kind="recipe", flag="--recipe"

@@ -68,7 +68,7 @@ class Plan:
     With `masked_eps`, networks learn from clean images and from one step of this radius alike: a radius too large to resist
     teaches them to hide their gradients.
     With an `encoder`, this network answers the questions about features (2AFC, identification, distances) in place of the
-    judges' own features.
+    judges' own features. `judge_independent` states that judges that do not say so saw none of the networks' training images.
     A shorter PGD has `short_steps`, corruptions have this `severity`, `eps_rule` looks at `eps_rule_images` test images at
     least, and the masking diagnosis gives Square `masking_queries`.
     Two secondary outcomes are measured of every network where they are asked for: what attribution maps by `explain_methods`
@@ -116,6 +116,7 @@ class Plan:
     explain_images: int = 0
     explain_methods: tuple[Attribution, ...] = (Saliency(), SmoothGrad(), IntegratedGradients())
     feature_images: int = 0
+    judge_independent: bool = False
 
     def __post_init__(self) -> None:
         if self.training.attack is not None:

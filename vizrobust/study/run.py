@@ -80,7 +80,9 @@ class Study:
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
         given = [one.checkpoint for one in provided]
-        self.judges: list[Judge] = judges_for(data.name, given, compute, plan.judges, classes=data.classes, typed=True)
+        self.judges: list[Judge] = judges_for(
+            data.name, given, compute, plan.judges, classes=data.classes, typed=True, independent=plan.judge_independent
+        )
         self.encoder = encoder_for(plan.encoder, data.name, given, compute, typed=True) if plan.encoder else None
         if not self.judges:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
