@@ -26,7 +26,7 @@ from vizrobust.requests.study import StudyRequest
 from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
-from vizrobust.study.networks import EpsChoice, eps_rule
+from vizrobust.study.networks import EpsChoice, StudyTrainings, eps_rule
 from vizrobust.study.report_checks import AGAIN, READ
 from vizrobust.study.stimuli import hidden_jobs
 from vizrobust.training import TrainingRecipe
@@ -353,6 +353,28 @@ def test_provided_checkpoints_find_their_place() -> None:
     assert [(one.group, one.role, one.k, one.seed) for one in provided] == [
         ("k0", "dose", 0, 0), ("fgsm", "arm", None, 0), ("k8", "dose", 8, 0)
     ]  # fmt: skip
+
+
+def test_a_network_is_kept_as_its_weights_and_its_history(
+    finished: tuple[Path, dict[str, Any], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a repository can hold of a network is enough to go on with it, and a history that is cut is not."""
+    folder, report, plan = finished
+    for file in [*folder.glob("checkpoints/*"), *folder.glob("cells/*/run.json"), *folder.glob("cells/*/metrics.jsonl")]:
+        there = tmp_path / file.relative_to(folder)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, there)
+    runs = [run for run in training_runs(plan, 0.1) if not run.until]
+    trainings = StudyTrainings(tmp_path, plan, DIGITS, Compute("cpu", threads=1), "")
+    with monkeypatch.context() as patch:
+        patch.setattr("vizrobust.study.networks.train", lambda *_, **__: pytest.fail("trained again"))
+        list(trainings.train_all(runs, 0.1))
+        found = [trainings._finished(run) for run in runs]
+    hashes = {row["name"]: row["weights_sha256"] for row in report["checkpoints"]}
+    assert {one.checkpoint.name: one.checkpoint.sha256 for one in found}.items() <= hashes.items()
+    assert [len(one.history) for one in found] == [1] * len(runs)
+    (tmp_path / "cells" / runs[0].name / "metrics.jsonl").write_text("")
+    assert not StudyTrainings(tmp_path, plan, DIGITS, Compute("cpu", threads=1), "")._is_trained(runs[0])
 
 
 def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class StudyRequest(Request):
         (), "How pictures are rendered; several allowed.  [default: plain and fourier]", kind="recipe", flag="--recipe"
     )
     images: int | None = param(None, "Test images to attack.  [default: 1000]", least=1)
+    restarts: int | None = param(None, "Restarts of PGD-50 on them.  [default: 5]", least=1)
     masking_images: int | None = param(None, "Of these for the whole masking diagnosis; 0 is none.  [default: 200]", least=0)
     unforeseen_images: int | None = param(None, "Of these for unforeseen attacks; 0 is none.  [default: 200]", least=0)
     corruption_images: int | None = param(None, "Of these for corruptions; 0 is none.  [default: 200]", least=0)
@@ -88,7 +89,6 @@ class StudyRequest(Request):
     frames: int | None = param(None, "Frames of each optimization path.", least=2, cli=False)
     batch_size: int | None = param(None, "Pictures rendered together.", least=1, cli=False)
     pgd_steps: int | None = param(None, "Steps of the strong PGD.", least=1, cli=False)
-    restarts: int | None = param(None, "Restarts of the strong PGD.", least=1, cli=False)
     targets: int | None = param(None, "Target classes of APGD.", least=0, cli=False)
     unforeseen: tuple[str, ...] | None = param(None, "Unforeseen attacks.", kind="names", cli=False)
     query_images: int | None = param(None, "Test images of the 2AFC.", least=1, cli=False)

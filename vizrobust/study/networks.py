@@ -263,7 +263,7 @@ class StudyTrainings:
         processes = self.compute.processes
         if processes.main:
             for run in runs:
-                if run.until in ("", *self.histories) and (self._place(run) / CHECKPOINT_FILE).is_file():
+                if run.until in ("", *self.histories) and self._is_trained(run):
                     self.histories[run.name] = self._history(run)
         self.histories = processes.broadcast(self.histories)
         todo = [run for run in runs if run.name not in self.histories]
@@ -272,9 +272,21 @@ class StudyTrainings:
             shares[0] = [run for run in runs if run in shares[0] or run.name in self.histories]
         return shares[processes.rank]
 
+    def _is_trained(self, run: TrainingRun) -> bool:
+        """Whether a run has ended. Its stored weights, run.json and whole history are enough: those are kept of a network."""
+        place, training = self._place(run), self._training(run)
+        if (place / CHECKPOINT_FILE).is_file():
+            return True
+        began = read_run(place)
+        same = began is not None and began["identity"]["training"] == repr(training)
+        return same and self._weights_file(run).is_file() and len(self._history(run)) == training.epochs
+
     def _train(self, run: TrainingRun, eps: float) -> Iterator[Work]:
         training, folder, path = self._training(run), self._place(run), self._weights_file(run)
-        yield from self._trained_in(folder, training, run.label)
+        if self._is_trained(run):
+            yield f"trained already: {run.label}", passes(training, self.data)
+        else:
+            yield from self._trained_in(folder, training, run.label)
         self.histories[run.name] = self._history(run)
         if not path.is_file():
             yield f"{run.label}: measuring the stored weights", 0.0
