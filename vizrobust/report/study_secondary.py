@@ -47,8 +47,6 @@ def secondary_over_k(study: StudyGroups) -> Figure | None:
         figure = blank((WIDE * len(panels), TALL), pad=0.1)
         for (title, outcomes), axes in zip(panels.items(), figure.subplots(1, len(panels), squeeze=False).flat, strict=True):
             _panel(axes, study, outcomes)
-            if outcomes[0].kind == FEATURES:
-                axes.set_ylim(0)
             axes.set_title(title, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel("attack steps K in training")
         return figure
@@ -78,6 +76,8 @@ def _panel(axes: Axes, study: StudyGroups, outcomes: list[Outcome]) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=6)
+    if outcomes[0].kind == FEATURES:
+        axes.set_ylim(0)
     label_lines(axes, axes.get_xlim()[1], labels, 0.7 * TALL, size=8.5, width=20)
 
 
