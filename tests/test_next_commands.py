@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from tests.trial_studies import make_study
 from vizrobust.cli import main
 from vizrobust.commands.checkpoints import folded
 from vizrobust.models import Layer
@@ -68,6 +71,54 @@ def test_each_reference_may_name_its_own_code(own):
     lacking = CliRunner().invoke(main, ["layers", "flat net.safetensors"])
     assert lacking.exit_code == 1
     assert "give --arch" in lacking.output
+
+
+def test_the_commands_around_a_dictionary_run_when_pasted(own):
+    fit = "--layer 0 --units 2 --images 20 --out 'two units.safetensors'"
+    made = run(f"vizrobust dictionary wide.safetensors --arch 'my nets.py:wide' {fit}")
+    run(pasted(made, "next: vizrobust "), "--steps", 1, "--units", 0, "--quiet")
+    wrong = ("dictionary", "wide.safetensors", "--arch", "my nets.py:wide", "--layer", "conv9", "--out", "d.safetensors")
+    refused = CliRunner().invoke(main, wrong)
+    assert refused.exit_code == 1
+    listed = refused.output.replace("\n", " ").partition("(vizrobust ")[2].partition(" lists the layers)")[0]
+    assert "linear" in run(f"vizrobust {listed}").output.lower()
+
+
+def test_an_interrupted_command_names_the_one_that_goes_on(own, monkeypatch):
+    def stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    typed = ["neurons", "flat net.safetensors", "--arch", "my nets.py:flat", "--units", "0", "--steps", "1", "--out", "my run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["vizrobust", *typed])
+        patch.setattr("vizrobust.features.picture_runs.to_uint8", stop)
+        stopped = CliRunner().invoke(main, typed)
+    assert stopped.exit_code == 130
+    run(pasted(stopped, "go on with: vizrobust "), "--quiet")
+    assert Path("my run/index.html").is_file()
+
+
+def test_the_commands_around_trials_run_when_pasted(tmp_path, monkeypatch):
+    folder = make_study(tmp_path / "my study", hidden=False)
+    monkeypatch.chdir(tmp_path)
+    keyless = CliRunner().invoke(main, ["trials", "my study", "--answers", "answers.json"])
+    assert keyless.exit_code == 1
+    made = run("vizrobust " + keyless.output.replace("\n", " ").partition("make a page first: vizrobust ")[2], "--trials", 4)
+    line = pasted(made, "next: vizrobust ")
+    words = shlex.split(line)
+    assert words[:3] == ["vizrobust", "trials", "my study"]
+    # Before the page is answered, it says what is missing.
+    early = CliRunner().invoke(main, words[1:])
+    assert early.exit_code == 1
+    assert "answer the page of trials" in early.output.replace("\n", " ")
+    file = words[words.index("--answers") + 1]
+    token = file.removeprefix("answers-").removesuffix(".json")
+    trials = json.loads((folder / "trials-key.json").read_text())["pages"][token]["trials"]
+    answers = [{"trial": one["id"], "choice": one["answer"], "confidence": 3, "seconds": 1.5} for one in trials]
+    Path(file).write_text(json.dumps({"format": 1, "trials": token, "answers": answers}))
+    assert "100.0 %" in run(line).output
+    assert f"saves {file}" in made.output
+    assert file in Path("trials.html").read_text()
 
 
 def test_blocks_that_are_alike_are_listed_once_and_layers_can_be_filtered():

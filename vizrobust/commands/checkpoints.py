@@ -36,12 +36,22 @@ LOOKED_AT, LARGE, POINTS, SURE = 200, 128, 0.1, 0.001
 
 def next_command(command: str, ref: str, arch: str) -> Note:
     """Names the command that comes next for a checkpoint; it works as it stands, pasted into a shell."""
-    return Note(f"next: vizrobust {command} {shlex.quote(ref)}{own_code(arch)}")
+    return Note(f"next: vizrobust {command} {typed(ref, arch)}")
 
 
 def own_code(arch: str) -> str:
     """The option by which a command may run a person's own code for a network; nothing for ours."""
     return f" --arch {shlex.quote(arch)}" if is_user_code(arch) else ""
+
+
+def typed(ref: str, arch: str) -> str:
+    """A network as a person types it behind a command; `arch` is its architecture, which may be their own code."""
+    return f"{shlex.quote(ref)}{'' if '::arch=' in ref else own_code(arch)}"
+
+
+def layers_command(checkpoint: Checkpoint) -> str:
+    """The command that lists a network's layers."""
+    return f"vizrobust layers {typed(checkpoint.reference, checkpoint.info.arch)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,8 +177,7 @@ class LayerList(Result):
         size = " x ".join(map(str, info.input_shape))
         shown = sum(layer.visualizable for layer in self.layers)
         notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
-        code = own_code(self.checkpoint.info.arch) if "::arch=" not in self.name else ""
-        example = f"vizrobust neurons {shlex.quote(self.name)}{code} --layer {self._example()}"
+        example = f"vizrobust neurons {typed(self.name, self.checkpoint.info.arch)} --layer {shlex.quote(self._example())}"
         notes.append(f"{shown} of {len(self.layers)} layers can be rendered: {example}")
         header = ["layer", "kind", "output", "units", "layout", "renders"]
         return [Table(f"{self.name}: {info.arch}, input {size}", header, rows, "\n".join(notes), narrow=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vizrobust.commands.checkpoints import own_code
+from vizrobust.commands.checkpoints import layers_command, typed
 from vizrobust.compute import versions
 from vizrobust.data import DataSet
 from vizrobust.features.dictionary_fits import STEPS, DictionaryQuality, Interval, fit_dictionary, layer_vectors, quality
@@ -100,7 +100,7 @@ def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event,
     except ParameterError:
         raise
     except ValueError as error:
-        raise ValueError(f"{checkpoint.name}: {error} (vizrobust layers {checkpoint.name} lists the layers)") from error
+        raise ValueError(f"{checkpoint.name}: {error} ({layers_command(checkpoint)} lists the layers)") from error
     report = FittedDictionary(request, checkpoint.name, fitted, worth)
     yield from report.rows()
     if request.plot:
@@ -110,8 +110,8 @@ def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event,
         yield Note(f"drawn: {request.plot}")
     if worth.dead:
         yield Note(f"{worth.dead} of {fitted.units} units are dead: no test image excites them")
-    code = own_code(checkpoint.info.arch)
-    yield Note(f"next: vizrobust neurons {shlex.quote(checkpoint.reference)}{code} --layer {shlex.quote(report.layer)}")
+    network = typed(checkpoint.reference, checkpoint.info.arch)
+    yield Note(f"next: vizrobust neurons {network} --layer {shlex.quote(report.layer)}")
     return report
 
 

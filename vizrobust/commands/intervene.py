@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.interventions import defined, effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
@@ -111,7 +112,7 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
         active = unit_activations(net, request.layer, target.images, shape=shape, compute=compute)
         before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
     except ValueError as error:
-        raise ValueError(f"{target.name}: {error} (vizrobust layers {target.name} lists the layers)") from error
+        raise ValueError(f"{target.name}: {error} ({layers_command(checkpoint)} lists the layers)") from error
     target.saw(predicted_classes(before))
     activity, mean, names = active.abs().mean(0), active.mean(0), target.data.classes
     aucs = class_aucs(active, target.images.labels, len(names))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vizrobust.clarity.queries import excitations
+from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.unit_pictures import checkpoints_of, folder_for, job_of, objective_of, recipe_of
 from vizrobust.data import ArraySplit
@@ -302,6 +303,6 @@ def _check_layers(checkpoint: Checkpoint, names: Sequence[str]) -> None:
         try:
             chosen = layer_of(net, checkpoint.info.input_shape, name)
         except ValueError as error:
-            raise ValueError(f"{checkpoint.name}: {error} (vizrobust layers {checkpoint.name} lists them)") from error
+            raise ValueError(f"{checkpoint.name}: {error} ({layers_command(checkpoint)} lists them)") from error
         if not chosen.visualizable:
             raise ValueError(f"layer {name!r} of {checkpoint.name} cannot be visualized: {chosen.reason}; choose another layer")

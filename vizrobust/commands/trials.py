@@ -110,7 +110,9 @@ def _made(request: TrialsRequest, session: Session) -> Generator[Event, None, Tr
         yield Note("note: the study has one picture of each unit here; trials usually show nine, from different seeds")
     if not catch:
         yield Note("note: the study has no natural exemplars, so there are no catch trials")
-    yield Note(f"next: open it, answer, and vizrobust trials {shlex.quote(str(request.run))} --answers answers-{made.token}.json")
+    answers = f"answers-{made.token}.json"
+    yield Note(f"open the page in a browser and answer, or send it to others; at its end it saves {answers}, to be brought here")
+    yield Note(f"next: vizrobust trials {shlex.quote(str(request.run))} --answers {answers}")
     return TrialPage(row)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -238,7 +239,8 @@ def read_checkpoint(path: Path | str) -> tuple[CheckpointInfo, dict[str, Tensor]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(path)!r} is truncated or not a safetensors file ({error}); get it again") from error
     if "vizrobust" not in metadata:
-        raise ValueError(f"{str(path)!r} was not written by vizrobust; convert it once with: vizrobust import {path} --arch …")
+        again = f"vizrobust import {shlex.quote(str(path))} --arch …"
+        raise ValueError(f"{str(path)!r} was not written by vizrobust; convert it once with: {again}")
     try:
         info = CheckpointInfo.from_json(metadata["vizrobust"])
     except ValueError as error:

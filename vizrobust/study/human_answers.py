@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def read_answers(file: Path | str, folder: Path | str) -> tuple[dict[str, Any], 
     """
     key_path = Path(folder) / KEY_FILE
     if not key_path.is_file():
-        made = f"vizrobust trials {folder} --out trials.html"
+        made = f"vizrobust trials {shlex.quote(str(folder))} --out trials.html"
         raise FileNotFoundError(f"no {KEY_FILE} in {str(folder)!r}, so the right answers are unknown; make a page first: {made}")
     pages, given = _pages(key_path), _answers_json(Path(file))
     token = given.get("trials")
@@ -332,7 +333,9 @@ def _pages(path: Path) -> dict[str, Any]:
 
 def _answers_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}; give the JSON file that the page of trials lets you download")
+        raise FileNotFoundError(
+            f"no file {str(path)!r}; answer the page of trials and give the JSON file that it saves, often among the downloads"
+        )
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
