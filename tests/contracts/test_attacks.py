@@ -39,7 +39,8 @@ AROUND = {"Transfer": Transfer(source=net_file()), "EOT": EOT(samples=2)}
 def make(name: str, ball: Ball, steps: int = STEPS) -> Attack:
     """The attack with its defaults, this ball and so many steps, where it has a number of them."""
     attack = vary(AROUND[name], ball=ball) if name in AROUND else ATTACKS[name](ball=ball)
-    return vary(attack, where_present=True, steps=steps, queries=steps, samples=steps + 1, targets=2, search_steps=2)
+    small = vary(attack, where_present=True, steps=steps, queries=steps, targets=2, search_steps=2)
+    return small if name in AROUND else vary(small, where_present=True, samples=steps + 1)
 
 
 def steps_of(attack: Attack, net: nn.Module, x: Tensor) -> int:

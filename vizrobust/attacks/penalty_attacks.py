@@ -205,8 +205,9 @@ class ALMA(MinimumNormAttack):
     step `lr` falls to a hundredth. K = `steps` gradients. The ball is L2 or L1; without eps it is unbounded, with one only
     points in it break an image.
 
-    >>> ALMA(steps=20)(nn.Flatten(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]))
-    AttackResult(3 images, 21 evaluated points each)
+    >>> x = torch.rand(3, 1, 2, 2)
+    >>> ALMA(steps=20)(nn.Flatten(), x, x.flatten(1).argmax(1)).correct.all(0)
+    tensor([False, False, False])
     """
 
     steps: int = 100

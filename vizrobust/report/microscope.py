@@ -64,13 +64,21 @@ class Site:
     def panels(self) -> dict[tuple[str, int], Panel]:
         return {(panel.layer, panel.sign): panel for panel in self.collection.panels}
 
-    @cached_property
-    def _facts(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def _of_layers(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """The facts of one kind about each layer of each checkpoint."""
         return {
-            (one.id, layer): read_facts(self.folder, f"layer-{one.id}-{slug(layer)}.json")
+            (one.id, layer): read_facts(self.folder, f"{kind}-{one.id}-{slug(layer)}.json")
             for one in self.checkpoints
             for layer in self.layers
         }
+
+    @cached_property
+    def _facts(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return self._of_layers("layer")
+
+    @cached_property
+    def _attribution(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return self._of_layers("attribution")
 
     @cached_property
     def _clarity(self) -> dict[str, dict[str, Any]]:
@@ -111,14 +119,6 @@ class Site:
     def attribution(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> dict[str, Any]:
         """Where the pixels are that a unit's activation comes from, and of how many of its exemplars."""
         return dict(self._attribution[checkpoint.id, layer].get("units", {}).get(str(unit), {}))
-
-    @cached_property
-    def _attribution(self) -> dict[tuple[str, str], dict[str, Any]]:
-        return {
-            (one.id, layer): read_facts(self.folder, f"attribution-{one.id}-{slug(layer)}.json")
-            for one in self.checkpoints
-            for layer in self.layers
-        }
 
     def masking(self, checkpoint: CheckpointFacts) -> dict[str, Any]:
         """The verdict on its gradients, where it was asked for."""

@@ -37,10 +37,6 @@ class Rendering(Seeded):
         False, "Networks as they are; else, in fp32, BatchNorm is folded into the layer before it: equal up to rounding, faster."
     )
 
-    def check(self) -> None:
-        if not self.models:
-            raise ParameterError("{models} is empty; give at least one checkpoint")
-
 
 @spec
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +90,6 @@ class NeuronsRequest(UnitPictures):
         None, "Natural images too: N that excite a unit most, N least.", role="view", metavar="N", least=1
     )
     exemplar_images: int = param(10_000, "Exemplars are chosen from so many validation images.", role="view", cli=False, least=1)
-
-    def check(self) -> None:
-        pass  # no model is the built-in sweep
 
 
 @spec
@@ -241,12 +234,7 @@ class InvertRequest(Reconstruction):
 
     recipe: Any = param("direct", "By name (vizrobust list recipes) or a whole spec.", kind="recipe")
     # Of 0.003 to 0.3, this gave the largest mean SSIM over four networks of digits and CIFAR-10, two of them robust.
-    smooth: float = param(0.1, "Weight of the total variation that is subtracted.")
-
-    def check(self) -> None:
-        super().check()
-        if self.smooth < 0:
-            raise ParameterError("{smooth} must not be negative, got %g", self.smooth)
+    smooth: float = param(0.1, "Weight of the total variation that is subtracted.", least=0)
 
 
 @spec
@@ -286,16 +274,11 @@ class AccentuateRequest(Rendering):
     layer: str = param("logits", "Layer of the units (vizrobust layers REF).")
     units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
     near: str = param(help="Layer whose answer to IMAGE is kept.")
-    hold: float = param(1.0, "How much the change of that answer counts; 0: not at all.")
+    hold: float = param(1.0, "How much the change of that answer counts; 0: not at all.", least=0)
     seeds: int = param(1, "Pictures of each unit, with different transforms.", role="grows", least=1)
     batch_size: int = param(1, "Seeds rendered at once; recorded, as it is part of it.", least=1)
 
     begins_there = True
-
-    def check(self) -> None:
-        super().check()
-        if self.hold < 0:
-            raise ParameterError("{hold} must not be negative, got %g", self.hold)
 
 
 @spec

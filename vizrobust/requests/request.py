@@ -147,7 +147,7 @@ READERS: dict[str, Callable[[str, str], Any]] = {
 
 def param(
     default: Any = dataclasses.MISSING, help: str = "", *, role: str = "identity", kind: str = "", choices: Sequence[str] = (),  # noqa: A002
-    flag: str = "", metavar: str = "", argument: bool = False, aliases: Sequence[str] = (), least: int | None = None,
+    flag: str = "", metavar: str = "", argument: bool = False, aliases: Sequence[str] = (), least: float | None = None,
     cli: bool = True,
 ) -> Any:  # fmt: skip
     """A field of a request.
@@ -186,6 +186,8 @@ class Request:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.metadata["kind"] == "model" and field.default is dataclasses.MISSING and value == ():
+                raise ParameterError(f"{{{field.name}}} is empty; give at least one checkpoint")
             least = field.metadata["least"]
             if least is not None and value is not None and value < least:
                 raise ParameterError(f"{{{field.name}}} must be at least %s, got %s", least, value)
@@ -226,10 +228,6 @@ class OnSplit(Seeded):
     images: int = param(1000, "Use the first N images of the split.", role="grows", least=1)
     split: str = param("test", "train, val or test.", choices=SPLITS)
     batch_size: int | None = param(None, "Recorded: an image's result is bit-equal at one batch size.", least=1)
-
-    def check(self) -> None:
-        if not self.models:
-            raise ParameterError("{models} is empty; give at least one checkpoint")
 
 
 @spec
