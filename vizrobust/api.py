@@ -233,8 +233,10 @@ def intervene(
     """What becomes of every class's accuracy and logit when units of a layer are removed or scaled.
 
     `models`, `data` and `out` are as for `compare`, `layer` and `units` as for `visualize`. `change` sets a unit to
-    ``zero`` or to its ``mean`` over the first `images`, or multiplies it (``scale``, by ``factor``). `parameters` are the
-    other fields of `requests.understanding.InterveneRequest`. Raises ``ValueError`` for a layer that cannot be changed.
+    ``zero`` or to its ``mean`` over the first `images`, or multiplies it (``scale``, by ``factor``); ``none`` only says what
+    excites it. With ``clip=``, a reference or an `ImageTextEncoder`, and ``words=``, a file or the words, units get labels.
+    `parameters` are the other fields of `requests.understanding.InterveneRequest`. Raises ``ValueError`` for a layer that
+    cannot be changed.
 
     >>> import vizrobust as vr
     >>> vr.intervene("mnist-k8", "linear2", [3], images=50, controls=1).rows()[0]["classes"][3]["accuracy"]

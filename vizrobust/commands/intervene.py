@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.targets import Target, open_targets
+from vizrobust.commands.unit_labels import WordLabels, label_table
 from vizrobust.features.interventions import defined, effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, unit_activations
@@ -23,6 +24,8 @@ from vizrobust.results import Event, Note, Result, Row, Table, percent
 from vizrobust.session import Session
 
 SHOWN = 20  # units of the table
+TOLD = "tells best, AUC"
+TOLD_NOTE = "tells best: the class whose images its mean activation tells best from all others (.5 is chance)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,19 +41,24 @@ class Interventions(Result):
 
     def tables(self) -> list[Table]:
         names = list(dict.fromkeys(row["name"] for row in self.found))
-        tables = [self._table(name, [row for row in self.found if row["name"] == name]) for name in names]
-        return [replace(one, note="\n".join((one.note, *self.remarks))) for one in tables]
+        of = {name: [row for row in self.found if row["name"] == name] for name in names}
+        table = self._profile if self.request.change == "none" else self._table
+        tables = [table(name, mine) for name, mine in of.items()]
+        words = [] if self.request.clip is None else [label_table(name, self.request, mine) for name, mine in of.items()]
+        return [*(replace(one, note="\n".join((one.note, *self.remarks))) for one in tables), *words]
 
     def figure(self) -> Any:
-        """Every class's change of accuracy by unit, a panel for each checkpoint."""
+        """Every class's change of accuracy by unit, a panel for each checkpoint; None where nothing was changed."""
         from vizrobust.report.understanding_figures import class_changes
 
+        if self.request.change == "none":
+            return None
         panels = []
         for name in dict.fromkeys(row["name"] for row in self.found):
             mine = _ordered([row for row in self.found if row["name"] == name])
             values = np.array([[one["accuracy"] for one in row["classes"]] for row in mine])
             panels.append((name, [str(row["unit"]) for row in mine], [one["class"] for one in mine[0]["classes"]], values))
-        return class_changes(panels, f"{self.request.layer}, unit {self.request.words}")
+        return class_changes(panels, f"{self.request.layer}, unit {self.request.done}")
 
     def _table(self, name: str, mine: Sequence[Row]) -> Table:
         shown = []
@@ -66,19 +74,24 @@ class Interventions(Result):
         classes = mine[0]["classes"]
         base = percent(sum(one["before"] * one["n"] for one in classes) / sum(one["n"] for one in classes))
         header = [
-            "unit", "activity", "tells best, AUC", "accuracy, points", "hurts most", "its accuracy, points", "its logit",
+            "unit", "activity", TOLD, "accuracy, points", "hurts most", "its accuracy, points", "its logit",
             "units as active",
         ]  # fmt: skip
         left = f", the {SHOWN} largest of {len(mine)}" if len(mine) > SHOWN else ""
         note = (
-            f"accuracy without a change: {base}; 95 % intervals, of one unit and class; tells best: the class "
-            "whose images its mean activation tells best from all others (.5 is chance); hurts most: the class that loses most; "
+            f"accuracy without a change: {base}; 95 % intervals, of one unit and class; {TOLD_NOTE}; hurts most: the class that "
+            "loses most; "
             f"units as active: the same change of accuracy by the {self.request.controls} units nearest in mean activity"
         )
         if undefined := max(row.get("undefined", 0) for row in mine):
             images = sum(one["n"] for one in classes)
             note += f"; outputs are not finite on up to {undefined} of {images} images, which are not right and in no logit"
-        return Table(f"{name}, {self.request.layer}: unit {self.request.words}{left}", header, shown, note)
+        return Table(f"{name}, {self.request.layer}: unit {self.request.done}{left}", header, shown, note)
+
+    def _profile(self, name: str, mine: Sequence[Row]) -> Table:
+        shown = [[str(row["unit"]), f"{row['activity']:.3g}", _told(row)] for row in sorted(mine, key=_least_told)[:SHOWN]]
+        left = f", the {SHOWN} best of {len(mine)}" if len(mine) > SHOWN else ""
+        return Table(f"{name}, {self.request.layer}: what excites a unit{left}", ["unit", "activity", TOLD], shown, TOLD_NOTE)
 
     def __repr__(self) -> str:
         return f"Interventions({len(self.found)} rows of {self.request!r})"
@@ -87,11 +100,12 @@ class Interventions(Result):
 def intervene(request: InterveneRequest, session: Session) -> Generator[Event, None, Interventions]:
     """Change each unit of the request in every checkpoint, and as many others that are as active; rows are kept."""
     rows: list[Row] = []
+    words = None if request.clip is None else WordLabels(request, session)
     targets = open_targets(request, session, "intervene")
     for target in targets:
         session.remember(target.folder, target.checkpoint)
         session.note_dictionary(target.checkpoint, request.layer)
-        for row in (yield from _of_target(request, session, target)):
+        for row in (yield from _of_target(request, session, target, words)):
             rows.append(row)
             yield row
     report = Interventions(request, tuple(rows), tuple(remark for target in targets for remark in target.remarks))
@@ -103,27 +117,57 @@ def intervene(request: InterveneRequest, session: Session) -> Generator[Event, N
     return report
 
 
-def _of_target(request: InterveneRequest, session: Session, target: Target) -> Generator[Event, None, list[Row]]:
-    checkpoint, compute = target.checkpoint, session.compute(request.precision)
-    net, shape = checkpoint.net(), checkpoint.info.input_shape
+def _of_target(
+    request: InterveneRequest, session: Session, target: Target, words: WordLabels | None
+) -> Generator[Event, None, list[Row]]:
+    compute, shape = session.compute(request.precision), target.checkpoint.info.input_shape
+    net, before = target.checkpoint.net(), None
     try:
         count = layer_of(net, shape, request.layer).units
         units = units_from(request.units, count, f"layer {request.layer} of {target.name}")
         active = unit_activations(net, request.layer, target.images, shape=shape, compute=compute)
-        before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
+        if request.change != "none":
+            before = logits_with(net, request.layer, None, target.images, shape=shape, compute=compute)
     except ValueError as error:
-        raise ValueError(f"{target.name}: {error} ({layers_command(checkpoint)} lists the layers)") from error
-    target.saw(predicted_classes(before))
-    activity, mean, names = active.abs().mean(0), active.mean(0), target.data.classes
-    aucs = class_aucs(active, target.images.labels, len(names))
-    near = {unit: nearest_in_activity(activity, unit, request.controls) for unit in units}
-    todo = list(dict.fromkeys([*units, *(other for others in near.values() for other in others)]))
+        raise ValueError(f"{target.name}: {error} ({layers_command(target.checkpoint)} lists the layers)") from error
     about = {
-        "checkpoint": checkpoint.id, "layer": request.layer, "change": request.change, "images": len(target.images),
+        "checkpoint": target.checkpoint.id, "layer": request.layer, "change": request.change, "images": len(target.images),
         "factor": request.factor if request.change == "scale" else None,
     }  # fmt: skip
+    labels = {} if words is None else words.of(target, units, active)
+    yield from ()
+    profiles = _profiles(target, units, active)
+    if before is None:
+        rows = [{**about, "name": target.name, **profiles[unit]} for unit in units]
+    else:
+        rows = _changed(request, session, target, about, units, active, before)
+        rows = [{**row, "aucs": profiles[row["unit"]]["aucs"]} for row in rows]
+    return [{**row, "label": labels[row["unit"]]} for row in rows] if labels else rows
+
+
+def _profiles(target: Target, units: Sequence[int], active: Tensor) -> dict[int, Row]:
+    """What excites each unit: its mean activity, and how well it tells each class; `classes` have their images."""
+    names, labels = target.data.classes, target.images.labels
+    aucs, activity = class_aucs(active, labels, len(names)), active.abs().mean(0)
+    images = labels.bincount(minlength=len(names)).tolist()
+    classes = [{"class": name, "n": n} for name, n in zip(names, images, strict=True) if n]
+    return {
+        unit: {"unit": unit, "activity": float(activity[unit]), "aucs": _by_class(names, aucs[unit]), "classes": classes}
+        for unit in units
+    }
+
+
+def _changed(
+    request: InterveneRequest, session: Session, target: Target, about: Row, units: Sequence[int], active: Tensor, before: Tensor
+) -> list[Row]:
+    """A row for each unit, with every class's change and the changes by the units that are as active; rows are kept."""
+    compute, shape = session.compute(request.precision), target.checkpoint.info.input_shape
+    net, labels = target.checkpoint.net(), target.images.labels
+    target.saw(predicted_classes(before))
+    activity, mean = active.abs().mean(0), active.mean(0)
+    near = {unit: nearest_in_activity(activity, unit, request.controls) for unit in units}
+    todo = list(dict.fromkeys([*units, *(other for others in near.values() for other in others)]))
     known = {row["unit"]: row for row in target.folder.rows() if about.items() <= row.items()}
-    labels = target.images.labels
     for done, unit in enumerate(todo, 1):
         if unit not in known:
             value = request.factor if request.change == "scale" else float(mean[unit])
@@ -131,17 +175,11 @@ def _of_target(request: InterveneRequest, session: Session, target: Target) -> G
                 net, request.layer, unit, target.images, change=request.change, value=value, shape=shape, compute=compute
             )
             row = {"unit": unit, "activity": float(activity[unit]), **_overall(before, after, labels)}
-            row["classes"] = [one.row() for one in effects(before, after, labels, names)]
+            row["classes"] = [one.row() for one in effects(before, after, labels, target.data.classes)]
             known[unit] = target.folder.add({**about, **row})
         session.progress(f"{target.name}  {request.layer}", done, len(todo))
-    yield from ()
     return [
-        {
-            **known[unit],
-            "name": target.name,
-            "aucs": _by_class(names, aucs[unit]),
-            "controls": {str(other): known[other]["accuracy"] for other in near[unit]},
-        }
+        {**known[unit], "name": target.name, "controls": {str(other): known[other]["accuracy"] for other in near[unit]}}
         for unit in units
     ]
 
@@ -167,13 +205,24 @@ def _by_class(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist(), strict=True)}
 
 
+def _told_best(row: Row) -> tuple[str, float] | None:
+    """The class that a unit tells best, and the area; None without a class to tell."""
+    known = [(name, value) for name, value in row["aucs"].items() if value is not None]
+    return max(known, key=lambda one: one[1]) if known else None
+
+
+def _least_told(row: Row) -> float:
+    found = _told_best(row)
+    return 0.0 if found is None else -found[1]
+
+
 def _told(row: Row) -> str:
-    known = {name: value for name, value in row["aucs"].items() if value is not None}
-    if not known:
+    found = _told_best(row)
+    if found is None:
         return "-"
-    best = max(known, key=known.__getitem__)
+    best, auc = found
     images = {one["class"]: one["n"] for one in row["classes"]}
-    return f"{best} {auc_text(known[best], images[best], sum(images.values()) - images[best])}"
+    return f"{best} {auc_text(auc, images[best], sum(images.values()) - images[best])}"
 
 
 def _points(value: float, low: float, high: float) -> str:

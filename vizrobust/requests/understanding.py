@@ -82,26 +82,35 @@ class InterveneRequest(OnSplit):
     """Remove or scale units of a layer, and see what becomes of every class's accuracy and logit.
 
     Each unit stands beside the units that are nearest to it in mean activity: only what it does more than those is its own.
+    With a CLIP network and words a unit also gets a label, if a word predicts on images held out which ones excite it.
 
     \b
     vizrobust intervene mnist-k0 mnist-k8 --layer conv2 --plot units.png
     vizrobust intervene mnist-k8 --layer linear1 --units 3,7,11 --change mean
     vizrobust intervene mnist-k8 --layer conv2 --units 0:8 --change scale --factor 3
+    vizrobust intervene mine.safetensors --layer layer4 --units all --change none --clip ViT-B-32:clip.pt --words words.txt
     """
 
     layer: str = param(help="Layer by name (vizrobust layers REF).", role="grows")
     units: Any = param(None, "all, 0:16 or 3,7,11; default: all of at most 20, else 0:16.", role="grows", metavar="LIST")
     change: str = param(
-        "zero", "Set the unit to 0, to its mean over the images, or multiply it.", role="grows", choices=("zero", "mean", "scale")
-    )
+        "zero", "Set the unit to 0, to its mean over the images, multiply it, or only say what excites it.", role="grows",
+        choices=("zero", "mean", "scale", "none"),
+    )  # fmt: skip
     factor: float = param(2.0, "With --change scale: times what.", role="grows")
     controls: int = param(8, "Compare with N units of about the same activity.", role="view", least=1)
+    clip: Any = param(
+        None, "A CLIP network for words: MODEL:FILE by open_clip's name, MODEL@TAG:FILE, or a folder of its format.",
+        role="grows", metavar="MODEL:FILE|DIR",
+    )  # fmt: skip
+    words: Any = param(None, "With --clip: a text file, one word or phrase a line.", kind="file", role="grows")
     plot: str | None = param(None, "Draw units by classes to a .png, .svg or .pdf.", kind="figure", role="view")
 
     @property
-    def words(self) -> str:
+    def done(self) -> str:
         """What is done to a unit."""
-        return {"zero": "set to 0", "mean": "set to its mean", "scale": f"times {self.factor:g}"}[self.change]
+        named = {"zero": "set to 0", "mean": "set to its mean", "scale": f"times {self.factor:g}", "none": "as it is"}
+        return named[self.change]
 
     def check(self) -> None:
         super().check()
@@ -109,6 +118,10 @@ class InterveneRequest(OnSplit):
             raise ParameterError("{factor} 1 changes nothing; give another factor")
         if self.change != "scale" and self.factor != 2.0:
             raise ParameterError("{factor} %s goes with {change} scale, not with %s; leave it out", self.factor, self.change)
+        if (self.clip is None) != (self.words is None):
+            raise ParameterError("{clip} and {words} go together: a CLIP network, and the words to choose from")
+        if self.change == "none" and self.plot:
+            raise ParameterError("{plot} draws what a change does, and {change} none changes nothing; leave one out")
 
 
 METHODS = ("pca", "nmf", "topk", "relu")
