@@ -338,6 +338,25 @@ def test_siglip_2_from_a_file_is_prepared_as_it_was_trained(tiny: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_of_its_own_is_read_beside_the_weights(tiny: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<unk>": 1, "dog": 2, "a": 3}, unk_token="<unk>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
+    wrapped.save_pretrained(tmp_path)
+    text = {**TINY["text_cfg"], "hf_tokenizer_name": "nobody/none", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    about = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": SIGLIP}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    (tmp_path / "open_clip_model.pth").write_bytes((tiny / "open_clip_model.pth").read_bytes())
+    found = clip_file(str(tmp_path))
+    assert found._tokenizer()(["A dog!", "cat"])[:, :3].tolist() == [[3, 2, 0], [1, 0, 0]]
+    assert found.texts(["a dog", "A dog!", "cat"]).shape == (3, 16)
+    assert torch.equal(*found.texts(["a dog", "A dog!"]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_the_command_asks_open_clip_from_a_file_and_from_a_folder(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def nonsense(words: Sequence[str], seed: int = 0) -> tuple[str, ...]:
     letters = Streams(seed, range(2 * count), "nonsense").integers(len(LETTERS), longest).tolist()
     made = (
         "".join(
-            LETTERS[number] if letter.isalpha() else letter
+            LETTERS[number] if letter.isalnum() else letter
             for letter, number in zip(words[place % len(words)], row, strict=False)
         )
         for place, row in enumerate(letters)
