@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,14 +16,19 @@ from torch import nn
 from tests.conftest import until
 from tests.digits import save_digits_net
 from tests.test_cli import run
+from vizrobust.commands.microscope import microscope as command
 from vizrobust.commands.microscope_facts import ATTRIBUTION, UnitScores
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features import picture_runs
 from vizrobust.features.unit_facts import heat_maps, unit_activations
+from vizrobust.models import load_checkpoint
 from vizrobust.report.microscope import Site
 from vizrobust.report.microscope_pages import pages
+from vizrobust.requests.pictures import MicroscopeRequest
+from vizrobust.results import answer_of
 from vizrobust.rng import Streams
+from vizrobust.session import Session
 
 OPTIONS = ("--units", "0:3", "--steps", "2", "--exemplars", "2", "--exemplar-images", "40", "--adversarial", "1", "--quiet")
 
@@ -106,6 +112,41 @@ def test_a_card_has_the_verdict_that_was_asked_for(folder: Path) -> None:
     (page,) = [text for path, text in pages(Site.read(site)) if path == "index.html"]
     assert "no sign of masking, by 50 images" in page
     assert page.count("not diagnosed here") == len(Site.read(site).checkpoints) - 1
+
+
+class Knows:
+    """An encoder whose space is the layer itself, with a word for its second unit."""
+
+    name, key = "knows", "1"
+
+    def __init__(self, net: nn.Module) -> None:
+        self.scores = UnitScores(net, "conv1", (1, 8, 8))
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.scores(x)
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        noise = 0.1 * Streams(0, texts).normal(16)
+        return torch.stack([torch.eye(16)[1] if text == "<b>edge" else noise[place] for place, text in enumerate(texts)])
+
+
+def test_a_unit_s_page_has_its_word(tmp_path: Path) -> None:
+    save_digits_net(tmp_path / "a.safetensors")
+    request = MicroscopeRequest(
+        models=(str(tmp_path / "a.safetensors"),), layers=("conv1",), units="0:2", steps=1, seeds=1, likes=True, exemplars=1,
+        exemplar_images=130, adversarial=0, clip=Knows(load_checkpoint(str(tmp_path / "a.safetensors")).net()), words=["<b>edge"],
+    )  # fmt: skip
+    for _ in range(2):  # the second time from what is there
+        answer_of(command(request, Session(tmp_path / "site", device="cpu")))
+        site = Site.read(tmp_path / "site")
+        (known,) = site.checkpoints
+        found = site.word(known, "conv1", 1)
+        assert (found["word"], found["by"], found["auc"]) == ("<b>edge", "knows", 1.0)
+        page = (tmp_path / "site" / "units" / "conv1" / "1.html").read_text(encoding="utf-8")
+        assert "<p>&lt;b&gt;edge 1.00 (" in page
+        assert "images held out, by knows" in page
+    assert ("<h3>Label</h3>" in (tmp_path / "site/units/conv1/0.html").read_text()) == bool(site.word(known, "conv1", 0))
 
 
 def test_activations_and_heat_are_those_of_the_map() -> None:

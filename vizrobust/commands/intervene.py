@@ -44,7 +44,7 @@ class Interventions(Result):
         of = {name: [row for row in self.found if row["name"] == name] for name in names}
         table = self._profile if self.request.change == "none" else self._table
         tables = [table(name, mine) for name, mine in of.items()]
-        words = [] if self.request.clip is None else [label_table(name, self.request, mine) for name, mine in of.items()]
+        words = [] if self.request.clip is None else [label_table(name, self.request.layer, mine) for name, mine in of.items()]
         return [*(replace(one, note="\n".join((one.note, *self.remarks))) for one in tables), *words]
 
     def figure(self) -> Any:
@@ -100,7 +100,7 @@ class Interventions(Result):
 def intervene(request: InterveneRequest, session: Session) -> Generator[Event, None, Interventions]:
     """Change each unit of the request in every checkpoint, and as many others that are as active; rows are kept."""
     rows: list[Row] = []
-    words = None if request.clip is None else WordLabels(request, session)
+    words = None if request.clip is None else WordLabels(request.words, request.clip, request.seed, session)
     targets = open_targets(request, session, "intervene")
     for target in targets:
         session.remember(target.folder, target.checkpoint)
@@ -134,7 +134,7 @@ def _of_target(
         "checkpoint": target.checkpoint.id, "layer": request.layer, "change": request.change, "images": len(target.images),
         "factor": request.factor if request.change == "scale" else None,
     }  # fmt: skip
-    labels = {} if words is None else words.of(target, units, active)
+    labels = {} if words is None else words.rows(target, request.layer, units, active)
     yield from ()
     profiles = _profiles(target, units, active)
     if before is None:

@@ -14,8 +14,10 @@ from vizrobust.commands.microscope_facts import (
     masking_facts,
     matching_facts,
     network_facts,
+    word_facts,
 )
 from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.unit_labels import WordLabels
 from vizrobust.commands.unit_pictures import (
     UnitRun,
     checkpoints_of,
@@ -45,6 +47,7 @@ GROWS = ("objective", "references")
 
 def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event, None, PictureReport]:
     """Render the units of every layer and checkpoint of the request, find out about them, and write the site's pages."""
+    words = None if request.clip is None else WordLabels(request.words, request.clip, request.seed, session)
     checkpoints = checkpoints_of(request.models, session, request.data)
     data = session.maybe_data_for(checkpoints[0], request.data)
     source = None if data is None else ImageSource(data, most=request.exemplar_images)
@@ -77,7 +80,7 @@ def microscope(request: MicroscopeRequest, session: Session) -> Generator[Event,
             yield row
         if source is not None:
             yield Note(f"{pictured.job.layer}: what the units do on {len(source.images):,} natural images")
-            learn(pictured, checkpoints, source, request)
+            learn(pictured, checkpoints, source, request, words)
         page = write_microscope(run.folder)  # what there is can be looked at while the next layer is rendered
     for pictured in runs:
         layer, judged = pictured.job.layer, data is not None and (not request.likes or pictured.job.layer == LOGITS)
@@ -138,7 +141,13 @@ def plan(run: RunFolder, checkpoints: Sequence[Checkpoint], jobs: Sequence[Rende
     return text
 
 
-def learn(pictured: UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSource, request: MicroscopeRequest) -> None:
+def learn(
+    pictured: UnitRun,
+    checkpoints: Sequence[Checkpoint],
+    source: ImageSource,
+    request: MicroscopeRequest,
+    words: WordLabels | None,
+) -> None:
     """Exemplars and facts of a layer of every checkpoint, and which units match."""
     run, job = pictured.run, pictured.job
     for checkpoint in checkpoints:
@@ -152,6 +161,8 @@ def learn(pictured: UnitRun, checkpoints: Sequence[Checkpoint], source: ImageSou
         found = exemplars_into(run, checkpoint, job.objective, job.units, source, request.exemplars, pictured.compute, advance)
         done = 0
         layer_facts(run, checkpoint, job, source, found, pictured.compute, advance)
+        if words is not None:
+            word_facts(run, checkpoint, job, source, words, pictured.compute)
         if not request.likes:
             attribution_facts(run, checkpoint, job, source, found, pictured.compute)
     matching_facts(run, job.layer)

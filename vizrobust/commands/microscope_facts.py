@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from itertools import permutations
@@ -17,6 +18,7 @@ from vizrobust.attacks import PGD, configured
 from vizrobust.attribution import IntegratedGradients
 from vizrobust.clarity import NATURAL_IMAGES, Judge
 from vizrobust.commands.masking import MaskingDiagnosis
+from vizrobust.commands.unit_labels import WordLabels
 from vizrobust.commands.unit_pictures import UnitRun
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
@@ -96,6 +98,20 @@ def layer_facts(
         "split": source.split, "linear": None if effects is None else effects.linear, "classes": list(outputs),
         "images": [int((labels == one).sum()) for one in range(len(classes))], "units": units,
     })  # fmt: skip
+
+
+def word_facts(
+    run: RunFolder, checkpoint: Checkpoint, job: RenderJob, source: ImageSource, words: WordLabels, compute: Compute
+) -> None:
+    """A word for each of a layer's units, where one predicts it on images held out."""
+    name = f"words-{checkpoint.id}-{slug(job.layer)}.json"
+    key = digest([source.identity, list(job.units), words.key, words.seed])
+    if read_facts(run.folder, name).get("key") == key:
+        return
+    excited = _activations(run, checkpoint, job.layer, source, compute, lambda _count: None)[:, list(job.units)]
+    found = words.of(run, source.images, digest(source.identity), excited)
+    units = {str(unit): asdict(one) for unit, one in zip(job.units, found, strict=True) if one and one.label}
+    write_json(run.folder / FACTS / name, {"key": key, "by": words.encoder.name, "units": units})
 
 
 class UnitScores(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from vizrobust.commands.targets import Target
+from vizrobust.data import Split
 from vizrobust.features.unit_labels import ACTIVE, LIMIT, UnitLabel, nonsense, unit_labels
 from vizrobust.intervals import auc_text
 from vizrobust.models.clip import BATCH_SIZE, ImageTextEncoder, clip_file
 from vizrobust.requests import MissingFileError, ParameterError
-from vizrobust.requests.understanding import InterveneRequest
 from vizrobust.results import Row, Table, percent
-from vizrobust.runs import digest, write_atomic
+from vizrobust.runs import RunFolder, digest, write_atomic
 from vizrobust.session import Session
 
 SHOWN = 20  # units of the table
@@ -47,47 +47,51 @@ def encoder_of(clip: Any, session: Session) -> ImageTextEncoder:
 
 
 class WordLabels:
-    """Labels by a request's words and encoder; what was encoded is kept in the run folder, and for the next checkpoint."""
+    """Labels by words and an encoder; what was encoded is kept in the run folder, and for the next layer and checkpoint."""
 
-    def __init__(self, request: InterveneRequest, session: Session) -> None:
-        self.request, self.session = request, session
-        self.words, self.encoder = words_of(request.words), encoder_of(request.clip, session)
-        self.strings = nonsense(self.words, request.seed)
-        self._encoded: dict[tuple[str, str, int], Tensor] = {}
+    def __init__(self, words: Any, clip: Any, seed: int, session: Session) -> None:
+        self.words, self.encoder = words_of(words), encoder_of(clip, session)
+        self.seed, self.session, self.strings = seed, session, nonsense(self.words, seed)
+        self._encoded: dict[tuple[str, int], Tensor] = {}
 
-    def of(self, target: Target, units: Sequence[int], activity: Tensor) -> dict[int, Row]:
-        """A row for each unit, kept in the folder: its best word, whether that is its label, and the areas behind it."""
+    @property
+    def key(self) -> str:
+        return digest([self.encoder.key, self.words])
+
+    def rows(self, target: Target, layer: str, units: Sequence[int], activity: Tensor) -> dict[int, Row]:
+        """A row for each unit, kept in the target's folder: its best word, whether that is its label, and the areas behind it."""
         about = {
-            "checkpoint": target.checkpoint.id, "layer": self.request.layer, "images": len(target.images),
-            "labels": digest([self.encoder.key, self.words]),
+            "checkpoint": target.checkpoint.id, "layer": layer, "images": len(target.images), "labels": self.key,
         }  # fmt: skip
         known = {row["unit"]: row for row in target.folder.rows() if about.items() <= row.items()}
         if any(unit not in known for unit in units):
-            found = unit_labels(activity[:, list(units)], self._similarity(target), self.words, self.request.seed)
+            found = self.of(target.folder, target.images, target.data.name, activity[:, list(units)])
             for unit, label in zip(units, found, strict=True):
                 if unit not in known:
                     known[unit] = target.folder.add({**about, "unit": unit, **_row(label)})
-        texts = {"words": len(self.words), "strings": len(self.strings)}
+        texts = {"words": len(self.words), "strings": len(self.strings), "by": self.encoder.name}
         return {unit: {**{key: known[unit][key] for key in _row(None)}, **texts} for unit in units}
 
-    def _similarity(self, target: Target) -> Tensor:
-        """(n, texts): the cosine of each of the target's images with each word and each string of nonsense."""
-        images, texts = target.images, (*self.words, *self.strings)
+    def of(self, folder: RunFolder, images: Split, data: str, activity: Tensor) -> list[UnitLabel | None]:
+        """A label for each unit of `activity` (n, units) on the `images` (n) that the text `data` names."""
+        texts = (*self.words, *self.strings)
         pictures = self._all(
-            target, "images", digest([self.encoder.key, target.folder.content]), len(images),
+            folder, "images", digest([self.encoder.key, folder.content, data]), len(images),
             lambda index: self.encoder.images(images.take(index)),
         )  # fmt: skip
         read = self._all(
-            target, "texts", digest([self.encoder.key, texts]), len(texts),
+            folder, "texts", digest([self.encoder.key, texts]), len(texts),
             lambda index: self.encoder.texts([texts[place] for place in index.tolist()]),
         )  # fmt: skip
-        return pictures @ read.T
+        return unit_labels(activity, pictures @ read.T, self.words, self.seed)
 
-    def _all(self, target: Target, what: str, key: str, n: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _all(
+        self, folder: RunFolder, what: str, key: str, n: int, encode: Callable[[Tensor], Tensor]
+    ) -> Tensor:  # fmt: skip
         """(n, d): what `encode` gives for each index, in batches that the run folder keeps; those that are there are read."""
-        known = (key, target.data.name, n)
+        known = (key, n)
         if known not in self._encoded:
-            parts, folder = [], target.folder
+            parts = []
             for index in torch.split(torch.arange(n), BATCH_SIZE):
                 path = folder.folder / "encoded" / key / f"{int(index[0])}-{len(index)}.npy"
                 if folder.writes and path.is_file():
@@ -108,7 +112,7 @@ def _row(label: UnitLabel | None) -> Row:
     return {"label": label.label, **asdict(label)}
 
 
-def label_table(name: str, request: InterveneRequest, rows: Sequence[Row]) -> Table:
+def label_table(name: str, layer: str, rows: Sequence[Row]) -> Table:
     """The units that have a label, then those whose word predicts them best."""
     ordered = sorted(rows, key=lambda row: (row["label"]["label"] is None, -(row["label"]["low"] or -1)))
     shown = []
@@ -119,7 +123,7 @@ def label_table(name: str, request: InterveneRequest, rows: Sequence[Row]) -> Ta
             held_out = auc_text(one["auc"], one["active"], one["n"] - one["active"])
             found = [one["word"], f"{one['chosen_auc']:.2f}", f"{one['nonsense_auc']:.2f}", held_out]
         shown.append([str(row["unit"]), one["label"] or "no label", *found])
-    words, strings = rows[0]["label"]["words"], rows[0]["label"]["strings"]
+    words, strings, clip = (rows[0]["label"][key] for key in ("words", "strings", "by"))
     left = f", the {SHOWN} best of {len(rows)}" if len(rows) > SHOWN else ""
     has = sum(row["label"]["label"] is not None for row in rows)
     header = ["unit", "label", "best word", "its AUC", "best nonsense's", "on images held out"]
@@ -130,5 +134,4 @@ def label_table(name: str, request: InterveneRequest, rows: Sequence[Row]) -> Ta
         f"the 95 % interval there is above {LIMIT:g} and none of {strings} strings of random letters fits as well (so a network "
         f"that knows no word labels at most {percent(words / (words + strings))} of units)"
     )
-    clip = getattr(request.clip, "name", request.clip)
-    return Table(f"{name}, {request.layer}: words by {clip}{left}", header, shown, note)
+    return Table(f"{name}, {layer}: words by {clip}{left}", header, shown, note)

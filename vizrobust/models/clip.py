@@ -164,7 +164,9 @@ def _in_folder(text: str, folder: Path, device: torch.device) -> ClipFile:
     found = factory._find_checkpoint_in_dir(folder)
     if found is None:
         raise MissingFileError("folder %r (from {clip}) has no weights: .safetensors, .bin or .pth", text)
-    return ClipFile(text, f"local-dir:{folder}", config, Path(found), wanted, _words_of(config, folder, text), device)
+    return ClipFile(
+        folder.resolve().name, f"local-dir:{folder}", config, Path(found), wanted, _words_of(config, folder, text), device
+    )
 
 
 def _words_of(config: Mapping[str, Any], folder: Path, text: str) -> Path | None:

@@ -81,6 +81,10 @@ class Site:
         return self._of_layers("attribution")
 
     @cached_property
+    def _words(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return self._of_layers("words")
+
+    @cached_property
     def _clarity(self) -> dict[str, dict[str, Any]]:
         return {layer: read_facts(self.folder, f"clarity-{slug(layer)}.json") for layer in self.layers}
 
@@ -119,6 +123,12 @@ class Site:
     def attribution(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> dict[str, Any]:
         """Where the pixels are that a unit's activation comes from, and of how many of its exemplars."""
         return dict(self._attribution[checkpoint.id, layer].get("units", {}).get(str(unit), {}))
+
+    def word(self, checkpoint: CheckpointFacts, layer: str, unit: int) -> dict[str, Any]:
+        """The word that is a unit's label, with its area on images held out, and by which network; empty without one."""
+        facts = self._words[checkpoint.id, layer]
+        found = facts.get("units", {}).get(str(unit))
+        return {} if found is None else {**found, "by": facts["by"]}
 
     def masking(self, checkpoint: CheckpointFacts) -> dict[str, Any]:
         """The verdict on its gradients, where it was asked for."""

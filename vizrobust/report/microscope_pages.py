@@ -232,6 +232,7 @@ def _network(site: Site, checkpoint: CheckpointFacts, layer: str, unit: int, up:
         "clarity": _clarity(site, checkpoint, layer, unit), "judge": site.judge(layer),
         "histogram": _histogram(own, first["score"]), "n": facts.get("n", 0),
         "effects": _effects(facts, own), "linear": facts.get("linear"), "told": _told(facts, own),
+        "word": site.word(checkpoint, layer, unit),
         "most": _exemplars(exemplars.most, {**own, **site.attribution(checkpoint, layer, unit)}, up) if exemplars else [],
         "least": _exemplars(exemplars.least, {}, up) if exemplars else [],
         "source": exemplars.source if exemplars else "",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from vizrobust.requests.request import SPLITS, ParameterError, Request, Seeded, param
+from vizrobust.requests.request import SPLITS, ParameterError, Request, Seeded, Worded, param
 from vizrobust.spec import spec
 
 # What the table of units can be sorted by; all but the unit itself with the largest first.
@@ -121,7 +121,7 @@ class CompareRequest(UnitPictures):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
-class MicroscopeRequest(UnitPictures):
+class MicroscopeRequest(Worded, UnitPictures):
     """Write a site of static pages about the units of checkpoints: a page for each layer, each unit and each class.
 
     A unit's page has its picture, what it dislikes, the natural images that excite it and where, its activations, the
@@ -132,6 +132,7 @@ class MicroscopeRequest(UnitPictures):
     \b
     vizrobust microscope mnist-k0 mnist-k8 --layers conv2,logits --out site
     vizrobust microscope imagenette-k0 imagenette-k8 --layers stage4 --units 0:32 --steps 128
+    vizrobust microscope mine.safetensors --layers layer4 --clip ViT-B-32:clip.pt --words words.txt
     """
 
     layers: tuple[str, ...] = param(

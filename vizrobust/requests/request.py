@@ -232,6 +232,23 @@ class OnSplit(Seeded):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
+class Worded(Request):
+    """A request whose units may get words for labels."""
+
+    clip: Any = param(
+        None, "A CLIP network for words: MODEL:FILE by open_clip's name, MODEL@TAG:FILE, or a folder of its format.",
+        role="grows", metavar="MODEL:FILE|DIR",
+    )  # fmt: skip
+    words: Any = param(None, "With --clip: a text file, one word or phrase a line.", kind="file", role="grows")
+
+    def check(self) -> None:
+        super().check()
+        if (self.clip is None) != (self.words is None):
+            raise ParameterError("{clip} and {words} go together: a CLIP network, and the words to choose from")
+
+
+@spec
+@dataclass(frozen=True, kw_only=True)
 class OnImages(OnSplit):
     """A request that evaluates checkpoints on the images of a split, within a ball."""
 

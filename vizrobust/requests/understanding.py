@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vizrobust.requests.layer_names import MARK
-from vizrobust.requests.request import OnSplit, ParameterError, Request, param
+from vizrobust.requests.request import OnSplit, ParameterError, Request, Worded, param
 from vizrobust.spec import spec
 
 
@@ -78,7 +78,7 @@ class CertifyRequest(OnSplit):
 
 @spec
 @dataclass(frozen=True, kw_only=True)
-class InterveneRequest(OnSplit):
+class InterveneRequest(Worded, OnSplit):
     """Remove or scale units of a layer, and see what becomes of every class's accuracy and logit.
 
     Each unit stands beside the units that are nearest to it in mean activity: only what it does more than those is its own.
@@ -99,11 +99,6 @@ class InterveneRequest(OnSplit):
     )  # fmt: skip
     factor: float = param(2.0, "With --change scale: times what.", role="grows")
     controls: int = param(8, "Compare with N units of about the same activity.", role="view", least=1)
-    clip: Any = param(
-        None, "A CLIP network for words: MODEL:FILE by open_clip's name, MODEL@TAG:FILE, or a folder of its format.",
-        role="grows", metavar="MODEL:FILE|DIR",
-    )  # fmt: skip
-    words: Any = param(None, "With --clip: a text file, one word or phrase a line.", kind="file", role="grows")
     plot: str | None = param(None, "Draw units by classes to a .png, .svg or .pdf.", kind="figure", role="view")
 
     @property
@@ -118,8 +113,6 @@ class InterveneRequest(OnSplit):
             raise ParameterError("{factor} 1 changes nothing; give another factor")
         if self.change != "scale" and self.factor != 2.0:
             raise ParameterError("{factor} %s goes with {change} scale, not with %s; leave it out", self.factor, self.change)
-        if (self.clip is None) != (self.words is None):
-            raise ParameterError("{clip} and {words} go together: a CLIP network, and the words to choose from")
         if self.change == "none" and self.plot:
             raise ParameterError("{plot} draws what a change does, and {change} none changes nothing; leave one out")
 
