@@ -10,10 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, mannwhitneyu, multinomial, norm
+from scipy.stats import binom, binomtest, mannwhitneyu, multinomial, norm
 from torch import Tensor
 
 from vizrobust.intervals import McNemar, auc_interval, mcnemar, needed, per_class, wilson, worst_class
+
+
+@given(st.integers(1, 100_000), st.floats(0, 1), st.sampled_from([0.9, 0.95]))
+@settings(max_examples=50, deadline=None)
+def test_a_proportion_s_interval_is_scipy_s_to_the_bit(n: int, share: float, confidence: float) -> None:
+    expected = binomtest(hits := round(share * n), n).proportion_ci(confidence, method="wilson")
+    assert wilson(hits, n, confidence) == (expected.low, expected.high)
+    for hits, n in ((-1, 4), (5, 4), (0, 0)):
+        with pytest.raises(ValueError, match=f"got {hits} of {n}$"):
+            wilson(hits, n)
 
 
 def verdicts(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tensor, Tensor]:
