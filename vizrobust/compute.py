@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -195,9 +196,13 @@ def versions() -> dict[str, str]:
     >>> sorted(versions())
     ['processor', 'python', 'torch', 'torchvision', 'vizrobust']
     """
-    found = {name: version(name) for name in ("vizrobust", "torch", "torchvision")}
+    found = {name: _installed(name) for name in ("vizrobust", "torch", "torchvision")}
     kernels = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
     return {"python": platform.python_version(), **found, "processor": kernels, **used()}
+
+
+# A package's version is looked for in a file of hundreds of lines.
+_installed = cache(version)
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -22,13 +22,16 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     come from ``torch.autograd.grad``, which leaves every ``.grad`` alone, and hooks are removed where they are set.
     """
     flags = [(module, module.training) for module in net.modules()]
-    net.eval()
+    # A module takes long to set an attribute, so only what changes is set.
+    if any(training for _, training in flags):
+        net.eval()
     try:
         with torch.enable_grad():
             yield net
     finally:
         for module, training in flags:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 class Normalized(nn.Module):

@@ -291,10 +291,11 @@ class Study:
         return {judge.name: judge.sha256 for judge in self.judges}
 
     def _run(self, name: str, command: str, identity: Mapping[str, Any]) -> RunFolder:
-        record = {"argv": self.argv, "threads": self.compute.threads, "device": self.compute.device.type, "versions": versions()}
         # Opened once: processes exchange messages when a folder is opened.
         key = f"{name} {digest(identity)}"
         if key not in self._opened:
+            device = self.compute.device.type
+            record = {"argv": self.argv, "threads": self.compute.threads, "device": device, "versions": versions()}
             self._opened[key] = RunFolder(self.folder / name, command, identity, record, self.compute.processes)
         return self._opened[key]
 
