@@ -193,7 +193,7 @@ def resolve(request: StudyRequest, data: DataSet, provided: Sequence[StudyCheckp
     training = TRAININGS.get(data.name)
     if training is None or (request.arch is not None and request.arch != training.arch) or provided:
         training = TrainingRecipe(arch=own, data=data.name)
-    plan = plan_for(training)
+    plan = plan_for(training if provided else replace(training, precision=request.precision))
     if provided:
         plan = replace(plan, steps=(), arms=(), controls=(), radii=(), seeds=len({one.seed for one in provided}))
     if request.quick:

@@ -91,8 +91,11 @@ def train(
     images in its description (without them where `measure` is false, for whoever measures the stored weights). An epoch
     that is taken back after a collapse yields a row with ``roll_back``, what was done about it. A finished run yields
     nothing. A folder that another process writes raises `Taken`, or with `wait` is waited for. Raises ``ValueError`` if
-    the folder holds a run with another recipe.
+    the folder holds a run with another recipe, and where the recipe and `compute` differ in precision: the recipe is what
+    is recorded.
     """
+    if compute.precision != recipe.precision:
+        raise ValueError(f"the recipe says precision {recipe.precision!r}, compute {compute.precision!r}; give both the same")
     processes = compute.processes
     finished = processes.broadcast((Path(folder) / CHECKPOINT_FILE).is_file())
     if not finished:
