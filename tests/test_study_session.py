@@ -355,26 +355,34 @@ def test_provided_checkpoints_find_their_place() -> None:
     ]  # fmt: skip
 
 
-def test_a_network_is_kept_as_its_weights_and_its_history(
+def test_networks_of_another_study_are_taken_where_the_training_is_the_same(
     finished: tuple[Path, dict[str, Any], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a repository can hold of a network is enough to go on with it, and a history that is cut is not."""
+    """What a repository can hold of a network, its weights and its history, is enough; a history that is cut is not."""
     folder, report, plan = finished
+    kept, own = tmp_path / "kept", tmp_path / "own"
     for file in [*folder.glob("checkpoints/*"), *folder.glob("cells/*/run.json"), *folder.glob("cells/*/metrics.jsonl")]:
-        there = tmp_path / file.relative_to(folder)
+        there = kept / file.relative_to(folder)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, there)
     runs = [run for run in training_runs(plan, 0.1) if not run.until]
-    trainings = StudyTrainings(tmp_path, plan, DIGITS, Compute("cpu", threads=1), "")
+
+    def trainings(runs: Plan = plan) -> StudyTrainings:
+        return StudyTrainings(own, runs, DIGITS, Compute("cpu", threads=1), "", kept)
+
     with monkeypatch.context() as patch:
         patch.setattr("vizrobust.study.networks.train", lambda *_, **__: pytest.fail("trained again"))
-        list(trainings.train_all(runs, 0.1))
-        found = [trainings._finished(run) for run in runs]
+        list(trainings().train_all(runs, 0.1))
+        found = [trainings()._finished(run) for run in runs]
     hashes = {row["name"]: row["weights_sha256"] for row in report["checkpoints"]}
     assert {one.checkpoint.name: one.checkpoint.sha256 for one in found}.items() <= hashes.items()
     assert [len(one.history) for one in found] == [1] * len(runs)
-    (tmp_path / "cells" / runs[0].name / "metrics.jsonl").write_text("")
-    assert not StudyTrainings(tmp_path, plan, DIGITS, Compute("cpu", threads=1), "")._is_trained(runs[0])
+    shutil.rmtree(own)
+    (kept / "cells" / runs[0].name / "metrics.jsonl").write_text("")
+    others = [replace(run, training=replace(run.training, lr=0.1)) for run in runs]
+    for run in (runs[0], *others):
+        trainings()._take(run)
+    assert not own.exists()
 
 
 def test_a_judge_among_the_compared_is_refused(small: Plan, tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
     # Also where only the main process sees the folder.
     threads = session.compute(request.precision).processes.broadcast(recorded_threads(folder))
     compute = Compute(session.device, request.precision, threads or session.threads)
-    with closing(Study(folder, plan, data, compute, session.argv, provided, wait=session.wait, pilot=pilot)) as running:
+    networks = None if request.networks is None else _folder(request.networks)
+    own = Study(folder, plan, data, compute, session.argv, provided, wait=session.wait, pilot=pilot, networks=networks)
+    with closing(own) as running:
         yield Note(f"study of {data.name} in {folder}: {_size(running)}")
         yield from (Note(f"left out: {text}") for text in plan.left_out(provided=bool(provided)))
         registered = False
@@ -215,6 +217,12 @@ def _checkpoint(model: Any, request: StudyRequest, session: Session) -> Checkpoi
         return model
     ref, own = split_code(str(model))
     return load_checkpoint(ref, own or request.arch, session.download)
+
+
+def _folder(named: str) -> Path:
+    if not (Path(named) / "checkpoints").is_dir():
+        raise ParameterError("{networks} %r holds no folder checkpoints; give the folder of a study", named)
+    return Path(named)
 
 
 def _size(running: Study) -> str:

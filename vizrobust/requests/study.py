@@ -73,6 +73,9 @@ class StudyRequest(Request):
     pilot: str | None = param(
         None, "report.json of an earlier study, whose spread over training seeds says what this one can see.", kind="file"
     )
+    networks: str | None = param(
+        None, "Folder of an earlier study: its networks are taken where the training is the same.", role="view", metavar="DIR"
+    )
     precision: str = param("fp32", "bf16 is autocast to bfloat16, in training alone.", choices=PRECISIONS)
     explain_images: int | None = param(
         None, "Test images whose attribution maps are measured (extra explain); 0 is none.  [default: 0]", least=0

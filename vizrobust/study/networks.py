@@ -103,23 +103,14 @@ class StudyCheckpoint:
         eps = last.get("eps")
         passes = [one.get("gradient_passes", _passes(about.training)) for one in self.history]
         return {
-            "name": self.checkpoint.name,
-            "label": self.label,
-            "role": self.role,
-            "group": self.group,
-            "k": self.k,
-            "seed": self.seed,
-            "ref": reference,
-            "weights_sha256": self.checkpoint.sha256,
-            "training": about.training,
+            "name": self.checkpoint.name, "label": self.label, "role": self.role, "group": self.group, "k": self.k,
+            "seed": self.seed, "ref": reference, "weights_sha256": self.checkpoint.sha256, "training": about.training,
             "clean": about.metrics.get("clean"),
             "delta_linf": last["delta_linf"] / eps if eps and last.get("delta_linf") is not None else None,
             "delta_l2": last.get("delta_l2"),
             "gradient_passes": sum(passes) if passes else None,
-            "eps": about.eps,
-            "epochs": len(self.history) or None,
-            "masked": masked,
-        }
+            "eps": about.eps, "epochs": len(self.history) or None, "masked": masked,
+        }  # fmt: skip
 
 
 def _passes(training: str) -> int:
@@ -181,12 +172,8 @@ def _fits(checkpoint: Checkpoint, data: DataSet) -> None:
         takes = f"{about.input_shape} and {len(about.classes)} classes"
         raise ParameterError(
             "%s takes %s, %s has %s and %s: a study compares checkpoints of one data set; leave it out, or give its {data}",
-            checkpoint.name,
-            takes,
-            data.name,
-            data.shape,
-            len(data.classes),
-        )
+            checkpoint.name, takes, data.name, data.shape, len(data.classes),
+        )  # fmt: skip
     for number, (own, theirs) in enumerate(zip(about.classes, data.classes, strict=True)):
         if own.lower() != theirs.lower():
             raise ValueError(
@@ -212,11 +199,15 @@ class StudyTrainings:
 
     One process trains a network from start to end. So weights do not depend on the number of processes, bit for bit, and a
     study can be resumed with another number. Only the main process must see the folder. Another process trains in a folder
-    of the same name, and its networks are sent to the main one.
+    of the same name, and its networks are sent to the main one. Of `networks`, the folder of another study or what was kept
+    of it, each network whose training is the same is copied instead of trained.
     """
 
-    def __init__(self, folder: Path, plan: Plan, data: DataSet, compute: Compute, argv: str) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, data: DataSet, compute: Compute, argv: str, networks: Path | None = None
+    ) -> None:
         self.folder, self.plan, self.data, self.compute, self.argv = folder, plan, data, compute, argv
+        self.networks = networks
         self.histories: dict[str, list[Row]] = {}
 
     def choose_eps(self, attacks: RunFolder) -> Generator[Work, None, EpsChoice]:
@@ -263,14 +254,26 @@ class StudyTrainings:
         processes = self.compute.processes
         if processes.main:
             for run in runs:
-                if run.until in ("", *self.histories) and self._is_trained(run):
-                    self.histories[run.name] = self._history(run)
+                if run.until in ("", *self.histories):
+                    self._take(run)
+                    if self._is_trained(run):
+                        self.histories[run.name] = self._history(run)
         self.histories = processes.broadcast(self.histories)
         todo = [run for run in runs if run.name not in self.histories]
         shares = assign_runs(todo, processes.size)
         if processes.main:
             shares[0] = [run for run in runs if run in shares[0] or run.name in self.histories]
         return shares[processes.rank]
+
+    def _take(self, run: TrainingRun) -> None:
+        """Copy what another study kept of this network, unless there is one already."""
+        if self.networks is None or self._is_trained(run):
+            return
+        other = StudyTrainings(self.networks, self.plan, self.data, self.compute, self.argv)
+        other.histories = self.histories
+        if other._is_trained(run) and other._weights_file(run).is_file():
+            for name, content in other._packed(run)[1].items():
+                write_atomic(self.folder / name, partial(_write_bytes, content))
 
     def _is_trained(self, run: TrainingRun) -> bool:
         """Whether a run has ended. Its stored weights, run.json and whole history are enough: those are kept of a network."""
@@ -311,7 +314,7 @@ class StudyTrainings:
         """A finished run's files by their names in the study's folder; the last one marks the run as finished."""
         place = self._place(run)
         paths = [place / "run.json", place / METRICS_FILE, place / CHECKPOINT_FILE, self._weights_file(run)]
-        return run.name, {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+        return run.name, {str(path.relative_to(self.folder)): path.read_bytes() for path in paths if path.is_file()}
 
     def _finished(self, run: TrainingRun) -> StudyCheckpoint:
         """A finished run, which the main process reads for all."""

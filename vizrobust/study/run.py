@@ -57,7 +57,8 @@ class Stage:
 
 class Study:
     """A study's folder. `provided` are the user's checkpoints; without them the study trains its own.
-    `pilot` is the report of an earlier one, whose spread over training seeds says what this one can see.
+    `pilot` is the report of an earlier one, whose spread over training seeds says what this one can see; `networks` is the
+    folder of one whose networks are taken where the training is the same.
 
     `run` yields stages and can be stopped at any of them; at its end `facts` holds what the report is made of. The
     processes of `compute` share trainings, attacks and pictures; the main process does the rest and owns the folder.
@@ -75,8 +76,9 @@ class Study:
         *,
         wait: bool = False,
         pilot: StudyReport | None = None,
+        networks: Path | None = None,
     ) -> None:
-        self.pilot = pilot
+        self.pilot, self.networks = pilot, networks
         self.plan, self.data, self.compute, self.argv, self.provided = plan, data, compute, argv, list(provided)
         # Without an eligible judge nothing is trained.
         given = [one.checkpoint for one in provided]
@@ -121,7 +123,7 @@ class Study:
             self.compared = self.provided
             self.chosen = EpsChoice(self.plan.eps or _radius(self.provided, self.data), (), "that of the checkpoints' training")
         else:
-            trainings = StudyTrainings(self.folder, self.plan, self.data, self.compute, self.argv)
+            trainings = StudyTrainings(self.folder, self.plan, self.data, self.compute, self.argv, self.networks)
             self.chosen = yield from self._as_stages(trainings.choose_eps(self.attacks))
             self.cells = list(training_runs(self.plan, self.chosen.eps))
             self.compared = yield from self._as_stages(trainings.train_all(self.cells, self.chosen.eps))
