@@ -162,7 +162,7 @@ class StudyOutlook(Result):
         ]  # fmt: skip
         seeds = self.contrasts[0].seeds
         unit = (
-            "" if self.contrasts[0].metric else "; in deviations between training seeds: {pilot} of an earlier study gives units"
+            "" if self.contrasts[0].metric else "; in deviations between training seeds: the report of a pilot gives units"
         )
         header = ["contrast", "metric", "recipe", "spread", "interval, half width", "effect seen"]
         note = f"{seeds} training seeds; seen: supported with 80 % power, Holm over two primary metrics{unit}"
