@@ -384,6 +384,32 @@ def test_a_terminated_training_names_the_command_that_goes_on(tmp_path):
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+def test_a_terminal_of_any_width_breaks_no_number_name_or_command(width, monkeypatch, capsys):
+    from vizrobust.cli import show
+
+    monkeypatch.setattr(show, "PIPE_WIDTH", width)
+    header = ["checkpoint", "attack", "clean", "accuracy", "95 % interval", "images", "forward", "gradient", "seconds"]
+    rows = [
+        ["mnist-k0", "PGD(ball=Linf(eps=0.3))", "99.5 %", "0.0 %", "0.0 to 1.9", "200", "6.04", "5.04", "0.3"],
+        ["mnist-k8", "PGD(ball=Linf(eps=0.3))", "97.0 %", "-75.5 %", "0.41 [0.27, 0.51]", "200", "35.9", "34.15", "7e-46"],
+    ]
+    command = "vizrobust neurons 'a network with a long name in a folder.safetensors' --layer layer4.2.relu --units 0:16"
+    show.table("accuracy under attack", header, rows, f"passes per image\nrendered by: {command}")
+    lines = capsys.readouterr().out.splitlines()
+    assert [text for text in [*header, *rows[0], *rows[1], command] if not any(text in line for line in lines)] == []
+    assert max(len(line.rstrip()) for line in lines if command not in line) <= width
+
+
+def test_help_begins_with_the_options_of_its_examples_and_a_missing_argument_is_explained():
+    shown = run("neurons", "--help").stdout
+    options = [line.split()[0] for line in shown.partition("Options:")[2].splitlines() if line.startswith("  --")]
+    assert options[:3] == ["--layer", "--units", "--out"]
+    missing = run("attack")
+    assert missing.exit_code == 2
+    assert "Missing argument 'REF...'. Checkpoints: names, files, run folders; vizrobust list models names" in missing.output
+
+
 def test_control_characters_of_foreign_names_are_written_out(tmp_path):
     import torch
 

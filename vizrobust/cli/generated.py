@@ -37,6 +37,16 @@ class Number(click.ParamType[float]):
             self.fail(f"{value!r} is not a number such as 0.3 or 8/255", param, ctx)
 
 
+class Word(click.types.StringParamType):
+    """An argument that, where it is missing, says what it is."""
+
+    def __init__(self, help_text: str) -> None:
+        self.help_text = help_text
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return self.help_text
+
+
 # What a command needs to run and its rows do not depend on: options of every command, fields of no request.
 SESSION = ("out", "download", "arch", "device", "wait", "as_json", "quiet")
 KINDS: dict[str, click.ParamType[Any]] = {
@@ -84,7 +94,16 @@ def command(name: str) -> click.Command:
         for option in session_options(COMMANDS[name].resumable)
         if not taken.intersection(option.opts) and (takes is None or option.name in takes)
     ]
-    return click.Command(name, params=[*parameters, *shared], callback=run, help=doc)
+    # What the help's own examples use comes first.
+    options = sorted((*parameters, *shared), key=lambda one: isinstance(one, click.Option) and _unused(doc, one))
+    return click.Command(name, params=options, callback=run, help=doc)
+
+
+def _unused(doc: str, option: click.Option) -> int:
+    """Where the examples of a command's help use an option first; behind all others where they do not."""
+    examples = doc.partition("\b\n")[2]
+    places = [examples.find(f" {flag} ") for flag in option.opts if f" {flag} " in examples]
+    return min(places, default=len(examples)) + 1
 
 
 def option_name(request: type[Request], field: str) -> str:
@@ -109,7 +128,8 @@ def parameter_of(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
         needed = field.default is dataclasses.MISSING
         shown = metavar or field.name.upper()
         shown = f"{shown if needed else f'[{shown}]'}{'...' if several else ''}"
-        return click.Argument([field.name], nargs=-1 if several else 1, required=needed, metavar=shown)
+        told = about["help"].removesuffix(".") + "; vizrobust list models names the built-in ones" * (about["kind"] == "model")
+        return click.Argument([field.name], type=Word(told), nargs=-1 if several else 1, required=needed, metavar=shown)
     names = [field.name, flag_of(field.name, about), *about["aliases"]]
     if bool in kinds:
         return click.Option(names, is_flag=True, help=about["help"])
@@ -140,7 +160,10 @@ def session_options(writes: bool) -> list[click.Parameter]:
             ["--arch"], multiple=True, metavar="FILE:NAME",
             help="Your networks' code, path/to/file.py:callable, for all that need it; for one alone REF::arch=FILE:NAME.",
         ),
-        click.Option(["--device"], type=click.Choice(DEVICES), default="auto", show_default=True),
+        click.Option(
+            ["--device"], type=click.Choice(DEVICES), default="auto", show_default=True,
+            help="Where it computes; auto: a GPU where there is one.",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON object per line on stdout."),
         click.Option(["--quiet"], is_flag=True, help="No progress display."),
     ]  # fmt: skip

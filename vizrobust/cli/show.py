@@ -32,12 +32,15 @@ from vizrobust.parallel import Launch
 
 # A table that goes to a file or a pipe is not cut at a terminal's width.
 PIPE_WIDTH = 160
+# Cells up to this length that are no words are numbers, which a broken line would make others.
+UNBROKEN = 24
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", narrow: bool = False) -> None:
     """Print a table of finished texts; columns of numbers stand to the right, words to the left.
 
-    Where the terminal is too narrow for a `narrow` one, each row takes two lines.
+    Where the terminal is too narrow for a `narrow` one, each row takes two lines; where words or numbers of another would be
+    broken, each row is a paragraph.
     """
     from rich import box
     from rich.console import Console
@@ -53,15 +56,37 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
             click.echo(visible(f"{name}\n    {', '.join(cells)}, {header[-1]}: {last}"))
         click.echo(visible(f"\n{note}"))
         return
-    for position, name in enumerate(header):
-        words = any(row[position][:1].isalpha() for row in rows)
-        drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(escape(visible(cell)) for cell in row))
-    console.print()
-    console.print(drawn)
-    if note:
-        console.print(escape(visible(note)), style="dim")
+    least = [_least(name, [row[position] for row in rows]) for position, name in enumerate(header)]
+    if sum(least) + 3 * len(least) - 1 > console.width:
+        click.echo("\n" + visible("\n".join([title, *(line for row in rows for line in _paragraph(header, row, console.width))])))
+        click.echo()
+    else:
+        for position, name in enumerate(header):
+            words = any(row[position][:1].isalpha() for row in rows)
+            drawn.add_column(escape(name), justify="left" if words else "right", overflow="fold", min_width=least[position])
+        for row in rows:
+            drawn.add_row(*(escape(visible(cell)) for cell in row))
+        console.print()
+        console.print(drawn)
+    for line in visible(note).splitlines():
+        # What is copied from a terminal has the breaks that we print, not those of its window.
+        console.print(escape(line), style="dim", soft_wrap="vizrobust " in line)
+
+
+def _least(name: str, cells: Sequence[str]) -> int:
+    """How narrow a column may be: it holds its words, and numbers with their unit and interval, unbroken."""
+    words = [word for text in (name, *(cell for cell in cells if cell[:1].isalpha())) for word in text.split()]
+    return max(map(len, [*words, *(cell for cell in cells if not cell[:1].isalpha() and len(cell) <= UNBROKEN)]), default=0)
+
+
+def _paragraph(header: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """A row whose cells stand behind their column's name, the first on a line of its own."""
+    lines = ["", f"{header[0]} {row[0]}", ""]
+    for name, cell in zip(header[1:], row[1:], strict=True):
+        item = f"{name}: {cell}"
+        lines += [""] if lines[-1] and len(lines[-1]) + 3 + len(item) > width else []
+        lines[-1] = f"{lines[-1]} · {item}" if lines[-1] else f"    {item}"
+    return lines
 
 
 def json_row(row: dict[str, Any]) -> None:

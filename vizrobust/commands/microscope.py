@@ -135,7 +135,9 @@ def plan(run: RunFolder, checkpoints: Sequence[Checkpoint], jobs: Sequence[Rende
     wanted = sum(len(job.units) * len(job.seeds) for _, job in pairs)
     todo = sum(len(missing(run, one, job)) for one, job in pairs)
     seconds = [row["seconds"] for row in run.rows() if row.get("seconds") is not None]
-    text = f"{units:,} units in {len(jobs)} layers of {len(checkpoints)} checkpoints: {wanted:,} pictures, {todo:,} to render"
+    counts = {"unit": units, "layer": len(jobs), "checkpoint": len(checkpoints)}
+    counted = [f"{count:,} {word}{'s' * (count != 1)}" for word, count in counts.items()]
+    text = f"{counted[0]} in {counted[1]} of {counted[2]}: {wanted:,} pictures, {todo:,} to render"
     if todo and seconds:
         text += f", about {max(1, round(todo * sum(seconds) / len(seconds) / 60)):,} minutes"
     return text

@@ -206,7 +206,7 @@ def _file(ref: str) -> Path:
     if ref in builtin_names():
         return Path(str(files("vizrobust.models").joinpath("builtin", f"{ref}.safetensors")))
     if path.suffix or "/" in ref:
-        raise FileNotFoundError(f"no file or folder {ref!r}")
+        raise FileNotFoundError(f"no file or folder {ref!r}; check the path, or name a built-in network (vizrobust list models)")
     raise ValueError(no_model(ref))
 
 
