@@ -130,7 +130,7 @@ def _facts(panel: Panel, picture: Picture, name: str, collection: Collection, in
     }
     return {
         "key": f"{index}/{picture.column.unit}{picture.column.place}/{picture.checkpoint}/{picture.seed}",
-        "title": f"{name} · {panel.label(picture.column)}",
+        "title": f"{name} · {'unit ' * panel.label(picture.column).isdecimal()}{panel.label(picture.column)}",
         "pairs": [[key, value] for key, value in pairs.items() if value],
         "trajectory": picture.trajectory,
         "scores": {} if picture.score is None else {ACTIVATION: picture.score},
