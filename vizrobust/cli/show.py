@@ -236,7 +236,7 @@ def _with_lines(console: Console, one: Table, named: Callable[[str], str]) -> No
         )
         return "  ".join((first, *others))
 
-    rule = "─" * (sum(widths) + 2 * len(widths))
+    rule = "─" * min(console.width, sum(widths) + 2 * len(widths))
     console.print(f"[bold]{escape(one.title)}[/]\n\n{escape(line(one.header))}\n{rule}")
     for number, row in enumerate(one.rows):
         marked = number in one.marked

@@ -161,9 +161,7 @@ class StudyOutlook(Result):
             for one in self.contrasts
         ]  # fmt: skip
         seeds = self.contrasts[0].seeds
-        unit = (
-            "" if self.contrasts[0].metric else "; in deviations between training seeds: the report of a pilot gives units"
-        )
+        unit = "" if self.contrasts[0].metric else "; in deviations between training seeds: the report of a pilot gives units"
         header = ["contrast", "metric", "recipe", "spread", "interval, half width", "effect seen"]
         note = f"{seeds} training seeds; seen: supported with 80 % power, Holm over two primary metrics{unit}"
         return [cost, Table("What it could see", header, seen, note)]
