@@ -118,8 +118,17 @@ class ClassAccuracy:
     ci_high: float | None
 
     def row(self) -> dict[str, Any]:
-        plain = asdict(self)
-        return {"class": plain.pop("name"), **plain}
+        return class_row(self)
+
+
+def class_row(about: Any) -> dict[str, Any]:
+    """The fields of a dataclass about one class as a row, its `name` under "class".
+
+    >>> class_row(ClassAccuracy("cat", 0, None, None, None))
+    {'class': 'cat', 'n': 0, 'accuracy': None, 'ci_low': None, 'ci_high': None}
+    """
+    plain = asdict(about)
+    return {"class": plain.pop("name"), **plain}
 
 
 def mcnemar(a: Tensor, b: Tensor, confidence: float = CONFIDENCE) -> McNemar:

@@ -391,5 +391,5 @@ def check_ball(attack: Attack, *kinds: type[object]) -> None:
 def check_least(spec: object, **least: float) -> None:
     """``ValueError`` where one of the named fields is below its least value."""
     for name, smallest in least.items():
-        if (value := getattr(spec, name)) < smallest:
+        if (value := getattr(spec, name)) is not None and value < smallest:
             raise ValueError(f"{type(spec).__name__}: {name} must be at least {smallest:g}, got {value:g}")

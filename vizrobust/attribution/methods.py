@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizrobust.attacks.attack import check_least
 from vizrobust.models.edits import edited
 from vizrobust.models.forward import evaluating
 from vizrobust.models.layers import LayerView, views
@@ -89,7 +90,7 @@ class SmoothGrad(Attribution):
     sigma: float = 0.15
 
     def __post_init__(self) -> None:
-        _check_least(self, samples=1)
+        check_least(self, samples=1)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, background: Tensor, streams: Streams) -> Tensor:
         found = torch.zeros_like(x)
@@ -121,7 +122,7 @@ class IntegratedGradients(Attribution):
     local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_least(self, steps=1)
+        check_least(self, steps=1)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, background: Tensor, streams: Streams) -> Tensor:
         method = captum("attr").IntegratedGradients(net)
@@ -149,7 +150,7 @@ class Occlusion(Attribution):
     local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_least(self, side=1)
+        check_least(self, side=1)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, background: Tensor, streams: Streams) -> Tensor:
         side = min(self.side or max(1, min(x.shape[2:]) // 7), *x.shape[2:])
@@ -256,13 +257,6 @@ class GuidedBackprop(Attribution):
 
 def _slope(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return captum("attr").Saliency(net).attribute(x.detach().requires_grad_(), y, abs=False).detach()
-
-
-def _check_least(method: Attribution, **least: int) -> None:
-    for name, smallest in least.items():
-        value = getattr(method, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{type(method).__name__}: {name} must be at least {smallest}, got {value}")
 
 
 ATTRIBUTIONS = named(Saliency, SmoothGrad, IntegratedGradients, Occlusion, LayerCAM, GuidedBackprop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.features.exemplars import BATCH_SIZE
-from vizrobust.intervals import mcnemar, mean_interval
+from vizrobust.intervals import class_row, mcnemar, mean_interval
 from vizrobust.models import evaluating
 from vizrobust.models.edits import edited, on_units
 from vizrobust.models.forward import predicted_classes
@@ -40,8 +40,7 @@ class ClassEffect:
     logit_high: float | None
 
     def row(self) -> dict[str, object]:
-        plain = asdict(self)
-        return {"class": plain.pop("name"), **plain}
+        return class_row(self)
 
 
 def logits_with(
