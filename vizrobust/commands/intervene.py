@@ -16,7 +16,7 @@ from vizrobust.commands.unit_labels import WordLabels, label_table
 from vizrobust.features.interventions import defined, effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, unit_activations
-from vizrobust.intervals import auc_text, mcnemar
+from vizrobust.intervals import auc_text, class_row, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests.understanding import InterveneRequest
@@ -175,7 +175,7 @@ def _changed(
                 net, request.layer, unit, target.images, change=request.change, value=value, shape=shape, compute=compute
             )
             row = {"unit": unit, "activity": float(activity[unit]), **_overall(before, after, labels)}
-            row["classes"] = [one.row() for one in effects(before, after, labels, target.data.classes)]
+            row["classes"] = [class_row(one) for one in effects(before, after, labels, target.data.classes)]
             known[unit] = target.folder.add({**about, **row})
         session.progress(f"{target.name}  {request.layer}", done, len(todo))
     return [

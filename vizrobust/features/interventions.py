@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.features.exemplars import BATCH_SIZE
-from vizrobust.intervals import class_row, mcnemar, mean_interval
+from vizrobust.intervals import mcnemar, mean_interval
 from vizrobust.models import evaluating
 from vizrobust.models.edits import edited, on_units
 from vizrobust.models.forward import predicted_classes
@@ -38,9 +38,6 @@ class ClassEffect:
     logit: float | None
     logit_low: float | None
     logit_high: float | None
-
-    def row(self) -> dict[str, object]:
-        return class_row(self)
 
 
 def logits_with(
