@@ -70,6 +70,7 @@ def test_apgd_breaks_as_many_images_as_its_authors(norm: str, loss: str, model: 
         theirs = attack.perturb(x, y)
     found = APGD(ball=ball, loss=name, targeted=targeted, targets=2)(net, x, y, streams=Streams(0, range(n), "attack"))
     mine, other = (float((net(image).argmax(1) == y).float().mean()) for image in (found.best, theirs))
-    # What runs from different random starts differ by; in L1 single runs do more.
-    assert abs(mine - other) <= (0.04 if norm == "L1" else 0.02), (mine, other)
+    # What runs from different random starts differ by; in L1 single runs do more. Ours may break more images.
+    apart = 0.04 if norm == "L1" else 0.02
+    assert -2 * apart <= mine - other <= apart, (mine, other)
     assert (ball.norm(found.best - x) <= ball.eps + 1e-6).all()
