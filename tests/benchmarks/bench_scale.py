@@ -87,11 +87,12 @@ def draw(found: dict[str, list[tuple[int, float, float]]], file: str) -> None:
             right.plot(n, [row[2] for row in rows], marker="o", label=what)
         for axes, title in ((left, "CPU time of each, ms"), (right, "largest memory, MB")):
             axes.set_xscale("log")
+            axes.set_xticks(n, [f"{one:,}" for one in n])
+            axes.minorticks_off()
             axes.set_xlabel("how many")
             axes.set_title(title)
-        left.set_yscale("log")
-        right.set_ylim(bottom=0)
-        left.legend(frameon=False)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        left.legend(frameon=False, loc="upper right")
     save_figure(drawn, file)
 
 
