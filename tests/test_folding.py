@@ -20,9 +20,8 @@ from vizrobust.features.provenance import Provenance, rerender
 from vizrobust.features.recipes import plain
 from vizrobust.models import Checkpoint, CheckpointInfo
 from vizrobust.models.checkpoints import body_state
-from vizrobust.models.folding import Affine, folded_net
+from vizrobust.models.folding import Affine, SpaceToDepthConv, folded_net, pays
 from vizrobust.models.forward import activations
-from vizrobust.models.space_to_depth import SpaceToDepthConv, pays
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.runs import RunFolder, read_rows
 from vizrobust.session import Session

@@ -25,7 +25,7 @@ from vizrobust.report.study_clarity_figures import (
 from vizrobust.report.study_data import StudyGroups, over_seeds, range_over_seeds
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, ratios, unforeseen_over_k
 from vizrobust.report.study_page import study_sheet
-from vizrobust.report.study_secondary import secondary_contrasts, secondary_over_k, secondary_values
+from vizrobust.report.study_secondary import secondary_over_k, secondary_table, secondary_values
 from vizrobust.report.style import house_style, save_figure
 
 FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {
@@ -204,7 +204,7 @@ def test_secondary_outcomes_have_a_thin_line_for_each_seed_and_their_mean(study:
 
 
 def test_the_table_of_secondary_outcomes_has_intervals_of_scipy(study: StudyGroups, report: dict[str, Any]) -> None:
-    table = secondary_contrasts(study)
+    table = secondary_table(study)
     assert table is not None
     assert list(table.header) == ["outcome", "of", "H1", "H2", "training seeds"]
     assert [row[1] for row in table.rows] == ["Saliency", "SmoothGrad(samples=9)", "stage4"]

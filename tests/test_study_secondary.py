@@ -25,7 +25,7 @@ from vizrobust.features.recipes import fourier
 from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.study_data import StudyGroups
-from vizrobust.report.study_secondary import TITLES, secondary_contrasts, secondary_over_k
+from vizrobust.report.study_secondary import TITLES, secondary_over_k, secondary_table
 from vizrobust.requests.study import StudyRequest
 from vizrobust.spec import parse
 from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, protocol, provided_checkpoints, report_of
@@ -217,7 +217,7 @@ def test_a_studys_values_are_those_of_its_networks(finished: Finished) -> None:
     assert {row["contrast"] for row in report["secondary"]} == {"H1"}  # of two K there is no slope
     assert len(report["secondary"]) == len(MEASURES) + 1
     assert set(TITLES) == set(MEASURES)
-    assert secondary_contrasts(StudyGroups(report)) is not None
+    assert secondary_table(StudyGroups(report)) is not None
 
 
 def test_every_forged_field_of_them_is_noticed(finished: Finished) -> None:
@@ -273,5 +273,5 @@ def test_a_report_without_them_concludes_without_them() -> None:
     lists: dict[str, list[Any]] = {key: [] for key in ("checkpoints", "metrics", "clarity", "accuracy", "references", "judges")}
     concluded = StudyReport.conclude(lists)
     assert set(concluded) == {*lists, "format", "trends", "verdict", "rows_sha256"}
-    assert secondary_contrasts(StudyGroups(concluded)) is None
+    assert secondary_table(StudyGroups(concluded)) is None
     assert secondary_over_k(StudyGroups(concluded)) is None

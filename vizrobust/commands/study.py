@@ -18,7 +18,7 @@ from vizrobust.names import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
-from vizrobust.report.study_secondary import secondary_contrasts
+from vizrobust.report.study_secondary import secondary_table
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import StudyRequest, VerifyRequest
 from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent
@@ -77,7 +77,7 @@ class StudyResult(Result):
             if one["role"] != "random"
         ]  # fmt: skip
         header = ["network", *(name for _, name in ACCURACIES), "masked?"]
-        besides = secondary_contrasts(StudyGroups(self.report))
+        besides = secondary_table(StudyGroups(self.report))
         return [Table(f"Accuracy at eps {self.report['data']['eps']:.3g}", header, rows), *([besides] if besides else [])]
 
     def lines(self) -> list[str]:

@@ -106,7 +106,7 @@ def measure_title(outcome: Outcome) -> str:
     return "effective number of features" if outcome.kind == FEATURES else TITLES[outcome.measure]
 
 
-def secondary_contrasts(study: StudyGroups) -> Table | None:
+def secondary_table(study: StudyGroups) -> Table | None:
     """The contrasts of every secondary outcome with their intervals over training seeds; None where none was measured."""
     found: dict[Outcome, dict[str, Contrast]] = {}
     for one in study.report.secondary:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from vizrobust.attacks import parse_attack
+from vizrobust.attribution import MEASURES
 from vizrobust.clarity import METRICS
 from vizrobust.intervals import wilson
 from vizrobust.legacy import present
@@ -25,7 +26,7 @@ from vizrobust.study.judge_checks import CLOSE
 from vizrobust.study.networks import PART
 from vizrobust.study.protocol import SWEEP, UNTRAINED, Plan, training_runs
 from vizrobust.study.report import FORMAT, StudyReport
-from vizrobust.study.secondary_checks import secondary
+from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 
 AGAIN, ROWS, FILES, READ = "measured again", "computed from the rows", "compared with a file", "only read"
 
@@ -40,6 +41,8 @@ UNCHECKED: Mapping[str, str] = {
     "checkpoints.masked": "the masking diagnosis asks for every network and thousands of attacks",
     "references": "natural images, start images and the untrained network are not measured again",
 }
+# What the measures of a map can be at most and at least; the others are 0 or more.
+RANGES = {"deletion": (-1.0, 1.0), "insertion": (-1.0, 1.0), "weights": (-1.0, 1.0), "gini": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def stated_checks(report: StudyReport, folder: Path, copy: Path | None = None) -
         "data": _data, "scope": _scope, "checkpoints": _checkpoints, "accuracy": _accuracy, "metrics": _metrics,
         "confounds": _confounds, "pictures": _pictures, "exemplars": _exemplars, "recipes": _recipes, "layers": _layers,
         "judges": judge_checks.judges, "scales": judge_checks.natural_scale, "power": judge_checks.power,
-        "secondary outcomes": secondary,
+        "secondary outcomes": _secondary,
     }  # fmt: skip
     for what, check in checks.items():
         try:
@@ -343,3 +346,36 @@ def _curves(report: StudyReport) -> Iterator[str]:
             (path,) = paths
             if path[0] != (0, 0.0) or [step for step, _ in path] != sorted({step for step, _ in path}):
                 yield f"the steps of {checkpoint}, {recipe} do not begin at 0"
+
+
+def _secondary(report: StudyReport, plan: Plan) -> Iterator[str]:
+    """What is wrong with the secondary outcomes: each that the plan asks for is there, of every network, and can be."""
+    names = [row["name"] for row in report["checkpoints"]]
+    asked = {ATTRIBUTION: plan.explain_images, FEATURES: plan.feature_images}
+    yield from (f"{key} is there, the plan asks for none" for key, images in asked.items() if key in report and not images)
+    if plan.explain_images:
+        yield from _attribution(report[ATTRIBUTION], plan, names)
+    if plan.feature_images:
+        rows = report[FEATURES]
+        if [(row["checkpoint"], row["layer"]) for row in rows] != [(name, plan.layer) for name in names]:
+            yield "effective_features is not one row for each network, of the plan's layer"
+        yield from (
+            f"{row['value']} features of {row['checkpoint']} cannot be"
+            for row in rows
+            if row["value"] is not None and row["value"] < 1
+        )
+
+
+def _attribution(rows: list[Row], plan: Plan, names: list[str]) -> Iterator[str]:
+    methods = [repr(method) for method in plan.explain_methods]
+    wanted = [(name, method, measure) for name in names for method in methods for measure in MEASURES]
+    if [(row["checkpoint"], row["method"], row["measure"]) for row in rows] != wanted:
+        yield "attribution is not one row for each network, method of the plan and measure"
+        return
+    counts = {len(row["values"]) for row in rows}
+    if len(counts) != 1 or not 1 <= max(counts) <= plan.explain_images:
+        yield f"attribution is of {sorted(counts)} images, the plan asks for {plan.explain_images}"
+    for row in rows:
+        low, high = RANGES.get(row["measure"], (0.0, float("inf")))
+        if any(value is not None and not low <= value <= high for value in row["values"]):
+            yield f"a {row['measure']} of {row['checkpoint']}, {row['method']} is not from {low:g} to {high:g}"
