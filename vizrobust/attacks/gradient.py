@@ -26,7 +26,7 @@ from vizrobust.spec import lookup, named, spec, vary
 
 
 class GradientAttack(Attack):
-    """What FGSM, BIM and PGD refuse alike: a loss or a combination that they have not."""
+    """What FGSM, BIM and PGD check alike: the loss, and which fields exclude each other."""
 
     loss: str
     targeted: bool
@@ -59,7 +59,8 @@ class FGSM(GradientAttack):
     """The fast gradient sign method (Goodfellow et al. 2015): one step of eps from the image itself.
 
     `targeted` draws a wrong class for each image, or takes `target`, and descends towards it. In balls other than L-inf
-    the step goes in their direction of steepest ascent. Raises ``ValueError`` for a loss or a combination that it has not.
+    the step goes in their direction of steepest ascent. Raises ``ValueError`` for an unknown loss, and for fields
+    that exclude each other.
 
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     >>> found = FGSM(eps=0.1)(net, torch.rand(5, 1, 4, 4), torch.arange(5) % 3)

@@ -60,9 +60,7 @@ class WordLabels:
 
     def rows(self, target: Target, layer: str, units: Sequence[int], activity: Tensor) -> dict[int, Row]:
         """A row for each unit, kept in the target's folder: its best word, whether that is its label, and the areas behind it."""
-        about = {
-            "checkpoint": target.checkpoint.id, "layer": layer, "images": len(target.images), "labels": self.key,
-        }  # fmt: skip
+        about = {"checkpoint": target.checkpoint.id, "layer": layer, "images": len(target.images), "labels": self.key}
         known = {row["unit"]: row for row in target.folder.rows() if about.items() <= row.items()}
         if any(unit not in known for unit in units):
             found = self.of(target.folder, target.images, target.data.name, activity[:, list(units)])
@@ -85,9 +83,7 @@ class WordLabels:
         )  # fmt: skip
         return unit_labels(activity, pictures @ read.T, self.words, self.seed)
 
-    def _all(
-        self, folder: RunFolder, what: str, key: str, n: int, encode: Callable[[Tensor], Tensor]
-    ) -> Tensor:  # fmt: skip
+    def _all(self, folder: RunFolder, what: str, key: str, n: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """(n, d): what `encode` gives for each index, in batches that the run folder keeps; those that are there are read."""
         known = (key, n)
         if known not in self._encoded:
