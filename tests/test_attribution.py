@@ -16,7 +16,7 @@ from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
 from vizrobust.attribution import ATTRIBUTIONS, LayerCAM, Occlusion, Saliency, explained, parse_attribution
-from vizrobust.attribution.measures import curve_area, gains, gini, infidelity, rank_correlation
+from vizrobust.attribution.explanations import curve_area, gains, gini, infidelity, rank_correlation
 from vizrobust.attribution.methods import layer_cam
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from vizrobust.data import load, metadata_of
-from vizrobust.data import torchvision_sets as published
-from vizrobust.data.packaged import IMAGENETTE, mnist_first_500
+from vizrobust.data import load, metadata_of, published
+from vizrobust.data.published import IMAGENETTE, mnist_first_500
 
 RNG = np.random.default_rng(0)
 Array = np.ndarray[Any, Any]

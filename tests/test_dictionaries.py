@@ -24,8 +24,7 @@ from vizrobust.features.dictionary_fits import fit_dictionary, layer_vectors, qu
 from vizrobust.features.scorer import redirected_relu
 from vizrobust.features.unit_facts import class_effects
 from vizrobust.models.dictionaries import Dictionary, read_dictionary
-from vizrobust.models.edits import edited, on_units
-from vizrobust.models.layers import ActivationReader, layer, views
+from vizrobust.models.layers import ActivationReader, edited, layer, on_units, views
 from vizrobust.requests.pictures import NeuronsRequest
 
 

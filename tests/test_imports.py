@@ -23,7 +23,7 @@ LAYERS = [
     {"lifeline", "rng", "intervals", "legacy"},
     {"spec"},
     {"plugins", "requests"},
-    {"results", "names"},
+    {"results"},
     {"compute", "trackers"},
     {"data", "runs"},
     {"models"},

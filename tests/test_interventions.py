@@ -18,8 +18,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.features.interventions import effects, logits_with
 from vizrobust.features.unit_facts import class_aucs
-from vizrobust.models.edits import edited, on_units
-from vizrobust.models.layers import ActivationReader, views
+from vizrobust.models.layers import ActivationReader, edited, on_units, views
 
 
 @pytest.fixture

@@ -8,22 +8,22 @@ from importlib import resources
 
 import pytest
 
-from vizrobust import names
+from vizrobust import plugins
 from vizrobust.attacks import NAMES, parse_attack
 from vizrobust.commands.catalogue_record import text
 from vizrobust.data import DATA, load
 from vizrobust.features import parse_recipe
 from vizrobust.features.recipes import RECIPES
 from vizrobust.models import load_checkpoint
-from vizrobust.names import check_names
+from vizrobust.plugins import check_names
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.requests.pictures import NeuronsRequest
 
 
 def test_the_names_are_those_of_the_catalogues():
-    assert tuple(DATA) == names.DATA
-    assert tuple(NAMES) == names.ATTACKS
-    assert (*RECIPES, "Recipe") == names.RECIPES
+    assert tuple(DATA) == plugins.DATA
+    assert tuple(NAMES) == plugins.ATTACKS
+    assert (*RECIPES, "Recipe") == plugins.RECIPES
 
 
 def test_the_record_of_list_is_what_the_catalogues_say():

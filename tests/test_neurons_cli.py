@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.test_cli import checkpoint, run
 from vizrobust.clarity import picture_scores
-from vizrobust.data import packaged
+from vizrobust.data import published
 from vizrobust.data.images import image_files
 from vizrobust.features import parse_objective
 from vizrobust.runs import write_png
@@ -151,7 +151,7 @@ def test_where_there_are_judges_it_is_the_measure_that_units_are_sorted_by(ref):
 
 def test_the_built_in_sweep_is_one_batch_of_its_classes(ref, scored, monkeypatch):
     # Of 9,469 training images only the share of saturated pixels is wanted.
-    monkeypatch.setattr(packaged, "image_files", lambda at: image_files(at)[: 20 if at.parent.name == "train" else None])
+    monkeypatch.setattr(published, "image_files", lambda at: image_files(at)[: 20 if at.parent.name == "train" else None])
     result = run("neurons", "--steps", "1", "--judge", "imagenette-judge-heavy", "--out", "out")
     assert result.exit_code == 0, result.output
     about = json.loads(Path("out/run.json").read_text())["identity"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.test_checkpoints import INFO, SHAPE
-from vizrobust import names
+from vizrobust import plugins
 from vizrobust.models import architecture, builtin_names, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, weights_sha256
 
@@ -113,7 +113,7 @@ def test_built_in_names_are_in_the_order_of_their_attack_steps(tmp_path, monkeyp
         (tmp_path / "models" / "builtin").mkdir(parents=True, exist_ok=True)
         (tmp_path / "models" / "builtin" / f"{name}.safetensors").touch()
     (tmp_path / "models" / "builtin" / "README.md").touch()
-    monkeypatch.setattr(names, "files", lambda _package: tmp_path)
+    monkeypatch.setattr(plugins, "files", lambda _package: tmp_path)
     assert builtin_names() == ordered
     with pytest.raises(ValueError, match=r"no model 'mnist-k9'; did you mean .*mnist-k8"):
         load_checkpoint("mnist-k9")

@@ -18,7 +18,7 @@ from vizrobust.attacks import JPEG, PGD, Elastic, Fog, Gabor, Linf, Snow, family
 from vizrobust.attacks.unforeseen import source
 from vizrobust.attacks.unforeseen.distortions import CHROMA, LUMA, coefficients, decoded, smooth
 from vizrobust.attacks.unforeseen.patterns import evened, wavelets
-from vizrobust.attacks.unforeseen.strengths import PRESETS
+from vizrobust.attacks.unforeseen.unforeseen_attack import PRESETS
 from vizrobust.attacks.unforeseen.weather import GRIDS, fallen, landscape, region_means, scales
 from vizrobust.rng import Streams
 

@@ -17,7 +17,7 @@ import vizrobust as vr
 from tests.conftest import assert_refused
 from tests.test_cli import checkpoint, run
 from vizrobust.commands.unit_labels import words_of
-from vizrobust.features.unit_labels import LIMIT, nonsense, unit_labels
+from vizrobust.features.unit_facts import LIMIT, nonsense, unit_labels
 from vizrobust.models import clip
 from vizrobust.models.clip import clip_file
 from vizrobust.rng import Streams

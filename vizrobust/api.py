@@ -41,7 +41,7 @@ def load(ref: str | Path, arch: str | None = None, download: bool = False) -> Ch
     8
     """
     from vizrobust.models import load_checkpoint
-    from vizrobust.names import split_code
+    from vizrobust.plugins import split_code
 
     ref, own = split_code(str(ref))
     return load_checkpoint(ref, own or arch, download)

@@ -21,7 +21,7 @@ from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkp
 from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.forward import logits_of
 from vizrobust.models.references import object_sha256
-from vizrobust.names import split_code
+from vizrobust.plugins import split_code
 from vizrobust.requests import ParameterError, Request
 from vizrobust.requests.layer_names import parts_of
 from vizrobust.results import Event, Note, Progress, answer_of

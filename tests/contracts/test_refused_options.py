@@ -14,7 +14,7 @@ import click
 
 from vizrobust.cli import main
 from vizrobust.cli.generated import SESSION, option_name
-from vizrobust.names import check_names
+from vizrobust.plugins import check_names
 from vizrobust.requests import COMMANDS, request_class
 
 RECORDED = Path(__file__).with_name("refused.json")

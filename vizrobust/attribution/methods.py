@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.attacks.attack import check_least
-from vizrobust.models.edits import edited
 from vizrobust.models.forward import evaluating
-from vizrobust.models.layers import LayerView, views
+from vizrobust.models.layers import LayerView, edited, views
 from vizrobust.rng import Streams
 from vizrobust.spec import named, parse, spec
 

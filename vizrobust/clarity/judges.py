@@ -18,8 +18,7 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data.content import overlapping_data, subset_of_imagenet
 from vizrobust.data.imagenet import class_places, of_imagenet
 from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
-from vizrobust.names import split_code
-from vizrobust.plugins import Catalogue
+from vizrobust.plugins import Catalogue, split_code
 from vizrobust.requests import ParameterError
 
 # Large images fill the processor's caches sooner.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vizrobust.cli.show import command_line, visible
-from vizrobust.names import check_names
 from vizrobust.parallel import launched
+from vizrobust.plugins import check_names
 from vizrobust.requests import COMMANDS, ParameterError, Request, request_class
 from vizrobust.requests.request import DEVICES, READERS, fraction
 from vizrobust.spec import number_text

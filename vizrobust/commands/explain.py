@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vizrobust.attribution import ATTRIBUTIONS, MEASURES, Attribution, GuidedBackprop, Saliency, explained, parse_attribution
-from vizrobust.attribution.measures import rank_correlation
+from vizrobust.attribution.explanations import rank_correlation
 from vizrobust.commands.compare import random_reference
 from vizrobust.commands.picture_report import PictureReport
 from vizrobust.commands.targets import Target, open_targets

@@ -14,7 +14,7 @@ from vizrobust.compute import Compute
 from vizrobust.data import DataSet, load
 from vizrobust.features import parse_recipe
 from vizrobust.models import LOGITS, Checkpoint, load_checkpoint
-from vizrobust.names import split_code
+from vizrobust.plugins import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vizrobust.commands.targets import Target
 from vizrobust.data import Split
-from vizrobust.features.unit_labels import ACTIVE, LIMIT, UnitLabel, nonsense, unit_labels
+from vizrobust.features.unit_facts import ACTIVE, LIMIT, UnitLabel, nonsense, unit_labels
 from vizrobust.intervals import auc_text
 from vizrobust.models.clip import BATCH_SIZE, ImageTextEncoder, clip_file
 from vizrobust.requests import MissingFileError, ParameterError

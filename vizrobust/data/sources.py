@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vizrobust.data import packaged
-from vizrobust.data import torchvision_sets as published
+from vizrobust.data import published
 from vizrobust.data.dataset import DataSet
 from vizrobust.data.files import imagefolder, npz, sizing, skip_broken
-from vizrobust.data.packaged import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
+from vizrobust.data.published import CLASSES, SHAPE, digits, imagenette64, imagenette64_rest, mnist5k
 from vizrobust.data.views import CHANNELS, held_out, recolored, shuffled_labels
-from vizrobust.names import no_data_set
-from vizrobust.plugins import Catalogue
+from vizrobust.plugins import Catalogue, no_data_set
 from vizrobust.spec import named
 
 EMBEDDED: dict[str, Callable[[], DataSet]] = named(mnist5k, digits)
@@ -107,7 +105,7 @@ def metadata_of(ref: str) -> tuple[tuple[int, int, int], tuple[str, ...]] | None
     name = ref.partition("@")[0].lower()
     if name == "imagenette":
         side = _name(ref)[1] or published.IMAGENETTE_SIZE
-        return (3, side, side), tuple(packaged.IMAGENETTE.values())
+        return (3, side, side), tuple(published.IMAGENETTE.values())
     if name in ("imagenette64", "imagenette64-rest"):
         return SHAPE, CLASSES
     about = published.PUBLISHED.get(ref.lower())

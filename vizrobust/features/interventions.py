@@ -13,9 +13,8 @@ from vizrobust.data import Split
 from vizrobust.features.exemplars import BATCH_SIZE
 from vizrobust.intervals import mcnemar, mean_interval
 from vizrobust.models import evaluating
-from vizrobust.models.edits import edited, on_units
 from vizrobust.models.forward import predicted_classes
-from vizrobust.models.layers import views
+from vizrobust.models.layers import edited, on_units, views
 
 CHANGES = ("zero", "mean", "scale")
 Shape = tuple[int, int, int]

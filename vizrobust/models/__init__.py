@@ -5,7 +5,7 @@ from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, save_checkp
 from vizrobust.models.forward import LOGITS, Normalized, activations, evaluating
 from vizrobust.models.layers import ActivationReader, Layer, layer, layers
 from vizrobust.models.references import SWEEP, architecture, load_checkpoint
-from vizrobust.names import builtin_names
+from vizrobust.plugins import builtin_names
 
 __all__ = [
     "ARCHS",

@@ -16,8 +16,7 @@ from torch import nn
 from vizrobust.models import packages
 from vizrobust.models.architectures import ARCHS, Build, Shape, called
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, read_checkpoint
-from vizrobust.names import builtin_names, no_model
-from vizrobust.plugins import from_file, is_file_reference
+from vizrobust.plugins import builtin_names, from_file, is_file_reference, no_model
 from vizrobust.requests import ParameterError
 from vizrobust.runs import file_sha256
 

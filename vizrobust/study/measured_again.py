@@ -18,7 +18,7 @@ from vizrobust.features import RenderJob, parse_recipe, render_into
 from vizrobust.features.picture_runs import frames_of, images_of
 from vizrobust.features.pictures import read_png, to_uint8
 from vizrobust.models import LOGITS, Checkpoint
-from vizrobust.names import split_code
+from vizrobust.plugins import split_code
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, score_layer

@@ -2,8 +2,15 @@
 
 from vizrobust.attacks.unforeseen.distortions import JPEG, Elastic, Glitch
 from vizrobust.attacks.unforeseen.patterns import Gabor, Kaleidoscope, Pixel, Wood
-from vizrobust.attacks.unforeseen.strengths import family, source, strengths, with_default_eps
-from vizrobust.attacks.unforeseen.unforeseen_attack import Params, UnforeseenAttack, UnforeseenRun
+from vizrobust.attacks.unforeseen.unforeseen_attack import (
+    Params,
+    UnforeseenAttack,
+    UnforeseenRun,
+    family,
+    source,
+    strengths,
+    with_default_eps,
+)
 from vizrobust.attacks.unforeseen.weather import Fog, Snow
 from vizrobust.spec import named
 
