@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_cli import checkpoint, run
-from vizrobust.commands.layer_sheets import MOST_IMAGES
+from vizrobust.commands.neurons import MOST_IMAGES
 from vizrobust.data import ArraySplit, DataSet
 from vizrobust.data.dataset import SPLITS
 from vizrobust.features import Direction, Provenance, plain, rerender

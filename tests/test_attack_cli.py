@@ -24,7 +24,7 @@ from vizrobust.models.checkpoints import body_state
 from vizrobust.models.importing import import_file, task
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.robustness import RobustAccuracy, evaluate, merge_results
-from vizrobust.robustness.corrupted import corrupted
+from vizrobust.robustness.suites import corrupted
 from vizrobust.session import Session
 
 EPS = 0.15

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vizrobust.rng import Streams
-from vizrobust.training import augment
-from vizrobust.training.augment import AUGMENTATIONS
+from vizrobust.training import examples
+from vizrobust.training.examples import AUGMENTATIONS
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -26,7 +26,7 @@ def test_an_image_is_augmented_alone_and_stays_in_range(name):
 def test_windows_are_pieces_of_the_image_from_everywhere():
     """Each is found in its image, as it is or mirrored, and over many images every place and both hands occur."""
     x = torch.rand(300, 2, 8, 12, generator=torch.Generator().manual_seed(0))
-    seen = augment.window_flip(x, Streams(0, range(300), "a"))
+    seen = examples.window_flip(x, Streams(0, range(300), "a"))
     pieces = x.unfold(2, 6, 1).unfold(3, 9, 1)  # (300, 2, 3, 4, 6, 9)
     found = set()
     for image, window in zip(pieces, seen, strict=True):
@@ -41,23 +41,23 @@ def test_windows_are_pieces_of_the_image_from_everywhere():
 
 def test_heavy_lifts_the_ground_and_adds_noise_to_the_stated_degree():
     black = torch.zeros(400, 1, 16, 12)
-    seen = augment.heavy(black, Streams(0, range(400), "a"))
+    seen = examples.heavy(black, Streams(0, range(400), "a"))
     ground = seen.flatten(1).median(dim=1).values
     assert 0.15 < ground.mean() < 0.35
-    assert ground.max() <= augment.LIGHTEST_GROUND + 0.1
+    assert ground.max() <= examples.LIGHTEST_GROUND + 0.1
     # On a mid-grey ground nothing is clipped, so the deviation is the noise's own.
     deviations = seen[ground > 0.4].flatten(1).std(dim=1)
-    assert deviations.max() < augment.STRONGEST_NOISE * 1.25
-    assert deviations.mean() > augment.STRONGEST_NOISE * 0.25
+    assert deviations.max() < examples.STRONGEST_NOISE * 1.25
+    assert deviations.mean() > examples.STRONGEST_NOISE * 0.25
 
 
 def test_heavy_keeps_at_least_the_lowest_contrast(monkeypatch):
-    monkeypatch.setattr(augment, "STRONGEST_NOISE", 0.0)
-    monkeypatch.setattr(augment, "WIDEST_BLUR", 0.01)
+    monkeypatch.setattr(examples, "STRONGEST_NOISE", 0.0)
+    monkeypatch.setattr(examples, "WIDEST_BLUR", 0.01)
     halves = torch.zeros(200, 1, 16, 12)
     halves[:, :, 8:] = 1
-    seen = augment.heavy(halves, Streams(0, range(200), "a"))
+    seen = examples.heavy(halves, Streams(0, range(200), "a"))
     spans = seen.amax((1, 2, 3)) - seen.amin((1, 2, 3))
-    assert spans.min() >= augment.LOWEST_CONTRAST * (1 - augment.LIGHTEST_GROUND) - 1e-5
+    assert spans.min() >= examples.LOWEST_CONTRAST * (1 - examples.LIGHTEST_GROUND) - 1e-5
     assert spans.max() <= 1
     assert (spans < 0.6).any()

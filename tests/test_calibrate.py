@@ -17,7 +17,7 @@ from vizrobust.compute import Compute
 from vizrobust.experiments.uar_calibration import Plan, Table, _Work, calibrate, eps_grid, equally_hard
 from vizrobust.models import load_checkpoint
 from vizrobust.results import Progress
-from vizrobust.robustness.unforeseen import calibration_for
+from vizrobust.robustness.suites import calibration_for
 from vizrobust.runs import read_rows
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, Trainer

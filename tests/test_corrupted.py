@@ -12,8 +12,8 @@ from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
 from vizrobust.intervals import wilson
 from vizrobust.rng import Streams
-from vizrobust.robustness.corrupted import corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import CORRUPTIONS
+from vizrobust.robustness.suites import corrupted, mean_corruption_error
 
 SHAPE = (3, 30, 33)
 

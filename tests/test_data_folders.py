@@ -13,7 +13,7 @@ from PIL import Image
 
 from vizrobust.data import FileSplit, content_of, load, with_classes
 from vizrobust.data import files as folders_module
-from vizrobust.data.imagenet import imagenet_classes, imagenet_ids
+from vizrobust.data.published import imagenet_classes, imagenet_ids
 
 KINDS = ("bee", "Ant", "Cat")
 

@@ -17,7 +17,7 @@ from vizrobust.data import ArraySplit, DataSet, load
 from vizrobust.models import load_checkpoint
 from vizrobust.models.references import architecture
 from vizrobust.training import TrainingRecipe
-from vizrobust.training.start import first_network
+from vizrobust.training.recipe import first_network
 from vizrobust.training.train_state import TrainState
 
 

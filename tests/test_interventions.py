@@ -16,8 +16,7 @@ from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit
-from vizrobust.features.interventions import effects, logits_with
-from vizrobust.features.unit_facts import class_aucs
+from vizrobust.features.unit_facts import class_aucs, effects, logits_with
 from vizrobust.models.layers import ActivationReader, edited, on_units, views
 
 

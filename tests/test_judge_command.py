@@ -9,7 +9,7 @@ import torch
 
 from tests.test_cli import checkpoint, run
 from vizrobust.data import load
-from vizrobust.data.views import held_out
+from vizrobust.data.sources import held_out
 
 
 def test_held_out_images_are_the_validation_images_and_nothing_else():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vizrobust.intervals import mcnemar
 from vizrobust.robustness import masking
-from vizrobust.robustness.masking.verdict import more_images
+from vizrobust.robustness.masking.findings import more_images
 
 N = 1000
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vizrobust.attacks import L2, PGD, UNFORESEEN, Elastic, Fog, family
-from vizrobust.robustness.unforeseen import (
+from vizrobust.robustness.suites import (
     Calibration,
     calibration_for,
     mean_uar,

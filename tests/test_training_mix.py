@@ -13,8 +13,8 @@ from vizrobust.models import builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.spec import parse
 from vizrobust.training import MIX_MODES, NAMES, MultiAttack, Progress, TrainingRecipe, attacks_seen, train, trained_checkpoint
+from vizrobust.training.examples import attacks_of, examples
 from vizrobust.training.loop import monitor_attacks
-from vizrobust.training.multi_attack import attacks_of, examples
 
 BOTH = (PGD(steps=2, ball=Linf(eps=0.05)), PGD(steps=3, ball=L2(eps=0.8)))
 

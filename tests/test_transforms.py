@@ -8,9 +8,8 @@ from scipy import ndimage
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.functional import affine as torchvision_affine
 
-from vizrobust.features.transforms import TRANSFORMS, Crops, Jitter, Pad, sampling, transformed
+from vizrobust.features.transforms import TRANSFORMS, Blur, Crops, Jitter, Pad, sampling, transformed
 from vizrobust.features.transforms.geometry import Affine, Flip, Rotate, Scale, Shift
-from vizrobust.features.transforms.pixels import Blur
 from vizrobust.features.transforms.sampling import windows
 from vizrobust.rng import Streams
 from vizrobust.spec import parse

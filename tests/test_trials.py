@@ -17,12 +17,12 @@ from PIL import Image
 from scipy.stats import rankdata, spearmanr
 
 from tests.trial_studies import CHECKPOINTS, SEEDS, make_study, pixels, whose
+from vizrobust.commands.trials import page_data, write_trials
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.features.pictures import to_uint8
 from vizrobust.intervals import wilson
 from vizrobust.models import load_checkpoint
-from vizrobust.report.trials_page import page_data, write_trials
 from vizrobust.runs import write_png
 from vizrobust.study.human_answers import (
     Answer,

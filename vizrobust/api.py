@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vizrobust.commands.explain import Explanations
     from vizrobust.commands.intervene import Interventions
     from vizrobust.commands.masking import MaskingDiagnosis
-    from vizrobust.commands.picture_report import Pictures
+    from vizrobust.commands.pictures import Pictures
     from vizrobust.commands.study import StudyResult
     from vizrobust.commands.train import TrainReport
     from vizrobust.models import Checkpoint
@@ -138,7 +138,7 @@ def visualize(
     2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
     """
     from vizrobust.commands.neurons import resolve
-    from vizrobust.commands.picture_report import Picture, Pictures
+    from vizrobust.commands.pictures import Picture, Pictures
     from vizrobust.features import render
     from vizrobust.models import LOGITS
     from vizrobust.models.folding import folded_net

@@ -23,7 +23,7 @@ from vizrobust.models.forward import logits_of
 from vizrobust.models.references import object_sha256
 from vizrobust.plugins import split_code
 from vizrobust.requests import ParameterError, Request
-from vizrobust.requests.layer_names import parts_of
+from vizrobust.requests.request import parts_of
 from vizrobust.results import Event, Note, Progress, answer_of
 from vizrobust.runs import RunFolder, default_folder
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vizrobust.clarity import imagenet_judges
 from vizrobust.clarity.metrics import METRICS, every_log_odds
 from vizrobust.compute import Compute, full_batches
 from vizrobust.data.content import overlapping_data, subset_of_imagenet
-from vizrobust.data.imagenet import class_places, of_imagenet
+from vizrobust.data.published import class_places, of_imagenet
 from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
+from vizrobust.models.packages import LITE, LITE_NETWORKS, installed_lite
 from vizrobust.plugins import Catalogue, split_code
 from vizrobust.requests import ParameterError
 
@@ -180,7 +180,7 @@ def _numbered(names: Sequence[str]) -> bool:
 
 
 # Judges of other packages and files: each is called without arguments and returns its checkpoint.
-JUDGES: Catalogue[Callable[[], Checkpoint]] = Catalogue(imagenet_judges.SOURCES, "judges")
+JUDGES: Catalogue[Callable[[], Checkpoint]] = Catalogue(LITE_NETWORKS, "judges")
 KINDS: tuple[Kind, ...] = ("standard", "robust", "heavy")
 # By data set, in the order of KINDS. Their architecture differs from that of the compared sweep, whose images they never saw.
 BUILTIN = {
@@ -200,7 +200,7 @@ def default_judges(data: str, classes: Sequence[str], trained_on: Sequence[str] 
     """
     seen = any(overlapping_data("imagenet", ref) for ref in (data, *trained_on))
     # A third of the same family would add cost and little else (docs/measuring-clarity.md).
-    lite = [] if seen or not of_imagenet(classes) else imagenet_judges.installed()[:2]
+    lite = [] if seen or not of_imagenet(classes) else installed_lite()[:2]
     there = builtin_names()
     return tuple(lite) or tuple(name for name in reversed(BUILTIN.get(data.lower(), ())) if name in there)
 
@@ -231,7 +231,7 @@ def judges_for(
     classes = compared[0].info.classes if compared else classes
     own = default_judges(data_name, classes, [one.info.data for one in compared]) if builtin else ()
     # Recorded studies list the built-in judges in the order of KINDS.
-    own = own if set(own) <= set(imagenet_judges.LITE) else own[::-1]
+    own = own if set(own) <= set(LITE) else own[::-1]
     judges: dict[str, Judge] = {}
     for ref in (*own, *refs):
         judge, checkpoint = _judge(ref, compared, classes, compute, _kind(data_name, ref), typed)
@@ -245,7 +245,7 @@ def judges_for(
         for name, where in trained_on.items():
             if overlapping_data(about, where):
                 raise ValueError(f"{_seen(judge, checkpoint, name, where)}; name a judge trained on other images")
-        if ref not in imagenet_judges.LITE and any(subset_of_imagenet(about, where) for where in trained_on.values()):
+        if ref not in LITE and any(subset_of_imagenet(about, where) for where in trained_on.values()):
             warnings.warn(f"the judge {ref!r} was trained on ImageNet, from which Imagenette's images are taken", stacklevel=2)
         judges.setdefault(judge.sha256, judge)
     return list(judges.values())
@@ -303,7 +303,7 @@ def _judge(
     judge = Judge(
         ref, net, names, compute, kind, about.input_shape, chosen, about.metrics.get("clean"), checkpoint.sha256,
         checkpoint.network_sha256, ref if kind in KINDS else family(about.arch),
-        "bicubic" if ref in imagenet_judges.LITE else "bilinear",
+        "bicubic" if ref in LITE else "bilinear",
     )  # fmt: skip
     return judge, checkpoint
 

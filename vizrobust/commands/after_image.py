@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vizrobust.commands import reconstruct
-from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.pictures import PictureReport
 from vizrobust.features.pictures import keep_image
 from vizrobust.requests.pictures import AccentuateRequest, CaricatureRequest, InvertRequest
 from vizrobust.results import Event

@@ -31,7 +31,7 @@ def catalogues() -> dict[str, Mapping[str, Any]]:
     from vizrobust.models import ARCHS, builtin_names
     from vizrobust.robustness.corruptions import CORRUPTIONS
     from vizrobust.training import BASELINE_ATTACKS, METHODS
-    from vizrobust.training.multi_attack import MIX_MODES
+    from vizrobust.training.examples import MIX_MODES
     from vizrobust.training.train_state import SCHEDULES
 
     return {

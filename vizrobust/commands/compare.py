@@ -10,7 +10,7 @@ import torch
 from vizrobust.attacks import Attack
 from vizrobust.clarity import RANDOM_NETWORK
 from vizrobust.commands import unit_pictures
-from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.targets import attacks_for
 from vizrobust.commands.unit_tables import clarity_rows, difference_table, natural_table, score_table
 from vizrobust.data import DataSet, head

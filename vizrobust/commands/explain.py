@@ -13,7 +13,7 @@ from torch import Tensor
 from vizrobust.attribution import ATTRIBUTIONS, MEASURES, Attribution, GuidedBackprop, Saliency, explained, parse_attribution
 from vizrobust.attribution.explanations import rank_correlation
 from vizrobust.commands.compare import random_reference
-from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.intervals import mean_interval, paired

@@ -13,9 +13,8 @@ from torch import Tensor
 from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.commands.unit_labels import WordLabels, label_table
-from vizrobust.features.interventions import defined, effects, logits_with, nearest_in_activity
 from vizrobust.features.picture_runs import units_from
-from vizrobust.features.unit_facts import class_aucs, unit_activations
+from vizrobust.features.unit_facts import class_aucs, defined, effects, logits_with, nearest_in_activity, unit_activations
 from vizrobust.intervals import auc_text, class_row, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes

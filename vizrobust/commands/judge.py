@@ -13,7 +13,7 @@ import torch
 from vizrobust.clarity import Judge, NaturalScale, judges_for, natural_scale
 from vizrobust.commands.train import train_one
 from vizrobust.data import DataSet
-from vizrobust.data.views import held_out
+from vizrobust.data.sources import held_out
 from vizrobust.intervals import wilson
 from vizrobust.requests.training import RECIPE_FIELDS, JudgeRequest, TrainRequest
 from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent

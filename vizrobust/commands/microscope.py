@@ -16,7 +16,7 @@ from vizrobust.commands.microscope_facts import (
     network_facts,
     word_facts,
 )
-from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.unit_labels import WordLabels
 from vizrobust.commands.unit_pictures import (
     UnitRun,

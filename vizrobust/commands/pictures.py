@@ -1,27 +1,156 @@
-"""`rerender` and `gallery`: a finished picture made again and compared, and finished runs joined on one page."""
+"""Pictures as answers: rows, tables and files of a command; `rerender` and `gallery`, which take finished pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import html
+from base64 import b64encode
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from vizrobust.commands.picture_report import PictureReport
 from vizrobust.features import PixelDifference, Provenance
 from vizrobust.features import rerender as rendered_again
 from vizrobust.features.pictures import in_tiles, png_bytes, to_uint8
 from vizrobust.models import Checkpoint, load_checkpoint
 from vizrobust.report import write_gallery
 from vizrobust.report.style import sheet_figure
-from vizrobust.requests import MissingFileError
+from vizrobust.requests import MissingFileError, Request
 from vizrobust.requests.pictures import GalleryRequest, RerenderRequest
-from vizrobust.results import Event, Note, Result, Row
+from vizrobust.results import Event, Note, Result, Row, Table
 from vizrobust.runs import write_png
 from vizrobust.session import Session
+
+if TYPE_CHECKING:
+    from vizrobust.features import FeatureImage, Recipe
+
+
+@dataclass(frozen=True, repr=False)
+class PictureReport(Result):
+    """Rows and tables of a command, the `pages` or sheets that it wrote by kind, and what `figure` shows.
+
+    `folder` holds the pictures; where nobody named one it is a temporary folder, which goes with the last reference to
+    the report.
+    """
+
+    request: Request
+    found: Sequence[Row] = ()
+    shown: Sequence[Table] = ()
+    pages: Sequence[tuple[str, Path]] = ()
+    sheet: Path | None = None
+    folder: Path | None = None
+
+    def rows(self) -> list[Row]:
+        return list(self.found)
+
+    def tables(self) -> list[Table]:
+        return list(self.shown)
+
+    def lines(self) -> list[str]:
+        """Where the pages and sheets are."""
+        return [f"{kind}: {path}" for kind, path in self.pages]
+
+    def image(self) -> Image.Image | None:
+        """The sheet of all pictures; None where there is none."""
+        if self.sheet is None:
+            return None
+        with Image.open(self.sheet) as image:
+            image.load()
+            return image
+
+    def figure(self) -> Any:
+        """The sheet of all pictures as a matplotlib figure, pixel by pixel; None where there is none."""
+        from vizrobust.report.style import sheet_figure
+
+        sheet = self.image()
+        return None if sheet is None else sheet_figure(sheet)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.found)} rows of {self.request!r})"
+
+    def _picture_html(self) -> str:
+        if self.sheet is None:
+            return ""
+        source = b64encode(self.sheet.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{source}" style="max-width: 100%" alt="{html.escape(repr(self))}">'
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One feature image with its `status`: ok, dead (no gradient) or saturated."""
+
+    feature_image: FeatureImage
+    status: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.feature_image, name)
+
+    def _repr_png_(self) -> bytes:
+        return self.feature_image._repr_png_()
+
+
+@dataclass(frozen=True, repr=False)
+class Pictures(Sequence[Picture]):
+    """Feature images of one checkpoint, in the order of units and seeds; notebooks show them side by side."""
+
+    pictures: tuple[Picture, ...]
+    checkpoint: str
+    layer: str
+    recipe: Recipe
+    classes: Sequence[str] = ()  # of the network, where the layer is its output
+
+    def title(self, one: Picture) -> str:
+        """The class of a class unit where it has a name, else ``unit 3``."""
+        name = self.classes[one.unit] if one.unit < len(self.classes) else ""
+        return name if name.strip("0123456789") else f"unit {one.unit}"
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[index]
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def __repr__(self) -> str:
+        units = ", ".join(dict.fromkeys(str(one.unit) for one in self.pictures))
+        where = f"units {units} of {self.layer} in {self.checkpoint}"
+        return f"{len(self)} pictures of {where}, recipe {self.recipe.name} with {self.recipe.steps} steps"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Unit, seed, score and status of each picture."""
+        return [{"unit": one.unit, "seed": one.seed, "score": one.score, "status": one.status} for one in self.pictures]
+
+    def figure(self) -> Any:
+        """All pictures as a matplotlib figure: a row for each seed, under the names of the units and above their scores."""
+        from vizrobust.report.style import picture_grid
+
+        rows: dict[int, list[Any]] = {}
+        for one in self.pictures:
+            rows.setdefault(one.seed, []).append((self.title(one), one.pixels(opaque=True), f"{one.score:.3g}"))
+        return picture_grid(list(rows.values()))
+
+    def image(self) -> Image.Image:
+        """All pictures side by side, a row for each unit, small ones enlarged by a whole number."""
+        from vizrobust.report.canvas import side_by_side
+
+        rows: dict[int, list[Any]] = {}
+        for one in self.pictures:
+            rows.setdefault(one.unit, []).append(one.pixels(opaque=True))
+        return side_by_side(list(rows.values()))
+
+    def _repr_html_(self) -> str:
+        def tile(one: Picture) -> str:
+            source = b64encode(one._repr_png_()).decode()
+            style = "image-rendering: pixelated; width: 160px"
+            text = f"{self.title(one)} of {self.layer} in {self.checkpoint}, score {one.score:.2f}, {one.status}"
+            return f'<img src="data:image/png;base64,{source}" style="{style}" title="{text}" alt="{text}">'
+
+        return "".join(tile(one) for one in self.pictures)
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vizrobust.clarity.queries import excitations
 from vizrobust.commands.checkpoints import layers_command
-from vizrobust.commands.picture_report import PictureReport
+from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.unit_pictures import checkpoints_of, folder_for, job_of, objective_of, recipe_of
 from vizrobust.data import ArraySplit
 from vizrobust.features import (

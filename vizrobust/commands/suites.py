@@ -14,9 +14,8 @@ from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.results import Event, Note, Row, Table, interval_text, percent
 from vizrobust.robustness import RobustAccuracy
 from vizrobust.robustness.accuracy import CLEAN
-from vizrobust.robustness.corrupted import corrupted, mean_corruption_error
 from vizrobust.robustness.corruptions import COMMON, SEVERITIES
-from vizrobust.robustness.unforeseen import Calibration, calibration_for, mean_uar, unforeseen_ratio
+from vizrobust.robustness.suites import Calibration, calibration_for, corrupted, mean_corruption_error, mean_uar, unforeseen_ratio
 from vizrobust.session import Session
 from vizrobust.spec import vary
 from vizrobust.training import attacks_seen

@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 
 from vizrobust.clarity import Clarity, Judge, default_judges, judges_for, natural_clarity, scale_for, score_run, scoring_jobs
-from vizrobust.clarity.imagenet_judges import INSTALL, LITE, installed
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
-from vizrobust.data.imagenet import of_imagenet
+from vizrobust.data.published import of_imagenet
 from vizrobust.features import (
     Direction,
     Logit,
@@ -42,6 +41,7 @@ from vizrobust.features.picture_runs import checkpoint_facts
 from vizrobust.features.scorer import as_objective
 from vizrobust.models import Checkpoint
 from vizrobust.models import layer as layer_of
+from vizrobust.models.packages import INSTALL_LITE, LITE, installed_lite
 from vizrobust.requests import ParameterError
 from vizrobust.requests.pictures import Rendering, UnitPictures
 from vizrobust.runs import Row, RunFolder
@@ -237,8 +237,8 @@ def find_judges(
     for judge in judges:
         if judge.columns is not None:
             session.note(f"the judge {judge.name} knows {len(judge.columns)} of its classes by these names")
-    if judges and of_imagenet(about.classes) and usual and usual[0] not in LITE and not installed():
-        session.note(f"the built-in judges see less than ImageNet's networks, which this data set could have: {INSTALL}")
+    if judges and of_imagenet(about.classes) and usual and usual[0] not in LITE and not installed_lite():
+        session.note(f"the built-in judges see less than ImageNet's networks, which this data set could have: {INSTALL_LITE}")
     return judges
 
 

@@ -13,8 +13,7 @@ from vizrobust.data.dataset import (
     saturated_share,
     stratified,
 )
-from vizrobust.data.sources import DATA, load, metadata_of
-from vizrobust.data.views import shuffled_labels, with_classes
+from vizrobust.data.sources import DATA, load, metadata_of, shuffled_labels, with_classes
 
 __all__ = [
     "DATA",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vizrobust.data.dataset import SPLITS, Absent, ArraySplit, DataSet, FileSplit, Split, Subset
-from vizrobust.data.views import Relabelled, Transformed
+from vizrobust.data.sources import Relabelled, Transformed
 
 # Of larger folders, ends and size of every file are hashed instead of its whole content.
 READ_WHOLE = 1_000_000_000

@@ -19,7 +19,7 @@ from vizrobust.attacks import L2, Linf
 from vizrobust.attacks.threat_models import dual_norm
 from vizrobust.compute import Compute, full_batches, versions
 from vizrobust.data import DataSet, Split, head
-from vizrobust.data.views import Transformed
+from vizrobust.data.sources import Transformed
 from vizrobust.intervals import CONFIDENCE
 from vizrobust.models import architecture
 from vizrobust.requests import ParameterError

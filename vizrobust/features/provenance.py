@@ -26,7 +26,7 @@ from vizrobust.features.render import Batch, FeatureImage, render_batches
 from vizrobust.models import Checkpoint
 from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.folding import folded_net
-from vizrobust.requests.layer_names import MARK, parts_of
+from vizrobust.requests.request import MARK, parts_of
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
 

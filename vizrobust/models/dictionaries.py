@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vizrobust.requests.layer_names import parts_of
+from vizrobust.requests.request import parts_of
 from vizrobust.runs import write_atomic
 from vizrobust.spec import unknown
 

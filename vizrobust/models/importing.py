@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vizrobust.compute import versions
 from vizrobust.data import load, metadata_of
-from vizrobust.data.imagenet import class_places, imagenet_classes
+from vizrobust.data.published import class_places, imagenet_classes
 from vizrobust.models.checkpoints import Checkpoint, CheckpointInfo, body_state, check_finite, load_strictly, save_checkpoint
 from vizrobust.models.foreign_files import Fit, Normalizer, find_state, fit, read_tensors, take_normalizer
 from vizrobust.models.forward import NoLogits

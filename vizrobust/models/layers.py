@@ -15,7 +15,7 @@ from vizrobust.models.dictionaries import Dictionary, dictionary_of
 from vizrobust.models.forward import LOGITS, Hook, collect, first_tensor, modules, output_of, without_normalization
 from vizrobust.models.layouts import Layout, layouts
 from vizrobust.models.probing import HEADS, Shape, heads_of, probe
-from vizrobust.requests.layer_names import MARK, parts_of
+from vizrobust.requests.request import MARK, parts_of
 from vizrobust.spec import unknown
 
 

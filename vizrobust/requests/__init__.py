@@ -39,11 +39,9 @@ COMMANDS: dict[str, Command] = {
         parallel=True,
     ),
     "spritemap": Command(
-        "pictures:SpritemapRequest", "layer_sheets:spritemap", "look", "Render all units of a layer on one sheet.", resumable=True
+        "pictures:SpritemapRequest", "neurons:spritemap", "look", "Render all units of a layer on one sheet.", resumable=True
     ),
-    "atlas": Command(
-        "pictures:AtlasRequest", "layer_sheets:atlas", "look", "Draw an activation atlas of a layer.", resumable=True
-    ),
+    "atlas": Command("pictures:AtlasRequest", "neurons:atlas", "look", "Draw an activation atlas of a layer.", resumable=True),
     "microscope": Command(
         "pictures:MicroscopeRequest",
         "microscope:microscope",
@@ -177,7 +175,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "first-order": Command(
         "evaluation:FirstOrderRequest",
-        "first_order:first_order",
+        "experiments:first_order",
         "evaluate",
         "Compare the drop that the gradient predicts with attacks.",
     ),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vizrobust.requests.layer_names import MARK
-from vizrobust.requests.request import OnSplit, ParameterError, Request, Worded, param
+from vizrobust.requests.request import MARK, OnSplit, ParameterError, Request, Worded, param
 from vizrobust.spec import spec
 
 

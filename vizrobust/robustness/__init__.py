@@ -3,7 +3,7 @@
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.robustness.evaluation_runs import Examples, examples, reference_accuracies
-from vizrobust.robustness.unforeseen import (
+from vizrobust.robustness.suites import (
     Calibration,
     calibration_for,
     mean_uar,

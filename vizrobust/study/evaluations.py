@@ -16,11 +16,11 @@ from vizrobust.data import DataSet, Split, head
 from vizrobust.intervals import share, wilson
 from vizrobust.models import Checkpoint
 from vizrobust.robustness import PartialResult, RobustAccuracy, merge_results
-from vizrobust.robustness.corrupted import corrupted
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.robustness.evaluation_runs import evaluate_in_folder
 from vizrobust.robustness.masking import AttackBudget, MaskingAttacks, NetworkUnderTest, diagnosis_of
-from vizrobust.robustness.masking.verdict import OVERFITTED, overfitting
+from vizrobust.robustness.masking.findings import OVERFITTED, overfitting
+from vizrobust.robustness.suites import corrupted
 from vizrobust.runs import Row, RunFolder
 from vizrobust.study.protocol import Plan
 from vizrobust.training import attacks_seen

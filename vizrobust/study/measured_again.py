@@ -22,11 +22,11 @@ from vizrobust.plugins import split_code
 from vizrobust.rng import Streams
 from vizrobust.runs import Row, RunFolder
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, score_layer
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES
 from vizrobust.study.protocol import UNTRAINED, Plan
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, StudyReport
 from vizrobust.study.report_checks import AGAIN, Check
 from vizrobust.study.report_rows import sha256_of
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 from vizrobust.study.secondary_measures import attribution_rows, explained_images, feature_number
 from vizrobust.study.stimuli import QuerySet, all_excitations, drawn_units, matched_units, picture_jobs
 from vizrobust.study.verdicts import SMALLEST_EFFECT_SHARE

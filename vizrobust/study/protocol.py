@@ -21,7 +21,7 @@ from vizrobust.requests import ParameterError
 from vizrobust.robustness.corruptions import SEVERITIES
 from vizrobust.runs import Row, write_json
 from vizrobust.spec import lookup, named, number_text, spec, unknown
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES, SECONDARY, TEXTS
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, SECONDARY, TEXTS
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
 

@@ -12,18 +12,23 @@ from typing import Any
 
 from vizrobust.runs import Row, write_text
 from vizrobust.study.clarity_scores import MATCHED
-from vizrobust.study.contrasts import CONTRASTS, RADIUS_UNIT, RunValues, contrasts, masked_against_standard, radius_slope
-from vizrobust.study.protocol import MASKED, RADIUS, SWEEP
-from vizrobust.study.secondary_contrasts import (
+from vizrobust.study.contrasts import (
     ATTRIBUTION,
+    CONTRASTS,
     FEATURES,
+    RADIUS_UNIT,
     SECONDARY,
     Arm,
     Outcome,
+    RunValues,
     SecondaryContrast,
+    contrasts,
+    masked_against_standard,
     outcomes,
+    radius_slope,
     secondary_contrasts,
 )
+from vizrobust.study.protocol import MASKED, RADIUS, SWEEP
 from vizrobust.study.summary import Verdict, verdict
 from vizrobust.study.verdicts import DIAGNOSTIC, ContrastResult, MetricSeries, contrast_results
 from vizrobust.training import attacks_seen

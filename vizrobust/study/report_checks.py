@@ -20,13 +20,12 @@ from vizrobust.runs import Row, read_run
 from vizrobust.spec import parse
 from vizrobust.study import judge_checks, protocol
 from vizrobust.study.clarity_scores import FLAGGED_BELOW
-from vizrobust.study.contrasts import FEWEST_SEEDS
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, FEWEST_SEEDS
 from vizrobust.study.evaluations import unpacked_verdicts
 from vizrobust.study.judge_checks import CLOSE
 from vizrobust.study.networks import PART
 from vizrobust.study.protocol import SWEEP, UNTRAINED, Plan, training_runs
 from vizrobust.study.report import FORMAT, StudyReport
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 
 AGAIN, ROWS, FILES, READ = "measured again", "computed from the rows", "compared with a file", "only read"
 

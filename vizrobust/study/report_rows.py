@@ -19,13 +19,12 @@ from vizrobust.rng import Streams
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, write_png
 from vizrobust.study.clarity_scores import LayerScores, PictureSet, metric_rows, primary_rows
-from vizrobust.study.contrasts import FEWEST_SEEDS
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, FEWEST_SEEDS
 from vizrobust.study.networks import StudyCheckpoint
 from vizrobust.study.power import achieved
 from vizrobust.study.protocol import SWEEP
 from vizrobust.study.report import NATURAL_REFERENCE, RANDOM_REFERENCE, START_REFERENCE, StudyReport, mean
 from vizrobust.study.run import Study
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 
 EXEMPLARS = 9
 # Share of the phases that is left -> the name of the reference.

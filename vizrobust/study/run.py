@@ -20,12 +20,12 @@ from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, RunFolder, digest
 from vizrobust.study import protocol
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
+from vizrobust.study.contrasts import ATTRIBUTION, FEATURES
 from vizrobust.study.evaluations import Accuracies
 from vizrobust.study.networks import EpsChoice, StudyCheckpoint, StudyTrainings, Work
 from vizrobust.study.power import costs, planned
 from vizrobust.study.protocol import UNTRAINED, Plan, TrainingRun, training_runs
 from vizrobust.study.report import StudyReport
-from vizrobust.study.secondary_contrasts import ATTRIBUTION, FEATURES
 from vizrobust.study.secondary_measures import EXPLAINED_TOGETHER, counted_features, measured_maps, refuse_unmeasurable
 from vizrobust.study.stimuli import (
     MatchedUnits,

@@ -21,13 +21,13 @@ from vizrobust.models import Checkpoint, builtin_names, load_checkpoint
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.runs import Row
+from vizrobust.study.contrasts import SECONDARY
 from vizrobust.study.evaluations import unpacked_verdicts
 from vizrobust.study.measured_again import matched_again, scored_again, secondary_again
 from vizrobust.study.protocol import UNTRAINED
 from vizrobust.study.report import FORMAT, StudyReport
 from vizrobust.study.report_checks import AGAIN, FILES, Check, not_checked, plan_of, stated_checks
 from vizrobust.study.report_rows import sha256_of
-from vizrobust.study.secondary_contrasts import SECONDARY
 
 PICTURES, IMAGES = 3, 50
 # On another machine or thread count kernels round otherwise and an optimizer amplifies it; scores then agree to this share.

@@ -1,8 +1,8 @@
 """Training: the recipe, the loop, and runs that go on where they stopped."""
 
+from vizrobust.training.examples import MIX_MODES, MultiAttack, attacks_of
 from vizrobust.training.loop import Progress, Trainer
 from vizrobust.training.methods import METHODS, NFGSM, TRADES, Distillation, Free, GradAlign, Method
-from vizrobust.training.multi_attack import MIX_MODES, MultiAttack, attacks_of
 from vizrobust.training.recipe import BASELINE_ATTACKS, NAMES, TrainingRecipe, attacks_seen, is_recipe
 from vizrobust.training.training_runs import METRICS_FILE, own_content, recorded_threads, store_half, train, trained_checkpoint
 

@@ -24,11 +24,9 @@ from vizrobust.requests import ParameterError
 from vizrobust.rng import Streams
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import vary
-from vizrobust.training.augment import AUGMENTATIONS
 from vizrobust.training.data_parallel import shard_of
-from vizrobust.training.multi_attack import MultiAttack, attacks_of
-from vizrobust.training.recipe import TrainingRecipe
-from vizrobust.training.start import first_network
+from vizrobust.training.examples import AUGMENTATIONS, MultiAttack, attacks_of
+from vizrobust.training.recipe import TrainingRecipe, first_network
 from vizrobust.training.train_state import TrainState, copies
 
 MONITOR_STEPS = 10

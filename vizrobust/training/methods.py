@@ -16,7 +16,7 @@ from vizrobust.attacks.losses import kl, log_probabilities
 from vizrobust.models import evaluating
 from vizrobust.rng import Streams
 from vizrobust.spec import named, spec, vary
-from vizrobust.training.multi_attack import MultiAttack
+from vizrobust.training.examples import MultiAttack
 from vizrobust.training.train_state import StepResult, TrainState
 
 

@@ -19,7 +19,7 @@ from vizrobust.attacks import Attack
 from vizrobust.compute import Compute
 from vizrobust.rng import Streams, seeded
 from vizrobust.training.data_parallel import all_reduce_mean, share_statistics
-from vizrobust.training.multi_attack import MultiAttack, examples
+from vizrobust.training.examples import MultiAttack, examples
 
 # The tenths at which robust overfitting was studied: epochs 100 and 150 of 200 (Rice et al. 2020).
 DROPS, FACTOR = (0.5, 0.75), 0.1

@@ -24,10 +24,9 @@ from vizrobust.robustness.evaluation_runs import REFERENCE_IMAGES as TESTED_IMAG
 from vizrobust.robustness.evaluation_runs import REFERENCE_STEPS as TESTED_STEPS
 from vizrobust.runs import RunFolder, read_run, write_atomic, write_rows
 from vizrobust.spec import unknown
+from vizrobust.training.examples import MultiAttack, attacks_of
 from vizrobust.training.loop import Progress, Trainer
-from vizrobust.training.multi_attack import MultiAttack, attacks_of
-from vizrobust.training.recipe import TrainingRecipe
-from vizrobust.training.start import origin_of
+from vizrobust.training.recipe import TrainingRecipe, origin_of
 
 SUFFIX = ".safetensors"
 

@@ -1,9 +1,20 @@
 """How numbers become an image: pixels, a spectrum, phases alone, a network of coordinates; and with an opacity."""
 
-from vizrobust.features.parametrizations.cppn import CPPN
-from vizrobust.features.parametrizations.fourier import IMAGENET_COLORS, Fourier, color_directions, falloff, hartley, mixing
 from vizrobust.features.parametrizations.maco import MACO
-from vizrobust.features.parametrizations.parametrization import Parametrization, Pixels, alpha_penalized, composited, for_shape
+from vizrobust.features.parametrizations.parametrization import (
+    CPPN,
+    IMAGENET_COLORS,
+    Fourier,
+    Parametrization,
+    Pixels,
+    alpha_penalized,
+    color_directions,
+    composited,
+    falloff,
+    for_shape,
+    hartley,
+    mixing,
+)
 from vizrobust.features.parametrizations.wrappers import AlphaChannel, SharedLowFrequency
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named

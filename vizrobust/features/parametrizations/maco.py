@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vizrobust.data import load
-from vizrobust.features.parametrizations.fourier import (
+from vizrobust.features.parametrizations.parametrization import (
     Colors,
+    Shape,
     falloff,
     from_colors,
     negated_frequencies,
@@ -21,7 +22,6 @@ from vizrobust.features.parametrizations.fourier import (
     to_colors,
     unmixing,
 )
-from vizrobust.features.parametrizations.parametrization import Shape
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 

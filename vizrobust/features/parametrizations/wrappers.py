@@ -9,9 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vizrobust.features.parametrizations.fourier import Fourier
 from vizrobust.features.parametrizations.maco import MACO
-from vizrobust.features.parametrizations.parametrization import Pixels, Shape
+from vizrobust.features.parametrizations.parametrization import Fourier, Pixels, Shape
 from vizrobust.rng import Streams
 from vizrobust.spec import spec
 

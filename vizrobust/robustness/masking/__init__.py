@@ -2,9 +2,8 @@
 
 from vizrobust.robustness.masking.accuracy_checks import DECIDING, claims_of
 from vizrobust.robustness.masking.attacks import MaskingAttacks
-from vizrobust.robustness.masking.check import AttackBudget, Check, NetworkUnderTest
 from vizrobust.robustness.masking.diagnosis import CHECKS, Diagnosis, Extension, diagnose, diagnosis_of, extension_of
-from vizrobust.robustness.masking.verdict import (
+from vizrobust.robustness.masking.findings import (
     GAP,
     HIDDEN,
     HIDING,
@@ -12,7 +11,10 @@ from vizrobust.robustness.masking.verdict import (
     OVERFITTED,
     SOUND,
     UNDECIDED,
+    AttackBudget,
+    Check,
     Criterion,
+    NetworkUnderTest,
     Verdict,
     confidence_of,
     hiding,

@@ -11,9 +11,18 @@ from torch import Tensor
 
 from vizrobust.intervals import CONFIDENCE, McNemar, mcnemar, share
 from vizrobust.robustness.masking.attacks import MaskingAttacks
-from vizrobust.robustness.masking.check import Check, Unit, skipped, threshold_check
+from vizrobust.robustness.masking.findings import (
+    Check,
+    Criterion,
+    Unit,
+    hiding,
+    overfitting,
+    skipped,
+    threshold_check,
+    unbounded,
+    underflow,
+)
 from vizrobust.robustness.masking.gradient_checks import cross_entropy_underflow
-from vizrobust.robustness.masking.verdict import Criterion, hiding, overfitting, unbounded, underflow
 
 # No check looks at more images than the others.
 NOTHING: Mapping[str, MaskingAttacks] = MappingProxyType({})

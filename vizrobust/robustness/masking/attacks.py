@@ -37,7 +37,7 @@ from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, evaluate
 from vizrobust.robustness.first_order import FirstOrder, first_order, input_gradient
-from vizrobust.robustness.masking.check import AttackBudget, NetworkUnderTest
+from vizrobust.robustness.masking.findings import AttackBudget, NetworkUnderTest
 
 
 def in_ball(attack: Attack, ball: Ball) -> Attack:

@@ -16,7 +16,7 @@ from vizrobust.intervals import CONFIDENCE, mcnemar
 from vizrobust.models import evaluating
 from vizrobust.rng import seeded
 from vizrobust.robustness.masking.attacks import MaskingAttacks
-from vizrobust.robustness.masking.check import Check, skipped, threshold_check
+from vizrobust.robustness.masking.findings import Check, skipped, threshold_check
 
 # The indicators are signs of single images; a network shows one where more than a tenth of its images do (our choice,
 # after the tenth of I2).

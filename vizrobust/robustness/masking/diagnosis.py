@@ -12,9 +12,8 @@ from vizrobust.rng import seeded
 from vizrobust.robustness.masking.accuracy_checks import ACCURACY_CHECKS, DECIDING, NOTHING, criteria
 from vizrobust.robustness.masking.attacks import MaskingAttacks
 from vizrobust.robustness.masking.behaviour_checks import ATTACK_RUN_CHECKS, NETWORK_CHECKS
-from vizrobust.robustness.masking.check import Check
+from vizrobust.robustness.masking.findings import HIDING, Check, Verdict, more_images, undefined_verdict, verdict_of
 from vizrobust.robustness.masking.gradient_checks import GRADIENT_CHECKS
-from vizrobust.robustness.masking.verdict import HIDING, Verdict, more_images, undefined_verdict, verdict_of
 
 # The first ones decide the verdict; the rest is evidence.
 CHECKS: dict[str, Callable[[MaskingAttacks], Check]] = {
@@ -68,7 +67,7 @@ def diagnose(
     >>> from vizrobust.attacks import Linf
     >>> from vizrobust.compute import Compute
     >>> from vizrobust.data import ArraySplit
-    >>> from vizrobust.robustness.masking.check import AttackBudget, NetworkUnderTest
+    >>> from vizrobust.robustness.masking.findings import AttackBudget, NetworkUnderTest
     >>> images = ArraySplit(torch.tensor([0.9, 0.1, 0.6, 0.5]).reshape(2, 1, 1, 2), torch.tensor([0, 0]))
     >>> network = NetworkUnderTest(torch.nn.Flatten(), images, Linf(eps=0.1))
     >>> attacks = MaskingAttacks(network, Compute("cpu"), AttackBudget(steps=3, restarts=1, queries=5, noise_samples=2))

@@ -14,7 +14,7 @@ from vizrobust.attacks.threat_models import widened
 from vizrobust.models import evaluating
 from vizrobust.robustness.first_order import FALLS_SHORT_BELOW, UNDERESTIMATED_BEYOND, input_gradient
 from vizrobust.robustness.masking.attacks import MaskingAttacks
-from vizrobust.robustness.masking.check import Check, skipped, threshold_check
+from vizrobust.robustness.masking.findings import Check, skipped, threshold_check
 
 # A network shows a sign where more than a tenth of its images, or of an image's pixels, do (our choice).
 OF_IMAGES = OF_PIXELS = 0.1
