@@ -15,8 +15,19 @@ import vizrobust as vr
 from tests.conftest import CLASSES, SHAPE, make_net
 from tests.test_cli import run
 from tests.tiny_transformers import TinyViT
-from vizrobust.attribution import ATTRIBUTIONS, LayerCAM, Occlusion, Saliency, explained, parse_attribution
-from vizrobust.attribution.explanations import curve_area, gains, gini, infidelity, rank_correlation
+from vizrobust.attribution import (
+    ATTRIBUTIONS,
+    LayerCAM,
+    Occlusion,
+    Saliency,
+    curve_area,
+    explained,
+    gains,
+    gini,
+    infidelity,
+    parse_attribution,
+    rank_correlation,
+)
 from vizrobust.attribution.methods import layer_cam
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit

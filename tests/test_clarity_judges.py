@@ -11,7 +11,7 @@ from vizrobust.clarity import Judge, encoder_for, judges_for
 from vizrobust.clarity import judges as judging
 from vizrobust.clarity.judges import class_columns, default_judges, resized_to_input
 from vizrobust.data import load
-from vizrobust.data.content import overlapping_data
+from vizrobust.data.sources import overlapping_data
 from vizrobust.models import Checkpoint, CheckpointInfo, architecture, load_checkpoint
 from vizrobust.models.importing import import_file, task
 

@@ -17,7 +17,7 @@ from vizrobust.attacks import BALLS, L2, PGD, Linf
 from vizrobust.compute import Compute
 from vizrobust.data import load
 from vizrobust.models import load_checkpoint
-from vizrobust.robustness.kept_images import AdversarialImages, eight_bit, rounded
+from vizrobust.robustness.evaluation_runs import AdversarialImages, eight_bit, rounded
 
 N = 40
 

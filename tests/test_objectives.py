@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from vizrobust.features import Channel, Direction, Inversion, Logit, Neuron, Style, TotalVariation, main_term, needs_unit
-from vizrobust.features.objectives import negated, parse_objective
-from vizrobust.features.objectives.images import AbsoluteDeviation, Alignment, Caricature, DeepDream, Diversity, SquaredDeviation
+from vizrobust.features.objectives import (
+    AbsoluteDeviation,
+    Alignment,
+    Caricature,
+    DeepDream,
+    Diversity,
+    SquaredDeviation,
+    negated,
+    parse_objective,
+)
 
 N, C, H, W = 5, 7, 4, 6
 UNIT = torch.tensor([6, 0, 3, 3, 1])

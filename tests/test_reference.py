@@ -90,7 +90,7 @@ def test_parameters_of_the_functions_are_fields_of_the_request_with_its_defaults
 # Texts outside cli/ and requests/ that hold an option for a reason.
 OPTIONS_ALLOWED = {
     "commands/checkpoints.py": "the end of a command that is printed whole",
-    "commands/judge.py": "the end of a command that is printed whole",
+    "commands/train.py": "the end of a command that is printed whole",
     "report/microscope_pages.py": "a command that is shown whole",
     "report/training_report.py": "options that a card leaves out of the command it shows",
 }

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vizrobust.experiments.input_dimension import fit_growth
 from vizrobust.report import style as axes_module
-from vizrobust.report.first_order_figures import first_order_scatter, gradient_growth
+from vizrobust.report.measurement_figures import first_order_scatter, gradient_growth
 from vizrobust.report.robustness_figures import (
     _eps_text,
     _median,

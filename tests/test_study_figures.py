@@ -25,7 +25,7 @@ from vizrobust.report.study_clarity_figures import (
 from vizrobust.report.study_data import StudyGroups, over_seeds, range_over_seeds
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, ratios, unforeseen_over_k
 from vizrobust.report.study_page import study_sheet
-from vizrobust.report.study_secondary import secondary_over_k, secondary_table, secondary_values
+from vizrobust.report.study_sections import secondary_over_k, secondary_table, secondary_values
 from vizrobust.report.style import house_style, save_figure
 
 FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {

@@ -14,7 +14,7 @@ from tests.study_reports import DOSES, SCRIPT, full_report, hostile_report, part
 from vizrobust.report import study_page, study_tables, style
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
-from vizrobust.report.study_units import inside
+from vizrobust.report.study_sections import inside
 
 NAMES = ("tench", "springer", "church", "truck")
 SECTIONS = (

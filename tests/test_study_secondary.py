@@ -25,7 +25,7 @@ from vizrobust.features.recipes import fourier
 from vizrobust.models import CheckpointInfo, architecture, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state
 from vizrobust.report.study_data import StudyGroups
-from vizrobust.report.study_secondary import TITLES, secondary_over_k, secondary_table
+from vizrobust.report.study_sections import TITLES, secondary_over_k, secondary_table
 from vizrobust.requests.study import StudyRequest
 from vizrobust.spec import parse
 from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, protocol, provided_checkpoints, report_of

@@ -36,8 +36,7 @@ from vizrobust.features import (
     rerender,
     with_data_statistics,
 )
-from vizrobust.features.parametrizations import alpha_penalized, composited
-from vizrobust.features.parametrizations.wrappers import over_background
+from vizrobust.features.parametrizations import alpha_penalized, composited, over_background
 from vizrobust.features.pictures import png_bytes, read_opaque, read_png, to_uint8
 from vizrobust.features.render import Batch, render_batches
 from vizrobust.models import evaluating, load_checkpoint

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vizrobust as vr
 from tests.conftest import assert_refused
 from tests.test_cli import checkpoint, run
-from vizrobust.commands.unit_labels import words_of
+from vizrobust.commands.unit_tables import words_of
 from vizrobust.features.unit_facts import LIMIT, nonsense, unit_labels
 from vizrobust.models import clip
 from vizrobust.models.clip import clip_file

@@ -68,7 +68,7 @@ def robust_accuracy(
     85.0 % (64.0 to 94.8) of 20 images under FGSM(ball=Linf(eps=0.3))
     """
     from vizrobust.commands.attack import attack as answer
-    from vizrobust.commands.kept_images import made
+    from vizrobust.commands.attack_modes import made
     from vizrobust.session import Session, answered
 
     request = AttackRequest(

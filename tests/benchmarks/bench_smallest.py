@@ -23,7 +23,7 @@ from tests.benchmarks.ratios import verdict
 from tests.conftest import on_network
 from tests.test_convert import THEIRS, imported, test_images
 from vizrobust.attacks import L0, L1, L2, Attack, Ball, Linf, parse_attack
-from vizrobust.commands.minimal_perturbations import SMALLEST
+from vizrobust.commands.attack_modes import SMALLEST
 from vizrobust.compute import Compute
 from vizrobust.data import ArraySplit, load
 from vizrobust.models import load_checkpoint

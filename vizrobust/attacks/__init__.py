@@ -14,11 +14,10 @@ from vizrobust.attacks.attack import (
 )
 from vizrobust.attacks.black_box import Noise, Square
 from vizrobust.attacks.boundary_attacks import FAB, DeepFool
-from vizrobust.attacks.decision_attacks import HopSkipJump
 from vizrobust.attacks.gradient import ATTACKS as GRADIENT_ATTACKS
 from vizrobust.attacks.gradient import BIM, FGSM, PGD, configured
 from vizrobust.attacks.losses import LOSSES, fallback
-from vizrobust.attacks.minimum_norm import DDN, FMN
+from vizrobust.attacks.minimum_norm import DDN, FMN, HopSkipJump
 from vizrobust.attacks.penalty_attacks import ALMA, CW, SigmaZero
 from vizrobust.attacks.threat_models import BALLS, L0, L1, L2, Ball, EpsShare, Linf, epsilon, per_image
 from vizrobust.attacks.unforeseen import (

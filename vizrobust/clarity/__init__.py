@@ -23,12 +23,16 @@ from vizrobust.clarity.picture_scores import (
     RANDOM_NETWORK,
     Clarity,
     PictureScores,
+    QueryRanking,
+    blurred,
+    contrast_matched,
+    excitations,
     scale_for,
     score_pictures,
     score_run,
     scoring_jobs,
+    shared_rankings,
 )
-from vizrobust.clarity.queries import QueryRanking, blurred, contrast_matched, excitations, shared_rankings
 
 __all__ = [
     "METRICS",

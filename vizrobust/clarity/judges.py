@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vizrobust.clarity.metrics import METRICS, every_log_odds
 from vizrobust.compute import Compute, full_batches
-from vizrobust.data.content import overlapping_data, subset_of_imagenet
 from vizrobust.data.published import class_places, of_imagenet
+from vizrobust.data.sources import overlapping_data, subset_of_imagenet
 from vizrobust.models import ARCHS, Checkpoint, builtin_names, evaluating, load_checkpoint
 from vizrobust.models.packages import LITE, LITE_NETWORKS, installed_lite
 from vizrobust.plugins import Catalogue, split_code

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vizrobust.attacks import Attack
-from vizrobust.commands.kept_images import judged, keep
-from vizrobust.commands.minimal_perturbations import minimal_perturbations
+from vizrobust.commands.attack_modes import judged, keep, minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
 from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class

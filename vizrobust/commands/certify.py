@@ -61,7 +61,7 @@ class CertifyReport(Result):
 
     def figure(self) -> Any:
         """Each image's bracket from certified radius to smallest attack, a panel for each checkpoint."""
-        from vizrobust.report.understanding_figures import brackets
+        from vizrobust.report.measurement_figures import brackets
 
         panels = [
             (one.target.name, one.radius.tolist(), None if one.smallest is None else one.smallest.tolist()) for one in self.found

@@ -24,7 +24,7 @@ from vizrobust.requests import ParameterError
 from vizrobust.requests.study import LayersRequest
 from vizrobust.requests.training import ImportRequest
 from vizrobust.results import Event, Note, Result, Row, Table, percent
-from vizrobust.robustness.kept_images import predicted
+from vizrobust.robustness.evaluation_runs import predicted
 from vizrobust.session import Session
 from vizrobust.training import recorded_threads
 from vizrobust.training.training_runs import check_target, store_half

@@ -64,7 +64,7 @@ class FittedDictionary(Result):
 
     def figure(self) -> Any:
         """Every unit's share of all contributions, and how often it is active."""
-        from vizrobust.report.understanding_figures import unit_shares
+        from vizrobust.report.measurement_figures import unit_shares
 
         title = f"{self.name}, {self.request.layer}, {self.request.method}"
         return unit_shares(self.quality.shares.tolist(), self.quality.activity.tolist(), self.quality.effective[0], title)

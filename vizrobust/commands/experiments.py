@@ -69,7 +69,7 @@ class FirstOrderReport(Result):
 
     def figure(self) -> Any:
         """Each image's drops in the first of the losses, a panel for each checkpoint."""
-        from vizrobust.report.first_order_figures import first_order_scatter
+        from vizrobust.report.measurement_figures import first_order_scatter
 
         loss = self.request.losses[0]
         panels = [(checkpoint.name, list(drops.rows())) for checkpoint, _, drops in self.found if drops.loss == loss]
@@ -157,7 +157,7 @@ class CalibrationReport(Result):
 
     def figure(self) -> Any:
         """Each attack's ATA at its six sizes."""
-        from vizrobust.report.understanding_figures import equally_hard_sizes
+        from vizrobust.report.measurement_figures import equally_hard_sizes
 
         return equally_hard_sizes([(row["name"], row["eps"], row["ata"]) for row in self.found])
 
@@ -240,7 +240,7 @@ class DimensionReport(Result):
 
     def figure(self) -> Any:
         """The gradient's norm over the number of values of an image."""
-        from vizrobust.report.first_order_figures import gradient_growth
+        from vizrobust.report.measurement_figures import gradient_growth
 
         return gradient_growth([(f"{loss}, {weights}", one) for loss, weights, one in self.slopes()])
 

@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizrobust.attribution import ATTRIBUTIONS, MEASURES, Attribution, GuidedBackprop, Saliency, explained, parse_attribution
-from vizrobust.attribution.explanations import rank_correlation
+from vizrobust.attribution import (
+    ATTRIBUTIONS,
+    MEASURES,
+    Attribution,
+    GuidedBackprop,
+    Saliency,
+    explained,
+    parse_attribution,
+    rank_correlation,
+)
 from vizrobust.commands.compare import random_reference
 from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.targets import Target, open_targets

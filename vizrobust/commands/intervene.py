@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.targets import Target, open_targets
-from vizrobust.commands.unit_labels import WordLabels, label_table
+from vizrobust.commands.unit_tables import WordLabels, label_table
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, defined, effects, logits_with, nearest_in_activity, unit_activations
 from vizrobust.intervals import auc_text, class_row, mcnemar
@@ -48,7 +48,7 @@ class Interventions(Result):
 
     def figure(self) -> Any:
         """Every class's change of accuracy by unit, a panel for each checkpoint; None where nothing was changed."""
-        from vizrobust.report.understanding_figures import class_changes
+        from vizrobust.report.measurement_figures import class_changes
 
         if self.request.change == "none":
             return None

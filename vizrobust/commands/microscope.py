@@ -17,7 +17,6 @@ from vizrobust.commands.microscope_facts import (
     word_facts,
 )
 from vizrobust.commands.pictures import PictureReport
-from vizrobust.commands.unit_labels import WordLabels
 from vizrobust.commands.unit_pictures import (
     UnitRun,
     checkpoints_of,
@@ -28,6 +27,7 @@ from vizrobust.commands.unit_pictures import (
     units_asked,
     units_text,
 )
+from vizrobust.commands.unit_tables import WordLabels
 from vizrobust.data import DataSet
 from vizrobust.features import RenderJob, missing
 from vizrobust.features.exemplar_runs import ImageSource, exemplars_into

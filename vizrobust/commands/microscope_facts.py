@@ -18,8 +18,8 @@ from vizrobust.attacks import PGD, configured
 from vizrobust.attribution import IntegratedGradients
 from vizrobust.clarity import NATURAL_IMAGES, Judge
 from vizrobust.commands.masking import MaskingDiagnosis
-from vizrobust.commands.unit_labels import WordLabels
 from vizrobust.commands.unit_pictures import UnitRun
+from vizrobust.commands.unit_tables import WordLabels
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet
 from vizrobust.features import Logit, RenderJob

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vizrobust.clarity.queries import excitations
+from vizrobust.clarity.picture_scores import excitations
 from vizrobust.commands.checkpoints import layers_command
 from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.unit_pictures import checkpoints_of, folder_for, job_of, objective_of, recipe_of

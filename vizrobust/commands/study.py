@@ -18,7 +18,7 @@ from vizrobust.plugins import split_code
 from vizrobust.report.study_clarity_figures import clarity_over_k
 from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_page import write_study
-from vizrobust.report.study_secondary import secondary_table
+from vizrobust.report.study_sections import secondary_table
 from vizrobust.requests import ParameterError
 from vizrobust.requests.study import StudyRequest, VerifyRequest
 from vizrobust.results import Event, Note, Progress, Result, Row, Table, percent

@@ -1,6 +1,5 @@
 """Data sets by name: images in [0, 1], labels, and what a data set knows about itself."""
 
-from vizrobust.data.content import content_of
 from vizrobust.data.dataset import (
     ArraySplit,
     DataSet,
@@ -13,7 +12,7 @@ from vizrobust.data.dataset import (
     saturated_share,
     stratified,
 )
-from vizrobust.data.sources import DATA, load, metadata_of, shuffled_labels, with_classes
+from vizrobust.data.sources import DATA, content_of, load, metadata_of, shuffled_labels, with_classes
 
 __all__ = [
     "DATA",

@@ -16,7 +16,7 @@ from torch import Tensor
 from vizrobust.data import load
 from vizrobust.data.dataset import as_float, check_images
 from vizrobust.data.images import pixels, read_image
-from vizrobust.features.parametrizations.wrappers import over_background
+from vizrobust.features.parametrizations import over_background
 from vizrobust.runs import file_sha256, write_atomic
 
 Shape = tuple[int, int, int]

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from vizrobust.compute import Compute, size_class
 from vizrobust.data import saturated_share
 from vizrobust.features.objectives import Objective, group_size_of, negated
-from vizrobust.features.parametrizations import AlphaChannel, Parametrization, alpha_penalized, composited, for_shape
-from vizrobust.features.parametrizations.wrappers import over_background
+from vizrobust.features.parametrizations import (
+    AlphaChannel,
+    Parametrization,
+    alpha_penalized,
+    composited,
+    for_shape,
+    over_background,
+)
 from vizrobust.features.pictures import COLOURS, check_pixels, in_tiles, png_bytes, to_uint8
 from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.scorer import ObjectiveFunction, Scorer, as_objective, redirected_relu

@@ -298,9 +298,6 @@ def _constant(values: np.ndarray) -> bool:
     return bool(values.all() or not values.any())
 
 
-CHANGES = ("zero", "mean", "scale")
-
-
 @dataclass(frozen=True)
 class ClassEffect:
     """What a change does to the n images of one class: to their accuracy, and to the mean of their own logit, after - before.

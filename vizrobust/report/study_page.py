@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vizrobust.features.pictures import read_opaque
-from vizrobust.report import study_secondary
+from vizrobust.report import study_sections
 from vizrobust.report import study_tables as tables
 from vizrobust.report.canvas import (
     LABELLED,
@@ -38,8 +38,7 @@ from vizrobust.report.study_clarity_figures import (
 )
 from vizrobust.report.study_data import METRIC_ROLES, Group, StudyGroups
 from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, unforeseen_over_k
-from vizrobust.report.study_secondary import secondary_over_k
-from vizrobust.report.study_units import Cell, cells, inside, measures, panels, units
+from vizrobust.report.study_sections import Cell, cells, inside, measures, panels, secondary_over_k, units
 from vizrobust.report.style import house_style, save_figure
 from vizrobust.report.viewer import embedded, environment, without_folders
 from vizrobust.report.words import DEAD, SATURATED, key_word
@@ -229,7 +228,7 @@ def write_study(folder: Path | str, report: Mapping[str, Any]) -> Path:
         figures=drawn,
         sheets=sheets,
         tables=tables,
-        secondary=study_secondary,
+        secondary=study_sections,
         panels=found,
         facts=facts,
         measures=measures(study, facts),

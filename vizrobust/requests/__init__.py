@@ -119,7 +119,7 @@ COMMANDS: dict[str, Command] = {
         parallel=True,
     ),
     "judge": Command(
-        "training:JudgeRequest", "judge:judge", "train", "Train judges of clarity for your own data.", resumable=True
+        "training:JudgeRequest", "train:judge", "train", "Train judges of clarity for your own data.", resumable=True
     ),
     "calibrate": Command(
         "evaluation:CalibrateRequest",

@@ -27,7 +27,7 @@ EXPECTATION = "EoT "
 
 
 class Kept(Protocol):
-    """Adversarial images that can be written to a file; see `kept_images.AdversarialImages`."""
+    """Adversarial images that can be written to a file; see `evaluation_runs.AdversarialImages`."""
 
     @property
     def adversarial(self) -> Tensor: ...

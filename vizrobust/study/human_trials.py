@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vizrobust.clarity import QueryRanking, excitations, shared_rankings
-from vizrobust.clarity.queries import QUERIES
+from vizrobust.clarity.picture_scores import QUERIES
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, Subset, load
 from vizrobust.features import Channel, Logit, Objective
