@@ -78,6 +78,120 @@ def test_loaders_batches_and_attacks_of_every_kind_give_the_same_verdicts():
     assert len(vr.robust_accuracy(Brightness(), loader, "fgsm", eps=EPS, images=4).robust) == 4
 
 
+def test_arrays_lists_and_data_sets_are_data_as_tensors_are():
+    x, y = images()
+    arrays = (x.numpy(), y.numpy()), (x, y.tolist()), [x.numpy(), y], (x.tolist(), y.tolist())
+    for data in (*arrays, TensorDataset(x, y), list(zip(x, y, strict=True))):
+        assert vr.robust_accuracy(Brightness(), data, "fgsm", eps=EPS).robust.tolist() == ROBUST
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([{"image": torch.zeros(2, 3, 4, 5)}], "yield dict, not pairs"),
+        (DataLoader(torch.rand(4, 3, 4, 5), batch_size=2), r"yield images \(3, 4, 5\)"),
+        ([(torch.zeros(2, 3, 4, 5), torch.zeros(2)), (torch.zeros(2, 3, 4, 4), torch.zeros(2))], "of one size"),
+        (iter(()), "no images"),
+        ((torch.rand(2, 3, 4, 5).to_sparse(), torch.zeros(2, dtype=torch.int64)), "sparse"),
+    ],
+    ids=["dicts", "images alone", "sizes", "exhausted", "sparse"],
+)
+def test_data_of_another_form_are_refused_in_words_of_ours(data, said):
+    with pytest.raises(ValueError, match=said):
+        vr.robust_accuracy(Brightness(), data, "fgsm", eps=EPS)
+
+
+def test_a_loader_that_shuffles_gives_all_networks_the_same_images():
+    x, y = images()
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)
+    one, other = Brightness(), Brightness()
+    other.scale.data[()] = 19.0
+    for _ in range(3):
+        first, second = vr.certify([one, other], loader, samples=100, attack="none", images=4).found
+        assert first.target.images.take(torch.arange(4)).equal(second.target.images.take(torch.arange(4)))
+
+
+def test_networks_of_one_class_have_tables_of_their_own_although_their_weights_agree():
+    x, y = images()
+    linear = nn.Linear(60, 2)
+    nets = [nn.Sequential(nn.Flatten(), linear, kind()) for kind in (nn.ReLU, nn.Tanh)]
+    rows = vr.certify(nets, (x, y), method="ibp", attack="none", images=2).rows()
+    assert len({row["name"] for row in rows}) == 2
+    assert len(rows) == 4
+
+
+class Returns(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = Brightness(), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z: z.mean(0, keepdim=True), r"\(1, 2\) for"),
+        (lambda z: z.repeat(3, 1), "a row for each"),
+        (lambda z: z.to(torch.complex64), "real logits"),
+    ],
+)
+def test_outputs_that_are_no_row_for_each_image_are_refused(change, said):
+    x, y = images()
+    for call in (lambda net: vr.robust_accuracy(net, (x, y), eps=EPS), lambda net: vr.PGD(eps=EPS)(net, x, y)):
+        with pytest.raises(ValueError, match=said):
+            call(Returns(change))
+
+
+def test_an_attack_by_itself_reads_outputs_by_the_rule_of_the_commands():
+    x, y = images()
+    for change in (lambda z: {"logits": z}, lambda z: (z, x), lambda z: z[:, 1:] * 2):
+        assert vr.PGD(eps=EPS, steps=10)(Returns(change), x, y).robust.tolist() == ROBUST
+
+
+class InPlace(Brightness):
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5).add_(0.25)
+        return super().forward(x)
+
+
+def test_a_network_that_writes_into_its_images_changes_none_of_them():
+    x, y = images()
+    kept = x.clone()
+    assert vr.robust_accuracy(InPlace(), (x, y), "fgsm", eps=EPS).robust.tolist() == ROBUST
+    assert vr.PGD(eps=EPS, steps=5)(InPlace(), x, y).robust.tolist() == ROBUST
+    assert x.equal(kept)
+
+
+def test_a_network_of_another_size_or_without_values_is_refused_in_words_of_ours():
+    x, y = images()
+    sparse = Brightness()
+    sparse.register_buffer("mask", torch.eye(3).to_sparse())
+    for net, said in (
+        (nn.Sequential(nn.Flatten(), nn.Linear(50, 2)), r"cannot take images of \(3, 4, 5\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 2, device="meta")), "ordinary weights|cannot take"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), "no values yet"),
+        (sparse, "sparse_coo tensor"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            vr.robust_accuracy(net, (x, y), "fgsm", eps=EPS)
+
+
+def test_what_a_pass_leaves_in_a_network_does_not_keep_it_from_being_copied():
+    x, y = images()
+    net = Brightness()
+    net.last = net(x.requires_grad_())
+    assert vr.robust_accuracy(net, (x, y), "fgsm", eps=EPS).robust.tolist() == ROBUST
+
+
+def test_a_callers_inference_mode_changes_nothing():
+    x, y = images()
+    with torch.inference_mode():
+        assert vr.robust_accuracy(Brightness(), (x, y), "fgsm", eps=EPS).robust.tolist() == ROBUST
+        assert len(vr.visualize(Brightness(), units=[0], steps=1, shape=(3, 4, 5))) == 1
+
+
 def test_a_network_is_given_back_as_it_was():
     net = Brightness().train()
     net.scale.requires_grad_(False)

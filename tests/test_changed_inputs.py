@@ -13,7 +13,8 @@ import vizrobust as vr
 from vizrobust.data import content_of, load
 from vizrobust.models import load_checkpoint
 from vizrobust.models.checkpoints import CheckpointInfo, save_checkpoint
-from vizrobust.models.references import code_sha256, object_sha256
+from vizrobust.models.object_code import object_sha256
+from vizrobust.models.references import code_sha256
 from vizrobust.runs import RunFolder, read_rows, write_rows
 
 SHAPE = (1, 5, 4)
@@ -163,7 +164,39 @@ def test_the_hash_of_an_object_is_that_of_its_classes():
         def forward(self, x):
             return -x
 
-    assert object_sha256(torch.nn.Sequential(One())) == object_sha256(One()) != object_sha256(Two())
+    assert object_sha256(One()) == object_sha256(One()) != object_sha256(Two())
+
+
+def test_a_folder_tells_networks_given_as_objects_apart_by_all_that_they_compute_with(tmp_path):
+    """Verdicts of ReLU are none of Tanh, and those of a factor none of another one, although class and weights are the same."""
+    x = torch.stack([torch.full(SHAPE, value) for value in (0.9, 0.1, 0.8)])
+    y = torch.tensor([1, 0, 1])
+    mean = torch.nn.Linear(20, 2)
+    mean.weight.data[:] = torch.tensor([[-1.0], [1.0]]) / 20
+    mean.bias.data[:] = torch.tensor([0.5, -0.5])
+
+    class Signed(torch.nn.Module):
+        sign = 1.0
+
+        def __init__(self, function=None):
+            super().__init__()
+            self.inner, self.function = mean, function or (lambda z: z)
+
+        def forward(self, x):
+            return self.function(self.sign * self.inner(x.flatten(1)))
+
+    def accuracy(net, factor=1.0):
+        net.sign = factor
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return vr.robust_accuracy(net, (x, y), "fgsm", eps=0.01, out=tmp_path).accuracy
+
+    body = [torch.nn.Flatten(), mean]
+    assert accuracy(torch.nn.Sequential(*body, torch.nn.Softmax(1))) == 1
+    assert accuracy(torch.nn.Sequential(*body, torch.nn.Softmin(1))) == 0
+    assert (accuracy(Signed()), accuracy(Signed(), -1.0), accuracy(Signed(lambda z: z.flip(1)))) == (1, 0, 0)
+    rows = len(read_rows(tmp_path))
+    assert (accuracy(Signed()), len(read_rows(tmp_path))) == (1, rows)
 
 
 def test_networks_trained_here_keep_their_names():

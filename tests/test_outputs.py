@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,3 +195,80 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value: float) -> None:
     made.state["1.weight"][2, 5] = value
     with pytest.raises(ValueError, match=r"^1\.weight in mine \(linear\) is NaN or infinite in 1 of 2016 places; use an earlier"):
         made.net()
+
+
+class Brighter(nn.Module):
+    """Class 1 where the image is brighter than one half, by a lead that a subclass may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = self.changed(self.scale * (x.mean((1, 2, 3)) - 0.5))
+        return torch.stack((-lead, lead), 1)
+
+    def changed(self, lead: Tensor) -> Tensor:
+        return lead
+
+
+class Relative(Brighter):
+    def changed(self, lead: Tensor) -> Tensor:
+        return lead - 1.5 * lead.mean()
+
+
+class Alternating(Brighter):
+    def changed(self, lead: Tensor) -> Tensor:
+        self.passes += 1
+        return lead if self.passes % 3 else -lead
+
+
+class OfNumpy(Brighter):
+    def changed(self, lead: Tensor) -> Tensor:
+        return lead + torch.from_numpy(np.random.randn(len(lead))).float()
+
+
+class OfPython(Brighter):
+    def changed(self, lead: Tensor) -> Tensor:
+        return lead + torch.tensor([random.gauss(0, 1) for _ in lead])
+
+
+def of_brightness(leads: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    x = torch.stack([torch.full((1, 4, 5), 0.5 + lead) for lead in leads])
+    return x, (x.mean((1, 2, 3)) > 0.5).long()
+
+
+def test_an_image_whose_outputs_depend_on_the_batch_is_judged_alone_and_that_is_said() -> None:
+    """Alone an image is half as bright as the mean asks for, so that none is right; beside others some would be."""
+    x, y = of_brightness((0.3, -0.3, 0.2, -0.2, 0.3, 0.3))
+    for size in (1, 2, 6):
+        with pytest.warns(UserWarning, match="other images of the batch"):
+            found = vr.robust_accuracy(Relative(), (x, y), "fgsm", eps=0.01, batch_size=size)
+        assert (found.clean, found.accuracy) == (0, 0)
+        assert any("other images of the batch" in said for said in found.warnings)
+
+
+def test_a_network_that_remembers_says_so() -> None:
+    x, y = of_brightness((0.3, -0.3, 0.2, -0.2))
+    with pytest.warns(UserWarning, match="from pass to pass"):
+        found = vr.robust_accuracy(Alternating(), (x, y), "fgsm", eps=0.01)
+    assert any("from pass to pass" in said for said in found.warnings)
+
+
+@pytest.mark.parametrize("kind", [OfNumpy, OfPython])
+def test_noise_of_numpy_and_of_python_is_each_images_own_as_torchs_is(kind: type[Brighter]) -> None:
+    x, y = of_brightness((0.09, -0.12, 0.1, -0.14, 0.07, 0.06, -0.08))
+    np.random.seed(5)
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    found = [vr.robust_accuracy(kind(), (x, y), "PGD(steps=8)", eps=0.02, batch_size=size) for size in (1, 3, 7)]
+    assert len({tuple(one.robust.tolist()) for one in found}) == 1
+    assert 0 < found[0].accuracy < 1
+    assert any("stochastic" in said for said in found[0].warnings)
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+
+
+def test_a_network_that_takes_no_single_image_is_refused() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(20, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="takes no single image"):
+        vr.robust_accuracy(net, of_brightness((0.3, -0.3, 0.1)), "fgsm", eps=0.01)

@@ -137,6 +137,8 @@ def visualize(
     >>> vr.visualize("mnist-k8", units=[3, 5], steps=2)
     2 pictures of units 3, 5 of logits in mnist-k8, recipe plain with 2 steps
     """
+    from torch import inference_mode
+
     from vizrobust.commands.neurons import resolve
     from vizrobust.commands.pictures import Picture, Pictures
     from vizrobust.features import render
@@ -144,21 +146,22 @@ def visualize(
     from vizrobust.models.folding import folded_net
     from vizrobust.session import Session
 
-    session = Session(device=device, memory=True)
-    checkpoint, loaded = session.pictured(model, data, shape)
-    request = NeuronsRequest(
-        models=(checkpoint,), data=loaded, layer=layer, units=units, recipe=recipe, objective=objective, neuron=neuron,
-        seeds=seeds, seed=seed, steps=steps, size=size, negative=negative, diversity=diversity, start=start,
-        batch_size=batch_size, precision=precision, exact=exact,
-    )  # fmt: skip
-    _, job = resolve(request, [checkpoint], loaded, session)
-    plain = exact or precision != "fp32"
-    net = checkpoint.net() if plain else folded_net(checkpoint, job.objective.layers)[0]
-    done = render(
-        net, job.objective, job.units, job.recipe, job.seeds, shape=checkpoint.info.input_shape,
-        compute=session.compute(precision), sign=job.sign, start=job.start, batch_size=job.batch_size,
-    )  # fmt: skip
-    found = tuple(Picture(one, one.status(job.data_share)) for one in done)
+    with inference_mode(False):  # a caller's own would leave no gradients
+        session = Session(device=device, memory=True)
+        checkpoint, loaded = session.pictured(model, data, shape)
+        request = NeuronsRequest(
+            models=(checkpoint,), data=loaded, layer=layer, units=units, recipe=recipe, objective=objective, neuron=neuron,
+            seeds=seeds, seed=seed, steps=steps, size=size, negative=negative, diversity=diversity, start=start,
+            batch_size=batch_size, precision=precision, exact=exact,
+        )  # fmt: skip
+        _, job = resolve(request, [checkpoint], loaded, session)
+        plain = exact or precision != "fp32"
+        net = checkpoint.net() if plain else folded_net(checkpoint, job.objective.layers)[0]
+        done = render(
+            net, job.objective, job.units, job.recipe, job.seeds, shape=checkpoint.info.input_shape,
+            compute=session.compute(precision), sign=job.sign, start=job.start, batch_size=job.batch_size,
+        )  # fmt: skip
+        found = tuple(Picture(one, one.status(job.data_share)) for one in done)
     classes = checkpoint.info.classes if job.layer == LOGITS else ()
     return Pictures(found, checkpoint.name, job.layer, job.recipe, classes)
 

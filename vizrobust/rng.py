@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,34 +91,86 @@ class Streams:
         return (self.uniform(*shape).to(torch.float64) * high).floor().to(torch.int64)
 
 
-def generator_states(device: torch.device) -> list[Tensor]:
-    """The states of the global generators that a network on this device may draw from."""
+class _NumpyGlobal:
+    """Numpy's global generator, which a network's own code may draw from."""
+
+    def get_state(self) -> Any:
+        return np.random.get_state()
+
+    def set_state(self, state: Any) -> None:
+        np.random.set_state(state)
+
+    def manual_seed(self, seed: int) -> None:
+        np.random.seed(seed % 2**32)
+
+
+class _PythonGlobal:
+    """The generator of the module ``random``."""
+
+    def get_state(self) -> Any:
+        return random.getstate()
+
+    def set_state(self, state: Any) -> None:
+        random.setstate(state)
+
+    def manual_seed(self, seed: int) -> None:
+        random.seed(seed)
+
+
+def generator_states(device: torch.device) -> list[Any]:
+    """The states of the global generators that a network on this device may draw from: torch's, numpy's and Python's."""
     return [generator.get_state() for generator in _global_generators(device)]
 
 
-def set_generator_states(states: list[Tensor], device: torch.device) -> None:
+def set_generator_states(states: list[Any], device: torch.device) -> None:
     """Put the global generators back into states that `generator_states` returned."""
     for generator, state in zip(_global_generators(device), states, strict=True):
         generator.set_state(state)
 
 
-def _global_generators(device: torch.device) -> list[torch.Generator]:
-    generators = [torch.default_generator]
+def same_states(one: Any, other: Any) -> bool:
+    """Whether two states that `generator_states` returned are the same.
+
+    >>> before = generator_states(torch.device("cpu"))
+    >>> same_states(before, generator_states(torch.device("cpu")))
+    True
+    """
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, list | tuple) and len(one) < SHORT:
+        return all(same_states(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+SHORT = 10  # longer tuples hold numbers alone
+
+
+def _global_generators(device: torch.device) -> list[Any]:
+    generators: list[Any] = [torch.default_generator, _NumpyGlobal(), _PythonGlobal()]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
     return generators
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """For code that draws from torch's global generators (dropout): seeded inside, afterwards as they were."""
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Whatever draws from global generators inside, they are as they were afterwards."""
     states = generator_states(device)
     try:
-        for generator in _global_generators(device):
-            generator.manual_seed(seed)
         yield
     finally:
         set_generator_states(states, device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """For code that draws from global generators (dropout, random sizes): seeded inside, afterwards as they were."""
+    with undisturbed(device):
+        for generator in _global_generators(device):
+            generator.manual_seed(seed)
+        yield
 
 
 def _mix(z: Tensor) -> Tensor:

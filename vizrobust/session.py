@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -14,17 +16,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from vizrobust.compute import Compute, has_bf16, versions
-from vizrobust.data import ArraySplit, DataSet, Split, check_images, content_of, load, with_classes
+from vizrobust.data import ArraySplit, DataSet, Split, content_of, load, with_classes
+from vizrobust.data.pairs import pair_of
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
+from vizrobust.models.checkpoints import OBJECT
 from vizrobust.models.dictionaries import read_dictionary
-from vizrobust.models.forward import logits_of
-from vizrobust.models.references import object_sha256
+from vizrobust.models.forward import Logits, NoLogits
+from vizrobust.models.object_code import object_sha256
 from vizrobust.plugins import split_code
 from vizrobust.requests import ParameterError, Request
 from vizrobust.requests.request import parts_of
 from vizrobust.results import Event, Note, Progress, answer_of
+from vizrobust.rng import undisturbed
 from vizrobust.runs import RunFolder, default_folder
 
 
@@ -51,6 +57,8 @@ class Session:
         self._computes: dict[str, Compute] = {}
         self._folders: dict[Path, RunFolder] = {}
         self._noted: set[tuple[str, str]] = set()
+        # What a DataLoader yielded: a second reading may be in another order, or empty.
+        self._yielded: dict[int, tuple[Any, tuple[Tensor, Tensor]]] = {}
 
     def compute(self, precision: str = "fp32") -> Compute:
         if precision not in self._computes:
@@ -79,7 +87,7 @@ class Session:
         return load_checkpoint(ref, own or self.code, self.download)
 
     def checkpoints(self, models: Iterable[Any], data: Any = None) -> list[tuple[Checkpoint, DataSet]]:
-        """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own."""
+        """Each checkpoint once, with the data set that it is evaluated on: `data`, or its own; no two have one name."""
         found: dict[str, tuple[Checkpoint, DataSet]] = {}
         for model in models:
             if isinstance(model, nn.Module):
@@ -89,13 +97,14 @@ class Session:
             else:
                 checkpoint = self.checkpoint(model)
                 found[checkpoint.id] = checkpoint, self.data_for(checkpoint, data)
-        return list(found.values())
+        named = named_apart(checkpoint for checkpoint, _ in found.values())
+        return [(checkpoint, own) for checkpoint, (_, own) in zip(named, found.values(), strict=True)]
 
     def dataset(self, data: Any, *, classes: Sequence[str] = (), model: nn.Module | None = None, typed: bool = True) -> DataSet:
-        """A data set: itself, a reference, a pair ``(x, y)`` of tensors, or a DataLoader that yields such pairs.
+        """A data set: itself, a reference, a pair ``(x, y)``, or a DataLoader or Dataset that yields such pairs.
 
-        x is (n, C, H, W) in [0, 1], y is (n,) of class numbers. A reference to code of a file (``my.py:make``) is followed
-        only where a person `typed` it. Raises ``ValueError`` with the range found for other images.
+        x is (n, C, H, W) in [0, 1], y is (n,) of class numbers, as tensors or arrays. A reference to code of a file
+        (``my.py:make``) is followed only where a person `typed` it. Raises ``ValueError`` with the range found for other images.
         """
         if isinstance(data, DataSet):
             return data
@@ -103,12 +112,21 @@ class Session:
             return load(str(data), self.download, typed=typed)
         if data is None:
             raise ParameterError("{data} is needed here: a data set, its name, a DataLoader or a pair (x, y)")
-        x, y = _pair(data)
+        x, y = self._read(data)
         names = tuple(classes) or tuple(map(str, range(_class_count(model, x, y))))
         digest = hashlib.sha256(x.contiguous().numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:8]
         split: Split = ArraySplit(x, y)
         shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
         return DataSet(f"tensors#{digest}", names, shape, split, split, split, None)
+
+    def _read(self, data: Any) -> tuple[Tensor, Tensor]:
+        """Images and labels of a pair or a DataLoader, which is read once in a session."""
+        if id(data) not in self._yielded:
+            found = pair_of(data)
+            if isinstance(data, tuple | list):
+                return found
+            self._yielded[id(data)] = data, found
+        return self._yielded[id(data)][1]
 
     def data_for(self, checkpoint: Checkpoint, data: Any = None, images_alone: bool = False) -> DataSet:
         """The data set `data`, or the checkpoint's own; ``ValueError`` if shape or classes do not fit the network.
@@ -237,7 +255,8 @@ class Session:
 
 def answered(command: Any, request: Request, session: Session) -> Any:
     """The result of a command; its run folder is free again afterwards, also after an error."""
-    with closing(session):
+    # A caller's own inference mode would leave no gradients, whatever is enabled within it.
+    with closing(session), torch.inference_mode(False):
         return answer_of(command(request, session))[0]
 
 
@@ -261,54 +280,74 @@ def answered_with_files(
     return found
 
 
+def named_apart(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints; where several have one name, a part of their hash tells them apart, as rows and tables are by name.
+
+    >>> from vizrobust.models import load_checkpoint
+    >>> one, other = load_checkpoint("mnist-k1"), load_checkpoint("mnist-k8")
+    >>> [found.name[:9] for found in named_apart([one, replace(other, name="mnist-k1")])]
+    ['mnist-k1#', 'mnist-k1#']
+    """
+    checkpoints = list(checkpoints)
+    counts = Counter(one.name for one in checkpoints)
+
+    def apart(one: Checkpoint) -> Checkpoint:
+        return replace(one, name=f"{one.name}#{one.network_sha256[:8]}", ref=one.reference)
+
+    return [apart(one) if counts[one.name] > 1 else one for one in checkpoints]
+
+
 def several(value: Any) -> tuple[Any, ...]:
     """One thing, or several, as a tuple."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _pair(data: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
-    else:
-        x, y = _collected(data)
-    if len(x) == 0:
-        raise ValueError("the data hold no images; give at least one image")
-    if y.dim() != 1 or len(y) != len(x) or y.is_floating_point():
-        hint = "; of several labels per image take one, y[:, c], with a network of that one logit" if y.dim() == 2 else ""
-        hint += ", as y.long() gives" if y.dim() == 1 and y.is_floating_point() else ""
-        raise ValueError(f"y is {tuple(y.shape)} {y.dtype} for {len(x)} images; labels must be (n,) whole numbers{hint}")
-    check_images(x)
-    return x.detach().cpu().float(), y.detach().cpu().long()
-
-
-def _collected(batches: Any) -> tuple[Tensor, Tensor]:
-    """All images and labels that a DataLoader yields."""
-    if not isinstance(batches, Iterable):
-        raise ValueError(f"{type(batches).__name__} is no data; give a DataSet, a name, a DataLoader or a pair (x, y)")
-    found: Iterator[Any] = iter(batches)
-    parts = [(torch.as_tensor(part[0]), torch.as_tensor(part[1])) for part in found]
-    if not parts:
-        raise ValueError("the DataLoader yields no images; give one that has some")
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-
 def _class_count(model: nn.Module | None, x: Tensor, y: Tensor) -> int:
     if model is None:
         return int(y.max()) + 1
-    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with evaluating(model), torch.no_grad():
-        return int(logits_of(model(x[:1].to(place))).shape[1])
+    net = _copied(model)
+    place = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    try:
+        with evaluating(net), torch.no_grad(), undisturbed(place):
+            return int(Logits(net)(x[:1].to(place).repeat(2, 1, 1, 1)).shape[1])
+    except NoLogits:
+        raise
+    except Exception as error:  # whatever a network does with images that are not for it
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ParameterError(
+            "%s cannot take images of %s (%s); give {data} as it was made for", type(model).__name__, tuple(x.shape[1:]), reason
+        ) from error
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    # Tensors that a pass has left as attributes, as weight_norm does, cannot be copied with their history.
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    memo = {id(value): value.detach().clone() for value in attributes if isinstance(value, Tensor) and not value.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a lock, a tensor that is a pass's result, …
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({reason}), and a copy is what is worked on; remove such attributes, "
+            "or save its state dict and import it (vizrobust import)"
+        ) from error
 
 
 def _of_module(model: nn.Module, data: DataSet | None) -> Checkpoint:
     if data is None:
         raise ParameterError("{data} is needed for a network given as an object; give a data set, a DataLoader or (x, y)")
-    channels = data.shape[0]
-    info = CheckpointInfo(f"object:{type(model).__name__}", data.shape, data.classes, (0.0,) * channels, (1.0,) * channels)
-    kept = copy.deepcopy(model)
-    weights = {key: value.detach().cpu().contiguous().clone() for key, value in kept.state_dict().items()}
-    code = object_sha256(model)
-    return Checkpoint(type(model).__name__, info, weights, lambda: _fresh(kept), code=code)
+    channels, name = data.shape[0], type(model).__name__
+    info = CheckpointInfo(f"{OBJECT}{name}", data.shape, data.classes, (0.0,) * channels, (1.0,) * channels)
+    kept = _copied(model)
+    weights = {}
+    for key, value in kept.state_dict().items():
+        if isinstance(value, UninitializedParameter):
+            raise ValueError(f"{key} of {name} has no values yet; run the network on an image once")
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided or value.is_quantized:
+            kind = f"a {value.device.type} {str(value.layout).removeprefix('torch.')} tensor" if isinstance(value, Tensor) else ""
+            raise ValueError(f"{key} of {name} is {kind or type(value).__name__}; give the network with ordinary weights")
+        weights[key] = value.detach().cpu().contiguous().clone()
+    return Checkpoint(name, info, weights, lambda: _fresh(kept), code=object_sha256(model))
 
 
 def _fresh(net: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from vizrobust.attacks.losses import fallback
 from vizrobust.attacks.threat_models import Ball, Linf, ball_from, epsilon, per_image
 from vizrobust.data import check_images
 from vizrobust.models import evaluating
+from vizrobust.models.forward import Logits, Normalized, PerImageNoise
 from vizrobust.rng import Streams
 
 # Everything an attack knows of N images: each tensor's row i belongs to image i alone. `initial_state` lists what all share.
@@ -123,6 +124,8 @@ class Attack(ABC):
         are left as they were. Raises ``ValueError`` if images are not floating point, finite and in [0, 1].
         """
         check_images(x)
+        # The library's own networks return logits already.
+        model = model if isinstance(model, Normalized | PerImageNoise) else Logits(model)
         if y.shape != x.shape[:1] or y.is_floating_point():
             raise ValueError(f"labels must be {len(x)} whole numbers, one per image, got {y.dtype} of shape {tuple(y.shape)}")
         streams = Streams(seed, range(len(x)), "attack") if streams is None else streams

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +44,7 @@ from vizrobust.models.packages import INSTALL_LITE, LITE, installed_lite
 from vizrobust.requests import ParameterError
 from vizrobust.requests.pictures import Rendering, UnitPictures
 from vizrobust.runs import Row, RunFolder
-from vizrobust.session import Session
+from vizrobust.session import Session, named_apart
 
 
 def checkpoints_of(models: Sequence[Any], session: Session, data: Any = None) -> list[Checkpoint]:
@@ -55,9 +54,7 @@ def checkpoints_of(models: Sequence[Any], session: Session, data: Any = None) ->
         given = session.dataset(data, model=model) if isinstance(model, nn.Module) else None
         checkpoint = session.checkpoint(model, given)
         found.setdefault(checkpoint.id, checkpoint)
-    names = Counter(one.name for one in found.values())
-    # Scores are kept by name, and two networks given as objects may be of one class.
-    return [one if names[one.name] == 1 else replace(one, name=f"{one.name}#{one.sha256[:8]}") for one in found.values()]
+    return named_apart(found.values())
 
 
 def recipe_of(request: Rendering, checkpoint: Checkpoint, data: DataSet | None, session: Session) -> Recipe:

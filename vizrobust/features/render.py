@@ -263,6 +263,11 @@ def _render_batch(
             image = to_image(z)
             views = compute.images(transformed(composited(to_image, image, draws), recipe.transforms, draws))
         scores = scorer(views, units.repeat(len(views) // len(z))).reshape(-1, len(z)).mean(0)
+        if not scores.requires_grad:
+            raise ValueError(
+                "what the objective reads has no gradient with respect to the image (torch.no_grad, whole numbers, numpy), so no "
+                "picture can be made of it; name a layer before that"
+            )
         (grad,) = torch.autograd.grad(alpha_penalized(to_image, scores, image).sum(), z)
         return scores.detach(), grad
 

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from vizrobust.models.architectures import ARCHS
 from vizrobust.models.forward import Normalized, choose_memory_format
+from vizrobust.models.probing import dependence
+from vizrobust.plugins import is_file_reference
 from vizrobust.runs import slug, write_atomic
 
 FORMAT = 1
+OBJECT = "object:"  # before the class of a network that was given as an object
 UNTRAINED = "@random"  # behind a reference: its network with fresh weights
 HALF = "float16"
 # What rounding to float16 takes at most from a number in its normal range: half a unit of eleven binary digits.
@@ -135,15 +138,22 @@ class Checkpoint:
         if self.info.arch in ARCHS:
             return net
         # Tried for the first network of this checkpoint only.
-        if "contiguous" not in self._memory_format:
-            needed = self._memory_format["contiguous"] = choose_memory_format(net, self.info.input_shape)
-            if needed:
+        if not self._found_out:
+            self._found_out["contiguous"] = choose_memory_format(net, self.info.input_shape)
+            if self._found_out["contiguous"]:
                 warnings.warn(f"{self.name} fails on channels-last images, so it gets contiguous ones", stacklevel=3)
-        net.contiguous = self._memory_format["contiguous"]
+            if self.info.arch.startswith(OBJECT) or is_file_reference(self.info.arch):
+                alone, depends_on = dependence(net, self.info.input_shape, self.name)
+                self._found_out.update(alone=alone, depends_on=depends_on)
+                if depends_on:
+                    how = "; attack and masking give it one image at a time, other commands show it in batches" if alone else ""
+                    warnings.warn(f"{self.name}: {depends_on}{how}", stacklevel=3)
+        for key, value in self._found_out.items():
+            setattr(net, key, value)
         return net
 
     @cached_property
-    def _memory_format(self) -> dict[str, bool]:
+    def _found_out(self) -> dict[str, Any]:
         return {}
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vizrobust.models.checkpoints import Checkpoint
 from vizrobust.models.forward import LOGITS, activations, evaluating, without_normalization
 from vizrobust.models.layers import module_of
+from vizrobust.rng import seeded, undisturbed
 
 SOURCES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -48,7 +49,7 @@ def folded_net(checkpoint: Checkpoint, layers: Sequence[str] = ()) -> tuple[nn.M
     shape = checkpoint.info.input_shape
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = [base for name in layers if (base := module_of(name)) != LOGITS]
-    with torch.random.fork_rng(devices=[]), evaluating(net):
+    with undisturbed(x.device), evaluating(net):
         try:
             exact = copy.deepcopy(net).double()
             pairs = foldable(exact, x, kept)
@@ -254,8 +255,7 @@ class SpaceToDepthConv(nn.Module):
 
 
 def _values(net: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), seeded(0, x.device):
         return activations(net, x, [*layers, LOGITS])
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vizrobust.rng import Streams, generator_states, seeded, set_generator_states
+from vizrobust.rng import Streams, generator_states, same_states, seeded, set_generator_states, undisturbed
 from vizrobust.spec import unknown
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode, with gradients possible even below a caller's ``no_grad``.
+    """The network in evaluation mode, with gradients possible even below a caller's ``no_grad``
+    or inference mode.
 
     Afterwards every module has its own training flag again. Nothing else needs to be given back: image gradients
     come from ``torch.autograd.grad``, which leaves every ``.grad`` alone, and hooks are removed where they are set.
@@ -26,7 +27,7 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     if any(training for _, training in flags):
         net.eval()
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             yield net
     finally:
         for module, training in flags:
@@ -49,6 +50,9 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
     contiguous = False
+    # What `models.probing` finds: it must get one image at a time, and on what its outputs depend besides the image.
+    alone = False
+    depends_on = ""
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -60,14 +64,29 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normalized = (x - self.mean) / self.std
-        return logits_of(self.net(normalized.contiguous() if self.contiguous else normalized))
+        return logits_of(self.net(normalized.contiguous() if self.contiguous else normalized), len(x))
+
+
+class Logits(nn.Module):
+    """The logits of a network whatever it returns (see `logits_of`); what it writes into its images stays out of them.
+
+    >>> Logits(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)))(torch.rand(4, 3, 2, 2)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.net(x.clone()), len(x))
 
 
 class NoLogits(ValueError):
     """What a network returned is not logits."""
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any, count: int | None = None) -> Tensor:
     """The logits (N, classes) in what a network returned, by one rule for every command and for training.
 
     A tensor is the logits; else the attribute ``logits`` (Hugging Face, and torchvision's networks with auxiliary heads),
@@ -96,6 +115,12 @@ def logits_of(output: Any) -> Tensor:
             f"the network must return logits (N, classes) for N images, it returned {kind}; return a tensor, or one under "
             "the name logits"
         )
+    if found.is_complex() or count not in (None, len(found)):
+        kind = f"{tuple(found.shape)} for {count} of them" if count not in (None, len(found)) else str(found.dtype)
+        raise NoLogits(
+            f"the network must return real logits (N, classes) for N images, it returned {kind}; return a row for each"
+        )
+    found = found if found.is_floating_point() else found.float()
     if found.shape[1] == 1:
         return torch.cat([-found, found], 1) / 2
     return found
@@ -137,7 +162,7 @@ def choose_memory_format(net: Normalized, shape: tuple[int, int, int]) -> bool:
 
     weight = next(iter(net.parameters()), torch.zeros(()))
     x = torch.full((2, *shape), 0.5, device=weight.device).contiguous(memory_format=torch.channels_last)
-    with evaluating(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(net), torch.no_grad(), undisturbed(weight.device):
         if runs():
             return False
         net.contiguous = True
@@ -240,7 +265,7 @@ class PerImageNoise(nn.Module):
     and all later ones are made image by image, each under a seed that is made from the image's stream (see `noise_from`)
     and from the state of the global generator before the pass: passes under one global seed repeat, and a second pass
     has other noise than the first. Gradients flow as through the network itself. A network that draws nothing is called
-    with whole batches.
+    with whole batches, unless its outputs for an image depend on the others (`alone`).
 
     >>> class Noisy(nn.Module):
     ...     def forward(self, x):
@@ -258,6 +283,7 @@ class PerImageNoise(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.alone, self.depends_on = bool(getattr(net, "alone", False)), str(getattr(net, "depends_on", ""))
         self.stochastic = False
         self._streams: Callable[[], Streams] | None = None
 
@@ -269,9 +295,8 @@ class PerImageNoise(nn.Module):
         """(N, C, H, W) -> (N, classes)."""
         if not self.stochastic or self._streams is None:
             before = generator_states(x.device)
-            logits: Tensor = self.net(x)
-            after = generator_states(x.device)
-            self.stochastic = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+            logits: Tensor = torch.cat([self.net(one) for one in torch.split(x, 1)]) if self.alone else self.net(x)
+            self.stochastic = not same_states(before, generator_states(x.device))
             if not self.stochastic or self._streams is None:
                 return logits
             set_generator_states(before, x.device)

@@ -1,10 +1,9 @@
-"""What a network's modules do with a few images: shapes, and the output of each attention head."""
+"""What a network does with a few images: its modules' shapes and attention heads, and whether it answers for each image alone."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vizrobust.models.forward import LOGITS, Hook, evaluating, first_tensor, modules
+from vizrobust.rng import generator_states, same_states, seeded, undisturbed
 
 # The order of nn.MultiheadAttention's arguments where they are given by position.
 ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
@@ -112,7 +112,7 @@ def probe(net: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> l
         drawn = torch.rand(count, c, height, width, generator=torch.Generator().manual_seed(0))
         return drawn.to(weight.device, weight.dtype)
 
-    with evaluating(net), torch.no_grad(), _same_random_state(weight.device):
+    with evaluating(net), torch.no_grad(), undisturbed(weight.device):
         seen, failed = _run(net, images(2, h, w), names)
         if failed is not None:
             raise failed
@@ -157,6 +157,8 @@ def _run(net: nn.Module, x: Tensor, names: Sequence[str] | None) -> tuple[dict[s
     failed: Exception | None = None
     try:
         for name, module in modules(net).items():
+            if isinstance(module, torch.jit.ScriptModule):  # it can have no hooks
+                continue
             handles.append(
                 module.register_forward_hook(
                     lambda m, args, kwargs, output, name=name: note(name, m, args, kwargs, output), with_kwargs=True
@@ -196,8 +198,53 @@ def _trace(tensor: Tensor) -> ShapeTrace:
     return ShapeTrace(shape, {axis: tuple(rows) for axis, rows in still.items()})
 
 
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    """A network that draws numbers leaves the caller's generators as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+BESIDE = "its outputs for an image depend on the other images of the batch (BatchNorm of batch statistics?)"
+BEFORE = (
+    "its outputs change from pass to pass though it draws from no global generator (it keeps a state, or has a generator of "
+    "its own), so results depend on what was computed before"
+)
+# As shares of the largest output. A pass that is repeated rounds alike, one of another batch size does not.
+REPEATED, ROUNDED = 1e-4, 1e-2
+
+
+def dependence(net: nn.Module, shape: Shape, what: str) -> tuple[bool, str]:
+    """Whether a network must get one image at a time, and a sentence about what its outputs depend on; or False and "".
+
+    A network that draws from torch's, numpy's or Python's generator is stochastic, which is told elsewhere, and one that
+    fails on such images is left as it is. Raises ``ValueError`` where it takes several images but not one.
+
+    >>> from vizrobust.models.forward import Normalized
+    >>> class Relative(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.flatten(1) - x.flatten(1).mean(0)
+    >>> dependence(Normalized(Relative(), [0.0], [1.0]), (1, 2, 3), "it")[0]
+    True
+    """
+    weight = next(iter(net.parameters()), torch.zeros(()))
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    with evaluating(net), torch.no_grad(), seeded(0, weight.device):
+        before = generator_states(weight.device)
+        try:
+            first, again = net(x), net(x)
+        except Exception:  # whatever a network does with images that are not for it
+            return False, ""
+        if not same_states(before, generator_states(weight.device)):
+            return False, ""
+        if not _same(first, again, REPEATED):
+            return False, BEFORE
+        try:
+            alone = net(x[1:2])
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"{what} takes no single image ({reason}), so its outputs for an image depend on the others of the batch; give "
+                "its BatchNorm running statistics"
+            ) from error
+    return (False, "") if _same(first[1:2], alone, ROUNDED) else (True, BESIDE)
+
+
+def _same(one: Tensor, other: Tensor, share: float) -> bool:
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return False
+    one, other = (x.double().nan_to_num(0, 0, 0) for x in (one, other))
+    return bool((one - other).abs().max() <= share * one.abs().max())

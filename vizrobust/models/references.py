@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-
-from torch import nn
 
 from vizrobust.models import packages
 from vizrobust.models.architectures import ARCHS, Build, Shape, called
@@ -37,18 +34,6 @@ def code_sha256(ref: str) -> str:
     digest = hashlib.sha256()
     for text in _reached(Path(path), name, set()):
         digest.update(text.encode())
-    return digest.hexdigest()
-
-
-def object_sha256(net: nn.Module) -> str:
-    """The hash of the code of a network that is given as an object: its classes outside torch, where their source is known."""
-    digest = hashlib.sha256()
-    kinds = {type(module) for module in net.modules() if not type(module).__module__.startswith("torch.")}
-    for kind in sorted(kinds, key=lambda one: f"{one.__module__}.{one.__qualname__}"):
-        try:
-            digest.update(inspect.getsource(kind).encode())
-        except (OSError, TypeError):
-            digest.update(kind.__qualname__.encode())
     return digest.hexdigest()
 
 

@@ -42,7 +42,8 @@ class PartialResult:
     (`NO_SUCCESS`, -1: none; `UNDEFINED`, -2: none, and outputs that are not finite), `norms` the size of the perturbation
     that decided. `steps` is the run's K. Passes are those of these images alone, without padding and the other images in
     the batch, so that they depend neither on the batches nor on the processes. Of the unchanged images `predicted` are
-    the classes (-1: undefined), and `stochastic` says whether the network draws random numbers in evaluation mode.
+    the classes (-1: undefined), `stochastic` says whether the network draws random numbers in evaluation mode, and
+    `depends_on` is a sentence where its outputs for an image depend on anything else (see `models.probing`).
     `nonfinite_gradients` are the indices of images with gradient entries that were not finite and counted as 0.
     `batch_size` is that of the batches they were in, 0 where it was the evaluation's own.
     """
@@ -60,6 +61,7 @@ class PartialResult:
     stochastic: bool = False
     nonfinite_gradients: tuple[int, ...] = ()
     batch_size: int = 0
+    depends_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class RobustAccuracy(Result):
     predicted: Tensor | None = None
     stochastic: bool = False
     nonfinite_gradients: int = 0
+    depends_on: str = ""
     remake: Callable[[], Kept] | None = field(default=None, compare=False)
     draw: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
@@ -163,6 +166,8 @@ class RobustAccuracy(Result):
             found.append(f"the network predicts class {self.constant_prediction} for all {n} unchanged images")
         if self.stochastic and not all(name.startswith(EXPECTATION) for name in self.runs):
             found.append("the network is stochastic; attack its expectation with EOT before the accuracy is believed")
+        if self.depends_on:
+            found.append(self.depends_on)
         if self.outside:
             found.append(f"the attack left its ball (norm {self.largest_norm:.3g}), so this is no robust accuracy at eps")
         return tuple(found)
@@ -303,4 +308,5 @@ def merge_results(attack: Attack, parts: Iterable[PartialResult]) -> RobustAccur
         torch.tensor([predicted[index] for index in order]) if len(predicted) == len(order) else None,
         any(part.stochastic for part in unchanged),
         len({index for part in attacked for index in part.nonfinite_gradients}),
+        next((part.depends_on for part in unchanged if part.depends_on), ""),
     )

@@ -321,6 +321,7 @@ def _clean(
         yield PartialResult(
             CLEAN, CLEAN, 0, tuple(taken[:count].tolist()), tuple(step.tolist()), (0.0,) * count, count, 0,
             time.perf_counter() - began, tuple(predicted.where(defined, -1).tolist()), net.stochastic,
+            depends_on=net.depends_on,
         )  # fmt: skip
 
 
