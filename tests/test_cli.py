@@ -368,6 +368,43 @@ def test_sigterm_says_what_ctrl_c_says(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_of_several_processes_the_main_one_says_so_and_each_tells_the_others(rank, number, monkeypatch):
+    told = []
+
+    class Line:
+        def end(self, code, text):
+            told.append((code, text))
+            return code
+
+    monkeypatch.setattr("vizrobust.cli.show._silenced", lambda: 2)
+    monkeypatch.setattr("vizrobust.cli.show.Lifeline.joined", lambda *_: Line())
+    monkeypatch.setattr("vizrobust.cli.show.show", lambda *_: os.kill(os.getpid(), number))
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run("attack", "mnist-k8")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 128 + number, result.output
+    assert told == [(128 + number, result.stderr.strip())]
+    assert told[0][1].startswith("stopped; go on with: vizrobust")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_processes_that_wait_for_each_other_are_stopped_without_a_traceback(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vizrobust.cli.show.Lifeline.joined", stop)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    result = run("attack", "mnist-k8")
+    assert (result.exit_code, type(result.exception)) == (130, SystemExit)
+    assert result.stderr.startswith("\nstopped; go on with: vizrobust")
+
+
 @pytest.mark.slow
 def test_a_terminated_training_names_the_command_that_goes_on(tmp_path):
     how = ["--steps", "1", "--epochs", "500", "--out", str(tmp_path / "t")]

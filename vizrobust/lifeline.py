@@ -28,7 +28,8 @@ PATIENCE = timedelta(minutes=10)
 GRACE = 5.0
 # And so long a failed process waits for the main one to speak for it.
 SPEAKS_WITHIN = 30.0
-INTERRUPTED = 130
+# The exit codes of commands that a person (SIGINT) or a batch system (SIGTERM) stopped.
+INTERRUPTED = (130, 143)
 KEY = "vizrobust/lifeline"
 # Signs of life are asked for after 10 s without any, then every 5 s; four unanswered ones mean that the machine is lost.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
@@ -156,7 +157,7 @@ class Lifeline:
         if message is None:
             self.say(self._gone(rank, self.names[rank]))
         elif message["text"]:
-            self.say(message["text"] if code == INTERRUPTED else f"rank {rank} of {self.launch.size}: {message['text']}")
+            self.say(message["text"] if code in INTERRUPTED else f"rank {rank} of {self.launch.size}: {message['text']}")
         self._tell({"code": code})
         self.leave(code)
 

@@ -88,7 +88,11 @@ class Commands(click.Group):
                 return super().main(*args, **kwargs)
         from vizrobust.cli.show import run_together
 
-        return run_together(launch, lambda: super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False})))
+        def command() -> Any:
+            with interrupted_by_sigterm():
+                return super(Commands, self).main(*args, **(kwargs | {"standalone_mode": False}))
+
+        return run_together(launch, command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in (*COMMANDS, *ABOUT_ITSELF) and not args[0].startswith("-"):

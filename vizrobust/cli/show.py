@@ -264,7 +264,7 @@ def run_together(launch: Launch, command: Callable[[], Any]) -> NoReturn:
         line = Lifeline.joined(launch, lambda text: os.write(speech, (text + "\n").encode()))
         result = command()
         code = result if isinstance(result, int) else 0
-        text = stopped() if code == INTERRUPTED else ""
+        text = stopped() if code in INTERRUPTED else ""
     except click.ClickException as error:
         if line is not None and isinstance(error.__cause__, ConnectionError):
             # The lifeline knows which process is gone, says so and ends this one.
@@ -274,6 +274,10 @@ def run_together(launch: Launch, command: Callable[[], Any]) -> NoReturn:
     except ConnectionError as error:
         os.write(speech, f"Error: {error}\n".encode())
         code = 1
+    except KeyboardInterrupt:
+        # The processes have not met yet.
+        code, text = INTERRUPTED[0], stopped()
+        say("\n" + text)
     except click.Abort:
         code = 1
     raise SystemExit(code if line is None else line.end(code, text))
