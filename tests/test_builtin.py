@@ -12,13 +12,13 @@ from vizrobust.clarity.judges import BUILTIN
 from vizrobust.data import head, load
 from vizrobust.intervals import share
 from vizrobust.models import SWEEP, builtin_names, load_checkpoint
-from vizrobust.models.references import DIGITS
 from vizrobust.report.training_report import model_card
 from vizrobust.robustness import evaluate, merge_results
 from vizrobust.spec import parse
 from vizrobust.training import NAMES, TrainingRecipe
 
 FOLDER = files("vizrobust.models").joinpath("builtin")
+DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 TRAINED = (*DIGITS, "mnist-fgsm")
 PHOTOGRAPHS = (*SWEEP, "imagenette-fgsm")
 

@@ -121,7 +121,6 @@ class Result(ABC):
 
 
 Event = Progress | Note | Row
-Answer = Generator[Event, None, Result]
 
 
 def answer_of(events: Generator[Event, None, Any]) -> tuple[Any, list[Note]]:

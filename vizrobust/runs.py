@@ -166,9 +166,9 @@ class RunFolder:
         return self.add(full)
 
 
-def default_folder(command: str, identity: Mapping[str, Any], root: Path | str = "runs") -> Path:
+def default_folder(command: str, identity: Mapping[str, Any]) -> Path:
     """``runs/<command>-<8 hex digits of the identity>``."""
-    return Path(root) / f"{command}-{digest(identity)}"
+    return Path("runs") / f"{command}-{digest(identity)}"
 
 
 def digest(x: Any) -> str:
@@ -307,10 +307,10 @@ def picture_texts(row: Row, run: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(text, ensure_ascii=False) for key, text in ((ROW_TEXT, row), (RUN_TEXT, run))}
 
 
-def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], seconds: float = 3.0) -> None:
-    """Pictures of one size, (H, W, 1) or (H, W, 3) uint8, as a GIF that rests on the last and starts again."""
+def write_gif(path: Path | str, frames: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Pictures of one size, (H, W, 1) or (H, W, 3) uint8, as a GIF of three seconds that rests on the last and starts again."""
     pictures = [Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame) for frame in frames]
-    each = max(20, round(1000 * seconds / len(pictures)))  # browsers slow down what is faster than 50 frames a second
+    each = max(20, round(3000 / len(pictures)))  # browsers slow down what is faster than 50 frames a second
     pauses = [each] * (len(pictures) - 1) + [1500]
     write_atomic(
         path, lambda file: pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=pauses, loop=0)

@@ -9,7 +9,7 @@ from typing import Any
 from vizrobust.attacks import Attack
 from vizrobust.commands.attack_modes import judged, keep, minimal_perturbations
 from vizrobust.commands.suites import corruptions, unforeseen
-from vizrobust.commands.targets import Answer, Target, attacks_for, open_targets
+from vizrobust.commands.targets import Answer, Target, attacks_for, drawn, open_targets
 from vizrobust.intervals import per_class, wilson, worst_class
 from vizrobust.requests import ParameterError
 from vizrobust.requests.evaluation import AttackRequest
@@ -58,15 +58,9 @@ def attack(request: AttackRequest, session: Session) -> Generator[Event, None, A
         answer = yield from minimal_perturbations(request, session, targets)
     else:
         answer = yield from _accuracies(request, session, targets)
-    if session.compute(request.precision).processes.main:  # all attack, one draws
-        command = session.argv or repr(request)
-        if request.plot:
-            from vizrobust.report.style import save_figure
-
-            save_figure(answer.figure(), request.plot, command)
-            yield Note(f"drawn: {request.plot}")
-        if request.show:
-            yield from _show(request.show, request, session, answer, command)
+    yield from drawn(answer, request, session)
+    if request.show and session.compute(request.precision).processes.main:
+        yield from _show(request.show, request, session, answer, session.argv or repr(request))
     remarks = tuple(remark for target in targets for remark in target.remarks)
     if not answer.evaluations:  # those have warnings of their own
         yield from (Note(f"note: {remark}") for remark in remarks)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vizrobust.attacks import Attack, is_minimum_norm, parse_attack, perturbation_norm
-from vizrobust.commands.targets import Target, open_targets
+from vizrobust.commands.targets import Target, drawn, open_targets
 from vizrobust.compute import full_batches
 from vizrobust.intervals import wilson
 from vizrobust.models import evaluating
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import CertifyRequest
-from vizrobust.results import Event, Note, Result, Row, Table, interval_text, percent
+from vizrobust.results import Event, Result, Row, Table, interval_text, percent
 from vizrobust.rng import Streams
 from vizrobust.robustness.interval_bounds import certified_radius, in_float64
 from vizrobust.robustness.smallest_eps import median
@@ -112,11 +112,7 @@ def certify(request: CertifyRequest, session: Session) -> Generator[Event, None,
         rows += mine
         found.append(_of_rows(target, mine, attack))
     report = CertifyReport(request, tuple(found), tuple(rows))
-    if request.plot and session.compute(request.precision).processes.main:
-        from vizrobust.report.style import save_figure
-
-        save_figure(report.figure(), request.plot, session.argv or repr(request))
-        yield Note(f"drawn: {request.plot}")
+    yield from drawn(report, request, session)
     return report
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vizrobust.commands.checkpoints import layers_command, typed
+from vizrobust.commands.targets import drawn
 from vizrobust.compute import versions
 from vizrobust.data import DataSet
 from vizrobust.features.dictionary_fits import STEPS, DictionaryQuality, Interval, fit_dictionary, layer_vectors, quality
@@ -103,11 +104,7 @@ def dictionary(request: DictionaryRequest, session: Session) -> Generator[Event,
         raise ValueError(f"{checkpoint.name}: {error} ({layers_command(checkpoint)} lists the layers)") from error
     report = FittedDictionary(request, checkpoint.name, fitted, worth)
     yield from report.rows()
-    if request.plot:
-        from vizrobust.report.style import save_figure
-
-        save_figure(report.figure(), request.plot, session.argv or repr(request))
-        yield Note(f"drawn: {request.plot}")
+    yield from drawn(report, request, session)
     if worth.dead:
         yield Note(f"{worth.dead} of {fitted.units} units are dead: no test image excites them")
     network = typed(checkpoint.reference, checkpoint.info.arch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vizrobust.attacks import ATTACKS, BALLS, NAMES, PGD, UNFORESEEN, Attack, Ball, configured
+from vizrobust.commands.targets import drawn
 from vizrobust.compute import Compute
 from vizrobust.data import DataSet, head
 from vizrobust.experiments.input_dimension import LECTURE_SLOPE, Growth, check_sides, dimension_study, growth
@@ -96,12 +97,8 @@ def first_order(request: FirstOrderRequest, session: Session) -> Generator[Event
             session.progress("first-order", len(found), len(jobs) * len(request.losses))
             yield _row(request, *found[-1])
     report = FirstOrderReport(request, tuple(found))
-    if request.plot:
-        from vizrobust.report.style import save_figure
-
-        save_figure(report.figure(), request.plot, session.argv or repr(request))
-        others = "; the loss ce draws log p" if request.loss == "both" else ""
-        yield Note(f"drawn: {request.plot} ({request.losses[0]}{others})")
+    others = "; the loss ce draws log p" if request.loss == "both" else ""
+    yield from drawn(report, request, session, f" ({request.losses[0]}{others})")
     return report
 
 
@@ -303,11 +300,7 @@ def dimension(request: DimensionRequest, session: Session) -> Generator[Event, N
             yield event
     report = DimensionReport(request, data, tuple(networks))
     yield from report.slope_rows()
-    if request.plot:
-        from vizrobust.report.style import save_figure
-
-        save_figure(report.figure(), request.plot, session.argv or repr(request))
-        yield Note(f"drawn: {request.plot}")
+    yield from drawn(report, request, session)
     return report
 
 

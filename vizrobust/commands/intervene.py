@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vizrobust.commands.checkpoints import layers_command
-from vizrobust.commands.targets import Target, open_targets
+from vizrobust.commands.targets import Target, drawn, open_targets
 from vizrobust.commands.unit_tables import WordLabels, label_table
 from vizrobust.features.picture_runs import units_from
 from vizrobust.features.unit_facts import class_aucs, defined, effects, logits_with, nearest_in_activity, unit_activations
@@ -19,7 +19,7 @@ from vizrobust.intervals import auc_text, class_row, mcnemar
 from vizrobust.models import layer as layer_of
 from vizrobust.models.forward import predicted_classes
 from vizrobust.requests.understanding import InterveneRequest
-from vizrobust.results import Event, Note, Result, Row, Table, percent
+from vizrobust.results import Event, Result, Row, Table, percent
 from vizrobust.session import Session
 
 SHOWN = 20  # units of the table
@@ -108,11 +108,7 @@ def intervene(request: InterveneRequest, session: Session) -> Generator[Event, N
             rows.append(row)
             yield row
     report = Interventions(request, tuple(rows), tuple(remark for target in targets for remark in target.remarks))
-    if request.plot and session.compute(request.precision).processes.main:
-        from vizrobust.report.style import save_figure
-
-        save_figure(report.figure(), request.plot, session.argv or repr(request))
-        yield Note(f"drawn: {request.plot}")
+    yield from drawn(report, request, session)
     return report
 
 

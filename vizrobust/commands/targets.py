@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from vizrobust.models.folding import net_for
 from vizrobust.models.forward import constant_class
 from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.requests.request import OnSplit
-from vizrobust.results import Event, Note, Row, Table
+from vizrobust.results import Event, Note, Result, Row, Table
 from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
 from vizrobust.robustness.evaluation_runs import evaluated, identity
 from vizrobust.runs import RunFolder
@@ -105,3 +105,12 @@ def attacks_for(
         yield Note(f"note: {text}")
     # An unforeseen attack has an eps in units of its own; without one it gets the medium one for images of this size.
     return [one if unbounded or one.threat_model()[1] is not None else with_default_eps(one, data.shape) for one in found]
+
+
+def drawn(found: Answer | Result, request: Any, session: Session, about: str = "") -> Iterator[Note]:
+    """Save the figure where the request has a `plot`; of several processes one does. The note that says so ends with `about`."""
+    if request.plot and session.compute().processes.main:
+        from vizrobust.report.style import save_figure
+
+        save_figure(found.figure(), request.plot, session.argv or repr(request))
+        yield Note(f"drawn: {request.plot}{about}")

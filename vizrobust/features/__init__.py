@@ -1,7 +1,7 @@
 """Feature visualization: objectives, parametrizations, transforms, optimizers, recipes and the render loop."""
 
 from vizrobust.features.atlas import Atlas
-from vizrobust.features.exemplars import Exemplars, TopK, exemplars, receptive_fields
+from vizrobust.features.exemplars import Exemplars, TopK, exemplars
 from vizrobust.features.objectives import (
     OBJECTIVES,
     AbsoluteDeviation,
@@ -22,7 +22,6 @@ from vizrobust.features.objectives import (
     main_term,
     needs_unit,
     parse_objective,
-    references_of,
 )
 from vizrobust.features.parametrizations import (
     CPPN,
@@ -45,7 +44,6 @@ from vizrobust.features.picture_runs import (
     picture_key,
     render_into,
     restate,
-    units_from,
     units_of,
 )
 from vizrobust.features.pictures import reference_image, reference_sha256
@@ -71,7 +69,7 @@ from vizrobust.features.recipes import (
 )
 from vizrobust.features.reconstructions import ImageActivations, Similarity, representative_layers
 from vizrobust.features.render import FeatureImage, plan_batches, render
-from vizrobust.features.scorer import Scorer, redirected_relu
+from vizrobust.features.scorer import Scorer
 from vizrobust.features.transforms import (
     TRANSFORMS,
     Affine,
@@ -159,19 +157,15 @@ __all__ = [
     "picture_key",
     "plain",
     "plan_batches",
-    "receptive_fields",
     "recipe_for",
-    "redirected_relu",
     "reference_image",
     "reference_sha256",
-    "references_of",
     "render",
     "render_into",
     "representative_layers",
     "rerender",
     "restate",
     "sources",
-    "units_from",
     "units_of",
     "with_data_statistics",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from vizrobust.data import load
 from vizrobust.data.dataset import as_float, check_images
 from vizrobust.data.images import pixels, read_image
+from vizrobust.data.sources import LUMA
 from vizrobust.features.parametrizations import over_background
 from vizrobust.runs import file_sha256, write_atomic
 
@@ -23,7 +24,6 @@ Shape = tuple[int, int, int]
 TEST_IMAGE = re.compile(r"(.+)#(\d+)")
 KEPT = ".image-"  # how files of images given as tensors begin
 COLOURS = (1, 3)  # channels of grey images and of coloured ones
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def reference_image(reference: str, shape: Shape) -> Tensor:

@@ -83,8 +83,8 @@ class ImageActivations:
         )
 
 
-def representative_layers(net: nn.Module, shape: tuple[int, int, int], most: int = MOST_LAYERS) -> list[str]:
-    """At most so many layers that hold weights, spread over the depth, the first and the last among them.
+def representative_layers(net: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+    """At most six layers that hold weights, spread over the depth, the first and the last among them.
 
     They are taken from the outermost level of modules at which there are at least four: a residual network's stages,
     a transformer's blocks, the convolutions of a plain network.
@@ -103,7 +103,7 @@ def representative_layers(net: nn.Module, shape: tuple[int, int, int], most: int
     chosen = next((level for level in levels if len(level) >= ENOUGH_LAYERS), max(levels, key=len))
     if not chosen:
         raise ParameterError("this network has no layer with weights that can be visualized; name one as {layers}")
-    count = min(most, len(chosen))
+    count = min(MOST_LAYERS, len(chosen))
     return [chosen[round(i * (len(chosen) - 1) / max(1, count - 1))] for i in range(count)]
 
 

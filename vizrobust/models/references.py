@@ -114,7 +114,6 @@ def _beside(path: Path, statements: Iterable[ast.stmt]) -> Iterator[Path]:
 CHECKPOINT_FILE = "checkpoint.safetensors"
 # What `vizrobust neurons` shows without a reference: K = 0 to 16 attack steps.
 SWEEP = tuple(f"imagenette-k{steps}" for steps in (0, 1, 2, 4, 8))
-DIGITS = tuple(f"mnist-k{steps}" for steps in (0, 1, 2, 4, 8, 16))
 PICKLES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".pkl", ".tar")
 
 

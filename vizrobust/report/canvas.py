@@ -202,14 +202,14 @@ def header_width(lines: Sequence[str], sizes: Sizes = LABELLED) -> float:
     return max([name, *(text_width(line, sizes.small) for line in lines[1:])])
 
 
-def header_column(headers: Iterable[Sequence[str]], sizes: Sizes = LABELLED) -> int:
+def header_column(headers: Iterable[Sequence[str]]) -> int:
     """The width that the headers of rows need, with the gap to the tiles."""
-    return round(max(header_width(lines, sizes) for lines in headers)) + HEADER_GAP
+    return round(max(header_width(lines) for lines in headers)) + HEADER_GAP
 
 
-def labels_height(labels: Iterable[Sequence[str]], sizes: Sizes = LABELLED) -> int:
+def labels_height(labels: Iterable[Sequence[str]]) -> int:
     """The height that the labels of columns need."""
-    return max(map(len, labels)) * round(sizes.label * LEADING)
+    return max(map(len, labels)) * round(LABELLED.label * LEADING)
 
 
 def header_height(lines: Sequence[str], sizes: Sizes = LABELLED) -> float:

@@ -55,11 +55,11 @@ class Steps:
         """The position of the largest K."""
         return max(0, len(self.swept) - 1)
 
-    def dress(self, axes: Axes, labelled: bool = True, marked: bool = False, size: float = 10) -> None:
+    def dress(self, axes: Axes, marked: bool = False, size: float = 10) -> None:
         """Ticks, limits, the line before the baselines, and with `marked` a tinted column behind masked checkpoints."""
         places = self.places
         names = [_tick(group) for group in self.swept] + [wrapped(group.label, 9) for group in self.baselines]
-        axes.set_xticks(list(places.values()), names if labelled else [""] * len(names), fontsize=size)
+        axes.set_xticks(list(places.values()), names, fontsize=size)
         right = max([*places.values(), self.end + self.gap]) if places else 0.0
         axes.set_xlim(-0.35, right + 0.4)
         if self.swept and self.baselines:

@@ -221,11 +221,11 @@ def sheet_figure(sheet: Any) -> Figure:
     return figure
 
 
-def picture_grid(rows: Sequence[Sequence[tuple[str, Any, str]]], side: float = 1.1) -> Figure:
-    """Pictures (title, pixels, text below) in rows, each `side` inches wide; titles stand above the first row, whole."""
+def picture_grid(rows: Sequence[Sequence[tuple[str, Any, str]]]) -> Figure:
+    """Pictures (title, pixels, text below) in rows, each 1.1 inches wide; titles stand above the first row, whole."""
     across = max(map(len, rows))
     with house_style():
-        figure = blank((side * across, (side + 0.28) * len(rows) + 0.2), pad=0.04)
+        figure = blank((1.1 * across, 1.38 * len(rows) + 0.2), pad=0.04)
         grid = figure.subplots(len(rows), across, squeeze=False)
         for number, (line, row) in enumerate(zip(grid, rows, strict=True)):
             for axes in line:

@@ -6,21 +6,17 @@ from vizrobust.study.report import StudyReport
 from vizrobust.study.report_checks import Check
 from vizrobust.study.report_rows import report_of
 from vizrobust.study.run import Stage, Study
-from vizrobust.study.stimuli import Matching, draw_units, match_units
 from vizrobust.study.verify import verify
 
 __all__ = [
     "TRAININGS",
     "Check",
-    "Matching",
     "Plan",
     "Stage",
     "Study",
     "StudyCheckpoint",
     "StudyReport",
     "TrainingRun",
-    "draw_units",
-    "match_units",
     "plan_for",
     "provided_checkpoints",
     "quick",

@@ -77,15 +77,15 @@ def costs(plan: Plan, data: DataSet, provided: int = 0, judges: int = 0, eps: fl
     ]
 
 
-def seconds_per_pass(plan: Plan, data: DataSet, compute: Compute, repeats: int = 3) -> float:
-    """Seconds of one core for one image's gradient pass through the plan's network here, the least of some tries."""
+def seconds_per_pass(plan: Plan, data: DataSet, compute: Compute) -> float:
+    """Seconds of one core for one image's gradient pass through the plan's network here, the least of three tries."""
     net = compute.place(architecture(plan.training.arch, data.shape, len(data.classes))())
     x = compute.images(torch.rand(plan.training.batch_size, *data.shape)).requires_grad_()
     y = torch.zeros(len(x), dtype=torch.long, device=compute.device)
     taken, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)  # waiting threads would count as work
     try:
-        for _ in range(repeats + 1):
+        for _ in range(4):  # the first one warms up
             start = time.process_time()
             torch.autograd.grad(F.cross_entropy(net(x), y), [x, *net.parameters()])
             taken.append(time.process_time() - start)

@@ -3,9 +3,7 @@
 from vizrobust.attacks.unforeseen.distortions import JPEG, Elastic, Glitch
 from vizrobust.attacks.unforeseen.patterns import Gabor, Kaleidoscope, Pixel, Wood
 from vizrobust.attacks.unforeseen.unforeseen_attack import (
-    Params,
     UnforeseenAttack,
-    UnforeseenRun,
     family,
     source,
     strengths,
@@ -25,11 +23,9 @@ __all__ = [
     "Gabor",
     "Glitch",
     "Kaleidoscope",
-    "Params",
     "Pixel",
     "Snow",
     "UnforeseenAttack",
-    "UnforeseenRun",
     "Wood",
     "family",
     "source",

@@ -26,7 +26,6 @@ from vizrobust.features.objectives.objective import (
     negated,
     reference_key,
     references_of,
-    terms,
 )
 from vizrobust.plugins import Catalogue
 from vizrobust.spec import named, parse, spec
@@ -300,5 +299,4 @@ __all__ = [
     "parse_objective",
     "reference_key",
     "references_of",
-    "terms",
 ]
