@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
@@ -180,7 +181,7 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.
     flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     for unknown, said in (
         (nn.GELU(), "do not know 'gelu'"), (nn.LeakyReLU(-0.1), "a falling 'leaky_relu'"),
-        (nn.BatchNorm1d(10, track_running_stats=False), "a BatchNorm of batch statistics"),
+        (nn.BatchNorm1d(10, track_running_stats=False), "takes no single image"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             vr.certify(nn.Sequential(flat, unknown), "mnist5k", method="ibp", images=2)
@@ -226,3 +227,36 @@ class Chooses(nn.Module):
 def test_a_network_without_rules_has_no_bounds(choice) -> None:
     with pytest.raises(ValueError, match=r"interval bounds do not know .*by smoothing"):
         margin_bound(in_float64(Chooses(choice).eval()), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]), 0.1)
+
+
+class Does(nn.Module):
+    """A linear network behind what is done to the image."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change, self.linear, self.norm = change, nn.Linear(6, 2), nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.change(self, x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda net, x: F.dropout(x, 0.5, True), "dropout that stays on"),
+        (lambda net, x: F.batch_norm(x, net.norm.running_mean, net.norm.running_var, training=True), "batch statistics"),
+        (lambda net, x: x + torch.randn(x.shape), "random numbers"),
+        (lambda net, x: F.conv2d(x, torch.ones(1, 1, 1, 1)), "certify it by smoothing"),
+    ],
+    ids=["dropout", "batch", "noise", "float32"],
+)
+def test_what_is_no_function_of_the_image_has_no_bounds(change, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        margin_bound(in_float64(Does(change)), torch.rand(2, 1, 2, 3), torch.tensor([0, 1]), 0.1)
+
+
+@pytest.mark.parametrize("method", ["ibp", "smoothing"])
+def test_a_network_of_the_whole_batch_is_not_certified(method: str) -> None:
+    net = Does(lambda _net, x: x - x.mean(0, keepdim=True))
+    with pytest.warns(UserWarning, match="other images"), pytest.raises(ValueError, match="cannot be certified"):
+        vr.certify(net, (torch.rand(4, 1, 2, 3), torch.arange(4) % 2), method=method, attack="none", images=2)

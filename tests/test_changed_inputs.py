@@ -61,7 +61,8 @@ def attacked(**more):
 
     from vizrobust.cli import main
 
-    args = ["attack", "net.safetensors", "--arch", "nets.py:Net", "--data", "npz:mine.npz", "--attack", "fgsm", "--eps", "0.01"]
+    args = ["attack", "net.safetensors", "--arch", "nets.py:Net", "--data", "npz:mine.npz"]
+    args += ["--attack", "fgsm", "--eps", "0.01"] if "attack" not in more else []
     before = len(read_rows("run"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -197,6 +198,83 @@ def test_a_folder_tells_networks_given_as_objects_apart_by_all_that_they_compute
     assert (accuracy(Signed()), accuracy(Signed(), -1.0), accuracy(Signed(lambda z: z.flip(1)))) == (1, 0, 0)
     rows = len(read_rows(tmp_path))
     assert (accuracy(Signed()), len(read_rows(tmp_path))) == (1, rows)
+
+
+OWN_ATTACK = """
+from dataclasses import dataclass
+from vizrobust.attacks import FGSM, Linf
+from vizrobust.spec import spec
+
+SHARE = {share}
+
+@spec
+@dataclass(frozen=True)
+class Mine(FGSM):
+    "A share of the radius."
+    def runs(self, model, x):
+        return FGSM(ball=Linf(eps=SHARE * self.ball.eps)).runs(model, x)
+"""
+
+
+def test_verdicts_of_a_persons_own_attack_are_those_of_its_code_of_now(own):
+    """Margins of .3 and brightness in (.2, .8): a radius of .5 breaks all, a hundredth of it none."""
+    path = Path("attacks.py")
+    how = {"args": ["--attack", "attacks.py:Mine(ball=Linf(eps=0.5))"]}
+    for share, accuracy, new in ((1, 0.0, True), (0.01, 1.0, True), (0.01, 1.0, False)):
+        path.write_text(OWN_ATTACK.format(share=share))
+        found = attacked(**how, attack=None)
+        assert (found[0], found[1] > 0) == (accuracy, new)
+        assert ("have changed" in found[2]) == (share < 1 and new)
+
+
+def test_verdicts_by_transfer_are_those_of_the_source_of_now(tmp_path):
+    digits = vr.load_data("mnist5k").test
+    x, y = digits.take(torch.arange(12)), digits.labels[:12]
+    source = tmp_path / "source.safetensors"
+    found = []
+    for name in ("mnist-k0", "mnist-k16"):
+        checkpoint = vr.load(name)
+        save_checkpoint(source, checkpoint.state, checkpoint.info)
+        attack = f'Transfer(source="{source}", attack=FGSM(ball=Linf(eps=0.3)))'
+        found.append(
+            [vr.robust_accuracy("mnist-k0", (x, y), attack, out=out).robust.tolist() for out in (tmp_path / "run", None)]
+        )
+    assert found[0][0] == found[0][1] != found[1][0] == found[1][1]
+
+
+def test_code_is_a_persons_own_wherever_it_is_imported_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lib/layers.py", "lib/sub/deep.py", "far/elsewhere.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("S = 1\n")
+    Path("sizes.json").write_text("[1]")
+    for head, file in (
+        ("from lib import layers", "lib/layers.py"),
+        ("def make(classes):\n    from lib.sub import deep\n    return deep.S", "lib/sub/deep.py"),
+        ("import sys; sys.path.insert(0, 'far')\nimport elsewhere as layers", "far/elsewhere.py"),
+        ("import json\nlayers = json.load(open('sizes.json'))", "sizes.json"),
+    ):
+        Path("nets.py").write_text(head + ("\n\ndef make(classes):\n    return layers" if "def make" not in head else ""))
+        before, kept = code_sha256("nets.py:make"), Path(file).read_text()
+        assert code_sha256("nets.py:make") == before
+        Path(file).write_text("2\n")
+        assert code_sha256("nets.py:make") != before, head
+        Path(file).write_text(kept)
+
+
+def test_maps_are_those_of_the_background_of_now(own):
+    """The colour of a hidden pixel is the mean of the training images: other ones give other maps."""
+    how = {"methods": "occlusion", "images": 2, "out": "e"}
+
+    def rows():
+        net = vr.load("net.safetensors", "nets.py:Net")
+        return vr.explain(net, "npz:mine.npz", **how).rows()
+
+    first = rows()
+    assert rows() == first
+    np.savez("mine.npz", **{**own, "x_train": own["x_train"] * 0.1})
+    other = rows()
+    assert [row["deletion"] for row in other] != [row["deletion"] for row in first]
 
 
 def test_networks_trained_here_keep_their_names():

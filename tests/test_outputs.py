@@ -272,3 +272,14 @@ def test_a_network_that_takes_no_single_image_is_refused() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(20, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
     with pytest.raises(ValueError, match="takes no single image"):
         vr.robust_accuracy(net, of_brightness((0.3, -0.3, 0.1)), "fgsm", eps=0.01)
+
+
+def test_a_stochastic_network_is_pictured_and_changed_the_same_in_every_run() -> None:
+    x, y = of_brightness((0.09, -0.12, 0.1, -0.14))
+
+    def numbers() -> list[float]:
+        picture = vr.visualize(OfPython(), units=[1], steps=3, shape=(1, 4, 5))[0]
+        row = vr.intervene(OfNumpy(), "logits", [0], (x, y), controls=1).rows()[0]
+        return [picture.score, *(one["logit"] for one in row["classes"])]
+
+    assert numbers() == numbers()

@@ -23,6 +23,7 @@ from vizrobust.attacks.threat_models import L1, Ball, Linf, ball_from, epsilon
 from vizrobust.models import load_checkpoint
 from vizrobust.models.forward import PerImageNoise
 from vizrobust.models.references import CHECKPOINT_FILE
+from vizrobust.plugins import builtin_names
 from vizrobust.rng import Streams, seeded
 from vizrobust.spec import lookup, named, spec
 
@@ -160,6 +161,10 @@ class Transfer(Attack):
     def ball(self) -> Ball | None:
         """The ball of the attack inside."""
         return ball_of(self.attack)
+
+    def reads(self) -> tuple[str, ...]:
+        """The hash of the source network, where it is a person's own."""
+        return () if self.source in builtin_names() else (load_checkpoint(self.source).network_sha256,)
 
     def runs(self, net: nn.Module, x: Tensor) -> tuple[AttackRun, ...]:
         source, shape = _source(self.source, x)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vizrobust.attacks import Attack, is_minimum_norm, parse_attack, perturbation_norm
 from vizrobust.commands.targets import Target, drawn, open_targets
@@ -19,6 +19,7 @@ from vizrobust.requests import ParameterError
 from vizrobust.requests.understanding import CertifyRequest
 from vizrobust.results import Event, Result, Row, Table, interval_text, percent
 from vizrobust.rng import Streams
+from vizrobust.robustness.evaluation_runs import attack_key
 from vizrobust.robustness.interval_bounds import certified_radius, in_float64
 from vizrobust.robustness.smallest_eps import median
 from vizrobust.robustness.smoothing import Certificate, certified, largest_radius, smallest_attack
@@ -136,14 +137,15 @@ def _smoothed(
     """The rows of one checkpoint under noise, image by image."""
     how = {"sigma": request.noise, "samples": request.votes, "alpha": request.alpha}
     about = {"checkpoint": target.checkpoint.id, "method": "smoothing", **how}
-    known, attacked = _known(target, about), _known(target, {**about, "attack": repr(attack)})
+    named = _named(attack)
+    known, attacked = _known(target, about), _known(target, {**about, **named})
     compute, net = session.compute(request.precision), None
     rows: list[Row] = []
     for index, label in enumerate(target.images.labels.tolist()):
         streams = Streams(request.seed, [index], "certify")
         x = target.images.take(torch.tensor([index]))[0]
         if index not in known or index not in attacked:
-            net = net or compute.place(target.checkpoint.net())
+            net = net or compute.place(_of_images_alone(target))
         if index not in known:
             assert net is not None
             one = certified(net, x, compute, sigma=request.noise, samples=request.votes, alpha=request.alpha, streams=streams)
@@ -157,8 +159,8 @@ def _smoothed(
                 size = smallest_attack(
                     net, x, one, attack, compute, sigma=request.noise, samples=request.votes, alpha=request.alpha, streams=streams
                 )
-                attacked[index] = target.folder.add({**about, "attack": repr(attack), "image": index, "smallest": size})
-            row = {**row, "attack": repr(attack), "smallest": attacked[index]["smallest"]}
+                attacked[index] = target.folder.add({**about, **named, "image": index, "smallest": size})
+            row = {**row, **named, "smallest": attacked[index]["smallest"]}
         rows.append({**row, "name": target.name})
         session.progress(f"{target.name}  smoothing", index + 1, len(target.images))
         yield rows[-1]
@@ -169,9 +171,9 @@ def _bounded(
     request: CertifyRequest, session: Session, target: Target, attack: Attack | None
 ) -> Generator[Event, None, list[Row]]:
     """The rows of one checkpoint by interval bounds, batch by batch."""
-    about = {"checkpoint": target.checkpoint.id, "method": "ibp", "attack": repr(attack)}
+    about = {"checkpoint": target.checkpoint.id, "method": "ibp", **_named(attack)}
     known, compute = _known(target, about), session.compute(request.precision)
-    net = compute.place(target.checkpoint.net())
+    net = compute.place(_of_images_alone(target))
     exact = in_float64(net)
     for index, count in full_batches(len(target.images), target.batch_size):
         numbers = index[:count].tolist()
@@ -207,6 +209,18 @@ def _smallest(net: torch.nn.Module, x: Tensor, y: Tensor, attack: Attack, stream
     result = attack(net, x, y, streams=streams)
     assert result.best is not None
     return perturbation_norm(attack, result.best - x).where(~result.robust, torch.inf)
+
+
+def _named(attack: Attack | None) -> dict[str, str]:
+    return {"attack": repr(None)} if attack is None else attack_key(attack)
+
+
+def _of_images_alone(target: Target) -> nn.Module:
+    """The network; ``ValueError`` where its outputs for an image depend on more than the image, of which nothing is certain."""
+    net = target.checkpoint.net()
+    if said := getattr(net, "depends_on", ""):
+        raise ValueError(f"{target.name} cannot be certified: {said}")
+    return net
 
 
 def _known(target: Target, about: Row) -> dict[int, Row]:

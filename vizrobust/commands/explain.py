@@ -25,6 +25,7 @@ from vizrobust.commands.pictures import PictureReport
 from vizrobust.commands.targets import Target, open_targets
 from vizrobust.features.pictures import in_tiles, to_uint8
 from vizrobust.intervals import mean_interval, paired
+from vizrobust.models.object_code import own_sources
 from vizrobust.report.sheets import Reconstructed, SheetRow, explanation_sheet, map_pixels
 from vizrobust.requests.understanding import ExplainRequest
 from vizrobust.results import Event, Note, Row, Table
@@ -83,7 +84,10 @@ def _explained(
 ) -> Generator[Event, None, list[Row]]:
     """The rows of one checkpoint and method, in the order of the images."""
     checkpoint, folder = target.checkpoint, target.folder
-    about = {"checkpoint": checkpoint.id, "method": repr(method)}
+    # Maps depend on the colour of a pixel that is not there, which is the mean of the training images.
+    about = {"checkpoint": checkpoint.id, "method": repr(method), "background": list(target.data.mean)}
+    if own := own_sources(method):
+        about["sources"] = own
     known = {row["image"]: row for row in folder.rows() if about.items() <= row.items()}
     compute, names = session.compute(request.precision), target.data.classes
     # An object of a person's may have weights that nothing draws anew. `REF@random` has the seed 0.

@@ -21,7 +21,7 @@ from vizrobust.commands.masking import MaskingDiagnosis
 from vizrobust.commands.unit_pictures import UnitRun
 from vizrobust.commands.unit_tables import WordLabels
 from vizrobust.compute import Compute
-from vizrobust.data import DataSet
+from vizrobust.data import DataSet, content_of
 from vizrobust.features import Logit, RenderJob
 from vizrobust.features.exemplar_runs import ImageSource
 from vizrobust.features.pictures import in_tiles, to_uint8
@@ -234,7 +234,8 @@ def class_facts(
     if data.eps is None or len(data.classes) > MOST_CLASSES:
         return
     attack, name = configured(PGD(steps=STEPS), data.eps), f"classes-{checkpoint.id}.json"
-    key = digest([data.name, repr(attack), count, seed, list(data.classes)])
+    content = content_of(data, "test")
+    key = digest([data.name, repr(attack), count, seed, list(data.classes), *([content] if content else [])])
     if read_facts(run.folder, name).get("key") == key:
         return
     net, found = compute.place(checkpoint.net()), []
@@ -246,7 +247,10 @@ def class_facts(
             with torch.no_grad():
                 before, after = net(x).softmax(1).max(1), net(adversarial).softmax(1).max(1)
         for place, at in enumerate(index.tolist()):
-            clean, changed = f"images/classes/{slug(data.name)}/{at}.png", f"images/adversarial/{checkpoint.id}/{at}.png"
+            clean, changed = (
+                f"images/classes/{slug(f'{data.name}-{content}')}/{at}.png",
+                f"images/adversarial/{checkpoint.id}/{at}.png",
+            )
             _save(run, clean, x[place].cpu())
             write_png(run.folder / changed, to_uint8(in_tiles(adversarial[place].cpu(), x.shape[1])), {})
             found.append({

@@ -17,7 +17,7 @@ from vizrobust.requests.evaluation import AttackRequest
 from vizrobust.requests.request import OnSplit
 from vizrobust.results import Event, Note, Result, Row, Table
 from vizrobust.robustness import BATCH_SIZE, RobustAccuracy
-from vizrobust.robustness.evaluation_runs import evaluated, identity
+from vizrobust.robustness.evaluation_runs import attack_key, evaluated, identity
 from vizrobust.runs import RunFolder
 from vizrobust.session import Session
 
@@ -59,6 +59,14 @@ class Target:
     def evaluated(self, request: OnSplit, session: Session, attack: Attack, **how: Any) -> RobustAccuracy:
         """The attack's outcome on the target; what the folder holds is read."""
         session.remember(self.folder, self.checkpoint)
+        key = {"checkpoint": self.checkpoint.id, **attack_key(attack)}
+        rows = [
+            row for row in self.folder.rows() if row.get("attack") == key["attack"] and row["checkpoint"] == key["checkpoint"]
+        ]
+        if rows and not any(row.get("sources") == key.get("sources") for row in rows):
+            session.note(
+                f"note: code or files of {key['attack']} have changed: older rows in {self.folder.folder} are kept, but not used"
+            )
         result = evaluated(
             self.folder, self.checkpoint, attack, self.images, session.compute(request.precision), request.seed,
             self.batch_size,

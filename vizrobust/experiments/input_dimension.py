@@ -160,7 +160,7 @@ def dimension_study(
     """
     same = replace(recipe, seed=0)
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    identity = {"training": repr(same), "images": images, **own_content(data, recipe.arch)}
+    identity = {"training": repr(same), "images": images, **own_content(data, recipe.arch, recipe)}
     run = RunFolder(folder, "dimension", identity, record, wait=wait)
     with closing(run):
         known = {(row["side"], row["seed"]): row for row in run.rows()}

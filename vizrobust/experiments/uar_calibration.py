@@ -124,7 +124,7 @@ def calibrate(
         # A network that cannot be built, or an attack that does not fit it, leaves no folder behind.
         Trainer(replace(plan.recipe, attack=vary(attack, eps=attack.threat_model()[1] or default)), data, compute).dry_run()
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
-    run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch)}, record, wait=wait)
+    run = RunFolder(folder, "calibrate", {"plan": repr(plan), **own_content(data, plan.recipe.arch, plan)}, record, wait=wait)
     with closing(run):
         work = _Work(plan, data, compute, run, argv)
         anchors = yield from work.table(plan.anchor, plan.anchor.threat_model()[1] or default, SIZES)

@@ -13,7 +13,7 @@ from vizrobust.compute import Compute, full_batches
 from vizrobust.data import Split
 from vizrobust.models import ActivationReader, evaluating
 from vizrobust.requests import ParameterError
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 
 Place = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -146,7 +146,8 @@ def exemplars(
     sizes: dict[str, tuple[int, int] | None] = {}
     with evaluating(net), torch.no_grad():
         for index, count in full_batches(len(images), batch_size):
-            found = reading(net, compute.images(images.take(index)))
+            with seeded(int(index[0]), compute.device):
+                found = reading(net, compute.images(images.take(index)))
             for name in ends:
                 maps = _checked(found.pop(name)[:count].float(), name)
                 sizes[name] = _size(maps)

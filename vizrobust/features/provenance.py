@@ -26,12 +26,15 @@ from vizrobust.features.render import Batch, FeatureImage, render_batches
 from vizrobust.models import Checkpoint
 from vizrobust.models.dictionaries import read_dictionary
 from vizrobust.models.folding import folded_net
+from vizrobust.models.object_code import own_sources
 from vizrobust.requests.request import MARK, parts_of
 from vizrobust.runs import ROW_TEXT, RUN_TEXT, Row, file_sha256, picture_texts
 
+OWN_CODE = "its own code"
+
 
 def sources(*specs: Any) -> tuple[tuple[str, str], ...]:
-    """What objectives and recipes read, each as (name, sha256): reference images, vectors, spectra, dictionaries.
+    """What objectives and recipes read, each as (name, sha256): images, vectors, spectra, dictionaries, a person's own code.
 
     Raises what reading them raises where one is not there.
 
@@ -40,7 +43,8 @@ def sources(*specs: Any) -> tuple[tuple[str, str], ...]:
     ['mnist5k#3']
     """
     found = dict.fromkeys(pair for one in specs for pair in _named(one))
-    return tuple((name, HASHES[field](name)) for field, name in found)
+    own = own_sources(*specs)
+    return (*((name, HASHES[field](name)) for field, name in found), *(((OWN_CODE, own),) if own else ()))
 
 
 def _named(x: Any) -> Iterator[tuple[str, str]]:
@@ -190,7 +194,8 @@ def rerender(made: Provenance, checkpoint: Checkpoint, device: str | None = None
             f"{made.weights_sha256[:8]}; name that checkpoint as REF"
         )
     for name, sha256 in sources(made.objective, made.recipe):
-        _same(name, sha256, made.sources.get(name), made.file)
+        if name != OWN_CODE or name in made.sources:  # earlier versions did not record it
+            _same(name, sha256, made.sources.get(name), made.file)
     own, size = checkpoint.info.input_shape, made.recipe.size
     shape = own if size is None else (own[0], size, size)
     _check_size(made, shape)

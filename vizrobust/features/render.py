@@ -26,7 +26,7 @@ from vizrobust.features.recipes import Recipe, plain
 from vizrobust.features.scorer import ObjectiveFunction, Scorer, as_objective, redirected_relu
 from vizrobust.features.transforms import transformed
 from vizrobust.models import Checkpoint, evaluating
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 
 UnitSeed = tuple[int, int]
 BATCH_SIZE = 16
@@ -237,6 +237,9 @@ def joint_group_size(objective: Objective, recipe: Recipe) -> int:
     return max(one, two)
 
 
+LARGEST_SEED = (1 << 63) - 1
+
+
 def _render_batch(
     scorer: Scorer,
     batch: list[UnitSeed],
@@ -286,7 +289,8 @@ def _render_batch(
     scores: list[Tensor] = []
     had_gradient = torch.zeros(len(batch), dtype=torch.bool, device=compute.device)
     nonfinite = torch.zeros(len(batch), dtype=torch.int64, device=compute.device)
-    with evaluating(scorer.net):
+    # A network that draws random numbers draws the same ones in every run.
+    with evaluating(scorer.net), seeded(int(streams.keys[0]) & LARGEST_SEED, compute.device):
         with compute.autocast():
             for t in range(recipe.steps):
                 if t in kept:

@@ -18,7 +18,7 @@ from vizrobust.models.forward import logits_of, predicted_classes, without_norma
 from vizrobust.models.layers import edited, on_units, views
 from vizrobust.models.probing import HEADS
 from vizrobust.requests.request import parts_of
-from vizrobust.rng import Streams
+from vizrobust.rng import Streams, seeded
 
 BINS = 32
 HEAT_SIDE = 32  # pixels of a heat map, whatever the layer's map
@@ -61,7 +61,8 @@ def layer_maps(
     reading = ActivationReader.of(net, shape, [layer])
     for places, count in full_batches(len(images if index is None else index), size):
         batch = images.take(places if index is None else index[places])
-        with evaluating(net), torch.no_grad():
+        # A network that draws random numbers draws the same ones in every run.
+        with evaluating(net), torch.no_grad(), seeded(int(places[0]), compute.device):
             maps = reading(net, compute.images(batch))[layer].float().cpu()
         yield places[:count], maps[:count]
 
@@ -337,7 +338,8 @@ def logits_with(
     view = views(net, shape, [layer])[layer]
     with evaluating(net), torch.no_grad(), edited(net, view, on_units(view, () if unit is None else (unit,), by)):
         for index, count in full_batches(len(images), BATCH_SIZE):
-            found.append(net(compute.images(images.take(index)))[:count].float().cpu())
+            with seeded(int(index[0]), compute.device):
+                found.append(net(compute.images(images.take(index)))[:count].float().cpu())
     return torch.cat(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import shlex
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
@@ -13,10 +14,15 @@ from pathlib import Path
 from vizrobust.models import packages
 from vizrobust.models.architectures import ARCHS, Build, Shape, called
 from vizrobust.models.checkpoints import UNTRAINED, Checkpoint, CheckpointInfo, read_checkpoint
+from vizrobust.models.object_code import PACKAGES
 from vizrobust.plugins import builtin_names, from_file, is_file_reference, no_model
 from vizrobust.requests import ParameterError
 from vizrobust.runs import file_sha256
 
+# Of files that code names these are a part of it; it may write others.
+CONFIGURATIONS = (".json", ".yaml", ".yml", ".toml", ".ini", ".cfg")
+LONGEST = 200  # of a text that may be a path
+INSTALLED = ("vizrobust", "torch")
 # Code that says these may reach anything.
 ANYTHING = {"eval", "exec", "globals", "vars", "__import__", "importlib"}
 
@@ -24,9 +30,9 @@ ANYTHING = {"eval", "exec", "globals", "vars", "__import__", "importlib"}
 def code_sha256(ref: str) -> str:
     """The hash of the code behind ``path.py:callable``; empty for any other reference.
 
-    It covers the callable, all that it reaches by name in its file, statements of the file that bind no name, and the
-    modules beside the file that these import. Comments, docstrings and formatting do not count. A file that cannot be
-    parsed is hashed whole.
+    It covers the callable, all that it reaches by name in its file, statements of the file that bind no name, the person's own
+    modules that these import, and configurations that they name. Comments, docstrings and formatting do not count. A file that
+    cannot be parsed is hashed whole.
     """
     if not is_file_reference(ref):
         return ""
@@ -41,6 +47,9 @@ def _reached(path: Path, name: str | None, visited: set[Path]) -> Iterator[str]:
     """The statements of a file that `name` reaches, as text (all of them for None), then those of the modules beside it."""
     visited.add(path.resolve())
     source = path.read_bytes()
+    if path.suffix != ".py":
+        yield hashlib.sha256(source).hexdigest()
+        return
     try:
         statements = [one for one in ast.parse(source).body if not _is_text(one)]
     except (SyntaxError, ValueError, RecursionError):
@@ -96,19 +105,49 @@ def _without_docstrings(statement: ast.stmt) -> ast.stmt:
     return statement
 
 
-def _beside(path: Path, statements: Iterable[ast.stmt]) -> Iterator[Path]:
-    """The files beside `path` that the statements import."""
-    names: list[str] = []
-    for node in (node for one in statements for node in ast.walk(one)):
+def _beside(path: Path, statements: Sequence[ast.stmt]) -> Iterator[Path]:
+    """The person's own files that the statements import or, where they are a configuration, name."""
+    nodes = [node for one in statements for node in ast.walk(one)]
+    said = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [text for text in dict.fromkeys(said) if 0 < len(text) < LONGEST and "\0" not in text]
+    places = [path.parent, *_search_path(path, nodes, texts)]
+    for start, name in dict.fromkeys(_imported(path, nodes)):
+        for root in places if start is None else [start]:
+            place = root.joinpath(*name.split("."))
+            found = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+            yield from found
+            if found:
+                break
+    for text in texts:
+        if text.endswith(CONFIGURATIONS):
+            yield from (file for file in (path.parent / text, Path(text)) if file.is_file())
+
+
+def _imported(path: Path, nodes: Iterable[ast.AST]) -> Iterator[tuple[Path | None, str]]:
+    """The modules that code may import: dotted names, with the folder that a relative one starts from."""
+    for node in nodes:
+        names: list[str] = []
+        start = None
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names += [node.module] if node.module else [alias.name for alias in node.names]
-    for name in dict.fromkeys(names):
-        place = path.parent.joinpath(*name.split("."))
-        for file in (place.with_suffix(".py"), place / "__init__.py"):
-            if file.is_file():
-                yield file
+            start = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else None
+            # What is imported from a package may be a module of it.
+            within = [node.module] if node.module else []
+            names = [".".join(parts) for parts in (within, *([*within, alias.name] for alias in node.names)) if parts]
+        for name in names:
+            top = name.partition(".")[0]
+            if start is not None or (top not in sys.stdlib_module_names and top not in INSTALLED):
+                yield start, name
+
+
+def _search_path(path: Path, nodes: Iterable[ast.AST], texts: Iterable[str]) -> list[Path]:
+    """Where Python looks for a person's own modules, with the folders that code puts into ``sys.path`` by text."""
+    found = [Path(place) for place in sys.path if not str(Path(place).resolve()).startswith(PACKAGES)]
+    if any(isinstance(node, ast.Attribute) and node.attr == "path" for node in nodes):
+        said = (base / text for text in texts for base in (path.parent, Path()))
+        found += [path.parent.parent, *(place for place in said if place.is_dir())]
+    return found
 
 
 CHECKPOINT_FILE = "checkpoint.safetensors"

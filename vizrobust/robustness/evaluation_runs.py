@@ -22,6 +22,7 @@ from vizrobust.intervals import share
 from vizrobust.models import Checkpoint, evaluating
 from vizrobust.models.folding import net_for
 from vizrobust.models.forward import PerImageNoise, predicted_classes
+from vizrobust.models.object_code import own_sources
 from vizrobust.rng import Streams, seeded
 from vizrobust.robustness.accuracy import CLEAN, PartialResult, RobustAccuracy, merge_results
 from vizrobust.robustness.evaluation import BATCH_SIZE, Stop, evaluate
@@ -38,6 +39,12 @@ def identity(data: str, split: str, seed: int, batch_size: int, precision: str) 
     return {"data": data, "split": split, "seed": seed, "batch_size": batch_size, "precision": precision}
 
 
+def attack_key(attack: Attack) -> dict[str, str]:
+    """What tells an attack's rows from others: its text, and the hash of what that does not tell (see `own_sources`)."""
+    own = own_sources(attack)
+    return {"attack": repr(attack), **({"sources": own} if own else {})}
+
+
 def evaluate_in_folder(
     run: RunFolder, checkpoint: Checkpoint, attack: Attack, images: Split, compute: Compute, seed: int = 0,
     batch_size: int = BATCH_SIZE, *, net: nn.Module | None = None, indices: Sequence[int] | None = None,
@@ -49,7 +56,7 @@ def evaluate_in_folder(
     the checkpoint's network again.
     """
     wanted = set(range(len(images)) if indices is None else indices)
-    about = {"checkpoint": checkpoint.id, "attack": repr(attack), "until": STOPS[stop], "every_walk": all_runs}
+    about = {"checkpoint": checkpoint.id, **attack_key(attack), "until": STOPS[stop], "every_walk": all_runs}
     known = [
         _restricted(_partial_result(row), wanted)
         for row in run.rows()

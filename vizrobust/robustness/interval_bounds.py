@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vizrobust.attacks.threat_models import sum_type
 from vizrobust.models import evaluating
 from vizrobust.models.forward import Normalized
+from vizrobust.rng import generator_states, same_states
 
 # Bounds are computed in float64; what a network in float32 rounds must not undo a certificate. A share of the largest logit.
 ROUNDING = 1e-4
@@ -125,16 +126,22 @@ def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval
 
 
 def _batch_norm(
-    x: Interval, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float,
-    **_: Any,
+    x: Interval, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, eps: float = 1e-5, **_: Any,
 ) -> Interval:  # fmt: skip
-    if mean is None or var is None:
+    if mean is None or var is None or training:
         raise ValueError(
             "interval bounds do not know a BatchNorm of batch statistics, which this network uses; certify it by smoothing"
         )
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     center = F.batch_norm(x.center, mean, var, weight, bias, eps=eps)
     return Interval(center, x.radius * scale.abs().reshape(-1, *[1] * (x.center.dim() - 2)))
+
+
+def _dropout(x: Interval, p: float = 0.5, training: bool = True, **_: Any) -> Interval:
+    if training and p > 0:
+        raise ValueError("interval bounds do not know dropout that stays on, which this network uses; certify it by smoothing")
+    return x
 
 
 def _pad(x: Interval, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Interval:
@@ -178,7 +185,7 @@ RULES: dict[str, Callable[..., Interval]] = {
     "softplus": _rising(F.softplus), "tanh": _rising(torch.tanh), "sigmoid": _rising(torch.sigmoid),
     "max_pool2d": _rising(F.max_pool2d), "adaptive_max_pool2d": _rising(F.adaptive_max_pool2d),
     "flatten": _both(torch.flatten), "mean": _both(torch.mean), "avg_pool2d": _both(F.avg_pool2d),
-    "adaptive_avg_pool2d": _both(F.adaptive_avg_pool2d), "dropout": lambda x, *_, **__: x,
+    "adaptive_avg_pool2d": _both(F.adaptive_avg_pool2d), "dropout": _dropout,
     "contiguous": _both(operator.methodcaller("contiguous")), "reshape": _both(torch.reshape), "view": _both(torch.reshape),
 }  # fmt: skip
 
@@ -212,10 +219,13 @@ def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> T
         body = net
         if isinstance(net, Normalized):
             inputs, body = (inputs - net.mean) / net.std, net.net
+        before = generator_states(x.device)
         try:
             output = body(inputs)
-        except (TypeError, AttributeError) as error:  # whatever a network's own code does with what is no tensor
+        except (TypeError, AttributeError, RuntimeError) as error:  # whatever a network's own code does with what is no tensor
             raise ValueError(f"{UNKNOWN} ({error}); certify it by smoothing") from error
+        if not same_states(before, generator_states(x.device)):
+            raise ValueError("interval bounds do not know random numbers, which this network draws; certify it by smoothing")
         if not isinstance(output, Interval) or output.center.dim() != 2:
             raise ValueError("interval bounds need a network that returns its logits (N, classes) as one tensor")
         if output.center.shape[1] == 1:  # one logit is that of two classes, as for `logits_of`

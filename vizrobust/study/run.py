@@ -90,7 +90,7 @@ class Study:
             raise ParameterError("there is no built-in judge for %s; name one or more with {judges} REF", data.name)
         refuse_unmeasurable(plan, data, given)
         described = {"plan": repr(plan), "data": data.name, "given": {one.checkpoint.id: one.group for one in provided}}
-        described |= own_content(data, plan.training.arch)
+        described |= own_content(data, plan.training.arch, plan)
         record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
         # Held to the end: this lock is what another process waits for.
         whole = RunFolder(folder, "study", described, record, compute.processes, wait=wait)

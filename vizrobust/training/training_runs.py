@@ -16,6 +16,7 @@ from vizrobust.compute import Compute, versions
 from vizrobust.data import DataSet, content_of
 from vizrobust.models import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
 from vizrobust.models.checkpoints import body_state, read_checkpoint, to_half
+from vizrobust.models.object_code import own_sources
 from vizrobust.models.references import CHECKPOINT_FILE, code_sha256
 from vizrobust.requests import ParameterError
 from vizrobust.robustness import reference_accuracies
@@ -106,7 +107,9 @@ def train(
     record = {"argv": argv, "threads": compute.threads, "device": compute.device.type, "versions": versions()}
     if processes.size > 1:
         record["processes"] = processes.size
-    run = RunFolder(folder, "train", {"training": repr(recipe), **own_content(data, recipe.arch)}, record, processes, wait=wait)
+    run = RunFolder(
+        folder, "train", {"training": repr(recipe), **own_content(data, recipe.arch, recipe)}, record, processes, wait=wait
+    )
     if finished:
         run.close()
         return
@@ -236,14 +239,14 @@ def trained_checkpoint(folder: Path | str, arch: str | None = None) -> Checkpoin
     return load_checkpoint(str(folder), arch)
 
 
-def own_content(data: DataSet, arch: str) -> dict[str, str]:
-    """Hashes of a person's own data and network code, for the identity of a run; none for what comes with packages.
+def own_content(data: DataSet, arch: str, *specs: Any) -> dict[str, str]:
+    """Hashes of a person's own data and code, of the network and of `specs`, for the identity of a run; none of packages.
 
     >>> from vizrobust.data import load
     >>> own_content(load("digits"), "small_cnn")
     {}
     """
-    found = {"content": content_of(data), "code": code_sha256(arch)}
+    found = {"content": content_of(data), "code": code_sha256(arch), "specs": own_sources(specs)}
     return {key: sha256 for key, sha256 in found.items() if sha256}
 
 
