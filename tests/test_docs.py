@@ -103,7 +103,7 @@ def test_linked_files_are_there():
 @pytest.fixture(scope="module")
 def loaded():
     """torch and all catalogues, whose import is no part of an example."""
-    from vizrobust.commands.catalogue_record import catalogues
+    from vizrobust.commands.catalogues import catalogues
 
     return catalogues()
 

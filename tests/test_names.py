@@ -10,7 +10,7 @@ import pytest
 
 from vizrobust import plugins
 from vizrobust.attacks import NAMES, parse_attack
-from vizrobust.commands.catalogue_record import text
+from vizrobust.commands.catalogues import text
 from vizrobust.data import DATA, load
 from vizrobust.features import parse_recipe
 from vizrobust.features.recipes import RECIPES
@@ -28,7 +28,7 @@ def test_the_names_are_those_of_the_catalogues():
 
 def test_the_record_of_list_is_what_the_catalogues_say():
     shipped = resources.files("vizrobust").joinpath("commands", "catalogues.json").read_text(encoding="utf-8")
-    assert shipped == text() + "\n", "run: python -m vizrobust.commands.catalogue_record > vizrobust/commands/catalogues.json"
+    assert shipped == text() + "\n", "run: python -m vizrobust.commands.catalogues > vizrobust/commands/catalogues.json"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "attacks", "PGD"], ["help", "study"]])

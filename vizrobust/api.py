@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from vizrobust.commands.certify import CertifyReport
     from vizrobust.commands.compare import Comparison
-    from vizrobust.commands.dictionary import FittedDictionary
     from vizrobust.commands.explain import Explanations
-    from vizrobust.commands.intervene import Interventions
+    from vizrobust.commands.layer_units import FittedDictionary, Interventions
     from vizrobust.commands.masking import MaskingDiagnosis
     from vizrobust.commands.pictures import Pictures
     from vizrobust.commands.study import StudyResult
@@ -245,7 +244,7 @@ def intervene(
     >>> vr.intervene("mnist-k8", "linear2", [3], images=50, controls=1).rows()[0]["classes"][3]["accuracy"]
     -1.0
     """
-    from vizrobust.commands.intervene import intervene as answer
+    from vizrobust.commands.layer_units import intervene as answer
     from vizrobust.requests.understanding import InterveneRequest
     from vizrobust.session import Session, answered, several
 
@@ -299,7 +298,7 @@ def dictionary(
     >>> found.dictionary, found.quality.dead
     (Dictionary(3 units of 100 channels, linear), 0)
     """
-    from vizrobust.commands.dictionary import dictionary as answer
+    from vizrobust.commands.layer_units import dictionary as answer
     from vizrobust.requests.understanding import DictionaryRequest
     from vizrobust.session import Session, answered
 

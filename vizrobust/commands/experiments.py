@@ -271,9 +271,10 @@ class DimensionReport(Result):
 def dimension(request: DimensionRequest, session: Session) -> Generator[Event, None, DimensionReport]:
     """Train a network at every size and seed, or go on with it; rows are the networks, then the slopes."""
     data = session.dataset(request.data)
+    attack = configured(PGD(), data.eps, steps=request.steps, eps=request.eps) if request.steps else None
     recipe = TrainingRecipe(
         arch=request.arch, data=str(request.data) if isinstance(request.data, str) else data.name,
-        attack=_attack(request, data), epochs=request.epochs, batch_size=request.batch_size, lr=request.lr,
+        attack=attack, epochs=request.epochs, batch_size=request.batch_size, lr=request.lr,
         precision=request.precision,
     )  # fmt: skip
     for text in check_sides(request.arch, data, request.sides):
@@ -302,10 +303,6 @@ def dimension(request: DimensionRequest, session: Session) -> Generator[Event, N
     yield from report.slope_rows()
     yield from drawn(report, request, session)
     return report
-
-
-def _attack(request: DimensionRequest, data: DataSet) -> Attack | None:
-    return configured(PGD(), data.eps, steps=request.steps, eps=request.eps) if request.steps else None
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vizrobust.attacks import BALLS, Ball
+from vizrobust.attacks import BALLS, Ball, per_image
 from vizrobust.data import DataSet
 from vizrobust.features.parametrizations import (
     IMAGENET_COLORS,
@@ -98,7 +98,7 @@ class RawGradient:
         def step(z: Tensor, grad: Tensor) -> Tensor:
             flat = grad.flatten(1)
             spread = (flat - flat.mean(1, keepdim=True)).norm(dim=1) / z[0].numel() ** 0.5
-            return 0.5 + 0.5 * grad / _as_rows(self.deviations * spread.clamp_min(1e-12), grad)
+            return 0.5 + 0.5 * grad / per_image(self.deviations * spread.clamp_min(1e-12), grad)
 
         return step
 
@@ -117,12 +117,7 @@ def _ascending(own: Tensor, kind: Callable[..., torch.optim.Optimizer], lr: floa
 
 
 def _unit(grad: Tensor) -> Tensor:
-    return grad / _as_rows(grad.flatten(1).norm(dim=1).clamp_min(1e-12), grad)
-
-
-def _as_rows(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, …), one value for each row of `like`."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+    return grad / per_image(grad.flatten(1).norm(dim=1).clamp_min(1e-12), grad)
 
 
 OPTIMIZERS = named(NormalizedAscent, Adam, NAdam, RawGradient)

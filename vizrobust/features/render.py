@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vizrobust.attacks import per_image
 from vizrobust.compute import Compute, size_class
 from vizrobust.data import saturated_share
 from vizrobust.features.objectives import Objective, group_size_of, negated
@@ -304,7 +305,7 @@ def _render_batch(
                     largest = _largest(grad)
                 alive = largest > 0
                 if not alive.all():
-                    grad = torch.where(_per_image(alive, grad), grad, _finite(redirected(z, again, ~alive)))
+                    grad = torch.where(per_image(alive, grad), grad, _finite(redirected(z, again, ~alive)))
                 scores.append(score)
                 had_gradient |= alive
                 with torch.no_grad():
@@ -335,11 +336,6 @@ def _finite(grad: Tensor) -> Tensor:
 def _finite_or(z: Tensor, before: Tensor) -> Tensor:
     """z, with the entries of `before` where a step overflowed."""
     return torch.where(z.isfinite(), z, before)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), one value for each row of `like`."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _first(recipe: Recipe, shape: Shape, streams: Streams, start: Tensor | None) -> Tensor:

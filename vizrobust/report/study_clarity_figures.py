@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from vizrobust.clarity import NaturalScale
-from vizrobust.report.study_data import Entry, Group, StudyGroups
+from vizrobust.report.study_data import Entry, Group, StudyGroups, mean_of
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
 from vizrobust.report.style import COLORS, FAINT, INK, MARKERS, QUIET, blank, house_style, wrapped
 from vizrobust.report.words import judge_name
@@ -225,7 +225,7 @@ def _curves(study: StudyGroups, recipe: str) -> list[tuple[Group, list[tuple[flo
             if mine and row.get("value") is not None and row.get("distance") is not None:
                 by_step.setdefault(int(row["step"]), []).append(row)
         points = [
-            (_mean([row["distance"] for row in rows]), _mean([row["value"] for row in rows]))
+            (mean_of([row["distance"] for row in rows]), mean_of([row["value"] for row in rows]))
             for _, rows in sorted(by_step.items())
         ]
         if points:
@@ -294,7 +294,3 @@ def _title(axes: Axes, title: str, below: str, metric: Entry) -> None:
     notes = [below, "lower is clearer" if metric.get("direction", 1) < 0 and metric["role"] != "diagnostic" else ""]
     second = wrapped(", ".join(note for note in notes if note), 44)
     axes.set_title(f"{wrapped(title, 44)}\n{second or ' '}", loc="left", fontsize=8.5, linespacing=1.3, pad=7)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -215,7 +215,7 @@ def range_over_seeds(values: Sequence[float]) -> Spread:
     """The mean with the smallest and the largest value, without them for one value."""
     if len(values) == 1:
         return Spread(values[0])
-    return Spread(_mean_of(values), min(values), max(values), len(values))
+    return Spread(mean_of(values), min(values), max(values), len(values))
 
 
 def _group(name: str, members: Sequence[Entry], ks: Sequence[int | None]) -> Group:
@@ -234,16 +234,16 @@ def is_masked(checkpoint: Entry) -> bool:
 
 def _mean(values: Iterable[Any]) -> float | None:
     there = [float(value) for value in values if _is_number(value)]
-    return _mean_of(there) if there else None
+    return mean_of(there) if there else None
 
 
 def _means_of(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Name -> the mean of its values, for names that all have."""
     names = _distinct(name for values in found for name in values)
-    return {name: _mean_of([values[name] for values in found]) for name in names if all(name in values for values in found)}
+    return {name: mean_of([values[name] for values in found]) for name in names if all(name in values for values in found)}
 
 
-def _mean_of(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 

@@ -154,14 +154,14 @@ COMMANDS: dict[str, Command] = {
     ),
     "intervene": Command(
         "understanding:InterveneRequest",
-        "intervene:intervene",
+        "layer_units:intervene",
         "look",
         "Remove or scale units, and see what each class loses.",
         resumable=True,
     ),
     "dictionary": Command(
         "understanding:DictionaryRequest",
-        "dictionary:dictionary",
+        "layer_units:dictionary",
         "look",
         "Fit a dictionary (PCA, NMF, sparse) to a layer.",
         session=("download", "arch", "device", "as_json", "quiet"),

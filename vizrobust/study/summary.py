@@ -233,7 +233,7 @@ def _sentences(contrast: str, found: str, entries: Sequence[ContrastResult]) -> 
         said = listed(entries, lambda one: _sign(one, more, less), judged)
         return [f"{_capital(about)} ({contrast}): {said}."]
     if found == SUPPORTED:
-        sentence = f"{_capital(claim)} ({contrast}): {listed(entries, _verdict_of, judged)}."
+        sentence = f"{_capital(claim)} ({contrast}): {listed(entries, lambda one: one.verdict, judged)}."
     elif found in (PRIOR, METRIC):
         sentence = f"Whether {claim} ({contrast}) {found}: {listed(entries, _reason_of)}."
     elif found == NOT_SUPPORTED:
@@ -242,10 +242,6 @@ def _sentences(contrast: str, found: str, entries: Sequence[ContrastResult]) -> 
         sentence = f"That {claim} ({contrast}) is not shown: {listed(entries, _reason_of)}."
     shapes = [result for result in entries if result.dose_response_shape is not None]
     return [sentence, f"Shape over K ≥ 1: {listed(shapes, lambda one: one.dose_response_shape or '')}."] if shapes else [sentence]
-
-
-def _verdict_of(result: ContrastResult) -> str:
-    return result.verdict
 
 
 def _reason_of(result: ContrastResult) -> str:
