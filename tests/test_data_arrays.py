@@ -134,6 +134,8 @@ GREY = np.zeros((24, 5, 4), np.float32)
         ({"y_test": np.arange(6)}, "test split has label 5; expected 0 to 2"),
         ({"classes": np.array(["a", "b"])}, "label 2; expected 0 to 1"),
         ({"classes": np.arange(3)}, "expected one string for each class"),
+        ({"classes": np.array(["a", "b", "a"])}, "classes has 'a' twice"),
+        ({"classes": np.array([b"a", b"\xff", b""])}, "an empty name"),
         ({"y_train": np.arange(24), "y_test": np.arange(6)}, "no class has two training images"),
         ({"y_train": np.array([None] * 24)}, "without objects"),
     ],

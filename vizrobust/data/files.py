@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections import Counter
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vizrobust.data.dataset import SPLIT_SEED, SPLITS, Absent, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
-from vizrobust.data.images import IMAGE_FILES, image_files, image_header, pixels, read_image
+from vizrobust.data.images import image_files, image_header, note_left_out, pixels, read_image
 from vizrobust.rng import Streams
 
 NEEDED = ("x_test", "y_test")
@@ -123,7 +122,7 @@ def _checked(x: Array, name: str) -> Array:
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(f"{name} has NaN or infinite values; expected float images in [0, 1]")
     if low >= 0 and 1 < high <= 255:
-        raise ValueError(f"{name} holds floats up to {high:g}, as if in 0 to 255; divide by 255 or save uint8")
+        raise ValueError(f"{name} holds floats up to {high:.9g}, as if in 0 to 255; divide by 255 or save uint8")
     if low < 0 or high > 1:
         raise ValueError(f"{name} has values from {low:g} to {high:g}; expected float images in [0, 1], not normalized ones")
     return x.astype(np.float32)
@@ -157,14 +156,16 @@ def _classes(arrays: dict[str, Array], labels: Tensor, name: str) -> tuple[str, 
     names = arrays["classes"]
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"{name}: classes has shape {names.shape} and dtype {names.dtype}; expected one string for each class")
-    return tuple(text.decode() if isinstance(text, bytes) else text for text in names.tolist())
+    texts = tuple(text.decode(errors="replace") if isinstance(text, bytes) else text for text in names.tolist())
+    if "" in texts or len(set(texts)) < len(texts):
+        wrong = "an empty name" if "" in texts else f"{Counter(texts).most_common(1)[0][0]!r} twice"
+        raise ValueError(f"{name}: classes has {wrong}; give each class a name of its own")
+    return texts
 
 
 # In large folders so many images of each class tell whether it is grey; photographs have a grey one in a hundred.
 LOOKED_AT, HEADERS = 10, 20_000
 UNLABELLED = "unlabelled"
-# So many suffixes are named, and so many files compared by content.
-SHOWN, COMPARED = 5, 5_000
 SMALLEST = 8
 
 
@@ -243,7 +244,7 @@ def read_folder(root: Path, name: str, read: ReadImage, own: bool = False, skip_
         kept, held = hold_out(whole.labels, name)
         splits = {"train": part(whole, kept), "val": part(whole, held), "test": test}
     if own:
-        _note_left_out(listed, name)
+        note_left_out(listed, name)
     shape = (read.channels, height, width)
     return DataSet(name, classes, shape, splits["train"], splits["val"], splits["test"], usual_eps(shape))
 
@@ -305,42 +306,6 @@ def _bare(root: Path, name: str) -> dict[str, list[str]]:
         return {UNLABELLED: images}
     found = ", ".join(sorted(item.name for item in islice(root.iterdir(), 10))) or "nothing"
     raise ValueError(f"{name}: expected train/ and val/ or test/, class folders or images in {str(root)!r}, found {found}")
-
-
-def _note_left_out(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) -> None:
-    """Say which files of the folder are no images, by suffix, and which images stand in two splits."""
-    folders = {Path(path).parent for files in listed.values() for of_kind in files.values() for path in of_kind}
-    suffixes = Counter(
-        item.suffix.lower() or "no suffix"
-        for folder in sorted(folders)
-        for item in folder.iterdir()
-        if item.is_file() and not item.name.startswith(".") and item.suffix.lower() not in IMAGE_FILES
-    )
-    if suffixes:
-        told = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(SHOWN))
-        warnings.warn(f"{name}: {sum(suffixes.values())} files are no images and are left out: {told}", stacklevel=4)
-    if twice := _in_two_splits(listed):
-        first, second = twice[0]
-        warnings.warn(
-            f"{name}: {len(twice)} images stand in two splits with the same content, such as {first!r} and {second!r}; "
-            "accuracies on them are not those on new images", stacklevel=4,
-        )  # fmt: skip
-
-
-def _in_two_splits(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> list[tuple[str, str]]:
-    """Pairs of files of different splits with the same content; of the first 5,000 whose sizes agree."""
-    by_size: dict[int, list[tuple[str, str]]] = {}
-    for split, files in listed.items():
-        for path in (path for of_kind in files.values() for path in of_kind):
-            by_size.setdefault(Path(path).stat().st_size, []).append((split, path))
-    suspects = [one for same in by_size.values() if len({split for split, _ in same}) > 1 for one in same]
-    first: dict[str, tuple[str, str]] = {}
-    found = []
-    for split, path in suspects[:COMPARED]:
-        other = first.setdefault(hashlib.sha256(Path(path).read_bytes()).hexdigest(), (split, path))
-        if other[0] != split:
-            found.append((other[1], path))
-    return found
 
 
 def _list(folder: Path, name: str) -> dict[str, list[str]]:

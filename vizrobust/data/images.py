@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +65,8 @@ def pixels(image: Image.Image, channels: int) -> Tensor:
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no image file {path!r}")
+        special = "; it is a pipe, a device or a link to nothing, so remove it" if os.path.lexists(path) else ""
+        raise FileNotFoundError(f"no image file {path!r}{special}")
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -82,13 +85,15 @@ def _opened(path: str) -> Iterator[Image.Image]:
 def image_files(folder: Path) -> list[str]:
     """The image files anywhere below a folder, sorted, each once; none where there is no folder.
 
-    Hidden folders and files are left out. Links are followed, but no folder or file is taken twice.
+    Hidden folders and files are left out. Links are followed, but not to a folder that they are in, and no folder or file is
+    taken twice.
     """
     found: dict[str, str] = {}
     visited: set[str] = set()
     for below, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(below)
-        if real in visited:
+        around = Path(os.path.realpath(Path(below).parent))
+        if real in visited or (Path(below).is_symlink() and around.is_relative_to(real)):
             folders.clear()
             continue
         visited.add(real)
@@ -98,3 +103,57 @@ def image_files(folder: Path) -> list[str]:
                 path = str(Path(below, name))
                 found.setdefault(os.path.realpath(path), path)
     return sorted(found.values())
+
+
+# So many suffixes are named, and so many files compared by content.
+SHOWN, COMPARED = 5, 5_000
+
+
+def note_left_out(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) -> None:
+    """Say which files of the folder are no images, by suffix, and which images stand in two splits."""
+    folders = {Path(path).parent for files in listed.values() for of_kind in files.values() for path in of_kind}
+    suffixes = Counter(
+        item.suffix.lower() or "no suffix"
+        for folder in sorted(folders)
+        for item in folder.iterdir()
+        if item.is_file() and not item.name.startswith(".") and item.suffix.lower() not in IMAGE_FILES
+    )
+    if suffixes:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(SHOWN))
+        warnings.warn(f"{name}: {sum(suffixes.values())} files are no images and are left out: {told}", stacklevel=4)
+    for what, pairs in _twice(listed).items():
+        (first, second), (where, therefore) = pairs[0], TWICE[what]
+        warnings.warn(f"{name}: {len(pairs)} images stand {where}, such as {first!r} and {second!r}; {therefore}", stacklevel=4)
+
+
+# Where two files of the same content stand, and what follows.
+TWICE = {
+    "split": ("in two splits with the same content", "accuracies on them are not those on new images"),
+    "class": ("in two classes with the same content", "at most one of their labels is right"),
+    "copy": (
+        "in train/ twice with the same content",
+        "a copy may be a validation image, whose accuracy is not that of a new one",
+    ),
+}
+
+
+def _twice(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of files with the same content: of two classes, of two splits, or both in a split that is cut in two.
+
+    Of the first 5,000 files whose sizes agree.
+    """
+    by_size: dict[int, list[tuple[str, str, str]]] = {}
+    for split, files in listed.items():
+        for kind, path in ((kind, path) for kind, of_kind in files.items() for path in of_kind):
+            by_size.setdefault(Path(path).stat().st_size, []).append((split, kind, path))
+    first: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for one in [one for same in by_size.values() if len(same) > 1 for one in same][:COMPARED]:
+        other = first.setdefault(hashlib.sha256(Path(one[2]).read_bytes()).hexdigest(), one)
+        if other is one:
+            continue
+        cut = one[:2] == other[:2] and one[0] == "train" and len(listed) == 2
+        for what, true in (("class", other[1] != one[1]), ("split", other[0] != one[0]), ("copy", cut)):
+            if true:
+                found.setdefault(what, []).append((other[2], one[2]))
+    return found

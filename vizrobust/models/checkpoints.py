@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,6 +31,28 @@ HALF = "float16"
 # What rounding to float16 takes at most from a number in its normal range: half a unit of eleven binary digits.
 HALF_ERROR = 2.0**-11
 Shape = tuple[int, int, int]
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str)
+
+
+def _are_measures(x: Any) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(value, str) or value is None or _is_number(value) for value in x.values())
+
+
+# What a description may hold besides shape, classes and normalization.
+FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("arch", "data", "training", "norm", "arch_sha256", "storage_dtype"), (_is_text, "a text")),
+    "attack_steps": (lambda x: x is None or (type(x) is int and x >= 0), "a whole number"),
+    "eps": (lambda x: x is None or (_is_number(x) and x >= 0), "a number from 0"),
+    "metrics": (_are_measures, "numbers and texts by name"),
+    "versions": (lambda x: isinstance(x, Mapping), "texts by name"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,14 +97,25 @@ class CheckpointInfo:
             if plain.pop("format") != FORMAT:
                 raise ValueError("written by a newer vizrobust")
             normalization = plain.pop("normalization")
+            shape = plain.pop("input_shape")
+            if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+                raise ValueError(f"input_shape is {shape!r}; expected three whole numbers, channels, height and width")
             for name in ("mean", "std"):
-                if not all(isinstance(value, float | int) for value in normalization[name]):
-                    raise ValueError(f"normalization {name} is {normalization[name]!r}; expected one number for each channel")
-            if not all(isinstance(name, str) for name in plain["classes"]):
+                values = normalization[name]
+                if len(values) != shape[0] or not all(_is_number(value) for value in values):
+                    raise ValueError(f"normalization {name} is {values!r}; expected one number for each channel")
+            if not all(abs(value) <= 1 for value in normalization["mean"]) or not all(
+                value > 0 for value in normalization["std"]
+            ):
+                raise ValueError(f"normalization is {normalization}; expected means of images in [0, 1] and deviations above 0")
+            names = plain["classes"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("classes are not all names; expected one string for each class")
-            shape = tuple(int(size) for size in plain.pop("input_shape"))
             if "stored" in plain:
                 plain["storage_dtype"] = plain.pop("stored")
+            for name, (fits, expected) in FIELDS.items():
+                if name in plain and not fits(plain[name]):
+                    raise ValueError(f"{name} is {plain[name]!r:.40}; expected {expected}")
             return CheckpointInfo(
                 mean=tuple(normalization["mean"]),
                 std=tuple(normalization["std"]),
