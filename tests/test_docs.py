@@ -23,6 +23,7 @@ DOCUMENTS = (
     "gallery/mnist-sweep/make.sh",
     "gallery/imagenette/make.sh",
     "gallery/imagenette-study/make.sh",
+    "gallery/imagenette-three-seeds/make.sh",
     "gallery/cifar10-study/make.sh",
 )
 
