@@ -7,6 +7,8 @@ import torch
 
 from tests.test_training import ATTACK, RECIPE, trainer
 from vizrobust.attacks import BIM, FGSM, PGD, Linf
+from vizrobust.data import load
+from vizrobust.training.recipe import first_network
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,29 @@ def test_attack_steps_are_k():
     assert RECIPE.attack_steps == 0
     assert replace(RECIPE, attack=FGSM(Linf(0.1))).attack_steps == 1
     assert replace(RECIPE, attack=ATTACK).attack_steps == 2
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.body = nn.Linear(shape[0] * shape[1] * shape[2], 8).requires_grad_({body})
+        self.head = nn.Linear(8, classes).requires_grad_({head})
+        self.places = nn.Parameter(torch.arange(3), requires_grad=False)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)))
+"""
+
+
+def test_weights_that_a_networks_own_code_has_frozen_do_not_learn(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(OWN.format(body=False, head=True))
+    net = first_network(replace(RECIPE, arch=f"{path}:Net"), load(RECIPE.data), 0)
+    assert [name for name, weight in net.named_parameters() if weight.requires_grad] == ["net.head.weight", "net.head.bias"]
+    path.write_text(OWN.format(body=False, head=False))
+    with pytest.raises(ValueError, match="has frozen all its weights"):
+        first_network(replace(RECIPE, arch=f"{path}:Net"), load(RECIPE.data), 0)

@@ -266,7 +266,10 @@ def _head(arch: str, data: DataSet) -> set[str]:
 
 
 def _freeze(body: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Layers whose name fits a pattern, and those inside them, do not learn; see `train_mode` for their statistics."""
+    """Layers whose name fits a pattern, and those inside them, do not learn; see `train_mode` for their statistics.
+
+    Nor do those that the network's own code has frozen.
+    """
     names = [name for name, _ in body.named_parameters()]
     for pattern in patterns:
         if not any(_fits(name, pattern) for name in names):
@@ -277,7 +280,10 @@ def _freeze(body: nn.Module, patterns: tuple[str, ...]) -> None:
     if not kept:
         raise ParameterError("{freeze} %s leaves no layer that learns; leave one of them out", ", ".join(patterns))
     for name, weight in body.named_parameters():
-        weight.requires_grad_(name in kept)
+        if name not in kept:
+            weight.requires_grad_(False)
+    if names and not any(weight.requires_grad for weight in body.parameters()):
+        raise ParameterError("{arch}: the network's own code has frozen all its weights, so nothing would learn; leave some free")
 
 
 def _fits(name: str, pattern: str) -> bool:
