@@ -108,8 +108,8 @@ class Net(nn.Module):
 def test_weights_that_a_networks_own_code_has_frozen_do_not_learn(tmp_path):
     path = tmp_path / "nets.py"
     path.write_text(OWN.format(body=False, head=True))
-    net = first_network(replace(RECIPE, arch=f"{path}:Net"), load(RECIPE.data), 0)
+    net = first_network(replace(RECIPE, arch=f"{path}:Net"), load("digits"), 0)
     assert [name for name, weight in net.named_parameters() if weight.requires_grad] == ["net.head.weight", "net.head.bias"]
     path.write_text(OWN.format(body=False, head=False))
     with pytest.raises(ValueError, match="has frozen all its weights"):
-        first_network(replace(RECIPE, arch=f"{path}:Net"), load(RECIPE.data), 0)
+        first_network(replace(RECIPE, arch=f"{path}:Net"), load("digits"), 0)
