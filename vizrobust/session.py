@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from vizrobust.compute import Compute, has_bf16, versions
 from vizrobust.data import ArraySplit, DataSet, Split, content_of, load, with_classes
-from vizrobust.data.pairs import pair_of
+from vizrobust.data.images import pair_of
 from vizrobust.models import Checkpoint, CheckpointInfo, evaluating, load_checkpoint
 from vizrobust.models.checkpoints import OBJECT
 from vizrobust.models.dictionaries import read_dictionary
