@@ -260,3 +260,21 @@ def test_a_network_of_the_whole_batch_is_not_certified(method: str) -> None:
     net = Does(lambda _net, x: x - x.mean(0, keepdim=True))
     with pytest.warns(UserWarning, match="other images"), pytest.raises(ValueError, match="cannot be certified"):
         vr.certify(net, (torch.rand(4, 1, 2, 3), torch.arange(4) % 2), method=method, attack="none", images=2)
+
+
+class Root(nn.Module):
+    """Class 0 for every image, but no number where a pixel is negative, as noise makes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.sqrt().flatten(1).sum(1)
+        return torch.stack((z + 1, z), 1)
+
+
+def test_an_image_without_finite_outputs_under_noise_is_neither_certified_nor_a_survivor() -> None:
+    x = torch.cat((torch.zeros(2, 1, 4, 4), torch.full((1, 1, 4, 4), 0.9)))
+    report = vr.certify(Root(), (x, torch.zeros(3, dtype=torch.int64)), samples=100, sigma=0.1, attack="none")
+    (found,) = report.found
+    assert [row["predicted"] for row in report.rows()] == [-1, -1, 0]
+    assert found.right.tolist() == [False, False, True]
+    assert (found.radius > 0).tolist() == [False, False, True]
+    assert "not finite on noisy copies of 2 of 3 images" in report.tables()[0].note

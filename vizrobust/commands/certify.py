@@ -36,7 +36,8 @@ class Certified:
     """What is known of n images of one checkpoint: within `radius` (n,) nothing changes the answer, at `smallest` something does.
 
     `right` (n,) bool: the answer is the label. `radius` is 0 where the answer is wrong or `abstains` (n,) bool; `smallest`
-    is 0 where it is wrong, inf where no attack succeeded, None where none was run.
+    is 0 where it is wrong, inf where no attack succeeded, None where none was run. `undefined` counts the images some of whose
+    noisy copies have outputs that are not finite.
     """
 
     target: Target
@@ -44,6 +45,7 @@ class Certified:
     abstains: Tensor
     radius: Tensor
     smallest: Tensor | None
+    undefined: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,6 +100,12 @@ class CertifyReport(Result):
             "95 % interval",
         ]
         remarks = [remark for one in self.found for remark in one.target.remarks]
+        remarks += [
+            f"{one.target.name}: outputs are not finite on noisy copies of {one.undefined} of {len(one.radius)} images; such "
+            "copies count against the class, and an image is not right where nothing is proved because of them"
+            for one in self.found
+            if one.undefined
+        ]
         note = "\n".join((f"{how}. certified, attack: medians over images, 0 for one that is wrong", *remarks))
         return Table(f"{NORMS[request.method]} radii by {request.method}", header, rows, note)
 
@@ -150,6 +158,7 @@ def _smoothed(
             assert net is not None
             one = certified(net, x, compute, sigma=request.noise, samples=request.votes, alpha=request.alpha, streams=streams)
             row = {**about, "image": index, "label": label, "predicted": one.predicted, "p_low": one.p_low, "radius": one.radius}
+            row |= {"lost": one.lost} if one.lost else {}
             known[index] = target.folder.add(row)
         row = known[index]
         if attack is not None and row["predicted"] == label:
@@ -233,13 +242,15 @@ def _known(target: Target, about: Row) -> dict[int, Row]:
 
 
 def _of_rows(target: Target, rows: list[Row], attack: Attack | None) -> Certified:
-    right = torch.tensor([row["predicted"] == row["label"] for row in rows])
+    # An image of which some copies have no finite outputs, and for which nothing is proved, is neither right nor wrong.
+    undefined = [row.get("lost", 0) > 0 and row["radius"] == 0 for row in rows]
+    right = torch.tensor([row["predicted"] == row["label"] and not lost for row, lost in zip(rows, undefined, strict=True)])
     proved = torch.tensor([row["radius"] for row in rows], dtype=torch.float64)
     abstains = (proved == 0) if rows and rows[0]["method"] == "smoothing" else torch.zeros_like(right)
     sizes = [torch.inf if row.get("smallest") is None else row["smallest"] for row in rows]
     smallest = None if attack is None else torch.tensor(sizes, dtype=torch.float64).where(right, 0)
     target.saw(torch.tensor([row["predicted"] for row in rows]))
-    return Certified(target, right, abstains, proved.where(right, 0), smallest)
+    return Certified(target, right, abstains, proved.where(right, 0), smallest, sum(row.get("lost", 0) > 0 for row in rows))
 
 
 def _at_radii(request: CertifyRequest, one: Certified) -> Table:

@@ -180,7 +180,7 @@ class Checkpoint:
                 alone, depends_on = dependence(net, self.info.input_shape, self.name)
                 self._found_out.update(alone=alone, depends_on=depends_on)
                 if depends_on:
-                    how = "; attack and masking give it one image at a time, other commands show it in batches" if alone else ""
+                    how = "; accuracies are of one image at a time, all else is of batches" if alone else ""
                     warnings.warn(f"{self.name}: {depends_on}{how}", stacklevel=3)
         for key, value in self._found_out.items():
             setattr(net, key, value)

@@ -76,7 +76,7 @@ class Logits(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.training = net, net.training
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.net(x.clone()), len(x))

@@ -222,7 +222,8 @@ def margin_bound(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor | float) -> T
         before = generator_states(x.device)
         try:
             output = body(inputs)
-        except (TypeError, AttributeError, RuntimeError) as error:  # whatever a network's own code does with what is no tensor
+        # Whatever a network's own code does with what is no tensor.
+        except (TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{UNKNOWN} ({error}); certify it by smoothing") from error
         if not same_states(before, generator_states(x.device)):
             raise ValueError("interval bounds do not know random numbers, which this network draws; certify it by smoothing")

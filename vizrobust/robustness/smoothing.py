@@ -22,12 +22,14 @@ GROWTH, GROWTHS, HALVINGS = 1.5, 12, 5  # of the step along which an attack is v
 class Certificate:
     """What smoothing says of one image: the class `predicted`, its lower bound `p_low`, and the certified L2 `radius`.
 
-    `abstains` where p_low is not above 1/2; the radius is then 0.
+    `abstains` where p_low is not above 1/2; the radius is then 0. `lost` copies had outputs that are not finite; where none
+    of those that choose the class is left, `predicted` is -1, nobody's class.
     """
 
     predicted: int
     p_low: float
     radius: float
+    lost: int = 0
 
     @property
     def abstains(self) -> bool:
@@ -47,10 +49,13 @@ def certificate(selection: Tensor, votes: Tensor, sigma: float, alpha: float, co
     """
     from scipy.stats import binomtest, norm
 
+    lost = (count or int(votes.sum())) - int(votes.sum())
+    if not selection.any():
+        return Certificate(-1, 0.0, 0.0, lost)
     top = int(selection.argmax())
     bound = binomtest(int(votes[top]), count or int(votes.sum()), alternative="greater").proportion_ci(1 - alpha, method="exact")
     p_low = float(bound.low)
-    return Certificate(top, p_low, max(0.0, sigma * float(norm.ppf(p_low))) if p_low > 0.5 else 0.0)
+    return Certificate(top, p_low, max(0.0, sigma * float(norm.ppf(p_low))) if p_low > 0.5 else 0.0, lost)
 
 
 def largest_radius(sigma: float, samples: int, alpha: float) -> float:
