@@ -26,7 +26,6 @@ from vizrobust.results import Event, Note, Progress, Result, Row, Table, interva
 from vizrobust.runs import Taken, default_folder, read_rows, write_text
 from vizrobust.session import Session
 from vizrobust.spec import parse
-from vizrobust.study.protocol import training_attack
 from vizrobust.trackers import Tracker
 from vizrobust.training import BASELINE_ATTACKS as NAMED
 from vizrobust.training import METHODS, METRICS_FILE, Method, MultiAttack, TrainingRecipe, recorded_threads, trained_checkpoint
@@ -297,6 +296,8 @@ class JudgeReport(Result):
 
 def judge(request: JudgeRequest, session: Session) -> Generator[Event, None, JudgeReport]:
     """Train the three judges, or go on with them, and measure what they see."""
+    from vizrobust.study.protocol import training_attack  # scipy.stats stands behind it, which `train` need not wait for
+
     data = session.dataset(request.data)
     named = request.data if isinstance(request.data, str) else data.name
     seen, name = (held_out(data), f"held-out:{named}") if request.split == "val" else (data, named)
