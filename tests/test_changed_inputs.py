@@ -92,7 +92,7 @@ def test_mended_code_is_evaluated_again_beside_the_old_rows(own):
 
 
 def test_another_normalization_is_another_network(own):
-    save("net.safetensors", 1, mean=(5.0,))
+    save("net.safetensors", 1, mean=(1.0,))
     assert attacked()[0] == 0.5
     save("net.safetensors", 1)
     assert attacked()[0] == 1.0

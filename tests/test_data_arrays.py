@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,22 @@ def test_real_cifar10(shared: Path) -> None:
     # The figures everybody uses for CIFAR-10, from all 50,000 images.
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.005)
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.005)
+
+
+def test_copies_are_said(tmp_path: Path) -> None:
+    """A test image that was trained on, one with two labels, and one that may be in both halves of a split training set."""
+    x = np.random.default_rng(0).integers(0, 256, (20, 5, 7), np.uint8)
+    y = np.arange(20) % 2
+    file = tmp_path / "copies.npz"
+    np.savez(file, x_train=np.concatenate([x, x[3:4]]), y_train=np.append(y, y[3]), x_test=x[[4]], y_test=1 - y[[4]])
+    with pytest.warns(UserWarning, match="with the same content") as said:
+        load(f"npz:{file}")
+    texts = " ".join(str(one.message) for one in said)
+    assert "1 images stand in the training images twice with the same content, such as 'x_train[3]' and 'x_train[20]'" in texts
+    for where in ("two splits", "two classes"):
+        assert f"1 images stand in {where} with the same content, such as 'x_train[4]' and 'x_test[0]'" in texts
+    np.savez(file, x_train=x[:10], y_train=y[:10], x_test=x[10:], y_test=y[10:])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load(f"npz:{file}")
+    assert not said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vizrobust.data.dataset import SPLIT_SEED, SPLITS, Absent, ArraySplit, DataSet, FileSplit, Split, Subset, hold_out, usual_eps
-from vizrobust.data.images import image_files, image_header, note_left_out, pixels, read_image
+from vizrobust.data.images import image_files, image_header, note_copies, note_left_out, pixels, read_image
 from vizrobust.rng import Streams
 
 NEEDED = ("x_test", "y_test")
@@ -50,6 +50,7 @@ def npz(file: str) -> DataSet:
         splits |= {"train": Subset(train, kept), "val": Subset(train, held)}
     if train is not None:
         _same_shape(train, test, "x_test", name)
+    note_copies(_contents(arrays), name, cut=train is not None and "x_val" not in arrays)
     channels, height, width = test.pixels.shape[1:]
     shape = (channels, height, width)
     return DataSet(
@@ -61,6 +62,12 @@ def npz(file: str) -> DataSet:
         splits["test"],
         usual_eps(shape),
     )
+
+
+def _contents(arrays: dict[str, Array]) -> Iterator[tuple[str, str, str, bytes]]:
+    for split in ("train", "val", "test"):
+        for place, (image, label) in enumerate(zip(arrays.get(f"x_{split}", ()), arrays.get(f"y_{split}", ()), strict=True)):
+            yield split, str(label), f"x_{split}[{place}]", image.tobytes()
 
 
 def _read(file: str) -> dict[str, Array]:

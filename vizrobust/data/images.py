@@ -124,9 +124,7 @@ def note_left_out(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) 
     if suffixes:
         told = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(SHOWN))
         warnings.warn(f"{name}: {sum(suffixes.values())} files are no images and are left out: {told}", stacklevel=4)
-    for what, pairs in _twice(listed).items():
-        (first, second), (where, therefore) = pairs[0], TWICE[what]
-        warnings.warn(f"{name}: {len(pairs)} images stand {where}, such as {first!r} and {second!r}; {therefore}", stacklevel=4)
+    note_copies(_same_sized(listed), name, cut=len(listed) == 2)
 
 
 # Where two files of the same content stand, and what follows.
@@ -134,32 +132,40 @@ TWICE = {
     "split": ("in two splits with the same content", "accuracies on them are not those on new images"),
     "class": ("in two classes with the same content", "at most one of their labels is right"),
     "copy": (
-        "in train/ twice with the same content",
+        "in the training images twice with the same content",
         "a copy may be a validation image, whose accuracy is not that of a new one",
     ),
 }
 
 
-def _twice(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[tuple[str, str]]]:
-    """Pairs of files with the same content: of two classes, of two splits, or both in a split that is cut in two.
+def note_copies(images: Iterable[tuple[str, str, str, bytes]], name: str, cut: bool = False) -> None:
+    """Say which images have the same content and stand in two classes, in two splits, or both in a training split that is `cut`.
 
-    Of the first 5,000 files whose sizes agree.
+    Each image is its split, its class, what it is called, and its content. A cut split also gives the validation images.
     """
+    first: dict[bytes, tuple[str, str, str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for split, kind, called, content in images:
+        other = first.setdefault(hashlib.sha256(content).digest(), (split, kind, called))
+        if other[2] == called:
+            continue
+        copy = cut and (split, kind) == other[:2] and split == "train"
+        for what, true in (("class", other[1] != kind), ("split", other[0] != split), ("copy", copy)):
+            if true:
+                found.setdefault(what, []).append((other[2], called))
+    for what, pairs in found.items():
+        (one, two), (where, therefore) = pairs[0], TWICE[what]
+        warnings.warn(f"{name}: {len(pairs)} images stand {where}, such as {one!r} and {two!r}; {therefore}", stacklevel=5)
+
+
+def _same_sized(listed: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[tuple[str, str, str, bytes]]:
+    """Of the files whose sizes agree the first 5,000, with their content."""
     by_size: dict[int, list[tuple[str, str, str]]] = {}
     for split, files in listed.items():
         for kind, path in ((kind, path) for kind, of_kind in files.items() for path in of_kind):
             by_size.setdefault(Path(path).stat().st_size, []).append((split, kind, path))
-    first: dict[str, tuple[str, str, str]] = {}
-    found: dict[str, list[tuple[str, str]]] = {}
-    for one in [one for same in by_size.values() if len(same) > 1 for one in same][:COMPARED]:
-        other = first.setdefault(hashlib.sha256(Path(one[2]).read_bytes()).hexdigest(), one)
-        if other is one:
-            continue
-        cut = one[:2] == other[:2] and one[0] == "train" and len(listed) == 2
-        for what, true in (("class", other[1] != one[1]), ("split", other[0] != one[0]), ("copy", cut)):
-            if true:
-                found.setdefault(what, []).append((other[2], one[2]))
-    return found
+    for split, kind, path in [one for same in by_size.values() if len(same) > 1 for one in same][:COMPARED]:
+        yield split, kind, path, Path(path).read_bytes()
 
 
 def pair_of(data: Any) -> tuple[Tensor, Tensor]:
