@@ -214,7 +214,6 @@ def test_it_finds_what_pyautoattacks_finds(ball: Ball, targeted: bool) -> None:
         (lambda: FAB(targets=0), "FAB: targets must be at least 1, got 0"),
         (lambda: FAB(alpha_max=2), "FAB: alpha_max must be between 0 and 1, got 2"),
         (lambda: FAB(eta=0.5), "FAB: eta must be at least 1"),
-        (lambda: FAB()(linear_net(1), *case(linear_net(1)), streams=Streams(0, range(6))), "one class"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(make, says: str) -> None:

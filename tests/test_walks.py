@@ -22,8 +22,8 @@ from vizrobust.runs import read_rows
 
 ROOT = Path(vizrobust.__file__).parent
 MOST_ROOMS, MOST_FUNCTIONS = 7, 12
-# The layers that only read specs and folders; every room may call them.
-GROUND = ("spec.py", "runs.py", "legacy.py", "requests/", "plugins.py", "results.py")
+# The layers that only read specs, folders and the code of an attack; every room may call them.
+GROUND = ("spec.py", "runs.py", "legacy.py", "requests/", "plugins.py", "results.py", "models/object_code.py")
 
 
 @contextmanager

@@ -83,11 +83,12 @@ def check_images(x: Tensor, what: str = "images") -> None:
         raise ValueError(f"{what} have shape {tuple(x.shape)}; expected (N, C, H, W)")
     if not x.is_floating_point():
         raise ValueError(f"{what} are {x.dtype}; expected floating point in [0, 1]: divide pixels of 0 to 255 by 255")
-    if x.layout != torch.strided or x.is_meta:
-        raise ValueError(f"{what} are a sparse tensor, or one without values; expected an ordinary one")
     if not x.numel():
         return
-    low, high = torch.stack(x.detach().aminmax()).tolist()
+    try:
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{what} are a sparse tensor, or one without values; expected an ordinary one") from error
     if low >= 0 and high <= 1:
         return
     if not bool(x.isfinite().all()):
