@@ -70,7 +70,8 @@ def scored_again(
     given = {file_name(ref): ref for ref in looking}
     coded = [one for one in (*stated, plan.encoder) if split_code(one)[1] and file_name(one) not in given]
     if coded:
-        yield Check("scores of the pictures", None, f"{file_name(coded[0])} needs code; name its file and code to run it", AGAIN)
+        why = f"{file_name(coded[0])} runs code of its own; give each such judge as FILE::arch=CODE.py:NAME"
+        yield Check("scores of the pictures", None, why, AGAIN)
         return
     try:
         judges = [
