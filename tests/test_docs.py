@@ -24,6 +24,7 @@ DOCUMENTS = (
     "gallery/imagenette/make.sh",
     "gallery/imagenette-study/make.sh",
     "gallery/imagenette-three-seeds/make.sh",
+    "gallery/imagenette-controls/make.sh",
     "gallery/cifar10-study/make.sh",
 )
 

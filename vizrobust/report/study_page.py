@@ -169,7 +169,7 @@ def _caption(
     texts = [f"What excites the units of layer {layer} most, under the recipe {recipe}, on {data}; K attack steps in training."]
     seeds = sorted({cell.training_seed for cell in found.values() if cell.training_seed is not None})
     if study.seeds > 1 and seeds:
-        texts[0] += f" Training seed {seeds[0]} of {study.seeds}."
+        texts[0] += f" Training seed {seeds[0]}, one of {study.seeds}."
     if any(study.accuracy_of("strongest")):
         texts.append("“Attacked” is accuracy under the strongest attack found.")
     if units_in_all > shown:
