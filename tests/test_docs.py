@@ -16,6 +16,7 @@ from vizrobust.requests import request_class
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
+    "PACKAGE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
