@@ -79,7 +79,7 @@ def test_the_ensemble_says_who_broke_what(trained: str) -> None:
     args = (trained, "--attack", "standard", "--eps", 0.12, "--images", 8, "--batch-size", 8)
     lines = printed(*args).splitlines()
     header = next(line for line in lines if "APGD-CE" in line)
-    assert header.split() == ["checkpoint", "wrong", "clean", "APGD-CE", "APGD-T", "FAB-T", "Square", "left"]
+    assert header.split() == ["checkpoint", "clean", "errors", "APGD-CE", "APGD-T", "FAB-T", "Square", "robust"]
     counts = next(line for line in lines if trained in line and "AutoAttack" not in line).split()
     wrong, *broken, left = map(int, counts[1:])
     (row,) = rows(*args)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vizrobust.study import StudyReport
+from vizrobust.study.report import READABLE
 from vizrobust.study.report_checks import READ, UNCHECKED, not_checked, stated_checks
 from vizrobust.study.verify import _concluded
 
@@ -86,6 +87,8 @@ def is_believed(name: str, report: dict[str, Any]) -> bool:
 
 
 def noticed(report: dict[str, Any], folder: Path) -> bool:
+    if report["format"] not in READABLE:
+        return True  # `StudyReport.read` refuses it
     found = StudyReport(report)
     try:
         return any(check.ok is False for check in chain(stated_checks(found, folder), _concluded(found)))

@@ -323,6 +323,8 @@ def test_kl_needs_a_random_start_and_no_target():
             parse(text, NAMES, "attack")
 
 
+# Of torch's compiler, which looks at every tensor that it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Free", None])
 def test_a_compiled_network_learns_the_same(name, normed):  # noqa: F811
