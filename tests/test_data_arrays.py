@@ -200,6 +200,10 @@ def test_copies_are_said(tmp_path: Path) -> None:
     assert "1 images stand in the training images twice with the same content, such as 'x_train[3]' and 'x_train[20]'" in texts
     for where in ("two splits", "two classes"):
         assert f"1 images stand in {where} with the same content, such as 'x_train[4]' and 'x_test[0]'" in texts
+    np.savez(file, x_train=x, y_train=y, x_test=x[[4]], y_test=y[[4]].astype(float))
+    with pytest.warns(UserWarning, match="in two splits") as said:
+        load(f"npz:{file}")
+    assert len(said) == 1, "a label is the same class whatever its type"
     np.savez(file, x_train=x[:10], y_train=y[:10], x_test=x[10:], y_test=y[10:])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -42,15 +42,16 @@ def npz(file: str) -> DataSet:
     test = _split(arrays, "test", name)
     train = _split(arrays, "train", name) if "x_train" in arrays else None
     splits: dict[str, Split] = {"train": train or Absent(), "val": test, "test": test}
+    whole = {"test": test} if train is None else {"train": train, "test": test}
     if "x_val" in arrays:
-        splits["val"] = val = _split(arrays, "val", name)
+        splits["val"] = whole["val"] = val = _split(arrays, "val", name)
         _same_shape(train or test, val, "x_val", name)
     elif train is not None:
         kept, held = hold_out(train.labels, name)
         splits |= {"train": Subset(train, kept), "val": Subset(train, held)}
     if train is not None:
         _same_shape(train, test, "x_test", name)
-    note_copies(_contents(arrays), name, cut=train is not None and "x_val" not in arrays)
+    note_copies(_contents(whole), name, cut="val" not in whole)
     channels, height, width = test.pixels.shape[1:]
     shape = (channels, height, width)
     return DataSet(
@@ -64,10 +65,10 @@ def npz(file: str) -> DataSet:
     )
 
 
-def _contents(arrays: dict[str, Array]) -> Iterator[tuple[str, str, str, bytes]]:
-    for split in ("train", "val", "test"):
-        for place, (image, label) in enumerate(zip(arrays.get(f"x_{split}", ()), arrays.get(f"y_{split}", ()), strict=True)):
-            yield split, str(label), f"x_{split}[{place}]", image.tobytes()
+def _contents(splits: Mapping[str, ArraySplit]) -> Iterator[tuple[str, str, str, bytes]]:
+    for name, split in splits.items():
+        for place, (image, label) in enumerate(zip(split.pixels.numpy(), split.labels.tolist(), strict=True)):
+            yield name, str(label), f"x_{name}[{place}]", image.tobytes()
 
 
 def _read(file: str) -> dict[str, Array]:
