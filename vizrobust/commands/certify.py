@@ -102,7 +102,7 @@ class CertifyReport(Result):
         remarks = [remark for one in self.found for remark in one.target.remarks]
         remarks += [
             f"{one.target.name}: outputs are not finite on noisy copies of {one.undefined} of {len(one.radius)} images; such "
-            "copies count against the class, and an image is not right where nothing is proved because of them"
+            "copies count against the class, and an image whose radius is 0 because of them does not count as right"
             for one in self.found
             if one.undefined
         ]

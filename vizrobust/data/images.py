@@ -1,4 +1,4 @@
-"""Images as a person has them: files, whose pixels only these readers decode, and what a Python program holds with labels."""
+"""Readers of image files, and of the images and labels that a Python program holds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ SHOWN, COMPARED = 5, 5_000
 
 
 def note_left_out(listed: Mapping[str, Mapping[str, Sequence[str]]], name: str) -> None:
-    """Say which files of the folder are no images, by suffix, and which images stand in two splits."""
+    """Say which files of the folder are no images, by suffix, and which images are there twice."""
     folders = {Path(path).parent for files in listed.values() for of_kind in files.values() for path in of_kind}
     suffixes = Counter(
         item.suffix.lower() or "no suffix"
@@ -199,7 +199,7 @@ def _as_pair(data: Any) -> tuple[Tensor, Tensor] | None:
     try:
         return torch.as_tensor(x), torch.as_tensor(y)
     except (TypeError, ValueError) as error:  # an array of objects, or lists of several lengths
-        raise ValueError(f"the pair (x, y) is of no numbers that make one array ({error}); give tensors or arrays") from error
+        raise ValueError(f"the pair (x, y) does not hold arrays of numbers ({error}); give tensors or arrays") from error
 
 
 def _numbers(x: Any) -> bool:
