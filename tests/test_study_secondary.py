@@ -28,7 +28,17 @@ from vizrobust.report.study_data import StudyGroups
 from vizrobust.report.study_sections import TITLES, secondary_over_k, secondary_table
 from vizrobust.requests.study import StudyRequest
 from vizrobust.spec import parse
-from vizrobust.study import TRAININGS, Plan, Study, StudyReport, plan_for, protocol, provided_checkpoints, report_of
+from vizrobust.study import (
+    TRAININGS,
+    Plan,
+    Study,
+    StudyReport,
+    plan_for,
+    preregistration,
+    protocol,
+    provided_checkpoints,
+    report_of,
+)
 from vizrobust.study.measured_again import secondary_again
 from vizrobust.study.power import costs
 
@@ -163,11 +173,11 @@ def test_a_plan_without_secondary_outcomes_has_the_text_that_it_had() -> None:
     """Its text is the identity of folders, and a part of every recorded preregistration."""
     plan = plan_for(TRAININGS["mnist5k"])
     assert repr(plan) == 'Plan(training=TrainingRecipe(arch="small_cnn", data="mnist5k"), radii=(0.3,), layer="linear1")'
-    assert "secondary" not in protocol.content(plan, {}, {}, {})
+    assert "secondary" not in preregistration.content(plan, {}, {}, {})
     asked = replace(plan, explain_images=7, explain_methods=(SmoothGrad(samples=3),), feature_images=9)
     assert parse(repr(asked), protocol.NAMES, "plan") == asked
-    assert set(protocol.content(asked, {}, {}, {})["secondary"]) == {"attribution", "effective_features", "inference"}
-    only = protocol.content(replace(plan, feature_images=9), {}, {}, {})["secondary"]
+    assert set(preregistration.content(asked, {}, {}, {})["secondary"]) == {"attribution", "effective_features", "inference"}
+    only = preregistration.content(replace(plan, feature_images=9), {}, {}, {})["secondary"]
     assert set(only) == {"effective_features", "inference"}
 
 

@@ -27,6 +27,7 @@ from vizrobust.runs import _Lock, read_rows
 from vizrobust.study import Plan, Stage, Study, StudyReport, provided_checkpoints, report_of, training_runs, verify
 from vizrobust.study.clarity_scores import first_reach
 from vizrobust.study.networks import EpsChoice, StudyTrainings, eps_rule
+from vizrobust.study.preregistration import content
 from vizrobust.study.report_checks import AGAIN, READ
 from vizrobust.study.stimuli import hidden_jobs
 from vizrobust.training import TrainingRecipe
@@ -430,6 +431,13 @@ def test_training_runs_follow_the_protocol(small: Plan) -> None:
     # As many gradient passes: (1 + 1) x 9 epochs = (8 + 1) x 2 epochs.
     assert by_name["k1-long-s0"].training.epochs == 9
     assert by_name["k0-early-s0"].until == "k8-s0"
+    more = replace(small, steps=(0, 1), arms=(), controls=(), seeds=2, first_seed=4, standard_seeds=4)
+    assert [cell.name for cell in training_runs(more, 0.2)] == ["k0-s4", "k1-s4", "k0-s5", "k1-s5", "k0-s6", "k0-s7"]
+    assert [cell.training.seed for cell in training_runs(more, 0.2)] == [4, 4, 5, 5, 6, 7]
+    assert "H6" in content(more, {}, {}, {})["contrasts"]
+    assert "H6" not in content(replace(more, standard_seeds=2), {}, {}, {})["contrasts"]
+    with pytest.raises(ValueError, match=r"standard_seeds of K = 0 must be seeds 2 or more, got 1"):
+        replace(more, standard_seeds=1)
 
 
 def choose_eps(radii: tuple[float, ...], usual: float, accuracy: Callable[[str, float], float]) -> EpsChoice:

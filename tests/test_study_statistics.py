@@ -22,7 +22,7 @@ from vizrobust.study.contrasts import (
     rank_correlation,
     step_slope,
 )
-from vizrobust.study.protocol import sha256
+from vizrobust.study.preregistration import sha256
 from vizrobust.study.report import StudyReport
 from vizrobust.study.report_checks import Check
 from vizrobust.study.summary import verdict
@@ -82,6 +82,36 @@ def test_a_seed_that_lacks_a_cell_is_left_out_of_what_needs_it() -> None:
     accuracy = {key: 0.1 * key[0] for key in values if key != (2, 7)} | {(k, 8): 0.5 for k in DOSES}
     h3 = accuracy_slope(values, accuracy)
     assert (h3.seeds, h3.left_out) == ((10,), (7, 8, 9))
+
+
+def test_seeds_that_only_k_0_has_are_compared_without_pairs_by_scipys_test() -> None:
+    rng = np.random.default_rng(5)
+    attacked, standard = rng.normal(1.0, 0.1, (4, 2)), rng.normal(0.0, 0.4, 7)
+    values = {(k, seed): float(attacked[seed, i]) for i, k in enumerate((1, 8)) for seed in range(4)}
+    values |= {(0, seed): float(one) for seed, one in enumerate(standard)}
+    h1, h2, h6 = contrasts(values)
+    welch = stats.ttest_ind(attacked.mean(axis=1), standard, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    assert (h6.name, h6.seeds, h6.left_out) == ("H6", tuple(range(7)), ())
+    assert (h6.estimate, h6.ci_low, h6.ci_high) == pytest.approx((attacked.mean() - standard.mean(), low, high))
+    assert h6.p == pytest.approx(welch.pvalue)
+    # The pairs are those of the four seeds that have all K, and nothing of them is missing.
+    assert h1.seeds == h2.seeds == (0, 1, 2, 3)
+    assert h1.left_out == h2.left_out == ()
+    values[8, 2] = None
+    h1, _, h6 = contrasts(values)
+    assert (h1.left_out, h6.left_out, len(h6.seeds)) == ((2,), (2,), 7)
+    assert [one.name for one in contrasts({cell: one for cell, one in values.items() if cell[1] < 4})] == ["H1", "H2"]
+
+
+def test_with_two_seeds_of_each_k_the_many_of_k_0_tell_nothing_but_a_difference() -> None:
+    values = {(0, 0): 0.0, (1, 0): 1.0, (0, 1): 0.2, (1, 1): 1.1, (0, 2): 0.1}
+    found = contrasts(values)[-1]
+    assert (found.name, found.ci_low, found.p) == ("H6", None, None)
+    assert found.estimate == pytest.approx(0.95)
+    same = contrasts({(k, seed): 0.5 for k, n in ((0, 5), (1, 3)) for seed in range(n)})[-1]
+    assert same.constant
+    assert (same.ci_low, same.ci_high, same.p) == (0, 0, None)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -30,7 +30,7 @@ from vizrobust.study import (
     Study,
     StudyReport,
     plan_for,
-    protocol,
+    preregistration,
     provided_checkpoints,
     quick,
     report_of,
@@ -117,7 +117,8 @@ def study(request: StudyRequest, session: Session) -> Generator[Event, None, Stu
         for stage in running.run():
             if not registered and "prereg" in running.facts:
                 registered = True
-                yield Note(f"preregistered in {running.folder / protocol.FILE}, sha256 {running.facts['prereg']['sha256']}")
+                file, written = running.folder / preregistration.FILE, running.facts["prereg"]
+                yield Note(f"preregistered in {file}, sha256 {written['sha256']}")
             yield Progress("study", stage.done, stage.total, stage=stage.what)
         if not compute.processes.main:
             return StudyResult(request, None, None)

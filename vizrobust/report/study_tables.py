@@ -17,6 +17,7 @@ CONTRASTS = {
     "H3": "H3: clarity against accuracy under the strongest attack (among K ≥ 1)",
     "H4": "H4: a larger radius in training (slope over log2 eps at a fixed K)",
     "H5": "H5: masked gradients (one step of a large radius in training) against none",
+    "H6": "H6: adversarial training against K = 0 over all its training seeds (Welch's interval, without pairs)",
 }
 
 
@@ -31,7 +32,8 @@ def verdicts(study: StudyGroups, roles: Sequence[str]) -> Table | None:
     """Metric, recipe and contrast with the verdict over all judges, the span of their estimates, and the reason."""
     rows = []
     role = {metric["name"]: metric["role"] for metric in study.report.rows("metrics")}
-    for entry in study.report.facts("verdict").get("by_metric") or ():
+    entries = study.report.facts("verdict").get("by_metric") or ()
+    for entry in entries:
         if role.get(entry["metric"], "primary") not in roles:
             continue
         layer = entry.get("layer") or next(iter(study.layers), None)
@@ -54,7 +56,8 @@ def verdicts(study: StudyGroups, roles: Sequence[str]) -> Table | None:
             ]
         )
     header = ("metric", "recipe", "contrast", "verdict", "estimate", "95 % interval", "why")
-    note = ". ".join(CONTRASTS.values()) + ". Of several judges, the smallest and the largest estimates and bounds are given."
+    told = [text for name, text in CONTRASTS.items() if name in {entry["contrast"] for entry in entries}]
+    note = ". ".join(told) + ". Of several judges, the smallest and the largest estimates and bounds are given."
     return _repeats_once(Table(f"Verdicts: {', '.join(roles)} metrics", header, rows, note)) if rows else None
 
 

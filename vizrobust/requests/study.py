@@ -33,6 +33,7 @@ class StudyRequest(Request):
     seeds: int | None = param(None, "Training seeds of each K.  [default: 5]", least=1)
     first_seed: int | None = param(None, "The first of them.  [default: 0]", least=0)
     arm_seeds: int | None = param(None, "How many of them the baselines, controls and other radii get.  [default: all]", least=1)
+    standard_seeds: int | None = param(None, "Training seeds of K = 0, where they are more than the others.", least=1)
     arch: str | None = param(None, "Architecture to train (vizrobust list archs), or your network's code.", metavar="REF")
     epochs: int | None = param(None, "Default: those of the data set's own recipe, else 20.", least=1)
     eps: float | None = param(

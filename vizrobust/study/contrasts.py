@@ -18,7 +18,7 @@ from vizrobust.intervals import CONFIDENCE
 # With fewer training runs of each kind nothing can be said beyond these checkpoints
 # (docs/measuring-clarity.md, "The unit of replication").
 FEWEST_SEEDS = 3
-CONTRASTS = ("H1", "H2", "H3", "H4", "H5")
+CONTRASTS = ("H1", "H2", "H3", "H4", "H5", "H6")
 # Clarity values are recorded with this many decimals, so half of the last one is their error.
 DECIMALS = 6
 PRECISION = 0.5 * 10**-DECIMALS
@@ -160,8 +160,38 @@ def masked_against_standard(values: RunValues) -> Contrast:
     return replace(adversarial_against_standard(values), name="H5")
 
 
+def against_every_standard(values: RunValues) -> Contrast:
+    """H6: the mean over K >= 1 minus the mean of K = 0, each over all its seeds and without pairs (Welch 1947).
+
+    `per_seed` has the difference of a seed that has all K, and the mean over K >= 1 minus its own value for a seed that
+    only K = 0 has; `estimate` is not their mean.
+
+    >>> found = against_every_standard({(0, 0): 0.25, (1, 0): 1.0, (0, 1): 0.75})
+    >>> found.per_seed, found.estimate
+    ((0.75, 0.25), 0.5)
+    """
+    steps = _positive(values)
+    rows = {seed: float(row.mean()) for seed in _seeds(values, steps) if (row := _row(values, steps, seed)) is not None}
+    standard = {seed: value for (k, seed), value in values.items() if k == 0 and value is not None}
+    if not rows or not standard:
+        return _nothing("H6", values)
+    attacked = fmean(rows.values())
+    per_seed = {seed: rows.get(seed, attacked) - value for seed, value in sorted(standard.items())}
+    left_out = [seed for seed in _seeds(values, steps) if seed not in rows]
+    found = replace(interval("H6", per_seed, left_out, 1.0, 2 * PRECISION), estimate=attacked - fmean(standard.values()))
+    if found.constant:
+        return found
+    if min(len(rows), len(standard)) < FEWEST_SEEDS:
+        return replace(found, ci_low=None, ci_high=None, p=None)
+    welch = stats.ttest_ind(list(rows.values()), list(standard.values()), equal_var=False)
+    low, high = welch.confidence_interval(CONFIDENCE)
+    return replace(found, ci_low=float(low), ci_high=float(high), p=float(welch.pvalue))
+
+
 def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Contrast, ...]:
     """H1, H2 and, with accuracies, H3 of one table, without those that no training seed has values for.
+
+    H6 too, where some seeds have only K = 0.
 
     >>> [one.name for one in contrasts(from_table([[0.25, 0.5, 1.0]], [0, 1, 4]))]
     ['H1', 'H2']
@@ -169,6 +199,8 @@ def contrasts(values: RunValues, accuracy: RunValues | None = None) -> tuple[Con
     found = [adversarial_against_standard(values), step_slope(values)]
     if accuracy:
         found.append(accuracy_slope(values, accuracy))
+    if len(_seeds(values)) > len(_seeds(values, _positive(values))):
+        found.append(against_every_standard(values))
     return tuple(contrast for contrast in found if contrast.per_seed)
 
 
@@ -266,7 +298,7 @@ def _over_seeds(
 ) -> Contrast:
     """The weighted sum of each seed's complete row; `weights` gives (weights, span) for a seed, or None."""
     found, spans, errors, left_out = {}, [], [], []
-    for seed in _seeds(values):
+    for seed in _seeds(values, [k for k in steps if k]):
         row, own = _row(values, steps, seed), weights(seed)
         if row is None or own is None:
             left_out.append(seed)
@@ -281,8 +313,9 @@ def _nothing(name: str, values: RunValues) -> Contrast:
     return interval(name, {}, _seeds(values), None)
 
 
-def _seeds(values: RunValues) -> list[int]:
-    return sorted({seed for _, seed in values})
+def _seeds(values: RunValues, steps: Sequence[int] | None = None) -> list[int]:
+    """The seeds of a table, or of those of its networks that have one of these K."""
+    return sorted({seed for k, seed in values if steps is None or k in steps})
 
 
 def _positive(values: RunValues) -> tuple[int, ...]:
@@ -296,18 +329,6 @@ def _row(values: RunValues, steps: Sequence[int], seed: int) -> Values | None:
 
 ATTRIBUTION, FEATURES, SECONDARY = "attribution", "effective_features", "secondary"
 RATIO = "participation ratio"
-# What a preregistration says of them; texts are data, as those of the protocol are.
-TEXTS = {
-    ATTRIBUTION: "for each method and measure the mean over the first explain_images test images, of maps of the predicted class",
-    FEATURES: (
-        "participation ratio of the covariance of the hidden layer's activations, over all places of the first feature_images "
-        "test images"
-    ),
-    "inference": (
-        "the contrasts over training seeds with 95 % t intervals, not corrected for their number; they are descriptions and have "
-        "no verdict"
-    ),
-}
 
 
 @dataclass(frozen=True)

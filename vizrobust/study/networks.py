@@ -225,7 +225,7 @@ class StudyTrainings:
 
     def _accuracy_at(self, who: str, eps: float, attacks: RunFolder) -> Generator[Work, None, float]:
         """Train the first seed's fgsm or K = 8 at one eps, in the folder where a sweep at that eps will look for it."""
-        plan = replace(self.plan, seeds=1, arm_seeds=None, arms=("fgsm",), controls=(), steps=(0, 8))
+        plan = replace(self.plan, seeds=1, arm_seeds=None, standard_seeds=None, arms=("fgsm",), controls=(), steps=(0, 8))
         wanted = next(run for run in training_runs(plan, eps) if run.group == ("fgsm" if who == "fgsm" else "k8"))
         training, processes = wanted.training, self.compute.processes
         folder = self._folder(wanted, training, f"{wanted.name}-eps{eps:g}")

@@ -1,27 +1,20 @@
-"""The protocol of a study: what is trained, attacked and rendered, how eps is chosen, and its preregistration."""
+"""The protocol of a study: what is trained, attacked and rendered, and how eps is chosen."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from vizrobust.attacks import PGD, Attack, Linf
 from vizrobust.attribution import ATTRIBUTIONS, Attribution, IntegratedGradients, Saliency, SmoothGrad
-from vizrobust.clarity import METRICS
 from vizrobust.features import RECIPES, Recipe
 from vizrobust.features.recipes import NAMES as RECIPE_NAMES
 from vizrobust.features.recipes import fourier, plain
 from vizrobust.plugins import Catalogue
 from vizrobust.requests import ParameterError
 from vizrobust.robustness.corruptions import SEVERITIES
-from vizrobust.runs import Row, write_json
 from vizrobust.spec import lookup, named, number_text, spec, unknown
-from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, SECONDARY, TEXTS
 from vizrobust.training import BASELINE_ATTACKS, TrainingRecipe
 from vizrobust.training import NAMES as TRAINING_NAMES
 
@@ -55,6 +48,7 @@ class Plan:
 
     `training` is the recipe of every network, without attack. K runs over `steps`, the training seeds are
     `first_seed` … `first_seed` + `seeds` - 1; baselines, controls and other radii have only the first `arm_seeds` of them.
+    K = 0, whose networks differ most from seed to seed, may have more: `standard_seeds`.
     With `eps` None, `eps_rule` chooses one of `radii`. Clarity is measured on the class units with `image_seeds` pictures
     each and on `hidden` units of `layer`, drawn at random, with `hidden_seeds` pictures each; if `matched`, also on the
     units that match those of the network of the same seed with the fewest attack steps. `frames` frames of each
@@ -112,6 +106,7 @@ class Plan:
     masked_eps: float | None = None
     first_seed: int = 0
     arm_seeds: int | None = None
+    standard_seeds: int | None = None
     encoder: str = ""
     explain_images: int = 0
     explain_methods: tuple[Attribution, ...] = (Saliency(), SmoothGrad(), IntegratedGradients())
@@ -141,6 +136,10 @@ class Plan:
             raise ParameterError("{first_seed} must be 0 or more, got %s", self.first_seed)
         if self.arm_seeds is not None and not 1 <= self.arm_seeds <= self.seeds:
             raise ParameterError("{arm_seeds} must be 1 to {seeds} (%s), got %s", self.seeds, self.arm_seeds)
+        if self.standard_seeds is not None and (self.standard_seeds < self.seeds or 0 not in self.steps):
+            raise ParameterError(
+                "{standard_seeds} of K = 0 must be {seeds} (%s) or more, got %s", self.seeds, self.standard_seeds
+            )
         if any(not 0 < one <= 1 for one in self.radius_eps) or len(set(self.radius_eps)) < len(self.radius_eps):
             raise ParameterError("{radius_eps} must be radii in (0, 1], each once, got %s", ", ".join(map(str, self.radius_eps)))
         if self.radius_eps and self.radius_k not in self.steps:
@@ -270,7 +269,10 @@ def training_attack(k: int, eps: float) -> Attack | None:
 
 
 def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
-    """All training runs, seed by seed, so that the first seed's sweep is complete before the next one begins."""
+    """All training runs, seed by seed, so that the first seed's sweep is complete before the next one begins.
+
+    Seeds that only K = 0 has come last.
+    """
     strongest = REFERENCE_K if REFERENCE_K in plan.steps else max(plan.steps)
     for seed in plan.training_seeds:
         base = replace(plan.training, seed=seed)
@@ -289,6 +291,8 @@ def training_runs(plan: Plan, eps: float) -> Iterator[TrainingRun]:
             yield TrainingRun("masked", MASKED, None, seed, replace(base, attack=attack, clean_weight=0.5))
         for name in plan.controls:
             yield _control(name, base, eps, strongest, seed)
+    for seed in range(plan.first_seed + plan.seeds, plan.first_seed + (plan.standard_seeds or 0)):
+        yield TrainingRun("k0", SWEEP, 0, seed, replace(plan.training, seed=seed))
 
 
 def _control(name: str, base: TrainingRecipe, eps: float, strongest: int, seed: int) -> TrainingRun:
@@ -306,92 +310,3 @@ def _control(name: str, base: TrainingRecipe, eps: float, strongest: int, seed: 
         )
     part = int(name.rpartition("/")[2])
     return TrainingRun(name, CONTROL, strongest, seed, replace(base, attack=training_attack(strongest, eps / part)))
-
-
-FILE = "prereg.json"
-CONTRAST_TEXTS = {
-    "H1": "mean over K >= 1 minus K = 0, for each training seed",
-    "H2": "slope over log2 K among K >= 1, for each training seed: what 'grows with the number of steps' needs",
-    "H3": "slope of clarity over accuracy under the strongest attack found among K >= 1, for each training seed",
-}
-RADIUS_TEXT = (
-    "slope over log2 eps at the fixed K of the radius arm, for each training seed: whether a larger ball makes it clearer"
-)
-MASKED_TEXT = "masked minus K = 0, for each training seed: whether gradients that are hidden from one step show clearer pictures"
-EXCLUSIONS = (
-    "a judge that identifies natural exemplars below twice chance, or ranks the random network above the natural reference",
-    "a unit that never had a gradient (dead) in any compared checkpoint has no value there",
-)
-SMALLEST_EFFECT = "10 % of natural reference minus random network, over the range of K"
-INFERENCE = (
-    "one value for each K and training seed (mean over units and image seeds); 95 % t intervals over training seeds; "
-    "Holm over the primary metrics; all qualified judges must agree in sign; fewer than 3 seeds: descriptive"
-)
-
-
-def content(
-    plan: Plan, eps: Mapping[str, Any], checkpoints: Mapping[str, str], judges: Mapping[str, str], power: Sequence[Row] = (),
-    encoder: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """What a preregistration fixes; `checkpoints` and `judges` map names to hashes of weights, `encoder`
-    is the hash of the encoder's.
-
-    `power` says what effect the seeds can see, by the spread of a pilot (`study.power.planned`).
-
-    Its texts are data: a study that is resumed compares them with those that it wrote first.
-    """
-    return {
-        "plan": repr(plan),
-        "eps": dict(eps),
-        "metrics": {
-            metric.name: {"role": metric.role, "direction": metric.direction, "chance": metric.chance}
-            for metric in METRICS.values()
-        },
-        "contrasts": {
-            **CONTRAST_TEXTS,
-            **({"H4": RADIUS_TEXT} if plan.radius_eps else {}),
-            **({"H5": MASKED_TEXT} if plan.masked_eps else {}),
-        },
-        "smallest_effect": SMALLEST_EFFECT,
-        "inference": INFERENCE,
-        "exclusions": list(EXCLUSIONS),
-        "checkpoints": dict(checkpoints),
-        "judges": dict(judges),
-        **({"encoder": encoder} if encoder else {}),
-        **({"power": list(power)} if power else {}),
-        **({SECONDARY: _secondary(plan)} if plan.explain_images or plan.feature_images else {}),
-    }
-
-
-def _secondary(plan: Plan) -> dict[str, str]:
-    asked = {ATTRIBUTION: plan.explain_images, FEATURES: plan.feature_images}
-    return {name: text for name, text in TEXTS.items() if asked.get(name, True)}
-
-
-def sha256(written: Mapping[str, Any]) -> str:
-    """The hash of a preregistration. The order of its keys does not matter.
-
-    >>> sha256({"a": 1, "b": 2}) == sha256({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
-
-
-def register(folder: Path, now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Write `now` if nothing was registered yet. Returns what was written first, and how `now` departs from it."""
-    path = folder / FILE
-    if not path.is_file():
-        write_json(path, dict(now))
-        return dict(now), []
-    first: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(now))
-    return first, [
-        f"{key} was {_short(first.get(key))}, is now {_short(now.get(key))}"
-        for key in dict.fromkeys([*first, *now])
-        if first.get(key) != now.get(key)
-    ]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -18,7 +18,7 @@ from vizrobust.models import LOGITS
 from vizrobust.robustness.corruptions.corruption import SMALLEST
 from vizrobust.runs import Row, read_run
 from vizrobust.spec import parse
-from vizrobust.study import judge_checks, protocol
+from vizrobust.study import judge_checks, preregistration, protocol
 from vizrobust.study.clarity_scores import FLAGGED_BELOW
 from vizrobust.study.contrasts import ATTRIBUTION, FEATURES, FEWEST_SEEDS
 from vizrobust.study.evaluations import unpacked_verdicts
@@ -97,13 +97,13 @@ def not_checked(report: StudyReport) -> Iterator[Check]:
 
 def _preregistration(report: StudyReport, folder: Path, copy: Path | None) -> Iterator[Check]:
     content, stated = report["prereg"]["content"], str(report["prereg"]["sha256"])
-    written = protocol.sha256(content)
+    written = preregistration.sha256(content)
     yield Check("preregistration", written == stated, f"its hash is {written[:16]}…, stated {stated[:16]}…")
-    file = folder / protocol.FILE if copy is None else copy
+    file = folder / preregistration.FILE if copy is None else copy
     if not file.is_file():
         if copy is not None:
-            raise FileNotFoundError(f"no file {str(copy)!r}; give a copy of the study's {protocol.FILE}")
-        yield Check("preregistration's copy", None, f"no {protocol.FILE} beside the report", FILES)
+            raise FileNotFoundError(f"no file {str(copy)!r}; give a copy of the study's {preregistration.FILE}")
+        yield Check("preregistration's copy", None, f"no {preregistration.FILE} beside the report", FILES)
         return
     try:
         other = json.loads(file.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from vizrobust.models import Checkpoint
 from vizrobust.requests import ParameterError
 from vizrobust.robustness.evaluation_runs import identity as evaluation
 from vizrobust.runs import Row, RunFolder, digest
-from vizrobust.study import protocol
+from vizrobust.study import preregistration
 from vizrobust.study.clarity_scores import MATCHED, LayerScores, PictureSet, primary_rows, score_layer, stacked
 from vizrobust.study.contrasts import ATTRIBUTION, FEATURES
 from vizrobust.study.evaluations import Accuracies
@@ -130,13 +130,13 @@ class Study:
         references = [self._untrained()]
         registered = {one.checkpoint.name: one.checkpoint.sha256 for one in [*self.compared, *references]}
         power = [one.row() for one in planned(self.plan, self.pilot)] if self.pilot is not None else []
-        now = protocol.content(
+        now = preregistration.content(
             self.plan, self.chosen.row(), registered, self._judge_hashes(), power, self.encoder.sha256 if self.encoder else ""
         )
         processes = self.compute.processes
         # No process attacks or renders before the preregistration is written.
-        written, departures = processes.broadcast(protocol.register(self.folder, now) if processes.main else (now, []))
-        self.facts |= {"prereg": {"sha256": protocol.sha256(written), "content": written, "departures": departures}}
+        written, departures = processes.broadcast(preregistration.register(self.folder, now) if processes.main else (now, []))
+        self.facts |= {"prereg": {"sha256": preregistration.sha256(written), "content": written, "departures": departures}}
         for one in self.compared:
             yield from self._attack(one)
         yield from self._match()
@@ -268,7 +268,7 @@ class Study:
 
     def _query_hash(self) -> str:
         """The hash of what the shared queries depend on: the compared checkpoints."""
-        return protocol.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
+        return preregistration.sha256({one.checkpoint.name: one.checkpoint.sha256 for one in self.compared})[:16]
 
     def jobs(self, checkpoint: Checkpoint) -> list[RenderJob]:
         """The pictures of one checkpoint, without those of matched units."""

@@ -116,6 +116,7 @@ CLAIMS = {
     "H3": "clarity goes with accuracy under the strongest attack among K ≥ 1",
     "H4": "clarity grows with the radius of the training attack at a fixed K",
     "H5": "the pictures of networks with masked gradients are clearer than the standard network's",
+    "H6": "adversarially trained networks' pictures are clearer than those of all standard networks, compared without pairs",
 }
 # What a sign means where nothing can be inferred.
 SIGNS = {
@@ -124,6 +125,7 @@ SIGNS = {
     "H3": ("over accuracy under the strongest attack among K ≥ 1", "rising", "falling"),
     "H4": ("over the radius of the training attack at a fixed K", "rising", "falling"),
     "H5": ("masked gradients against standard training", "clearer", "less clear"),
+    "H6": ("adversarial training against all standard networks", "clearer", "less clear"),
 }
 CONTROL_PHRASES = {
     "contrast": "with contrast matched",
