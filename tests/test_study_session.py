@@ -436,7 +436,7 @@ def test_training_runs_follow_the_protocol(small: Plan) -> None:
     assert [cell.training.seed for cell in training_runs(more, 0.2)] == [4, 4, 5, 5, 6, 7]
     assert "H6" in content(more, {}, {}, {})["contrasts"]
     assert "H6" not in content(replace(more, standard_seeds=2), {}, {}, {})["contrasts"]
-    with pytest.raises(ValueError, match=r"standard_seeds of K = 0 must be seeds 2 or more, got 1"):
+    with pytest.raises(ValueError, match=r"standard_seeds of K = 0 must be seeds \(2\) or more, got 1"):
         replace(more, standard_seeds=1)
 
 
