@@ -20,6 +20,7 @@ from vizrobust.report.study_clarity_figures import (
     clarity_distance,
     clarity_over_k,
     controls_over_k,
+    natural_scale_over_k,
     shades,
 )
 from vizrobust.report.study_data import StudyGroups, over_seeds, range_over_seeds
@@ -27,6 +28,9 @@ from vizrobust.report.study_figures import accuracy_over_k, corruptions_over_k, 
 from vizrobust.report.study_page import study_sheet
 from vizrobust.report.study_sections import secondary_over_k, secondary_table, secondary_values
 from vizrobust.report.style import house_style, save_figure
+from vizrobust.study import StudyReport
+
+GALLERY = Path(__file__).parent.parent / "gallery"
 
 FIGURES: dict[str, Callable[[StudyGroups], Figure | None]] = {
     "accuracy": accuracy_over_k,
@@ -177,6 +181,34 @@ def test_clarity_over_k_has_a_panel_per_judge_and_the_references(study: StudyGro
     assert straight == pytest.approx([0.36, 0.42, 0.45, 0.87])
     named = {"plain", "fourier", "natural", "before optimization", "random network, plain", "random network, fourier"}
     assert named <= set(texts(figure))
+
+
+def test_the_natural_scale_is_drawn_over_steps_and_over_radii() -> None:
+    """On the committed study of radii, against plain means: over units, judges of a family, families, seeds."""
+    own, five = (StudyGroups(StudyReport.read(GALLERY / name)) for name in ("imagenette-controls", "imagenette-study"))
+    figure = natural_scale_over_k(own)
+    assert figure is not None
+    over_k, over_eps, _curves = figure.axes
+    assert [text.get_text() for text in over_eps.get_xticklabels()] == ["0", "1/255", "2/255", "4/255", "8/255", "12/255"]
+    families = {judge["name"]: judge["family"] for judge in own.report["judges"] if not judge["disqualified"]}
+    expected = []
+    for group in ("k0", "eps1-255", "eps2-255", "k1", "eps8-255", "eps12-255"):
+        of: dict[str, list[float]] = {}
+        for row in own.report["clarity"]:
+            if row["metric"] == "natural_equivalent" and row["judge"] in families and row["control"] is None:
+                name, _, seed = row["checkpoint"].rpartition("-s")
+                if name == group:
+                    of.setdefault(f"{families[row['judge']]} {seed}", []).append(float(np.mean(row["values"])))
+        expected.append(np.mean([np.mean(values) for values in of.values()]))
+    thick = [line for line in over_eps.lines if line.get_linewidth() > 2 and len(line.get_xdata()) == 6]
+    assert [list(line.get_ydata()) for line in thick] == [pytest.approx(expected)]
+    assert over_k.get_title(loc="left") == "plain"
+    # A study without radii has no such panel, but may show those of another.
+    alone, both = natural_scale_over_k(five), natural_scale_over_k(five, own)
+    assert alone is not None
+    assert both is not None
+    assert [len(one.axes) for one in (alone, both)] == [2, 3]
+    assert [text.get_text() for text in both.axes[0].get_xticklabels()] == ["0", "1", "2", "4", "8"]
 
 
 def test_the_distance_curve_is_the_mean_over_seeds_and_judges(study: StudyGroups) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +16,7 @@ from vizrobust.report.study_data import Entry, Group, StudyGroups, mean_of
 from vizrobust.report.study_figures import K_AXIS, Steps, label_lines
 from vizrobust.report.style import COLORS, FAINT, INK, MARKERS, QUIET, blank, house_style, wrapped
 from vizrobust.report.words import judge_name
+from vizrobust.spec import number_text
 
 BESIDE, WIDE, PANEL, MARGIN = 3, 9.0, 2.05, 0.85
 REFERENCES = {"natural": (0, ()), "random network": (0, (5, 2)), "before optimization": (0, (1, 1.6))}
@@ -54,31 +55,42 @@ def clarity_over_k(study: StudyGroups, role: str, layer: str) -> Figure | None:
         return figure
 
 
-def natural_scale_over_k(study: StudyGroups) -> Figure | None:
-    """Class pictures between scrambled and photograph, over K: each judge thin, the mean over families thick; a panel per recipe.
+def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -> Figure | None:
+    """Class pictures between scrambled and photograph, over K and over eps: each judge thin, the mean over families thick.
 
-    The last panel shows the curves on which the scale rests. None without natural scales.
+    A row per recipe where networks were trained at other radii too, else a panel. `radii` is another study, by the same
+    judges, whose radii stand for those that this one lacks. The last panel shows the curves on which the scale rests.
+    None without natural scales.
     """
     layer, metric = "logits", "natural_equivalent"
     judges = [name for name in study.judges(metric, layer) if name is not None and name not in study.report.excluded_judges]
     if not judges or not study.swept:
         return None
-    steps = Steps.of(study)
+    others, steps = radii or study, Steps.of(study)
+    over_eps = Steps(tuple(others.radii.values()), ())
+    looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
+    recipes, beside = study.recipes, 2 if others.radii else len(study.recipes)
+    down = len(recipes) if others.radii else 1
     with house_style():
-        recipes = study.recipes
         # Names of baselines below the axis need their room in every panel.
-        figure = blank((WIDE + max(0, len(recipes) * len(study.baselines) - 2) * 0.7, 3.7), pad=0.1)
-        *panels, curves = figure.subplots(1, len(recipes) + 1, squeeze=False, width_ratios=[*[1.25] * len(recipes), 1]).flat
-        looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
-        for recipe, axes in zip(recipes, panels, strict=True):
-            for judge, color in looks.items():
-                steps.draw(axes, study.clarity(metric, recipe, judge, layer), thin=True, color=color, linewidth=1, markersize=0)
-            mean = study.spreads(study.over_judges(metric, recipe, layer))
-            steps.draw(axes, mean, color=INK, marker="o", linewidth=2.6, markersize=5.5)
-            steps.dress(axes, size=9)
-            _on_the_scale(axes)
+        wide = WIDE + max(0, (1 if others.radii else len(recipes)) * len(study.baselines) - 2) * 0.7 + 1.5 * bool(others.radii)
+        figure = blank((wide, 3.7 * down), pad=0.1)
+        grid = figure.subplots(down, beside + 1, squeeze=False, width_ratios=[*[1.25] * beside, 1])
+        for place, recipe in enumerate(recipes):
+            axes = grid[place, 0] if others.radii else grid[0, place]
+            _judged(axes, study, steps, recipe, looks)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel("attack steps K in training")
+            if others.radii:
+                axes = grid[place, 1]
+                if recipe not in others.recipes:
+                    axes.set_axis_off()
+                    continue
+                _judged(axes, others, over_eps, recipe, looks)
+                axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
+                fixed = max(group.k or 0 for group in others.radii.values())
+                axes.set_xlabel(f"eps in training, K = {fixed} (at 0: K = 0)")
+        curves = grid[0, -1]
         for row in study.report.rows("scales"):
             if row["judge"] in looks:
                 rising = NaturalScale.read(row).curve()
@@ -89,8 +101,22 @@ def natural_scale_over_k(study: StudyGroups) -> Figure | None:
         curves.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
         curves.set_xlabel("score")
         curves.legend(fontsize=7, frameon=False, loc="upper left")
-        figure.axes[0].set_ylabel("natural-equivalent clarity")
+        for axes in grid[1:, -1]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("natural-equivalent clarity")
         return figure
+
+
+def _judged(axes: Axes, study: StudyGroups, steps: Steps, recipe: str, looks: Mapping[str, str]) -> None:
+    """Natural-equivalent clarity of class pictures over these groups: the judges thin, in their colours, their mean thick."""
+    layer, metric = "logits", "natural_equivalent"
+    for judge, color in looks.items():
+        steps.draw(axes, study.clarity(metric, recipe, judge, layer), thin=True, color=color, linewidth=1, markersize=0)
+    mean = study.spreads(study.over_judges(metric, recipe, layer))
+    steps.draw(axes, mean, color=INK, marker="o", linewidth=2.6, markersize=5.5)
+    steps.dress(axes, size=9)
+    _on_the_scale(axes)
 
 
 def _on_the_scale(axes: Axes) -> None:

@@ -87,6 +87,15 @@ class StudyGroups:
         return tuple(group for group in self.groups if not group.has_k and group.role in ("arm", "masked", "given"))
 
     @cached_property
+    def radii(self) -> dict[float, Group]:
+        """eps -> the networks of one K trained at it, from K = 0 as eps 0 to the largest; empty without other radii."""
+        at = {row["name"]: float(row["eps"]) for row in self.report.rows("checkpoints") if row["name"] in self.report.radii}
+        found = {at[name]: group for group in self.groups for name in group.checkpoints if name in at}
+        if found:
+            found |= dict.fromkeys([0.0] * (self.swept[0].k == 0), self.swept[0])
+        return dict(sorted(found.items()))
+
+    @cached_property
     def seeds(self) -> int:
         """The largest number of training seeds at any K."""
         return max((len(group.checkpoints) for group in self.swept or self.groups), default=0)
