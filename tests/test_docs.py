@@ -26,6 +26,7 @@ DOCUMENTS = (
     "gallery/imagenette-study/make.sh",
     "gallery/imagenette-three-seeds/make.sh",
     "gallery/imagenette-controls/make.sh",
+    "gallery/imagenette-recipes/make.sh",
     "gallery/cifar10-study/make.sh",
 )
 
