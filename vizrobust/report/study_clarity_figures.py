@@ -58,38 +58,38 @@ def clarity_over_k(study: StudyGroups, role: str, layer: str) -> Figure | None:
 def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -> Figure | None:
     """Class pictures between scrambled and photograph, over K and over eps: each judge thin, the mean over families thick.
 
-    A row per recipe where networks were trained at other radii too, else a panel. `radii` is another study, by the same
-    judges, whose radii stand for those that this one lacks. The last panel shows the curves on which the scale rests.
-    None without natural scales.
+    `radii` is another study, by the same judges, whose radii are shown in place of this one's. Many panels stand in a row
+    per recipe. The last one shows the curves on which the scale rests. None without natural scales.
     """
     layer, metric = "logits", "natural_equivalent"
     judges = [name for name in study.judges(metric, layer) if name is not None and name not in study.report.excluded_judges]
     if not judges or not study.swept:
         return None
-    others, steps = radii or study, Steps.of(study)
-    over_eps = Steps(tuple(others.radii.values()), ())
+    others = radii or study
     looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
-    recipes, beside = study.recipes, 2 if others.radii else len(study.recipes)
-    down = len(recipes) if others.radii else 1
+    over_eps = [recipe for recipe in study.recipes if others.radii and recipe in others.recipes]
+    count = len(study.recipes) + len(over_eps)
+    down = len(study.recipes) if count > BESIDE else 1
     with house_style():
         # Names of baselines below the axis need their room in every panel.
-        wide = WIDE + max(0, (1 if others.radii else len(recipes)) * len(study.baselines) - 2) * 0.7 + 1.5 * bool(others.radii)
-        figure = blank((wide, 3.7 * down), pad=0.1)
+        named = (len(study.recipes) if down == 1 else 1) * len(study.baselines)
+        beside = count if down == 1 else 2
+        figure = blank((max(WIDE, 3.5 * (beside + 1)) + max(0, named - 2) * 0.7, 3.7 * down), pad=0.1)
         grid = figure.subplots(down, beside + 1, squeeze=False, width_ratios=[*[1.25] * beside, 1])
-        for place, recipe in enumerate(recipes):
-            axes = grid[place, 0] if others.radii else grid[0, place]
-            _judged(axes, study, steps, recipe, looks)
+        places = iter(grid[:, :-1].flat)
+        for recipe in study.recipes:
+            axes = next(places)
+            _judged(axes, study, Steps.of(study), recipe, looks)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel("attack steps K in training")
-            if others.radii:
-                axes = grid[place, 1]
-                if recipe not in others.recipes:
-                    axes.set_axis_off()
-                    continue
-                _judged(axes, others, over_eps, recipe, looks)
+            if recipe in over_eps:
+                axes = next(places)
+                _judged(axes, others, Steps(tuple(others.radii.values()), ()), recipe, looks)
                 axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
-                fixed = max(group.k or 0 for group in others.radii.values())
-                axes.set_xlabel(f"eps in training, K = {fixed} (at 0: K = 0)")
+                axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
+                axes.set_xlabel(f"eps in training, K = {max(group.k or 0 for group in others.radii.values())} (at 0: K = 0)")
+            elif down > 1:
+                next(places).set_axis_off()
         curves = grid[0, -1]
         for row in study.report.rows("scales"):
             if row["judge"] in looks:
