@@ -14,3 +14,13 @@ vizrobust study --data imagenette64 --steps 0,1,2,4,8 --first-seed 4 --seeds 5 -
     --judge $judges/mobilenet_v1.safetensors::arch=$code:mobilenet_v1 \
     --judge $judges/squeezenet1_1.safetensors::arch=$code:squeezenet1_1 --encoder $judges/resnet50_v2.safetensors::arch=$code:resnet50_v2 \
     --pilot gallery/imagenette-three-seeds/report.json --out $run
+mkdir -p $here/figures
+cp $run/report.json $run/prereg.json $here/
+for name in accuracy-over-k clarity-over-k clarity-controls clarity-distance clarity-against-accuracy; do
+    cp $run/figures/$name.png $here/figures/
+done
+python $here/scale.py $here gallery/imagenette-controls $here/figures/natural-scale.png
+python $study/sheets.py $run $here
+(cd $run && sha256sum checkpoints/*.safetensors) > $here/checkpoints.sha256
+python gallery/contrasts.py $here/report.json
+vizrobust verify $here/report.json
