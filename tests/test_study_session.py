@@ -265,7 +265,7 @@ def test_stopped_five_times_it_gives_the_same_report(finished: tuple[Path, dict[
     assert json.dumps(again, sort_keys=True) == json.dumps(whole, sort_keys=True)
 
 
-def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict[str, Any], Plan]) -> None:
+def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict[str, Any], Plan], tmp_path: Path) -> None:
     folder, _report, _plan = finished
     report = StudyReport.read(folder)
     compute = Compute("cpu", threads=1)
@@ -273,6 +273,13 @@ def test_a_report_verifies_and_a_changed_one_does_not(finished: tuple[Path, dict
     assert [one for one in checks if one.ok is not True and one.how != READ] == []
     assert len([one for one in checks if one.what.startswith("picture ")]) == 3
     assert len([one for one in checks if one.how == AGAIN]) >= 3 + 1 + 1 + 4
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(folder / "prereg.json", elsewhere)
+    alone = [one for one in verify(report, elsewhere, lambda: DIGITS, compute) if one.ok is None]
+    assert {"checkpoints", "pictures", "attacks"} <= {one.what for one in alone}
+    again = list(verify(report, elsewhere, lambda: DIGITS, compute, networks=folder))
+    assert [(one.what, one.ok) for one in again if one.how == AGAIN] == [(one.what, one.ok) for one in checks if one.how == AGAIN]
     report["clarity"][0]["values"][0] = 0.123
     pictures = [{**row, "pixels_sha256": "0" * 64, "score": row["score"] + 1} for row in report["pictures"]]
     accuracy = [{**row, "right": "00" * 3} if "right" in row else row for row in report["accuracy"]]

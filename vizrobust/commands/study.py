@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +278,9 @@ def verify(request: VerifyRequest, session: Session) -> Generator[Event, None, V
     found = []
     folder = path if path.is_dir() else path.parent
     copy = None if request.prereg is None else Path(request.prereg)
-    for check in checks_of(
-        report, folder, lambda: load(report["data"]["name"], session.download), compute, request.seed, copy, request.judges
-    ):
+    networks = None if request.networks is None else _folder(request.networks)
+    images = partial(load, report["data"]["name"], session.download)
+    for check in checks_of(report, folder, images, compute, request.seed, copy, request.judges, networks):
         found.append(check)
         yield _check_row(check)
         yield Progress("verify", len(found), None, check.what)

@@ -135,6 +135,9 @@ class VerifyRequest(Seeded):
     judges: tuple[str, ...] = param(
         (), "A judge's or encoder's file here, with ::arch= where it needs code; several allowed.", flag="--judge", metavar="REF"
     )
+    networks: str | None = param(
+        None, "Folder of another study: its networks stand for those that the report's folder lacks.", metavar="DIR"
+    )
 
 
 @spec

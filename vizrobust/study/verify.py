@@ -48,11 +48,13 @@ def verify(
     seed: int = 0,
     copy: Path | None = None,
     looking: Sequence[str] = (),
+    networks: Path | None = None,
 ) -> Iterator[Check]:
     """Check a report whose relative references start in `folder`; `images` loads the data set when it comes to attacks.
 
     Three pictures, one network's class pictures with their scores, and fifty attacked images are drawn at random among the
-    checkpoints that can be loaded: those in the study's folder, and built-in ones of the same weights. Bits must be the
+    checkpoints that can be loaded: those in the study's folder or in that of another study, `networks`, and built-in ones, of
+    the same weights. Bits must be the
     same on the recorded processor and device with the recorded versions and threads; elsewhere scores must agree to 2 %,
     clarity to its smallest effect of interest, and all but one image be decided alike. Of the secondary outcomes one network is
     measured again. `copy` is a preregistration that was
@@ -66,7 +68,7 @@ def verify(
     yield from stated_checks(report, folder, copy)
     yield from _concluded(report)
     unlike = _unlike(report, compute)
-    loaded = dict(_loadable(report, folder))
+    loaded = dict(_loadable(report, [folder, *([] if networks is None else [networks])]))
     absent = [row["name"] for row in report["checkpoints"] if row["name"] not in loaded and row["role"] != UNTRAINED]
     if absent:
         yield Check("checkpoints", None, f"not here, so not looked at: {', '.join(absent)}", AGAIN)
@@ -185,17 +187,16 @@ def _unlike(report: StudyReport, compute: Compute) -> str:
     return "; ".join(unknown + changes(recorded, {"threads": str(compute.threads), "device": compute.device.type, **now}))
 
 
-def _loadable(report: StudyReport, folder: Path) -> Iterator[tuple[str, Checkpoint]]:
+def _loadable(report: StudyReport, folders: Sequence[Path]) -> Iterator[tuple[str, Checkpoint]]:
     shipped: dict[str, Checkpoint] | None = None
     for row in report["checkpoints"]:
         if row["role"] == UNTRAINED:
             continue
-        path = folder / row["ref"]
-        if path.is_file():
-            checkpoint = load_checkpoint(str(path))
-            if checkpoint.sha256 == row["weights_sha256"]:
-                yield row["name"], checkpoint
-                continue
+        there = (load_checkpoint(str(path)) for folder in folders if (path := folder / row["ref"]).is_file())
+        own = next((one for one in there if one.sha256 == row["weights_sha256"]), None)
+        if own is not None:
+            yield row["name"], own
+            continue
         if shipped is None:
             found = (load_checkpoint(name) for name in builtin_names())
             shipped = {one.sha256: one for one in found}
