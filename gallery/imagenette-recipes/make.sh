@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Class units of networks of photographs by both recipes, plain and fourier: five training seeds of each K, eight of K = 0, 1,000 attacked images.
-# Twenty-five of the networks are those of ../imagenette-study; three of K = 0 are trained. Wants what ../imagenette-study/make.sh wants.
+# All twenty-eight lie in ../imagenette-study. Wants what its make.sh wants.
 # Stopped, it goes on.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
