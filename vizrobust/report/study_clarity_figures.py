@@ -76,20 +76,19 @@ def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -
         beside = count if down == 1 else 2
         figure = blank((max(WIDE, 3.5 * (beside + 1)) + max(0, named - 2) * 0.7, 3.7 * down), pad=0.1)
         grid = figure.subplots(down, beside + 1, squeeze=False, width_ratios=[*[1.25] * beside, 1])
-        places = iter(grid[:, :-1].flat)
-        for recipe in study.recipes:
-            axes = next(places)
+        for place, recipe in enumerate(study.recipes):
+            axes = grid[0, place] if down == 1 else grid[place, 0]
             _judged(axes, study, Steps.of(study), recipe, looks)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel("attack steps K in training")
-            if recipe in over_eps:
-                axes = next(places)
-                _judged(axes, others, Steps(tuple(others.radii.values()), ()), recipe, looks)
-                axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
-                axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
-                axes.set_xlabel(f"eps in training, K = {max(group.k or 0 for group in others.radii.values())} (at 0: K = 0)")
-            elif down > 1:
-                next(places).set_axis_off()
+            if down > 1 and recipe not in over_eps:
+                grid[place, 1].set_axis_off()
+        for place, recipe in enumerate(over_eps):
+            axes = grid[0, len(study.recipes) + place] if down == 1 else grid[study.recipes.index(recipe), 1]
+            _judged(axes, others, Steps(tuple(others.radii.values()), ()), recipe, looks)
+            axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
+            axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
+            axes.set_xlabel(f"eps in training, K = {max(group.k or 0 for group in others.radii.values())} (at 0: K = 0)")
         curves = grid[0, -1]
         for row in study.report.rows("scales"):
             if row["judge"] in looks:

@@ -191,7 +191,7 @@ class Plan:
         if self.hidden and not self.matched:
             said.append("hidden units are not matched across networks")
         if self.images < 1000 or self.restarts < 5:
-            said.append(f"PGD with {self.restarts} restart{'s' if self.restarts > 1 else ''} on {self.images:,} images "
+            said.append(f"PGD with {self.restarts} restart{'s' if self.restarts > 1 else ''} on {self.images} images "
                         "instead of 5 on 1,000")  # fmt: skip
         if not self.targets:
             said.append("no targeted APGD")
