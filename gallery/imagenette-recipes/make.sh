@@ -23,4 +23,4 @@ python $here/scale.py $here gallery/imagenette-controls $here/figures/natural-sc
 python $study/sheets.py $run $here
 (cd $run && sha256sum checkpoints/*.safetensors) > $here/checkpoints.sha256
 python gallery/contrasts.py $here/report.json
-vizrobust verify $here/report.json
+vizrobust verify $here/report.json --networks $study

@@ -69,27 +69,29 @@ def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -
     looks = {judge: COLORS[index % len(COLORS)] for index, judge in enumerate(judges)}
     over_eps = [recipe for recipe in study.recipes if others.radii and recipe in others.recipes]
     count = len(study.recipes) + len(over_eps)
-    down = len(study.recipes) if count > BESIDE else 1
+    down = 1 if count < BESIDE else len(study.recipes)
+    # The curves stand where a recipe has no radii, else in a column of their own.
+    alone = [place for place, recipe in enumerate(study.recipes) if recipe not in over_eps] if down > 1 else []
+    beside = count + 1 if down == 1 else BESIDE - bool(alone)
     with house_style():
         # Names of baselines below the axis need their room in every panel.
         named = (len(study.recipes) if down == 1 else 1) * len(study.baselines)
-        beside = count if down == 1 else 2
-        figure = blank((max(WIDE, 3.5 * (beside + 1)) + max(0, named - 2) * 0.7, 3.7 * down), pad=0.1)
-        grid = figure.subplots(down, beside + 1, squeeze=False, width_ratios=[*[1.25] * beside, 1])
+        figure = blank((max(WIDE, 3.5 * beside) + max(0, named - 2) * 0.7, 3.7 * down), pad=0.1)
+        grid = figure.subplots(down, beside, squeeze=False, width_ratios=[*[1.25] * (beside - 1), 1.25 if alone else 1])
+        for axes in grid.flat:
+            axes.set_axis_off()  # until something is drawn there
         for place, recipe in enumerate(study.recipes):
             axes = grid[0, place] if down == 1 else grid[place, 0]
             _judged(axes, study, Steps.of(study), recipe, looks)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel("attack steps K in training")
-            if down > 1 and recipe not in over_eps:
-                grid[place, 1].set_axis_off()
         for place, recipe in enumerate(over_eps):
             axes = grid[0, len(study.recipes) + place] if down == 1 else grid[study.recipes.index(recipe), 1]
             _judged(axes, others, Steps(tuple(others.radii.values()), ()), recipe, looks)
             axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel(f"eps in training, K = {max(group.k or 0 for group in others.radii.values())} (at 0: K = 0)")
-        curves = grid[0, -1]
+        curves = grid[alone[0], 1] if alone else grid[0, -1]
         for row in study.report.rows("scales"):
             if row["judge"] in looks:
                 rising = NaturalScale.read(row).curve()
@@ -100,8 +102,6 @@ def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -
         curves.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
         curves.set_xlabel("score")
         curves.legend(fontsize=7, frameon=False, loc="upper left")
-        for axes in grid[1:, -1]:
-            axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("natural-equivalent clarity")
         return figure
@@ -119,6 +119,7 @@ def _judged(axes: Axes, study: StudyGroups, steps: Steps, recipe: str, looks: Ma
 
 
 def _on_the_scale(axes: Axes) -> None:
+    axes.set_axis_on()
     axes.set_ylim(-0.03, 1.03)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["scrambled 0", ".25", ".5", ".75", "photograph 1"], fontsize=8)
     for level in (0, 1):
