@@ -101,7 +101,7 @@ def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -
         curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
         curves.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
         curves.set_xlabel("score")
-        curves.legend(fontsize=7, frameon=False, loc="upper left")
+        curves.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.94))  # below the line of photographs
         for axes in grid[:, 0]:
             axes.set_ylabel("natural-equivalent clarity")
         return figure
