@@ -91,17 +91,7 @@ def natural_scale_over_k(study: StudyGroups, radii: StudyGroups | None = None) -
             axes.set_xticks(range(len(others.radii)), [number_text(eps) if eps else "0" for eps in others.radii], fontsize=8)
             axes.set_title(recipe, loc="left", fontsize=10.5, pad=8)
             axes.set_xlabel(f"eps in training, K = {max(group.k or 0 for group in others.radii.values())} (at 0: K = 0)")
-        curves = grid[alone[0], 1] if alone else grid[0, -1]
-        for row in study.report.rows("scales"):
-            if row["judge"] in looks:
-                rising = NaturalScale.read(row).curve()
-                share = (rising - rising[0]) / max(rising[-1] - rising[0], 1e-12)
-                curves.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=judge_name(row["judge"]))
-        _on_the_scale(curves)
-        curves.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
-        curves.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
-        curves.set_xlabel("score")
-        curves.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.94))  # below the line of photographs
+        _scale_curves(grid[alone[0], 1] if alone else grid[0, -1], study, looks)
         for axes in grid[:, 0]:
             axes.set_ylabel("natural-equivalent clarity")
         return figure
@@ -116,6 +106,20 @@ def _judged(axes: Axes, study: StudyGroups, steps: Steps, recipe: str, looks: Ma
     steps.draw(axes, mean, color=INK, marker="o", linewidth=2.6, markersize=5.5)
     steps.dress(axes, size=9)
     _on_the_scale(axes)
+
+
+def _scale_curves(axes: Axes, study: StudyGroups, looks: Mapping[str, str]) -> None:
+    """The curve of each judge, from its score of scrambled photographs to that of photographs."""
+    for row in study.report.rows("scales"):
+        if row["judge"] in looks:
+            rising = NaturalScale.read(row).curve()
+            share = (rising - rising[0]) / max(rising[-1] - rising[0], 1e-12)
+            axes.plot(share, row["coherences"], color=looks[row["judge"]], linewidth=1.4, label=judge_name(row["judge"]))
+    _on_the_scale(axes)
+    axes.set_title("the judges' curves", loc="left", fontsize=10.5, pad=8)
+    axes.set_xticks([0, 0.5, 1], ["scrambled", ".5", "photograph"], fontsize=8)
+    axes.set_xlabel("score")
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.94))  # below the line of photographs
 
 
 def _on_the_scale(axes: Axes) -> None:

@@ -169,7 +169,8 @@ def _caption(
     texts = [f"What excites the units of layer {layer} most, under the recipe {recipe}, on {data}; K attack steps in training."]
     seeds = sorted({cell.training_seed for cell in found.values() if cell.training_seed is not None})
     if study.seeds > 1 and seeds:
-        texts[0] += f" Training seed {seeds[0]}, one of {study.seeds}."
+        counts = sorted({len(group.checkpoints) for group in study.swept or study.groups})
+        texts[0] += f" Training seed {seeds[0]}, one of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}."
     if any(study.accuracy_of("strongest")):
         texts.append("“Attacked” is accuracy under the strongest attack found.")
     if units_in_all > shown:

@@ -54,11 +54,10 @@ def verify(
 
     Three pictures, one network's class pictures with their scores, and fifty attacked images are drawn at random among the
     checkpoints that can be loaded: those in the study's folder or in that of another study, `networks`, and built-in ones, of
-    the same weights. Bits must be the
-    same on the recorded processor and device with the recorded versions and threads; elsewhere scores must agree to 2 %,
-    clarity to its smallest effect of interest, and all but one image be decided alike. Of the secondary outcomes one network is
-    measured again. `copy` is a preregistration that was
-    kept elsewhere. `looking` are references of judges and of the encoder, for those of the report with the same file name.
+    the same weights. Bits must be the same on the recorded processor and device with the recorded versions and threads;
+    elsewhere scores must agree to 2 %, clarity to its smallest effect of interest, and all but one image be decided alike.
+    Of the secondary outcomes one network is measured again. `copy` is a preregistration that was kept elsewhere. `looking` are
+    references of judges and of the encoder, for those of the report with the same file name.
     Raises ``ValueError`` where the report lacks a part that is checked.
     """
     missing = [name for name in NEEDED if name not in report]
