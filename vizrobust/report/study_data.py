@@ -33,6 +33,16 @@ class Group:
     def has_k(self) -> bool:
         return self.k is not None and self.role in ("dose", "given")
 
+    @property
+    def diagnosed(self) -> str:
+        """What the pictures of the group say of its gradients, whichever seed is shown.
+
+        >>> Group("fast", "fast", "arm", None, ("fast-s0", "fast-s1"), masked=1).diagnosed
+        'masked: 1 of 2'
+        """
+        some = "" if self.masked == len(self.checkpoints) else f": {self.masked} of {len(self.checkpoints)}"
+        return f"masked{some}" if self.masked else ""
+
 
 @dataclass(frozen=True)
 class Spread:

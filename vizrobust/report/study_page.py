@@ -153,7 +153,7 @@ def _header(study: StudyGroups, group: Group, found: Mapping[tuple[str, int], Ce
     texts = [group.label]
     texts += [f"clean {percent(clean)}"] if clean is not None else []
     texts += [f"attacked {percent(robust)}"] if robust is not None else []
-    return texts + (["masked"] if group.masked else [])
+    return texts + ([group.diagnosed] if group.masked else [])
 
 
 def _caption(

@@ -120,7 +120,7 @@ def _panel(
                 })  # fmt: skip
             shown.append({
                 "key": group.name, "label": group.label, "k": group.k if group.has_k else None, "title": group.label,
-                "told": "masked" if group.masked else "", "tiles": tiles, "exemplars": (),
+                "told": group.diagnosed, "tiles": tiles, "exemplars": (),
             })  # fmt: skip
         exemplars = []
         for rank, image in enumerate(natural.get(unit, [])):
